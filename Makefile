@@ -1,0 +1,51 @@
+# Every target works from a fresh clone: it first sets up .venv with pinned versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SEEDS ?= 200
+SEED ?=
+
+.PHONY: setup demo test lint types check bench sim clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    three brokers, real input, a killed leader, nothing lost"
+	@echo "make test    all tests"
+	@echo "make check   lint, types, import contracts and tests: what CI runs"
+	@echo "make sim     SEEDS=200 simulated clusters under faults; SEED=n replays one"
+	@echo "make bench   produce, consume and latency on a local three-broker cluster"
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("logd needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+test: setup
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: setup
+	$(BIN)/mypy
+
+check: lint types test
+
+demo: setup
+	$(BIN)/python scripts/demo.py
+
+sim: setup
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))
+
+bench: setup
+	$(BIN)/logd bench produce --brokers 3
+	$(BIN)/logd bench consume --brokers 3
+	$(BIN)/logd bench latency --brokers 3
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

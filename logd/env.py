@@ -1,0 +1,191 @@
+"""The seam: all that the broker may ask of the world outside itself.
+
+Network, files, blocking calls, chance and the wall clock come through here and nowhere
+else.  ``logd.runtime`` implements these protocols on a real machine, ``tests/sim`` on
+simulated links, simulated disks and virtual time; the broker cannot tell which (P7).
+Monotonic time is ``trio.current_time()``, which trio's own clock virtualises.
+
+Errors are ``OSError`` and its subclasses, as the operating system would raise them: the
+simulator raises the same ones, so no handler is written for a fake.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from logd.types import HostPort
+
+T = TypeVar("T")
+
+Buffer = bytes | bytearray | memoryview
+
+
+class ByteStream(Protocol):
+    """One connection: two ordered streams of bytes, either of which may end at any time."""
+
+    @property
+    def peer_name(self) -> str:
+        """Who is on the other side, for logs: ``host:port``."""
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Wait for bytes; return how many were put at the start of ``buffer``.
+
+        0 means that the peer has finished sending.  Raises ``OSError`` when the connection
+        is lost or was closed here.  Cancelling loses no bytes.
+        """
+
+    async def send(self, buffers: Sequence[Buffer]) -> None:
+        """Hand all bytes to the network, waiting while it is full.
+
+        Raises ``OSError`` when the connection is lost.  Cancelled half-way the stream is of
+        no further use: some bytes may have left.
+        """
+
+    def abort(self) -> None:
+        """Close at once, without waiting; both sides see the connection end."""
+
+
+class Listener(Protocol):
+    """Accepts connections on one address."""
+
+    @property
+    def address(self) -> HostPort:
+        """Where it listens; the port is the real one, also when 0 was asked for."""
+
+    async def accept(self) -> ByteStream:
+        """Wait for the next connection.  Raises ``OSError`` (e.g. out of descriptors)."""
+
+    def close(self) -> None:
+        """Stop listening.  Connections already accepted go on."""
+
+
+class Network(Protocol):
+    """Makes connections."""
+
+    async def connect(self, address: HostPort) -> ByteStream:
+        """Connect, trying every address the host resolves to.  Raises ``OSError``."""
+
+    async def listen(self, address: HostPort) -> Listener:
+        """Listen.  Raises ``OSError``: address in use, no permission, cannot resolve."""
+
+
+class ReadOnlyMap(Protocol):
+    """A file seen as memory.  Unmap before the file is truncated (else SIGBUS)."""
+
+    @property
+    def view(self) -> memoryview:
+        """The mapped bytes, read-only."""
+
+    def close(self) -> None:
+        """Unmap.  ``view`` and its slices must not be used afterwards."""
+
+
+class File(Protocol):
+    """One open file.  All calls block; positions are bytes from the start."""
+
+    @property
+    def path(self) -> str:
+        """The path it was opened under."""
+
+    def size(self) -> int:
+        """Current length in bytes."""
+
+    def pread(self, count: int, position: int) -> bytes:
+        """Read up to ``count`` bytes; fewer only at the end of the file."""
+
+    def pread_cached(self, count: int, position: int) -> bytes | None:
+        """As ``pread``, but ``None`` instead of waiting for the disk."""
+
+    def pwritev(self, buffers: Sequence[Buffer], position: int) -> None:
+        """Write all the bytes, in order, at ``position``.  Raises ``OSError``; then part of
+        them may have been written."""
+
+    def allocate(self, end: int) -> None:
+        """Reserve space so that the file is at least ``end`` bytes, the new ones zero."""
+
+    def truncate(self, size: int) -> None:
+        """Cut, or extend with zeros, to ``size`` bytes."""
+
+    def sync(self) -> None:
+        """Put data and length on stable storage (fdatasync).  After an error nothing about
+        unsynced data is known: never retry."""
+
+    def map(self) -> ReadOnlyMap:
+        """Map the whole file, which must not be empty, for reading."""
+
+    def close(self) -> None:
+        """Close.  Idempotent.  Does not sync."""
+
+
+class DirectoryLock(Protocol):
+    """Held from ``FileSystem.lock`` until released or until the process ends."""
+
+    def release(self) -> None: ...
+
+
+class FileSystem(Protocol):
+    """Names and files below a data directory.  All calls block; paths are absolute."""
+
+    def open(self, path: str, *, create: bool = False, writable: bool = True) -> File:
+        """Open a file.  With ``create`` it must not exist yet (``FileExistsError``), else it
+        must (``FileNotFoundError``)."""
+
+    def exists(self, path: str) -> bool: ...
+
+    def is_directory(self, path: str) -> bool: ...
+
+    def list_directory(self, path: str) -> list[str]:
+        """Names in the directory, sorted."""
+
+    def make_directory(self, path: str) -> None:
+        """Create one directory, and its parents, if missing."""
+
+    def rename(self, source: str, target: str) -> None:
+        """Atomically give ``source`` the name ``target``, replacing a file of that name."""
+
+    def remove(self, path: str) -> None:
+        """Remove one file."""
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a directory and all below it."""
+
+    def sync_directory(self, path: str) -> None:
+        """Put the directory's entries (creations, renames, removals) on stable storage."""
+
+    def free_bytes(self, path: str) -> int:
+        """Space left on the disk that holds ``path``."""
+
+    def lock(self, path: str) -> DirectoryLock:
+        """Lock a data directory by the lock file ``path``, created if missing.
+
+        Raises ``DirectoryLockedError`` with the holder's process id.
+        """
+
+
+class Env(Protocol):
+    """Everything the broker is given.  One per node."""
+
+    @property
+    def network(self) -> Network: ...
+
+    @property
+    def files(self) -> FileSystem: ...
+
+    @property
+    def boot_id(self) -> str:
+        """Changes when the machine restarts (page cache lost), not when the process does."""
+
+    def rng(self, component: str) -> random.Random:
+        """A generator of its own per component, so that a new draw in one does not shift
+        the others in a simulated run."""
+
+    def wall_clock_ms(self) -> int:
+        """Milliseconds since 1970-01-01T00:00Z.  May jump; never used to decide safety."""
+
+    async def run_blocking(self, function: Callable[..., T], *args: object) -> T:
+        """Run ``function`` off the event loop and return what it returns.
+
+        Not abandoned on cancellation: a half-known sync is worse than a late exit.
+        """

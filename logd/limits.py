@@ -1,0 +1,130 @@
+"""Every hard limit, and the relations between them.
+
+Limits live together because they depend on one another: a frame that cannot hold the
+largest batch is a bug that no unit test of either module would find.  The assertions run
+at import, so an impossible combination cannot start.  What an operator may choose is in
+``config.py``; nothing here is configurable.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# --- records and batches ---------------------------------------------------------------
+
+RECORD_BYTES_MAX: Final = 1 * MIB
+"""Key, value and headers of one record together."""
+
+RECORDS_PER_BATCH_MAX: Final = 65_536
+BATCH_HEADER_BYTES: Final = 128
+BATCH_BYTES_MAX: Final = 4 * MIB
+"""Header and payload of one batch, as stored and sent (compressed, if it is)."""
+
+PAYLOAD_DECODED_BYTES_MAX: Final = 16 * MIB
+"""A batch's payload after decompression.  Bounds what 4 MiB of zstd can unfold to."""
+
+# --- frames ----------------------------------------------------------------------------
+
+FRAME_PREFIX_BYTES: Final = 12
+FRAME_BYTES_MAX: Final = 8 * MIB
+FRAME_HEADER_BYTES_MAX: Final = 64 * KIB
+FRAME_UNAUTHENTICATED_BYTES_MAX: Final = 8 * KIB
+"""Largest frame accepted before the handshake is complete."""
+
+# --- connections -----------------------------------------------------------------------
+
+CONNECTIONS_MAX: Final = 4096
+"""Client connections of one broker; the next one is closed at once, with a reason."""
+
+REQUESTS_IN_FLIGHT_MAX: Final = 1024
+"""Requests of one connection that are not answered yet; beyond it the socket is not read."""
+
+RECEIVE_BYTES: Final = 256 * KIB
+"""What one read from a socket takes at most."""
+
+CONNECTION_SEND_BYTES_MAX: Final = 16 * MIB
+"""Responses and deliveries queued on one client connection; beyond it nothing is read from
+that connection and no subscription of it is served."""
+
+PRODUCE_BYTES_IN_FLIGHT_MAX: Final = 128 * MIB
+"""Produce requests that one broker holds unacknowledged, over all connections."""
+
+SUBSCRIPTIONS_PER_CONNECTION_MAX: Final = 4096
+SUBSCRIPTION_CREDIT_BYTES_MAX: Final = 64 * MIB
+FETCH_BYTES_MAX: Final = 4 * MIB
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+PROGRESS_TIMEOUT_S: Final = 30.0
+"""A frame that has begun must arrive whole within this time."""
+
+# --- names -----------------------------------------------------------------------------
+
+NAME_CHARACTERS_MAX: Final = 200
+TOPICS_MAX: Final = 100_000
+PARTITIONS_PER_TOPIC_MAX: Final = 10_000
+REPLICAS_MAX: Final = 7
+BROKERS_MAX: Final = 1_000
+METADATA_VOTERS_MAX: Final = 5
+
+# --- storage ---------------------------------------------------------------------------
+
+SEGMENT_HEADER_BYTES: Final = 4 * KIB
+SEGMENT_BYTES_MIN: Final = 64 * KIB
+SEGMENT_BYTES_MAX: Final = 2**31
+BATCHES_PER_CHECKPOINT: Final = 50_000
+"""A partition's state is checkpointed at least this often, so that recovery replays few."""
+
+# --- replication -----------------------------------------------------------------------
+
+APPEND_BYTES_MAX: Final = 1 * MIB
+"""Batches in one append request, unless a single batch is larger."""
+
+PEER_WINDOW_BYTES_MAX: Final = 16 * MIB
+"""Append requests one follower of one group may have unacknowledged."""
+
+PEER_QUEUE_BYTES_MAX: Final = 64 * MIB
+"""Frames queued to one peer, over all groups; beyond it groups wait for the queue."""
+
+TAIL_CACHE_BYTES_MAX: Final = 64 * MIB
+"""Recently appended batches kept in memory for followers and tailing consumers."""
+
+# --- idempotence -----------------------------------------------------------------------
+
+BATCHES_IN_FLIGHT_PER_PRODUCER_MAX: Final = 16
+"""Batches that one producer may have unacknowledged in one partition."""
+
+PRODUCER_BATCHES_REMEMBERED: Final = 32
+"""Batches per producer and partition whose original offsets a retry can still ask for."""
+
+PRODUCERS_PER_PARTITION_MAX: Final = 16_384
+FENCES_PER_PARTITION_MAX: Final = 16_384
+PRODUCER_EXPIRY_MS: Final = 24 * 3600 * 1000
+"""A producer idle for this long, by append time, is forgotten by a partition."""
+
+DELIVERY_TIMEOUT_MS_MAX: Final = 3600 * 1000
+"""The longest delivery deadline a producer may choose."""
+
+PRODUCER_IDS_PER_BLOCK: Final = 1_000
+
+# --- how they depend on one another ----------------------------------------------------
+
+# A record must fit a batch, with room for its column overhead and the header.
+assert RECORD_BYTES_MAX + 64 * KIB + BATCH_HEADER_BYTES <= BATCH_BYTES_MAX
+# A batch must decode: what is stored is never larger than what it may unfold to.
+assert BATCH_BYTES_MAX <= PAYLOAD_DECODED_BYTES_MAX
+# A frame must carry the largest batch, or a full append request, with its header.
+assert FRAME_PREFIX_BYTES + FRAME_HEADER_BYTES_MAX + BATCH_BYTES_MAX <= FRAME_BYTES_MAX
+assert FRAME_PREFIX_BYTES + FRAME_HEADER_BYTES_MAX + APPEND_BYTES_MAX <= FRAME_BYTES_MAX
+# A window or a queue that cannot hold one frame would never open.
+assert FRAME_BYTES_MAX <= PEER_WINDOW_BYTES_MAX <= PEER_QUEUE_BYTES_MAX
+assert FRAME_BYTES_MAX <= CONNECTION_SEND_BYTES_MAX
+assert FRAME_BYTES_MAX <= PRODUCE_BYTES_IN_FLIGHT_MAX
+# Index entries store file positions in 32 bits, and a segment must hold the largest batch.
+assert SEGMENT_BYTES_MAX + BATCH_BYTES_MAX < 2**32
+# Every batch that can be in flight must still be known when it is retried.
+assert BATCHES_IN_FLIGHT_PER_PRODUCER_MAX <= PRODUCER_BATCHES_REMEMBERED
+# A producer may be forgotten only when none of its batches can still be retried.
+assert DELIVERY_TIMEOUT_MS_MAX < PRODUCER_EXPIRY_MS

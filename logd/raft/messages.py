@@ -1,0 +1,260 @@
+"""What goes into the consensus core and what comes out of it.
+
+The field names of ``Output`` *are* the contract between the core and its driver: each says
+when it may be carried out.  Messages are frozen msgspec structs because they also travel;
+events and outputs stay in the process.
+
+Offsets: ``end_offset`` is exclusive.  ``prev_term`` is the term of the batch that ends at
+``start_offset`` (0 for an empty prefix): the paper's prevLogTerm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import msgspec
+
+from logd.types import GroupId, NodeId, Offset, Term
+
+
+class Role(IntEnum):
+    FOLLOWER = 0
+    PRE_CANDIDATE = 1
+    CANDIDATE = 2
+    LEADER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class HardState:
+    """What must survive a crash for the node to keep its promises."""
+
+    term: Term
+    voted_for: NodeId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Who replicates a group.
+
+    ``voters`` is in preference order: the first campaigns first.  While ``voters_outgoing``
+    is not empty the group is in joint consensus and needs a majority of both sets.
+    """
+
+    voters: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...] = ()
+    voters_outgoing: tuple[NodeId, ...] = ()
+
+    @property
+    def members(self) -> tuple[NodeId, ...]:
+        """Everybody, each once, voters first."""
+        return tuple(dict.fromkeys(self.voters + self.voters_outgoing + self.learners))
+
+
+class BatchSpan(NamedTuple):
+    """One batch as the core sees it: where it lies and which leader appended it."""
+
+    base_offset: Offset
+    end_offset: Offset
+    term: Term
+
+
+# --- messages ---------------------------------------------------------------------------
+
+
+class RaftMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """From one replica of a group to another."""
+
+    group: GroupId
+    source: NodeId
+    target: NodeId
+    term: Term
+
+
+class VoteRequest(RaftMessage, frozen=True, kw_only=True):
+    """Asks to lead ``term`` on the strength of a log ending at (last_term, end_offset).
+
+    With ``pre_vote`` nothing is promised yet and ``term`` is the one that would be
+    campaigned for.  With ``transfer`` the old leader asked for this: stickiness is waived.
+    """
+
+    last_term: Term
+    end_offset: Offset
+    pre_vote: bool = False
+    transfer: bool = False
+
+
+class VoteResponse(RaftMessage, frozen=True, kw_only=True):
+    """For a granted pre-vote ``term`` is the requested one, else the responder's own."""
+
+    granted: bool
+    pre_vote: bool = False
+
+
+class AppendRequest(RaftMessage, frozen=True, kw_only=True):
+    """Batches [start_offset, end_offset); empty (start = end) to probe, announce, confirm.
+
+    The batches themselves travel as the frame's body.
+    """
+
+    start_offset: Offset
+    end_offset: Offset
+    prev_term: Term
+    commit_offset: Offset
+    round: int
+    """Echoed in the answer; a quorum of echoes confirms leadership (ReadIndex)."""
+
+
+class AppendResponse(RaftMessage, frozen=True, kw_only=True):
+    """Accepted: everything below ``synced_end`` equals the leader's log and is durable here;
+    everything below ``received_end`` equals it and is in memory at least.
+
+    Refused: the logs differ at the request's start.  ``conflict_term`` is the largest term
+    in the follower's log that is not above the request's ``prev_term``, ``conflict_end``
+    where that term ends there: the leader resolves the divergence in one round trip.
+    """
+
+    round: int
+    accepted: bool
+    synced_end: Offset = Offset(0)
+    received_end: Offset = Offset(0)
+    conflict_term: Term = Term(0)
+    conflict_end: Offset = Offset(0)
+
+
+class TimeoutNow(RaftMessage, frozen=True, kw_only=True):
+    """Leadership transfer: campaign at once."""
+
+
+Message = VoteRequest | VoteResponse | AppendRequest | AppendResponse | TimeoutNow
+
+
+# --- events -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: the driver calls when ``RaftCore.deadline_ms`` is reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A peer's message, authenticated and decoded, with the batches of an append request."""
+
+    message: Message
+    batches: tuple[BatchSpan, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The driver has written this leader's own batches to its log (not yet synced)."""
+
+    batches: tuple[BatchSpan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """This node's log is durable below ``end_offset``, whose last batch has ``last_term``.
+
+    A sync may end after its range was truncated and written anew; the term tells.
+    """
+
+    end_offset: Offset
+    last_term: Term
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """The failure detector hears this node (again), perhaps in a new incarnation."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDown:
+    """The failure detector has given this node up, or it restarted: stickiness to it ends."""
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConnected:
+    """A new connection *to* this node: messages sent before may be lost.
+
+    A leader probes it again; a follower of it repeats its acknowledgement.
+    """
+
+    node: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderDisclaimed:
+    """``node`` is alive but does not claim to lead this group in our term (any more)."""
+
+    node: NodeId
+    term: Term
+
+
+@dataclass(frozen=True, slots=True)
+class TransferLeadership:
+    """Hand over to ``target``; None: to the most caught-up voter that is alive."""
+
+    target: NodeId | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRequested:
+    """Confirm leadership by a round begun now (ReadIndex)."""
+
+    read_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resign:
+    """Step down without a successor: the log failed, or the broker is stopping."""
+
+    may_campaign: bool
+    """False: never again in this process (a node that cannot write does not campaign)."""
+
+
+Event = (
+    Tick
+    | Received
+    | Appended
+    | Synced
+    | PeerUp
+    | PeerDown
+    | PeerConnected
+    | LeaderDisclaimed
+    | TransferLeadership
+    | ReadRequested
+    | Resign
+)
+
+
+@dataclass(slots=True)
+class Output:
+    """What the driver owes the core after one step, in this order.
+
+    1. ``send_now`` at any time: nothing it says depends on this step's persistence.
+    2. ``persist`` durable, before 5.
+    3. ``truncate_to``: cut the log there.  The core never asks to go below the commit offset.
+    4. ``append_from``: write the request's batches from this index on (None: none).
+    5. ``send_after_persist``, when 2 is durable.
+    6. the rest are facts to act on: commit offset, reads, role.
+    """
+
+    send_now: tuple[Message, ...] = ()
+    persist: HardState | None = None
+    truncate_to: Offset | None = None
+    append_from: int | None = None
+    send_after_persist: tuple[Message, ...] = ()
+    commit_offset: Offset | None = None
+    """The new commit offset, if it moved."""
+    became_leader: bool = False
+    """The driver appends the no-op of the new term next, before any other batch."""
+    lost_leadership: bool = False
+    reads_confirmed: tuple[tuple[int, Offset], ...] = ()
+    """(read_id, offset): serve the read when ``offset`` is applied."""
+    reads_failed: tuple[int, ...] = ()

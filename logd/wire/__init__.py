@@ -1,0 +1,1 @@
+"""The protocol between clients, brokers and peers: frames, and typed messages inside them."""

@@ -1,0 +1,401 @@
+"""Every message between a client and a broker, and the kinds that name them.
+
+A message is a frame's header: a MessagePack map of the fields below.  Unknown fields are
+ignored and missing ones take their default, so that fields can be added; a field of the
+wrong type is refused.  Raw batches travel behind the header as the frame's body and are
+never decoded here.
+
+The page for other languages is docs/wire_protocol.md; ``tests/docs`` compares the two.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, unique
+from typing import Final, Literal
+
+import msgspec
+
+PROTOCOL_VERSION: Final = 1
+
+
+@unique
+class Kind(IntEnum):
+    """What a frame carries.  Part of the protocol: never reuse a number."""
+
+    HELLO = 1
+    METADATA = 2
+    PRODUCE = 3
+    INIT_PRODUCER = 4
+    SUBSCRIBE = 5
+    CREDIT = 6
+    DELIVER = 7
+    UNSUBSCRIBE = 8
+    FETCH = 9
+    OFFSETS = 10
+    CREATE_TOPIC = 11
+    DELETE_TOPIC = 12
+    ALTER_TOPIC = 13
+    DESCRIBE_PARTITION = 14
+    TRANSFER_LEADER = 15
+    SUBSCRIPTION_ENDED = 16
+    DESCRIBE_BROKER = 17
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A header.  ``omit_defaults`` keeps the hot ones small."""
+
+
+# --- handshake --------------------------------------------------------------------------
+
+
+class HelloRequest(Message):
+    """First frame of a client connection."""
+
+    client: str
+    """Name and version of the client, for logs."""
+    protocol_min: int = PROTOCOL_VERSION
+    protocol_max: int = PROTOCOL_VERSION
+    cluster_id: str | None = None
+    """Refused when it is set and the broker belongs to another cluster."""
+    auth_mechanism: str = "none"
+    auth_data: bytes = b""
+
+
+class HelloResponse(Message):
+    protocol: int
+    cluster_id: str | None
+    node_id: int
+    version: str
+    kinds: dict[int, tuple[int, int]] = {}
+    """Request kind → lowest and highest version this broker answers."""
+    features: dict[str, int] = {}
+
+
+class ErrorResponse(Message):
+    """Answers any request that was refused; the frame has the ERROR flag."""
+
+    code: int
+    message: str
+    may_have_applied: bool = False
+    details: dict[str, int | None] = {}
+    """``leader``, ``log_start``, ``log_end``: where the error class has such a field."""
+
+
+# --- metadata ---------------------------------------------------------------------------
+
+
+class MetadataRequest(Message):
+    topics: list[str] | None = None
+    """Names to describe; None for all."""
+
+
+class BrokerInfo(Message):
+    node_id: int
+    host: str
+    port: int
+    rack: str = ""
+    failure_domain: str = ""
+    """Replicas of one partition are not put on one failure domain while there is another."""
+    alive: bool = True
+    """As the answering broker sees it."""
+
+
+class PartitionInfo(Message):
+    partition: int
+    group: int
+    replicas: list[int]
+    """Node ids; the first is the preferred leader."""
+    leader: int | None = None
+    term: int = 0
+
+
+class TopicInfo(Message):
+    name: str
+    topic_id: int
+    partitions: list[PartitionInfo]
+    config: dict[str, str] = {}
+
+
+class MetadataResponse(Message):
+    cluster_id: str
+    controller: int | None
+    """Leader of the metadata log: creates and deletes topics."""
+    brokers: list[BrokerInfo]
+    topics: list[TopicInfo]
+    unknown: list[str] = []
+    """Requested names that do not exist."""
+
+
+# --- produce ----------------------------------------------------------------------------
+
+Durability = Literal["synced", "replicated"]
+
+
+class ProduceRequest(Message):
+    """The body is exactly one sealed batch with a zeroed leader's part."""
+
+    group: int
+    timeout_ms: int = 30_000
+    """The broker answers within this time, with RequestTimeout if need be."""
+    expected_offset: int | None = None
+    """Append only if this is not above the log end and no data batch lies at or above it."""
+
+
+class ProduceResponse(Message):
+    base_offset: int
+    end_offset: int
+    append_time_ms: int
+    durability: Durability = "synced"
+    duplicate: bool = False
+    """The batch was already stored by an earlier attempt; this is its original place."""
+
+
+class InitProducerRequest(Message):
+    pass
+
+
+class InitProducerResponse(Message):
+    producer_id: int
+
+
+# --- consume ----------------------------------------------------------------------------
+
+
+class SubscribeRequest(Message):
+    subscription: int
+    """Chosen by the client, unique on its connection."""
+    generation: int
+    """Echoed in every delivery; raised on each subscribe, so stale frames can be dropped."""
+    group: int
+    start: Literal["offset", "earliest", "latest", "time"] = "offset"
+    value: int = 0
+    """An offset, or milliseconds since 1970 for ``time``."""
+    credit_bytes: int = 0
+    any_replica: bool = False
+    """Serve from this broker's replica below its commit offset, leader or not."""
+
+
+class SubscribeResponse(Message):
+    position: int
+    log_start: int
+    commit_offset: int
+
+
+class Credit(Message):
+    """One-way: the consumer can take this many more bytes."""
+
+    subscription: int
+    generation: int
+    bytes: int
+
+
+class Deliver(Message):
+    """Pushed, correlation id 0.  The body is whole batches; the first may begin below the
+    position, and control batches are included."""
+
+    subscription: int
+    generation: int
+    next_offset: int
+    """Position after this delivery, also over offsets that hold no data."""
+    commit_offset: int
+
+
+class SubscriptionEnded(Message):
+    """Pushed, correlation id 0: no more deliveries for this generation."""
+
+    subscription: int
+    generation: int
+    error: ErrorResponse
+
+
+class UnsubscribeRequest(Message):
+    subscription: int
+
+
+class UnsubscribeResponse(Message):
+    pass
+
+
+class FetchRequest(Message):
+    """A long poll for clients that do not subscribe."""
+
+    group: int
+    offset: int
+    bytes_max: int = 1_048_576
+    wait_ms: int = 0
+    any_replica: bool = False
+
+
+class FetchResponse(Message):
+    """The body is whole batches, at least one if any is committed at or above ``offset``."""
+
+    next_offset: int
+    log_start: int
+    commit_offset: int
+
+
+class OffsetsRequest(Message):
+    group: int
+    time_ms: int | None = None
+    """Also find the first offset appended at or after this time."""
+    any_replica: bool = False
+
+
+class OffsetsResponse(Message):
+    log_start: int
+    commit_offset: int
+    data_end: int
+    """End of the last committed data batch: lag is measured to here."""
+    time_offset: int | None = None
+
+
+# --- admin ------------------------------------------------------------------------------
+
+
+class CreateTopicRequest(Message):
+    name: str
+    partitions: int = 1
+    replicas: int | None = None
+    """None: min(3, registered brokers)."""
+    config: dict[str, str] = {}
+    timeout_ms: int = 30_000
+
+
+class CreateTopicResponse(Message):
+    topic: TopicInfo
+
+
+class DeleteTopicRequest(Message):
+    name: str
+    timeout_ms: int = 30_000
+
+
+class DeleteTopicResponse(Message):
+    pass
+
+
+class AlterTopicRequest(Message):
+    name: str
+    config: dict[str, str | None]
+    """Options to set; None resets one to its default."""
+    timeout_ms: int = 30_000
+
+
+class AlterTopicResponse(Message):
+    topic: TopicInfo
+
+
+class DescribePartitionRequest(Message):
+    group: int
+
+
+class ReplicaInfo(Message):
+    node_id: int
+    synced_end: int | None
+    """Durable end of its log as the leader knows it."""
+    in_sync: bool
+    alive: bool
+
+
+class DescribePartitionResponse(Message):
+    """From the leader; other replicas answer NotLeader."""
+
+    group: int
+    leader: int
+    term: int
+    replicas: list[ReplicaInfo]
+    log_start: int
+    log_end: int
+    commit_offset: int
+    data_end: int
+
+
+class TransferLeaderRequest(Message):
+    group: int
+    target: int | None = None
+    """None: the most caught-up other voter."""
+    timeout_ms: int = 10_000
+
+
+class TransferLeaderResponse(Message):
+    leader: int
+
+
+class DescribeBrokerRequest(Message):
+    pass
+
+
+class LocalReplicaInfo(Message):
+    group: int
+    role: Literal["leader", "follower", "candidate", "pre_candidate", "learner", "stopped"]
+    term: int
+    log_start: int
+    log_end: int
+    commit_offset: int
+    reason: str = ""
+    """Why it is stopped, if it is."""
+
+
+class DescribeBrokerResponse(Message):
+    node_id: int
+    version: str
+    uptime_ms: int
+    replicas: list[LocalReplicaInfo]
+    peers_alive: list[int]
+
+
+Request = (
+    HelloRequest
+    | MetadataRequest
+    | ProduceRequest
+    | InitProducerRequest
+    | SubscribeRequest
+    | UnsubscribeRequest
+    | FetchRequest
+    | OffsetsRequest
+    | CreateTopicRequest
+    | DeleteTopicRequest
+    | AlterTopicRequest
+    | DescribePartitionRequest
+    | TransferLeaderRequest
+    | DescribeBrokerRequest
+)
+
+REQUEST_BY_KIND: Final[dict[Kind, type[Message]]] = {
+    Kind.HELLO: HelloRequest,
+    Kind.METADATA: MetadataRequest,
+    Kind.PRODUCE: ProduceRequest,
+    Kind.INIT_PRODUCER: InitProducerRequest,
+    Kind.SUBSCRIBE: SubscribeRequest,
+    Kind.CREDIT: Credit,
+    Kind.UNSUBSCRIBE: UnsubscribeRequest,
+    Kind.FETCH: FetchRequest,
+    Kind.OFFSETS: OffsetsRequest,
+    Kind.CREATE_TOPIC: CreateTopicRequest,
+    Kind.DELETE_TOPIC: DeleteTopicRequest,
+    Kind.ALTER_TOPIC: AlterTopicRequest,
+    Kind.DESCRIBE_PARTITION: DescribePartitionRequest,
+    Kind.TRANSFER_LEADER: TransferLeaderRequest,
+    Kind.DESCRIBE_BROKER: DescribeBrokerRequest,
+}
+"""What a client may send."""
+
+RESPONSE_BY_KIND: Final[dict[Kind, type[Message]]] = {
+    Kind.HELLO: HelloResponse,
+    Kind.METADATA: MetadataResponse,
+    Kind.PRODUCE: ProduceResponse,
+    Kind.INIT_PRODUCER: InitProducerResponse,
+    Kind.SUBSCRIBE: SubscribeResponse,
+    Kind.DELIVER: Deliver,
+    Kind.UNSUBSCRIBE: UnsubscribeResponse,
+    Kind.FETCH: FetchResponse,
+    Kind.OFFSETS: OffsetsResponse,
+    Kind.CREATE_TOPIC: CreateTopicResponse,
+    Kind.DELETE_TOPIC: DeleteTopicResponse,
+    Kind.ALTER_TOPIC: AlterTopicResponse,
+    Kind.DESCRIBE_PARTITION: DescribePartitionResponse,
+    Kind.TRANSFER_LEADER: TransferLeaderResponse,
+    Kind.SUBSCRIPTION_ENDED: SubscriptionEnded,
+    Kind.DESCRIBE_BROKER: DescribeBrokerResponse,
+}
+"""What a broker may send, answers and pushes alike."""
