@@ -48,7 +48,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 # --- handshake --------------------------------------------------------------------------
 
 
-class HelloRequest(Message):
+class HelloRequest(Message, frozen=True, kw_only=True):
     """First frame of a client connection."""
 
     client: str
@@ -61,7 +61,7 @@ class HelloRequest(Message):
     auth_data: bytes = b""
 
 
-class HelloResponse(Message):
+class HelloResponse(Message, frozen=True, kw_only=True):
     protocol: int
     cluster_id: str | None
     node_id: int
@@ -71,7 +71,7 @@ class HelloResponse(Message):
     features: dict[str, int] = {}
 
 
-class ErrorResponse(Message):
+class ErrorResponse(Message, frozen=True, kw_only=True):
     """Answers any request that was refused; the frame has the ERROR flag."""
 
     code: int
@@ -84,12 +84,12 @@ class ErrorResponse(Message):
 # --- metadata ---------------------------------------------------------------------------
 
 
-class MetadataRequest(Message):
+class MetadataRequest(Message, frozen=True, kw_only=True):
     topics: list[str] | None = None
     """Names to describe; None for all."""
 
 
-class BrokerInfo(Message):
+class BrokerInfo(Message, frozen=True, kw_only=True):
     node_id: int
     host: str
     port: int
@@ -100,7 +100,7 @@ class BrokerInfo(Message):
     """As the answering broker sees it."""
 
 
-class PartitionInfo(Message):
+class PartitionInfo(Message, frozen=True, kw_only=True):
     partition: int
     group: int
     replicas: list[int]
@@ -109,14 +109,14 @@ class PartitionInfo(Message):
     term: int = 0
 
 
-class TopicInfo(Message):
+class TopicInfo(Message, frozen=True, kw_only=True):
     name: str
     topic_id: int
     partitions: list[PartitionInfo]
     config: dict[str, str] = {}
 
 
-class MetadataResponse(Message):
+class MetadataResponse(Message, frozen=True, kw_only=True):
     cluster_id: str
     controller: int | None
     """Leader of the metadata log: creates and deletes topics."""
@@ -131,7 +131,7 @@ class MetadataResponse(Message):
 Durability = Literal["synced", "replicated"]
 
 
-class ProduceRequest(Message):
+class ProduceRequest(Message, frozen=True, kw_only=True):
     """The body is exactly one sealed batch with a zeroed leader's part."""
 
     group: int
@@ -141,7 +141,7 @@ class ProduceRequest(Message):
     """Append only if this is not above the log end and no data batch lies at or above it."""
 
 
-class ProduceResponse(Message):
+class ProduceResponse(Message, frozen=True, kw_only=True):
     base_offset: int
     end_offset: int
     append_time_ms: int
@@ -150,18 +150,18 @@ class ProduceResponse(Message):
     """The batch was already stored by an earlier attempt; this is its original place."""
 
 
-class InitProducerRequest(Message):
+class InitProducerRequest(Message, frozen=True, kw_only=True):
     pass
 
 
-class InitProducerResponse(Message):
+class InitProducerResponse(Message, frozen=True, kw_only=True):
     producer_id: int
 
 
 # --- consume ----------------------------------------------------------------------------
 
 
-class SubscribeRequest(Message):
+class SubscribeRequest(Message, frozen=True, kw_only=True):
     subscription: int
     """Chosen by the client, unique on its connection."""
     generation: int
@@ -175,13 +175,13 @@ class SubscribeRequest(Message):
     """Serve from this broker's replica below its commit offset, leader or not."""
 
 
-class SubscribeResponse(Message):
+class SubscribeResponse(Message, frozen=True, kw_only=True):
     position: int
     log_start: int
     commit_offset: int
 
 
-class Credit(Message):
+class Credit(Message, frozen=True, kw_only=True):
     """One-way: the consumer can take this many more bytes."""
 
     subscription: int
@@ -189,7 +189,7 @@ class Credit(Message):
     bytes: int
 
 
-class Deliver(Message):
+class Deliver(Message, frozen=True, kw_only=True):
     """Pushed, correlation id 0.  The body is whole batches; the first may begin below the
     position, and control batches are included."""
 
@@ -200,7 +200,7 @@ class Deliver(Message):
     commit_offset: int
 
 
-class SubscriptionEnded(Message):
+class SubscriptionEnded(Message, frozen=True, kw_only=True):
     """Pushed, correlation id 0: no more deliveries for this generation."""
 
     subscription: int
@@ -208,15 +208,15 @@ class SubscriptionEnded(Message):
     error: ErrorResponse
 
 
-class UnsubscribeRequest(Message):
+class UnsubscribeRequest(Message, frozen=True, kw_only=True):
     subscription: int
 
 
-class UnsubscribeResponse(Message):
+class UnsubscribeResponse(Message, frozen=True, kw_only=True):
     pass
 
 
-class FetchRequest(Message):
+class FetchRequest(Message, frozen=True, kw_only=True):
     """A long poll for clients that do not subscribe."""
 
     group: int
@@ -226,7 +226,7 @@ class FetchRequest(Message):
     any_replica: bool = False
 
 
-class FetchResponse(Message):
+class FetchResponse(Message, frozen=True, kw_only=True):
     """The body is whole batches, at least one if any is committed at or above ``offset``."""
 
     next_offset: int
@@ -234,14 +234,14 @@ class FetchResponse(Message):
     commit_offset: int
 
 
-class OffsetsRequest(Message):
+class OffsetsRequest(Message, frozen=True, kw_only=True):
     group: int
     time_ms: int | None = None
     """Also find the first offset appended at or after this time."""
     any_replica: bool = False
 
 
-class OffsetsResponse(Message):
+class OffsetsResponse(Message, frozen=True, kw_only=True):
     log_start: int
     commit_offset: int
     data_end: int
@@ -252,7 +252,7 @@ class OffsetsResponse(Message):
 # --- admin ------------------------------------------------------------------------------
 
 
-class CreateTopicRequest(Message):
+class CreateTopicRequest(Message, frozen=True, kw_only=True):
     name: str
     partitions: int = 1
     replicas: int | None = None
@@ -261,35 +261,35 @@ class CreateTopicRequest(Message):
     timeout_ms: int = 30_000
 
 
-class CreateTopicResponse(Message):
+class CreateTopicResponse(Message, frozen=True, kw_only=True):
     topic: TopicInfo
 
 
-class DeleteTopicRequest(Message):
+class DeleteTopicRequest(Message, frozen=True, kw_only=True):
     name: str
     timeout_ms: int = 30_000
 
 
-class DeleteTopicResponse(Message):
+class DeleteTopicResponse(Message, frozen=True, kw_only=True):
     pass
 
 
-class AlterTopicRequest(Message):
+class AlterTopicRequest(Message, frozen=True, kw_only=True):
     name: str
     config: dict[str, str | None]
     """Options to set; None resets one to its default."""
     timeout_ms: int = 30_000
 
 
-class AlterTopicResponse(Message):
+class AlterTopicResponse(Message, frozen=True, kw_only=True):
     topic: TopicInfo
 
 
-class DescribePartitionRequest(Message):
+class DescribePartitionRequest(Message, frozen=True, kw_only=True):
     group: int
 
 
-class ReplicaInfo(Message):
+class ReplicaInfo(Message, frozen=True, kw_only=True):
     node_id: int
     synced_end: int | None
     """Durable end of its log as the leader knows it."""
@@ -297,7 +297,7 @@ class ReplicaInfo(Message):
     alive: bool
 
 
-class DescribePartitionResponse(Message):
+class DescribePartitionResponse(Message, frozen=True, kw_only=True):
     """From the leader; other replicas answer NotLeader."""
 
     group: int
@@ -310,22 +310,22 @@ class DescribePartitionResponse(Message):
     data_end: int
 
 
-class TransferLeaderRequest(Message):
+class TransferLeaderRequest(Message, frozen=True, kw_only=True):
     group: int
     target: int | None = None
     """None: the most caught-up other voter."""
     timeout_ms: int = 10_000
 
 
-class TransferLeaderResponse(Message):
+class TransferLeaderResponse(Message, frozen=True, kw_only=True):
     leader: int
 
 
-class DescribeBrokerRequest(Message):
+class DescribeBrokerRequest(Message, frozen=True, kw_only=True):
     pass
 
 
-class LocalReplicaInfo(Message):
+class LocalReplicaInfo(Message, frozen=True, kw_only=True):
     group: int
     role: Literal["leader", "follower", "candidate", "pre_candidate", "learner", "stopped"]
     term: int
@@ -336,7 +336,7 @@ class LocalReplicaInfo(Message):
     """Why it is stopped, if it is."""
 
 
-class DescribeBrokerResponse(Message):
+class DescribeBrokerResponse(Message, frozen=True, kw_only=True):
     node_id: int
     version: str
     uptime_ms: int
