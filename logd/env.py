@@ -95,7 +95,7 @@ class File(Protocol):
     def pread(self, count: int, position: int) -> bytes:
         """Read up to ``count`` bytes; fewer only at the end of the file."""
 
-    def pread_cached(self, count: int, position: int) -> bytes | None:
+    def pread_cached(self, count: int, position: int) -> Buffer | None:
         """As ``pread``, but ``None`` instead of waiting for the disk."""
 
     def pwritev(self, buffers: Sequence[Buffer], position: int) -> None:
