@@ -20,6 +20,9 @@ RECORD_BYTES_MAX: Final = 1 * MIB
 """Key, value and headers of one record together."""
 
 RECORDS_PER_BATCH_MAX: Final = 65_536
+HEADERS_PER_BATCH_MAX: Final = 262_144
+"""Headers of all records of a batch together: bounds what a decoder allocates for them."""
+
 BATCH_HEADER_BYTES: Final = 128
 BATCH_BYTES_MAX: Final = 4 * MIB
 """Header and payload of one batch, as stored and sent (compressed, if it is)."""

@@ -35,6 +35,9 @@ DirectoryId = NewType("DirectoryId", str)
 ProducerId = NewType("ProducerId", int)
 """An idempotent producer, allocated by the metadata log; 0 means "not idempotent"."""
 
+Buffer = bytes | bytearray | memoryview
+"""Bytes that are looked at, not kept: whoever keeps them copies them."""
+
 METADATA_GROUP: Final = GroupId(0)
 NO_PRODUCER: Final = ProducerId(0)
 
