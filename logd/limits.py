@@ -68,6 +68,9 @@ PROGRESS_TIMEOUT_S: Final = 30.0
 NAME_CHARACTERS_MAX: Final = 200
 TOPICS_MAX: Final = 100_000
 PARTITIONS_PER_TOPIC_MAX: Final = 10_000
+PARTITIONS_MAX: Final = 200_000
+"""Partitions of one cluster: every broker keeps all metadata in memory."""
+
 REPLICAS_MAX: Final = 7
 BROKERS_MAX: Final = 1_000
 METADATA_VOTERS_MAX: Final = 5

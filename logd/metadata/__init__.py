@@ -1,0 +1,1 @@
+"""The metadata log's replicated state machine: brokers, topics, placement.  Pure."""

@@ -1,0 +1,583 @@
+"""The metadata of the cluster, as a replicated state machine.
+
+Every broker applies the same commands in the same order and must reach the same state, so
+``apply`` uses nothing but its arguments: no clock, no chance, no order that came from
+outside.  A command is checked whole before anything changes; a refusal is therefore the same
+on every broker, leaves nothing half-done, and only moves the version.
+
+Ids come from counters that are part of the state and never go back: a topic deleted and
+created again is another topic with other groups, so nothing meant for the old one can reach
+the new one.
+
+Invariants, asserted by ``check_invariants`` in tests and in the simulator:
+
+M1  ids are below their counters; no group belongs to two partitions.
+M2  every replica is on a registered broker, and a partition has each broker once.
+M3  the per-broker lists and loads are those of the topics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, assert_never
+
+import msgspec
+
+from logd.errors import (
+    CorruptionError,
+    InvalidPartitionError,
+    InvalidRequestError,
+    NewerFormatError,
+    TopicExistsError,
+    UnavailableError,
+    UnknownTopicError,
+)
+from logd.limits import (
+    BROKERS_MAX,
+    METADATA_VOTERS_MAX,
+    PARTITIONS_MAX,
+    PRODUCER_IDS_PER_BLOCK,
+    TOPICS_MAX,
+)
+from logd.metadata.commands import (
+    AllocateProducerIds,
+    AlterTopic,
+    Command,
+    CreateTopic,
+    DeleteTopic,
+    FormCluster,
+    RegisterBroker,
+)
+from logd.metadata.names import quoted, validate_topic_name
+from logd.metadata.placement import BrokerPlacementInfo, place
+from logd.metadata.topic_config import TopicOptions, check_option_names, parse_options
+from logd.types import (
+    METADATA_GROUP,
+    NO_PRODUCER,
+    NODE_ID_MAX,
+    DirectoryId,
+    GroupId,
+    HostPort,
+    NodeId,
+    Offset,
+    ProducerId,
+    TopicId,
+    TopicPartition,
+)
+
+_TEXT_CHARACTERS_MAX: Final = 255
+"""Host names (RFC 1035), domains, racks, versions and ids that brokers register."""
+
+_FEATURES_MAX: Final = 64
+
+
+class Broker(msgspec.Struct, frozen=True, kw_only=True):
+    """A broker that has registered, as of its last start."""
+
+    node: NodeId
+    directory_id: DirectoryId
+    incarnation: int
+    address: HostPort
+    """Where clients reach it."""
+    peer_address: HostPort
+    """Where brokers reach it."""
+    failure_domain: str = ""
+    rack: str = ""
+    version: str = ""
+    features: dict[str, int] = {}
+
+
+class PartitionPlacement(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition and the brokers that replicate it."""
+
+    group: GroupId
+    topic: str
+    topic_id: TopicId
+    partition: int
+    replicas: tuple[NodeId, ...]
+    """The first is the preferred leader; the others campaign in this order."""
+
+    @property
+    def name(self) -> TopicPartition:
+        return TopicPartition(self.topic, self.partition)
+
+
+class Topic(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    topic_id: TopicId
+    partitions: tuple[PartitionPlacement, ...]
+    """By partition number, from 0."""
+    config: dict[str, str]
+    """The options that were set; ``options`` has the others too."""
+    created_ms: int
+
+    @property
+    def options(self) -> TopicOptions:
+        return parse_options(self.config)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What one command changed.  Groups are named so that a broker need not compare states."""
+
+    created_groups: tuple[PartitionPlacement, ...] = ()
+    deleted_groups: tuple[PartitionPlacement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterFormed(Applied):
+    cluster_id: str
+    voters: Mapping[NodeId, DirectoryId]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerRegistered(Applied):
+    broker: Broker
+    replaced: Broker | None
+    """The registration before this one, if there was one; equal if nothing changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicCreated(Applied):
+    topic: Topic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicDeleted(Applied):
+    topic: Topic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicAltered(Applied):
+    topic: Topic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProducerIdBlock(Applied):
+    """Producer ids [start, end)."""
+
+    start: ProducerId
+    end: ProducerId
+
+
+Result = (
+    ClusterFormed | BrokerRegistered | TopicCreated | TopicDeleted | TopicAltered | ProducerIdBlock
+)
+
+
+class MetadataState:
+    """All metadata of one cluster.  Everything it returns is immutable, or not to be changed."""
+
+    def __init__(self) -> None:
+        self._version = Offset(0)
+        self._cluster_id: str | None = None
+        self._voters: dict[NodeId, DirectoryId] = {}
+        self._brokers: dict[NodeId, Broker] = {}
+        self._topics: dict[str, Topic] = {}
+        self._next_topic_id = TopicId(1)
+        self._next_group = GroupId(METADATA_GROUP + 1)
+        self._next_producer_id = ProducerId(NO_PRODUCER + 1)
+        # Derived from the topics, kept so that neither queries nor placement walk them all.
+        self._placements: dict[GroupId, PartitionPlacement] = {}
+        self._held: dict[NodeId, dict[GroupId, PartitionPlacement]] = {}
+        self._leader_counts: dict[NodeId, int] = {}
+
+    # --- queries ------------------------------------------------------------------------
+
+    @property
+    def version(self) -> Offset:
+        """The applied offset: everything below it in the metadata log is in this state."""
+        return self._version
+
+    @property
+    def cluster_id(self) -> str | None:
+        """None until the cluster has been formed."""
+        return self._cluster_id
+
+    @property
+    def voters(self) -> Mapping[NodeId, DirectoryId]:
+        """The first voters of the metadata log, by node id."""
+        return MappingProxyType(self._voters)
+
+    @property
+    def brokers(self) -> tuple[Broker, ...]:
+        """By node id."""
+        return tuple(self._brokers[node] for node in sorted(self._brokers))
+
+    def broker(self, node: NodeId) -> Broker | None:
+        return self._brokers.get(node)
+
+    @property
+    def topics(self) -> tuple[Topic, ...]:
+        """By name."""
+        return tuple(self._topics[name] for name in sorted(self._topics))
+
+    def topic(self, name: str) -> Topic | None:
+        return self._topics.get(name)
+
+    def placement(self, group: GroupId) -> PartitionPlacement | None:
+        """The partition that ``group`` replicates; None for group 0 and for deleted ones."""
+        return self._placements.get(group)
+
+    def partitions_on(self, node: NodeId) -> tuple[PartitionPlacement, ...]:
+        """The partitions of which ``node`` holds a replica, by group id."""
+        return tuple(self._held.get(node, {}).values())
+
+    @property
+    def next_topic_id(self) -> TopicId:
+        """Topics below it that are not here have been deleted."""
+        return self._next_topic_id
+
+    @property
+    def next_group(self) -> GroupId:
+        """Groups below it that are not here have been deleted."""
+        return self._next_group
+
+    @property
+    def next_producer_id(self) -> ProducerId:
+        return self._next_producer_id
+
+    # --- commands -----------------------------------------------------------------------
+
+    def apply(self, command: Command, offset: Offset) -> Result:
+        """Apply the committed command that lies at ``offset``.
+
+        Raises:
+            RequestError: refused; nothing but the version has changed.
+        """
+        self.advance(Offset(offset + 1))
+        match command:
+            case FormCluster():
+                return self._form_cluster(command)
+            case RegisterBroker():
+                return self._register_broker(command)
+            case CreateTopic():
+                return self._create_topic(command)
+            case DeleteTopic():
+                return self._delete_topic(command)
+            case AlterTopic():
+                return self._alter_topic(command)
+            case AllocateProducerIds():
+                return self._allocate_producer_ids(command)
+            case _:
+                assert_never(command)
+
+    def advance(self, end_offset: Offset) -> None:
+        """Step over control batches: they take offsets and change nothing here."""
+        assert end_offset >= self._version, "the metadata log is applied in order"
+        self._version = end_offset
+
+    def _form_cluster(self, command: FormCluster) -> ClusterFormed:
+        _check_text("cluster id", command.cluster_id)
+        if not 1 <= len(command.voters) <= METADATA_VOTERS_MAX:
+            raise InvalidRequestError(
+                f"{len(command.voters)} voters, a cluster begins with 1 to {METADATA_VOTERS_MAX}"
+            )
+        for node, directory_id in sorted(command.voters.items()):
+            _check_node(node)
+            _check_text(f"directory id of voter {node}", directory_id)
+        voters = dict(sorted(command.voters.items()))
+        if self._cluster_id is not None and (
+            command.cluster_id != self._cluster_id or voters != self._voters
+        ):
+            raise InvalidRequestError(
+                f"the cluster was formed before, as {quoted(self._cluster_id)} "
+                f"of brokers {', '.join(map(str, self._voters))}"
+            )
+
+        self._cluster_id = command.cluster_id
+        self._voters = voters
+        return ClusterFormed(cluster_id=self._cluster_id, voters=self.voters)
+
+    def _register_broker(self, command: RegisterBroker) -> BrokerRegistered:
+        self._check_formed()
+        broker = _broker_of(command)
+        replaced = self._brokers.get(broker.node)
+        self._check_directory(broker, replaced)
+        if replaced is None and len(self._brokers) >= BROKERS_MAX:
+            raise InvalidRequestError(f"the cluster has {BROKERS_MAX} brokers, the most it can")
+
+        self._brokers[broker.node] = broker
+        self._held.setdefault(broker.node, {})
+        self._leader_counts.setdefault(broker.node, 0)
+        return BrokerRegistered(broker=broker, replaced=replaced)
+
+    def _check_directory(self, broker: Broker, known: Broker | None) -> None:
+        """A node is its data directory: a wiped disk under an old id has forgotten its votes."""
+        expected = self._voters.get(broker.node) if known is None else known.directory_id
+        if expected is not None and broker.directory_id != expected:
+            raise InvalidRequestError(
+                f"broker {broker.node} is known with data directory {quoted(expected)}, "
+                f"found {quoted(broker.directory_id)}: start it with its own directory, "
+                "or under a node id that was never used"
+            )
+
+    def _create_topic(self, command: CreateTopic) -> TopicCreated:
+        self._check_formed()
+        validate_topic_name(command.name)
+        if command.name in self._topics:
+            raise TopicExistsError(f"topic {quoted(command.name)} exists")
+        if len(self._topics) >= TOPICS_MAX:
+            raise InvalidRequestError(f"the cluster has {TOPICS_MAX} topics, the most it can")
+        parse_options(command.config)
+        replica_lists = place(command.partitions, command.replicas, self._placement_info())
+        if len(self._placements) + len(replica_lists) > PARTITIONS_MAX:
+            raise InvalidPartitionError(
+                f"{len(replica_lists)} partitions more than the {len(self._placements)} there "
+                f"are, a cluster holds at most {PARTITIONS_MAX}"
+            )
+
+        topic = Topic(
+            name=command.name,
+            topic_id=self._next_topic_id,
+            partitions=self._number(command.name, replica_lists),
+            config=dict(sorted(command.config.items())),
+            created_ms=command.now_ms,
+        )
+        self._next_topic_id = TopicId(topic.topic_id + 1)
+        self._next_group = GroupId(self._next_group + len(topic.partitions))
+        self._add(topic)
+        return TopicCreated(topic=topic, created_groups=topic.partitions)
+
+    def _placement_info(self) -> dict[NodeId, BrokerPlacementInfo]:
+        return {
+            broker.node: BrokerPlacementInfo(
+                failure_domain=broker.failure_domain,
+                rack=broker.rack,
+                replica_count=len(self._held[broker.node]),
+                leader_count=self._leader_counts[broker.node],
+            )
+            for broker in self.brokers
+        }
+
+    def _number(
+        self, name: str, replica_lists: Sequence[tuple[NodeId, ...]]
+    ) -> tuple[PartitionPlacement, ...]:
+        return tuple(
+            PartitionPlacement(
+                group=GroupId(self._next_group + partition),
+                topic=name,
+                topic_id=self._next_topic_id,
+                partition=partition,
+                replicas=replicas,
+            )
+            for partition, replicas in enumerate(replica_lists)
+        )
+
+    def _delete_topic(self, command: DeleteTopic) -> TopicDeleted:
+        topic = self._existing_topic(command.name)
+
+        del self._topics[topic.name]
+        for placement in topic.partitions:
+            del self._placements[placement.group]
+            self._leader_counts[placement.replicas[0]] -= 1
+            for node in placement.replicas:
+                del self._held[node][placement.group]
+        return TopicDeleted(topic=topic, deleted_groups=topic.partitions)
+
+    def _alter_topic(self, command: AlterTopic) -> TopicAltered:
+        topic = self._existing_topic(command.name)
+        merged = topic.config | command.config
+        config = {name: text for name, text in sorted(merged.items()) if text is not None}
+        check_option_names(command.config)
+        parse_options(config)
+
+        altered = msgspec.structs.replace(topic, config=config)
+        self._topics[topic.name] = altered
+        return TopicAltered(topic=altered)
+
+    def _allocate_producer_ids(self, command: AllocateProducerIds) -> ProducerIdBlock:
+        self._check_formed()
+        _check_node(command.node)
+        if not 1 <= command.count <= PRODUCER_IDS_PER_BLOCK:
+            raise InvalidRequestError(
+                f"{command.count} producer ids, a block has 1 to {PRODUCER_IDS_PER_BLOCK}"
+            )
+
+        start = self._next_producer_id
+        self._next_producer_id = ProducerId(start + command.count)
+        return ProducerIdBlock(start=start, end=self._next_producer_id)
+
+    def _check_formed(self) -> None:
+        if self._cluster_id is None:
+            raise UnavailableError("the cluster has not been formed yet")
+
+    def _existing_topic(self, name: str) -> Topic:
+        topic = self._topics.get(name)
+        if topic is None:
+            raise UnknownTopicError(f"no topic {quoted(name)}")
+        return topic
+
+    def _add(self, topic: Topic) -> None:
+        self._topics[topic.name] = topic
+        for placement in topic.partitions:
+            self._placements[placement.group] = placement
+            self._leader_counts[placement.replicas[0]] += 1
+            for node in placement.replicas:
+                self._held[node][placement.group] = placement
+
+    # --- snapshot -----------------------------------------------------------------------
+
+    def snapshot(self) -> bytes:
+        """The whole state, for ``restore``.  Equal states give equal bytes."""
+        return _SNAPSHOT_MAGIC + _ENCODER.encode(
+            _Snapshot(
+                version=self._version,
+                cluster_id=self._cluster_id,
+                voters=self._voters,
+                brokers=list(self.brokers),
+                topics=sorted(self._topics.values(), key=lambda topic: topic.topic_id),
+                next_topic_id=self._next_topic_id,
+                next_group=self._next_group,
+                next_producer_id=self._next_producer_id,
+            )
+        )
+
+    @classmethod
+    def restore(cls, payload: bytes | memoryview) -> MetadataState:
+        """The state that ``snapshot`` was taken of.
+
+        Raises:
+            NewerFormatError: a newer version of logd wrote it.
+            CorruptionError: it is not a snapshot.
+        """
+        snapshot = _decode_snapshot(payload)
+        state = cls()
+        state._version = snapshot.version
+        state._cluster_id = snapshot.cluster_id
+        state._voters = dict(sorted(snapshot.voters.items()))
+        for broker in snapshot.brokers:
+            state._brokers[broker.node] = broker
+            state._held[broker.node] = {}
+            state._leader_counts[broker.node] = 0
+        state._next_topic_id = snapshot.next_topic_id
+        state._next_group = snapshot.next_group
+        state._next_producer_id = snapshot.next_producer_id
+        for topic in snapshot.topics:
+            _check_topic(topic, state)
+            state._add(topic)
+        return state
+
+    def check_invariants(self) -> None:
+        """Assert M1 to M3.  Walks everything: for tests and the simulator."""
+        held: dict[NodeId, dict[GroupId, PartitionPlacement]] = {n: {} for n in self._brokers}
+        leader_counts = dict.fromkeys(self._brokers, 0)
+        placements: dict[GroupId, PartitionPlacement] = {}
+        for topic in sorted(self._topics.values(), key=lambda topic: topic.topic_id):
+            # M1
+            assert topic.topic_id < self._next_topic_id
+            for number, placement in enumerate(topic.partitions):
+                assert (placement.topic, placement.topic_id) == (topic.name, topic.topic_id)
+                assert placement.partition == number
+                assert METADATA_GROUP < placement.group < self._next_group
+                assert placement.group not in placements
+                placements[placement.group] = placement
+                # M2
+                assert len(set(placement.replicas)) == len(placement.replicas) > 0
+                leader_counts[placement.replicas[0]] += 1
+                for node in placement.replicas:
+                    held[node][placement.group] = placement
+        # M3
+        assert placements == self._placements
+        assert leader_counts == self._leader_counts
+        assert {n: list(h) for n, h in held.items()} == {n: list(h) for n, h in self._held.items()}
+
+
+# --- checks -----------------------------------------------------------------------------
+
+
+def _broker_of(command: RegisterBroker) -> Broker:
+    _check_node(command.node)
+    _check_text("directory id", command.directory_id)
+    _check_text("failure domain", command.failure_domain, may_be_empty=True)
+    _check_text("rack", command.rack, may_be_empty=True)
+    _check_text("version", command.version, may_be_empty=True)
+    if not 0 <= command.incarnation < 2**63:
+        raise InvalidRequestError(f"incarnation {command.incarnation} is out of range")
+    if len(command.features) > _FEATURES_MAX:
+        raise InvalidRequestError(
+            f"{len(command.features)} features, at most {_FEATURES_MAX} are allowed"
+        )
+    return Broker(
+        node=command.node,
+        directory_id=command.directory_id,
+        incarnation=command.incarnation,
+        address=_address_of("host", command.host, command.port),
+        peer_address=_address_of("peer host", command.peer_host, command.peer_port),
+        failure_domain=command.failure_domain,
+        rack=command.rack,
+        version=command.version,
+        features=dict(sorted(command.features.items())),
+    )
+
+
+def _address_of(what: str, host: str, port: int) -> HostPort:
+    _check_text(what, host)
+    if not 1 <= port <= 65_535:
+        raise InvalidRequestError(f"{what} {quoted(host)} has port {port}, expected 1 to 65535")
+    return HostPort(host, port)
+
+
+def _check_node(node: NodeId) -> None:
+    if not 1 <= node <= NODE_ID_MAX:
+        raise InvalidRequestError(f"node id {node}, expected 1 to {NODE_ID_MAX}")
+
+
+def _check_text(what: str, text: str, *, may_be_empty: bool = False) -> None:
+    if not text and not may_be_empty:
+        raise InvalidRequestError(f"the {what} is empty")
+    if len(text) > _TEXT_CHARACTERS_MAX:
+        raise InvalidRequestError(
+            f"{what} {quoted(text)} has {len(text)} characters, "
+            f"at most {_TEXT_CHARACTERS_MAX} are allowed"
+        )
+
+
+# --- snapshot format --------------------------------------------------------------------
+
+
+class _Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    version: Offset
+    cluster_id: str | None
+    voters: dict[NodeId, DirectoryId]
+    brokers: list[Broker]
+    topics: list[Topic]
+    next_topic_id: TopicId
+    next_group: GroupId
+    next_producer_id: ProducerId
+
+
+_SNAPSHOT_FORMAT: Final = 1
+_SNAPSHOT_NAME: Final = b"logd metadata "
+_SNAPSHOT_MAGIC: Final = _SNAPSHOT_NAME + _SNAPSHOT_FORMAT.to_bytes(2, "little")
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(_Snapshot)
+
+
+def _decode_snapshot(payload: bytes | memoryview) -> _Snapshot:
+    magic = bytes(payload[: len(_SNAPSHOT_MAGIC)])
+    if len(magic) < len(_SNAPSHOT_MAGIC) or not magic.startswith(_SNAPSHOT_NAME):
+        raise CorruptionError(f"not a metadata snapshot: it begins with {magic!r}")
+    written = int.from_bytes(magic[len(_SNAPSHOT_NAME) :], "little")
+    if written > _SNAPSHOT_FORMAT:
+        raise NewerFormatError(
+            f"metadata snapshot of format {written}, this version reads {_SNAPSHOT_FORMAT}"
+        )
+    if written < 1:
+        raise CorruptionError(f"metadata snapshot of format {written}, the first is 1")
+    try:
+        return _DECODER.decode(payload[len(_SNAPSHOT_MAGIC) :])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptionError(f"metadata snapshot cannot be read: {error}") from error
+
+
+def _check_topic(topic: Topic, state: MetadataState) -> None:
+    """What ``_add`` relies on."""
+    for placement in topic.partitions:
+        if not placement.replicas or any(state.broker(n) is None for n in placement.replicas):
+            raise CorruptionError(
+                f"metadata snapshot places {placement.name} on brokers {placement.replicas}, "
+                "not all of them registered"
+            )

@@ -1,0 +1,1 @@
+"""What a replica knows of its log besides the batches themselves.  Pure."""

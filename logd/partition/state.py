@@ -1,0 +1,202 @@
+"""The state that every replica derives from the headers of its log.
+
+It decides which appends are accepted, so it must be the same wherever the log is the same:
+``note`` uses the header and nothing else.  A leader checks an append against it and notes
+the batch as soon as it is in the log, committed or not, so that the next append is judged by
+all that stand before it.
+
+Recovery loads the last checkpoint and notes the headers behind it.  Truncation is done the
+same way by the caller: checkpoints are taken only at or below the commit offset, so there is
+always one to go back to, and nothing here needs to be undone.
+
+Checkpoint format: segment_format.md, "Checkpoints".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+import msgspec
+
+from logd.errors import CorruptionError, FencedError, NewerFormatError
+from logd.partition.fences import FenceTable
+from logd.partition.producers import Duplicate, ProducerRow, ProducerTable
+from logd.record.control import ConfigurationChange, Control, RaiseFence
+from logd.record.header import BatchHeader
+from logd.types import Offset, Term
+
+__all__ = ["Checkpoint", "Duplicate", "PartitionState", "TermRow"]
+
+
+LOG_BEGINNING: Final = Offset(0)
+
+
+class TermRow(NamedTuple):
+    """One row of the term history: the term's first batch is at ``start_offset``."""
+
+    term: Term
+    start_offset: Offset
+
+
+class PartitionState:
+    """Producers, fences and ends of one log, up to ``end_offset``."""
+
+    __slots__ = ("data_end", "end_offset", "fences", "last_append_time_ms", "producers")
+
+    def __init__(self, start_offset: Offset = LOG_BEGINNING) -> None:
+        self.producers = ProducerTable()
+        self.fences = FenceTable()
+        self.end_offset = start_offset
+        """Every batch below it has been noted."""
+        self.data_end = start_offset
+        """End of the last data batch; what lies behind it is for the log itself."""
+        self.last_append_time_ms = 0
+        """Of the last batch; the next one must not be earlier."""
+
+    def check_append(
+        self, header: BatchHeader, *, fence_required: bool = False
+    ) -> Duplicate | None:
+        """May this data batch be appended next?  Changes nothing.
+
+        The duplicate is looked for first: a retry gets its first answer even if the fence
+        was raised since.  ``expected_offset`` is the caller's to check, after this.
+
+        Returns:
+            None: it may be appended.  Otherwise where it is already.
+
+        Raises:
+            OutOfSequenceError, ProducerFencedError: see ``ProducerTable.check``.
+            FencedError: its fencing token is not the newest, or missing and required.
+        """
+        assert not header.is_control
+        if header.producer_id:
+            duplicate = self.producers.check(
+                header.producer_id,
+                header.producer_epoch,
+                header.base_sequence,
+                header.record_count,
+            )
+            if duplicate is not None:
+                return duplicate
+        if header.fence_id:
+            self.fences.check(header.fence_id, header.fence_token)
+        elif fence_required:
+            raise FencedError("the topic has fence=required, and the batch carries no token")
+        return None
+
+    def note(self, header: BatchHeader, control: Control | None = None) -> None:
+        """Advance over the batch that lies at ``end_offset``.
+
+        Args:
+            control: the decoded payload of a control batch; None for a data batch.
+        """
+        base_offset = header.base_offset
+        assert base_offset == self.end_offset, "batches are noted in order, each once"
+        assert header.append_time_ms >= self.last_append_time_ms, "append time never decreases"
+        self.end_offset = end_offset = Offset(base_offset + header.offset_span)
+        self.last_append_time_ms = header.append_time_ms
+        if header.kind:
+            assert control is not None
+            if isinstance(control, RaiseFence):
+                self.fences.raise_to(control.fence_id, control.fence_token)
+            return
+        assert control is None
+        self.data_end = end_offset
+        if header.producer_id:
+            self.producers.note(header)
+        if header.fence_id:
+            self.fences.raise_to(header.fence_id, header.fence_token)
+
+    def encode(
+        self,
+        *,
+        term_rows: Sequence[TermRow | tuple[Term, Offset]] = (),
+        configuration: ConfigurationChange | None = None,
+    ) -> bytes:
+        """A checkpoint of this state, with what the caller knows of the log below its end.
+
+        Args:
+            term_rows: the term history up to ``end_offset``.
+            configuration: the last one below ``end_offset``; None: the group's first.
+        """
+        return _CHECKPOINT_MAGIC + _ENCODER.encode(
+            _Checkpoint(
+                end_offset=self.end_offset,
+                data_end=self.data_end,
+                last_append_time_ms=self.last_append_time_ms,
+                producers=self.producers.rows(),
+                fences=self.fences.rows(),
+                fence_floor=self.fences.floor,
+                term_rows=[(term, start) for term, start in term_rows],
+                configuration=configuration,
+            )
+        )
+
+    @staticmethod
+    def decode(payload: bytes | memoryview) -> Checkpoint:
+        """Read what ``encode`` wrote.
+
+        Raises:
+            NewerFormatError: a newer version of logd wrote it.
+            CorruptionError: it is not a checkpoint.
+        """
+        read = _decode(payload)
+        if not 0 <= read.data_end <= read.end_offset:
+            raise CorruptionError(
+                f"partition checkpoint ends at {read.end_offset}, its data at {read.data_end}"
+            )
+        rows = tuple(TermRow(term, start) for term, start in read.term_rows)
+        for earlier, later in pairwise(rows):
+            if not (earlier.term < later.term and earlier.start_offset < later.start_offset):
+                raise CorruptionError(f"term history goes from {earlier} to {later}")
+        state = PartitionState(read.end_offset)
+        state.data_end = read.data_end
+        state.last_append_time_ms = read.last_append_time_ms
+        state.producers = ProducerTable.from_rows(read.producers)
+        state.fences = FenceTable.from_rows(read.fences, read.fence_floor)
+        return Checkpoint(state, rows, read.configuration)
+
+
+class Checkpoint(NamedTuple):
+    """What ``PartitionState.decode`` returns."""
+
+    state: PartitionState
+    term_rows: tuple[TermRow, ...]
+    configuration: ConfigurationChange | None
+
+
+class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    end_offset: Offset
+    data_end: Offset
+    last_append_time_ms: int
+    producers: list[ProducerRow]
+    fences: list[tuple[int, int]]
+    fence_floor: int
+    term_rows: list[tuple[Term, Offset]]
+    configuration: ConfigurationChange | None
+
+
+_CHECKPOINT_FORMAT: Final = 1
+_CHECKPOINT_NAME: Final = b"logd partition "
+_CHECKPOINT_MAGIC: Final = _CHECKPOINT_NAME + _CHECKPOINT_FORMAT.to_bytes(2, "little")
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(_Checkpoint)
+
+
+def _decode(payload: bytes | memoryview) -> _Checkpoint:
+    magic = bytes(payload[: len(_CHECKPOINT_MAGIC)])
+    if len(magic) < len(_CHECKPOINT_MAGIC) or not magic.startswith(_CHECKPOINT_NAME):
+        raise CorruptionError(f"not a partition checkpoint: it begins with {magic!r}")
+    written = int.from_bytes(magic[len(_CHECKPOINT_NAME) :], "little")
+    if written > _CHECKPOINT_FORMAT:
+        raise NewerFormatError(
+            f"partition checkpoint of format {written}, this version reads {_CHECKPOINT_FORMAT}"
+        )
+    if written < 1:
+        raise CorruptionError(f"partition checkpoint of format {written}, the first is 1")
+    try:
+        return _DECODER.decode(payload[len(_CHECKPOINT_MAGIC) :])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptionError(f"partition checkpoint cannot be read: {error}") from error
