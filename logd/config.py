@@ -1,0 +1,426 @@
+"""What an operator may choose for one broker.
+
+A configuration is read once, checked whole and never changes: a mistake stops the broker
+before it has touched a disk or a port, and the message names the place, the key, what was
+found and what is allowed.  An unknown key is such a mistake, because a misspelt setting that
+is silently ignored is found at the worst moment.
+
+Hard bounds are in ``limits.py``; the options of a topic in ``metadata/topic_config.py``.
+docs/configuration.md is made from the docstrings here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from logd.errors import UsageError
+from logd.limits import (
+    FRAME_BYTES_MAX,
+    METADATA_VOTERS_MAX,
+    MIB,
+    PRODUCE_BYTES_IN_FLIGHT_MAX,
+    SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN,
+    TAIL_CACHE_BYTES_MAX,
+)
+from logd.types import NODE_ID_MAX, HostPort, NodeId
+
+PORT_MAX: Final = 65_535
+TEXT_CHARACTERS_MAX: Final = 255
+"""Host names, failure domains, racks."""
+
+LISTEN_DEFAULT: Final = HostPort("127.0.0.1", 7171)
+PEER_LISTEN_DEFAULT: Final = HostPort("127.0.0.1", 7181)
+
+WILDCARD_HOSTS: Final = ("0.0.0.0", "::")
+"""Addresses to listen on that nobody can connect to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConfig:
+    """Settings of one broker.  In the file each is a key of that name at the top level."""
+
+    node_id: NodeId
+    """Who this broker is, 1 to 2147483647.
+
+    Unique in the cluster, bound to the data directory at its first start, and never given
+    to another broker afterwards: a vote that was cast under an id must not be cast again.
+    """
+
+    data_dir: str
+    """Where the broker keeps its logs.
+
+    The directory is created if it is missing and locked while the broker runs. It must be
+    on a disk that keeps what has been synced.
+    """
+
+    listen: HostPort = LISTEN_DEFAULT
+    """Where clients connect, as `HOST:PORT`; an IPv6 address stands in brackets.
+
+    The default can be reached from this machine only. Port 0 takes any free port.
+    """
+
+    peer_listen: HostPort = PEER_LISTEN_DEFAULT
+    """Where the other brokers connect, as `HOST:PORT`."""
+
+    advertise: HostPort | None = None
+    """The address that clients are told to use for this broker; by default that of `listen`.
+
+    Needed when `listen` is `0.0.0.0` or `[::]`, which nobody can connect to, and behind
+    address translation.
+    """
+
+    cluster: Mapping[NodeId, HostPort] = dataclasses.field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    """The brokers that form the cluster, this one included, with the address that the others
+    reach each under: a table `1 = "host:port"`, or the text `1=HOST:PORT,2=HOST:PORT`.
+
+    The same list is given to all of them: brokers with differing lists refuse each other.
+    They vote in the metadata log, so three or five is what one wants. Without it the broker
+    is a cluster of its own.
+    """
+
+    failure_domain: str = ""
+    """What this broker fails together with; by default the name of the machine.
+
+    Two replicas of a partition are not put into one failure domain while there is another.
+    """
+
+    rack: str = ""
+    """Where the machine stands; replicas are spread over racks where that is possible."""
+
+    segment_bytes: int = 256 * MIB
+    """A log continues in a new file when the current one has reached this size.
+
+    Smaller segments give retention finer grain, at the cost of more open files. A topic
+    may choose its own.
+    """
+
+    index_interval_bytes: int = 4096
+    """One entry of the offset index per this many bytes of batches.
+
+    Bounds the scan behind a lookup: at most this many bytes and one batch.
+    """
+
+    allocate_bytes: int = 16 * MIB
+    """Disk space is reserved this far ahead of the end of a log.
+
+    Appending into reserved space makes a sync cheaper. A log that is rarely written to
+    holds this much all the same, up to `segment_bytes`.
+    """
+
+    disk_free_bytes_min: int = 256 * MIB
+    """Appends are refused while the disk has less than this left; 0 lets it run full.
+
+    Reads go on, and appends too once there is space again. A full disk is worse: a log
+    whose write fails is out of use until the broker has been restarted.
+    """
+
+    liveness_interval_ms: int = 100
+    """Each broker sends every other one a sign of life this often, unless it sends anything
+    else."""
+
+    liveness_timeout_ms: int = 1000
+    """A broker that has not been heard for this long counts as dead, and others take over
+    what it leads.
+
+    Lower is a shorter gap when a machine vanishes, and more needless elections when one is
+    merely slow. A process that dies is noticed at once, by its connections.
+    """
+
+    election_timeout_ms: int = 150
+    """A vote that has not been decided is repeated after this time, or up to twice as long.
+
+    Should exceed a few round trips between brokers and two syncs of their disks.
+    """
+
+    produce_bytes_in_flight: int = PRODUCE_BYTES_IN_FLIGHT_MAX
+    """Memory for produce requests that are not acknowledged yet, over all connections.
+
+    When it is used up, connections are not read until there is room: producers slow down.
+    """
+
+    tail_cache_bytes: int = TAIL_CACHE_BYTES_MAX
+    """Memory for the newest batches, from which followers and tailing consumers are served.
+
+    What is no longer in it is read from the files, usually from the system's page cache.
+    """
+
+    def __post_init__(self) -> None:
+        if not self.cluster:
+            object.__setattr__(self, "cluster", {self.node_id: self.peer_listen})
+        object.__setattr__(self, "cluster", MappingProxyType(dict(sorted(self.cluster.items()))))
+        self._check_identity()
+        self._check_addresses()
+        self._check_cluster()
+        self._check_numbers()
+
+    @property
+    def client_address(self) -> HostPort:
+        """What clients are told.  Port 0 stands for the one that listening will find."""
+        return self.advertise or self.listen
+
+    @property
+    def peer_address(self) -> HostPort:
+        """What the other brokers connect to."""
+        return self.cluster[self.node_id]
+
+    def _check_identity(self) -> None:
+        _require(
+            1 <= self.node_id <= NODE_ID_MAX,
+            f"node_id = {self.node_id}: expected 1 to {NODE_ID_MAX}",
+        )
+        _require(
+            bool(self.data_dir) and "\0" not in self.data_dir,
+            f"data_dir = {self.data_dir!r}: expected the path of a directory",
+        )
+        for name, text in (("failure_domain", self.failure_domain), ("rack", self.rack)):
+            _require(
+                len(text) <= TEXT_CHARACTERS_MAX,
+                f"{name} has {len(text)} characters, at most {TEXT_CHARACTERS_MAX} are allowed",
+            )
+
+    def _check_addresses(self) -> None:
+        _require(
+            self.listen != self.peer_listen or self.listen.port == 0,
+            f"listen and peer_listen are both {self.listen}: clients and brokers need "
+            "one address each",
+        )
+        _require(
+            self.advertise is not None or self.listen.host not in WILDCARD_HOSTS,
+            f"listen = {str(self.listen)!r}: clients cannot connect to that address; "
+            "say with advertise which one they can use",
+        )
+        if self.advertise is not None:
+            _require(
+                self.advertise.host not in WILDCARD_HOSTS and self.advertise.port != 0,
+                f"advertise = {str(self.advertise)!r}: nobody can connect to that address",
+            )
+
+    def _check_cluster(self) -> None:
+        listed = ", ".join(str(node) for node in self.cluster)
+        _require(
+            self.node_id in self.cluster,
+            f"cluster lists brokers {listed}, but not this one, {self.node_id}",
+        )
+        _require(
+            len(self.cluster) <= METADATA_VOTERS_MAX,
+            f"cluster lists {len(self.cluster)} brokers; at most {METADATA_VOTERS_MAX} form it",
+        )
+        _check_no_duplicate_addresses(self.cluster)
+        if len(self.cluster) == 1:
+            return
+        for node, address in self.cluster.items():
+            _require(
+                address.host not in WILDCARD_HOSTS and address.port != 0,
+                f"cluster gives broker {node} the address {address}: nobody can connect to it",
+            )
+
+    def _check_numbers(self) -> None:
+        for name, low, high in (
+            ("segment_bytes", SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX),
+            ("index_interval_bytes", 512, MIB),
+            ("allocate_bytes", 0, SEGMENT_BYTES_MAX),
+            ("disk_free_bytes_min", 0, 2**50),
+            ("liveness_interval_ms", 10, 10_000),
+            ("liveness_timeout_ms", 50, 60_000),
+            ("election_timeout_ms", 10, 10_000),
+            ("produce_bytes_in_flight", FRAME_BYTES_MAX, 2**40),
+            ("tail_cache_bytes", 0, 2**40),
+        ):
+            found = getattr(self, name)
+            _require(low <= found <= high, f"{name} = {found}: expected {low} to {high}")
+        # One lost sign of life, or one that comes late, is no death.
+        _require(
+            self.liveness_timeout_ms >= 3 * self.liveness_interval_ms,
+            f"liveness_timeout_ms = {self.liveness_timeout_ms}: expected at least three times "
+            f"liveness_interval_ms, which is {self.liveness_interval_ms}",
+        )
+
+
+# --- reading ----------------------------------------------------------------------------
+
+
+def load_config(
+    text: str, origin: str, overrides: Mapping[str, object] | None = None
+) -> BrokerConfig:
+    """Read a TOML document.
+
+    Args:
+        text: the document.
+        origin: where it comes from, for messages: the path of the file.
+        overrides: settings that stand above it, such as flags; None values are not given.
+
+    Raises:
+        UsageError: names ``origin``, the key, what was found and what is expected.
+    """
+    try:
+        values: dict[str, object] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{origin}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{origin}: nested too deeply") from error
+    return build_config(values, origin, overrides)
+
+
+def build_config(
+    values: Mapping[str, object], origin: str, overrides: Mapping[str, object] | None = None
+) -> BrokerConfig:
+    """Check and convert settings by name.
+
+    Addresses may be text or ``HostPort``, the cluster text or a table.
+
+    Raises:
+        UsageError: names ``origin``, the key, what was found and what is expected.
+    """
+    given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    try:
+        _check_keys(values)
+        _check_keys(given)
+        read = {name: _READERS[name](name, value) for name, value in {**values, **given}.items()}
+        for name in _REQUIRED:
+            _require(name in read, f"{name} is missing")
+        return BrokerConfig(**read)  # type: ignore[arg-type]  # The readers give these types.
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error}") from error
+
+
+def parse_host_port(text: str) -> HostPort:
+    """Read ``HOST:PORT``; an IPv6 address stands in brackets.
+
+    Raises:
+        UsageError: says what was found and what is expected.
+    """
+    match = _HOST_PORT.fullmatch(text)
+    if match is None:
+        hint = ", with an IPv6 address in brackets" if text.count(":") > 1 else ""
+        raise UsageError(f"expected HOST:PORT{hint}, found {_shown(text)}")
+    host = match["bracketed"] or match["host"]
+    port = int(match["port"])
+    if port > PORT_MAX:
+        raise UsageError(f"a port is 0 to {PORT_MAX}, found {_shown(text)}")
+    if len(host) > TEXT_CHARACTERS_MAX:
+        raise UsageError(f"a host name has at most {TEXT_CHARACTERS_MAX} characters, found {text}")
+    return HostPort(host, port)
+
+
+def parse_cluster(text: str) -> dict[NodeId, HostPort]:
+    """Read ``1=HOST:PORT,2=HOST:PORT``.
+
+    Raises:
+        UsageError: not of that form, or an id or an address is listed twice.
+    """
+    cluster: dict[NodeId, HostPort] = {}
+    for item in text.split(","):
+        node_text, separator, address_text = item.strip().partition("=")
+        if not separator:
+            raise UsageError(f"expected ID=HOST:PORT,…, found {_shown(item.strip())}")
+        _add_member(cluster, node_text, address_text)
+    _check_no_duplicate_addresses(cluster)
+    return cluster
+
+
+_HOST_PORT: Final = re.compile(
+    r"(?:\[(?P<bracketed>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^\s:\[\],=]+))"
+    r":(?P<port>[0-9]{1,6})"
+)
+_NODE_ID: Final = re.compile(r"[0-9]{1,10}")
+
+
+def _add_member(cluster: dict[NodeId, HostPort], node_text: str, address_text: str) -> None:
+    if _NODE_ID.fullmatch(node_text) is None or not 1 <= int(node_text) <= NODE_ID_MAX:
+        raise UsageError(f"expected a node id of 1 to {NODE_ID_MAX}, found {_shown(node_text)}")
+    node = NodeId(int(node_text))
+    if node in cluster:
+        raise UsageError(f"broker {node} is listed twice")
+    try:
+        cluster[node] = parse_host_port(address_text)
+    except UsageError as error:
+        raise UsageError(f"broker {node}: {error}") from error
+
+
+def _check_no_duplicate_addresses(cluster: Mapping[NodeId, HostPort]) -> None:
+    seen: dict[HostPort, NodeId] = {}
+    for node, address in cluster.items():
+        other = seen.setdefault(address, node)
+        _require(
+            other == node or address.port == 0,
+            f"brokers {other} and {node} have the same address {address}",
+        )
+
+
+def _check_keys(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in _READERS:
+            close = difflib.get_close_matches(name[:100], _READERS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(_READERS)}"
+            raise UsageError(f"unknown key {_shown(name)}; {hint}")
+
+
+def _read_integer(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{name} = {_shown(value)}: expected a whole number")
+    return value
+
+
+def _read_text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{name} = {_shown(value)}: expected text in quotes")
+    return value
+
+
+def _read_address(name: str, value: object) -> HostPort:
+    if isinstance(value, HostPort):
+        return value
+    try:
+        return parse_host_port(_read_text(name, value))
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+
+
+def _read_cluster(name: str, value: object) -> dict[NodeId, HostPort]:
+    try:
+        if isinstance(value, str):
+            return parse_cluster(value)
+        if not isinstance(value, Mapping):
+            raise UsageError(f'expected a table of ID = "HOST:PORT", found {_shown(value)}')
+        cluster: dict[NodeId, HostPort] = {}
+        for node, address in value.items():
+            _add_member(cluster, str(node), str(_read_address(f"broker {node}", address)))
+        return cluster
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+
+
+_READERS: Final[Mapping[str, Callable[[str, object], object]]] = {
+    field.name: {
+        "NodeId": _read_integer,
+        "int": _read_integer,
+        "str": _read_text,
+        "HostPort": _read_address,
+        "HostPort | None": _read_address,
+        "Mapping[NodeId, HostPort]": _read_cluster,
+    }[str(field.type)]
+    for field in dataclasses.fields(BrokerConfig)
+}
+"""How each setting is read, by the type it is declared with."""
+
+_REQUIRED: Final = ("node_id", "data_dir")
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise UsageError(otherwise)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
