@@ -104,6 +104,8 @@ class AppendRequest(RaftMessage, frozen=True, kw_only=True):
     commit_offset: Offset
     round: int
     """Echoed in the answer; a quorum of echoes confirms leadership (ReadIndex)."""
+    expects_answer: bool = True
+    """False: it only tells the commit offset, and is answered only if it is refused."""
 
 
 class AppendResponse(RaftMessage, frozen=True, kw_only=True):

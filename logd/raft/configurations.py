@@ -1,0 +1,56 @@
+"""Which configuration is in force: the last one in the log, committed or not.
+
+A change is active as soon as it is appended and undone when it is truncated, so every
+configuration since the last committed one is remembered with its offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from logd.raft.messages import Configuration
+from logd.types import Offset
+
+_BEFORE_THE_LOG: Final = Offset(-1)
+
+
+class ConfigurationHistory:
+    """Configurations by the base offset of their batch; never empty."""
+
+    __slots__ = ("_rows",)
+
+    def __init__(
+        self, initial: Configuration, changes: Sequence[tuple[Offset, Configuration]] = ()
+    ) -> None:
+        self._rows: list[tuple[Offset, Configuration]] = [(_BEFORE_THE_LOG, initial)]
+        for offset, configuration in changes:
+            self.append(offset, configuration)
+
+    @property
+    def current(self) -> Configuration:
+        return self._rows[-1][1]
+
+    @property
+    def last_offset(self) -> Offset:
+        """Base offset of the change in force; -1 for the initial one."""
+        return self._rows[-1][0]
+
+    def append(self, offset: Offset, configuration: Configuration) -> None:
+        """Put ``configuration`` in force; its batch begins at ``offset``."""
+        assert offset > self._rows[-1][0]
+        assert configuration.voters
+        self._rows.append((offset, configuration))
+
+    def truncate(self, offset: Offset) -> bool:
+        """Undo changes at and above ``offset``; whether there were any."""
+        count = len(self._rows)
+        while self._rows[-1][0] >= offset:
+            self._rows.pop()
+        assert self._rows
+        return len(self._rows) != count
+
+    def forget_below(self, commit_offset: Offset) -> None:
+        """Drop what cannot be returned to: all before the last committed configuration."""
+        while len(self._rows) > 1 and self._rows[1][0] < commit_offset:
+            del self._rows[0]

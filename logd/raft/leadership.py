@@ -1,0 +1,369 @@
+"""What only a leader has and does; lives for one term of one leader.
+
+Replication is pulled: the driver asks who can be sent more (``sendable``), reads batches
+from cache or file as bytes and time allow, and says what it sends (``make_append``).  The
+core only decides where each follower stands, and what a quorum has.
+
+Papers: Ongaro 2014, §3.5-3.6 (replication, commit rule), §3.10 (transfer), §6.2 (a leader
+without a quorum steps down), §6.4 (ReadIndex).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from logd.raft.messages import AppendRequest, AppendResponse, Configuration, TimeoutNow
+from logd.raft.progress import Progress, ProgressState
+from logd.raft.quorum import is_quorum, is_voter, quorum_value
+from logd.raft.read_rounds import ReadRounds
+from logd.types import GroupId, NodeId, Offset, Term
+
+if TYPE_CHECKING:
+    from logd.raft.log_state import LogState
+    from logd.raft.messages import Message
+    from logd.raft.options import RaftOptions
+
+
+class Leadership:
+    """One node's leadership of one group in one term."""
+
+    def __init__(
+        self,
+        *,
+        node: NodeId,
+        group: GroupId,
+        term: Term,
+        log: LogState,
+        configuration: Configuration,
+        options: RaftOptions,
+        nodes_up: Collection[NodeId],
+        outbox: list[Message],
+        now_ms: int,
+    ) -> None:
+        self.term = term
+        self.term_start = log.end
+        """Where this term's batches begin: only from here on is a quorum enough to commit."""
+        self.reads = ReadRounds()
+        self._node = node
+        self._group = group
+        self._log = log
+        self._options = options
+        self._nodes_up = nodes_up
+        self._outbox = outbox
+        self._configuration = configuration
+        self._progress: dict[NodeId, Progress] = {}
+        self._quorum_lost_since_ms: int | None = None
+        self._transfer_target: NodeId | None = None
+        self._transfer_deadline_ms = 0
+        self._transfer_sent = False
+        self.reconfigure(configuration, now_ms)
+
+    # --- what the driver asks ---------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a batch of this term is committed, and so everything before it."""
+        return self._log.commit_offset > self.term_start
+
+    @property
+    def transfer_target(self) -> NodeId | None:
+        return self._transfer_target
+
+    @property
+    def deadline_ms(self) -> int | None:
+        """When the passing of time alone will require something."""
+        deadlines = [p.retry_at_ms for p in self._progress.values() if p.retry_at_ms is not None]
+        if self._quorum_lost_since_ms is not None:
+            deadlines.append(self._quorum_lost_since_ms + self._options.check_quorum_ms)
+        if self._transfer_target is not None:
+            deadlines.append(self._transfer_deadline_ms)
+        return min(deadlines) if deadlines else None
+
+    def progress(self, follower: NodeId) -> Progress:
+        return self._progress[follower]
+
+    def sendable(self) -> list[NodeId]:
+        """Followers in the pipeline that lack batches and whose window is open."""
+        log_end, window = self._log.end, self._options.window_bytes_max
+        return [
+            p.node
+            for p in self._progress.values()
+            if p.state is ProgressState.PIPELINE
+            and p.next_offset < log_end
+            and p.in_flight_bytes < window
+        ]
+
+    def commit_lagging(self) -> list[NodeId]:
+        """Followers with nothing in flight that have not been told the commit offset."""
+        commit_offset = self._log.commit_offset
+        return [
+            p.node
+            for p in self._progress.values()
+            if p.sent_commit < commit_offset
+            and not p.in_flight
+            and p.state is ProgressState.PIPELINE
+        ]
+
+    def behind_log_start(self) -> list[NodeId]:
+        """Followers that need batches this log no longer has."""
+        return [p.node for p in self._progress.values() if p.is_behind and p.is_up]
+
+    def make_append(
+        self, follower: NodeId, end_offset: Offset, size_bytes: int, now_ms: int
+    ) -> AppendRequest:
+        """Take [next_offset, end_offset) for a request; empty: only tells the commit offset."""
+        progress = self._progress[follower]
+        assert progress.state is ProgressState.PIPELINE
+        assert end_offset <= self._log.end
+        is_empty = end_offset == progress.next_offset
+        assert is_empty == (size_bytes == 0)
+        request = self._request(progress, end_offset, expects_answer=not is_empty)
+        if not is_empty:
+            if not progress.in_flight:
+                progress.retry_at_ms = now_ms + self._options.append_retry_ms
+            progress.sent(end_offset, size_bytes)
+        return request
+
+    # --- events -----------------------------------------------------------------------
+
+    def on_append_response(self, response: AppendResponse, now_ms: int) -> None:
+        """A follower, or a former one, has answered in this term."""
+        progress = self._progress.get(response.source)
+        if progress is None:
+            return
+        self._hear(progress, response.round, now_ms)
+        if response.accepted:
+            self._on_accepted(progress, response, now_ms)
+        else:
+            self._on_refused(progress, response, now_ms)
+
+    def on_synced(self, now_ms: int) -> None:
+        """This node's own log became durable further."""
+        self._advance_commit()
+        self._begin_reads(now_ms)
+
+    def on_peer_up(self, node: NodeId, now_ms: int) -> None:
+        progress = self._progress.get(node)
+        if progress is not None and not progress.is_up:
+            progress.is_up = True
+            self._ask(progress, now_ms)
+
+    def on_peer_down(self, node: NodeId, now_ms: int) -> None:
+        if node == self._transfer_target:
+            self._transfer_target = None
+        progress = self._progress.get(node)
+        if progress is not None:
+            progress.lose_contact()
+            self._check_agreement(now_ms)
+
+    def on_peer_connected(self, node: NodeId, now_ms: int) -> None:
+        """What was sent on an earlier connection may be lost."""
+        progress = self._progress.get(node)
+        if progress is not None:
+            progress.is_agreeing = False
+            progress.probe_again()
+            self._ask(progress, now_ms)
+            self._check_agreement(now_ms)
+
+    def on_tick(self, now_ms: int) -> bool:
+        """Repeat what was not answered.  False: the quorum is lost, step down."""
+        if self._transfer_target is not None and now_ms >= self._transfer_deadline_ms:
+            self._transfer_target = None
+        for progress in self._progress.values():
+            if progress.retry_at_ms is not None and now_ms >= progress.retry_at_ms:
+                # A node may be alive while its replica of this group is not.
+                if progress.state is ProgressState.PROBE:
+                    progress.is_agreeing = False
+                progress.probe_again()
+                self._ask(progress, now_ms)
+        self._check_agreement(now_ms)
+        lost_since_ms = self._quorum_lost_since_ms
+        return lost_since_ms is None or now_ms < lost_since_ms + self._options.check_quorum_ms
+
+    def on_read_requested(self, read_id: int, now_ms: int) -> None:
+        self.reads.request(read_id)
+        self._begin_reads(now_ms)
+
+    def transfer(self, target: NodeId | None, now_ms: int) -> None:
+        """Hand over once ``target`` has everything; a target that cannot take over is ignored."""
+        chosen = target if target is not None else self._best_successor()
+        progress = self._progress.get(chosen) if chosen is not None else None
+        if (
+            progress is None
+            or not progress.is_up
+            or not is_voter(self._configuration, progress.node)
+        ):
+            return
+        self._transfer_target = progress.node
+        self._transfer_deadline_ms = now_ms + self._options.transfer_timeout_ms
+        self._transfer_sent = False
+        self._hand_over(progress)
+
+    def announce_to(self, node: NodeId, now_ms: int) -> None:
+        """``node`` asked for votes: it does not know this leader (any more)."""
+        progress = self._progress.get(node)
+        if progress is not None:
+            self._ask(progress, now_ms)
+
+    def trim(self, log_start: Offset) -> None:
+        """The log now starts at ``log_start``: nothing below can be sent any more."""
+        for progress in self._progress.values():
+            if progress.next_offset < log_start:
+                progress.probe_from(log_start)
+                progress.is_behind = True
+
+    def reconfigure(self, configuration: Configuration, now_ms: int) -> None:
+        """``configuration`` is in force; greet new members, forget those that left."""
+        self._configuration = configuration
+        members = configuration.members
+        for node in [node for node in self._progress if node not in members]:
+            del self._progress[node]
+        for node in members:
+            if node != self._node and node not in self._progress:
+                progress = Progress(node, self._log.end, node in self._nodes_up)
+                self._progress[node] = progress
+                self._ask(progress, now_ms)
+        if self._transfer_target is not None and self._transfer_target not in self._progress:
+            self._transfer_target = None
+        self._check_agreement(now_ms)
+
+    # --- replication ------------------------------------------------------------------
+
+    def _on_accepted(self, progress: Progress, response: AppendResponse, now_ms: int) -> None:
+        # R12: a follower cannot have more of our log than there is.
+        assert response.synced_end <= response.received_end <= self._log.end
+        if progress.acknowledge(response.synced_end):
+            if progress.in_flight:
+                progress.retry_at_ms = now_ms + self._options.append_retry_ms
+            if response.synced_end > self._log.commit_offset:
+                self._advance_commit()
+                self._begin_reads(now_ms)
+        if progress.state is ProgressState.PROBE and progress.is_up:
+            progress.enter_pipeline(response.received_end)
+            progress.retry_at_ms = now_ms + self._options.append_retry_ms
+        if progress.state is ProgressState.PIPELINE and not self._awaits(progress):
+            progress.retry_at_ms = None
+        if self._transfer_target == progress.node:
+            self._hand_over(progress)
+
+    def _on_refused(self, progress: Progress, response: AppendResponse, now_ms: int) -> None:
+        """Go on where both logs may agree: one round trip unless terms interleave further."""
+        if response.conflict_end < progress.match:
+            return  # Late: it has accepted more since.
+        own_end = self._log.terms.end_of_term(response.conflict_term, self._log.end)
+        candidate = max(min(response.conflict_end, own_end), progress.match)
+        next_offset = max(candidate, self._log.start)
+        if progress.state is ProgressState.PROBE and next_offset >= progress.next_offset:
+            progress.is_behind = candidate < self._log.start
+            return  # A repeated refusal: nothing new to try before the probe is due again.
+        progress.probe_from(next_offset)
+        progress.is_behind = candidate < self._log.start
+        self._ask(progress, now_ms)
+
+    def _advance_commit(self) -> None:
+        end = Offset(quorum_value(self._configuration, self._synced_end_of))
+        # R10: a quorum alone does not commit a batch of an earlier term (Figure 8).
+        if end > self._log.commit_offset and end > self.term_start:
+            self._log.commit_offset = end
+
+    def check_commit(self) -> None:
+        """Check the commit offset, which has just moved."""
+        commit_offset = self._log.commit_offset
+        # R9: what this leader commits is durable on a quorum, by its own knowledge.
+        assert is_quorum(
+            self._configuration, lambda node: self._synced_end_of(node) >= commit_offset
+        )
+        # R10: it commits by counting only when that reaches a batch of its own term.
+        assert self._log.terms.term_at(commit_offset - 1) == self.term
+
+    def _synced_end_of(self, node: NodeId) -> Offset:
+        return self._log.synced_end if node == self._node else self._progress[node].match
+
+    def _ask(self, progress: Progress, now_ms: int) -> None:
+        """Send an empty request that must be answered: probe, announcement, round of reads."""
+        self._outbox.append(self._request(progress, progress.next_offset, expects_answer=True))
+        if progress.is_up:
+            if progress.state is ProgressState.PROBE:
+                progress.retry_at_ms = now_ms + self._options.probe_retry_ms
+            elif progress.retry_at_ms is None:
+                progress.retry_at_ms = now_ms + self._options.append_retry_ms
+
+    def _awaits(self, progress: Progress) -> bool:
+        """Whether a live follower owes an answer."""
+        if progress.in_flight:
+            return True
+        reads = self.reads
+        return reads.is_under_way and progress.round_echoed < reads.round
+
+    def _request(
+        self, progress: Progress, end_offset: Offset, *, expects_answer: bool
+    ) -> AppendRequest:
+        log = self._log
+        progress.sent_commit = log.commit_offset
+        return AppendRequest(
+            group=self._group,
+            source=self._node,
+            target=progress.node,
+            term=self.term,
+            start_offset=progress.next_offset,
+            end_offset=end_offset,
+            prev_term=log.terms.term_at(progress.next_offset - 1),
+            commit_offset=log.commit_offset,
+            round=self.reads.round,
+            expects_answer=expects_answer,
+        )
+
+    # --- who agrees -------------------------------------------------------------------
+
+    def _hear(self, progress: Progress, round_echoed: int, now_ms: int) -> None:
+        if round_echoed > progress.round_echoed:
+            progress.round_echoed = round_echoed
+            if self.reads.is_under_way:
+                self._confirm_reads(now_ms)
+        if progress.is_up and not progress.is_agreeing:
+            progress.is_agreeing = True
+            self._check_agreement(now_ms)
+
+    def _check_agreement(self, now_ms: int) -> None:
+        if is_quorum(self._configuration, self._agrees):
+            self._quorum_lost_since_ms = None
+        elif self._quorum_lost_since_ms is None:
+            self._quorum_lost_since_ms = now_ms
+
+    def _agrees(self, node: NodeId) -> bool:
+        return node == self._node or self._progress[node].is_agreeing
+
+    # --- reads ------------------------------------------------------------------------
+
+    def _begin_reads(self, now_ms: int) -> None:
+        """Begin a round if one is wanted and this leader knows what is committed."""
+        if self.is_ready and self.reads.begin(self._log.commit_offset):
+            for progress in self._progress.values():
+                if is_voter(self._configuration, progress.node):
+                    self._ask(progress, now_ms)
+            self._confirm_reads(now_ms)
+
+    def _confirm_reads(self, now_ms: int) -> None:
+        self.reads.confirm(quorum_value(self._configuration, self._round_echoed_by))
+        if not self.reads.is_under_way:
+            self._begin_reads(now_ms)
+
+    def _round_echoed_by(self, node: NodeId) -> int:
+        return self.reads.round if node == self._node else self._progress[node].round_echoed
+
+    # --- transfer ---------------------------------------------------------------------
+
+    def _best_successor(self) -> NodeId | None:
+        voters = [node for node in self._configuration.voters if node in self._progress]
+        alive = [node for node in voters if self._progress[node].is_up]
+        return max(alive, key=lambda node: self._progress[node].match, default=None)
+
+    def _hand_over(self, progress: Progress) -> None:
+        if progress.match == self._log.end and not self._transfer_sent:
+            self._transfer_sent = True
+            self._outbox.append(
+                TimeoutNow(
+                    group=self._group, source=self._node, target=progress.node, term=self.term
+                )
+            )

@@ -1,0 +1,114 @@
+"""What a leader knows about one follower, and how far it has sent ahead.
+
+Two states.  In PROBE the leader does not know where the logs agree: it sends one empty
+request and waits for the answer.  In PIPELINE it sends without waiting, within a window of
+bytes that have not been acknowledged as durable.  Anything that may have lost a request (a
+new connection, a silence, a refusal) leads back to PROBE; an accepted request leads out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import IntEnum
+
+from logd.types import NodeId, Offset
+
+
+class ProgressState(IntEnum):
+    PROBE = 0
+    PIPELINE = 1
+
+
+class Progress:
+    """``match ≤ next_offset`` always; ``match`` is durable on the follower and never falls."""
+
+    __slots__ = (
+        "in_flight",
+        "in_flight_bytes",
+        "is_agreeing",
+        "is_behind",
+        "is_up",
+        "match",
+        "next_offset",
+        "node",
+        "retry_at_ms",
+        "round_echoed",
+        "sent_commit",
+        "state",
+    )
+
+    def __init__(self, node: NodeId, next_offset: Offset, is_up: bool) -> None:
+        self.node = node
+        self.state = ProgressState.PROBE
+        self.next_offset = next_offset
+        self.match = Offset(0)
+        """Below it the follower's log is durable and equals the leader's."""
+        self.in_flight: deque[tuple[Offset, int]] = deque()
+        """(end offset, bytes) of each request that is not acknowledged, oldest first."""
+        self.in_flight_bytes = 0
+        self.sent_commit = Offset(0)
+        """The commit offset the last request carried."""
+        self.round_echoed = 0
+        self.is_up = is_up
+        """By the failure detector."""
+        self.is_agreeing = False
+        """It is up and has answered this leader in this term since it was last connected."""
+        self.is_behind = False
+        """It needs batches that the leader has trimmed away: state must be shipped first."""
+        self.retry_at_ms: int | None = None
+        """When silence has lasted too long; None: nothing is awaited."""
+
+    def probe_again(self) -> None:
+        """Requests may have been lost: ask where to go on.
+
+        What is in flight stays in the books until the answer tells what has arrived, or a
+        slow disk would be sent a new window with each silence.
+        """
+        if self.state is ProgressState.PIPELINE:
+            self.state = ProgressState.PROBE
+            self.next_offset = self.match
+
+    def probe_from(self, next_offset: Offset) -> None:
+        """The follower refused: try at ``next_offset``."""
+        assert next_offset >= self.match
+        self.state = ProgressState.PROBE
+        self.next_offset = next_offset
+        self._drop_in_flight_above(next_offset)
+
+    def lose_contact(self) -> None:
+        """The node is down: nothing is in flight, nothing is awaited."""
+        self.probe_again()
+        self.is_up = self.is_agreeing = False
+        self.retry_at_ms = None
+        self._drop_in_flight_above(self.match)
+
+    def enter_pipeline(self, received_end: Offset) -> None:
+        """The follower accepted a probe and has everything below ``received_end``."""
+        self.state = ProgressState.PIPELINE
+        self.next_offset = max(self.match, received_end)
+        self.is_behind = False
+        self._drop_in_flight_above(self.next_offset)
+
+    def sent(self, end_offset: Offset, size_bytes: int) -> None:
+        """A request with the batches [next_offset, end_offset) is on its way."""
+        assert self.state is ProgressState.PIPELINE
+        assert end_offset > self.next_offset
+        self.next_offset = end_offset
+        self.in_flight.append((end_offset, size_bytes))
+        self.in_flight_bytes += size_bytes
+
+    def acknowledge(self, synced_end: Offset) -> bool:
+        """The follower is durable below ``synced_end``; whether that is news."""
+        if synced_end <= self.match:
+            return False
+        self.match = synced_end
+        if self.next_offset < synced_end:
+            self.next_offset = synced_end
+        in_flight = self.in_flight
+        while in_flight and in_flight[0][0] <= synced_end:
+            self.in_flight_bytes -= in_flight.popleft()[1]
+        return True
+
+    def _drop_in_flight_above(self, offset: Offset) -> None:
+        while self.in_flight and self.in_flight[-1][0] > offset:
+            self.in_flight_bytes -= self.in_flight.pop()[1]
