@@ -1,0 +1,1 @@
+"""The running server: listeners, sessions, metadata, partitions."""

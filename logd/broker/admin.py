@@ -1,0 +1,257 @@
+"""Administration: topics, leadership, and what this broker knows."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from logd import __version__
+from logd.errors import (
+    InvalidRequestError,
+    NotAReplicaError,
+    RequestTimeoutError,
+    UnavailableError,
+)
+from logd.metadata.commands import AlterTopic, CreateTopic, DeleteTopic
+from logd.metadata.state import Topic, TopicAltered, TopicCreated
+from logd.raft.messages import Role, TransferLeadership
+from logd.types import GroupId, NodeId, Offset
+from logd.wire.messages import (
+    AlterTopicRequest,
+    AlterTopicResponse,
+    BrokerInfo,
+    CreateTopicRequest,
+    CreateTopicResponse,
+    DeleteTopicRequest,
+    DeleteTopicResponse,
+    DescribeBrokerRequest,
+    DescribeBrokerResponse,
+    DescribePartitionRequest,
+    DescribePartitionResponse,
+    InitProducerRequest,
+    InitProducerResponse,
+    Kind,
+    LocalReplicaInfo,
+    Message,
+    MetadataRequest,
+    MetadataResponse,
+    PartitionInfo,
+    ReplicaInfo,
+    TopicInfo,
+    TransferLeaderRequest,
+    TransferLeaderResponse,
+)
+
+if TYPE_CHECKING:
+    from logd.broker.broker import Broker
+    from logd.replication.group import Group
+
+ADMIN_TIMEOUT_MS_MAX: Final = 300_000
+INIT_PRODUCER_TIMEOUT_MS: Final = 10_000
+LOOK_AGAIN_S: Final = 0.1
+"""While waiting for a leader: news come as they happen, this is for those that do not."""
+
+
+async def metadata(broker: Broker, request: MetadataRequest) -> MetadataResponse:
+    """The cluster as this broker has applied it, with leaders as far as it knows."""
+    broker.check_known()
+    state = broker.metadata.state
+    if request.topics is None:
+        topics = list(state.topics)
+        unknown: list[str] = []
+    else:
+        found = {name: state.topic(name) for name in request.topics}
+        topics = [topic for topic in found.values() if topic is not None]
+        unknown = [name for name, topic in found.items() if topic is None]
+    assert state.cluster_id is not None
+    return MetadataResponse(
+        cluster_id=state.cluster_id,
+        controller=broker.controller,
+        brokers=[
+            BrokerInfo(
+                node_id=known.node,
+                host=known.address.host,
+                port=known.address.port,
+                rack=known.rack,
+                failure_domain=known.failure_domain,
+                alive=broker.node.is_up(known.node),
+            )
+            for known in state.brokers
+        ],
+        topics=[_topic_info(broker, topic) for topic in topics],
+        unknown=unknown,
+    )
+
+
+def _topic_info(broker: Broker, topic: Topic) -> TopicInfo:
+    partitions = []
+    for placement in topic.partitions:
+        leader, term = broker.node.leader_of(placement.group)
+        partitions.append(
+            PartitionInfo(
+                partition=placement.partition,
+                group=placement.group,
+                replicas=list(placement.replicas),
+                leader=leader,
+                term=term,
+            )
+        )
+    return TopicInfo(
+        name=topic.name, topic_id=topic.topic_id, partitions=partitions, config=topic.config
+    )
+
+
+async def init_producer(broker: Broker, request: InitProducerRequest) -> InitProducerResponse:
+    broker.check_known()
+    producer_id = await broker.metadata.next_producer_id(INIT_PRODUCER_TIMEOUT_MS)
+    return InitProducerResponse(producer_id=producer_id)
+
+
+async def create_topic(broker: Broker, request: CreateTopicRequest) -> CreateTopicResponse:
+    """Create a topic, and wait until its partitions have leaders or the time is up."""
+    _check_timeout(request.timeout_ms)
+    broker.check_known()
+    deadline = trio.current_time() + request.timeout_ms / 1000
+    result = await broker.metadata.execute(
+        CreateTopic(
+            name=request.name,
+            partitions=request.partitions,
+            replicas=request.replicas,
+            config=request.config,
+            now_ms=broker.env.wall_clock_ms(),
+        ),
+        timeout_ms=request.timeout_ms,
+        safe_to_repeat=False,
+    )
+    assert isinstance(result, TopicCreated)
+    # The topic exists now, whatever follows: waiting for leaders is a courtesy.
+    with trio.move_on_at(deadline):
+        for placement in result.topic.partitions:
+            while broker.node.leader_of(placement.group)[0] is None:
+                await broker.node.leadership_news(LOOK_AGAIN_S)
+    return CreateTopicResponse(topic=_topic_info(broker, result.topic))
+
+
+async def delete_topic(broker: Broker, request: DeleteTopicRequest) -> DeleteTopicResponse:
+    _check_timeout(request.timeout_ms)
+    broker.check_known()
+    await broker.metadata.execute(
+        DeleteTopic(name=request.name), timeout_ms=request.timeout_ms, safe_to_repeat=False
+    )
+    return DeleteTopicResponse()
+
+
+async def alter_topic(broker: Broker, request: AlterTopicRequest) -> AlterTopicResponse:
+    _check_timeout(request.timeout_ms)
+    broker.check_known()
+    result = await broker.metadata.execute(
+        AlterTopic(name=request.name, config=request.config),
+        timeout_ms=request.timeout_ms,
+        safe_to_repeat=True,
+    )
+    assert isinstance(result, TopicAltered)
+    return AlterTopicResponse(topic=_topic_info(broker, result.topic))
+
+
+def _check_timeout(timeout_ms: int) -> None:
+    if not 0 < timeout_ms <= ADMIN_TIMEOUT_MS_MAX:
+        raise InvalidRequestError(
+            f"timeout_ms is {timeout_ms}, expected 1 to {ADMIN_TIMEOUT_MS_MAX}"
+        )
+
+
+async def describe_partition(
+    broker: Broker, request: DescribePartitionRequest
+) -> DescribePartitionResponse:
+    """A partition as its leader knows it."""
+    group = broker.leading_group(request.group)
+    return DescribePartitionResponse(
+        group=group.group_id,
+        leader=broker.node.node,
+        term=group.core.term,
+        replicas=[_replica_info(broker, group, n) for n in group.core.configuration.members],
+        log_start=group.log.start_offset,
+        log_end=group.log.end_offset,
+        commit_offset=group.commit_offset,
+        data_end=group.committed_data_end,
+    )
+
+
+def _replica_info(broker: Broker, group: Group, member: NodeId) -> ReplicaInfo:
+    if member == broker.node.node:
+        return ReplicaInfo(
+            node_id=member, synced_end=group.core.synced_end, in_sync=True, alive=True
+        )
+    alive = broker.node.is_up(member)
+    return ReplicaInfo(
+        node_id=member,
+        synced_end=group.acknowledged_end(member),
+        in_sync=alive and group.is_in_sync(member),
+        alive=alive,
+    )
+
+
+async def transfer_leader(broker: Broker, request: TransferLeaderRequest) -> TransferLeaderResponse:
+    """Hand leadership over, and wait until somebody else has it."""
+    _check_timeout(request.timeout_ms)
+    group = broker.leading_group(request.group)
+    target = None if request.target is None else NodeId(request.target)
+    if target is not None:
+        if target not in group.core.configuration.voters:
+            raise NotAReplicaError(
+                f"node {target} holds no replica of group {group.group_id}: "
+                f"its voters are {', '.join(map(str, group.core.configuration.voters))}"
+            )
+        if target == broker.node.node:
+            return TransferLeaderResponse(leader=target)
+        if not broker.node.is_up(target):
+            raise UnavailableError(f"node {target} is not alive")
+    group.post(TransferLeadership(target))
+    with trio.move_on_after(request.timeout_ms / 1000):
+        while True:
+            leader, term = broker.node.leader_of(GroupId(request.group))
+            if leader is not None and leader != broker.node.node:
+                return TransferLeaderResponse(leader=leader)
+            if group.core.role is Role.LEADER and not group.core.is_transferring:
+                raise UnavailableError(
+                    f"node {target or 'any other'} did not take over: still leading in term {term}"
+                )
+            await broker.node.leadership_news(LOOK_AGAIN_S)
+    raise RequestTimeoutError(f"no new leader within {request.timeout_ms} ms")
+
+
+async def describe_broker(broker: Broker, request: DescribeBrokerRequest) -> DescribeBrokerResponse:
+    return DescribeBrokerResponse(
+        node_id=broker.node.node,
+        version=__version__,
+        uptime_ms=broker.node.now_ms() - broker.started_ms,
+        replicas=[_local_replica(group) for group in broker.node.groups.values()],
+        peers_alive=[int(node) for node in broker.node.peers_up()],
+    )
+
+
+def _local_replica(group: Group) -> LocalReplicaInfo:
+    return LocalReplicaInfo(
+        group=group.group_id,
+        role=group.role_name,
+        term=group.core.term,
+        log_start=group.log.start_offset,
+        log_end=group.log.end_offset,
+        commit_offset=Offset(group.commit_offset),
+        reason="" if group.failure is None else str(group.failure),
+    )
+
+
+ADMIN_HANDLERS: Final[dict[int, Callable[[Broker, Any], Awaitable[Message]]]] = {
+    Kind.METADATA: metadata,
+    Kind.INIT_PRODUCER: init_producer,
+    Kind.CREATE_TOPIC: create_topic,
+    Kind.DELETE_TOPIC: delete_topic,
+    Kind.ALTER_TOPIC: alter_topic,
+    Kind.DESCRIBE_PARTITION: describe_partition,
+    Kind.TRANSFER_LEADER: transfer_leader,
+    Kind.DESCRIBE_BROKER: describe_broker,
+}
+"""Request kind → handler."""

@@ -1,0 +1,129 @@
+"""What the parts of one broker share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from logd.errors import LogdError, NotLeaderError, UnavailableError, UnknownTopicError
+from logd.replication.group import Group
+from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId
+
+if TYPE_CHECKING:
+    from logd.broker.disk_guard import DiskGuard
+    from logd.broker.metadata_service import MetadataService
+    from logd.config import BrokerConfig
+    from logd.env import Env
+    from logd.replication.membership import Membership
+    from logd.replication.node import Node
+
+
+class ProduceBudget:
+    """Bytes of produce requests that are not answered yet, over all connections.
+
+    A connection takes before it queues a batch and stops reading its socket while the budget
+    is exhausted, so the producer's own send blocks: overload slows producers down (P6).
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    def take(self, count: int) -> None:
+        """Take ``count`` bytes; the last taker may go over by one batch."""
+        self._bytes += count
+
+    def give_back(self, count: int) -> None:
+        was_exhausted = self._bytes >= self._bytes_max
+        self._bytes -= count
+        assert self._bytes >= 0
+        if was_exhausted and self._bytes < self._bytes_max:
+            self._waiting.unpark_all()
+
+    async def room(self) -> None:
+        """Wait until there is room."""
+        while self._bytes >= self._bytes_max:
+            await self._waiting.park()
+
+
+@dataclass(slots=True)
+class Broker:
+    """One running broker."""
+
+    config: BrokerConfig
+    env: Env
+    node: Node
+    membership: Membership
+    metadata: MetadataService
+    disk: DiskGuard
+    budget: ProduceBudget
+    address: HostPort
+    """What clients are told."""
+    started_ms: int
+    is_stopping: bool = False
+
+    def group(self, group_id: int) -> Group:
+        """The local replica of a group.
+
+        Raises:
+            UnknownTopicError: there is no such partition (any more).
+            NotLeaderError: it has no replica here; says who leads it.
+            UnavailableError: its replica here is not open (yet).
+        """
+        found = self.node.groups.get(GroupId(group_id))
+        if found is not None:
+            if found.failure is not None:
+                raise self.elsewhere(group_id, f"its replica has failed: {found.failure}")
+            return found
+        self.check_known()
+        placement = self.metadata.state.placement(GroupId(group_id))
+        if placement is None:
+            raise UnknownTopicError(f"no partition has group {group_id}: it may have been deleted")
+        if self.node.node in placement.replicas:
+            raise UnavailableError(f"the replica of {placement.name} is not open yet")
+        raise self.elsewhere(group_id, "it has no replica here")
+
+    def elsewhere(self, group_id: int, reason: str) -> LogdError:
+        """Not here: the error that sends a client to the leader."""
+        leader, _ = self.node.leader_of(GroupId(group_id))
+        if leader == self.node.node:
+            leader = None
+        return NotLeaderError(
+            f"node {self.node.node} does not serve group {group_id}: {reason}", leader
+        )
+
+    def leading_group(self, group_id: int) -> Group:
+        """The local replica of a group that this broker leads and may serve."""
+        found = self.group(group_id)
+        if not found.is_leader:
+            raise found.not_leader()
+        if not found.is_ready:
+            raise UnavailableError(f"group {group_id} has a new leader that is taking over")
+        return found
+
+    def check_known(self) -> None:
+        """Refuse, saying what is missing, while this broker does not know the cluster."""
+        if self.metadata.is_known:
+            return
+        missing = self.membership.missing()
+        if self.membership.directory.members is None and missing:
+            names = ", ".join(f"{node} at {self.config.cluster[NodeId(node)]}" for node in missing)
+            raise UnavailableError(
+                f"the cluster is not formed: node {self.node.node} has not seen node {names}"
+            )
+        up = self.node.peers_up()
+        raise UnavailableError(
+            f"node {self.node.node} is starting and does not know the cluster yet; "
+            f"it hears {'nodes ' + ', '.join(map(str, up)) if up else 'no other node'}"
+        )
+
+    @property
+    def controller(self) -> int | None:
+        return self.node.leader_of(METADATA_GROUP)[0]

@@ -1,0 +1,61 @@
+"""Refuses appends before the disk is full, and takes them again when there is space.
+
+A write that fails for want of space poisons its log until a restart; refusing early keeps
+every log usable, and reads, votes and deletions going.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from logd.broker import log_events
+from logd.errors import DiskFullError
+from logd.limits import MIB
+
+if TYPE_CHECKING:
+    from logd.env import Env
+
+log = structlog.get_logger(__name__)
+
+CHECK_INTERVAL_S: Final = 0.5
+RESUME_FACTOR: Final = 1.25
+"""Appends go on when this much more than the minimum is free: no flapping at the edge."""
+
+
+class DiskGuard:
+    """Watches the free space of the data directory's disk."""
+
+    def __init__(self, env: Env, path: str, free_bytes_min: int) -> None:
+        self._env = env
+        self._path = path
+        self._free_bytes_min = free_bytes_min
+        self._free_bytes = 0
+        self.is_full = False
+
+    def check(self) -> None:
+        """Raise DiskFullError while appends are refused."""
+        if self.is_full:
+            raise DiskFullError(
+                f"{self._free_bytes // MIB} MiB are free on the disk of {self._path}, appends "
+                f"need {int(self._free_bytes_min * RESUME_FACTOR) // MIB} MiB: free some space"
+            )
+
+    async def measure(self) -> None:
+        """Look once."""
+        self._free_bytes = await self._env.run_blocking(self._env.files.free_bytes, self._path)
+        needed = self._free_bytes_min * (RESUME_FACTOR if self.is_full else 1)
+        was_full, self.is_full = self.is_full, self._free_bytes < needed
+        if self.is_full != was_full:
+            event = log_events.DISK_FULL if self.is_full else log_events.DISK_USABLE_AGAIN
+            log.warning(event, path=self._path, free_bytes=self._free_bytes)
+
+    async def run(self) -> None:
+        """Look again and again until cancelled."""
+        if self._free_bytes_min == 0:
+            return
+        while True:
+            await self.measure()
+            await trio.sleep(CHECK_INTERVAL_S)

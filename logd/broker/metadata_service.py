@@ -1,0 +1,284 @@
+"""The metadata log, applied: every broker's copy of the cluster's state.
+
+Group 0 is replicated like any partition.  This service applies its committed commands, in
+order, to ``MetadataState``, so that every broker answers metadata requests from memory.
+Commands are proposed by its leader, the controller; other brokers forward to it.  The
+result of a command is what applying it returned here, at the offset it was committed at:
+nothing but that offset travels back.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from logd.broker import log_events
+from logd.errors import (
+    ERROR_BY_CODE,
+    LeadershipLostError,
+    LogdError,
+    NotLeaderError,
+    OverloadedError,
+    RequestError,
+    RequestTimeoutError,
+    UnavailableError,
+    UnknownServerError,
+)
+from logd.limits import FETCH_BYTES_MAX, PRODUCER_IDS_PER_BLOCK
+from logd.metadata.commands import AllocateProducerIds, Command, decode_command, encode_command
+from logd.metadata.state import MetadataState, ProducerIdBlock
+from logd.record.batch import seal_opaque
+from logd.record.header import HEADER_BYTES, BatchKind, decode_header, split_batches
+from logd.replication.group import Group, Outcome, Placed, Proposal
+from logd.replication.peer_protocol import Forward, ForwardResult
+from logd.types import METADATA_GROUP, NodeId, Offset
+
+if TYPE_CHECKING:
+    from logd.replication.node import Node
+
+log = structlog.get_logger(__name__)
+
+RESULTS_KEPT_MAX: Final = 1024
+FORWARDS_MAX: Final = 256
+RETRY_S: Final = 0.02
+
+
+class MetadataService:
+    """Applies group 0 and carries commands to it."""
+
+    def __init__(self, node: Node) -> None:
+        self.state = MetadataState()
+        self._node = node
+        self._group: Group | None = None
+        self._applied = Offset(0)
+        self._results: OrderedDict[Offset, object] = OrderedDict()
+        self._progress = trio.Event()
+        self._commits = trio.Event()
+        self._forwards: dict[int, tuple[trio.Event, list[ForwardResult]]] = {}
+        self._next_forward = 1
+        self._forwards_served = 0
+        self._producer_ids = range(0)
+        """What is left of the block this broker was given."""
+        self._producer_ids_lock = trio.Lock()
+        node.on_forward = self._on_forward
+        node.on_forward_result = self._on_forward_result
+
+    # --- applying -----------------------------------------------------------------------------
+
+    @property
+    def applied_offset(self) -> Offset:
+        return self._applied
+
+    @property
+    def is_known(self) -> bool:
+        """The cluster is formed and this broker has applied that."""
+        return self.state.cluster_id is not None
+
+    def attach(self, group: Group) -> None:
+        """Follow ``group``, which is group 0."""
+        assert group.group_id == METADATA_GROUP
+        self._group = group
+        group.watch(self)
+
+    def on_commit(self, commit_offset: Offset) -> None:
+        self._commits.set()
+
+    def on_leadership_lost(self) -> None:
+        pass
+
+    async def changed(self) -> None:
+        """Wait until something was applied."""
+        await self._progress.wait()
+
+    async def run(self) -> None:
+        """Apply committed commands until cancelled."""
+        assert self._group is not None
+        group = self._group
+        while True:
+            if self._applied < group.commit_offset:
+                await self._apply_some(group)
+                continue
+            self._commits = trio.Event()
+            await self._commits.wait()
+
+    async def _apply_some(self, group: Group) -> None:
+        found = await group.read_committed(self._applied, FETCH_BYTES_MAX)
+        assert found is not None
+        for header, view in split_batches(memoryview(b"".join(found.buffers))):
+            if header.is_control:
+                self.state.advance(header.end_offset)
+            else:
+                self._apply(bytes(view[HEADER_BYTES:]), header.base_offset)
+            self._applied = header.end_offset
+        progress, self._progress = self._progress, trio.Event()
+        progress.set()
+
+    def _apply(self, encoded: bytes, offset: Offset) -> None:
+        result: object
+        try:
+            result = self.state.apply(decode_command(encoded), offset)
+        except RequestError as error:
+            result = error
+            log.info(log_events.METADATA_REFUSED, offset=offset, reason=str(error))
+        self._results[offset] = result
+        if len(self._results) > RESULTS_KEPT_MAX:
+            self._results.popitem(last=False)
+
+    async def _result_of(self, offset: Offset) -> object:
+        while self._applied <= offset:
+            await self._progress.wait()
+        try:
+            result = self._results[offset]
+        except KeyError:
+            raise UnknownServerError(f"the result of command {offset} is no longer known") from None
+        if isinstance(result, LogdError):
+            raise result
+        return result
+
+    # --- proposing ----------------------------------------------------------------------------
+
+    async def execute(self, command: Command, *, timeout_ms: int, safe_to_repeat: bool) -> object:
+        """Commit ``command`` and return what applying it returned.
+
+        Args:
+            timeout_ms: give up after this long.
+            safe_to_repeat: propose again when it is unknown whether an attempt took effect.
+
+        Raises:
+            RequestError: the command was refused, or could not be committed in time
+                (``may_have_applied`` tells whether it still may be).
+        """
+        encoded = encode_command(command)
+        uncertain: LogdError | None = None
+        try:
+            with trio.fail_after(timeout_ms / 1000):
+                while True:
+                    try:
+                        offset = await self._commit(encoded, timeout_ms)
+                    except LogdError as error:
+                        if not error.retriable:
+                            raise
+                        if error.may_have_applied:
+                            uncertain = error
+                            if not safe_to_repeat:
+                                raise
+                        await self._node.leadership_news(RETRY_S)
+                        continue
+                    return await self._result_of(offset)
+        except trio.TooSlowError:
+            pass
+        if uncertain is not None:
+            raise RequestTimeoutError(f"not committed within {timeout_ms} ms: {uncertain}")
+        leader, _ = self._node.leader_of(METADATA_GROUP)
+        if leader is None:
+            raise UnavailableError(
+                "no controller: a majority of the metadata voters must be alive; node "
+                f"{self._node.node} hears {self._node.peers_up() or 'none of its peers'}"
+            )
+        raise RequestTimeoutError(f"the controller, node {leader}, did not answer in time")
+
+    async def _commit(self, encoded: bytes, timeout_ms: int) -> Offset:
+        leader, _ = self._node.leader_of(METADATA_GROUP)
+        if leader == self._node.node:
+            return await self._propose(encoded, timeout_ms)
+        if leader is None:
+            raise NotLeaderError("no controller is known")
+        return await self._forward(leader, encoded, timeout_ms)
+
+    async def _propose(self, encoded: bytes, timeout_ms: int) -> Offset:
+        if self._group is None:
+            raise UnavailableError("this broker is starting")
+        now_ms = self._node.env.wall_clock_ms()
+        batch = seal_opaque(encoded, kind=BatchKind.DATA, timestamp_ms=now_ms)
+        settled = trio.Event()
+        outcomes: list[Outcome] = []
+
+        def done(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            settled.set()
+
+        deadline_ms = self._node.now_ms() + timeout_ms
+        self._group.propose(Proposal(batch, decode_header(batch), done, deadline_ms=deadline_ms))
+        await settled.wait()
+        outcome = outcomes[0]
+        if isinstance(outcome, Placed):
+            return outcome.base_offset
+        raise outcome
+
+    # --- forwarding ---------------------------------------------------------------------------
+
+    async def _forward(self, leader: NodeId, encoded: bytes, timeout_ms: int) -> Offset:
+        request_id = self._next_forward
+        self._next_forward += 1
+        answered = trio.Event()
+        answers: list[ForwardResult] = []
+        self._forwards[request_id] = (answered, answers)
+        try:
+            message = Forward(request_id=request_id, command=encoded, timeout_ms=timeout_ms)
+            if not self._node.send_peer(leader, message):
+                raise NotLeaderError(f"no connection to the controller, node {leader}")
+            while not answered.is_set():
+                # The answer is lost with the leader; its successor is asked anew.
+                with trio.move_on_after(0.2):
+                    await answered.wait()
+                if not answered.is_set() and self._node.leader_of(METADATA_GROUP)[0] != leader:
+                    raise LeadershipLostError(f"node {leader} stopped being the controller")
+        finally:
+            del self._forwards[request_id]
+        answer = answers[0]
+        if answer.offset is not None:
+            return Offset(answer.offset)
+        error_type = ERROR_BY_CODE.get(answer.error_code, UnknownServerError)
+        raise error_type(answer.error)
+
+    def _on_forward_result(self, result: ForwardResult) -> None:
+        waiting = self._forwards.get(result.request_id)
+        if waiting is not None:
+            waiting[1].append(result)
+            waiting[0].set()
+
+    def _on_forward(self, source: NodeId, forward: Forward) -> None:
+        if self._forwards_served >= FORWARDS_MAX:
+            error = OverloadedError(f"{FORWARDS_MAX} forwarded commands are under way")
+            self._answer(source, forward, error)
+            return
+        self._forwards_served += 1
+        self._node.start_soon(self._serve_forward, source, forward)
+
+    async def _serve_forward(self, source: NodeId, forward: Forward) -> None:
+        try:
+            decode_command(forward.command)
+            offset = await self._propose(forward.command, forward.timeout_ms)
+        except LogdError as error:
+            self._answer(source, forward, error)
+        else:
+            self._node.send_peer(
+                source, ForwardResult(request_id=forward.request_id, offset=offset)
+            )
+        finally:
+            self._forwards_served -= 1
+
+    def _answer(self, source: NodeId, forward: Forward, error: LogdError) -> None:
+        self._node.send_peer(
+            source,
+            ForwardResult(request_id=forward.request_id, error_code=error.code, error=str(error)),
+        )
+
+    # --- producer ids -------------------------------------------------------------------------
+
+    async def next_producer_id(self, timeout_ms: int) -> int:
+        """A producer id nobody else has; blocks of them come from the metadata log."""
+        async with self._producer_ids_lock:
+            if not self._producer_ids:
+                block = await self.execute(
+                    AllocateProducerIds(node=self._node.node, count=PRODUCER_IDS_PER_BLOCK),
+                    timeout_ms=timeout_ms,
+                    safe_to_repeat=True,
+                )
+                assert isinstance(block, ProducerIdBlock)
+                self._producer_ids = range(block.start, block.end)
+            first, self._producer_ids = self._producer_ids[0], self._producer_ids[1:]
+            return first

@@ -1,0 +1,166 @@
+"""Keeps the replicas on this broker equal to what the metadata says it holds.
+
+Level-triggered: it compares what should be here with what is, each time metadata changed,
+so that a restart, a missed event or a half-done step all end the same way.
+
+A directory is moved to the trash only if its group id was handed out by the metadata log
+and is no longer there, that is, if a committed command deleted it.  An unknown directory
+with a higher id is left alone: we may simply not have caught up (deletion is never inferred).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from logd.broker import log_events
+from logd.errors import CorruptionError, LogdError
+from logd.metadata.state import PartitionPlacement
+from logd.raft.core import RaftCore
+from logd.raft.messages import Configuration
+from logd.raft.options import RaftOptions
+from logd.replication.group import Group
+from logd.replication.opening import OpenedGroup, open_group
+from logd.storage.log import LogOptions
+from logd.types import METADATA_GROUP, GroupId, NodeId
+
+if TYPE_CHECKING:
+    from logd.broker.metadata_service import MetadataService
+    from logd.config import BrokerConfig
+    from logd.env import Env
+    from logd.replication.membership import Membership
+    from logd.replication.node import Node
+
+log = structlog.get_logger(__name__)
+
+OPENING_AT_ONCE = 8
+RETRY_S = 1.0
+
+
+class Partitions:
+    """Opens and removes this broker's replicas."""
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        env: Env,
+        node: Node,
+        membership: Membership,
+    ) -> None:
+        self._config = config
+        self._env = env
+        self._node = node
+        self._directory = membership.directory
+        self._unusable: dict[GroupId, str] = {}
+
+    async def open_metadata(
+        self, voters: tuple[NodeId, ...], learners: tuple[NodeId, ...]
+    ) -> Group:
+        """Open group 0.  Raises CorruptionError or StorageError: the broker cannot start."""
+        return await self._open(
+            METADATA_GROUP, Configuration(voters, learners), self._log_options({})
+        )
+
+    async def run(self, metadata: MetadataService) -> None:
+        """Follow the metadata until cancelled."""
+        while True:
+            wanted = {p.group: p for p in metadata.state.partitions_on(self._node.node)}
+            await self._remove_others(wanted, metadata.state.next_group)
+            missing = [
+                placement
+                for group, placement in wanted.items()
+                if group not in self._node.groups and group not in self._unusable
+            ]
+            await self._open_all(missing, metadata)
+            if {p.group for p in metadata.state.partitions_on(self._node.node)} == set(wanted):
+                await metadata.changed()
+
+    async def _remove_others(
+        self, wanted: dict[GroupId, PartitionPlacement], next_group: GroupId
+    ) -> None:
+        for group_id in list(self._node.groups):
+            if group_id != METADATA_GROUP and group_id not in wanted:
+                await self._node.remove_group(group_id)
+        on_disk = await self._env.run_blocking(self._directory.list_groups)
+        for group_id in on_disk:
+            was_deleted = METADATA_GROUP < group_id < next_group and group_id not in wanted
+            if was_deleted:
+                await self._env.run_blocking(self._directory.trash_group, group_id)
+                log.info(log_events.PARTITION_TRASHED, group=group_id)
+        await self._env.run_blocking(self._directory.empty_trash)
+
+    async def _open_all(self, missing: list[PartitionPlacement], metadata: MetadataService) -> None:
+        limiter = trio.CapacityLimiter(OPENING_AT_ONCE)
+
+        async def open_one(placement: PartitionPlacement) -> None:
+            async with limiter:
+                await self._open_partition(placement, metadata)
+
+        async with trio.open_nursery() as nursery:
+            for placement in missing:
+                nursery.start_soon(open_one, placement)
+
+    async def _open_partition(
+        self, placement: PartitionPlacement, metadata: MetadataService
+    ) -> None:
+        topic = metadata.state.topic(placement.topic)
+        options = self._log_options({} if topic is None else topic.config)
+        try:
+            await self._open(placement.group, Configuration(placement.replicas), options)
+        except (OSError, LogdError) as error:
+            # This replica stays shut; the others serve.  A restart tries again.
+            self._unusable[placement.group] = str(error)
+            log.error(
+                log_events.PARTITION_DAMAGED,
+                partition=str(placement.name),
+                group=placement.group,
+                reason=str(error),
+            )
+        else:
+            log.info(
+                log_events.PARTITION_OPENED, partition=str(placement.name), group=placement.group
+            )
+
+    async def _open(
+        self, group_id: GroupId, configuration: Configuration, options: LogOptions
+    ) -> Group:
+        opened = await self._env.run_blocking(
+            open_group, self._env.files, self._directory, self._node.node, group_id, options
+        )
+        if opened.damage is not None:
+            # A replica with a hole must not vote, lead or serve it: it stays shut.
+            await self._env.run_blocking(opened.close)
+            raise CorruptionError(opened.damage)
+        group = Group(opened, self._core(opened, configuration), self._node)
+        self._node.add_group(group)
+        return group
+
+    def _core(self, opened: OpenedGroup, configuration: Configuration) -> RaftCore:
+        config = self._config
+        return RaftCore(
+            node=self._node.node,
+            group=opened.group_id,
+            configuration=configuration,
+            hard_state=opened.loaded_hard_state,
+            term_history=opened.term_history(),
+            log_start=opened.log.start_offset,
+            log_end=opened.log.end_offset,
+            commit_offset=opened.commit_offset,
+            options=RaftOptions(
+                election_timeout_ms_min=config.election_timeout_ms,
+                election_timeout_ms_max=2 * config.election_timeout_ms,
+                check_quorum_ms=config.liveness_timeout_ms,
+            ),
+            draw=self._env.rng(f"raft:{opened.group_id}").random,
+            now_ms=self._node.now_ms(),
+        )
+
+    def _log_options(self, topic_config: dict[str, str]) -> LogOptions:
+        segment_bytes = int(topic_config.get("segment_bytes", self._config.segment_bytes))
+        return LogOptions(
+            segment_bytes=segment_bytes,
+            index_interval_bytes=self._config.index_interval_bytes,
+            allocate_bytes=min(self._config.allocate_bytes, segment_bytes),
+        )

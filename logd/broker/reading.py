@@ -1,0 +1,104 @@
+"""Reading without a subscription: bounded fetches, offsets, and descriptions of one log."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from logd.broker.subscriptions import find_replica, start_position
+from logd.errors import CorruptionError, InvalidRequestError, ReplicaDamagedError
+from logd.limits import FETCH_BYTES_MAX
+from logd.replication.group import CommittedBatches, Group
+from logd.types import Offset
+from logd.wire.messages import (
+    FetchRequest,
+    FetchResponse,
+    Kind,
+    Message,
+    OffsetsRequest,
+    OffsetsResponse,
+)
+
+if TYPE_CHECKING:
+    from logd.broker.broker import Broker
+
+FETCH_WAIT_MS_MAX: Final = 60_000
+
+
+class _CommitWaiter:
+    """Wakes a long poll when anything is committed, or when the leader changes."""
+
+    def __init__(self) -> None:
+        self.changed = trio.Event()
+
+    def on_commit(self, commit_offset: Offset) -> None:
+        self.changed.set()
+
+    def on_leadership_lost(self) -> None:
+        self.changed.set()
+
+
+async def fetch(
+    broker: Broker, request: FetchRequest
+) -> tuple[FetchResponse, CommittedBatches | None]:
+    """Committed batches from ``offset`` on, waiting up to ``wait_ms`` for the first."""
+    if not 0 < request.bytes_max <= FETCH_BYTES_MAX:
+        raise InvalidRequestError(
+            f"bytes_max is {request.bytes_max}, expected 1 to {FETCH_BYTES_MAX}"
+        )
+    if not 0 <= request.wait_ms <= FETCH_WAIT_MS_MAX:
+        raise InvalidRequestError(
+            f"wait_ms is {request.wait_ms}, expected 0 to {FETCH_WAIT_MS_MAX}"
+        )
+    group = find_replica(broker, request.group, any_replica=request.any_replica)
+    offset = await start_position(broker, group, "offset", request.offset)
+    if offset >= group.commit_offset and request.wait_ms:
+        await _wait_for_commit(group, request.wait_ms)
+        group = find_replica(broker, request.group, any_replica=request.any_replica)
+    try:
+        found = await group.read_committed(offset, request.bytes_max)
+    except CorruptionError as error:
+        raise ReplicaDamagedError(str(error)) from error
+    return (
+        FetchResponse(
+            next_offset=offset if found is None else found.end_offset,
+            log_start=group.log.start_offset,
+            commit_offset=group.commit_offset,
+        ),
+        found,
+    )
+
+
+async def _wait_for_commit(group: Group, wait_ms: int) -> None:
+    waiter = _CommitWaiter()
+    key = group.watch(waiter)
+    try:
+        with trio.move_on_after(wait_ms / 1000):
+            await waiter.changed.wait()
+    finally:
+        group.unwatch(key)
+
+
+async def offsets(broker: Broker, request: OffsetsRequest) -> tuple[OffsetsResponse, None]:
+    """Where the log begins and ends, and what lies at a time."""
+    group = find_replica(broker, request.group, any_replica=request.any_replica)
+    time_offset = None
+    if request.time_ms is not None:
+        time_offset = await start_position(broker, group, "time", request.time_ms)
+    return (
+        OffsetsResponse(
+            log_start=group.log.start_offset,
+            commit_offset=group.commit_offset,
+            data_end=group.committed_data_end,
+            time_offset=time_offset,
+        ),
+        None,
+    )
+
+
+READ_HANDLERS: Final[
+    dict[int, Callable[[Broker, Any], Awaitable[tuple[Message, CommittedBatches | None]]]]
+] = {Kind.FETCH: fetch, Kind.OFFSETS: offsets}
+"""Request kind → handler; a handler's body, if any, follows its answer."""

@@ -1,0 +1,261 @@
+"""One broker, from its data directory to its last synced byte.
+
+Start: lock the directory, listen, find the other nodes, open the metadata log, register,
+open the partitions.  Clients are answered from the first moment, if only with what is
+still missing.
+
+Stop (``stop`` is set): leadership is handed over, logs are synced and closed.  Cancelling
+instead of stopping is the clean version of pulling the plug: nothing more is acknowledged
+and recovery does the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from logd import __version__
+from logd.broker import log_events
+from logd.broker.broker import Broker, ProduceBudget
+from logd.broker.disk_guard import DiskGuard
+from logd.broker.metadata_service import MetadataService
+from logd.broker.partitions import Partitions
+from logd.broker.session import Session
+from logd.errors import LogdError
+from logd.limits import CONNECTIONS_MAX, METADATA_VOTERS_MAX
+from logd.metadata.commands import FormCluster, RegisterBroker
+from logd.raft.messages import TransferLeadership
+from logd.replication.membership import Membership
+from logd.replication.node import Node
+from logd.replication.peer_server import serve_peers
+from logd.storage.directory import DataDirectory
+from logd.types import DirectoryId, HostPort, NodeId
+
+if TYPE_CHECKING:
+    from logd.config import BrokerConfig
+    from logd.env import ByteStream, Env, Listener
+
+log = structlog.get_logger(__name__)
+
+HAND_OVER_S: Final = 1.0
+"""How long a stopping broker waits for its successors."""
+
+REGISTER_TIMEOUT_MS: Final = 5_000
+ACCEPT_RETRY_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddresses:
+    """Where a started broker really listens."""
+
+    client: HostPort
+    peer: HostPort
+
+
+async def run_broker(
+    config: BrokerConfig,
+    env: Env,
+    *,
+    stop: trio.Event,
+    task_status: trio.TaskStatus[BrokerAddresses] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run one broker until ``stop`` is set (clean) or the call is cancelled (abrupt).
+
+    Raises:
+        StorageError: the data directory is locked, foreign, unwritable or too new.
+        OSError: an address cannot be listened on.
+    """
+    log.info(log_events.BROKER_STARTING, node=config.node_id, version=__version__)
+    directory = await env.run_blocking(
+        DataDirectory.open,
+        env.files,
+        config.data_dir,
+        config.node_id,
+        lambda: f"{env.rng('directory').getrandbits(128):032x}",
+    )
+    try:
+        await _run_with_directory(config, env, directory, stop, task_status)
+    finally:
+        directory.close()
+    log.info(log_events.BROKER_STOPPED, node=config.node_id)
+
+
+async def _run_with_directory(
+    config: BrokerConfig,
+    env: Env,
+    directory: DataDirectory,
+    stop: trio.Event,
+    task_status: trio.TaskStatus[BrokerAddresses],
+) -> None:
+    membership = Membership(config.node_id, directory, config.cluster, env)
+    node = Node(config, env, membership)
+    client_listener = await env.network.listen(config.listen)
+    try:
+        peer_listener = await env.network.listen(config.peer_listen)
+    except OSError:
+        client_listener.close()
+        raise
+    broker = Broker(
+        config=config,
+        env=env,
+        node=node,
+        membership=membership,
+        metadata=MetadataService(node),
+        disk=DiskGuard(env, config.data_dir, config.disk_free_bytes_min),
+        budget=ProduceBudget(config.produce_bytes_in_flight),
+        address=config.advertise or client_listener.address,
+        started_ms=node.now_ms(),
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.run)
+            nursery.start_soon(serve_peers, peer_listener, node)
+            nursery.start_soon(_serve_clients, client_listener, broker)
+            nursery.start_soon(broker.disk.run)
+            nursery.start_soon(_join, broker)
+            addresses = BrokerAddresses(client_listener.address, peer_listener.address)
+            log.info(
+                log_events.BROKER_STARTED,
+                node=config.node_id,
+                address=str(addresses.client),
+                peer_address=str(addresses.peer),
+                data_dir=config.data_dir,
+            )
+            task_status.started(addresses)
+            await stop.wait()
+            log.info(log_events.BROKER_STOPPING, node=config.node_id)
+            broker.is_stopping = True
+            client_listener.close()
+            await _hand_over(node)
+            nursery.cancel_scope.cancel()
+        await node.close()
+    finally:
+        client_listener.close()
+        peer_listener.close()
+
+
+async def _join(broker: Broker) -> None:
+    """Become part of the cluster, and then of its work."""
+    config, node, membership = broker.config, broker.node, broker.membership
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(_report_missing, membership)
+        members = await membership.formed()
+        waiting.cancel_scope.cancel()
+    listed = tuple(NodeId(n) for n in sorted(members))
+    partitions = Partitions(config, broker.env, node, membership)
+    group = await partitions.open_metadata(
+        listed[:METADATA_VOTERS_MAX], listed[METADATA_VOTERS_MAX:]
+    )
+    broker.metadata.attach(group)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(broker.metadata.run)
+        await _form(broker, members)
+        nursery.start_soon(partitions.run, broker.metadata)
+        await _register(broker)
+
+
+async def _report_missing(membership: Membership) -> None:
+    while True:
+        await trio.sleep(2.0)
+        log.warning(log_events.WAITING_FOR_NODES, missing=membership.missing())
+
+
+async def _form(broker: Broker, members: dict[int, str]) -> None:
+    """Give the cluster its identity, once; every node writes down what was committed."""
+    metadata = broker.metadata
+    rng = broker.env.rng("cluster")
+    while not metadata.is_known:
+        if broker.controller == broker.node.node:
+            voters = {
+                NodeId(n): DirectoryId(members[n]) for n in sorted(members)[:METADATA_VOTERS_MAX]
+            }
+            command = FormCluster(cluster_id=f"{rng.getrandbits(64):016x}", voters=voters)
+            try:
+                await metadata.execute(
+                    command, timeout_ms=REGISTER_TIMEOUT_MS, safe_to_repeat=False
+                )
+            except LogdError as error:
+                log.info(log_events.METADATA_REFUSED, reason=str(error))
+        with trio.move_on_after(0.05):
+            await metadata.changed()
+    cluster_id = metadata.state.cluster_id
+    assert cluster_id is not None
+    if broker.membership.cluster_id is None:
+        await broker.env.run_blocking(broker.membership.directory.set_cluster_id, cluster_id)
+        log.info(log_events.CLUSTER_FORMED, cluster_id=cluster_id)
+
+
+async def _register(broker: Broker) -> None:
+    """Tell the cluster where this broker is reached, until it has been committed."""
+    config = broker.config
+    peer = config.cluster[config.node_id]
+    command = RegisterBroker(
+        node=config.node_id,
+        directory_id=broker.membership.directory.directory_id,
+        incarnation=broker.node.incarnation,
+        host=broker.address.host,
+        port=broker.address.port,
+        peer_host=peer.host,
+        peer_port=peer.port,
+        failure_domain=config.failure_domain,
+        rack=config.rack,
+        version=__version__,
+    )
+    while True:
+        try:
+            await broker.metadata.execute(
+                command, timeout_ms=REGISTER_TIMEOUT_MS, safe_to_repeat=True
+            )
+        except LogdError as error:
+            log.warning(log_events.METADATA_REFUSED, reason=str(error))
+            await trio.sleep(0.1)
+        else:
+            log.info(log_events.BROKER_REGISTERED, node=config.node_id, address=str(broker.address))
+            return
+
+
+async def _serve_clients(listener: Listener, broker: Broker) -> None:
+    """Accept clients until cancelled."""
+    sessions = 0
+
+    async def serve(stream: ByteStream) -> None:
+        nonlocal sessions
+        try:
+            await Session(stream, broker).run()
+        finally:
+            sessions -= 1
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if broker.is_stopping:
+                    return
+                # Out of descriptors, usually: those that are connected go on.
+                log.error(log_events.ACCEPT_FAILED, reason=str(error))
+                await trio.sleep(ACCEPT_RETRY_S)
+                continue
+            if sessions >= CONNECTIONS_MAX:
+                log.warning(
+                    log_events.CLIENT_REFUSED,
+                    address=stream.peer_name,
+                    reason=f"{CONNECTIONS_MAX} connections, the most there may be",
+                )
+                stream.abort()
+                continue
+            sessions += 1
+            nursery.start_soon(serve, stream)
+
+
+async def _hand_over(node: Node) -> None:
+    """Give leadership away, as far as there is somebody to take it, within a bounded time."""
+    for group in list(node.groups.values()):
+        if group.is_leader:
+            group.post(TransferLeadership(None))
+    with trio.move_on_after(HAND_OVER_S):
+        while any(g.is_leader and g.core.is_transferring for g in list(node.groups.values())):
+            await node.leadership_news(0.1)

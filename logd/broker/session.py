@@ -1,0 +1,326 @@
+"""One client connection: greeting, requests in, answers and deliveries out.
+
+Three tasks share it: one reads and dispatches, one sends what is queued, one delivers to
+subscriptions.  Requests that need no waiting (produce, credit, metadata) are carried out
+by the reader itself; the others get a task of their own, so that answers may overtake one
+another.  The reader stops reading while the connection owes too much, in requests or in
+bytes: that is the back-pressure a client feels.
+
+Whatever a client sends, the worst that happens is that its connection is closed with a
+logged reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from logd import __version__
+from logd.broker import log_events
+from logd.broker.admin import ADMIN_HANDLERS
+from logd.broker.produce import start_produce
+from logd.broker.reading import READ_HANDLERS
+from logd.broker.subscriptions import Subscriptions
+from logd.errors import (
+    InvalidRequestError,
+    LogdError,
+    NotAuthorizedError,
+    ProtocolError,
+    UnknownServerError,
+    UnsupportedVersionError,
+)
+from logd.limits import (
+    CONNECTION_SEND_BYTES_MAX,
+    FRAME_BYTES_MAX,
+    FRAME_UNAUTHENTICATED_BYTES_MAX,
+    HANDSHAKE_TIMEOUT_S,
+    PROGRESS_TIMEOUT_S,
+    REQUESTS_IN_FLIGHT_MAX,
+)
+from logd.replication.group import CommittedBatches
+from logd.replication.outbox import Outbox
+from logd.types import Buffer
+from logd.wire.frame import (
+    FLAG_ERROR,
+    FLAG_PUSH,
+    FLAG_RESPONSE,
+    Frame,
+    FrameDecoder,
+    decode_message,
+    encode_message,
+)
+from logd.wire.messages import (
+    PROTOCOL_VERSION,
+    REQUEST_BY_KIND,
+    Credit,
+    Deliver,
+    ErrorResponse,
+    HelloRequest,
+    HelloResponse,
+    Kind,
+    Message,
+    ProduceRequest,
+    SubscribeRequest,
+    SubscriptionEnded,
+    UnsubscribeRequest,
+    UnsubscribeResponse,
+)
+
+if TYPE_CHECKING:
+    from logd.broker.broker import Broker
+    from logd.env import ByteStream
+
+log = structlog.get_logger(__name__)
+
+ONE_WAY: Final = (Kind.CREDIT,)
+
+
+class Session:
+    """Serves one client until the connection ends."""
+
+    def __init__(self, stream: ByteStream, broker: Broker) -> None:
+        self.broker = broker
+        self._stream = stream
+        self._decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX)
+        self._outbox = Outbox(CONNECTION_SEND_BYTES_MAX, self._on_room)
+        self._subscriptions = Subscriptions(broker, self)
+        self._in_flight = 0
+        self._relief = trio.lowlevel.ParkingLot()
+        self._is_closed = False
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Serve until the client leaves, breaks the protocol, or the broker stops."""
+        try:
+            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+                await self._greet()
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._send)
+                nursery.start_soon(self._subscriptions.run)
+                await self._receive()
+                nursery.cancel_scope.cancel()
+        except LogdError as error:
+            log.warning(
+                log_events.CLIENT_REFUSED, address=self._stream.peer_name, reason=str(error)
+            )
+        except trio.TooSlowError:
+            log.warning(
+                log_events.CLIENT_REFUSED,
+                address=self._stream.peer_name,
+                reason=f"no progress: {self._decoder.pending_bytes} bytes of an unfinished frame",
+            )
+        except OSError as error:
+            log.debug(log_events.CLIENT_CLOSED, address=self._stream.peer_name, reason=str(error))
+        finally:
+            self._is_closed = True
+            self._subscriptions.close()
+            self._stream.abort()
+
+    # --- greeting -----------------------------------------------------------------------------
+
+    async def _greet(self) -> None:
+        frame = await self._next_frame()
+        if frame is None:
+            return
+        if frame.kind != Kind.HELLO:
+            error = ProtocolError(f"frame kind {frame.kind} before the greeting")
+            await self._refuse(frame, error)
+        try:
+            hello = decode_message(HelloRequest, frame.header)
+            self._check_hello(hello)
+        except LogdError as error:
+            await self._refuse(frame, error)
+            return
+        answer = HelloResponse(
+            protocol=PROTOCOL_VERSION,
+            cluster_id=self.broker.membership.cluster_id,
+            node_id=self.broker.config.node_id,
+            version=__version__,
+            kinds={int(kind): (1, 1) for kind in REQUEST_BY_KIND},
+        )
+        await self._stream.send(
+            [encode_message(Kind.HELLO, answer, frame.correlation_id, flags=FLAG_RESPONSE)]
+        )
+        self._decoder.frame_bytes_max = FRAME_BYTES_MAX
+
+    def _check_hello(self, hello: HelloRequest) -> None:
+        if not hello.protocol_min <= PROTOCOL_VERSION <= hello.protocol_max:
+            raise UnsupportedVersionError(
+                f"the client speaks protocol {hello.protocol_min} to {hello.protocol_max}, "
+                f"this broker {PROTOCOL_VERSION}"
+            )
+        if hello.auth_mechanism != "none":
+            raise NotAuthorizedError(
+                f"authentication mechanism {hello.auth_mechanism[:40]!r}, expected 'none'"
+            )
+        ours = self.broker.membership.cluster_id
+        if hello.cluster_id is not None and ours is not None and hello.cluster_id != ours:
+            raise InvalidRequestError(
+                f"the client expects cluster {hello.cluster_id[:80]!r}, this is {ours!r}"
+            )
+
+    async def _refuse(self, frame: Frame, error: LogdError) -> None:
+        """Answer the greeting with the error, then let it close the connection."""
+        await self._stream.send([_encode_error(frame.kind, frame.correlation_id, error)])
+        raise error
+
+    # --- reading ------------------------------------------------------------------------------
+
+    async def _next_frame(self) -> Frame | None:
+        """The next frame; None when the client has finished.  Each frame must make progress."""
+        decoder = self._decoder
+        while (frame := decoder.next_frame()) is None:
+            if decoder.pending_bytes:
+                with trio.fail_after(PROGRESS_TIMEOUT_S):
+                    received = await self._stream.receive_into(decoder.writable())
+            else:
+                received = await self._stream.receive_into(decoder.writable())
+            if received == 0:
+                if decoder.pending_bytes:
+                    raise ProtocolError(
+                        f"the connection ended within a frame, after {decoder.pending_bytes} bytes"
+                    )
+                return None
+            decoder.received(received)
+        return frame
+
+    async def _receive(self) -> None:
+        while True:
+            frame = await self._next_frame()
+            if frame is None:
+                return
+            self._dispatch(frame)
+            while self._in_flight >= REQUESTS_IN_FLIGHT_MAX or not self._outbox.has_room:
+                await self._relief.park()
+            await self.broker.budget.room()
+
+    def _dispatch(self, frame: Frame) -> None:
+        """Begin one request."""
+        request_type = _TYPE_BY_KIND.get(frame.kind)
+        if request_type is None or frame.kind == Kind.HELLO:
+            raise ProtocolError(f"frame kind {frame.kind} is not a request of a client")
+        try:
+            request = decode_message(request_type, frame.header)
+            if frame.kind == Kind.CREDIT:
+                assert isinstance(request, Credit)
+                self._subscriptions.add_credit(request)
+                return
+            self._in_flight += 1
+            if frame.kind == Kind.PRODUCE:
+                assert isinstance(request, ProduceRequest)
+                start_produce(self, frame.correlation_id, request, frame.body)
+            else:
+                assert self._nursery is not None
+                self._nursery.start_soon(self._serve, frame, request)
+        except LogdError as error:
+            if frame.kind in ONE_WAY:
+                raise
+            self.fail(frame.kind, frame.correlation_id, error)
+
+    async def _serve(self, frame: Frame, request: Message) -> None:
+        """Carry out one request that may have to wait."""
+        try:
+            body: CommittedBatches | None = None
+            if isinstance(request, SubscribeRequest):
+                answer: Message = await self._subscriptions.subscribe(request)
+            elif isinstance(request, UnsubscribeRequest):
+                self._subscriptions.unsubscribe(request.subscription)
+                answer = UnsubscribeResponse()
+            elif frame.kind in READ_HANDLERS:
+                answer, body = await READ_HANDLERS[frame.kind](self.broker, request)
+            else:
+                answer = await ADMIN_HANDLERS[frame.kind](self.broker, request)
+        except LogdError as error:
+            self.fail(frame.kind, frame.correlation_id, error)
+        except OSError as error:
+            log.error(log_events.REQUEST_FAILED, kind=frame.kind, error=str(error))
+            self.fail(frame.kind, frame.correlation_id, UnknownServerError(str(error)))
+        else:
+            self.answer(frame.kind, frame.correlation_id, answer, body)
+
+    # --- answering ----------------------------------------------------------------------------
+
+    def answer(
+        self,
+        kind: int,
+        correlation_id: int,
+        message: Message,
+        body: CommittedBatches | None = None,
+    ) -> None:
+        """Queue the answer to a request."""
+        self._settle()
+        body_bytes = 0 if body is None else body.size_bytes
+        head = encode_message(
+            kind, message, correlation_id, body_bytes=body_bytes, flags=FLAG_RESPONSE
+        )
+        self._queue((head,) if body is None else (head, *body.buffers), len(head) + body_bytes)
+
+    def fail(self, kind: int, correlation_id: int, error: LogdError) -> None:
+        """Queue the refusal of a request."""
+        self._settle()
+        frame = _encode_error(kind, correlation_id, error)
+        self._queue((frame,), len(frame))
+
+    def _settle(self) -> None:
+        self._in_flight -= 1
+        assert self._in_flight >= 0
+        self._relief.unpark()
+
+    def _queue(self, buffers: Sequence[Buffer], size_bytes: int) -> None:
+        if not self._is_closed:
+            self._outbox.push(buffers, size_bytes)
+
+    def deliver(self, message: Deliver, batches: CommittedBatches) -> None:
+        """Push batches to a subscriber."""
+        head = encode_message(
+            Kind.DELIVER, message, 0, body_bytes=batches.size_bytes, flags=FLAG_PUSH
+        )
+        self._queue((head, *batches.buffers), len(head) + batches.size_bytes)
+        if not self._outbox.has_room:
+            self._subscriptions.has_room = False
+
+    def end_subscription(self, subscription: int, generation: int, error: LogdError) -> None:
+        """Tell a subscriber that no more will come."""
+        message = SubscriptionEnded(
+            subscription=subscription, generation=generation, error=_error_message(error)
+        )
+        head = encode_message(Kind.SUBSCRIPTION_ENDED, message, 0, flags=FLAG_PUSH)
+        self._queue((head,), len(head))
+
+    def _on_room(self) -> None:
+        self._relief.unpark()
+        self._subscriptions.room_is_back()
+
+    async def _send(self) -> None:
+        assert self._nursery is not None
+        try:
+            await self._outbox.run(self._stream)
+        except OSError:
+            self._nursery.cancel_scope.cancel()
+
+
+_TYPE_BY_KIND: Final = {int(kind): cls for kind, cls in REQUEST_BY_KIND.items()}
+
+
+def _error_message(error: LogdError) -> ErrorResponse:
+    details = {
+        name: getattr(error, name)
+        for name in ("leader", "log_start", "log_end")
+        if getattr(error, name, None) is not None
+    }
+    return ErrorResponse(
+        code=error.code or UnknownServerError.code,
+        message=str(error),
+        may_have_applied=error.may_have_applied,
+        details=details,
+    )
+
+
+def _encode_error(kind: int, correlation_id: int, error: LogdError) -> bytes:
+    return encode_message(
+        kind, _error_message(error), correlation_id, flags=FLAG_RESPONSE | FLAG_ERROR
+    )

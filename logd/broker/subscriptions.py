@@ -1,0 +1,237 @@
+"""Consumers of one connection: committed batches are pushed as far as their credit goes.
+
+A subscription is a position, a credit in bytes and nothing else: no task of its own, no
+buffer.  One task per connection goes round the subscriptions that have something to send
+and sends each one piece, so that no partition starves another, and stops while the
+connection is full, so that a slow reader costs its own lag and no memory (P6).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+import trio
+
+from logd.errors import (
+    CorruptionError,
+    InvalidRequestError,
+    LogdError,
+    OffsetOutOfRangeError,
+    ReplicaDamagedError,
+    SubscriptionLostError,
+)
+from logd.limits import (
+    FETCH_BYTES_MAX,
+    SUBSCRIPTION_CREDIT_BYTES_MAX,
+    SUBSCRIPTIONS_PER_CONNECTION_MAX,
+)
+from logd.replication.group import CommittedBatches
+from logd.types import Offset
+from logd.wire.messages import (
+    Credit,
+    Deliver,
+    SubscribeRequest,
+    SubscribeResponse,
+)
+
+if TYPE_CHECKING:
+    from logd.broker.broker import Broker
+    from logd.replication.group import Group
+
+DELIVERY_BYTES: Final = 512 * 1024
+"""One delivery, unless a single batch is larger: the grain of fairness."""
+
+assert DELIVERY_BYTES <= FETCH_BYTES_MAX
+
+Start = Literal["offset", "earliest", "latest", "time"]
+
+
+class Deliveries(Protocol):
+    """Where a subscription's frames go: its session."""
+
+    def deliver(self, message: Deliver, batches: CommittedBatches) -> None: ...
+    def end_subscription(self, subscription: int, generation: int, error: LogdError) -> None: ...
+
+
+class Subscription:
+    """One partition tailed over one connection.  Watches its group's commit offset."""
+
+    __slots__ = (
+        "any_replica",
+        "credit",
+        "generation",
+        "group",
+        "key",
+        "owner",
+        "position",
+        "watch",
+    )
+
+    def __init__(
+        self, owner: Subscriptions, request: SubscribeRequest, group: Group, position: Offset
+    ) -> None:
+        self.owner = owner
+        self.key = request.subscription
+        self.generation = request.generation
+        self.group = group
+        self.position = position
+        self.credit = min(request.credit_bytes, SUBSCRIPTION_CREDIT_BYTES_MAX)
+        self.any_replica = request.any_replica
+        self.watch = group.watch(self)
+
+    @property
+    def is_deliverable(self) -> bool:
+        return self.credit > 0 and self.position < self.group.commit_offset
+
+    def on_commit(self, commit_offset: Offset) -> None:
+        self.owner.wake(self)
+
+    def on_leadership_lost(self) -> None:
+        if not self.any_replica or self.group.failure is not None:
+            self.owner.end(self, self.group.not_leader())
+
+
+class Subscriptions:
+    """All subscriptions of one connection."""
+
+    def __init__(self, broker: Broker, session: Deliveries) -> None:
+        self._broker = broker
+        self._session = session
+        self._by_key: dict[int, Subscription] = {}
+        self._ready: dict[int, Subscription] = {}
+        self._wanted = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+        self.has_room = True
+
+    async def subscribe(self, request: SubscribeRequest) -> SubscribeResponse:
+        """Start a subscription; one with the same key on this connection is replaced."""
+        if (
+            len(self._by_key) >= SUBSCRIPTIONS_PER_CONNECTION_MAX
+            and request.subscription not in self._by_key
+        ):
+            raise InvalidRequestError(
+                f"{SUBSCRIPTIONS_PER_CONNECTION_MAX} subscriptions on one connection, "
+                "the most there may be"
+            )
+        group = find_replica(self._broker, request.group, any_replica=request.any_replica)
+        position = await start_position(self._broker, group, request.start, request.value)
+        self.unsubscribe(request.subscription)
+        subscription = Subscription(self, request, group, position)
+        self._by_key[subscription.key] = subscription
+        self.wake(subscription)
+        return SubscribeResponse(
+            position=position,
+            log_start=group.log.start_offset,
+            commit_offset=group.commit_offset,
+        )
+
+    def add_credit(self, credit: Credit) -> None:
+        """More may be sent.  Credit for a generation that has ended is dropped."""
+        subscription = self._by_key.get(credit.subscription)
+        if subscription is None or subscription.generation != credit.generation:
+            return
+        if credit.bytes < 0:
+            raise InvalidRequestError(f"credit of {credit.bytes} bytes")
+        subscription.credit = min(subscription.credit + credit.bytes, SUBSCRIPTION_CREDIT_BYTES_MAX)
+        self.wake(subscription)
+
+    def unsubscribe(self, key: int) -> None:
+        subscription = self._by_key.pop(key, None)
+        if subscription is not None:
+            subscription.group.unwatch(subscription.watch)
+            self._ready.pop(key, None)
+
+    def end(self, subscription: Subscription, error: LogdError) -> None:
+        """The broker ends a subscription: the client subscribes again, elsewhere."""
+        if self._by_key.get(subscription.key) is subscription:
+            self.unsubscribe(subscription.key)
+            self._session.end_subscription(subscription.key, subscription.generation, error)
+
+    def close(self) -> None:
+        for key in list(self._by_key):
+            self.unsubscribe(key)
+
+    def wake(self, subscription: Subscription) -> None:
+        """``subscription`` may have something to send."""
+        if subscription.is_deliverable:
+            self._ready[subscription.key] = subscription
+            self._wanted.unpark()
+
+    def room_is_back(self) -> None:
+        """The connection takes deliveries again."""
+        self.has_room = True
+        self._room.unpark_all()
+
+    async def run(self) -> None:
+        """Deliver until cancelled."""
+        while True:
+            if not self._ready:
+                await self._wanted.park()
+                continue
+            while not self.has_room:
+                await self._room.park()
+            key = next(iter(self._ready), None)
+            if key is None:
+                continue
+            subscription = self._ready.pop(key)
+            await self._deliver_one(subscription)
+            if self._by_key.get(key) is subscription:
+                self.wake(subscription)
+            if self._ready:
+                await trio.lowlevel.checkpoint()
+
+    async def _deliver_one(self, subscription: Subscription) -> None:
+        group = subscription.group
+        bytes_max = min(max(subscription.credit, 1), DELIVERY_BYTES)
+        try:
+            found = await group.read_committed(subscription.position, bytes_max)
+        except CorruptionError as error:
+            self.end(subscription, ReplicaDamagedError(str(error)))
+            return
+        except (OSError, LogdError) as error:
+            self.end(subscription, SubscriptionLostError(f"reading failed: {error}"))
+            return
+        if found is None or self._by_key.get(subscription.key) is not subscription:
+            return
+        subscription.position = found.end_offset
+        subscription.credit -= found.size_bytes
+        self._session.deliver(
+            Deliver(
+                subscription=subscription.key,
+                generation=subscription.generation,
+                next_offset=found.end_offset,
+                commit_offset=group.commit_offset,
+            ),
+            found,
+        )
+
+
+def find_replica(broker: Broker, group_id: int, *, any_replica: bool) -> Group:
+    """The group to read from; without ``any_replica`` only its leader serves."""
+    return broker.group(group_id) if any_replica else broker.leading_group(group_id)
+
+
+async def start_position(broker: Broker, group: Group, start: Start, value: int) -> Offset:
+    """Where a subscription begins.
+
+    Raises:
+        OffsetOutOfRangeError: outside [log start, commit offset].
+        NotLeaderError: leadership was lost meanwhile.
+    """
+    log_start, commit = group.log.start_offset, group.commit_offset
+    match start:
+        case "earliest":
+            return log_start
+        case "latest":
+            return commit
+        case "time":
+            found = await broker.env.run_blocking(group.log.offset_for_time, value)
+            return min(Offset(found), commit) if found is not None else commit
+        case "offset":
+            if not log_start <= value <= commit:
+                raise OffsetOutOfRangeError(
+                    f"offset {value} is outside the log: valid are {log_start} to {commit}",
+                    log_start=log_start,
+                    log_end=commit,
+                )
+            return Offset(value)

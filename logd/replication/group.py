@@ -1,0 +1,835 @@
+"""One replica of one Raft group: the core, the log and the partition's state, joined.
+
+A group is an actor without a task.  Whoever has news for it (a link that received a
+message, the sync pool, the clock) calls it; it steps the core and carries the output out
+there and then, in the order the output's fields state.  Nothing is handed from task to
+task on the hot path, and an idle group costs nothing at all.
+
+What blocks (hard state, truncation, a roll) cannot be done there and then.  While such a
+piece is under way the group is *held*: news waits in a queue and is taken up afterwards, in
+order.  One group waits for its disk; the event loop and all other groups go on.
+
+Appends are grouped by themselves: proposals gather until the node's pump comes round, and
+all that gathered becomes one write, one step and one frame per follower (``flush``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+
+import structlog
+import trio
+
+from logd.errors import (
+    CorruptionError,
+    LeadershipLostError,
+    LogdError,
+    NotLeaderError,
+    RequestTimeoutError,
+    UnavailableError,
+    UnexpectedOffsetError,
+)
+from logd.limits import APPEND_BYTES_MAX, BATCHES_PER_CHECKPOINT
+from logd.raft.core import RaftCore
+from logd.raft.messages import (
+    Appended,
+    AppendRequest,
+    BatchSpan,
+    Event,
+    HardState,
+    Output,
+    ReadRequested,
+    Received,
+    Resign,
+    Role,
+    Synced,
+)
+from logd.raft.messages import Message as RaftMessage
+from logd.raft.progress import ProgressState
+from logd.record.batch import seal_opaque
+from logd.record.control import NoOp, decode_control, encode_control
+from logd.record.header import (
+    HEADER_BYTES,
+    LEADER_PART_BYTES,
+    BatchHeader,
+    BatchKind,
+    decode_header,
+    leader_part,
+)
+from logd.replication import log_events
+from logd.replication.received import ReceivedBatch
+from logd.storage.log import LogBatch
+from logd.types import Buffer, GroupId, NodeId, Offset, Term
+
+if TYPE_CHECKING:
+    from logd.env import Env
+    from logd.partition.state import PartitionState
+    from logd.replication.opening import OpenedGroup
+    from logd.replication.peer_protocol import Lane
+    from logd.replication.tail_cache import TailCache
+
+log = structlog.get_logger(__name__)
+
+HELD_EVENTS_MAX: Final = 4096
+"""News that may wait for a group's disk; beyond it messages are dropped, as a network may."""
+
+PROPOSALS_PER_FLUSH_MAX: Final = 512
+"""Batches in one vectored write: bounds the time a flush holds the event loop."""
+
+
+RoleName = Literal["leader", "follower", "candidate", "pre_candidate", "learner", "stopped"]
+
+_ROLE_NAMES: Final[dict[Role, RoleName]] = {
+    Role.FOLLOWER: "follower",
+    Role.PRE_CANDIDATE: "pre_candidate",
+    Role.CANDIDATE: "candidate",
+    Role.LEADER: "leader",
+}
+
+
+class CommittedBatches(NamedTuple):
+    """Consecutive committed batches, as they lie in the log."""
+
+    end_offset: Offset
+    size_bytes: int
+    buffers: list[Buffer]
+    """Together the batches; one batch may be split over two buffers."""
+
+
+class Placed:
+    """Where a proposal was committed: the success half of an ``Outcome``."""
+
+    __slots__ = ("append_time_ms", "base_offset", "duplicate", "end_offset")
+
+    def __init__(
+        self, base_offset: Offset, end_offset: Offset, append_time_ms: int, duplicate: bool
+    ) -> None:
+        self.base_offset = base_offset
+        self.end_offset = end_offset
+        self.append_time_ms = append_time_ms
+        self.duplicate = duplicate
+
+
+Outcome = Placed | LogdError
+
+
+class Proposal:
+    """A sealed batch on its way to being committed, and whom to tell."""
+
+    __slots__ = ("batch", "deadline_ms", "done", "expected_offset", "header", "placed")
+
+    def __init__(
+        self,
+        batch: Buffer,
+        header: BatchHeader,
+        done: Callable[[Outcome], None],
+        *,
+        deadline_ms: int,
+        expected_offset: int | None = None,
+    ) -> None:
+        self.batch = batch
+        self.header = header
+        self.done: Callable[[Outcome], None] | None = done
+        self.deadline_ms = deadline_ms
+        self.expected_offset = expected_offset
+        self.placed: Placed | None = None
+
+    def finish(self, outcome: Outcome) -> None:
+        """Tell the proposer, once."""
+        done, self.done = self.done, None
+        if done is not None:
+            done(outcome)
+
+
+class GroupHost(Protocol):
+    """What a group needs of the node it runs on."""
+
+    env: Env
+    tail_cache: TailCache
+    node: NodeId
+
+    def now_ms(self) -> int: ...
+    def send(
+        self, message: RaftMessage, buffers: tuple[Buffer, ...] = (), lane: Lane = "main"
+    ) -> None: ...
+    def has_room(self, target: NodeId, lane: Lane) -> bool: ...
+    def start_soon(self, function: Callable[..., object], *args: object) -> None: ...
+    def mark_dirty(self, group: Group) -> None: ...
+    def request_sync(self, group: Group) -> None: ...
+    def set_deadline(self, group: Group, deadline_ms: int | None) -> None: ...
+    def tell_commit_later(self, group: Group) -> None: ...
+    def mark_idle(self, group: Group) -> None: ...
+    def leadership_changed(self, group: Group) -> None: ...
+    def group_failed(self, group: Group, error: BaseException) -> None: ...
+
+
+class Watcher(Protocol):
+    """Somebody who follows a group's commit offset: a subscription, an applier."""
+
+    def on_commit(self, commit_offset: Offset) -> None: ...
+    def on_leadership_lost(self) -> None: ...
+
+
+class Group:
+    """One replica.  All methods without ``async`` run to completion on the event loop."""
+
+    def __init__(self, opened: OpenedGroup, core: RaftCore, host: GroupHost) -> None:
+        self.group_id: GroupId = opened.group_id
+        self.core = core
+        self.log = opened.log
+        self.state: PartitionState = opened.state
+        self.failure: BaseException | None = None
+        self._opened = opened
+        self._host = host
+        self._io_lock = trio.Lock()
+        self._held = False
+        self._held_news: deque[Callable[[], None]] = deque()
+        self._proposals: deque[Proposal] = deque()
+        self._waiting: deque[Proposal] = deque()
+        self._waiting_elsewhere: list[Proposal] = []
+        """Waiting for the commit of what another request appended."""
+        self._confirmations: dict[int, Callable[[LogdError | None], None]] = {}
+        self._next_read_id = 1
+        self._watchers: dict[int, Watcher] = {}
+        self._next_watcher = 0
+        self._log_time_base_ms = 0
+        self._catching_up: dict[NodeId, bool] = {}
+        self._lanes: dict[NodeId, Lane] = {}
+        self._checkpoint: tuple[Offset, bytes] | None = None
+        self._batches_since_checkpoint = opened.batches_replayed
+        host.set_deadline(self, core.deadline_ms)
+
+    # --- facts ----------------------------------------------------------------------------
+
+    @property
+    def commit_offset(self) -> Offset:
+        return self.core.commit_offset
+
+    @property
+    def is_leader(self) -> bool:
+        return self.core.role is Role.LEADER and self.failure is None
+
+    @property
+    def is_ready(self) -> bool:
+        """Leads, and its no-op is committed: it may serve."""
+        return self.failure is None and self.core.is_ready
+
+    @property
+    def committed_data_end(self) -> Offset:
+        """End of the last data batch below the commit offset, as far as it is known."""
+        return min(self.state.data_end, self.core.commit_offset)
+
+    @property
+    def role_name(self) -> RoleName:
+        """For people: the role, or why there is none."""
+        if self.failure is not None:
+            return "stopped"
+        if self._host.node in self.core.configuration.learners:
+            return "learner"
+        return _ROLE_NAMES[self.core.role]
+
+    def acknowledged_end(self, follower: NodeId) -> Offset | None:
+        """Durable end of a follower's log, as its leader knows it."""
+        return self.core.progress(follower).match if self.core.is_leader else None
+
+    def is_in_sync(self, follower: NodeId) -> bool:
+        """The follower agrees and is fed from memory: it lacks at most what is on its way."""
+        if not self.core.is_leader or follower in self._catching_up:
+            return False
+        progress = self.core.progress(follower)
+        return (
+            progress.state is ProgressState.PIPELINE and self._lanes.get(follower, "main") == "main"
+        )
+
+    def watch(self, watcher: Watcher) -> int:
+        """Call ``watcher`` on each commit from now on; returns a key for ``unwatch``."""
+        self._next_watcher += 1
+        self._watchers[self._next_watcher] = watcher
+        return self._next_watcher
+
+    def unwatch(self, key: int) -> None:
+        self._watchers.pop(key, None)
+
+    # --- news -----------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Take news that carries no batches."""
+        if self.failure is not None:
+            return
+        if self._held:
+            self._hold(lambda: self._step(event, ()))
+        else:
+            self._step(event, ())
+
+    def post_append(self, request: AppendRequest, batches: tuple[ReceivedBatch, ...]) -> None:
+        """Take a leader's append request with its batches, already verified."""
+        if self.failure is not None:
+            return
+        event = Received(request, tuple(batch.span for batch in batches))
+        if self._held:
+            self._hold(lambda: self._step(event, batches))
+        else:
+            self._step(event, batches)
+
+    def propose(self, proposal: Proposal) -> None:
+        """Queue a sealed batch; ``flush`` appends it.  Its ``done`` is called exactly once."""
+        if not self.is_leader:
+            proposal.finish(self.not_leader())
+            return
+        self._proposals.append(proposal)
+        self._host.mark_dirty(self)
+
+    def confirm_leadership(self, done: Callable[[LogdError | None], None]) -> None:
+        """Call ``done(None)`` once a round begun now has confirmed that this node leads."""
+        if not self.is_leader:
+            done(self.not_leader())
+            return
+        read_id = self._next_read_id
+        self._next_read_id += 1
+        self._confirmations[read_id] = done
+        self.post(ReadRequested(read_id))
+
+    def not_leader(self) -> NotLeaderError:
+        leader = self.core.leader
+        if leader == self._host.node:
+            leader = None
+        known = f"node {leader} does" if leader is not None else "no leader is known"
+        return NotLeaderError(
+            f"node {self._host.node} does not lead group {self.group_id}: {known}", leader
+        )
+
+    def _hold(self, news: Callable[[], None]) -> None:
+        if len(self._held_news) < HELD_EVENTS_MAX:
+            self._held_news.append(news)
+
+    # --- one step ---------------------------------------------------------------------------
+
+    def _step(self, event: Event, batches: tuple[ReceivedBatch, ...]) -> None:
+        if self.failure is not None:
+            return
+        output = self.core.step(event, self._host.now_ms())
+        for message in output.send_now:
+            self._host.send(message)
+        if output.persist is not None or output.truncate_to is not None:
+            self._held = True
+            self._host.start_soon(self._block_then_finish, output, batches)
+        else:
+            self._finish(output, batches)
+
+    async def _block_then_finish(self, output: Output, batches: tuple[ReceivedBatch, ...]) -> None:
+        """Carry out what blocks, then the rest, then the news that waited."""
+        try:
+            async with self._io_lock:
+                if output.persist is not None:
+                    await self._persist(output.persist)
+                if output.truncate_to is not None:
+                    await self._truncate(output.truncate_to)
+        except (OSError, LogdError) as error:
+            self._fail(error)
+            return
+        self._held = False
+        self._finish(output, batches)
+        self._take_held_news()
+
+    def _take_held_news(self) -> None:
+        while self._held_news and not self._held:
+            self._held_news.popleft()()
+        if not self._held and self._proposals:
+            self._host.mark_dirty(self)
+
+    def _finish(self, output: Output, batches: tuple[ReceivedBatch, ...]) -> None:
+        """Carry out an output whose blocking part is done."""
+        if output.append_from is not None and not self._append_received(
+            batches[output.append_from :]
+        ):
+            return
+        for message in output.send_after_persist:
+            self._host.send(message)
+        if output.lost_leadership:
+            self._on_leadership_lost()
+        if output.became_leader:
+            self._on_elected()
+        if output.commit_offset is not None:
+            self._on_commit(output.commit_offset)
+        for read_id, offset in output.reads_confirmed:
+            assert offset <= self.core.commit_offset
+            self._confirmations.pop(read_id)(None)
+        for read_id in output.reads_failed:
+            self._confirmations.pop(read_id)(self.not_leader())
+        if self.core.role is Role.LEADER:
+            self._send_appends()
+            if self._proposals and not self.core.is_transferring:
+                self._host.mark_dirty(self)
+        self._host.set_deadline(self, self.core.deadline_ms)
+
+    async def _persist(self, hard_state: HardState) -> None:
+        await self._host.env.run_blocking(
+            self._opened.hard_state.save, hard_state.term, hard_state.voted_for
+        )
+
+    async def _truncate(self, offset: Offset) -> None:
+        """Cut the log, and take back from the derived state what was cut."""
+        assert offset >= self.core.commit_offset
+        log.info(
+            log_events.LOG_TRUNCATED, group=self.group_id, start=offset, end=self.log.end_offset
+        )
+        self._host.tail_cache.forget(self.group_id)
+        if self._checkpoint is not None and self._checkpoint[0] > offset:
+            self._checkpoint = None
+        await self._host.env.run_blocking(self.log.truncate, offset)
+        self.state = await self._host.env.run_blocking(self._opened.replay_state)
+
+    # --- following ----------------------------------------------------------------------------
+
+    def _append_received(self, batches: tuple[ReceivedBatch, ...]) -> bool:
+        """Write a leader's batches; False if the log failed."""
+        if not batches:
+            return True
+        written = [batch.log_batch for batch in batches]
+        if not self._write(written):
+            return False
+        for batch in batches:
+            self._note(batch.header, batch.log_batch)
+        self._after_append()
+        return True
+
+    def _write(self, batches: list[LogBatch]) -> bool:
+        try:
+            self.log.append(batches)
+        except (OSError, LogdError) as error:
+            self._fail(error)
+            return False
+        self._host.tail_cache.add(self.group_id, batches)
+        self._host.request_sync(self)
+        return True
+
+    def _note(self, header: BatchHeader, batch: LogBatch) -> None:
+        control = None
+        if header.is_control:
+            control = decode_control(b"".join(batch.buffers)[HEADER_BYTES:])
+        self.state.note(header, control)
+        self._batches_since_checkpoint += 1
+
+    def _after_append(self) -> None:
+        """Roll and checkpoint when due."""
+        if self._batches_since_checkpoint >= BATCHES_PER_CHECKPOINT:
+            self._take_checkpoint()
+        if self.log.needs_roll and not self._held:
+            self._held = True
+            self._host.start_soon(self._roll)
+
+    async def _roll(self) -> None:
+        try:
+            async with self._io_lock:
+                await self._host.env.run_blocking(self.log.roll)
+        except (OSError, LogdError) as error:
+            self._fail(error)
+            return
+        log.debug(log_events.SEGMENT_ROLLED, group=self.group_id, base_offset=self.log.end_offset)
+        self._take_checkpoint()
+        self._held = False
+        self.post(Synced(self.log.end_offset, self.log.last_term))
+        self._take_held_news()
+
+    # --- leading ------------------------------------------------------------------------------
+
+    def _on_elected(self) -> None:
+        log.info(
+            log_events.LEADER_ELECTED,
+            group=self.group_id,
+            term=self.core.term,
+            log_end=self.log.end_offset,
+        )
+        self._log_time_base_ms = (
+            max(self._host.env.wall_clock_ms(), self.state.last_append_time_ms)
+            - self._host.now_ms()
+        )
+        self._lanes.clear()
+        self._host.leadership_changed(self)
+        no_op = seal_opaque(
+            encode_control(NoOp()), kind=BatchKind.CONTROL, timestamp_ms=self._log_time_ms()
+        )
+        self._append_own([(self._place(no_op, decode_header(no_op)), None)])
+
+    def _on_leadership_lost(self) -> None:
+        log.info(log_events.LEADERSHIP_LOST, group=self.group_id, term=self.core.term)
+        self._host.leadership_changed(self)
+        for proposal in (*self._waiting, *self._waiting_elsewhere):
+            proposal.finish(
+                LeadershipLostError(
+                    f"node {self._host.node} stopped leading group {self.group_id} "
+                    "before the batch was committed"
+                )
+            )
+        self._waiting.clear()
+        self._waiting_elsewhere.clear()
+        self._refuse_proposals(self.not_leader())
+        for watcher in list(self._watchers.values()):
+            watcher.on_leadership_lost()
+
+    def _refuse_proposals(self, error: LogdError) -> None:
+        proposals, self._proposals = self._proposals, deque()
+        for proposal in proposals:
+            proposal.finish(error)
+
+    def _log_time_ms(self) -> int:
+        """This leader's clock: monotonic, and never behind what the log already says."""
+        return max(self._log_time_base_ms + self._host.now_ms(), self.state.last_append_time_ms)
+
+    def flush(self) -> None:
+        """Append all proposals that have gathered.  Called by the node's pump."""
+        if self._held or self.failure is not None:
+            return
+        if not self.is_leader:
+            self._refuse_proposals(self.not_leader())
+            return
+        # While leadership is handed over nothing is added, or the successor never catches up.
+        if self._proposals and not self.core.is_transferring:
+            self._flush_proposals()
+        else:
+            self._send_appends()
+
+    def _flush_proposals(self) -> None:
+        """One write for what gathered.  Each proposal is judged with all before it placed."""
+        placed: list[tuple[LogBatch, Proposal | None]] = []
+        for _ in range(min(len(self._proposals), PROPOSALS_PER_FLUSH_MAX)):
+            proposal = self._proposals.popleft()
+            if proposal.done is not None and self._admit(proposal):
+                placed.append((self._place(proposal.batch, proposal.header), proposal))
+        if self._proposals:
+            self._host.mark_dirty(self)
+        if placed:
+            self._append_own(placed)
+
+    def _admit(self, proposal: Proposal) -> bool:
+        """Check a proposal against the state: duplicate, fence, expected offset, in order."""
+        state = self.state
+        try:
+            duplicate = state.check_append(proposal.header)
+            if duplicate is not None:
+                proposal.placed = Placed(
+                    Offset(duplicate.base_offset),
+                    Offset(duplicate.end_offset),
+                    duplicate.append_time_ms,
+                    duplicate=True,
+                )
+                self._finish_when_committed(proposal)
+                return False
+            expected = proposal.expected_offset
+            if expected is not None and not state.data_end <= expected <= state.end_offset:
+                raise UnexpectedOffsetError(
+                    f"expected_offset {expected} does not hold: the log of group "
+                    f"{self.group_id} ends at {state.end_offset}, its data at {state.data_end}",
+                    log_end=state.end_offset,
+                )
+        except LogdError as error:
+            self._refuse_honestly(proposal, error)
+            return False
+        return True
+
+    def _finish_when_committed(self, proposal: Proposal) -> None:
+        assert proposal.placed is not None
+        if proposal.placed.end_offset <= self.core.commit_offset:
+            proposal.finish(proposal.placed)
+        else:
+            self._waiting_elsewhere.append(proposal)
+
+    def _refuse_honestly(self, proposal: Proposal, error: LogdError) -> None:
+        """Refuse on the ground of the log's state only once that state is beyond doubt.
+
+        An uncommitted tail may yet be replaced, and a deposed leader judges a log that is no
+        longer the log.  So the judged end must be committed and leadership confirmed by a
+        round begun after the request; otherwise the answer is NotLeader.
+        """
+        judged_end = self.state.end_offset
+
+        def confirmed(doubt: LogdError | None) -> None:
+            if doubt is not None:
+                proposal.finish(doubt)
+                return
+            judged = Proposal(b"", proposal.header, committed, deadline_ms=proposal.deadline_ms)
+            judged.placed = Placed(judged_end, judged_end, 0, duplicate=False)
+            self._finish_when_committed(judged)
+
+        def committed(outcome: Outcome) -> None:
+            proposal.finish(error if isinstance(outcome, Placed) else self.not_leader())
+
+        self.confirm_leadership(confirmed)
+
+    def _place(self, batch: Buffer, header: BatchHeader) -> LogBatch:
+        """Give a batch the next offsets and the leader's part, and note it in the state."""
+        base = self.state.end_offset
+        term = self.core.term
+        now_ms = self._log_time_ms()
+        part = leader_part(
+            batch, base_offset=base, term=term, append_time_ms=now_ms, group=self.group_id
+        )
+        placed = LogBatch(
+            base_offset=base,
+            end_offset=Offset(base + header.offset_span),
+            term=term,
+            append_time_ms=now_ms,
+            is_data=not header.is_control,
+            size_bytes=header.size_bytes,
+            buffers=(part, memoryview(batch)[LEADER_PART_BYTES:]),
+        )
+        self._note(header._replace(base_offset=base, term=term, append_time_ms=now_ms), placed)
+        return placed
+
+    def _append_own(self, placed: list[tuple[LogBatch, Proposal | None]]) -> None:
+        """Append what was placed: one write, one step, one frame per follower."""
+        for batch, proposal in placed:
+            if proposal is not None:
+                proposal.placed = Placed(
+                    batch.base_offset, batch.end_offset, batch.append_time_ms, duplicate=False
+                )
+                self._waiting.append(proposal)
+        batches = [batch for batch, _ in placed]
+        if not self._write(batches):
+            return
+        spans = tuple(BatchSpan(b.base_offset, b.end_offset, b.term) for b in batches)
+        self._step(Appended(spans), ())
+        self._after_append()
+
+    def _send_appends(self) -> None:
+        """Send each follower what it may be sent now."""
+        for follower in self.core.sendable():
+            while self._send_one_append(follower):
+                pass
+
+    def _send_one_append(self, follower: NodeId) -> bool:
+        """Send the next range to one follower; False if nothing more can be sent now."""
+        start = self.core.next_offset(follower)
+        end = self.log.end_offset
+        window = self.core.window_bytes_left(follower)
+        if start >= end or window <= 0 or follower in self._catching_up:
+            return False
+        lane = self._lanes.get(follower, "main")
+        if not self._host.has_room(follower, lane):
+            return False
+        bytes_max = min(window, APPEND_BYTES_MAX)
+        cached = self._host.tail_cache.read(self.group_id, start, end, bytes_max)
+        if cached is None:
+            self._catching_up[follower] = True
+            self._host.start_soon(self._send_from_file, follower, start, bytes_max)
+            return False
+        if lane == "bulk" and self.core.progress(follower).in_flight_bytes == 0:
+            lane = self._lanes[follower] = "main"
+        buffers = tuple(buffer for batch in cached for buffer in batch.buffers)
+        size = sum(batch.size_bytes for batch in cached)
+        request = self.core.make_append(follower, cached[-1].end_offset, size)
+        self._host.send(request, buffers, lane)
+        return True
+
+    async def _send_from_file(self, follower: NodeId, start: Offset, bytes_max: int) -> None:
+        """Read a follower's next range back from the log, and send it on the bulk lane."""
+        term = self.core.term
+        try:
+            found = await self._read(start, self.log.end_offset, bytes_max)
+        except CorruptionError as error:
+            # A leader that cannot read its own log must not go on leading it.
+            self._fail(error)
+            return
+        finally:
+            self._catching_up.pop(follower, None)
+        if (
+            not found
+            or self.failure is not None
+            or not self.is_leader
+            or self.core.term != term
+            or follower not in self.core.sendable()
+            or self.core.next_offset(follower) != start
+        ):
+            return
+        if self.core.progress(follower).in_flight_bytes == 0:
+            self._lanes[follower] = "bulk"
+        last = decode_header(found[-1])
+        request = self.core.make_append(
+            follower, Offset(last.end_offset), sum(len(batch) for batch in found)
+        )
+        self._host.send(request, tuple(found), self._lanes.get(follower, "main"))
+        self._send_appends()
+
+    async def _read(self, start: Offset, end: Offset, bytes_max: int) -> list[memoryview]:
+        found = self.log.read(start, end, bytes_max, cached_only=True)
+        if found is None:
+            found = await self._host.env.run_blocking(
+                lambda: self.log.read(start, end, bytes_max, cached_only=False)
+            )
+        assert found is not None
+        return found
+
+    async def read_committed(self, offset: Offset, bytes_max: int) -> CommittedBatches | None:
+        """Whole verified batches from the one containing ``offset``, below the commit offset.
+
+        At least one batch; None when ``offset`` is not below the commit offset.  Raises
+        CorruptionError when the log does not hold what was written.
+        """
+        end = self.core.commit_offset
+        if offset >= end:
+            return None
+        cached = self._host.tail_cache.read(self.group_id, offset, end, bytes_max)
+        if cached is not None:
+            return CommittedBatches(
+                cached[-1].end_offset,
+                sum(batch.size_bytes for batch in cached),
+                [buffer for batch in cached for buffer in batch.buffers],
+            )
+        found = await self._read(offset, end, bytes_max)
+        return CommittedBatches(
+            decode_header(found[-1]).end_offset, sum(map(len, found)), list(found)
+        )
+
+    # --- commit -------------------------------------------------------------------------------
+
+    def _on_commit(self, commit_offset: Offset) -> None:
+        waiting = self._waiting
+        while waiting:
+            placed = waiting[0].placed
+            assert placed is not None
+            if placed.end_offset > commit_offset:
+                break
+            waiting.popleft().finish(placed)
+        if self._waiting_elsewhere:
+            self._finish_elsewhere(commit_offset)
+        if self.core.role is Role.LEADER:
+            self._host.tell_commit_later(self)
+        if self._checkpoint is not None and self._checkpoint[0] <= commit_offset:
+            self._save_checkpoint()
+        for watcher in list(self._watchers.values()):
+            watcher.on_commit(commit_offset)
+
+    def _finish_elsewhere(self, commit_offset: Offset) -> None:
+        still: list[Proposal] = []
+        for proposal in self._waiting_elsewhere:
+            assert proposal.placed is not None
+            if proposal.placed.end_offset <= commit_offset:
+                proposal.finish(proposal.placed)
+            else:
+                still.append(proposal)
+        self._waiting_elsewhere = still
+
+    def tell_commit(self) -> None:
+        """Send followers that have nothing under way the commit offset they do not know."""
+        if not self.is_leader or self._held:
+            return
+        for follower in self.core.commit_lagging():
+            request = self.core.make_append(follower, self.core.next_offset(follower), 0)
+            self._host.send(request, (), self._lanes.get(follower, "main"))
+        self._host.set_deadline(self, self.core.deadline_ms)
+
+    def expire(self, now_ms: int) -> None:
+        """Answer proposals whose time is up; they may still be committed."""
+        for proposal in (*self._waiting, *self._waiting_elsewhere):
+            if proposal.deadline_ms <= now_ms and proposal.done is not None:
+                proposal.finish(
+                    RequestTimeoutError(
+                        f"group {self.group_id} did not commit the batch in time: "
+                        f"commit offset {self.core.commit_offset}, log end {self.log.end_offset}"
+                    )
+                )
+
+    @property
+    def has_waiting(self) -> bool:
+        """Somebody waits for a commit."""
+        return bool(self._waiting or self._waiting_elsewhere)
+
+    # --- disk ---------------------------------------------------------------------------------
+
+    @property
+    def needs_sync(self) -> bool:
+        return self.failure is None and self.core.synced_end < self.log.end_offset
+
+    async def sync_once(self) -> None:
+        """Sync what is appended.  Called by the sync pool, at most once at a time."""
+        try:
+            async with self._io_lock:
+                if self.failure is not None or self.log.failure is not None:
+                    return
+                end, term = await self._host.env.run_blocking(
+                    self.log.sync, self.core.commit_offset
+                )
+        except (OSError, LogdError) as error:
+            self._fail(error)
+            return
+        self.post(Synced(Offset(end), Term(term)))
+        if self.log.end_offset > end:
+            self._host.request_sync(self)
+        else:
+            self._host.mark_idle(self)
+
+    async def sync_mark(self) -> None:
+        """The log has been idle: let the mark catch up with the last sync."""
+        try:
+            async with self._io_lock:
+                if self.failure is not None or self.log.failure is not None:
+                    return
+                await self._host.env.run_blocking(self.log.sync_mark, self.core.commit_offset)
+        except (OSError, LogdError) as error:
+            self._fail(error)
+
+    def _take_checkpoint(self) -> None:
+        """Remember the state as it is; it is saved once all of it is committed."""
+        if self._batches_since_checkpoint == 0:
+            return
+        self._batches_since_checkpoint = 0
+        self._checkpoint = (self.state.end_offset, self._opened.encode_state(self.state, self.core))
+        if self.core.commit_offset >= self.state.end_offset:
+            self._save_checkpoint()
+
+    def _save_checkpoint(self) -> None:
+        assert self._checkpoint is not None
+        (offset, payload), self._checkpoint = self._checkpoint, None
+        assert offset <= self.core.commit_offset
+        self._host.start_soon(self._write_checkpoint, offset, payload)
+
+    async def _write_checkpoint(self, offset: Offset, payload: bytes) -> None:
+        try:
+            async with self._io_lock:
+                await self._host.env.run_blocking(self._opened.checkpoints.save, offset, payload)
+        except (OSError, LogdError) as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """This replica's disk cannot be trusted any more: stop it, and say so.
+
+        Nothing is retried: after a failed sync the next one succeeds although the data is
+        gone.  A restart recovers from what is really there.
+        """
+        if self.failure is not None:
+            return
+        log.error(log_events.GROUP_FAILED, group=self.group_id, error=str(error))
+        output = self.core.step(Resign(may_campaign=False), self._host.now_ms())
+        self.failure = error
+        if output.lost_leadership:
+            self._on_leadership_lost()
+        for confirm in list(self._confirmations.values()):
+            confirm(self.not_leader())
+        self._confirmations.clear()
+        self._host.set_deadline(self, None)
+        self._host.group_failed(self, error)
+
+    async def close(self) -> None:
+        """Stop: sync what is appended, and close the files.  The group is of no further use."""
+        for watcher in list(self._watchers.values()):
+            watcher.on_leadership_lost()
+        self._host.set_deadline(self, None)
+        unavailable = UnavailableError(f"group {self.group_id} is closing")
+        self._refuse_proposals(unavailable)
+        for proposal in (*self._waiting, *self._waiting_elsewhere):
+            proposal.finish(LeadershipLostError(f"group {self.group_id} is closing"))
+        async with self._io_lock:
+            failed = self.failure is not None
+            self.failure = self.failure or unavailable
+            if not failed:
+                await self._host.env.run_blocking(self._sync_and_close)
+            else:
+                await self._host.env.run_blocking(self._opened.close)
+
+    def _sync_and_close(self) -> None:
+        if self.log.failure is None:
+            self.log.sync(self.core.commit_offset)
+            self.log.sync_mark(self.core.commit_offset)
+        self._opened.close()

@@ -1,0 +1,23 @@
+"""The vocabulary of this package's log: one name per event, defined once.
+
+Operators search and alert on these names, so they are an interface: snake_case, past
+tense, never interpolated.  Values go into fields, which carry their unit.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+GROUP_OPENED: Final = "group_opened"
+GROUP_FAILED: Final = "group_failed"
+GROUP_TRASHED: Final = "group_trashed"
+LEADER_ELECTED: Final = "leader_elected"
+LEADERSHIP_LOST: Final = "leadership_lost"
+LOG_TRUNCATED: Final = "log_truncated"
+SEGMENT_ROLLED: Final = "segment_rolled"
+CHECKPOINT_FAILED: Final = "checkpoint_failed"
+PEER_CONNECTED: Final = "peer_connected"
+PEER_DISCONNECTED: Final = "peer_disconnected"
+PEER_REFUSED: Final = "peer_refused"
+PEER_UP: Final = "peer_up"
+PEER_DOWN: Final = "peer_down"

@@ -1,0 +1,122 @@
+"""Which nodes and which data directories make up this cluster.
+
+The first start of a cluster needs all listed nodes, all with empty directories: each waits
+until it has seen every other, and only then writes down who they are.  From then on a node
+is its directory: one that comes back with a wiped disk is somebody else, and may not vote
+under the old name (it has forgotten its votes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import trio
+
+from logd.errors import ForeignDirectoryError
+from logd.replication.peer_protocol import ClusterView
+from logd.types import HostPort, NodeId
+
+if TYPE_CHECKING:
+    from logd.env import Env
+    from logd.storage.directory import DataDirectory
+
+
+def canonical_list(cluster: Mapping[NodeId, HostPort]) -> str:
+    """The listed nodes as text that two nodes can compare."""
+    return ",".join(f"{node}={address}" for node, address in sorted(cluster.items()))
+
+
+class Membership:
+    """This node's knowledge of the cluster, and the checks every greeting must pass."""
+
+    def __init__(
+        self, node: NodeId, directory: DataDirectory, cluster: Mapping[NodeId, HostPort], env: Env
+    ) -> None:
+        self.node = node
+        self.directory = directory
+        self._cluster_list = canonical_list(cluster)
+        self._listed = sorted(cluster)
+        self._env = env
+        self._views: dict[NodeId, ClusterView] = {}
+        self._changed = trio.Event()
+
+    @property
+    def cluster_id(self) -> str | None:
+        return self.directory.cluster_id
+
+    @property
+    def is_settled(self) -> bool:
+        """Nothing is left that others need to be told about us."""
+        return self.directory.cluster_id is not None
+
+    def view(self) -> ClusterView:
+        return ClusterView(
+            node=self.node,
+            directory_id=self.directory.directory_id,
+            cluster_list=self._cluster_list,
+            cluster_id=self.directory.cluster_id,
+            members=self.directory.members,
+        )
+
+    def refusal(self, view: ClusterView) -> str | None:
+        """Why we will not talk to the node of ``view``; None if we will."""
+        if view.node not in self._listed or view.node == self.node:
+            return f"node {view.node} is not a peer of node {self.node} ({self._cluster_list})"
+        if view.cluster_list != self._cluster_list:
+            return (
+                f"the cluster lists differ: node {view.node} was started with "
+                f"{view.cluster_list}, node {self.node} with {self._cluster_list}"
+            )
+        ours, theirs = self.cluster_id, view.cluster_id
+        if ours is not None and theirs is not None and ours != theirs:
+            return f"node {view.node} belongs to cluster {theirs}, node {self.node} to {ours}"
+        return self._wrong_directory(self.directory.members, view)
+
+    def _wrong_directory(self, members: dict[int, str] | None, view: ClusterView) -> str | None:
+        if members is None or members.get(view.node) == view.directory_id:
+            return None
+        return (
+            f"node {view.node} has data directory {view.directory_id}, but the cluster was "
+            f"formed with {members.get(view.node)}: start it with its old data directory; "
+            "a wiped replica cannot vote under its old name"
+        )
+
+    def learn(self, view: ClusterView) -> None:
+        """Take in what a peer says of itself."""
+        self._views[NodeId(view.node)] = view
+        self._changed.set()
+
+    async def formed(self) -> dict[int, str]:
+        """Wait until every listed node is known; write it down; return node → directory id.
+
+        Raises:
+            ForeignDirectoryError: the cluster was formed with another directory of ours.
+        """
+        while self.directory.members is None:
+            members = self._members_now()
+            if members is not None:
+                await self._env.run_blocking(self.directory.form, members)
+                break
+            self._changed = trio.Event()
+            await self._changed.wait()
+        assert self.directory.members is not None
+        return self.directory.members
+
+    def missing(self) -> list[NodeId]:
+        """Listed nodes that have not been seen yet."""
+        return [n for n in self._listed if n != self.node and n not in self._views]
+
+    def _members_now(self) -> dict[int, str] | None:
+        for node in sorted(self._views):
+            members = self._views[node].members
+            if members is not None:
+                wrong = self._wrong_directory(members, self.view())
+                if wrong is not None:
+                    raise ForeignDirectoryError(wrong)
+                return members
+        if self.missing():
+            return None
+        members = {int(node): view.directory_id for node, view in self._views.items()}
+        members[self.node] = self.directory.directory_id
+        return dict(sorted(members.items()))

@@ -1,0 +1,402 @@
+"""All replicas of one broker, and its links to the other brokers.
+
+The node owns what groups share: the pump that groups appends, the sync pool, the timers,
+the tail cache, the failure detector and the links.  It routes messages between links and
+groups and contains no consensus logic; the groups contain no networking.
+
+Shutdown order: the owner cancels ``run``; links end, then ``close`` syncs and closes the
+logs.  Nothing is acknowledged after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from logd.errors import CorruptionError
+from logd.raft.messages import (
+    AppendRequest,
+    Event,
+    LeaderDisclaimed,
+    PeerConnected,
+    PeerDown,
+    PeerUp,
+    RaftMessage,
+    Received,
+    Tick,
+)
+from logd.raft.messages import Message as AnyRaftMessage
+from logd.replication import log_events
+from logd.replication.failure_detector import Change, FailureDetector
+from logd.replication.group import Group
+from logd.replication.peer_link import PeerLink
+from logd.replication.peer_protocol import (
+    PEER_PROTOCOL_VERSION,
+    TYPE_BY_KIND,
+    AnyPeerMessage,
+    Claims,
+    Forward,
+    ForwardResult,
+    Lane,
+    PeerHello,
+    Ping,
+)
+from logd.replication.received import check_append
+from logd.replication.sync_pool import SyncPool
+from logd.replication.tail_cache import TailCache
+from logd.replication.timers import GroupTimers
+from logd.types import GroupId, NodeId, Term
+from logd.wire.frame import Frame, decode_message
+
+if TYPE_CHECKING:
+    from logd.config import BrokerConfig
+    from logd.env import Buffer, Env
+    from logd.replication.membership import Membership
+
+log = structlog.get_logger(__name__)
+
+COMMIT_NOTICE_S: Final = 0.005
+"""An idle follower learns the commit offset this much later; a busy one with the next
+append.  Only readers of followers can tell."""
+
+EXPIRY_INTERVAL_S: Final = 0.1
+
+
+class Node:
+    """Groups, links and what they share.  Implements ``GroupHost`` and ``LinkOwner``."""
+
+    def __init__(self, config: BrokerConfig, env: Env, membership: Membership) -> None:
+        self.env = env
+        self.node = config.node_id
+        self.membership = membership
+        self.tail_cache = TailCache(config.tail_cache_bytes)
+        self.groups: dict[GroupId, Group] = {}
+        self.incarnation = env.rng("incarnation").getrandbits(48)
+        self.on_forward: Callable[[NodeId, Forward], None] | None = None
+        self.on_forward_result: Callable[[ForwardResult], None] | None = None
+        self.on_group_failed: Callable[[Group, BaseException], None] | None = None
+        self._config = config
+        peers = tuple(n for n in sorted(config.cluster) if n != self.node)
+        self._detector = FailureDetector(peers, config.liveness_timeout_ms)
+        self._links: dict[tuple[NodeId, Lane], PeerLink] = {
+            (peer, lane): PeerLink(peer, config.cluster[peer], lane, env, self)
+            for peer in peers
+            for lane in ("main", "bulk")
+        }
+        self._claims: dict[NodeId, dict[int, int]] = {peer: {} for peer in peers}
+        self._claims_dirty = False
+        self._dirty: dict[GroupId, Group] = {}
+        self._pump_lot = trio.lowlevel.ParkingLot()
+        self._timers = GroupTimers(self.now_ms, lambda group: group.post(Tick()))
+        self._syncs = SyncPool()
+        self._commit_notices: dict[GroupId, Group] = {}
+        self._notice_wanted = trio.Event()
+        self._leadership_news = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled.  Accepting links is the peer server's part."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._pump)
+            nursery.start_soon(self._timers.run)
+            nursery.start_soon(self._syncs.run)
+            nursery.start_soon(self._tell_commits)
+            nursery.start_soon(self._expire)
+            nursery.start_soon(self._watch_peers)
+            for link in self._links.values():
+                nursery.start_soon(link.run)
+            task_status.started()
+
+    def add_group(self, group: Group) -> None:
+        """Take up a group that was opened; peers that are alive are made known to it."""
+        assert group.group_id not in self.groups
+        self.groups[group.group_id] = group
+        for member in group.core.configuration.members:
+            if member != self.node and self._detector.is_up(member):
+                group.post(PeerUp(member))
+                if self._links[member, "main"].is_connected:
+                    group.post(PeerConnected(member))
+
+    async def remove_group(self, group_id: GroupId) -> None:
+        """Stop a group and close its files."""
+        group = self.groups.pop(group_id, None)
+        if group is not None:
+            self._dirty.pop(group_id, None)
+            self._commit_notices.pop(group_id, None)
+            await group.close()
+            self.tail_cache.forget(group_id)
+            self.leadership_changed(group)
+
+    async def close(self) -> None:
+        """Sync and close all logs.  Called after ``run`` has ended."""
+        async with trio.open_nursery() as nursery:
+            for group in self.groups.values():
+                nursery.start_soon(group.close)
+        self.groups.clear()
+
+    # --- for groups (GroupHost) -----------------------------------------------------------------
+
+    def now_ms(self) -> int:
+        return int(trio.current_time() * 1000)
+
+    def send(
+        self, message: AnyRaftMessage, buffers: tuple[Buffer, ...] = (), lane: Lane = "main"
+    ) -> None:
+        link = self._links.get((message.target, lane))
+        if link is not None:
+            link.send(message, buffers)
+
+    def send_peer(self, target: NodeId, message: AnyPeerMessage) -> bool:
+        """Send what is not about one group's consensus; False if there is no connection."""
+        link = self._links[target, "main"]
+        if not link.is_connected:
+            return False
+        link.send(message)
+        return True
+
+    def has_room(self, target: NodeId, lane: Lane) -> bool:
+        link = self._links[target, lane]
+        return link.is_connected and link.has_room
+
+    def start_soon(self, function: Callable[..., object], *args: object) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(function, *args)  # type: ignore[arg-type]
+
+    def mark_dirty(self, group: Group) -> None:
+        self._dirty[group.group_id] = group
+        self._pump_lot.unpark()
+
+    def request_sync(self, group: Group) -> None:
+        self._syncs.request(group)
+
+    def mark_idle(self, group: Group) -> None:
+        self._syncs.mark_idle(group)
+
+    def set_deadline(self, group: Group, deadline_ms: int | None) -> None:
+        self._timers.set(group, deadline_ms)
+
+    def tell_commit_later(self, group: Group) -> None:
+        self._commit_notices[group.group_id] = group
+        self._notice_wanted.set()
+
+    def leadership_changed(self, group: Group) -> None:
+        self._claims_dirty = True
+        self._pump_lot.unpark()
+        self._tell_leadership_news()
+
+    def group_failed(self, group: Group, error: BaseException) -> None:
+        self.leadership_changed(group)
+        if self.on_group_failed is not None:
+            self.on_group_failed(group, error)
+
+    # --- shared tasks ---------------------------------------------------------------------------
+
+    async def _pump(self) -> None:
+        """Append what gathered.
+
+        A task that proposes wakes the pump, which runs after all tasks that were ready with
+        it: whatever they proposed is one group.
+        """
+        while True:
+            if not self._dirty and not self._claims_dirty:
+                await self._pump_lot.park()
+            dirty, self._dirty = self._dirty, {}
+            for group in dirty.values():
+                group.flush()
+            if self._claims_dirty:
+                self._claims_dirty = False
+                self._send_claims()
+            if self._dirty:
+                await trio.lowlevel.checkpoint()
+
+    async def _tell_commits(self) -> None:
+        while True:
+            await self._notice_wanted.wait()
+            await trio.sleep(COMMIT_NOTICE_S)
+            self._notice_wanted = trio.Event()
+            notices, self._commit_notices = self._commit_notices, {}
+            for group in notices.values():
+                group.tell_commit()
+
+    async def _expire(self) -> None:
+        while True:
+            await trio.sleep(EXPIRY_INTERVAL_S)
+            now_ms = self.now_ms()
+            for group in list(self.groups.values()):
+                if group.has_waiting:
+                    group.expire(now_ms)
+
+    async def _watch_peers(self) -> None:
+        interval_s = self._config.liveness_interval_ms / 1000
+        while True:
+            view = None if self.membership.is_settled else self.membership.view()
+            ping = Ping(view=view)
+            for (_, lane), link in self._links.items():
+                if lane == "main":
+                    link.send(ping)
+            for node in self._detector.expire(self.now_ms()):
+                self._peer_down(node)
+            await trio.sleep(interval_s)
+
+    # --- peers ----------------------------------------------------------------------------------
+
+    def peers_up(self) -> list[NodeId]:
+        return self._detector.up()
+
+    def is_up(self, node: NodeId) -> bool:
+        return node == self.node or self._detector.is_up(node)
+
+    def leader_of(self, group_id: GroupId) -> tuple[NodeId | None, Term]:
+        """Who leads a group, as far as this node knows, and in which term."""
+        group = self.groups.get(group_id)
+        if group is not None and group.failure is None and group.core.leader is not None:
+            return group.core.leader, group.core.term
+        best: tuple[NodeId | None, Term] = (None, Term(0))
+        for node, claims in self._claims.items():
+            term = claims.get(group_id, 0)
+            if term > best[1] and self._detector.is_up(node):
+                best = (node, Term(term))
+        return best
+
+    async def leadership_news(self, timeout_s: float) -> None:
+        """Wait until a leader may have changed, or the time is up."""
+        news = self._leadership_news
+        with trio.move_on_after(timeout_s):
+            await news.wait()
+
+    def _tell_leadership_news(self) -> None:
+        news, self._leadership_news = self._leadership_news, trio.Event()
+        news.set()
+
+    def on_accepted(self, hello: PeerHello) -> None:
+        """A peer has connected to us."""
+        node = NodeId(hello.view.node)
+        self.membership.learn(hello.view)
+        match self._detector.accepted(node, hello.incarnation, self.now_ms()):
+            case Change.RESTARTED:
+                self._peer_down(node)
+                self._peer_up(node)
+            case Change.UP:
+                self._peer_up(node)
+
+    def on_closed(self, node: NodeId) -> None:
+        self._detector.closed(node)
+
+    def on_heard(self, node: NodeId) -> None:
+        """Bytes have arrived from a peer."""
+        if self._detector.heard(node, self.now_ms()) is not None:
+            self._peer_up(node)
+
+    def _peer_up(self, node: NodeId) -> None:
+        log.info(log_events.PEER_UP, peer=node)
+        self._post_to_shared(node, PeerUp(node))
+
+    def _peer_down(self, node: NodeId) -> None:
+        log.warning(log_events.PEER_DOWN, peer=node)
+        self._claims[node] = {}
+        self._post_to_shared(node, PeerDown(node))
+
+    def _post_to_shared(self, node: NodeId, event: Event) -> None:
+        for group in list(self.groups.values()):
+            if node in group.core.configuration.members:
+                group.post(event)
+
+    # --- links (LinkOwner) ------------------------------------------------------------------------
+
+    def greeting(self, lane: Lane) -> PeerHello:
+        return PeerHello(
+            protocol=PEER_PROTOCOL_VERSION,
+            view=self.membership.view(),
+            incarnation=self.incarnation,
+            lane=lane,
+        )
+
+    def on_link_up(self, node: NodeId, lane: Lane, answer: PeerHello) -> None:
+        self.membership.learn(answer.view)
+        if lane == "main":
+            self._links[node, lane].send(self._own_claims())
+        self._post_to_shared(node, PeerConnected(node))
+
+    def on_link_down(self, node: NodeId, lane: Lane) -> None:
+        log.info(log_events.PEER_DISCONNECTED, peer=node, lane=lane)
+
+    def on_link_refused(self, node: NodeId, lane: Lane, reason: str) -> None:
+        if lane == "main":
+            log.error(log_events.PEER_REFUSED, peer=node, reason=reason)
+
+    def on_nobody_there(self, node: NodeId) -> None:
+        if self._detector.nobody_there(node) is not None:
+            self._peer_down(node)
+
+    def on_link_room(self, node: NodeId) -> None:
+        for group in self.groups.values():
+            if group.is_leader and node in group.core.configuration.members:
+                self.mark_dirty(group)
+
+    def _own_claims(self) -> Claims:
+        return Claims(
+            groups=[(g.group_id, g.core.term) for g in self.groups.values() if g.is_leader]
+        )
+
+    def _send_claims(self) -> None:
+        claims = self._own_claims()
+        for (_, lane), link in self._links.items():
+            if lane == "main":
+                link.send(claims)
+
+    # --- frames from peers ------------------------------------------------------------------------
+
+    def on_frame(self, source: NodeId, frame: Frame) -> None:
+        """Take one frame of an accepted link.
+
+        Raises:
+            LogdError: the frame is not what a peer of ours would send; close the link.
+        """
+        message_type = TYPE_BY_KIND.get(frame.kind)
+        if message_type is None:
+            raise CorruptionError(f"unknown frame kind {frame.kind} from node {source}")
+        message = decode_message(message_type, frame.header)
+        if isinstance(message, RaftMessage):
+            self._on_raft_message(source, message, frame.body)  # type: ignore[arg-type]
+            return
+        match message:
+            case Ping():
+                if message.view is not None:
+                    self.membership.learn(message.view)
+            case Claims():
+                self._on_claims(source, dict(message.groups))
+            case Forward():
+                assert self.on_forward is not None
+                self.on_forward(source, message)
+            case ForwardResult():
+                assert self.on_forward_result is not None
+                self.on_forward_result(message)
+            case _:
+                raise CorruptionError(f"node {source} greeted twice")
+
+    def _on_raft_message(self, source: NodeId, message: AnyRaftMessage, body: bytes) -> None:
+        if message.source != source or message.target != self.node:
+            raise CorruptionError(
+                f"message from {message.source} to {message.target} on the link of {source}"
+            )
+        group = self.groups.get(message.group)
+        if group is None:
+            return  # Deleted, or not created yet; a message never creates a group.
+        if isinstance(message, AppendRequest):
+            group.post_append(message, check_append(message, body))
+        else:
+            group.post(Received(message))
+
+    def _on_claims(self, source: NodeId, claims: dict[int, int]) -> None:
+        self._claims[source] = claims
+        self._tell_leadership_news()
+        for group in list(self.groups.values()):
+            core = group.core
+            if core.leader == source and claims.get(group.group_id, 0) < core.term:
+                group.post(LeaderDisclaimed(source, core.term))

@@ -1,0 +1,166 @@
+"""The outgoing side of a pair of nodes: dials, greets, sends, and notices the end.
+
+One link per peer and lane.  It is never answered with anything but the greeting, yet it is
+read all the time: the end of the stream is how a dead process is noticed at once, long
+before any time-out.  A reset followed by a refused connection means that nobody is there.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
+import trio
+
+from logd.errors import LogdError, ProtocolError
+from logd.limits import FRAME_UNAUTHENTICATED_BYTES_MAX, HANDSHAKE_TIMEOUT_S, PEER_QUEUE_BYTES_MAX
+from logd.replication import log_events
+from logd.replication.outbox import Outbox
+from logd.replication.peer_protocol import (
+    KIND_BY_TYPE,
+    PEER_PROTOCOL_VERSION,
+    AnyPeerMessage,
+    Lane,
+    PeerHello,
+    PeerKind,
+)
+from logd.types import HostPort, NodeId
+from logd.wire.frame import FrameDecoder, decode_message, encode_message
+
+if TYPE_CHECKING:
+    from logd.env import Buffer, ByteStream, Env
+
+log = structlog.get_logger(__name__)
+
+RECONNECT_MIN_S: Final = 0.02
+RECONNECT_MAX_S: Final = 1.0
+CONNECT_TIMEOUT_S: Final = 2.0
+
+
+class LinkOwner(Protocol):
+    """Who is told what happens to a link."""
+
+    def greeting(self, lane: Lane) -> PeerHello: ...
+    def on_link_up(self, node: NodeId, lane: Lane, answer: PeerHello) -> None: ...
+    def on_link_down(self, node: NodeId, lane: Lane) -> None: ...
+    def on_link_refused(self, node: NodeId, lane: Lane, reason: str) -> None: ...
+    def on_nobody_there(self, node: NodeId) -> None: ...
+    def on_link_room(self, node: NodeId) -> None: ...
+
+
+class PeerLink:
+    """Sends frames to one peer over one lane; drops them while there is no connection.
+
+    Dropping is safe: on each new connection the consensus core probes and acknowledges
+    anew, and claims are sent in full.
+    """
+
+    def __init__(
+        self, node: NodeId, address: HostPort, lane: Lane, env: Env, owner: LinkOwner
+    ) -> None:
+        self.node = node
+        self.lane = lane
+        self.is_connected = False
+        self._address = address
+        self._env = env
+        self._owner = owner
+        self._rng: random.Random = env.rng(f"link:{node}:{lane}")
+        self._outbox = Outbox(PEER_QUEUE_BYTES_MAX, lambda: owner.on_link_room(node))
+
+    @property
+    def has_room(self) -> bool:
+        return self._outbox.has_room
+
+    def send(self, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()) -> None:
+        """Queue one frame.  The caller has asked ``has_room`` where the frame is large."""
+        if not self.is_connected:
+            return
+        body_bytes = sum(map(len, buffers))
+        head = encode_message(KIND_BY_TYPE[type(message)], message, 0, body_bytes)
+        self._outbox.push((head, *buffers), len(head) + body_bytes)
+
+    async def run(self) -> None:
+        """Keep the link connected until cancelled."""
+        delay_s = RECONNECT_MIN_S
+        lost_at = -1.0
+        while True:
+            try:
+                with trio.fail_after(CONNECT_TIMEOUT_S):
+                    stream = await self._env.network.connect(self._address)
+            except (OSError, trio.TooSlowError) as error:
+                if isinstance(error, ConnectionRefusedError):
+                    self._owner.on_nobody_there(self.node)
+            else:
+                connected_at = trio.current_time()
+                await self._use(stream)
+                lost_at = trio.current_time()
+                if lost_at - connected_at > RECONNECT_MAX_S:
+                    # It was a good connection: try again at once, to learn whether somebody
+                    # is still there.
+                    delay_s = 0.0
+            await trio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
+            delay_s = min(max(delay_s * 2, RECONNECT_MIN_S), RECONNECT_MAX_S)
+
+    async def _use(self, stream: ByteStream) -> None:
+        """Greet, then send until the connection ends."""
+        try:
+            answer = await self._greet(stream)
+            self.is_connected = True
+            log.info(log_events.PEER_CONNECTED, peer=self.node, lane=self.lane)
+            self._owner.on_link_up(self.node, self.lane, answer)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send, stream, nursery.cancel_scope)
+                await _until_end(stream)
+                nursery.cancel_scope.cancel()
+        except (OSError, LogdError, trio.TooSlowError) as error:
+            log.debug(
+                log_events.PEER_DISCONNECTED, peer=self.node, lane=self.lane, reason=str(error)
+            )
+        finally:
+            stream.abort()
+            self._outbox.clear()
+            if self.is_connected:
+                self.is_connected = False
+                self._owner.on_link_down(self.node, self.lane)
+
+    async def _send(self, stream: ByteStream, scope: trio.CancelScope) -> None:
+        try:
+            await self._outbox.run(stream)
+        except OSError:
+            scope.cancel()
+
+    async def _greet(self, stream: ByteStream) -> PeerHello:
+        """Exchange greetings; raises ProtocolError when the peer refuses us."""
+        greeting = self._owner.greeting(self.lane)
+        with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+            await stream.send([encode_message(PeerKind.PEER_HELLO, greeting, 0)])
+            decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX)
+            while (frame := decoder.next_frame()) is None:
+                received = await stream.receive_into(decoder.writable())
+                if received == 0:
+                    raise ProtocolError(f"node {self.node} at {self._address} closed the greeting")
+                decoder.received(received)
+        if frame.kind != PeerKind.PEER_HELLO:
+            raise ProtocolError(f"kind {frame.kind} in place of a greeting")
+        answer = decode_message(PeerHello, frame.header)
+        if answer.refused is not None:
+            self._owner.on_link_refused(self.node, self.lane, answer.refused)
+            raise ProtocolError(f"node {self.node} refused the link: {answer.refused}")
+        if answer.protocol != PEER_PROTOCOL_VERSION or answer.view.node != self.node:
+            raise ProtocolError(
+                f"{self._address} is node {answer.view.node} speaking peer protocol "
+                f"{answer.protocol}, expected node {self.node} and {PEER_PROTOCOL_VERSION}"
+            )
+        return answer
+
+
+async def _until_end(stream: ByteStream) -> None:
+    """Wait for the peer to end the connection; it has nothing to say on it."""
+    scrap = memoryview(bytearray(4096))
+    while await stream.receive_into(scrap):
+        pass
+
+
+LinkFactory = Callable[[NodeId, HostPort, Lane], PeerLink]

@@ -1,0 +1,128 @@
+"""What brokers say to each other, and how it is framed.
+
+A link is one-way: the node that dials sends, the node that accepted only answers the
+greeting.  Each pair of nodes therefore has a link in either direction per lane, and a
+network that is cut one way looks exactly like that.
+
+The consensus messages are defined in ``logd.raft.messages``; the rest are here.  Batches of
+an append request are the frame's body.  See docs/wire_protocol.md, "Between brokers".
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, unique
+from typing import Final, Literal
+
+import msgspec
+
+from logd.raft.messages import (
+    AppendRequest,
+    AppendResponse,
+    TimeoutNow,
+    VoteRequest,
+    VoteResponse,
+)
+from logd.raft.messages import Message as RaftMessage
+
+PEER_PROTOCOL_VERSION: Final = 1
+
+Lane = Literal["main", "bulk"]
+"""``main`` carries votes, appends and liveness; ``bulk`` what is read back from files, so
+that a follower catching up never delays a heartbeat."""
+
+
+@unique
+class PeerKind(IntEnum):
+    """Frame kinds between brokers; disjoint from those of clients.  Never reuse a number."""
+
+    PEER_HELLO = 128
+    PING = 129
+    CLAIMS = 130
+    VOTE_REQUEST = 131
+    VOTE_RESPONSE = 132
+    APPEND_REQUEST = 133
+    APPEND_RESPONSE = 134
+    TIMEOUT_NOW = 135
+    FORWARD = 136
+    FORWARD_RESULT = 137
+
+
+class PeerMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Between two brokers, not about one group's consensus."""
+
+
+class ClusterView(PeerMessage, frozen=True, kw_only=True):
+    """What a node knows about the cluster it belongs to: the matter of bootstrap."""
+
+    node: int
+    directory_id: str
+    cluster_list: str
+    """The listed voters, canonical text; two nodes with different lists refuse each other."""
+    cluster_id: str | None = None
+    members: dict[int, str] | None = None
+    """Voter → directory id, once this node has seen all of them; None before."""
+
+
+class PeerHello(PeerMessage, frozen=True, kw_only=True):
+    """First frame of a link, and the answer to it."""
+
+    protocol: int
+    view: ClusterView
+    incarnation: int
+    lane: Lane = "main"
+    refused: str | None = None
+    """In an answer: why the link is refused.  The connection is closed behind it."""
+
+
+class Ping(PeerMessage, frozen=True, kw_only=True):
+    """Sent at a fixed interval on the main lane; any received byte is life, this makes some.
+
+    ``view`` is present until the cluster is formed.
+    """
+
+    view: ClusterView | None = None
+
+
+class Claims(PeerMessage, frozen=True, kw_only=True):
+    """All groups this node leads, with their terms.  Sent on each change and connection.
+
+    A group that is missing has been given up: the receiver stops waiting for this leader.
+    Receivers that are no members of a group learn its leader from here too.
+    """
+
+    groups: list[tuple[int, int]]
+
+
+class Forward(PeerMessage, frozen=True, kw_only=True):
+    """A metadata command for the controller."""
+
+    request_id: int
+    command: bytes
+    timeout_ms: int
+
+
+class ForwardResult(PeerMessage, frozen=True, kw_only=True):
+    """Where the command was committed; every node finds its result by applying it."""
+
+    request_id: int
+    offset: int | None = None
+    error_code: int = 0
+    error: str = ""
+
+
+AnyPeerMessage = RaftMessage | PeerHello | Ping | Claims | Forward | ForwardResult
+
+TYPE_BY_KIND: Final[dict[int, type[AnyPeerMessage]]] = {
+    PeerKind.PEER_HELLO: PeerHello,
+    PeerKind.PING: Ping,
+    PeerKind.CLAIMS: Claims,
+    PeerKind.VOTE_REQUEST: VoteRequest,
+    PeerKind.VOTE_RESPONSE: VoteResponse,
+    PeerKind.APPEND_REQUEST: AppendRequest,
+    PeerKind.APPEND_RESPONSE: AppendResponse,
+    PeerKind.TIMEOUT_NOW: TimeoutNow,
+    PeerKind.FORWARD: Forward,
+    PeerKind.FORWARD_RESULT: ForwardResult,
+}
+
+KIND_BY_TYPE: Final[dict[type[AnyPeerMessage], int]] = {t: k for k, t in TYPE_BY_KIND.items()}
