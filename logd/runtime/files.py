@@ -1,0 +1,204 @@
+"""The real file system: ``logd.env.FileSystem`` over the ``os`` module.
+
+Why so thin: every decision about durability (what is synced when, in which order names and
+bytes reach the disk) belongs to ``logd.storage``, where the simulated file system can put it
+to the test.  Nothing here retries, caches or hides an error.
+
+Why descriptors close with their last reference: a cold read may be under way in a worker
+thread while the event loop lets go of a trimmed segment.  An explicit close there could give
+the descriptor's number to another file under the reader's hands.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Final
+
+from logd.errors import DirectoryLockedError
+from logd.types import Buffer
+
+_VECTORS_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX"))
+_READ_WITHOUT_WAITING: Final = getattr(os, "RWF_NOWAIT", None)
+_CANNOT_TELL: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+class RealMap:
+    """A file mapped for reading."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        self._view = memoryview(self._map)
+
+    @property
+    def view(self) -> memoryview:
+        return self._view
+
+    def close(self) -> None:
+        self._view.release()
+        self._map.close()
+
+
+class RealFile:
+    """One descriptor.  Closed when asked to, or with the last reference to it."""
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    def size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def pread(self, count: int, position: int) -> bytes:
+        found = os.pread(self._descriptor, count, position)
+        if len(found) == count or not found:
+            return found
+        # Short: the end of the file, or a signal.  Only another read can tell.
+        parts = [found]
+        got = len(found)
+        while got < count and (more := os.pread(self._descriptor, count - got, position + got)):
+            parts.append(more)
+            got += len(more)
+        return b"".join(parts)
+
+    def pread_cached(self, count: int, position: int) -> Buffer | None:
+        if _READ_WITHOUT_WAITING is None:
+            return None
+        buffer = bytearray(count)
+        try:
+            got = os.preadv(self._descriptor, [buffer], position, _READ_WITHOUT_WAITING)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno in _CANNOT_TELL:
+                return None
+            raise
+        if got == count:
+            return buffer
+        if position + got < self.size():
+            return None  # The rest is on the disk only.
+        return memoryview(buffer)[:got]
+
+    def pwritev(self, buffers: Sequence[Buffer], position: int) -> None:
+        for first in range(0, len(buffers), _VECTORS_MAX):
+            position = self._write_vectors(buffers[first : first + _VECTORS_MAX], position)
+
+    def _write_vectors(self, buffers: Sequence[Buffer], position: int) -> int:
+        """One system call, and more only if the kernel took less than it was given."""
+        left = sum(len(buffer) for buffer in buffers)
+        while left:
+            written = os.pwritev(self._descriptor, buffers, position)
+            position += written
+            left -= written
+            if left:
+                buffers = _without_first(buffers, written)
+        return position
+
+    def allocate(self, end: int) -> None:
+        size = self.size()
+        if end > size:
+            os.posix_fallocate(self._descriptor, size, end - size)
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+
+    def sync(self) -> None:
+        os.fdatasync(self._descriptor)
+
+    def map(self) -> RealMap:
+        return RealMap(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class RealLock:
+    """An advisory lock: the kernel lets go of it when the process ends, however it ends."""
+
+    def __init__(self, path: str) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(self._descriptor, 32, 0).strip()
+            os.close(self._descriptor)
+            raise DirectoryLockedError(path, int(holder) if holder.isdigit() else None) from error
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        # The file stays: removing it would let two processes lock two files of one name.
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+
+class RealFileSystem:
+    """The machine's own file system."""
+
+    def open(self, path: str, *, create: bool = False, writable: bool = True) -> RealFile:
+        flags = os.O_CLOEXEC | (os.O_RDWR if writable else os.O_RDONLY)
+        if create:
+            flags |= os.O_CREAT | os.O_EXCL
+        return RealFile(path, os.open(path, flags, 0o644))
+
+    def exists(self, path: str) -> bool:
+        return os.path.lexists(path)
+
+    def is_directory(self, path: str) -> bool:
+        return os.path.isdir(path)
+
+    def list_directory(self, path: str) -> list[str]:
+        return sorted(os.listdir(path))
+
+    def make_directory(self, path: str) -> None:
+        os.makedirs(path, exist_ok=True)
+
+    def rename(self, source: str, target: str) -> None:
+        os.replace(source, target)
+
+    def remove(self, path: str) -> None:
+        os.unlink(path)
+
+    def remove_tree(self, path: str) -> None:
+        shutil.rmtree(path)
+
+    def sync_directory(self, path: str) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def free_bytes(self, path: str) -> int:
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
+
+    def lock(self, path: str) -> RealLock:
+        return RealLock(path)
+
+
+def _without_first(buffers: Sequence[Buffer], count: int) -> list[Buffer]:
+    """What is left of ``buffers`` after their first ``count`` bytes."""
+    rest: list[Buffer] = []
+    for buffer in buffers:
+        if count >= len(buffer):
+            count -= len(buffer)
+        else:
+            rest.append(memoryview(buffer)[count:])
+            count = 0
+    return rest

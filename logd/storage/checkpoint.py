@@ -1,0 +1,116 @@
+"""Checkpoints: a state machine's state at an offset, so that recovery replays little.
+
+The payload is the caller's; here it is only kept whole.  Two are kept, because the newest
+may be damaged, and because it may lie above what the caller may use.  A damaged one is
+stepped over: it is derived from the log and costs only a longer replay.
+
+Format: segment_format.md, section 8.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from logd.env import FileSystem
+from logd.errors import CorruptionError, StorageError, StorageFailedError
+from logd.storage.file_header import (
+    CHECKPOINT_MAGIC,
+    FileHeader,
+    LogIdentity,
+    refuse_foreign,
+)
+from logd.storage.whole_file import UNFINISHED_SUFFIX, read_payload_file, write_payload_file
+from logd.types import Offset
+
+CHECKPOINTS_KEPT: Final = 2
+
+_NAME: Final = re.compile(r"checkpoint-(\d{20})", re.ASCII)
+
+
+class CheckpointStore:
+    """The checkpoints of one group on one node, beside its log."""
+
+    def __init__(self, files: FileSystem, directory: str, identity: LogIdentity) -> None:
+        self._files = files
+        self._directory = directory
+        self._identity = identity
+        self.damaged: tuple[str, ...] = ()
+        """What the last ``load`` had to step over, and why."""
+
+    def save(self, offset: Offset, payload: bytes) -> None:
+        """Keep ``payload`` as the state after everything below ``offset``, durably.
+
+        Raises:
+            StorageFailedError: the disk failed.  The checkpoints there were are still there.
+        """
+        try:
+            header = FileHeader(self._identity, offset)
+            write_payload_file(self._files, self._path(offset), CHECKPOINT_MAGIC, header, payload)
+            for old in self._offsets()[:-CHECKPOINTS_KEPT]:
+                self._files.remove(self._path(old))
+            self._remove_unfinished()
+        except OSError as error:
+            raise StorageFailedError(
+                f"saving a checkpoint in {self._directory} failed: {error}"
+            ) from error
+
+    def load(self, at_most: Offset | None = None) -> tuple[Offset, bytes] | None:
+        """The newest intact checkpoint, not above ``at_most``; None if there is none.
+
+        Raises:
+            StorageError: it cannot be read, is not ours, or is of a newer format.
+        """
+        damaged: list[str] = []
+        try:
+            for offset in reversed(self._offsets()):
+                if at_most is not None and offset > at_most:
+                    continue
+                try:
+                    return offset, self._read(offset)
+                except CorruptionError as error:
+                    damaged.append(str(error))
+        except OSError as error:
+            raise StorageError(f"cannot read checkpoints in {self._directory}: {error}") from error
+        finally:
+            self.damaged = tuple(damaged)
+        return None
+
+    def remove_above(self, offset: Offset) -> None:
+        """Remove checkpoints above ``offset``: the log was truncated or replaced below them.
+
+        Raises:
+            StorageFailedError: the disk failed.
+        """
+        try:
+            above = [each for each in self._offsets() if each > offset]
+            for each in above:
+                self._files.remove(self._path(each))
+            if above:
+                self._files.sync_directory(self._directory)
+        except OSError as error:
+            raise StorageFailedError(
+                f"removing checkpoints in {self._directory} failed: {error}"
+            ) from error
+
+    def _read(self, offset: Offset) -> bytes:
+        path = self._path(offset)
+        header, payload = read_payload_file(self._files, path, CHECKPOINT_MAGIC)
+        refuse_foreign(path, header.identity, self._identity)
+        if header.base_offset != offset:
+            raise CorruptionError(f"{path}: the header says offset {header.base_offset}")
+        return payload
+
+    def _path(self, offset: Offset) -> str:
+        return f"{self._directory}/checkpoint-{offset:020}"
+
+    def _offsets(self) -> list[Offset]:
+        if not self._files.is_directory(self._directory):
+            return []
+        matches = map(_NAME.fullmatch, self._files.list_directory(self._directory))
+        return sorted(Offset(int(match[1])) for match in matches if match)
+
+    def _remove_unfinished(self) -> None:
+        for name in self._files.list_directory(self._directory):
+            if name.startswith("checkpoint-") and name.endswith(UNFINISHED_SUFFIX):
+                self._files.remove(f"{self._directory}/{name}")

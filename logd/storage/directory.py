@@ -1,0 +1,254 @@
+"""The data directory: whose it is, and where each group's files lie in it.
+
+    lock                      held by the process that uses the directory
+    meta                      whose directory this is
+    groups/<group, 20 digits> log, hard state and checkpoints of one group
+    trash/                    what was deleted by a committed command
+
+Why ``meta`` is believed and nothing is guessed: a directory that was copied, restored from a
+backup or mounted in the wrong place looks perfectly healthy, and a voter that starts on it
+breaks its promises.  So it is drawn an id when it is first used, every file in it carries
+that id, and a node, a cluster or a format that does not fit is refused.
+
+Why the trash: deleting is the one thing that cannot be repaired from a peer once all have
+done it.  A group leaves by a rename, which is atomic and can be undone by hand.
+
+Format: segment_format.md, section 9.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from logd.env import DirectoryLock, FileSystem
+from logd.errors import CorruptionError, ForeignDirectoryError, StorageError
+from logd.storage.file_header import META_MAGIC, FileHeader, LogIdentity
+from logd.storage.whole_file import (
+    UNFINISHED_SUFFIX,
+    parent,
+    read_payload_file,
+    write_payload_file,
+)
+from logd.types import METADATA_GROUP, DirectoryId, GroupId, NodeId
+
+LOCK_NAME: Final = "lock"
+META_NAME: Final = "meta"
+GROUPS_NAME: Final = "groups"
+TRASH_NAME: Final = "trash"
+
+_GROUP_NAME: Final = re.compile(r"\d{20}", re.ASCII)
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What ``meta`` says besides its header, as JSON that an operator can read."""
+
+    cluster_id: str | None = None
+    members: dict[int, str] | None = None
+    """Directory ids of the voters that formed the cluster, by node."""
+
+
+class DataDirectory:
+    """A data directory, locked by this process.  Make one with ``open``."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        path: str,
+        node_id: NodeId,
+        lock: DirectoryLock,
+        directory_id: DirectoryId,
+        meta: Meta,
+    ) -> None:
+        self._files = files
+        self._lock = lock
+        self._meta = meta
+        self.path = path
+        self.node_id = node_id
+        self.directory_id = directory_id
+
+    @classmethod
+    def open(
+        cls, files: FileSystem, path: str, node_id: NodeId, draw_id: Callable[[], str]
+    ) -> DataDirectory:
+        """Lock the directory and read whose it is; a new one is made ours.
+
+        Args:
+            draw_id: draws the id of a new directory: up to 64 ASCII characters.
+
+        Raises:
+            DirectoryLockedError: another process uses it; says which.
+            ForeignDirectoryError: it belongs to another node.
+            NewerFormatError: a later version wrote it.
+            CorruptionError: ``meta`` is damaged, or missing where there is data.
+            StorageError: it cannot be created or written; says why.
+        """
+        assert node_id >= 1
+        path = path.rstrip("/") or "/"
+        try:
+            _make_directory(files, path)
+            lock = files.lock(f"{path}/{LOCK_NAME}")
+        except OSError as error:
+            raise StorageError(f"cannot use data directory {path}: {error}") from error
+        try:
+            for name in (GROUPS_NAME, TRASH_NAME):
+                _make_directory(files, f"{path}/{name}")
+            directory_id, meta = _read_or_draw(files, path, node_id, draw_id)
+        except OSError as error:
+            lock.release()
+            raise StorageError(f"cannot use data directory {path}: {error}") from error
+        except BaseException:
+            lock.release()
+            raise
+        return cls(files, path, node_id, lock, directory_id, meta)
+
+    @property
+    def cluster_id(self) -> str | None:
+        """The cluster it belongs to; None before the first was formed or joined."""
+        return self._meta.cluster_id
+
+    @property
+    def members(self) -> dict[int, str] | None:
+        """Directory ids of the founding voters, by node; None before the cluster was formed."""
+        return self._meta.members
+
+    def form(self, members: Mapping[int, str]) -> None:
+        """Remember, durably, with which directories this one founds a cluster.
+
+        Raises:
+            ForeignDirectoryError: it has founded one with others.
+            StorageError: it cannot be written.
+        """
+        chosen = dict(sorted(members.items()))
+        if self._meta.members not in (None, chosen):
+            raise ForeignDirectoryError(
+                f"{self.path} has formed a cluster of {self._meta.members}, asked for {chosen}"
+            )
+        self._save(msgspec.structs.replace(self._meta, members=chosen))
+
+    def set_cluster_id(self, cluster_id: str) -> None:
+        """Remember, durably, to which cluster it belongs.
+
+        Raises:
+            ForeignDirectoryError: it belongs to another.
+            StorageError: it cannot be written.
+        """
+        assert cluster_id
+        if self._meta.cluster_id not in (None, cluster_id):
+            raise ForeignDirectoryError(
+                f"{self.path} belongs to cluster {self._meta.cluster_id}, asked for {cluster_id}"
+            )
+        self._save(msgspec.structs.replace(self._meta, cluster_id=cluster_id))
+
+    def identity(self, group: GroupId) -> LogIdentity:
+        """What the files of ``group`` are stamped with."""
+        return LogIdentity(self.directory_id, self.node_id, group)
+
+    def group_path(self, group: GroupId) -> str:
+        """Where the group's files lie, or would lie."""
+        assert group >= 0
+        return f"{self.path}/{GROUPS_NAME}/{group:020}"
+
+    @property
+    def trash_path(self) -> str:
+        return f"{self.path}/{TRASH_NAME}"
+
+    def list_groups(self) -> list[GroupId]:
+        """Groups that have a directory, in order."""
+        names = self._files.list_directory(f"{self.path}/{GROUPS_NAME}")
+        return [GroupId(int(name)) for name in names if _GROUP_NAME.fullmatch(name)]
+
+    def trash_group(self, group: GroupId) -> None:
+        """Move the group's files to the trash, durably and at once.
+
+        Raises:
+            StorageError: they could not be moved.
+        """
+        source = self.group_path(group)
+        try:
+            taken = self._files.list_directory(self.trash_path)
+            number = next(n for n in range(len(taken) + 1) if f"{group:020}-{n}" not in taken)
+            self._files.rename(source, f"{self.trash_path}/{group:020}-{number}")
+            self._files.sync_directory(self.trash_path)
+            self._files.sync_directory(parent(source))
+        except OSError as error:
+            raise StorageError(f"cannot move {source} to the trash: {error}") from error
+
+    def empty_trash(self) -> None:
+        """Remove for good what is in the trash.
+
+        Raises:
+            StorageError: not all could be removed.
+        """
+        try:
+            for name in self._files.list_directory(self.trash_path):
+                path = f"{self.trash_path}/{name}"
+                if self._files.is_directory(path):
+                    self._files.remove_tree(path)
+                else:
+                    self._files.remove(path)
+            self._files.sync_directory(self.trash_path)
+        except OSError as error:
+            raise StorageError(f"cannot empty {self.trash_path}: {error}") from error
+
+    def close(self) -> None:
+        """Let another process use the directory."""
+        self._lock.release()
+
+    def _save(self, meta: Meta) -> None:
+        if meta == self._meta:
+            return
+        identity = self.identity(METADATA_GROUP)
+        try:
+            _write_meta(self._files, self.path, identity, meta)
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}/{META_NAME}: {error}") from error
+        self._meta = meta
+
+
+def _make_directory(files: FileSystem, path: str) -> None:
+    """Make a directory durably: its name too, and those of the parents that were missing."""
+    missing = []
+    while not files.is_directory(path) and path != "/":
+        missing.append(path)
+        path = parent(path)
+    if missing:
+        files.make_directory(missing[0])
+    for each in reversed(missing):
+        files.sync_directory(parent(each))
+
+
+def _read_or_draw(
+    files: FileSystem, path: str, node_id: NodeId, draw_id: Callable[[], str]
+) -> tuple[DirectoryId, Meta]:
+    meta_path = f"{path}/{META_NAME}"
+    if files.exists(meta_path + UNFINISHED_SUFFIX):
+        files.remove(meta_path + UNFINISHED_SUFFIX)
+    if not files.exists(meta_path):
+        groups = files.list_directory(f"{path}/{GROUPS_NAME}")
+        if groups:
+            raise CorruptionError(
+                f"{meta_path} is missing, but {path} holds {len(groups)} groups; whose they are "
+                "is not known"
+            )
+        identity = LogIdentity(DirectoryId(draw_id()), node_id, METADATA_GROUP)
+        _write_meta(files, path, identity, Meta())
+        return identity.directory, Meta()
+
+    header, payload = read_payload_file(files, meta_path, META_MAGIC)
+    if header.identity.node != node_id:
+        raise ForeignDirectoryError(
+            f"data directory {path} belongs to node {header.identity.node}, this is node {node_id}"
+        )
+    try:
+        return header.identity.directory, msgspec.json.decode(payload, type=Meta)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptionError(f"{meta_path}: {error}") from error
+
+
+def _write_meta(files: FileSystem, path: str, identity: LogIdentity, meta: Meta) -> None:
+    payload = msgspec.json.encode(meta) + b"\n"
+    write_payload_file(files, f"{path}/{META_NAME}", META_MAGIC, FileHeader(identity), payload)

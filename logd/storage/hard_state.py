@@ -1,0 +1,176 @@
+"""Term and vote: what a node must remember to keep its promises.
+
+Two slots are written in turn, so that the state before is intact while the next one is being
+written.  Each slot lies in a block of its own and holds the state twice, in two sectors.  A
+write that a power cut interrupts leaves at least one of the two copies whole, old or new, and
+either will do: nobody was told of the new one yet.
+
+So a slot without an intact copy is not what an interrupted write leaves behind.  It is
+damage, and it may have hidden the newest vote: falling back to the other slot could make the
+node vote twice in one term.  Opening the file is refused instead.
+
+The file is opened for each use: saving is rare, and a thousand partitions would otherwise
+hold a thousand descriptors for it.
+
+Format: segment_format.md, section 7.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from logd.env import FileSystem
+from logd.errors import CorruptionError, StorageError, StorageFailedError
+from logd.limits import KIB
+from logd.storage.file_header import (
+    HARD_STATE_MAGIC,
+    Field,
+    FileHeader,
+    LogIdentity,
+    decode_file_header,
+    encode_file_header,
+    refuse_foreign,
+)
+from logd.storage.whole_file import UNFINISHED_SUFFIX, read_file, write_new_file
+from logd.types import NodeId, Term
+
+LAYOUT: Final = (
+    Field("checksum", "Q", "xxh3_64 of bytes [8, 32) of the copy, seeded with the group id"),
+    Field("sequence", "Q", "counts the states saved; the highest holds"),
+    Field("term", "Q", "current term"),
+    Field("voted_for", "Q", "node voted for in that term; 0 none"),
+)
+_STRUCT: Final = struct.Struct("<" + "".join(field.format for field in LAYOUT))
+_CHECKSUM: Final = struct.Struct("<Q")
+
+COPY_BYTES: Final = _STRUCT.size
+BLOCK_BYTES: Final = 4 * KIB
+SLOT_POSITIONS: Final = (BLOCK_BYTES, 2 * BLOCK_BYTES)
+COPY_POSITIONS: Final = (0, 512)
+"""Within a slot's block: each copy in a sector of its own."""
+FILE_BYTES: Final = 3 * BLOCK_BYTES
+
+assert COPY_BYTES == 32
+
+
+class _State(NamedTuple):
+    sequence: int
+    term: Term
+    voted_for: NodeId | None
+
+
+class HardStateFile:
+    """The hard state of one group on one node.  Make one with ``create`` or ``open``."""
+
+    def __init__(self, files: FileSystem, path: str, identity: LogIdentity, state: _State) -> None:
+        self._files = files
+        self._path = path
+        self._identity = identity
+        self._state = state
+        self.failure: BaseException | None = None
+        """The error after which nothing is saved any more, if there was one."""
+
+    @classmethod
+    def create(cls, files: FileSystem, path: str, identity: LogIdentity) -> HardStateFile:
+        """Create the file durably: term 0, no vote.  Replaces nothing that is there.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        assert not files.exists(path)
+        block = bytearray(FILE_BYTES)
+        header = encode_file_header(HARD_STATE_MAGIC, FileHeader(identity))
+        block[: len(header)] = header
+        state = _State(1, Term(0), None)
+        for each in (state._replace(sequence=0), state):
+            position = SLOT_POSITIONS[each.sequence % 2]
+            slot = _encode_slot(each, identity)
+            block[position : position + len(slot)] = slot
+        try:
+            write_new_file(files, path, [block])
+        except OSError as error:
+            raise StorageError(f"cannot create {path}: {error}") from error
+        return cls(files, path, identity, state)
+
+    @classmethod
+    def open(cls, files: FileSystem, path: str, identity: LogIdentity) -> HardStateFile:
+        """Open the file and find the newest state in it.
+
+        Raises:
+            CorruptionError: damaged, so that the newest vote may not be known.
+            StorageError: not there, not ours, or of a newer format.
+        """
+        try:
+            if files.exists(path + UNFINISHED_SUFFIX):
+                files.remove(path + UNFINISHED_SUFFIX)
+            content = read_file(files, path)
+        except OSError as error:
+            raise StorageError(f"cannot open {path}: {error}") from error
+        header = decode_file_header(path, HARD_STATE_MAGIC, content)
+        refuse_foreign(path, header.identity, identity)
+        slots = [_decode_slot(path, content, position, identity) for position in SLOT_POSITIONS]
+        return cls(files, path, identity, max(slots, key=lambda state: state.sequence))
+
+    def load(self) -> tuple[Term, NodeId | None]:
+        """The term and the vote last saved."""
+        return self._state.term, self._state.voted_for
+
+    def save(self, term: Term, voted_for: NodeId | None) -> None:
+        """Save durably.  Until this returns nothing may be sent that depends on it.
+
+        Raises:
+            StorageFailedError: the disk failed.  Which state it holds is not known; nothing
+                is tried again, a restart finds out.
+        """
+        if self.failure is not None:
+            raise StorageFailedError(f"{self._path} failed before") from self.failure
+        before = self._state
+        assert term >= before.term, "terms never go back"
+        assert term > before.term or before.voted_for in (None, voted_for), "votes never change"
+        assert voted_for is None or voted_for > 0
+        state = _State(before.sequence + 1, term, voted_for)
+        try:
+            file = self._files.open(self._path)
+            try:
+                slot = _encode_slot(state, self._identity)
+                file.pwritev([slot], SLOT_POSITIONS[state.sequence % 2])
+                file.sync()
+            finally:
+                file.close()
+        except OSError as error:
+            self.failure = error
+            raise StorageFailedError(f"saving {self._path} failed: {error}") from error
+        self._state = state
+
+
+def _encode_slot(state: _State, identity: LogIdentity) -> bytes:
+    """Both copies, up to the end of the second."""
+    packed = _STRUCT.pack(0, state.sequence, state.term, state.voted_for or 0)
+    checked = packed[_CHECKSUM.size :]
+    copy = _CHECKSUM.pack(xxh3_64_intdigest(checked, seed=identity.group)) + checked
+    slot = bytearray(COPY_POSITIONS[-1] + COPY_BYTES)
+    for position in COPY_POSITIONS:
+        slot[position : position + COPY_BYTES] = copy
+    return bytes(slot)
+
+
+def _decode_slot(path: str, content: bytes, slot: int, identity: LogIdentity) -> _State:
+    """The newer of a slot's intact copies."""
+    intact: list[_State] = []
+    for position in COPY_POSITIONS:
+        copy = content[slot + position : slot + position + COPY_BYTES]
+        if len(copy) < COPY_BYTES:
+            continue
+        checksum, sequence, term, voted_for = _STRUCT.unpack(copy)
+        if xxh3_64_intdigest(copy[_CHECKSUM.size :], seed=identity.group) == checksum:
+            vote = NodeId(voted_for) if voted_for else None
+            intact.append(_State(sequence, Term(term), vote))
+    if not intact:
+        raise CorruptionError(
+            f"{path}: neither copy in the slot at position {slot} is intact; it may have held "
+            "the newest vote, so this replica must not vote again"
+        )
+    return max(intact, key=lambda state: state.sequence)

@@ -1,0 +1,806 @@
+"""The log of one replica: batches in segments, and the rules for keeping what was promised.
+
+Division of labour between two threads.  ``append`` and most reads run on the event loop and
+touch the page cache only; ``sync`` runs in a worker thread *while appends go on*.  No lock is
+needed, because they share three attributes and each of them is replaced as a whole, which
+the interpreter does atomically:
+
+- ``_end`` is written by ``append`` only, after the bytes are in the page cache; ``sync``
+  reads it once, before it syncs, and so promises no batch that it did not sync;
+- ``_synced`` and ``_mark`` are written by ``sync`` only, after it has completed.
+
+``roll``, ``truncate``, ``trim`` and ``close`` are exclusive: the caller makes sure that no
+append and no sync is under way.  Reads may be, in any thread: they look at a snapshot of the
+segment list, files stay open as long as somebody reads them, and a read that met bytes in
+the middle of a truncation starts again.
+
+A failed write or sync poisons the log: after a failed sync the next one succeeds although
+the data is gone, so nothing is tried again and nothing further is promised.  Reads below the
+last completed sync go on.  What happens after a restart is recovery's business.
+
+Format: segment_format.md, section 5.  Invariants: segments are contiguous; only the last is
+written to; what the synced mark claims was synced before the mark was.
+"""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from logd.env import File, FileSystem
+from logd.errors import CorruptionError, OffsetOutOfRangeError, StorageError, StorageFailedError
+from logd.limits import KIB, MIB, SEGMENT_BYTES_MAX
+from logd.record.header import HEADER_BYTES, BatchHeader, decode_header
+from logd.storage.batch_walk import check_seal, checked_header, header_at, walk_headers
+from logd.storage.file_header import LogIdentity
+from logd.storage.recovery import LogEnd, Recovered, RecoveryReport, recover, segment_bases
+from logd.storage.segment import (
+    FIRST_POSITION,
+    Segment,
+    create_segment,
+    segment_name,
+)
+from logd.storage.segment_index import (
+    RELATIVE_OFFSET_MAX,
+    remove_indexes,
+    remove_indexes_durably,
+)
+from logd.storage.synced_mark import SLOTS_END, MarkSlot, encode_mark, newest_mark
+from logd.storage.whole_file import parent
+from logd.types import Buffer, FilePosition, Offset, Term
+
+__all__ = [
+    "Log",
+    "LogBatch",
+    "LogIdentity",
+    "LogOptions",
+    "RecoveryReport",
+    "SyncedMark",
+]
+
+_ALLOCATE_BYTES_MIN: Final = 64 * KIB
+_SEALED_OPEN_MAX: Final = 4
+"""Sealed segments of one log that stay open after a read."""
+
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+class LogBatch(NamedTuple):
+    """One batch on its way to the disk."""
+
+    base_offset: Offset
+    end_offset: Offset
+    term: Term
+    append_time_ms: int
+    is_data: bool
+    size_bytes: int
+    buffers: tuple[Buffer, ...]
+    """The bytes as they will stand in the file, in order, in as many pieces as there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """How a log is laid out.  May differ each time it is opened."""
+
+    segment_bytes: int = 256 * MIB
+    """The active segment asks to be rolled once it has this size."""
+
+    index_interval_bytes: int = 4 * KIB
+    """One index row per this many bytes: bounds the walk from a row to an offset."""
+
+    allocate_bytes: int = 16 * MIB
+    """Space is reserved in steps that double with the segment, up to this."""
+
+    def __post_init__(self) -> None:
+        assert 0 < self.segment_bytes <= SEGMENT_BYTES_MAX
+        assert self.index_interval_bytes > 0
+        assert self.allocate_bytes > 0
+
+
+@dataclass(frozen=True, slots=True)
+class SyncedMark:
+    """What the log can prove to have been durable when it was last closed or lost power."""
+
+    term: Term
+    end_offset: Offset
+    commit_offset: Offset
+
+
+class _Wanted(NamedTuple):
+    """What a read is after."""
+
+    offset: Offset
+    limit: Offset
+    bytes_max: int
+    cached_only: bool
+
+
+class Log:
+    """One replica's log.  Make one with ``create`` or ``open``."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        directory: str,
+        identity: LogIdentity,
+        options: LogOptions,
+        found: Recovered,
+    ) -> None:
+        self._files = files
+        self._directory = directory
+        self._identity = identity
+        self._options = options
+        self._segments = found.segments
+        self._end = found.end
+        self._synced = found.end
+        self._mark = found.mark
+        self._allocated = found.end.position
+        self._recently_read: list[Segment] = []
+        self._truncations = 0
+        self._is_syncing = False
+        self.recovery = found.report
+        """What was found when the log was opened."""
+        self.failure: BaseException | None = None
+        """The error that poisoned the log, if one did."""
+
+    # --- making one ---------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        files: FileSystem,
+        directory: str,
+        identity: LogIdentity,
+        options: LogOptions,
+        start_offset: Offset = Offset(0),  # noqa: B008 - a NewType is an int
+        prev_term: Term = Term(0),  # noqa: B008
+    ) -> Log:
+        """Create an empty log, durably.  The directory may exist; a log in it may not.
+
+        Args:
+            start_offset: where the log begins: after a snapshot it is not 0.
+            prev_term: term of the batch that ends there, elsewhere.
+
+        Raises:
+            StorageError: it cannot be created.
+        """
+        try:
+            files.make_directory(directory)
+            files.sync_directory(parent(directory))
+            assert not segment_bases(files, directory), f"there is a log in {directory}"
+            # A log that begins later begins where something committed ends.
+            create_segment(files, directory, identity, start_offset, prev_term, start_offset)
+        except OSError as error:
+            raise StorageError(f"cannot create a log in {directory}: {error}") from error
+        return cls.open(files, directory, identity, options)
+
+    @classmethod
+    def open(
+        cls, files: FileSystem, directory: str, identity: LogIdentity, options: LogOptions
+    ) -> Log:
+        """Open a log and recover its end.  All that it holds afterwards is synced.
+
+        Damage does not raise: see ``recovery``.  A damaged log can be read where it is
+        intact and takes no appends.
+
+        Raises:
+            StorageError: no log there, not ours, of a newer format, or the disk failed.
+        """
+        try:
+            found = recover(files, directory, identity, options.index_interval_bytes)
+            log = cls(files, directory, identity, options, found)
+            log._sync_recovered()
+        except OSError as error:
+            raise StorageError(f"cannot open the log in {directory}: {error}") from error
+        return log
+
+    @staticmethod
+    def exists(files: FileSystem, directory: str) -> bool:
+        """Whether there is a log in ``directory``."""
+        return files.is_directory(directory) and bool(segment_bases(files, directory))
+
+    def _sync_recovered(self) -> None:
+        file, _ = self._active.active()
+        file.sync()
+        if self.recovery.is_damaged:
+            return
+        mark = self._next_mark(self._end, Offset(0))
+        if mark is not self._mark:
+            self._write_mark(file, mark)
+            file.sync()
+            self._mark = mark
+
+    # --- what it holds ------------------------------------------------------------------
+
+    @property
+    def start_offset(self) -> Offset:
+        """The first offset it holds, or would hold."""
+        return self._segments[0].base_offset
+
+    @property
+    def end_offset(self) -> Offset:
+        """The offset of the next batch to be appended."""
+        return self._end.offset
+
+    @property
+    def last_term(self) -> Term:
+        """Term of the last batch; if there is none, of the one before the log's start."""
+        return self._end.term
+
+    @property
+    def prev_term(self) -> Term:
+        """Term of the batch that ends at ``start_offset``; 0 at the very beginning."""
+        return self._segments[0].prev_term
+
+    @property
+    def synced_end(self) -> Offset:
+        """Everything below was synced by this object or found synced when it was opened."""
+        return self._synced.offset
+
+    @property
+    def mark(self) -> SyncedMark | None:
+        """The synced mark that is on the disk; None if it was lost."""
+        mark = self._mark
+        if mark is None:
+            return None
+        return SyncedMark(mark.term, mark.end_offset, mark.commit_offset)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of batches, in all segments."""
+        sealed = sum(segment.end - FIRST_POSITION for segment in self._segments[:-1])
+        return sealed + self._end.position - FIRST_POSITION
+
+    @property
+    def segment_bases(self) -> tuple[Offset, ...]:
+        """Base offsets of the segments: where ``trim`` and replay can begin."""
+        return tuple(segment.base_offset for segment in self._segments)
+
+    @property
+    def needs_roll(self) -> bool:
+        """Whether the active segment is full.  ``append`` never rolls by itself."""
+        end = self._end
+        return (
+            end.position >= self._options.segment_bytes
+            or end.offset - self._active.base_offset > RELATIVE_OFFSET_MAX // 2
+        )
+
+    @property
+    def _active(self) -> Segment:
+        return self._segments[-1]
+
+    # --- writing ------------------------------------------------------------------------
+
+    def append(self, batches: Sequence[LogBatch]) -> None:
+        """Put batches behind the end, in the page cache.  Durable after the next ``sync``.
+
+        Raises:
+            StorageFailedError: the disk failed; the log is poisoned.
+        """
+        self._check_usable()
+        end = self._end
+        offset, term, position = end
+        active = self._active
+        file, indexes = active.active()
+        buffers: list[Buffer] = []
+        for batch in batches:
+            assert batch.base_offset == offset, f"{batch.base_offset} after {offset}"
+            assert batch.end_offset > offset
+            assert batch.term >= term
+            if position >= indexes.next_position:
+                indexes.add(offset - active.base_offset, batch.append_time_ms, position)
+            buffers += batch.buffers
+            offset = batch.end_offset
+            term = batch.term
+            position = FilePosition(position + batch.size_bytes)
+        assert position - end.position == sum(map(len, buffers))
+        assert position <= RELATIVE_OFFSET_MAX, "index rows hold positions in 32 bits"
+        try:
+            if position > self._allocated:
+                self._allocate(file, position)
+            file.pwritev(buffers, end.position)
+        except OSError as error:
+            raise self._fail("append", error) from error
+        self._end = LogEnd(offset, term, position)
+
+    def sync(self, commit_offset: Offset) -> tuple[Offset, Term]:
+        """Make everything appended so far durable; say up to where that is.
+
+        Writes the mark of the *previous* completed sync on the way, so that the mark never
+        claims more than is true.
+
+        Args:
+            commit_offset: as far as known; goes into the mark.
+
+        Returns:
+            End offset and last term of what is durable now.
+
+        Raises:
+            StorageFailedError: the disk failed; the log is poisoned.
+        """
+        self._check_usable()
+        assert not self._is_syncing
+        self._is_syncing = True
+        end = self._end  # Read once: appends go on meanwhile.
+        file, indexes = self._active.active()
+        mark = self._next_mark(self._synced, commit_offset)
+        try:
+            if mark is not self._mark:
+                self._write_mark(file, mark)
+            self._allocate_ahead(file, end.position)
+            file.sync()
+        except OSError as error:
+            raise self._fail("sync", error) from error
+        finally:
+            self._is_syncing = False
+        self._mark = mark
+        self._synced = end
+        if indexes.has_much_unwritten:
+            indexes.write(self._files, self._active.path)
+        return end.offset, end.term
+
+    def sync_mark(self, commit_offset: Offset) -> None:
+        """Bring the mark up to the last completed sync.  For when the log is idle.
+
+        Raises:
+            StorageFailedError: the disk failed; the log is poisoned.
+        """
+        is_current = self._next_mark(self._synced, commit_offset) is self._mark
+        if not is_current or self._end is not self._synced:
+            self.sync(commit_offset)
+
+    def roll(self) -> None:
+        """Seal the active segment and start the next one.  Exclusive.
+
+        Raises:
+            StorageFailedError: the disk failed; the log is poisoned.
+        """
+        self._check_usable()
+        end = self._end
+        active = self._active
+        assert end.offset > active.base_offset, "an empty segment is not rolled"
+        try:
+            commit_offset = self._settle()
+            active.active()[1].write(self._files, active.path)
+            mark = create_segment(
+                self._files,
+                self._directory,
+                self._identity,
+                end.offset,
+                end.term,
+                commit_offset,
+            )
+            fresh = self._segment(end.offset, end.term)
+            fresh.opened_for_append()
+        except OSError as error:
+            raise self._fail("roll", error) from error
+        active.end = end.position
+        self._mark = mark
+        self._end = self._synced = LogEnd(end.offset, end.term, FIRST_POSITION)
+        self._allocated = FIRST_POSITION
+        self._segments = (*self._segments, fresh)
+        self._note_read(active)
+
+    def truncate(self, offset: Offset) -> None:
+        """Remove everything from ``offset`` on, durably.  Exclusive.
+
+        The mark is lowered and synced before anything is cut, so that recovery never takes
+        the cut for damage; the cut is synced before the next append, so that nothing of what
+        was removed can follow on from it.
+
+        Args:
+            offset: where a batch begins; not below the start, nor below a commit offset that
+                was ever passed to ``sync``.
+
+        Raises:
+            StorageFailedError: the disk failed; the log is poisoned.
+            CorruptionError: a header on the way to ``offset`` is damaged; nothing was done.
+        """
+        self._check_usable()
+        assert self.start_offset <= offset <= self._end.offset
+        assert self._mark is not None
+        assert offset >= self._mark.commit_offset, "what is committed is never removed"
+        if offset == self._end.offset:
+            return
+        number = self._segment_number(self._segments, offset)
+        self._truncations += 1
+        try:
+            if number < len(self._segments) - 1:
+                self._drop_segments_behind(number)
+            self._cut_active(offset)
+        except OSError as error:
+            raise self._fail("truncate", error) from error
+        finally:
+            # Again: a read that began half-way must not believe what it saw either.
+            self._truncations += 1
+
+    def trim(self, offset: Offset, trash: str | None = None) -> None:
+        """Drop the segments that lie wholly below ``offset``; never the active one.  Exclusive.
+
+        Args:
+            trash: a directory on the same disk that takes the segment files; None removes
+                them.
+
+        Raises:
+            StorageFailedError: the disk failed; the log is poisoned.
+        """
+        self._check_usable()
+        try:
+            while len(self._segments) > 1 and self._segments[1].base_offset <= offset:
+                self._drop_first_segment(trash)
+        except OSError as error:
+            raise self._fail("trim", error) from error
+
+    def close(self) -> None:
+        """Settle what can be settled, and let go of the files.  Exclusive.
+
+        Raises:
+            StorageFailedError: the last sync failed.
+        """
+        if not self._segments[-1].is_open:
+            return
+        _, indexes = self._active.active()
+        try:
+            if self.failure is None and not self.recovery.is_damaged:
+                indexes.write(self._files, self._active.path)
+                self._settle()
+        except OSError as error:
+            raise self._fail("close", error) from error
+        finally:
+            for segment in self._segments:
+                segment.let_go()
+
+    # --- reading ------------------------------------------------------------------------
+
+    def read(
+        self, offset: Offset, end_offset: Offset, bytes_max: int, *, cached_only: bool
+    ) -> list[memoryview] | None:
+        """Whole verified batches, from the one that holds ``offset``, below ``end_offset``.
+
+        Args:
+            end_offset: a batch that ends above it is not returned.
+            bytes_max: the first batch is returned even if it alone is larger.
+            cached_only: return None rather than wait for the disk.
+
+        Returns:
+            Batches back to back in offset order; empty where none lies in the range.
+
+        Raises:
+            OffsetOutOfRangeError: ``offset`` is outside the log.
+            CorruptionError: a batch is damaged; names file and position.
+            StorageFailedError: the disk failed, or failed before and the range is in doubt.
+        """
+        while True:
+            truncations = self._truncations
+            end = self._end
+            segments = self._segments
+            limit = min(end_offset, end.offset)
+            if not segments[0].base_offset <= offset <= end.offset:
+                raise OffsetOutOfRangeError(
+                    f"offset {offset} is outside [{segments[0].base_offset}, {end.offset}]",
+                    segments[0].base_offset,
+                    end.offset,
+                )
+            if self.failure is not None and limit > self._synced.offset:
+                raise self._failed()
+            if offset >= limit:
+                return []
+            try:
+                return self._read(segments, end, offset, limit, bytes_max, cached_only=cached_only)
+            except OSError as error:
+                if truncations == self._truncations:
+                    raise StorageFailedError(f"reading {self._directory}: {error}") from error
+            except CorruptionError:
+                if truncations == self._truncations:
+                    raise
+
+    def headers(self, from_offset: Offset) -> Iterator[BatchHeader]:
+        """Verified headers, from the batch that holds ``from_offset`` to the present end.
+
+        Raises:
+            CorruptionError: a header is damaged; names file and position.
+        """
+        assert from_offset >= self.start_offset
+        end = self._end
+        segments = self._segments
+        for number in range(self._segment_number(segments, from_offset), len(segments)):
+            segment = segments[number]
+            segment_end = end.position if number == len(segments) - 1 else segment.end
+            position = segment.floor(from_offset, segment_end)
+            file = segment.opened_file()
+            for _, header in walk_headers(file, position, segment_end, self._identity.group):
+                if header.end_offset > from_offset:
+                    yield header
+            self._note_read(segment)
+
+    def offset_for_time(self, time_ms: int) -> Offset | None:
+        """Base offset of the first batch appended at ``time_ms`` or later; None if none was.
+
+        Raises:
+            CorruptionError: a header on the way is damaged.
+        """
+        end = self._end
+        segments = self._segments
+        held = segments if end.offset > segments[-1].base_offset else segments[:-1]
+        later = bisect_right(held, time_ms - 1, key=self._first_append_time)
+        # The first of that time lies in the segment before, unless all there is older.
+        for segment in held[max(later - 1, 0) : later + 1]:
+            file, indexes = segment.opened()
+            segment_end = end.position if segment is segments[-1] else segment.end
+            position = segment.floor(
+                Offset(segment.base_offset + indexes.offset_before_time(time_ms)), segment_end
+            )
+            self._note_read(segment)
+            for _, header in walk_headers(file, position, segment_end, self._identity.group):
+                if header.append_time_ms >= time_ms:
+                    return header.base_offset
+        return None
+
+    # --- reading, inside ----------------------------------------------------------------
+
+    def _read(
+        self,
+        segments: tuple[Segment, ...],
+        end: LogEnd,
+        offset: Offset,
+        limit: Offset,
+        bytes_max: int,
+        *,
+        cached_only: bool,
+    ) -> list[memoryview] | None:
+        segment = segments[self._segment_number(segments, offset)]
+        if cached_only and not segment.is_open:
+            return None
+        file, indexes = segment.opened()
+        self._note_read(segment)
+        segment_end = end.position if segment is segments[-1] else segment.end
+        position = indexes.floor(offset - segment.base_offset)
+        wanted = _Wanted(offset, limit, bytes_max, cached_only)
+        try:
+            return self._read_from(file, position, segment_end, wanted)
+        except CorruptionError:
+            if cached_only:
+                return None  # To be judged where there is time for it.
+            # Perhaps only the index is wrong: it is unsynced and proves nothing.
+            position = segment.floor(offset, segment_end)
+            return self._read_from(file, position, segment_end, wanted)
+
+    def _read_from(
+        self,
+        file: File,
+        position: FilePosition,
+        end: FilePosition,
+        wanted: _Wanted,
+    ) -> list[memoryview] | None:
+        """One read from an indexed position, cut into batches; more if it was too short."""
+        read = file.pread_cached if wanted.cached_only else file.pread
+        count = wanted.bytes_max + self._options.index_interval_bytes
+        while True:
+            data = read(min(count, end - position), position)
+            if data is None:
+                return None
+            chunk = memoryview(data)
+            within = _skip_to(file.path, chunk, position, wanted.offset)
+            missing = _bytes_missing(chunk, within)
+            if not missing or position + len(chunk) >= end:
+                return self._split(file.path, chunk, within, position, wanted)
+            # The batch is longer than was asked for, or starts at the edge.
+            position = FilePosition(position + within)
+            count = max(wanted.bytes_max, len(chunk) - within + missing)
+
+    def _split(
+        self, path: str, chunk: memoryview, within: int, position: FilePosition, wanted: _Wanted
+    ) -> list[memoryview]:
+        """Cut ``chunk`` into verified batches."""
+        batches: list[memoryview] = []
+        offset, limit, bytes_max, _ = wanted
+        group = self._identity.group
+        expected = offset
+        first = within
+        while within + HEADER_BYTES <= len(chunk):
+            at = position + within
+            header = checked_header(path, chunk, within, at, group)
+            end = within + header.size_bytes
+            # The first batch holds the offset asked for; each other one follows on.
+            if header.base_offset != expected and (
+                batches or not header.base_offset < offset < header.end_offset
+            ):
+                raise CorruptionError(
+                    f"{path}, position {at}: a batch at offset {header.base_offset}, "
+                    f"expected offset {expected}"
+                )
+            if header.end_offset > limit or (batches and end - first > bytes_max):
+                break
+            if end > len(chunk):
+                if batches:
+                    break
+                raise CorruptionError(f"{path}, position {at}: the file ends inside a batch")
+            batch = chunk[within:end]
+            check_seal(path, batch, at)
+            batches.append(batch)
+            expected = header.end_offset
+            within = end
+            if expected >= limit:
+                break
+        if not batches and within + HEADER_BYTES > len(chunk):
+            raise CorruptionError(f"{path}: no batch at position {position + within}")
+        return batches
+
+    def _first_append_time(self, segment: Segment) -> int:
+        file = segment.opened_file()
+        self._note_read(segment)
+        return header_at(file, FIRST_POSITION, self._identity.group).append_time_ms
+
+    def _segment_number(self, segments: tuple[Segment, ...], offset: Offset) -> int:
+        return bisect_right(segments, offset, key=lambda segment: segment.base_offset) - 1
+
+    def _note_read(self, segment: Segment) -> None:
+        """Keep the few segments open that were read last; descriptors are not endless."""
+        if segment is self._active:
+            return
+        recent = [each for each in self._recently_read if each is not segment]
+        recent.append(segment)
+        for each in recent[:-_SEALED_OPEN_MAX]:
+            if each is not self._active:
+                each.let_go()
+        self._recently_read = recent[-_SEALED_OPEN_MAX:]
+
+    # --- writing, inside ----------------------------------------------------------------
+
+    def _segment(self, base_offset: Offset, prev_term: Term) -> Segment:
+        """A segment that was just created, empty."""
+        return Segment(
+            self._files,
+            f"{self._directory}/{segment_name(base_offset)}",
+            self._identity.group,
+            self._options.index_interval_bytes,
+            base_offset=base_offset,
+            prev_term=prev_term,
+            end=FIRST_POSITION,
+        )
+
+    def _next_mark(self, end: LogEnd, commit_offset: Offset) -> MarkSlot:
+        """The mark that claims ``end``; the present one if that already does."""
+        last = self._mark
+        assert last is not None
+        commit_offset = max(last.commit_offset, min(commit_offset, end.offset))
+        claimed = (end.term, end.offset, end.position, commit_offset)
+        return last if claimed == last[1:] else MarkSlot(last.sequence + 1, *claimed)
+
+    def _write_mark(self, file: File, mark: MarkSlot) -> None:
+        file.pwritev([encode_mark(mark, self._identity.group)], mark.position)
+
+    def _settle(self) -> Offset:
+        """Sync everything, then a mark that covers it, without the space allocated ahead.
+
+        Returns the commit offset in that mark.
+        """
+        end = self._end
+        file, _ = self._active.active()
+        if self._synced is not end:
+            file.sync()
+            self._synced = end
+        assert self._mark is not None
+        mark = self._next_mark(end, self._mark.commit_offset)
+        is_settled = mark is self._mark and file.size() == end.position
+        if not is_settled:
+            if mark is not self._mark:
+                self._write_mark(file, mark)
+            file.truncate(end.position)
+            file.sync()
+        self._mark = mark
+        self._allocated = end.position
+        return mark.commit_offset
+
+    def _drop_segments_behind(self, number: int) -> None:
+        """Remove later segments, newest first, each durably: never leave a gap behind."""
+        for segment in reversed(self._segments[number + 1 :]):
+            remove_indexes(self._files, segment.path)
+            self._files.remove(segment.path)
+            self._files.sync_directory(self._directory)
+        last = self._segments[number]
+        file, _ = last.opened_for_append()
+        found = newest_mark(file.pread(SLOTS_END, 0), self._identity.group)
+        # Sealed: its mark covers it whole, and said so when it was rolled or opened.
+        assert found is not None
+        assert found.end_position == last.end
+        self._mark = found
+        self._end = self._synced = LogEnd(found.end_offset, found.term, found.end_position)
+        self._allocated = found.end_position
+        self._segments = self._segments[: number + 1]
+        self._recently_read = [each for each in self._recently_read if each in self._segments[:-1]]
+
+    def _cut_active(self, offset: Offset) -> None:
+        active = self._active
+        file, indexes = active.active()
+        position, term = active.position_after(offset, self._end.position)
+        cut = LogEnd(offset, term, position)
+        assert self._mark is not None
+        if self._mark.end_offset > offset:
+            mark = self._next_mark(cut, self._mark.commit_offset)
+            self._write_mark(file, mark)
+            file.sync()
+            self._mark = mark
+        file.truncate(position)
+        file.sync()
+        self._allocated = position
+        self._end = self._synced = cut
+        active.end = position
+        active.indexes = indexes.kept_below(position)
+        remove_indexes_durably(self._files, active.path)
+
+    def _drop_first_segment(self, trash: str | None) -> None:
+        first = self._segments[0]
+        if trash is None:
+            self._files.remove(first.path)
+        else:
+            name = f"{self._identity.group:020}-{segment_name(first.base_offset)}"
+            self._files.rename(first.path, f"{trash}/{name}")
+            self._files.sync_directory(trash)
+        # Durable before the next one goes: a gap would be taken for damage.
+        self._files.sync_directory(self._directory)
+        remove_indexes(self._files, first.path)
+        self._segments = self._segments[1:]
+        self._recently_read = [each for each in self._recently_read if each is not first]
+
+    def _allocate(self, file: File, needed: FilePosition) -> None:
+        """Reserve space for ``needed`` and a step more, but no more than the segment may use."""
+        step = max(_ALLOCATE_BYTES_MIN, min(needed, self._options.allocate_bytes))
+        end = max(needed, min(needed + step, self._options.segment_bytes))
+        file.allocate(end)
+        self._allocated = FilePosition(end)
+
+    def _allocate_ahead(self, file: File, position: FilePosition) -> None:
+        """Reserve space in the syncing thread, so that ``append`` seldom has to."""
+        left = self._allocated - position
+        if left > _ALLOCATE_BYTES_MIN // 2 or self._allocated >= self._options.segment_bytes:
+            return
+        try:
+            self._allocate(file, FilePosition(max(position, self._allocated)))
+        except OSError as error:
+            # No room for what has not come yet; the append that needs it will say so.
+            if error.errno not in _NO_SPACE:
+                raise
+
+    def _check_usable(self) -> None:
+        if self.failure is not None:
+            raise self._failed()
+        if self.recovery.is_damaged:
+            raise StorageFailedError(
+                f"the log in {self._directory} is damaged: {'; '.join(self.recovery.damage)}"
+            )
+
+    def _fail(self, action: str, error: OSError) -> StorageFailedError:
+        self.failure = error
+        return StorageFailedError(f"{action} failed on the log in {self._directory}: {error}")
+
+    def _failed(self) -> StorageFailedError:
+        refusal = StorageFailedError(
+            f"the log in {self._directory} failed before and takes nothing more: {self.failure}"
+        )
+        refusal.__cause__ = self.failure
+        return refusal
+
+
+def _skip_to(path: str, chunk: memoryview, position: FilePosition, offset: Offset) -> int:
+    """Where in the chunk the batch that holds ``offset`` begins, if not beyond it."""
+    within = 0
+    while within + HEADER_BYTES <= len(chunk):
+        try:
+            header = decode_header(chunk, within)
+        except CorruptionError as error:
+            raise CorruptionError(f"{path}, position {position + within}: {error}") from error
+        if header.end_offset > offset:
+            break
+        within += header.size_bytes
+    return within
+
+
+def _bytes_missing(chunk: memoryview, within: int) -> int:
+    """How many bytes of the batch at ``within`` are not in ``chunk``."""
+    if within + HEADER_BYTES > len(chunk):
+        return within + HEADER_BYTES - len(chunk)
+    return max(0, within + decode_header(chunk, within).size_bytes - len(chunk))

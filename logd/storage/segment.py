@@ -1,0 +1,201 @@
+"""One segment: a file of batches behind a header block, with its indexes beside it.
+
+The header block is 4 KiB so that the batches behind it are aligned to pages and so that the
+two synced-mark slots and the file header lie in sectors of their own: writing a mark cannot
+tear anything else.
+
+A segment is *active* (the last of its log, open for writing, its indexes growing in memory,
+allocated ahead and so longer than what it holds) or *sealed* (opened when it is read, its
+indexes mapped).  Only the active one's synced mark counts; a sealed one keeps its last mark,
+which covers all it holds.
+
+Format: segment_format.md, section 5.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from logd.env import File, FileSystem
+from logd.errors import CorruptionError
+from logd.limits import SEGMENT_HEADER_BYTES
+from logd.storage.batch_walk import header_at, walk_headers
+from logd.storage.file_header import (
+    SEGMENT_MAGIC,
+    FileHeader,
+    LogIdentity,
+    encode_file_header,
+)
+from logd.storage.segment_index import SegmentIndexes, load_indexes
+from logd.storage.synced_mark import SLOT_POSITIONS, MarkSlot, encode_mark
+from logd.storage.whole_file import write_new_file
+from logd.types import FilePosition, GroupId, Offset, Term
+
+SEGMENT_SUFFIX: Final = ".log"
+FIRST_POSITION: Final = FilePosition(SEGMENT_HEADER_BYTES)
+"""Where the batches begin."""
+
+_NAME: Final = re.compile(r"(\d{20})\.log", re.ASCII)
+
+
+def segment_name(base_offset: Offset) -> str:
+    return f"{base_offset:020}{SEGMENT_SUFFIX}"
+
+
+def base_offset_of(name: str) -> Offset | None:
+    """The base offset that a file's name gives; None if it is no segment's name."""
+    match = _NAME.fullmatch(name)
+    return Offset(int(match[1])) if match else None
+
+
+def create_segment(
+    files: FileSystem,
+    directory: str,
+    identity: LogIdentity,
+    base_offset: Offset,
+    prev_term: Term,
+    commit_offset: Offset,
+) -> MarkSlot:
+    """Create an empty segment, durably, with a mark that says that all before it is synced."""
+    mark = MarkSlot(1, prev_term, base_offset, FIRST_POSITION, commit_offset)
+    block = bytearray(SEGMENT_HEADER_BYTES)
+    header = encode_file_header(SEGMENT_MAGIC, FileHeader(identity, base_offset, prev_term))
+    encoded = encode_mark(mark, identity.group)
+    block[: len(header)] = header
+    block[mark.position : mark.position + len(encoded)] = encoded
+    assert len(block) == SEGMENT_HEADER_BYTES
+    write_new_file(files, f"{directory}/{segment_name(base_offset)}", [block])
+    return mark
+
+
+class Segment:
+    """Where one segment lies and, while it is used, its open file and indexes."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        path: str,
+        group: GroupId,
+        interval_bytes: int,
+        *,
+        base_offset: Offset,
+        prev_term: Term,
+        end: FilePosition,
+    ) -> None:
+        self._files = files
+        self._group = group
+        self._interval_bytes = interval_bytes
+        self.path = path
+        self.base_offset = base_offset
+        self.prev_term = prev_term
+        self.end = end
+        """Of a sealed segment: behind its last batch.  The active one's is the log's end."""
+        self.file: File | None = None
+        self.indexes: SegmentIndexes | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be read without opening a file or loading an index first."""
+        return self.file is not None and self.indexes is not None
+
+    def opened(self) -> tuple[File, SegmentIndexes]:
+        """File and indexes of a sealed segment, opened and loaded if they are not.
+
+        Two readers may do so at once; either's result will do for both.
+        """
+        file = self.opened_file()
+        indexes = self.indexes
+        if indexes is None:
+            indexes = self.indexes = self._load_indexes(file)
+        return file, indexes
+
+    def opened_file(self) -> File:
+        """The file alone."""
+        file = self.file
+        if file is None:
+            file = self.file = self._files.open(self.path, writable=False)
+        return file
+
+    def opened_for_append(self) -> tuple[File, SegmentIndexes]:
+        """As ``opened``, writable, with indexes that can grow."""
+        file = self.file = self._files.open(self.path)
+        indexes = self.indexes
+        if indexes is None:
+            indexes = self._load_indexes(file)
+        growing = self.indexes = indexes.kept_below(self.end)
+        return file, growing
+
+    def active(self) -> tuple[File, SegmentIndexes]:
+        """File and indexes of the active segment, which are always open."""
+        assert self.file is not None
+        assert self.indexes is not None
+        return self.file, self.indexes
+
+    def let_go(self) -> None:
+        """Close, once nobody reads any more: files and maps close with their last reference."""
+        self.file = None
+        self.indexes = None
+
+    def rebuild_indexes(self, end: FilePosition) -> SegmentIndexes:
+        """Index all batches before ``end`` anew, in memory.
+
+        Of the active segment a row may get lost to an append that goes on meanwhile: that
+        makes one walk longer and nothing wrong.
+        """
+        rebuilt = SegmentIndexes.growing(self._interval_bytes)
+        walk = walk_headers(self.opened_file(), FIRST_POSITION, end, self._group)
+        rebuilt.add_walked(self.base_offset, walk)
+        self.indexes = rebuilt
+        return rebuilt
+
+    def floor(self, offset: Offset, end: FilePosition) -> FilePosition:
+        """Where a batch begins from which a walk leads to ``offset``.
+
+        An index that leads anywhere else is built anew.
+
+        Raises:
+            CorruptionError: a header is damaged.
+        """
+        file, indexes = self.opened()
+        relative_offset = max(0, offset - self.base_offset)
+        position = indexes.floor(relative_offset)
+        if position == FIRST_POSITION:
+            return position
+        try:
+            if header_at(file, position, self._group).base_offset <= offset:
+                return position
+        except CorruptionError:
+            pass  # The index's fault or the segment's: only building it again can tell.
+        return self.rebuild_indexes(end).floor(relative_offset)
+
+    def position_after(self, offset: Offset, end: FilePosition) -> tuple[FilePosition, Term]:
+        """Where the batch that ends at ``offset`` ends in the file, and its term.
+
+        Raises:
+            CorruptionError: a header on the way is damaged.
+        """
+        if offset == self.base_offset:
+            return FIRST_POSITION, self.prev_term
+        start = self.floor(Offset(offset - 1), end)
+        for position, header in walk_headers(self.opened_file(), start, end, self._group):
+            if header.end_offset == offset:
+                return FilePosition(position + header.size_bytes), header.term
+            # A batch is never cut in two: the caller names an offset where one ends.
+            assert header.end_offset < offset, f"offset {offset} is inside a batch of {self.path}"
+        raise CorruptionError(f"{self.path}: no batch ends at offset {offset}")
+
+    def _load_indexes(self, file: File) -> SegmentIndexes:
+        if self.end == FIRST_POSITION:
+            return SegmentIndexes(self._interval_bytes)
+        loaded = load_indexes(
+            self._files, file, self.base_offset, self._group, self._interval_bytes, mapped=True
+        )
+        if loaded is not None:
+            return loaded
+        rebuilt = self.rebuild_indexes(self.end)
+        rebuilt.write(self._files, self.path)
+        return rebuilt
+
+
+assert max(SLOT_POSITIONS) < SEGMENT_HEADER_BYTES

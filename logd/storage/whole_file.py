@@ -1,0 +1,81 @@
+"""Small files that are written once, whole, and read whole: meta and checkpoints.
+
+The order is always the same, and it is what makes the file atomic: write under another
+name, sync the bytes, rename, sync the directory.  After a power cut the name leads either
+to the old bytes or to all of the new ones.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from logd.env import FileSystem
+from logd.errors import CorruptionError
+from logd.storage.file_header import (
+    FILE_HEADER_BYTES,
+    FileHeader,
+    decode_file_header,
+    encode_file_header,
+    payload_checksum,
+)
+from logd.types import Buffer
+
+UNFINISHED_SUFFIX: Final = ".tmp"
+"""A file of that name was being written when the power failed.  It holds nothing anybody
+relied on and is removed."""
+
+
+def write_new_file(files: FileSystem, path: str, content: list[Buffer]) -> None:
+    """Give ``path`` the bytes ``content``, durably and all at once."""
+    unfinished = path + UNFINISHED_SUFFIX
+    if files.exists(unfinished):
+        files.remove(unfinished)
+    file = files.open(unfinished, create=True)
+    try:
+        file.pwritev(content, 0)
+        file.sync()
+    finally:
+        file.close()
+    files.rename(unfinished, path)
+    files.sync_directory(parent(path))
+
+
+def write_payload_file(
+    files: FileSystem, path: str, magic: bytes, header: FileHeader, payload: bytes
+) -> None:
+    """Write a header and the one payload it describes."""
+    header = header._replace(payload_bytes=len(payload), payload_checksum=payload_checksum(payload))
+    write_new_file(files, path, [encode_file_header(magic, header), payload])
+
+
+def read_payload_file(files: FileSystem, path: str, magic: bytes) -> tuple[FileHeader, bytes]:
+    """Read and verify a file that ``write_payload_file`` wrote.
+
+    Raises:
+        CorruptionError: damaged or cut short.
+        NewerFormatError: written by a later version.
+    """
+    content = read_file(files, path)
+    header = decode_file_header(path, magic, content)
+    payload = content[FILE_HEADER_BYTES:]
+    if len(payload) != header.payload_bytes:
+        raise CorruptionError(
+            f"{path}: {len(payload)} bytes behind the header, it says {header.payload_bytes}"
+        )
+    if payload_checksum(payload) != header.payload_checksum:
+        raise CorruptionError(f"{path}: the content is not what was written")
+    return header, payload
+
+
+def read_file(files: FileSystem, path: str) -> bytes:
+    """All bytes of a small file."""
+    file = files.open(path, writable=False)
+    try:
+        return file.pread(file.size(), 0)
+    finally:
+        file.close()
+
+
+def parent(path: str) -> str:
+    """The directory that holds ``path``."""
+    return path.rpartition("/")[0] or "/"
