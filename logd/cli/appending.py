@@ -1,0 +1,84 @@
+"""Keep a producer busy without losing the order.
+
+One ``append_many`` at a time would leave the cluster idle while its acknowledgement
+travels, so a few are under way together.  They are *started* strictly one after the other:
+``TaskGroup.start`` returns only once the call has begun, and a producer queues the values of
+a call as it begins, unless its buffer is full.  So the buffer must never be full: what may
+be under way together is less than what it holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.abc
+
+from logd.limits import MIB
+from logd_client.accumulator import RECORD_OVERHEAD_BYTES
+from logd_client.producer import BUFFER_BYTES_DEFAULT
+
+if TYPE_CHECKING:
+    from logd_client import AckRange, Producer
+
+CALLS_UNDER_WAY_MAX: Final = 4
+RECORDS_PER_CALL_MAX: Final = 32_768
+CALL_BYTES_MAX: Final = 2 * MIB
+"""Keys and values of one call."""
+
+# Calls that wait for the producer's buffer could overtake each other.
+assert (
+    CALLS_UNDER_WAY_MAX * (CALL_BYTES_MAX + RECORDS_PER_CALL_MAX * RECORD_OVERHEAD_BYTES)
+    <= BUFFER_BYTES_DEFAULT
+)
+
+OnAppended = Callable[[Sequence["AckRange"], float], None]
+"""Called with each call's acknowledgements and the seconds they took."""
+
+
+class AppendLane:
+    """Appends of one producer: ordered, several under way, bounded."""
+
+    def __init__(
+        self,
+        producer: Producer,
+        tasks: anyio.abc.TaskGroup,
+        on_appended: OnAppended,
+    ) -> None:
+        self._producer = producer
+        self._tasks = tasks
+        self._on_appended = on_appended
+        self._slots = anyio.Semaphore(CALLS_UNDER_WAY_MAX)
+
+    async def append(
+        self,
+        values: Sequence[bytes],
+        *,
+        keys: Sequence[bytes | None] | None = None,
+        partition: int | None = None,
+    ) -> None:
+        """Begin to append ``values`` and return; waits while enough is under way.
+
+        At most ``RECORDS_PER_CALL_MAX`` values of ``CALL_BYTES_MAX`` bytes together.
+
+        An error of the append surfaces in the task group.
+        """
+        assert len(values) <= RECORDS_PER_CALL_MAX
+        await self._slots.acquire()
+        await self._tasks.start(self._append, values, keys, partition)
+
+    async def _append(
+        self,
+        values: Sequence[bytes],
+        keys: Sequence[bytes | None] | None,
+        partition: int | None,
+        *,
+        task_status: anyio.abc.TaskStatus[None],
+    ) -> None:
+        began = time.perf_counter()
+        task_status.started()
+        acks = await self._producer.append_many(values, keys=keys, partition=partition)
+        self._slots.release()
+        self._on_appended(acks, time.perf_counter() - began)

@@ -1,0 +1,182 @@
+"""``logd cluster``: is everything well, and if not, what is wrong.
+
+The exit code says it too, for scripts and probes: 0 well, 6 degraded (still serving, but a
+broker, a leader or a replica is missing), 5 without a majority.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import click
+import msgspec
+
+from logd.cli.display import print_facts, print_json, print_table, say
+from logd.cli.exits import ExitCode
+from logd.cli.options import bootstrap_option, output_option
+
+if TYPE_CHECKING:
+    from logd.cli.overview import BrokerRow
+    from logd.wire.messages import DescribePartitionResponse, MetadataResponse
+
+PROBLEMS_SHOWN_MAX = 20
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The cluster's health, as ``--output json`` has it."""
+
+    cluster_id: str
+    state: Literal["ok", "degraded", "unavailable"]
+    controller: int | None
+    brokers: list[BrokerRow]
+    topics: int
+    partitions: int
+    under_replicated: list[str]
+    offline: list[str]
+    lag_max: int
+    problems: list[str]
+
+
+@click.group()
+def cluster() -> None:
+    """The cluster's health and members."""
+
+
+@cluster.command("status")
+@bootstrap_option
+@output_option
+@click.pass_context
+def status(context: click.Context, bootstrap: str, output: str) -> None:
+    """Health in one screen.  Exit code 6 when degraded, 5 without a majority."""
+    from logd.cli.session import run_async
+
+    found = run_async(_fetch_status, bootstrap)
+    if output == "json":
+        print_json(found)
+    else:
+        _print_status(found)
+    match found.state:
+        case "degraded":
+            context.exit(ExitCode.DEGRADED)
+        case "unavailable":
+            say(f"logd: {found.problems[0]}")
+            context.exit(ExitCode.UNREACHABLE)
+        case "ok":
+            pass
+
+
+@cluster.command("describe")
+@bootstrap_option
+@output_option
+def describe(bootstrap: str, output: str) -> None:
+    """Identity, controller, brokers and topics, from metadata alone."""
+    from logd.cli.overview import BROKER_COLUMNS, broker_rows, cells
+    from logd.cli.session import connected, run_async
+
+    async def fetch() -> None:
+        async with connected(bootstrap, needs_controller=False) as client:
+            metadata: MetadataResponse = await client.admin.metadata()
+        rows = broker_rows(metadata)
+        topics = sorted(topic.name for topic in metadata.topics)
+        if output == "json":
+            print_json(
+                {
+                    "cluster_id": metadata.cluster_id,
+                    "controller": metadata.controller,
+                    "brokers": rows,
+                    "topics": topics,
+                }
+            )
+            return
+        print_facts(
+            [
+                ("cluster", metadata.cluster_id),
+                ("controller", metadata.controller),
+                ("topics", len(topics)),
+            ]
+        )
+        click.echo()
+        print_table(BROKER_COLUMNS, [cells(row) for row in rows])
+
+    run_async(fetch)
+
+
+async def _fetch_status(bootstrap: str) -> Status:
+    from logd.cli.overview import describe_partitions
+    from logd.cli.session import connected, wait_for_controller
+    from logd.errors import UnavailableError
+
+    async with connected(bootstrap, needs_controller=False) as client:
+        try:
+            metadata = await wait_for_controller(client)
+        except UnavailableError:
+            return status_of(await client.admin.metadata(), {})
+        names = [
+            (topic.name, partition.partition)
+            for topic in metadata.topics
+            for partition in topic.partitions
+        ]
+        answers = await describe_partitions(client, names)
+    return status_of(metadata, dict(zip(names, answers, strict=True)))
+
+
+def status_of(
+    metadata: MetadataResponse,
+    described: dict[tuple[str, int], DescribePartitionResponse | None],
+) -> Status:
+    """Judge what was found.  A partition missing from ``described`` was not asked about."""
+    from logd.cli.overview import broker_rows, lag_max
+    from logd.cli.session import missing_brokers
+
+    problems = []
+    if metadata.controller is None:
+        problems.append(f"the cluster has no controller: {missing_brokers(metadata)}")
+    elif any(not broker.alive for broker in metadata.brokers):
+        problems.append(missing_brokers(metadata))
+    offline = [f"{topic}/{number}" for (topic, number), answer in described.items() if not answer]
+    under_replicated = [
+        f"{topic}/{number}"
+        for (topic, number), answer in described.items()
+        if answer and not all(replica.in_sync for replica in answer.replicas)
+    ]
+    problems += [f"{name} has no leader that answers" for name in offline]
+    problems += [f"{name} is under-replicated" for name in under_replicated]
+    state: Literal["ok", "degraded", "unavailable"] = "degraded" if problems else "ok"
+    return Status(
+        cluster_id=metadata.cluster_id,
+        state="unavailable" if metadata.controller is None else state,
+        controller=metadata.controller,
+        brokers=broker_rows(metadata),
+        topics=len(metadata.topics),
+        partitions=sum(len(topic.partitions) for topic in metadata.topics),
+        under_replicated=under_replicated,
+        offline=offline,
+        lag_max=max((lag_max(answer) for answer in described.values() if answer), default=0),
+        problems=problems,
+    )
+
+
+def _print_status(found: Status) -> None:
+    from logd.cli.overview import BROKER_COLUMNS, cells
+
+    alive = sum(broker.alive for broker in found.brokers)
+    print_facts(
+        [
+            ("cluster", f"{found.cluster_id}  {found.state}"),
+            ("controller", found.controller),
+            ("brokers", f"{alive} of {len(found.brokers)} alive"),
+            ("topics", found.topics),
+            ("partitions", found.partitions),
+            ("under-replicated", len(found.under_replicated)),
+            ("offline", len(found.offline)),
+            ("lag, at most", found.lag_max),
+        ]
+    )
+    click.echo()
+    print_table(BROKER_COLUMNS, [cells(broker) for broker in found.brokers])
+    if found.problems:
+        click.echo()
+    for problem in found.problems[:PROBLEMS_SHOWN_MAX]:
+        click.echo(f"! {problem}")
+    if len(found.problems) > PROBLEMS_SHOWN_MAX:
+        click.echo(f"! and {len(found.problems) - PROBLEMS_SHOWN_MAX} more")

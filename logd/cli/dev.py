@@ -1,0 +1,132 @@
+"""``logd dev``: a whole cluster in one terminal.
+
+Each broker is a process of its own, started exactly as ``logd serve`` would be by hand, so
+what works here works there.  A broker that ends is reported and not started again: a person
+who killed it wants to see what happens without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from logd.cli.display import print_json, say
+from logd.cli.options import output_option
+from logd.config import PORT_MAX
+from logd.limits import METADATA_VOTERS_MAX
+
+if TYPE_CHECKING:
+    from logd.cli.local_cluster import LocalCluster
+    from logd.types import NodeId
+
+PORT_DEFAULT: Final = 7171
+BROKERS_MAX: Final = METADATA_VOTERS_MAX
+"""Every broker of a local cluster votes in the metadata log."""
+
+
+@click.command()
+@click.option(
+    "--brokers",
+    type=click.IntRange(1, BROKERS_MAX),
+    help="How many.  Default: 3, or as many as the directory's cluster has.",
+)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("logd-data"),
+    show_default=True,
+    help="Where everything is kept; a cluster that is there already is resumed.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, PORT_MAX - BROKERS_MAX),
+    help="First client port; the next brokers take the next ones.  Default: 7171.",
+)
+@output_option
+def dev(brokers: int | None, data_dir: Path, port: int | None, output: str) -> None:
+    """Run a local cluster in the foreground; Ctrl-C stops it."""
+    from logd.cli.local_cluster import open_cluster, stopping
+
+    cluster = open_cluster(data_dir, broker_count=brokers, port=port, port_default=PORT_DEFAULT)
+    from logd.cli.session import run_async
+
+    with stopping(cluster):
+        run_async(_run, cluster, output)
+    if output == "table":
+        say("stopped")
+
+
+async def _run(cluster: LocalCluster, output: str) -> None:
+    """Run until a signal, or until no broker is left.
+
+    Signals are caught before the first broker starts, so there is no moment at which
+    Ctrl-C would leave one behind.
+    """
+    import signal
+
+    import anyio
+
+    from logd.cli.ready import wait_until_ready
+
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with anyio.create_task_group() as tasks:
+
+            async def stop_on_signal() -> None:
+                async for _ in signals:
+                    tasks.cancel_scope.cancel()
+                    return
+
+            tasks.start_soon(stop_on_signal)
+            cluster.start_all()
+            await wait_until_ready(cluster)
+            _announce(cluster, output)
+            async with anyio.create_task_group() as watches:
+                for broker in cluster.brokers:
+                    watches.start_soon(_report_end, cluster, broker.node_id)
+            tasks.cancel_scope.cancel()
+
+
+async def _report_end(cluster: LocalCluster, node_id: NodeId) -> None:
+    import anyio
+
+    status = await anyio.to_thread.run_sync(cluster.wait, node_id, abandon_on_cancel=True)
+    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    say(f"logd: broker {node_id} {how}; its log: {cluster.broker(node_id).log_path}")
+
+
+def _announce(cluster: LocalCluster, output: str) -> None:
+    if output == "json":
+        print_json(
+            {
+                "bootstrap": cluster.bootstrap,
+                "brokers": [
+                    {
+                        "id": broker.node_id,
+                        "pid": cluster.pid(broker.node_id),
+                        "address": str(broker.address),
+                        "peer_address": str(broker.peer_address),
+                        "data_dir": str(broker.data_dir),
+                    }
+                    for broker in cluster.brokers
+                ],
+            }
+        )
+        return
+    for broker in cluster.brokers:
+        click.echo(
+            f"broker {broker.node_id}  {broker.address}  "
+            f"pid {cluster.pid(broker.node_id)}  {broker.directory}"
+        )
+    first = cluster.brokers[0].address
+    is_default = first.port == PORT_DEFAULT
+    option = "" if is_default else f" --bootstrap {first}"
+    click.echo(
+        "\nReady.  In another terminal:\n\n"
+        f"  logd topic create hello{option}\n"
+        f"  echo 'hello, log' | logd produce hello{option}\n"
+        f"  logd consume hello --from start{option}\n"
+        f"  logd cluster status{option}\n\n"
+        "Ctrl-C stops the cluster; the same command resumes it."
+    )

@@ -1,0 +1,331 @@
+"""Brokers on this machine, one process each: what ``dev``, ``bench`` and the demo run.
+
+The addresses of a cluster are part of its identity (brokers refuse a member list that
+differs from the one they were formed with), so they are chosen once and kept in
+``dev.json`` in its directory; starting again there resumes that cluster.
+
+Ports are taken from below the range the kernel hands to outgoing connections.  A port from
+within it can be lost to a stranger while a broker is down, and a client that retries it can
+even end up connected to itself.
+
+No broker outlives its parent: each watches a pipe whose other end the parent holds, and the
+kernel closes that end however the parent dies.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from logd.config import parse_host_port
+from logd.errors import StorageError, UsageError
+from logd.types import HostPort, NodeId
+
+HOST: Final = "127.0.0.1"
+PEER_PORT_DISTANCE: Final = 1000
+PORT_LOWEST: Final = 10_240
+EPHEMERAL_PORT_LOWEST_DEFAULT: Final = 32_768
+STOP_TIMEOUT_S: Final = 5.0
+"""A broker that has not stopped by then is killed, and that is said."""
+
+CLUSTER_FILE: Final = "dev.json"
+LOG_FILE: Final = "broker.log"
+LOG_TAIL_BYTES: Final = 64 * 1024
+
+
+class BrokerEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One broker in the cluster file."""
+
+    id: int
+    address: str
+    peer_address: str
+
+
+class ClusterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a local cluster's directory remembers."""
+
+    format: int = 1
+    brokers: list[BrokerEntry]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalBroker:
+    """Where one broker listens and keeps its data."""
+
+    node_id: NodeId
+    address: HostPort
+    peer_address: HostPort
+    directory: Path
+
+    @property
+    def data_dir(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def log_path(self) -> Path:
+        return self.directory / LOG_FILE
+
+
+class LocalCluster:
+    """Starts, kills and stops brokers.  Blocking; own it with ``with``, which stops all."""
+
+    def __init__(self, brokers: Sequence[LocalBroker], *, settings: Sequence[str] = ()) -> None:
+        assert brokers
+        self.brokers = tuple(brokers)
+        self._settings = tuple(settings)
+        self._processes: dict[NodeId, subprocess.Popen[bytes]] = {}
+
+    @property
+    def bootstrap(self) -> str:
+        """Every client address, as ``--bootstrap`` takes it."""
+        return ",".join(str(broker.address) for broker in self.brokers)
+
+    def broker(self, node_id: NodeId) -> LocalBroker:
+        """The broker of that id."""
+        return next(broker for broker in self.brokers if broker.node_id == node_id)
+
+    def command(self, broker: LocalBroker) -> list[str]:
+        """The command line of one broker: what a person would type, and the leash."""
+        members = ",".join(f"{member.node_id}={member.peer_address}" for member in self.brokers)
+        return [
+            *(sys.executable, "-m", "logd", "serve"),
+            *("--node-id", str(broker.node_id), "--data-dir", str(broker.data_dir)),
+            *("--listen", str(broker.address), "--peer-listen", str(broker.peer_address)),
+            *("--cluster", members),
+            *self._settings,
+            "--exit-with-parent",
+        ]
+
+    def start(self, node_id: NodeId) -> int:
+        """Start one broker; return its process id.  Its output is appended to its log."""
+        assert not self.is_running(node_id), f"broker {node_id} is running"
+        broker = self.broker(node_id)
+        broker.directory.mkdir(parents=True, exist_ok=True)
+        with broker.log_path.open("ab") as log:
+            process = subprocess.Popen(
+                self.command(broker),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C reaches a whole process group; the parent decides who stops when.
+                start_new_session=True,
+            )
+        self._processes[node_id] = process
+        return process.pid
+
+    def start_all(self) -> None:
+        """Start every broker that is not running."""
+        for broker in self.brokers:
+            if not self.is_running(broker.node_id):
+                self.start(broker.node_id)
+
+    def is_running(self, node_id: NodeId) -> bool:
+        """Whether its process exists and has not ended."""
+        process = self._processes.get(node_id)
+        return process is not None and process.poll() is None
+
+    def pid(self, node_id: NodeId) -> int:
+        """Process id of a broker that was started."""
+        return self._processes[node_id].pid
+
+    def wait(self, node_id: NodeId) -> int:
+        """Block until the broker's process ends; return its exit status."""
+        return self._processes[node_id].wait()
+
+    def kill(self, node_id: NodeId) -> None:
+        """SIGKILL: the process ends without running another instruction."""
+        process = self._processes[node_id]
+        process.kill()
+        process.wait()
+
+    def stop_all(self) -> list[NodeId]:
+        """Ask every broker to stop and wait; return those that had to be killed."""
+        running = [b.node_id for b in self.brokers if self.is_running(b.node_id)]
+        for node_id in running:
+            self._processes[node_id].send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        killed = []
+        for node_id in running:
+            try:
+                self._processes[node_id].wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self.kill(node_id)
+                killed.append(node_id)
+        for process in self._processes.values():
+            if process.stdin is not None:
+                process.stdin.close()
+        return killed
+
+    def last_words(self, node_id: NodeId) -> str:
+        """Why a broker ended, as its log's last line has it."""
+        path = self.broker(node_id).log_path
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+        spoken = [line for line in lines if line.startswith("logd: ")] or lines
+        return spoken[-1].removeprefix("logd: ") if spoken else f"see {path}"
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the running brokers have used, user and system."""
+        return sum(
+            process_cpu_seconds(self.pid(broker.node_id))
+            for broker in self.brokers
+            if self.is_running(broker.node_id)
+        )
+
+
+@contextmanager
+def stopping(cluster: LocalCluster) -> Iterator[LocalCluster]:
+    """Stop the cluster when the block ends, however it ends."""
+    try:
+        yield cluster
+    finally:
+        cluster.stop_all()
+
+
+def open_cluster(
+    directory: Path,
+    *,
+    broker_count: int | None,
+    port: int | None,
+    broker_count_default: int = 3,
+    port_default: int | None = None,
+    settings: Sequence[str] = (),
+) -> LocalCluster:
+    """The cluster of a directory: the one that was made there, or a new one.
+
+    Args:
+        directory: made if missing.
+        broker_count: None: as it was, or ``broker_count_default``.
+        port: first client port; None: as it was, or ``port_default``, or any free ones.
+        settings: passed on to every ``logd serve``.
+
+    Raises:
+        UsageError: the directory holds a cluster of another size.
+        StorageError: the directory holds something else.
+    """
+    directory = directory.absolute()
+    path = directory / CLUSTER_FILE
+    if path.exists():
+        entries = _resumed(path, broker_count, port)
+    else:
+        _refuse_foreign(directory)
+        entries = _chosen(broker_count or broker_count_default, port or port_default)
+    directory.mkdir(parents=True, exist_ok=True)
+    _save(path, entries)
+    return LocalCluster(
+        [
+            LocalBroker(
+                node_id=NodeId(entry.id),
+                address=parse_host_port(entry.address),
+                peer_address=parse_host_port(entry.peer_address),
+                directory=directory / f"broker-{entry.id}",
+            )
+            for entry in entries
+        ],
+        settings=settings,
+    )
+
+
+def process_cpu_seconds(pid: int) -> float:
+    """User and system time of one process, from /proc."""
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    # Fields 14 and 15 of proc(5), counted after the name, which is field 2.
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def free_ports(count: int, chance: random.Random, *, taken: Iterable[int] = ()) -> list[int]:
+    """Ports that nobody listens on and that the kernel will not hand out by itself."""
+    found: list[int] = []
+    avoided = set(taken)
+    highest = max(_ephemeral_port_lowest() - 1, PORT_LOWEST + 1000)
+    while len(found) < count:
+        port = chance.randint(PORT_LOWEST, highest)
+        if port not in avoided and _is_free(port):
+            found.append(port)
+            avoided.add(port)
+    return found
+
+
+def _resumed(path: Path, broker_count: int | None, port: int | None) -> list[BrokerEntry]:
+    try:
+        saved = msgspec.json.decode(path.read_bytes(), type=ClusterFile)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path} is not a cluster file: {error}") from error
+    if saved.format != 1:
+        raise StorageError(f"{path} has format {saved.format}; this version reads format 1")
+    if broker_count not in (None, len(saved.brokers)):
+        raise UsageError(
+            f"{path.parent} holds a cluster of {len(saved.brokers)} brokers, not {broker_count}: "
+            "leave --brokers out, or name another --data-dir"
+        )
+    if port is None:
+        return saved.brokers
+    return [
+        BrokerEntry(id=entry.id, address=f"{HOST}:{port + at}", peer_address=entry.peer_address)
+        for at, entry in enumerate(saved.brokers)
+    ]
+
+
+def _chosen(broker_count: int, port: int | None) -> list[BrokerEntry]:
+    chance = random.Random()
+    if port is None:
+        ports = free_ports(broker_count, chance)
+        peer_ports = free_ports(broker_count, chance, taken=ports)
+    else:
+        ports = list(range(port, port + broker_count))
+        peer_ports = [client_port + PEER_PORT_DISTANCE for client_port in ports]
+        if not all(_is_free(peer_port) for peer_port in peer_ports):
+            peer_ports = free_ports(broker_count, chance, taken=ports)
+    return [
+        BrokerEntry(
+            id=at + 1, address=f"{HOST}:{ports[at]}", peer_address=f"{HOST}:{peer_ports[at]}"
+        )
+        for at in range(broker_count)
+    ]
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """A directory with other things in it is probably a mistake, and is not touched."""
+    if directory.is_dir() and any(directory.iterdir()):
+        raise StorageError(
+            f"{directory} is not empty and holds no {CLUSTER_FILE}: "
+            "name an empty or missing directory as --data-dir"
+        )
+
+
+def _save(path: Path, entries: list[BrokerEntry]) -> None:
+    document = msgspec.json.format(msgspec.json.encode(ClusterFile(brokers=entries)), indent=2)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(document + b"\n")
+    temporary.replace(path)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind((HOST, port))
+        except (OSError, OverflowError):
+            return False
+    return True
+
+
+def _ephemeral_port_lowest() -> int:
+    try:
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
+    except OSError:
+        return EPHEMERAL_PORT_LOWEST_DEFAULT
+    return int(text.split()[0])

@@ -1,0 +1,118 @@
+"""Options that several commands share, and the types their values are checked against.
+
+A value is refused where it is typed, with what was expected and what was found, before
+anything is connected to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+from logd.config import parse_host_port
+from logd.errors import UsageError
+from logd.types import HostPort
+
+BOOTSTRAP_DEFAULT: Final = "127.0.0.1:7171"
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_PARTITION_NAME: Final = re.compile(r"(?P<topic>[^/]+)/(?P<partition>\d+)")
+
+
+class HostPortType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
+    """One address."""
+
+    name = "host:port"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> HostPort:
+        """Parse, or say what is wrong."""
+        if isinstance(value, HostPort):
+            return value
+        try:
+            return parse_host_port(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class BootstrapType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
+    """One or more addresses of the cluster, separated by commas."""
+
+    name = "host:port[,…]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check each address; the text is passed on in its usual form."""
+        try:
+            addresses = [parse_host_port(part) for part in value.split(",") if part.strip()]
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+        if not addresses:
+            self.fail("expected HOST:PORT[,HOST:PORT…], found nothing", param, ctx)
+        for address in addresses:
+            if address.port == 0:
+                self.fail(f"port 0 cannot be connected to: {address}", param, ctx)
+        return ",".join(str(address) for address in addresses)
+
+
+class PartitionNameType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
+    """``TOPIC/N``: names one partition."""
+
+    name = "topic/n"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Split at the slash."""
+        match = _PARTITION_NAME.fullmatch(value)
+        if match is None:
+            self.fail(f"expected TOPIC/N, for example orders/0, found {value!r}", param, ctx)
+        return match["topic"], int(match["partition"])
+
+
+class SettingType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
+    """``name=value``."""
+
+    name = "name=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Split at the first ``=``."""
+        name, separator, setting = value.partition("=")
+        if not separator or not name:
+            self.fail(f"expected NAME=VALUE, found {value!r}", param, ctx)
+        return name, setting
+
+
+HOST_PORT: Final = HostPortType()
+PARTITION_NAME: Final = PartitionNameType()
+SETTING: Final = SettingType()
+
+
+def bootstrap_option(command: Command) -> Command:
+    """``--bootstrap``, from ``$LOGD_BOOTSTRAP`` when not given."""
+    return click.option(
+        "--bootstrap",
+        type=BootstrapType(),
+        envvar="LOGD_BOOTSTRAP",
+        default=BOOTSTRAP_DEFAULT,
+        show_default=True,
+        show_envvar=True,
+        help="Brokers to ask first; any one that answers is enough.",
+    )(command)
+
+
+def output_option(command: Command) -> Command:
+    """``--output table|json``."""
+    return click.option(
+        "--output",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        help="A table for people or JSON for programs.",
+    )(command)

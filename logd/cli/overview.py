@@ -1,0 +1,151 @@
+"""What the cluster looks like: metadata joined with what each partition's leader knows.
+
+``topic describe``, ``partition list`` and ``cluster status`` show the same rows, so they
+are made once.  A partition whose leader does not answer gets a row too, with what the
+metadata knows and nothing else: a gap in a table is information, an aborted command is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import msgspec
+
+from logd.errors import LogdError
+
+if TYPE_CHECKING:
+    from logd.wire.messages import DescribePartitionResponse, MetadataResponse, PartitionInfo
+    from logd_client import Client
+
+DESCRIBES_UNDER_WAY_MAX: Final = 32
+DESCRIBE_TIMEOUT_S: Final = 3.0
+
+
+class PartitionRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One partition.  The field names are those of ``partition describe --output json``."""
+
+    topic: str
+    partition: int
+    leader: int | None
+    term: int
+    replicas: list[int]
+    in_sync: list[int]
+    log_start: int | None
+    log_end: int | None
+    commit: int | None
+
+
+class BrokerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One broker."""
+
+    id: int
+    address: str
+    alive: bool
+    leaders: int
+    replicas: int
+
+
+PARTITION_COLUMNS: Final = PartitionRow.__struct_fields__
+BROKER_COLUMNS: Final = BrokerRow.__struct_fields__
+
+
+def cells(row: msgspec.Struct) -> list[object]:
+    """The values of a row, in the order of its columns."""
+    return [getattr(row, name) for name in row.__struct_fields__]
+
+
+def partition_row(
+    topic: str, partition: PartitionInfo, described: DescribePartitionResponse | None
+) -> PartitionRow:
+    """Join one partition's metadata with its leader's answer, if there was one."""
+    if described is None:
+        return PartitionRow(
+            topic=topic,
+            partition=partition.partition,
+            leader=None,
+            term=partition.term,
+            replicas=partition.replicas,
+            in_sync=[],
+            log_start=None,
+            log_end=None,
+            commit=None,
+        )
+    return PartitionRow(
+        topic=topic,
+        partition=partition.partition,
+        leader=described.leader,
+        term=described.term,
+        replicas=[replica.node_id for replica in described.replicas],
+        in_sync=[replica.node_id for replica in described.replicas if replica.in_sync],
+        log_start=described.log_start,
+        log_end=described.log_end,
+        commit=described.commit_offset,
+    )
+
+
+def lag_max(described: DescribePartitionResponse) -> int:
+    """Offsets by which the last replica's durable log is behind the leader's log."""
+    return max(
+        (described.log_end - (replica.synced_end or 0) for replica in described.replicas),
+        default=0,
+    )
+
+
+def broker_rows(metadata: MetadataResponse) -> list[BrokerRow]:
+    """Every registered broker with how much it carries."""
+    leaders: dict[int, int] = {}
+    replicas: dict[int, int] = {}
+    for topic in metadata.topics:
+        for partition in topic.partitions:
+            if partition.leader is not None:
+                leaders[partition.leader] = leaders.get(partition.leader, 0) + 1
+            for node_id in partition.replicas:
+                replicas[node_id] = replicas.get(node_id, 0) + 1
+    return [
+        BrokerRow(
+            id=broker.node_id,
+            address=f"{broker.host}:{broker.port}",
+            alive=broker.alive,
+            leaders=leaders.get(broker.node_id, 0),
+            replicas=replicas.get(broker.node_id, 0),
+        )
+        for broker in sorted(metadata.brokers, key=lambda broker: broker.node_id)
+    ]
+
+
+async def describe_partitions(
+    client: Client, names: Sequence[tuple[str, int]]
+) -> list[DescribePartitionResponse | None]:
+    """Ask each partition's leader, several at a time; None where none answered in time."""
+    answers: list[DescribePartitionResponse | None] = [None] * len(names)
+    limit = anyio.CapacityLimiter(DESCRIBES_UNDER_WAY_MAX)
+
+    async def describe(at: int) -> None:
+        topic, partition = names[at]
+        async with limit:
+            with anyio.move_on_after(DESCRIBE_TIMEOUT_S):
+                try:
+                    answers[at] = await client.admin.describe_partition(topic, partition)
+                except LogdError:
+                    return  # The row shows that nobody answers for it.
+
+    async with anyio.create_task_group() as tasks:
+        for at in range(len(names)):
+            tasks.start_soon(describe, at)
+    return answers
+
+
+async def partition_rows(client: Client, metadata: MetadataResponse) -> list[PartitionRow]:
+    """Every partition of the topics in ``metadata``."""
+    partitions = [
+        (topic.name, partition) for topic in metadata.topics for partition in topic.partitions
+    ]
+    described = await describe_partitions(
+        client, [(topic, partition.partition) for topic, partition in partitions]
+    )
+    return [
+        partition_row(topic, partition, answer)
+        for (topic, partition), answer in zip(partitions, described, strict=True)
+    ]

@@ -1,0 +1,81 @@
+"""``logd partition``: one log of a topic, its replicas and its leader."""
+
+from __future__ import annotations
+
+import click
+
+from logd.cli.display import print_facts, print_json, print_table
+from logd.cli.options import PARTITION_NAME, bootstrap_option, output_option
+
+
+@click.group()
+def partition() -> None:
+    """List and describe partitions, move leaders."""
+
+
+@partition.command("list")
+@click.argument("topic", required=False)
+@bootstrap_option
+@output_option
+def list_partitions(topic: str | None, bootstrap: str, output: str) -> None:
+    """Every partition, or those of TOPIC."""
+    from logd.cli.overview import PARTITION_COLUMNS, cells, partition_rows
+    from logd.cli.session import connected, run_async, topic_metadata
+
+    async def fetch() -> None:
+        async with connected(bootstrap) as client:
+            if topic is None:
+                metadata = await client.admin.metadata()
+            else:
+                metadata = await topic_metadata(client, topic)
+            rows = await partition_rows(client, metadata)
+        if output == "json":
+            print_json(rows)
+        else:
+            print_table(PARTITION_COLUMNS, [cells(row) for row in rows])
+
+    run_async(fetch)
+
+
+@partition.command("describe")
+@click.argument("name", type=PARTITION_NAME, metavar="TOPIC/N")
+@bootstrap_option
+@output_option
+def describe_partition(name: tuple[str, int], bootstrap: str, output: str) -> None:
+    """One partition: leader, term, replicas, offsets."""
+    from logd.cli.overview import PARTITION_COLUMNS, cells, partition_row
+    from logd.cli.session import connected, partition_metadata, run_async
+
+    async def fetch() -> None:
+        topic, number = name
+        async with connected(bootstrap) as client:
+            known = await partition_metadata(client, topic, number)
+            row = partition_row(topic, known, await client.admin.describe_partition(topic, number))
+        if output == "json":
+            print_json(row)
+        else:
+            print_facts(list(zip(PARTITION_COLUMNS, cells(row), strict=True)))
+
+    run_async(fetch)
+
+
+@partition.command("transfer-leader")
+@click.argument("name", type=PARTITION_NAME, metavar="TOPIC/N")
+@click.option("--to", "target", type=click.IntRange(min=1), help="Default: the most caught-up.")
+@bootstrap_option
+@output_option
+def transfer_leader(name: tuple[str, int], target: int | None, bootstrap: str, output: str) -> None:
+    """Hand the leadership of a partition to another replica."""
+    from logd.cli.session import connected, partition_metadata, run_async
+
+    async def transfer() -> None:
+        topic, number = name
+        async with connected(bootstrap) as client:
+            await partition_metadata(client, topic, number)
+            leader = await client.admin.transfer_leader(topic, number, to=target)
+        if output == "json":
+            print_json({"topic": topic, "partition": number, "leader": leader})
+        else:
+            click.echo(f"{topic}/{number} is led by broker {leader}")
+
+    run_async(transfer)

@@ -1,0 +1,236 @@
+"""``logd produce``: lines in, records out.
+
+Files and pipes are read in large blocks in a thread, cut at newlines and appended in chunks
+as they were read; nothing is done per line that a block can do.  A pipe's lines are sent as
+they come, so typing into it works too.
+
+A line over the record limit is reported by its number and left out; the others go on, and
+the command ends with exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Literal
+
+import click
+import msgspec
+
+from logd.cli.display import print_json, say
+from logd.cli.exits import ExitCode
+from logd.cli.lines import READ_BYTES, LineCutter
+from logd.cli.options import bootstrap_option, output_option
+from logd.cli.progress import RecordProgress
+from logd.limits import RECORD_BYTES_MAX
+
+if TYPE_CHECKING:
+    from logd_client import AckRange
+
+STANDARD_INPUT: Final = "-"
+OVERSIZED_SHOWN_MAX: Final = 10
+
+Compression = Literal["zstd", "none"]
+
+
+class PartitionSummary(msgspec.Struct, kw_only=True):
+    """What one partition took."""
+
+    partition: int
+    records: int
+    first_offset: int
+    last_offset: int
+
+
+class Summary:
+    """Counts acknowledgements."""
+
+    def __init__(self) -> None:
+        self.partitions: dict[int, PartitionSummary] = {}
+
+    @property
+    def records(self) -> int:
+        return sum(one.records for one in self.partitions.values())
+
+    def add(self, acks: Sequence[AckRange]) -> None:
+        """Count what one call appended."""
+        for ack in acks:
+            first, last = ack.base_offset, ack.base_offset + ack.count - 1
+            known = self.partitions.get(ack.partition)
+            if known is None:
+                self.partitions[ack.partition] = PartitionSummary(
+                    partition=ack.partition,
+                    records=ack.count,
+                    first_offset=first,
+                    last_offset=last,
+                )
+                continue
+            known.records += ack.count
+            known.first_offset = min(known.first_offset, first)
+            known.last_offset = max(known.last_offset, last)
+
+
+@click.command()
+@click.argument("topic")
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--key-separator", help="What stands before it in a line is the record's key.")
+@click.option("--partition", type=click.IntRange(min=0), help="Default: by key, else in turn.")
+@click.option(
+    "--compression", type=click.Choice(["zstd", "none"]), default="none", show_default=True
+)
+@bootstrap_option
+@output_option
+@click.pass_context
+def produce(
+    context: click.Context,
+    topic: str,
+    files: tuple[str, ...],
+    key_separator: str | None,
+    partition: int | None,
+    compression: Compression,
+    bootstrap: str,
+    output: str,
+) -> None:
+    """Append every line of the FILES (default: standard input) to TOPIC."""
+    if key_separator == "":
+        raise click.BadParameter("must not be empty", param_hint="--key-separator")
+    from logd.cli.session import run_async
+
+    separator = None if key_separator is None else os.fsencode(key_separator)
+    began = time.monotonic()
+    summary, oversized_count = run_async(
+        _produce, bootstrap, topic, files or (STANDARD_INPUT,), separator, partition, compression
+    )
+    _report(topic, summary, time.monotonic() - began, oversized_count, output)
+    if oversized_count:
+        context.exit(ExitCode.FAILED)
+
+
+async def _produce(
+    bootstrap: str,
+    topic: str,
+    files: Sequence[str],
+    separator: bytes | None,
+    partition: int | None,
+    compression: Compression,
+) -> tuple[Summary, int]:
+    """Append all lines; return what was acknowledged and how many lines were too long."""
+    import anyio
+
+    from logd.cli.appending import RECORDS_PER_CALL_MAX, AppendLane
+    from logd.cli.session import connected, partition_metadata, topic_metadata
+
+    summary = Summary()
+    oversized_count = 0
+    async with connected(bootstrap) as client:
+        if partition is None:
+            await topic_metadata(client, topic)
+        else:
+            await partition_metadata(client, topic, partition)
+        with RecordProgress(f"produce {topic}") as progress:
+
+            def count(acks: Sequence[AckRange], _: float) -> None:
+                summary.add(acks)
+                progress.advance(sum(ack.count for ack in acks))
+
+            async with (
+                client.producer(topic, compression=compression) as producer,
+                anyio.create_task_group() as tasks,
+            ):
+                lane = AppendLane(producer, tasks, count)
+                for name in files:
+                    cutter = LineCutter()
+                    async for lines in _lines_of(name, cutter):
+                        for first in range(0, len(lines), RECORDS_PER_CALL_MAX):
+                            part = lines[first : first + RECORDS_PER_CALL_MAX]
+                            keys, values = split_keys(part, separator)
+                            await lane.append(values, keys=keys, partition=partition)
+                    _report_oversized(name, cutter)
+                    oversized_count += len(cutter.oversized)
+    return summary, oversized_count
+
+
+def split_keys(
+    lines: list[bytes], separator: bytes | None
+) -> tuple[Sequence[bytes | None] | None, Sequence[bytes]]:
+    """Keys and values; a line without the separator has no key."""
+    if separator is None:
+        return None, lines
+    keys: list[bytes | None] = []
+    values: list[bytes] = []
+    for line in lines:
+        before, found, after = line.partition(separator)
+        keys.append(before if found else None)
+        values.append(after if found else line)
+    return keys, values
+
+
+async def _lines_of(name: str, cutter: LineCutter) -> AsyncIterator[list[bytes]]:
+    """Lines of one file in the order of the file, as many at a time as one read brought."""
+    import anyio
+
+    with _opened(name) as descriptor:
+        while block := await anyio.to_thread.run_sync(
+            os.read, descriptor, READ_BYTES, abandon_on_cancel=True
+        ):
+            lines = cutter.feed(block)
+            if lines:
+                yield lines
+        last = cutter.finish()
+        if last:
+            yield last
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[int]:
+    if name == STANDARD_INPUT:
+        descriptor = sys.stdin.fileno()
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise click.UsageError("standard input is a directory")
+        yield descriptor
+        return
+    descriptor = os.open(name, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _report_oversized(name: str, cutter: LineCutter) -> None:
+    shown = "standard input" if name == STANDARD_INPUT else name
+    for number, size in cutter.oversized[:OVERSIZED_SHOWN_MAX]:
+        say(
+            f"logd: {shown} line {number}: {size} bytes are over the record limit of "
+            f"{RECORD_BYTES_MAX}; left out"
+        )
+    more = len(cutter.oversized) - OVERSIZED_SHOWN_MAX
+    if more > 0:
+        say(f"logd: {shown}: {more} more lines are over the limit; left out")
+
+
+def _report(
+    topic: str, summary: Summary, seconds: float, oversized_count: int, output: str
+) -> None:
+    partitions = [summary.partitions[number] for number in sorted(summary.partitions)]
+    rate = summary.records / seconds if seconds > 0 else 0.0
+    if output == "json":
+        print_json(
+            {
+                "topic": topic,
+                "records": summary.records,
+                "records_per_s": round(rate, 1),
+                "oversized": oversized_count,
+                "partitions": partitions,
+            }
+        )
+        return
+    say(f"{summary.records:,} records to {topic} in {seconds:.2f} s ({rate:,.0f}/s)")
+    for one in partitions:
+        say(
+            f"  partition {one.partition}: {one.records:,} records, "
+            f"offsets {one.first_offset} to {one.last_offset}"
+        )

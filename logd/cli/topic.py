@@ -1,0 +1,185 @@
+"""``logd topic``: create, list, describe, alter, delete."""
+
+from __future__ import annotations
+
+import click
+
+from logd.cli.display import print_facts, print_json, print_table
+from logd.cli.options import SETTING, bootstrap_option, output_option
+from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
+
+
+@click.group()
+def topic() -> None:
+    """Create, list, describe, alter, delete topics."""
+
+
+@topic.command("create")
+@click.argument("name")
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, PARTITIONS_PER_TOPIC_MAX),
+    default=1,
+    show_default=True,
+    help="Logs that the topic is divided into; order is kept within each.",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, REPLICAS_MAX),
+    help="Copies of each partition.  Default: 3, or as many as there are brokers.",
+)
+@click.option("--config", "settings", type=SETTING, multiple=True, help="A topic option.")
+@bootstrap_option
+@output_option
+def create(
+    name: str,
+    partitions: int,
+    replicas: int | None,
+    settings: tuple[tuple[str, str], ...],
+    bootstrap: str,
+    output: str,
+) -> None:
+    """Create a topic."""
+    from logd.cli.session import connected, run_async
+
+    async def create_topic() -> None:
+        async with connected(bootstrap) as client:
+            created = await client.admin.create_topic(
+                name, partitions=partitions, replicas=replicas, config=dict(settings)
+            )
+        if output == "json":
+            print_json(created)
+        else:
+            copies = len(created.partitions[0].replicas)
+            click.echo(
+                f"created topic {created.name}: {len(created.partitions)} partitions, "
+                f"{copies} replicas each"
+            )
+
+    run_async(create_topic)
+
+
+@topic.command("list")
+@bootstrap_option
+@output_option
+def list_topics(bootstrap: str, output: str) -> None:
+    """Every topic."""
+    from logd.cli.session import connected, run_async
+
+    async def fetch() -> None:
+        async with connected(bootstrap) as client:
+            topics = (await client.admin.metadata()).topics
+        rows = [
+            {
+                "name": one.name,
+                "partitions": len(one.partitions),
+                "replicas": len(one.partitions[0].replicas),
+                "config": one.config,
+            }
+            for one in sorted(topics, key=lambda one: one.name)
+        ]
+        if output == "json":
+            print_json(rows)
+        else:
+            columns = ("name", "partitions", "replicas", "config")
+            shown = [
+                (row["name"], row["partitions"], row["replicas"], _settings_text(one.config))
+                for row, one in zip(rows, sorted(topics, key=lambda one: one.name), strict=True)
+            ]
+            print_table(columns, shown, empty="no topics")
+
+    run_async(fetch)
+
+
+@topic.command("describe")
+@click.argument("name")
+@bootstrap_option
+@output_option
+def describe(name: str, bootstrap: str, output: str) -> None:
+    """One topic with all its partitions."""
+    from logd.cli.overview import PARTITION_COLUMNS, cells, partition_rows
+    from logd.cli.session import connected, run_async, topic_metadata
+
+    async def fetch() -> None:
+        async with connected(bootstrap) as client:
+            metadata = await topic_metadata(client, name)
+            rows = await partition_rows(client, metadata)
+        (info,) = metadata.topics
+        if output == "json":
+            print_json(
+                {
+                    "name": info.name,
+                    "topic_id": info.topic_id,
+                    "config": info.config,
+                    "partitions": rows,
+                }
+            )
+            return
+        print_facts(
+            [
+                ("topic", info.name),
+                ("id", info.topic_id),
+                ("config", _settings_text(info.config) or None),
+            ]
+        )
+        click.echo()
+        print_table(PARTITION_COLUMNS[1:], [cells(row)[1:] for row in rows])
+
+    run_async(fetch)
+
+
+@topic.command("alter")
+@click.argument("name")
+@click.option("--config", "settings", type=SETTING, multiple=True, help="Set a topic option.")
+@click.option("--reset", "resets", multiple=True, metavar="NAME", help="Back to its default.")
+@bootstrap_option
+@output_option
+def alter(
+    name: str,
+    settings: tuple[tuple[str, str], ...],
+    resets: tuple[str, ...],
+    bootstrap: str,
+    output: str,
+) -> None:
+    """Change a topic's options."""
+    changes: dict[str, str | None] = {**dict(settings), **dict.fromkeys(resets)}
+    if not changes:
+        raise click.UsageError("nothing to change: give --config NAME=VALUE or --reset NAME")
+    both = sorted(dict(settings).keys() & set(resets))
+    if both:
+        raise click.UsageError(f"both set and reset: {', '.join(both)}")
+
+    from logd.cli.session import connected, run_async
+
+    async def alter_topic() -> None:
+        async with connected(bootstrap) as client:
+            altered = await client.admin.alter_topic(name, config=changes)
+        if output == "json":
+            print_json(altered)
+        else:
+            click.echo(f"topic {altered.name}: {_settings_text(altered.config) or 'all defaults'}")
+
+    run_async(alter_topic)
+
+
+@topic.command("delete")
+@click.argument("name")
+@bootstrap_option
+@output_option
+def delete(name: str, bootstrap: str, output: str) -> None:
+    """Delete a topic and all its records."""
+    from logd.cli.session import connected, run_async
+
+    async def delete_topic() -> None:
+        async with connected(bootstrap) as client:
+            await client.admin.delete_topic(name)
+        if output == "json":
+            print_json({"deleted": name})
+        else:
+            click.echo(f"deleted topic {name}")
+
+    run_async(delete_topic)
+
+
+def _settings_text(config: dict[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(config.items()))

@@ -1,0 +1,80 @@
+"""A local cluster's addresses are chosen once and kept in its directory."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from pathlib import Path
+
+import pytest
+
+from logd.cli.local_cluster import free_ports, open_cluster, process_cpu_seconds
+from logd.errors import StorageError, UsageError
+
+
+def test_a_directory_that_holds_a_cluster_gives_the_same_cluster_again(tmp_path: Path) -> None:
+    first = open_cluster(tmp_path / "c", broker_count=5, port=None)
+
+    again = open_cluster(tmp_path / "c", broker_count=None, port=None)
+
+    assert again.brokers == first.brokers
+    assert [broker.node_id for broker in again.brokers] == [1, 2, 3, 4, 5]
+
+
+def test_client_ports_follow_the_first_one(tmp_path: Path) -> None:
+    (port,) = free_ports(1, random.Random())
+
+    cluster = open_cluster(tmp_path / "c", broker_count=3, port=port)
+
+    assert cluster.bootstrap == ",".join(f"127.0.0.1:{port + at}" for at in range(3))
+
+
+def test_another_port_moves_the_clients_but_not_the_peers(tmp_path: Path) -> None:
+    first = open_cluster(tmp_path / "c", broker_count=2, port=20_000)
+
+    moved = open_cluster(tmp_path / "c", broker_count=None, port=21_000)
+
+    assert moved.bootstrap == "127.0.0.1:21000,127.0.0.1:21001"
+    assert [b.peer_address for b in moved.brokers] == [b.peer_address for b in first.brokers]
+
+
+def test_another_size_is_refused(tmp_path: Path) -> None:
+    open_cluster(tmp_path / "c", broker_count=3, port=None)
+
+    with pytest.raises(UsageError, match="holds a cluster of 3 brokers, not 5"):
+        open_cluster(tmp_path / "c", broker_count=5, port=None)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"brokers": 1}', b'{"other": 1}'])
+def test_a_damaged_cluster_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "dev.json").write_bytes(content)
+
+    with pytest.raises(StorageError, match=r"dev\.json is not a cluster file"):
+        open_cluster(tmp_path, broker_count=None, port=None)
+
+
+def test_free_ports_are_distinct_and_not_those_in_use() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        ports = free_ports(20, random.Random(1), taken=[listener.getsockname()[1]])
+
+    assert len(set(ports)) == 20
+    assert listener not in ports
+
+
+def test_the_command_line_is_what_a_person_would_type(tmp_path: Path) -> None:
+    cluster = open_cluster(tmp_path / "c", broker_count=2, port=None)
+    first, second = cluster.brokers
+
+    command = cluster.command(first)
+
+    assert command[1:6] == ["-m", "logd", "serve", "--node-id", "1"]
+    members = command[command.index("--cluster") + 1]
+    assert members == f"1={first.peer_address},2={second.peer_address}"
+
+
+def test_processor_time_of_a_process_is_read() -> None:
+    assert process_cpu_seconds(os.getpid()) > 0

@@ -1,0 +1,108 @@
+"""What is typed wrongly is refused before anything is connected to, with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from logd.cli import COMMANDS, root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["no-such-command"], "No such command 'no-such-command'"),
+        (["topic", "create"], "Missing argument 'NAME'"),
+        (["topic", "create", "t", "--partitions", "0"], "0 is not in the range 1<=x<=10000"),
+        (["topic", "create", "t", "--partitions", "1000000"], "not in the range 1<=x<=10000"),
+        (["topic", "create", "t", "--replicas", "0"], "0 is not in the range 1<=x<=7"),
+        (["topic", "create", "t", "--config", "x"], "expected NAME=VALUE, found 'x'"),
+        (["topic", "list", "--bootstrap", ""], "expected HOST:PORT[,HOST:PORT…], found nothing"),
+        (["topic", "list", "--bootstrap", "here"], "expected HOST:PORT, found 'here'"),
+        (["topic", "list", "--bootstrap", "h:0"], "port 0 cannot be connected to"),
+        (["topic", "list", "--bootstrap", "h:70000"], "a port is 0 to 65535"),
+        (["topic", "list", "--bootstrap", "::1:7171"], "IPv6 address in brackets"),
+        (["topic", "alter", "t"], "nothing to change"),
+        (["topic", "alter", "t", "--config", "a=b", "--reset", "a"], "both set and reset: a"),
+        (["partition", "describe", "orders"], "expected TOPIC/N, for example orders/0"),
+        (["produce", "t", "/"], "'/' is a directory"),
+        (["produce", "t", "/no/such/file"], "does not exist"),
+        (["produce", "t", "--key-separator", ""], "must not be empty"),
+        (["consume", "t", "--from", "2026-01-01T00:00:00"], "names no time zone"),
+        (["consume", "t", "--from", "yesterday"], "expected start, end, an offset"),
+        (["consume", "t", "--count", "-1"], "-1 is not in the range"),
+        (["dev", "--brokers", "9"], "9 is not in the range 1<=x<=5"),
+        (["serve"], "node_id is missing"),
+        (["serve", "--node-id", "0", "--data-dir", "x"], "node_id = 0: expected 1 to"),
+        (
+            ["serve", "--node-id", "4", "--data-dir", "x", "--cluster", "1=h:1,2=h:2"],
+            "cluster lists brokers 1, 2, but not this one, 4",
+        ),
+        (["bench", "produce", "--record-bytes", "0"], "0 is not in the range"),
+    ],
+)
+def test_a_mistake_is_named(arguments: list[str], told: str) -> None:
+    result = CliRunner().invoke(root, arguments)
+
+    assert told in " ".join(result.stderr.split())
+    assert result.exit_code == 2
+
+
+def test_a_configuration_file_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "broker.toml"
+    path.write_text('node_id = 1\ndata_dirr = "x"\n', encoding="utf-8")
+
+    result = CliRunner().invoke(root, ["serve", "--config", str(path)])
+
+    assert result.stderr == f"logd: {path}: unknown key 'data_dirr'; did you mean data_dir?\n"
+    assert result.exit_code == 2
+
+
+def test_dev_refuses_a_directory_with_other_things_in_it(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+
+    result = CliRunner().invoke(root, ["dev", "--data-dir", str(tmp_path)])
+
+    assert "is not empty and holds no dev.json" in result.stderr
+    assert result.exit_code == 1
+
+
+def test_dev_refuses_another_number_of_brokers_than_the_directory_has(tmp_path: Path) -> None:
+    entry = {"id": 1, "address": "127.0.0.1:1", "peer_address": "127.0.0.1:2"}
+    (tmp_path / "dev.json").write_text(json.dumps({"brokers": [entry]}), encoding="utf-8")
+
+    result = CliRunner().invoke(root, ["dev", "--data-dir", str(tmp_path), "--brokers", "3"])
+
+    assert "holds a cluster of 1 brokers, not 3" in result.stderr
+    assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "name", [command.name for command in COMMANDS if command.name != "segment"]
+)
+def test_every_command_in_the_table_has_help(name: str) -> None:
+    result = CliRunner().invoke(root, [name, "--help"])
+
+    assert result.stdout.startswith("Usage: ")
+    assert result.exit_code == 0
+
+
+def test_help_imports_none_of_the_heavy_libraries() -> None:
+    script = (
+        "import sys\n"
+        "from click.testing import CliRunner\n"
+        "from logd.cli import root\n"
+        "assert CliRunner().invoke(root, ['--help']).exit_code == 0\n"
+        "heavy = {'trio', 'anyio', 'rich', 'msgspec', 'structlog', 'logd_client'}\n"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+
+    assert done.stderr == b""
+    assert done.returncode == 0
