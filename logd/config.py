@@ -394,7 +394,9 @@ def _read_cluster(name: str, value: object) -> dict[NodeId, HostPort]:
             raise UsageError(f'expected a table of ID = "HOST:PORT", found {_shown(value)}')
         cluster: dict[NodeId, HostPort] = {}
         for node, address in value.items():
-            _add_member(cluster, str(node), str(_read_address(f"broker {node}", address)))
+            if not isinstance(address, str | HostPort):
+                raise UsageError(f"broker {node} = {_shown(address)}: expected 'HOST:PORT'")
+            _add_member(cluster, str(node), str(address))
         return cluster
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error

@@ -5,16 +5,21 @@ give the same placement, always: ties are broken by node id, and **the result is
 meaning of the metadata log**.  A better rule is a new rule, chosen by a new field of the
 command; golden tests hold this one still.
 
-The rule, in order of importance, for each replica of a partition:
+A topic is spread over all brokers before anything else is evened out, because partitions of
+one topic are busy together: a broker that was just added gets its share of the new topic,
+not all of it.  What the brokers hold already decides who gets what cannot be shared evenly,
+which for topics of few partitions is everything.
+
+Leaders (the first replica) take turns: each broker leads one partition before any leads a
+second.  Then, in order of importance, for each other replica:
 
 1. a failure domain (a host) that holds the fewest replicas of this partition,
 2. a rack that does,
-3. the broker with the fewest replicas, then the fewest leaders, then the lowest id.
+3. the broker with the fewest replicas of the topic, then of all, then the lowest id.
 
 Rule 1 before 3 means that a cluster of unequal hosts is unequally loaded rather than
-unsafely placed.  The first replica is the preferred leader: the one of them that leads the
-fewest partitions.  The second campaigns first when it dies, so the others are ordered to
-give each leader's partitions to different successors.
+unsafely placed.  The second replica campaigns first when the leader dies, so the others are
+ordered to give each leader's partitions to different successors.
 """
 
 from __future__ import annotations
@@ -86,8 +91,9 @@ def _replica_count(asked: int | None, registered: int) -> int:
 class _Load(NamedTuple):
     """A broker in order of preference: the least loaded first."""
 
-    replica_count: int
-    leader_count: int
+    in_topic: int
+    """Replicas of the topic that is being placed."""
+    in_others: int
     node: NodeId
 
 
@@ -100,39 +106,55 @@ class _Planner:
 
     def __init__(self, brokers: Mapping[NodeId, BrokerPlacementInfo]) -> None:
         self._brokers = brokers
-        self._loads = {
-            node: _Load(info.replica_count, info.leader_count, node)
-            for node, info in brokers.items()
-        }
+        self._loads = {node: _Load(0, info.replica_count, node) for node, info in brokers.items()}
         self._by_load = sorted(self._loads.values())
+        self._turns: list[set[NodeId]] = []
         self._domain_count = len({info.failure_domain for info in brokers.values()})
         self._rack_count = len({info.rack for info in brokers.values()})
         self._successions: Counter[tuple[NodeId, NodeId]] = Counter()
 
     def next_partition(self, replica_count: int) -> tuple[NodeId, ...]:
         """Replicas of one more partition, in order; their load is counted."""
-        nodes = self._choose(replica_count)
-        leader = min(nodes, key=lambda node: (self._loads[node].leader_count, node))
+        leader = self._next_leader()
         others = sorted(
-            (node for node in nodes if node != leader),
+            self._others(leader, replica_count - 1),
             key=lambda node: (self._successions[leader, node], node),
         )
         if others:
             self._successions[leader, others[0]] += 1
-        for node in nodes:
-            self._add_load(node, leads=node == leader)
+        for node in (leader, *others):
+            self._add_load(node)
         return (leader, *others)
 
-    def _choose(self, replica_count: int) -> list[NodeId]:
-        chosen: list[NodeId] = []
-        domains: Counter[str] = Counter()
-        racks: Counter[str] = Counter()
-        for _ in range(replica_count):
+    def _next_leader(self) -> NodeId:
+        """The least loaded of those whose turn it is."""
+        if not self._turns:
+            self._turns = self._next_round()
+        turn = self._turns[-1]
+        leader = next(load.node for load in self._by_load if load.node in turn)
+        turn.remove(leader)
+        if not turn:
+            self._turns.pop()
+        return leader
+
+    def _next_round(self) -> list[set[NodeId]]:
+        """Every broker once; those that lead the fewest partitions already stand last, and
+        are taken first."""
+        by_count: dict[int, set[NodeId]] = {}
+        for node, info in self._brokers.items():
+            by_count.setdefault(info.leader_count, set()).add(node)
+        return [by_count[count] for count in sorted(by_count, reverse=True)]
+
+    def _others(self, leader: NodeId, count: int) -> list[NodeId]:
+        chosen = [leader]
+        domains = Counter([self._brokers[leader].failure_domain])
+        racks = Counter([self._brokers[leader].rack])
+        for _ in range(count):
             node = self._best(chosen, domains, racks)
             chosen.append(node)
             domains[self._brokers[node].failure_domain] += 1
             racks[self._brokers[node].rack] += 1
-        return chosen
+        return chosen[1:]
 
     def _best(
         self, chosen: list[NodeId], domains: Mapping[str, int], racks: Mapping[str, int]
@@ -143,7 +165,7 @@ class _Planner:
             _least_used(racks, self._rack_count),
         )
         best: NodeId | None = None
-        best_use = (0, 0)
+        best_use = unbeatable
         for load in self._by_load:
             if load.node in chosen:
                 continue
@@ -156,10 +178,10 @@ class _Planner:
         assert best is not None, "there are at least as many brokers as replicas"
         return best
 
-    def _add_load(self, node: NodeId, *, leads: bool) -> None:
+    def _add_load(self, node: NodeId) -> None:
         old = self._loads[node]
         del self._by_load[bisect_left(self._by_load, old)]
-        new = _Load(old.replica_count + 1, old.leader_count + leads, node)
+        new = old._replace(in_topic=old.in_topic + 1)
         insort(self._by_load, new)
         self._loads[node] = new
 
