@@ -111,15 +111,22 @@ class RealFile:
         os.ftruncate(self._descriptor, size)
 
     def sync(self) -> None:
+        self._check_open()
         os.fdatasync(self._descriptor)
 
     def map(self) -> RealMap:
+        self._check_open()
         return RealMap(self._descriptor)
 
     def close(self) -> None:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
+
+    def _check_open(self) -> None:
+        """For the calls that take a closed descriptor for something else than closed."""
+        if self._descriptor < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), self._path)
 
     def __del__(self) -> None:
         self.close()

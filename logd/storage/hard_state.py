@@ -145,6 +145,10 @@ class HardStateFile:
             raise StorageFailedError(f"saving {self._path} failed: {error}") from error
         self._state = state
 
+    def close(self) -> None:
+        """Save nothing more.  No descriptor is held between two saves."""
+        self.failure = self.failure or StorageFailedError(f"{self._path} is closed")
+
 
 def _encode_slot(state: _State, identity: LogIdentity) -> bytes:
     """Both copies, up to the end of the second."""
