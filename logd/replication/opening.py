@@ -68,7 +68,6 @@ class OpenedGroup:
     def close(self) -> None:
         """Close the files."""
         self.log.close()
-        self.hard_state.close()
 
 
 def open_group(
@@ -115,7 +114,7 @@ def _create(files: FileSystem, path: str, identity: LogIdentity, options: LogOpt
         files.remove_tree(path)  # Left half-made by a crash: it never voted, it holds nothing.
     files.make_directory(path)
     Log.create(files, path, identity, options).close()
-    HardStateFile.create(files, f"{path}/hard_state", identity).close()
+    HardStateFile.create(files, f"{path}/hard_state", identity)
     files.sync_directory(path)
     files.sync_directory(path.rpartition("/")[0])
 
