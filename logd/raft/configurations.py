@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from logd.raft.messages import Configuration
-from logd.types import Offset
+from logd.raft.quorum import is_voter
+from logd.types import NodeId, Offset
 
 _BEFORE_THE_LOG: Final = Offset(-1)
 
@@ -49,6 +50,19 @@ class ConfigurationHistory:
             self._rows.pop()
         assert self._rows
         return len(self._rows) != count
+
+    def may_need(self, node: NodeId, commit_offset: Offset) -> bool:
+        """Whether ``node`` votes in a configuration that may still be the committed one.
+
+        A change that leaves a node out is in force there while it is not committed, and the
+        node may be the only one whose log can win (Ongaro 2014, §4.2.2).
+        """
+        for offset, configuration in reversed(self._rows):
+            if is_voter(configuration, node):
+                return True
+            if offset < commit_offset:
+                break
+        return False
 
     def forget_below(self, commit_offset: Offset) -> None:
         """Drop what cannot be returned to: all before the last committed configuration."""

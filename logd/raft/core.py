@@ -306,6 +306,8 @@ class RaftCore:
                 self._on_resign(event)
             case _:
                 assert_never(event)
+        if self._log.commit_offset != commit_offset and self._is_left_out():
+            self._follow()
         if self._role is Role.FOLLOWER:
             self._watch_for_leader()
         if was_leading is not None and self._leading is was_leading:
@@ -690,10 +692,19 @@ class RaftCore:
         )
 
     def _is_electable(self) -> bool:
-        return self._may_campaign and is_voter(self._configurations.current, self.node)
+        return self._may_campaign and self._configurations.may_need(
+            self.node, self._log.commit_offset
+        )
 
     def _is_up(self, node: NodeId) -> bool:
         return node == self.node or node in self._nodes_up
+
+    def _is_left_out(self) -> bool:
+        """Whether a committed change has taken this leader out of the voters."""
+        configurations = self._configurations
+        return configurations.last_offset < self._log.commit_offset and not is_voter(
+            configurations.current, self.node
+        )
 
     def _rank(self) -> int:
         """How many live voters are preferred to this node."""

@@ -1,0 +1,14 @@
+"""Options shared by all tests."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite",
+        action="store_true",
+        help="rewrite the expected output of data-driven specs; the diff is the review",
+    )
+    parser.addoption("--seed", type=int, default=None, help="run simulations with this seed only")

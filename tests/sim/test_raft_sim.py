@@ -1,0 +1,499 @@
+"""The consensus core is safe under any schedule and faults, and live once they end.
+
+Only cores and lists: no broker, no simulated network or files, so a seed takes some
+milliseconds and a failing one is short to read.  Each seed is hostile in its own way (swarm
+testing): it draws its size and how much is lost, doubled, reordered, cut, crashed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from logd.raft.core import RaftOptions
+from logd.raft.messages import (
+    Configuration,
+    Event,
+    LeaderDisclaimed,
+    Output,
+    PeerConnected,
+    PeerDown,
+    PeerUp,
+    ReadRequested,
+    Resign,
+    Tick,
+    TransferLeadership,
+)
+from logd.raft.quorum import is_quorum
+from logd.types import NodeId, Offset, Term
+from tests.spec.replica import NO_OP, Batch, Disk, Envelope, Replica, Value, end_of
+
+SEEDS = range(120)
+EVENTS = 3000
+EVENTS_TO_HEAL = 30_000
+QUEUE_MAX = 60
+
+Link = tuple[NodeId, NodeId]
+
+
+@dataclass
+class Faults:
+    """Weights and probabilities of everything that can go wrong."""
+
+    loss: float
+    duplication: float
+    reordering: float
+    crash: float
+    reset: float
+    cut: float
+    false_alarm: float
+    transfer: float
+    resign: float
+    reconfigure: float
+    tail_kept: float
+    """Chance that a crash keeps a given unsynced batch, if all before it are kept."""
+
+    @classmethod
+    def draw(cls, chance: random.Random) -> Faults:
+        pick = chance.choice
+        return cls(
+            loss=pick([0.0, 0.0, 0.02, 0.2]),
+            duplication=pick([0.0, 0.1, 0.3]),
+            reordering=pick([0.0, 0.0, 0.2, 0.8]),
+            crash=pick([0.0, 0.1, 0.3, 0.6]),
+            reset=pick([0.0, 0.1, 0.5]),
+            cut=pick([0.0, 0.1, 0.3]),
+            false_alarm=pick([0.0, 0.1, 0.5]),
+            transfer=pick([0.0, 0.1, 0.5]),
+            resign=pick([0.0, 0.1]),
+            reconfigure=pick([0.0, 0.0, 0.5]),
+            tail_kept=pick([0.0, 0.5, 0.9]),
+        )
+
+    @classmethod
+    def none(cls) -> Faults:
+        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+class Cluster:
+    """Replicas, links that lose, and a record of what must never be contradicted."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        chance = self.chance
+        self.faults = Faults.draw(chance)
+        size = chance.choice([1, 2, 3, 3, 3, 5])
+        learners = chance.choice([0, 0, 1])
+        self.nodes = [NodeId(i) for i in range(1, size + learners + 1)]
+        self.initial = Configuration(
+            voters=tuple(self.nodes[:size]), learners=tuple(self.nodes[size:])
+        )
+        self.options = RaftOptions(
+            window_bytes_max=chance.choice([100, 300, 100_000]),
+            check_quorum_ms=chance.choice([200, 1000]),
+        )
+        self.deliver = chance.choice([20.0, 40.0, 80.0])
+        self.sync = chance.choice([1.0, 5.0, 20.0])
+        self.propose = chance.choice([1.0, 5.0, 10.0])
+        self.detect = chance.choice([2.0, 5.0, 20.0])
+        self.time = chance.choice([0.05, 0.2, 0.8])
+        self.pace = chance.choice([0.1, 0.5, 1.0])
+        self.batches_per_request = chance.choice([1, 2, 10])
+        self.now_ms = 0
+        self.disks = {node: Disk() for node in self.nodes}
+        self.running: dict[NodeId, Replica] = {}
+        self.links: dict[Link, deque[Envelope]] = {
+            (a, b): deque() for a in self.nodes for b in self.nodes if a != b
+        }
+        self.cuts: dict[Link, None] = {}
+        self.unconnected: dict[Link, None] = {}
+        self.seen_up: dict[Link, int] = {}  # (observer, peer) → incarnation believed up.
+        self.incarnations = dict.fromkeys(self.nodes, 0)
+
+        self.leaders: dict[Term, NodeId] = {}
+        self.written: dict[tuple[Offset, Term], tuple[Batch, Term]] = {}
+        self.committed: list[Batch] = []
+        self.voted: dict[tuple[NodeId, Term], NodeId] = {}
+        self.reads: dict[tuple[NodeId, int, int], Offset] = {}
+        self.proposals = 0
+        self.reads_confirmed = 0
+        for node in self.nodes:
+            self.start(node)
+
+    # --- one event --------------------------------------------------------------------
+
+    def step_one(self) -> None:
+        """One random thing happens, then everybody sends what there is to send."""
+        faults = self.faults
+        actions: list[tuple[Callable[[], None], float]] = [
+            (self.do_deliver, self.deliver),
+            (self.do_sync, self.sync),
+            (self.do_time, self.time),
+            (self.do_propose, self.propose),
+            (self.do_read, 2.0),
+            (self.do_detect, self.detect),
+            (self.do_connect, self.detect),
+            (self.do_disclaim, 1.0),
+            (self.do_restart, 2.0),
+            (self.do_crash, faults.crash),
+            (self.do_reset, faults.reset),
+            (self.do_cut, faults.cut),
+            (self.do_mend, 1.0),
+            (self.do_false_alarm, faults.false_alarm),
+            (self.do_transfer, faults.transfer),
+            (self.do_resign, faults.resign),
+            (self.do_reconfigure, faults.reconfigure),
+        ]
+        self.now_ms += self.chance.random() < self.pace
+        verbs, weights = zip(*actions, strict=True)
+        self.chance.choices(verbs, weights)[0]()
+
+    def do_deliver(self) -> None:
+        busy = [link for link, queue in self.links.items() if queue]
+        if not busy:
+            if self.is_idle():
+                self.do_time()
+            return
+        link = self.chance.choice(busy)
+        queue = self.links[link]
+        at = 0
+        if self.chance.random() < self.faults.reordering:
+            at = self.chance.randrange(len(queue))
+        envelope = queue[at]
+        if self.chance.random() >= self.faults.duplication:
+            del queue[at]
+        replica = self.running.get(link[1])
+        if replica is not None and self.chance.random() >= self.faults.loss:
+            self.feed(replica, envelope.event, envelope.batches)
+
+    def do_sync(self) -> None:
+        replica = self.any_running()
+        if replica is None:
+            return
+        if replica.syncs_done:
+            self.feed(replica, replica.syncs_done.popleft())
+        elif not replica.complete_sync():
+            replica.begin_sync()
+
+    def do_time(self) -> None:
+        """Time moves to the next deadline; who is due ticks, now or later."""
+        deadlines = [
+            deadline
+            for replica in self.running.values()
+            if (deadline := replica.core.deadline_ms) is not None
+        ]
+        self.now_ms = max(self.now_ms, min(deadlines, default=self.now_ms + 10))
+        for replica in list(self.running.values()):
+            deadline = replica.core.deadline_ms
+            if deadline is not None and deadline <= self.now_ms and self.chance.random() < 0.9:
+                self.feed(replica, Tick())
+
+    def do_propose(self) -> None:
+        leaders = [r for r in self.running.values() if r.core.is_leader]
+        if leaders:
+            replica = self.chance.choice(leaders)
+            if not replica.core.is_transferring:
+                self.proposals += 1
+                self.append(replica, f"v{self.proposals}", self.chance.randint(1, 3))
+
+    def do_read(self) -> None:
+        replica = self.any_running()
+        if replica is not None:
+            read_id = len(self.reads)
+            key = (replica.node, self.incarnations[replica.node], read_id)
+            self.reads[key] = end_of(self.committed)
+            self.feed(replica, ReadRequested(read_id))
+
+    def do_detect(self) -> None:
+        """One node's failure detector finds out the truth about one other."""
+        mistaken = [
+            (observer, peer)
+            for observer, peer in self.links
+            if observer in self.running
+            and self.seen_up.get((observer, peer)) != self.incarnation_heard(observer, peer)
+        ]
+        if not mistaken:
+            return
+        observer, peer = self.chance.choice(mistaken)
+        if self.seen_up.pop((observer, peer), None) is not None:
+            self.feed(self.running[observer], PeerDown(peer))
+            return
+        incarnation = self.incarnation_heard(observer, peer)
+        assert incarnation is not None
+        self.seen_up[(observer, peer)] = incarnation
+        self.feed(self.running[observer], PeerUp(peer))
+
+    def do_connect(self) -> None:
+        possible = [
+            (a, b)
+            for a, b in self.unconnected
+            if a in self.running and b in self.running and (a, b) not in self.cuts
+        ]
+        if possible:
+            source, target = self.chance.choice(possible)
+            del self.unconnected[(source, target)]
+            self.feed(self.running[source], PeerConnected(target))
+
+    def do_disclaim(self) -> None:
+        """A digest says that somebody does not lead, as its receiver believed it did."""
+        for replica in self.running.values():
+            leader = replica.core.leader
+            if leader is None or leader == replica.node or leader not in self.running:
+                continue
+            claimed = self.running[leader].core
+            if not (claimed.is_leader and claimed.term == replica.core.term):
+                self.feed(replica, LeaderDisclaimed(leader, replica.core.term))
+
+    def do_restart(self) -> None:
+        stopped = [node for node in self.nodes if node not in self.running]
+        if stopped:
+            self.start(self.chance.choice(stopped))
+
+    def do_crash(self) -> None:
+        replica = self.any_running()
+        if replica is not None:
+            self.crash(replica)
+
+    def do_reset(self) -> None:
+        if self.links:
+            self.reset(self.chance.choice(list(self.links)))
+
+    def do_cut(self) -> None:
+        if self.links:
+            link = self.chance.choice(list(self.links))
+            self.cuts[link] = None
+            self.reset(link)
+
+    def do_mend(self) -> None:
+        if self.cuts:
+            del self.cuts[self.chance.choice(list(self.cuts))]
+
+    def do_false_alarm(self) -> None:
+        """A detector gives up a node that is alive, or a digest was out of date."""
+        replica = self.any_running()
+        if replica is None or len(self.nodes) == 1:
+            return
+        peer = self.chance.choice([node for node in self.nodes if node != replica.node])
+        if self.chance.random() < 0.5:
+            self.feed(replica, LeaderDisclaimed(peer, replica.core.term))
+        elif self.seen_up.pop((replica.node, peer), None) is not None:
+            self.feed(replica, PeerDown(peer))
+
+    def do_transfer(self) -> None:
+        replica = self.any_running()
+        if replica is not None:
+            target = self.chance.choice([None, *self.nodes])
+            self.feed(replica, TransferLeadership(target))
+
+    def do_resign(self) -> None:
+        replica = self.any_running()
+        if replica is not None:
+            self.feed(replica, Resign(may_campaign=True))
+
+    def do_reconfigure(self) -> None:
+        """A leader without a change under way begins or ends a joint one."""
+        for replica in self.running.values():
+            core = replica.core
+            if core.is_ready and self.last_change_offset(replica) < core.commit_offset:
+                self.append(replica, self.next_configuration(core.configuration), 1)
+                return
+
+    # --- what events are made of ------------------------------------------------------
+
+    def feed(self, replica: Replica, event: Event, batches: tuple[Batch, ...] = ()) -> None:
+        core = replica.core
+        before = core.commit_offset
+        output, envelopes = replica.step(event, self.now_ms, batches)
+        if output.append_from is not None:
+            self.check_written(replica, len(batches) - output.append_from)
+        self.observe(replica, output, before)
+        self.post(envelopes)
+        if output.became_leader:
+            self.check_leader(replica)
+            self.append(replica, NO_OP, 1)
+        self.post(replica.pump(self.batches_per_request))
+
+    def append(self, replica: Replica, value: Value, span_offsets: int) -> None:
+        before = replica.core.commit_offset
+        output, envelopes = replica.append(value, span_offsets, self.now_ms)
+        self.check_written(replica, 1)
+        self.observe(replica, output, before)
+        self.post(envelopes)
+        self.post(replica.pump(self.batches_per_request))
+
+    def post(self, envelopes: list[Envelope]) -> None:
+        for envelope in envelopes:
+            link = (envelope.message.source, envelope.message.target)
+            if link not in self.cuts and link not in self.unconnected:
+                queue = self.links[link]
+                queue.append(envelope)
+                if len(queue) > QUEUE_MAX:
+                    queue.popleft()
+
+    def is_idle(self) -> bool:
+        """Nothing is under way that would happen in no time."""
+        return not self.unconnected and not any(
+            replica.unsynced or replica.syncs_done for replica in self.running.values()
+        )
+
+    def incarnation_heard(self, observer: NodeId, peer: NodeId) -> int | None:
+        is_heard = peer in self.running and (peer, observer) not in self.cuts
+        return self.incarnations[peer] if is_heard else None
+
+    def any_running(self) -> Replica | None:
+        return self.chance.choice(list(self.running.values())) if self.running else None
+
+    def start(self, node: NodeId) -> None:
+        self.incarnations[node] += 1
+        replica = Replica(
+            node,
+            self.initial,
+            self.disks[node],
+            options=self.options,
+            draw=self.chance.random,
+            now_ms=self.now_ms,
+        )
+        self.running[node] = replica
+        for link in self.links:
+            if node in link:
+                self.reset(link)
+
+    def crash(self, replica: Replica) -> None:
+        """The disk is kept, and of what was not synced some first part."""
+        del self.running[replica.node]
+        for batch in replica.unsynced:
+            if self.chance.random() >= self.faults.tail_kept:
+                break
+            replica.disk.batches.append(batch)
+        for link in self.links:
+            if replica.node in link:
+                self.reset(link)
+            if link[0] == replica.node:
+                self.seen_up.pop(link, None)
+
+    def reset(self, link: Link) -> None:
+        self.links[link].clear()
+        self.unconnected[link] = None
+
+    def last_change_offset(self, replica: Replica) -> Offset:
+        changes = [b.span for b in replica.batches if isinstance(b.value, Configuration)]
+        return changes[-1].base_offset if changes else Offset(-1)
+
+    def next_configuration(self, current: Configuration) -> Configuration:
+        if current.voters_outgoing:
+            return Configuration(current.voters, current.learners)
+        voters = tuple(self.chance.sample(self.nodes, self.chance.randint(1, len(self.nodes))))
+        return Configuration(voters, (), current.voters)
+
+    # --- what must hold ---------------------------------------------------------------
+
+    def observe(self, replica: Replica, output: Output, commit_before: Offset) -> None:
+        hard_state = replica.disk.hard_state
+        assert hard_state == replica.core.hard_state
+        if hard_state.voted_for is not None:  # One vote per node and term, across crashes.
+            key = (replica.node, hard_state.term)
+            assert self.voted.setdefault(key, hard_state.voted_for) == hard_state.voted_for
+        if replica.core.commit_offset != commit_before:
+            self.check_committed(replica, commit_before)
+        for read_id, offset in output.reads_confirmed:
+            # Linearizable: all that anybody knew to be committed when it was asked for.
+            key_of_read = (replica.node, self.incarnations[replica.node], read_id)
+            assert offset >= self.reads[key_of_read]
+            self.reads_confirmed += 1
+
+    def check_leader(self, replica: Replica) -> None:
+        """Election safety and leader completeness."""
+        assert self.leaders.setdefault(replica.core.term, replica.node) == replica.node
+        assert replica.batches[: len(self.committed)] == self.committed
+
+    def check_written(self, replica: Replica, count: int) -> None:
+        """Log matching, by induction: same place and term, same batch and predecessor."""
+        first = len(replica.batches) - count
+        for at in range(first, len(replica.batches)):
+            batch = replica.batches[at]
+            previous = replica.batches[at - 1].span.term if at > 0 else Term(0)
+            key = (batch.span.base_offset, batch.span.term)
+            assert self.written.setdefault(key, (batch, previous)) == (batch, previous)
+
+    def check_committed(self, replica: Replica, before: Offset) -> None:
+        """State machine safety; and what a leader commits is durable on a quorum."""
+        commit_offset = replica.core.commit_offset
+        assert commit_offset > before
+        count = sum(batch.span.base_offset < commit_offset for batch in replica.batches)
+        assert end_of(replica.batches[:count]) == commit_offset
+        known = min(count, len(self.committed))
+        assert replica.batches[:known] == self.committed[:known]
+        if count > known:
+            self.committed = replica.batches[:count]
+            assert is_quorum(
+                replica.core.configuration,
+                lambda node: self.disks[node].batches[:count] == self.committed,
+            )
+
+    # --- healing ----------------------------------------------------------------------
+
+    def heal(self) -> None:
+        """All faults end; everybody runs, is connected, and is soon known to be."""
+        self.faults = Faults.none()
+        self.cuts.clear()
+        self.deliver, self.sync, self.propose, self.detect = 60.0, 20.0, 0.0, 10.0
+        self.time, self.batches_per_request = 0.1, 20
+        for node in self.nodes:
+            if node not in self.running:
+                self.start(node)
+        for link in self.links:
+            self.reset(link)
+
+    def converged(self, value: str) -> bool:
+        """Whether every member has committed ``value`` and everything before it."""
+        ready = [r for r in self.running.values() if r.core.is_ready]
+        if not ready or not any(batch.value == value for batch in self.committed):
+            return False
+        members = max(ready, key=lambda r: r.core.term).core.configuration.members
+        return all(
+            self.running[node].core.commit_offset == end_of(self.committed) for node in members
+        )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seed" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--seed")
+        metafunc.parametrize("seed", SEEDS if chosen is None else [chosen])
+
+
+def test_consensus_is_safe_always_and_live_when_healed(seed: int) -> None:
+    cluster = Cluster(seed)
+
+    for _ in range(EVENTS):
+        cluster.step_one()
+
+    cluster.heal()
+    healed_at_ms = cluster.now_ms
+    final = 0
+    for event in range(EVENTS_TO_HEAL):
+        cluster.step_one()
+        if event % 50 == 0:
+            leaders = [r for r in cluster.running.values() if r.core.is_ready]
+            if leaders and not any(b.value == f"final {final}" for b in leaders[-1].batches):
+                final += 1
+                cluster.append(leaders[-1], f"final {final}", 1)
+            if cluster.converged(f"final {final}"):
+                break
+    else:
+        pytest.fail(f"no progress after healing, seed {seed}")
+    assert cluster.now_ms - healed_at_ms < 60_000
+
+
+def test_the_simulation_exercises_what_it_checks() -> None:
+    clusters = [Cluster(seed) for seed in range(20)]
+    for cluster in clusters:
+        for _ in range(EVENTS):
+            cluster.step_one()
+
+    assert sum(len(cluster.leaders) for cluster in clusters) > 40
+    assert sum(len(cluster.committed) for cluster in clusters) > 500
+    assert sum(cluster.reads_confirmed for cluster in clusters) > 100
