@@ -66,6 +66,8 @@ class Broker:
     budget: ProduceBudget
     address: HostPort
     """What clients are told."""
+    peer_address: HostPort
+    """What other brokers are told."""
     started_ms: int
     is_stopping: bool = False
 

@@ -60,7 +60,7 @@ class Partitions:
     ) -> Group:
         """Open group 0.  Raises CorruptionError or StorageError: the broker cannot start."""
         return await self._open(
-            METADATA_GROUP, Configuration(voters, learners), self._log_options({})
+            METADATA_GROUP, Configuration(voters, learners), self._log_options(None)
         )
 
     async def run(self, metadata: MetadataService) -> None:
@@ -74,6 +74,7 @@ class Partitions:
                 if group not in self._node.groups and group not in self._unusable
             ]
             await self._open_all(missing, metadata)
+            self._apply_topic_options(wanted, metadata)
             if {p.group for p in metadata.state.partitions_on(self._node.node)} == set(wanted):
                 await metadata.changed()
 
@@ -91,6 +92,15 @@ class Partitions:
                 log.info(log_events.PARTITION_TRASHED, group=group_id)
         await self._env.run_blocking(self._directory.empty_trash)
 
+    def _apply_topic_options(
+        self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
+    ) -> None:
+        """What may change while a partition runs."""
+        for group_id, placement in wanted.items():
+            group, topic = self._node.groups.get(group_id), metadata.state.topic(placement.topic)
+            if group is not None and topic is not None:
+                group.fence_required = topic.options.fence == "required"
+
     async def _open_all(self, missing: list[PartitionPlacement], metadata: MetadataService) -> None:
         limiter = trio.CapacityLimiter(OPENING_AT_ONCE)
 
@@ -106,7 +116,9 @@ class Partitions:
         self, placement: PartitionPlacement, metadata: MetadataService
     ) -> None:
         topic = metadata.state.topic(placement.topic)
-        options = self._log_options({} if topic is None else topic.config)
+        if topic is None:
+            return  # Deleted meanwhile; the next round sees it.
+        options = self._log_options(topic.options.segment_bytes)
         try:
             await self._open(placement.group, Configuration(placement.replicas), options)
         except (OSError, LogdError) as error:
@@ -157,8 +169,9 @@ class Partitions:
             now_ms=self._node.now_ms(),
         )
 
-    def _log_options(self, topic_config: dict[str, str]) -> LogOptions:
-        segment_bytes = int(topic_config.get("segment_bytes", self._config.segment_bytes))
+    def _log_options(self, segment_bytes: int | None) -> LogOptions:
+        if segment_bytes is None:
+            segment_bytes = self._config.segment_bytes
         return LogOptions(
             segment_bytes=segment_bytes,
             index_interval_bytes=self._config.index_interval_bytes,

@@ -24,7 +24,7 @@ from logd.broker.disk_guard import DiskGuard
 from logd.broker.metadata_service import MetadataService
 from logd.broker.partitions import Partitions
 from logd.broker.session import Session
-from logd.errors import LogdError
+from logd.errors import LogdError, RefusedError
 from logd.limits import CONNECTIONS_MAX, METADATA_VOTERS_MAX
 from logd.metadata.commands import FormCluster, RegisterBroker
 from logd.raft.messages import TransferLeadership
@@ -107,6 +107,7 @@ async def _run_with_directory(
         disk=DiskGuard(env, config.data_dir, config.disk_free_bytes_min),
         budget=ProduceBudget(config.produce_bytes_in_flight),
         address=config.advertise or client_listener.address,
+        peer_address=config.peer_address if config.peer_address.port else peer_listener.address,
         started_ms=node.now_ms(),
     )
     try:
@@ -191,15 +192,14 @@ async def _form(broker: Broker, members: dict[int, str]) -> None:
 async def _register(broker: Broker) -> None:
     """Tell the cluster where this broker is reached, until it has been committed."""
     config = broker.config
-    peer = config.cluster[config.node_id]
     command = RegisterBroker(
         node=config.node_id,
         directory_id=broker.membership.directory.directory_id,
         incarnation=broker.node.incarnation,
         host=broker.address.host,
         port=broker.address.port,
-        peer_host=peer.host,
-        peer_port=peer.port,
+        peer_host=broker.peer_address.host,
+        peer_port=broker.peer_address.port,
         failure_domain=config.failure_domain,
         rack=config.rack,
         version=__version__,
@@ -209,6 +209,8 @@ async def _register(broker: Broker) -> None:
             await broker.metadata.execute(
                 command, timeout_ms=REGISTER_TIMEOUT_MS, safe_to_repeat=True
             )
+        except RefusedError:
+            raise  # For ever so: this broker may not be part of the cluster as it is.
         except LogdError as error:
             log.warning(log_events.METADATA_REFUSED, reason=str(error))
             await trio.sleep(0.1)

@@ -129,6 +129,7 @@ class Session:
         if frame.kind != Kind.HELLO:
             error = ProtocolError(f"frame kind {frame.kind} before the greeting")
             await self._refuse(frame, error)
+            return
         try:
             hello = decode_message(HelloRequest, frame.header)
             self._check_hello(hello)

@@ -181,6 +181,8 @@ class Group:
         self.log = opened.log
         self.state: PartitionState = opened.state
         self.failure: BaseException | None = None
+        self.fence_required = False
+        """The topic refuses appends that carry no fencing token."""
         self._opened = opened
         self._host = host
         self._io_lock = trio.Lock()
@@ -507,7 +509,7 @@ class Group:
         """Check a proposal against the state: duplicate, fence, expected offset, in order."""
         state = self.state
         try:
-            duplicate = state.check_append(proposal.header)
+            duplicate = state.check_append(proposal.header, fence_required=self.fence_required)
             if duplicate is not None:
                 proposal.placed = Placed(
                     Offset(duplicate.base_offset),

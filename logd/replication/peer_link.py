@@ -136,7 +136,7 @@ class PeerLink:
         greeting = self._owner.greeting(self.lane)
         with trio.fail_after(HANDSHAKE_TIMEOUT_S):
             await stream.send([encode_message(PeerKind.PEER_HELLO, greeting, 0)])
-            decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX)
+            decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
             while (frame := decoder.next_frame()) is None:
                 received = await stream.receive_into(decoder.writable())
                 if received == 0:

@@ -43,7 +43,7 @@ async def serve_peers(listener: Listener, node: Node) -> None:
 
 
 async def _serve_link(stream: ByteStream, node: Node) -> None:
-    decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX)
+    decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
     try:
         with trio.fail_after(HANDSHAKE_TIMEOUT_S):
             hello = await _greet(stream, decoder, node)
