@@ -1,0 +1,149 @@
+"""Run async code so that one seed gives one run: virtual time, seeded scheduling.
+
+trio is deterministic given three things: a ``MockClock`` that jumps to the next deadline when
+every task waits, its scheduling switch with a seeded generator, and nothing in the program
+that depends on the outside: no thread, no socket, no iteration over a set.  The switch is not
+public, which is why trio is pinned to a minor version; a test compares runs across processes
+and hash seeds.
+
+A simulated run may not end with something left over.  Warnings (a coroutine never awaited, a
+resource never closed) and exceptions that Python could only print fail it.  So does a run
+in which every task waits for an event that nobody will cause: with nothing else to jump to,
+the clock jumps to ``time_limit_s`` and the run fails there with a list of who waited where.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar, TypeVarTuple
+
+import trio
+import trio._core._run as trio_run
+import trio.testing
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+TIME_LIMIT_S: Final = 3600.0
+
+
+class StuckError(AssertionError):
+    """The run was not over at its limit of virtual time."""
+
+
+def run_deterministic(
+    function: Callable[[*Args], Awaitable[T]],
+    *args: *Args,
+    seed: int | str,
+    time_limit_s: float = TIME_LIMIT_S,
+) -> T:
+    """Call ``await function(*args)`` in a run of its own and return its result.
+
+    Virtual time starts at 0.  ``seed`` orders tasks that are ready at the same moment; what
+    the simulated world draws is up to the generators given to it.
+    """
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    with _seeded_scheduling(seed), _nothing_left_over():
+        return trio.run(
+            _within_limit,
+            function,
+            args,
+            time_limit_s,
+            clock=clock,
+            strict_exception_groups=True,
+        )
+
+
+async def _within_limit(
+    function: Callable[[*Args], Awaitable[T]], args: tuple[*Args], time_limit_s: float
+) -> T:
+    """What ``function`` returns or raises, as it is: the watchdog is not in a nursery."""
+    stuck: list[str] = []
+    body = trio.CancelScope()
+    watch = trio.CancelScope()
+
+    async def watchdog() -> None:
+        with watch:
+            await trio.sleep(time_limit_s)
+            stuck.extend(_waiting_tasks())
+            body.cancel()
+            await trio.sleep(time_limit_s)
+            _break_shields()  # Of tasks that have not noticed.
+
+    trio.lowlevel.spawn_system_task(watchdog)
+    try:
+        with body:
+            return await function(*args)
+    finally:
+        watch.cancel()
+    raise StuckError("\n".join([f"not over after {time_limit_s:g} virtual seconds:", *stuck]))
+
+
+def _tasks() -> Iterator[trio.lowlevel.Task]:
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    pending = [root]
+    while pending:
+        task = pending.pop()
+        yield task
+        for nursery in task.child_nurseries:
+            pending.extend(sorted(nursery.child_tasks, key=lambda child: child._counter))
+
+
+def _break_shields() -> None:
+    for task in list(_tasks()):
+        status: Any = task._cancel_status
+        while status is not None:
+            status._scope.shield = False
+            status = status.parent
+
+
+def _waiting_tasks() -> list[str]:
+    """Who waits where: of each task the innermost calls outside trio and this module."""
+    found: list[str] = []
+    for task in _tasks():
+        calls = [
+            f"{frame.f_code.co_name} ({frame.f_code.co_filename.rpartition('/')[2]}:{line})"
+            for frame, line in task.iter_await_frames()
+            if "/trio/" not in frame.f_code.co_filename and frame.f_code.co_filename != __file__
+        ]
+        if calls:
+            found.append(f"  {' > '.join(calls[-3:])}")
+    return found
+
+
+@contextmanager
+def _seeded_scheduling(seed: int | str) -> Iterator[None]:
+    scheduler = vars(trio_run)
+    was_deterministic = scheduler["_ALLOW_DETERMINISTIC_SCHEDULING"]
+    chance: random.Random = scheduler["_r"]
+    state = chance.getstate()
+    scheduler["_ALLOW_DETERMINISTIC_SCHEDULING"] = True
+    chance.seed(f"{seed}:scheduler")
+    try:
+        yield
+    finally:
+        chance.setstate(state)
+        scheduler["_ALLOW_DETERMINISTIC_SCHEDULING"] = was_deterministic
+
+
+@contextmanager
+def _nothing_left_over() -> Iterator[None]:
+    printed: list[str] = []
+
+    def keep(unraisable: sys.UnraisableHookArgs) -> None:
+        printed.append(f"{unraisable.exc_value!r} in {unraisable.object!r}")
+
+    hook = sys.unraisablehook
+    sys.unraisablehook = keep
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    finally:
+        sys.unraisablehook = hook
+    assert not printed, f"left over by the run: {printed}"

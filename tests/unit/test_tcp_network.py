@@ -1,0 +1,104 @@
+"""What only the real network does: resolve names, speak IPv6, hand buffers to the kernel."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+
+from logd.env import Buffer
+from logd.runtime.network import TcpNetwork, _unsent
+from logd.types import HostPort
+
+
+def run(scenario: Callable[[TcpNetwork], Awaitable[None]]) -> None:
+    async def main() -> None:
+        with trio.fail_after(10):
+            await scenario(TcpNetwork())
+
+    trio.run(main)
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+async def say_hello(network: TcpNetwork, listen_host: str, connect_host: str) -> None:
+    listener = await network.listen(HostPort(listen_host, 0))
+    near = await network.connect(HostPort(connect_host, listener.address.port))
+    far = await listener.accept()
+    listener.close()
+    buffer = bytearray(10)
+    await near.send([b"hello"])
+    assert await far.receive_into(memoryview(buffer)) == 5
+    near.abort()
+    far.abort()
+
+
+@pytest.mark.parametrize("connect_host", ["localhost", "127.0.0.1"])
+def test_listening_on_localhost_is_reached_by_name_and_by_number(connect_host: str) -> None:
+    async def scenario(network: TcpNetwork) -> None:
+        await say_hello(network, "localhost", connect_host)
+
+    run(scenario)
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="the machine has no IPv6")
+@pytest.mark.parametrize(("listen_host", "connect_host"), [("::1", "::1"), ("::", "127.0.0.1")])
+def test_ipv6_addresses_are_addresses(listen_host: str, connect_host: str) -> None:
+    async def scenario(network: TcpNetwork) -> None:
+        await say_hello(network, listen_host, connect_host)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("host", ["x" * 70 + ".example", "a..b"])
+def test_what_is_no_host_name_is_an_error_and_not_a_crash(host: str) -> None:
+    async def scenario(network: TcpNetwork) -> None:
+        with pytest.raises(OSError, match="cannot resolve"):
+            await network.connect(HostPort(host, 80))
+
+    run(scenario)
+
+
+def test_listening_on_an_address_of_another_machine_is_refused_with_the_reason() -> None:
+    async def scenario(network: TcpNetwork) -> None:
+        with pytest.raises(OSError, match=r"cannot listen on 192\.0\.2\.1:0: Cannot assign"):
+            await network.listen(HostPort("192.0.2.1", 0))
+
+    run(scenario)
+
+
+def test_a_cancelled_connect_leaves_no_socket_open() -> None:
+    async def scenario(network: TcpNetwork) -> None:
+        with trio.move_on_after(0.01):
+            # Reserved for documentation: nobody answers, or the machine has no route.
+            try:
+                await network.connect(HostPort("192.0.2.1", 80))
+            except OSError:
+                await trio.sleep_forever()
+
+    run(scenario)  # An open socket is a ResourceWarning, which fails the test.
+
+
+@pytest.mark.parametrize("sent", range(7))
+def test_what_was_not_sent_is_what_is_left(sent: int) -> None:
+    buffers: list[Buffer] = [b"abc", b"", bytearray(b"de"), memoryview(b"f")]
+
+    assert b"".join(_unsent(buffers, sent)) == b"abcdef"[sent:]
+
+
+def test_what_was_not_sent_is_not_copied() -> None:
+    big = bytearray(b"0123456789")
+
+    (rest,) = _unsent([big], 4)
+    big[4] = ord("x")
+
+    assert bytes(rest) == b"x56789"
