@@ -97,6 +97,8 @@ class DataDirectory:
             for name in (GROUPS_NAME, TRASH_NAME):
                 _make_directory(files, f"{path}/{name}")
             directory_id, meta = _read_or_draw(files, path, node_id, draw_id)
+            # A process that was killed here before may have left the names unsynced.
+            files.sync_directory(path)
         except OSError as error:
             lock.release()
             raise StorageError(f"cannot use data directory {path}: {error}") from error

@@ -34,7 +34,7 @@ from logd.storage.file_header import (
     encode_file_header,
     refuse_foreign,
 )
-from logd.storage.whole_file import UNFINISHED_SUFFIX, read_file, write_new_file
+from logd.storage.whole_file import UNFINISHED_SUFFIX, parent, read_file, write_new_file
 from logd.types import NodeId, Term
 
 LAYOUT: Final = (
@@ -99,6 +99,9 @@ class HardStateFile:
     def open(cls, files: FileSystem, path: str, identity: LogIdentity) -> HardStateFile:
         """Open the file and find the newest state in it.
 
+        That state is written and synced once more: if saving it failed before the process
+        ended, the page cache may show a vote that the disk does not have.
+
         Raises:
             CorruptionError: damaged, so that the newest vote may not be known.
             StorageError: not there, not ours, or of a newer format.
@@ -112,7 +115,13 @@ class HardStateFile:
         header = decode_file_header(path, HARD_STATE_MAGIC, content)
         refuse_foreign(path, header.identity, identity)
         slots = [_decode_slot(path, content, position, identity) for position in SLOT_POSITIONS]
-        return cls(files, path, identity, max(slots, key=lambda state: state.sequence))
+        opened = cls(files, path, identity, max(slots, key=lambda state: state.sequence))
+        try:
+            opened._write(opened._state)
+            files.sync_directory(parent(path))
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error}") from error
+        return opened
 
     def load(self) -> tuple[Term, NodeId | None]:
         """The term and the vote last saved."""
@@ -133,13 +142,7 @@ class HardStateFile:
         assert voted_for is None or voted_for > 0
         state = _State(before.sequence + 1, term, voted_for)
         try:
-            file = self._files.open(self._path)
-            try:
-                slot = _encode_slot(state, self._identity)
-                file.pwritev([slot], SLOT_POSITIONS[state.sequence % 2])
-                file.sync()
-            finally:
-                file.close()
+            self._write(state)
         except OSError as error:
             self.failure = error
             raise StorageFailedError(f"saving {self._path} failed: {error}") from error
@@ -148,6 +151,15 @@ class HardStateFile:
     def close(self) -> None:
         """Save nothing more.  No descriptor is held between two saves."""
         self.failure = self.failure or StorageFailedError(f"{self._path} is closed")
+
+    def _write(self, state: _State) -> None:
+        file = self._files.open(self._path)
+        try:
+            slot = _encode_slot(state, self._identity)
+            file.pwritev([slot], SLOT_POSITIONS[state.sequence % 2])
+            file.sync()
+        finally:
+            file.close()
 
 
 def _encode_slot(state: _State, identity: LogIdentity) -> bytes:

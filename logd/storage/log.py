@@ -203,10 +203,17 @@ class Log:
         return files.is_directory(directory) and bool(segment_bases(files, directory))
 
     def _sync_recovered(self) -> None:
-        file, _ = self._active.active()
-        file.sync()
         if self.recovery.is_damaged:
             return
+        file, _ = self._active.active()
+        marked = self._mark
+        assert marked is not None
+        # If a sync failed before the process ended, the page cache may show bytes that the
+        # disk does not have, and syncing would not write them: they count as written.  So all
+        # that was not yet known to be synced is written once more.
+        self._write_mark(file, marked)
+        _write_again(file, marked.end_position, self._end.position)
+        file.sync()
         mark = self._next_mark(self._end, Offset(0))
         if mark is not self._mark:
             self._write_mark(file, mark)
@@ -783,6 +790,13 @@ class Log:
         )
         refusal.__cause__ = self.failure
         return refusal
+
+
+def _write_again(file: File, position: FilePosition, end: FilePosition) -> None:
+    while position < end:
+        chunk = file.pread(min(1 * MIB, end - position), position)
+        file.pwritev([chunk], position)
+        position = FilePosition(position + len(chunk))
 
 
 def _skip_to(path: str, chunk: memoryview, position: FilePosition, offset: Offset) -> int:

@@ -121,6 +121,9 @@ def recover(
         OSError: the disk failed.
     """
     _remove_leftovers(files, directory)
+    # A process that was killed may have left names that are not durable yet; what is synced
+    # from now on must not depend on them.
+    files.sync_directory(directory)
     bases = segment_bases(files, directory)
     if not bases:
         raise StorageError(f"{directory} holds no segment")

@@ -1,0 +1,554 @@
+"""A log gives back what was appended, in whole verified batches, and promises only what was
+synced."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+
+import pytest
+from xxhash import xxh3_64_intdigest
+
+from logd.errors import (
+    CorruptionError,
+    ForeignDirectoryError,
+    NewerFormatError,
+    OffsetOutOfRangeError,
+    StorageError,
+    StorageFailedError,
+)
+from logd.limits import KIB, SEGMENT_HEADER_BYTES
+from logd.record.header import decode_header
+from logd.storage.file_header import FILE_HEADER_BYTES, LogIdentity
+from logd.storage.log import Log, LogOptions, SyncedMark
+from logd.types import DirectoryId, GroupId, NodeId, Offset, Term
+from tests.sim.files import SimulatedFileSystem
+from tests.support.logs import (
+    DIRECTORY,
+    GROUP,
+    IDENTITY,
+    append_some,
+    batch_bytes,
+    make_batch,
+    read_all,
+)
+
+OPTIONS = LogOptions(segment_bytes=16 * KIB, index_interval_bytes=512, allocate_bytes=8 * KIB)
+
+
+@pytest.fixture
+def disk() -> SimulatedFileSystem:
+    return SimulatedFileSystem(random.Random(1))
+
+
+@pytest.fixture
+def log(disk: SimulatedFileSystem) -> Log:
+    return Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+
+def reopen(disk: SimulatedFileSystem) -> Log:
+    disk.kill()
+    return Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+
+def fill_segments(log: Log, count: int, *, term: int = 1) -> list[bytes]:
+    """Append until ``count`` segments are full, rolling and committing after each."""
+    written: list[bytes] = []
+    for _ in range(count):
+        while not log.needs_roll:
+            time_ms = log.end_offset * 10
+            written += append_some(log, 1, term=term, value=b"v" * 300, time_ms=time_ms)
+        log.sync(log.end_offset)
+        log.roll()
+    return written
+
+
+# --- appending and reading --------------------------------------------------------------
+
+
+def test_a_new_log_is_empty(log: Log) -> None:
+    assert (log.start_offset, log.end_offset, log.last_term) == (0, 0, 0)
+    assert log.read(Offset(0), Offset(100), 1000, cached_only=False) == []
+    assert list(log.headers(Offset(0))) == []
+    assert log.mark == SyncedMark(Term(0), Offset(0), Offset(0))
+
+
+def test_what_was_appended_is_read_back_byte_for_byte(log: Log) -> None:
+    batches = [make_batch(0, records=3), make_batch(3, term=2), make_batch(4, term=2, records=10)]
+
+    log.append(batches)
+
+    assert read_all(log) == [batch_bytes(batch) for batch in batches]
+    assert (log.end_offset, log.last_term) == (14, 2)
+
+
+def test_a_read_begins_with_the_batch_that_holds_the_offset(log: Log) -> None:
+    log.append([make_batch(0, records=10), make_batch(10, records=10)])
+
+    for offset, base_offset in ((0, 0), (9, 0), (10, 10), (19, 10)):
+        found = log.read(Offset(offset), log.end_offset, 1, cached_only=False)
+        assert found is not None
+        assert [decode_header(batch).base_offset for batch in found] == [base_offset]
+
+
+def test_a_read_returns_whole_batches_within_its_bytes_and_at_least_one(log: Log) -> None:
+    written = append_some(log, 10)
+    size = len(written[0])
+
+    def count(bytes_max: int) -> int:
+        found = log.read(Offset(0), log.end_offset, bytes_max, cached_only=False)
+        assert found is not None
+        return len(found)
+
+    assert [count(n) for n in (1, size, 2 * size - 1, 2 * size, 100 * size)] == [1, 1, 1, 2, 10]
+
+
+def test_a_batch_larger_than_the_read_is_returned_alone(log: Log) -> None:
+    log.append([make_batch(0), make_batch(1, value=b"v" * 100_000), make_batch(2)])
+
+    found = log.read(Offset(1), log.end_offset, 1000, cached_only=False)
+
+    assert found is not None
+    assert [decode_header(batch).base_offset for batch in found] == [1]
+
+
+def test_nothing_that_ends_above_the_end_asked_for_is_read(log: Log) -> None:
+    log.append([make_batch(0, records=5), make_batch(5, records=5)])
+
+    for end, count in ((0, 0), (4, 0), (5, 1), (9, 1), (10, 2), (11, 2)):
+        found = log.read(Offset(0), Offset(end), 10_000, cached_only=False)
+        assert found is not None
+        assert len(found) == count, end
+
+
+def test_reading_outside_the_log_says_the_valid_range(log: Log) -> None:
+    fill_segments(log, 3)
+    log.trim(log.segment_bases[1])
+
+    for offset in (Offset(log.start_offset - 1), Offset(log.end_offset + 1)):
+        with pytest.raises(OffsetOutOfRangeError) as refusal:
+            log.read(offset, Offset(offset + 10), 1000, cached_only=False)
+        assert (refusal.value.log_start, refusal.value.log_end) == (
+            log.start_offset,
+            log.end_offset,
+        )
+
+
+def test_every_offset_is_found_through_the_sparse_index(log: Log) -> None:
+    rng = random.Random(5)
+    bases: list[tuple[int, int]] = []
+    while log.end_offset < 400:
+        records = rng.randint(1, 5)
+        batch = make_batch(log.end_offset, records=records, value=b"v" * rng.randint(0, 900))
+        log.append([batch])
+        bases += [(offset, batch.base_offset) for offset in range(log.end_offset)[-records:]]
+
+    for offset, base_offset in bases:
+        found = log.read(Offset(offset), log.end_offset, 1, cached_only=False)
+        assert found is not None
+        assert decode_header(found[0]).base_offset == base_offset
+
+
+def test_an_uncached_range_is_refused_to_those_who_cannot_wait(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append_some(log, 3)
+    assert log.read(Offset(0), Offset(3), 1000, cached_only=True)
+
+    disk.is_cold = True
+
+    assert log.read(Offset(0), Offset(3), 1000, cached_only=True) is None
+    assert log.read(Offset(0), Offset(3), 1000, cached_only=False)
+
+
+def test_a_flipped_bit_anywhere_in_a_batch_is_never_served(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = append_some(log, 3)
+    size = len(written[0])
+    path = f"{DIRECTORY}/{0:020}.log"
+    for position in range(SEGMENT_HEADER_BYTES + size, SEGMENT_HEADER_BYTES + 2 * size):
+        disk.flip(path, position, position % 8)
+
+        with pytest.raises(CorruptionError, match=r"\.log"):
+            log.read(Offset(1), Offset(2), 1000, cached_only=False)
+
+        disk.flip(path, position, position % 8)
+    assert read_all(log) == written
+
+
+def test_a_batch_of_another_group_is_never_served(disk: SimulatedFileSystem, log: Log) -> None:
+    append_some(log, 1)
+    foreign = batch_bytes(make_batch(0, group=GroupId(8)))
+    disk.overwrite(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES, foreign)
+
+    with pytest.raises(CorruptionError, match="group 7"):
+        log.read(Offset(0), Offset(1), 1000, cached_only=False)
+
+
+def test_headers_are_replayed_from_any_offset_across_segments(log: Log) -> None:
+    fill_segments(log, 3)
+    append_some(log, 5)
+
+    for start in (0, 1, log.segment_bases[1] - 1, log.segment_bases[1], log.end_offset - 1):
+        bases = [header.base_offset for header in log.headers(Offset(start))]
+        assert bases == list(range(start, log.end_offset))
+    assert list(log.headers(log.end_offset)) == []
+
+
+# --- syncing and the mark ---------------------------------------------------------------
+
+
+def test_a_sync_reports_what_is_durable_and_marks_the_sync_before_it(log: Log) -> None:
+    append_some(log, 2, term=1)
+    assert log.sync(Offset(1)) == (2, 1)
+    assert log.mark == SyncedMark(Term(0), Offset(0), Offset(0))
+
+    append_some(log, 3, term=4)
+    assert log.sync(Offset(2)) == (5, 4)
+    assert log.mark == SyncedMark(Term(1), Offset(2), Offset(2))
+
+
+def test_an_idle_log_brings_its_mark_up_to_date_and_then_rests(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append_some(log, 2)
+    log.sync(Offset(1))
+    operations: list[str] = []
+    disk.on_operation = lambda operation, _: operations.append(operation)
+
+    log.sync_mark(Offset(2))
+    assert log.mark == SyncedMark(Term(1), Offset(2), Offset(2))
+    assert operations.count("sync") == 1
+
+    operations.clear()
+    log.sync_mark(Offset(2))
+    assert operations == []
+
+
+def test_the_commit_offset_in_the_mark_is_never_above_its_end_and_never_goes_back(log: Log) -> None:
+    append_some(log, 4)
+    log.sync(Offset(100))
+    assert log.mark == SyncedMark(Term(0), Offset(0), Offset(0))
+    log.sync(Offset(100))
+    assert log.mark == SyncedMark(Term(1), Offset(4), Offset(4))
+    log.sync(Offset(2))
+    assert log.mark == SyncedMark(Term(1), Offset(4), Offset(4))
+
+
+def test_an_append_during_a_sync_is_not_promised_by_it(disk: SimulatedFileSystem, log: Log) -> None:
+    append_some(log, 1)
+
+    def append_more(operation: str, _: str) -> None:
+        if operation == "sync":
+            disk.on_operation = None
+            append_some(log, 1)
+
+    disk.on_operation = append_more
+
+    assert log.sync(Offset(0)) == (1, 1)
+    assert log.end_offset == 2
+    assert log.sync(Offset(0)) == (2, 1)
+
+
+def test_an_append_writes_once_however_many_batches_it_has(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append_some(log, 1)
+    operations: list[str] = []
+    disk.on_operation = lambda operation, _: operations.append(operation)
+
+    log.append([make_batch(offset) for offset in range(1, 20)])
+
+    assert operations == ["write"]
+
+
+def test_space_is_allocated_ahead_by_the_sync_and_not_by_the_append(
+    disk: SimulatedFileSystem,
+) -> None:
+    options = LogOptions(segment_bytes=1024 * KIB)
+    log = Log.create(disk, DIRECTORY, IDENTITY, options)
+    append_some(log, 1)
+    log.sync(Offset(0))
+    append_operations: list[str] = []
+
+    for _ in range(60):
+        disk.on_operation = lambda operation, _: append_operations.append(operation)
+        append_some(log, 1, value=b"v" * 10_000)
+        disk.on_operation = None
+        log.sync(Offset(0))
+
+    assert "allocate" not in append_operations
+    assert len(disk.content(f"{DIRECTORY}/{0:020}.log")) > 600_000
+
+
+# --- rolling, trimming, truncating ------------------------------------------------------
+
+
+def test_a_full_segment_asks_to_be_rolled_and_the_next_one_goes_on(log: Log) -> None:
+    written = fill_segments(log, 3)
+    written += append_some(log, 2)
+
+    assert len(log.segment_bases) == 4
+    assert read_all(log) == written
+    assert log.mark is not None
+    assert log.mark.end_offset == log.segment_bases[-1]
+
+
+def test_a_rolled_segment_ends_with_its_last_batch(disk: SimulatedFileSystem, log: Log) -> None:
+    written = fill_segments(log, 1)
+
+    content = disk.content(f"{DIRECTORY}/{0:020}.log")
+
+    assert len(content) == SEGMENT_HEADER_BYTES + sum(map(len, written))
+
+
+def test_a_log_survives_being_reopened_with_many_segments(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = fill_segments(log, 3, term=2)
+    written += append_some(log, 2, term=3)
+    log.sync(Offset(5))
+
+    log = reopen(disk)
+
+    assert not log.recovery.is_damaged
+    assert read_all(log) == written
+    assert log.last_term == 3
+
+
+def test_trim_drops_whole_segments_below_the_offset_and_keeps_the_active_one(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    fill_segments(log, 3)
+    bases = log.segment_bases
+    log.trim(Offset(bases[1] - 1))
+    assert log.start_offset == 0
+
+    log.trim(bases[1])
+    assert log.start_offset == bases[1]
+
+    log.trim(Offset(10**9))
+    assert log.segment_bases == bases[3:]
+    assert log.start_offset == log.end_offset
+    assert disk.list_directory(DIRECTORY) == [f"{bases[3]:020}.log"]
+    assert reopen(disk).start_offset == bases[3]
+
+
+def test_trimmed_segments_go_to_the_trash_under_a_name_that_says_whose_they_were(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    disk.make_directory("/data/trash")
+    fill_segments(log, 2)
+
+    log.trim(log.segment_bases[1], "/data/trash")
+
+    assert disk.list_directory("/data/trash") == [f"{GROUP:020}-{0:020}.log"]
+
+
+def test_truncation_removes_the_end_and_appends_go_on_from_there(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = append_some(log, 10, term=1)
+    log.sync(Offset(3))
+    log.sync_mark(Offset(3))
+
+    log.truncate(Offset(6))
+
+    assert (log.end_offset, log.last_term, log.synced_end) == (6, 1, 6)
+    assert log.mark == SyncedMark(Term(1), Offset(6), Offset(3))
+    written[6:] = append_some(log, 2, term=2, value=b"other")
+    assert read_all(log) == written
+    log.sync(Offset(3))
+    assert read_all(reopen(disk)) == written
+
+
+def test_truncation_goes_back_over_segments(disk: SimulatedFileSystem, log: Log) -> None:
+    written: list[bytes] = []
+    for term in (1, 2, 3):
+        while not log.needs_roll:
+            written += append_some(log, 1, term=term, value=b"v" * 300)
+        log.sync(Offset(1))
+        log.roll()
+    bases = log.segment_bases
+
+    target = Offset(bases[1] + 3)
+    log.truncate(target)
+
+    assert log.segment_bases == bases[:2]
+    assert (log.end_offset, log.last_term) == (target, 2)
+    written[target:] = append_some(log, 1, term=5)
+    assert read_all(log) == written
+    log.sync(Offset(1))
+    assert read_all(reopen(disk)) == written
+
+
+def test_truncation_to_where_a_segment_begins_knows_the_term_before_it(log: Log) -> None:
+    while not log.needs_roll:
+        append_some(log, 1, term=3, value=b"v" * 300)
+    log.roll()
+    append_some(log, 3, term=9)
+    base = log.segment_bases[1]
+
+    log.truncate(base)
+
+    assert (log.end_offset, log.last_term) == (base, 3)
+
+
+def test_a_log_can_begin_above_zero(disk: SimulatedFileSystem) -> None:
+    log = Log.create(disk, DIRECTORY, IDENTITY, OPTIONS, Offset(1000), Term(7))
+
+    assert (log.start_offset, log.end_offset, log.last_term) == (1000, 1000, 7)
+    written = append_some(log, 3, term=8)
+    log.sync(Offset(1001))
+    assert read_all(reopen(disk)) == written
+
+
+# --- time -------------------------------------------------------------------------------
+
+
+def test_an_append_time_leads_to_the_first_batch_of_that_time_or_later(log: Log) -> None:
+    times: list[int] = []
+    for step in range(300):
+        time_ms = step // 7 * 10
+        times.append(time_ms)
+        append_some(log, 1, value=b"v" * 200, time_ms=time_ms)
+        if log.needs_roll:
+            log.sync(Offset(0))
+            log.roll()
+    assert len(log.segment_bases) > 3
+
+    for time_ms in range(-5, times[-1] + 6):
+        expected = next((n for n, time in enumerate(times) if time >= time_ms), None)
+        assert log.offset_for_time(time_ms) == expected, time_ms
+
+
+def test_an_empty_log_has_no_time(log: Log) -> None:
+    assert log.offset_for_time(0) is None
+
+
+# --- refusals ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        LogIdentity(DirectoryId("another"), IDENTITY.node, IDENTITY.group),
+        LogIdentity(IDENTITY.directory, NodeId(2), IDENTITY.group),
+        LogIdentity(IDENTITY.directory, IDENTITY.node, GroupId(8)),
+    ],
+    ids=["directory", "node", "group"],
+)
+def test_a_foreign_log_is_refused(
+    disk: SimulatedFileSystem, log: Log, identity: LogIdentity
+) -> None:
+    log.close()
+
+    with pytest.raises(ForeignDirectoryError, match="belongs to node 1, group 7"):
+        Log.open(disk, DIRECTORY, identity, OPTIONS)
+
+
+def test_a_newer_format_is_refused_and_a_damaged_version_is_not_taken_for_one(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    log.close()
+    path = f"{DIRECTORY}/{0:020}.log"
+    header = bytearray(disk.content(path)[:FILE_HEADER_BYTES])
+    header[16] = 9
+    disk.overwrite(path, 0, bytes(header))
+    assert Log.open(disk, DIRECTORY, IDENTITY, OPTIONS).recovery.is_damaged
+
+    header[:8] = xxh3_64_intdigest(bytes(header[8:])).to_bytes(8, "little")
+    disk.overwrite(path, 0, bytes(header))
+    with pytest.raises(NewerFormatError, match="format version 9"):
+        Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+
+def test_a_directory_without_a_log_is_refused(disk: SimulatedFileSystem) -> None:
+    disk.make_directory(DIRECTORY)
+
+    assert not Log.exists(disk, DIRECTORY)
+    with pytest.raises(StorageError, match="holds no segment"):
+        Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+
+# --- failures ---------------------------------------------------------------------------
+
+
+def fail_with(code: int, failing: str, log: Log, disk: SimulatedFileSystem) -> StorageFailedError:
+    """Let one operation of an append and its sync fail."""
+
+    def fail(operation: str, _: str) -> None:
+        if operation == failing:
+            raise OSError(code, "Input/output error")
+
+    disk.on_operation = fail
+    try:
+        append_some(log, 1)
+        log.sync(Offset(0))
+    except StorageFailedError as error:
+        return error
+    finally:
+        disk.on_operation = None
+    raise AssertionError("nothing failed")
+
+
+@pytest.mark.parametrize("failing", ["write", "sync"])
+def test_a_failed_write_or_sync_ends_the_log_and_nothing_is_tried_again(
+    disk: SimulatedFileSystem, log: Log, failing: str
+) -> None:
+    append_some(log, 2)
+    log.sync(Offset(0))
+
+    error = fail_with(errno.EIO, failing, log, disk)
+
+    assert log.failure is error.__cause__
+    calls: list[Callable[[], object]] = [
+        lambda: append_some(log, 1),
+        lambda: log.sync(Offset(0)),
+        lambda: log.sync_mark(Offset(0)),
+        log.roll,
+        lambda: log.truncate(Offset(0)),
+        lambda: log.trim(Offset(0)),
+    ]
+    for call in calls:
+        with pytest.raises(StorageFailedError, match="failed before"):
+            call()
+    log.close()
+
+
+def test_a_failed_log_still_serves_what_was_synced_and_nothing_above(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = append_some(log, 2)
+    log.sync(Offset(0))
+    fail_with(errno.EIO, "sync", log, disk)
+
+    found = log.read(Offset(0), Offset(2), 1000, cached_only=False)
+
+    assert list(map(bytes, found or ())) == written
+    with pytest.raises(StorageFailedError):
+        log.read(Offset(0), Offset(3), 1000, cached_only=False)
+
+
+def test_a_full_disk_is_named_as_the_cause(disk: SimulatedFileSystem, log: Log) -> None:
+    append_some(log, 1)
+    log.sync(Offset(0))
+    disk.capacity_bytes = disk.used_bytes()
+
+    with pytest.raises(StorageFailedError, match="No space left") as failure:
+        append_some(log, 100, value=b"v" * 5000)
+
+    assert isinstance(failure.value.__cause__, OSError)
+    assert failure.value.__cause__.errno == errno.ENOSPC
+
+
+def test_a_sync_that_cannot_allocate_ahead_is_still_a_sync(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append_some(log, 1)
+    disk.capacity_bytes = disk.used_bytes()
+
+    assert log.sync(Offset(0)) == (1, 1)
+    assert log.failure is None
