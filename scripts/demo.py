@@ -45,6 +45,8 @@ READ_TIMEOUT_S: Final = 60.0
 CATCH_UP_TIMEOUT_S: Final = 60.0
 REPORT_INTERVAL_S: Final = 2.0
 DIFFERENCES_SHOWN_MAX: Final = 10
+NOT_A_LINE: Final = b"\n"
+"""Stands for a record without a value; no line can be equal to it."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,9 @@ class Reader:
         async with client.consumer(TOPIC, start="earliest") as consumer:
             async for batch in consumer.batches():
                 for key, value in zip(batch.keys, batch.values, strict=True):
-                    self._lines[key].append(value)
+                    self._lines[key].append(NOT_A_LINE if value is None else value)
                 self.record_count += len(batch)
-                self._positions[batch.partition] = batch.next_offset
+                self._positions[batch.partition] = batch.last_offset + 1
                 self._advanced.set()
                 self._advanced = anyio.Event()
 
@@ -277,7 +279,7 @@ async def kill_and_restart(client: Client, cluster: LocalCluster, run: Run) -> N
 
 async def partition_leaders(client: Client) -> dict[int, int | None]:
     """Who leads each partition."""
-    (topic,) = (await client.admin.metadata([TOPIC])).topics
+    topic = await client.admin.describe_topic(TOPIC)
     return {partition.partition: partition.leader for partition in topic.partitions}
 
 

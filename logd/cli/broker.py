@@ -23,7 +23,7 @@ def list_brokers(bootstrap: str, output: str) -> None:
 
     async def fetch() -> None:
         async with connected(bootstrap, needs_controller=False) as client:
-            rows = broker_rows(await client.admin.metadata())
+            rows = broker_rows(await client.admin.describe_cluster())
         if output == "json":
             print_json(rows)
         else:

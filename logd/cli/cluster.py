@@ -75,7 +75,7 @@ def describe(bootstrap: str, output: str) -> None:
 
     async def fetch() -> None:
         async with connected(bootstrap, needs_controller=False) as client:
-            metadata: MetadataResponse = await client.admin.metadata()
+            metadata = await client.admin.describe_cluster()
         rows = broker_rows(metadata)
         topics = sorted(topic.name for topic in metadata.topics)
         if output == "json":
@@ -110,7 +110,7 @@ async def _fetch_status(bootstrap: str) -> Status:
         try:
             metadata = await wait_for_controller(client)
         except UnavailableError:
-            return status_of(await client.admin.metadata(), {})
+            return status_of(await client.admin.describe_cluster(), {})
         names = [
             (topic.name, partition.partition)
             for topic in metadata.topics
@@ -125,8 +125,7 @@ def status_of(
     described: dict[tuple[str, int], DescribePartitionResponse | None],
 ) -> Status:
     """Judge what was found.  A partition missing from ``described`` was not asked about."""
-    from logd.cli.overview import broker_rows, lag_max
-    from logd.cli.session import missing_brokers
+    from logd.cli.overview import broker_rows, lag_max, missing_brokers
 
     problems = []
     if metadata.controller is None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import os
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import click
 
@@ -20,10 +21,12 @@ from logd.cli.options import bootstrap_option
 from logd.cli.start import FromEnd, FromOffset, FromStart, FromTime, Start, parse_start
 
 if TYPE_CHECKING:
-    from logd.wire.messages import OffsetsResponse
-    from logd_client import Batch, Client
+    from logd_client import Batch, Client, Consumer
 
     Encode = Callable[[Batch, slice], bytes]
+
+
+POSITION_CHECK_S: Final = 0.05
 
 
 class StartType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
@@ -91,91 +94,118 @@ async def _consume(
     replica: int | None,
     encode: Encode,
 ) -> None:
-    from logd.cli.session import connected, partition_metadata, topic_metadata
+    """Find out what is to be read and read it."""
+    from logd.cli.session import connected
 
-    async with connected(bootstrap, needs_controller=False) as client:
-        if partition is None:
-            (info,) = (await topic_metadata(client, topic)).topics
-            numbers = [one.partition for one in info.partitions]
-        else:
-            await partition_metadata(client, topic, partition)
-            numbers = [partition]
+    async with connected(bootstrap, needs_controller=replica is None) as client:
+        info = await client.admin.describe_topic(topic)
+        numbers = range(len(info.partitions)) if partition is None else [partition]
         if isinstance(start, FromOffset) and len(numbers) > 1:
             raise click.UsageError(
                 f"an offset belongs to one partition and {topic} has {len(numbers)}: "
                 "add --partition"
             )
-        spans = {number: await _span(client, topic, number, start, replica) for number in numbers}
-        ends = None if follow else {number: end for number, (_, end) in spans.items()}
-        starts = {number: begin for number, (begin, end) in spans.items() if follow or begin < end}
-        if starts and count != 0:
-            await _copy(client, topic, starts, ends, count, replica, encode)
+        extents = {number: await _extent(client, topic, number, replica) for number in numbers}
+        if isinstance(start, FromOffset):
+            (extent,) = extents.values()
+            _check_offset(f"{topic}/{numbers[0]}", start.offset, extent)
+        if count == 0:
+            return
+        async with client.consumer(
+            topic, start=_consumer_start(start), partitions=list(numbers), from_replica=replica
+        ) as consumer:
+            ends = None if follow else {number: one.end for number, one in extents.items()}
+            await _copy(consumer, ends, count, encode)
 
 
-async def _span(
-    client: Client, topic: str, partition: int, start: Start, replica: int | None
-) -> tuple[int, int]:
-    """Offsets [begin, end) that are to be read, by what is committed now.
+class Extent(NamedTuple):
+    """What one partition holds now."""
 
-    Raises:
-        OffsetOutOfRangeError: the offset asked for is not in the log; says what is.
-    """
+    log_start: int
+    commit_offset: int
+    end: int
+    """Where its records end; what lies between here and the commit offset is no data."""
+
+
+async def _extent(client: Client, topic: str, partition: int, replica: int | None) -> Extent:
+    """Ask the leader, or the replica that shall be read."""
+    from logd.errors import InvalidPartitionError, NotAReplicaError
+
+    if replica is None:
+        offsets = await client.admin.offsets(topic, partition)
+        return Extent(offsets.log_start, offsets.commit_offset, offsets.data_end)
+    info = await client.admin.describe_topic(topic)
+    if partition >= len(info.partitions):
+        raise InvalidPartitionError(
+            f"topic {topic!r} has partitions 0 to {len(info.partitions) - 1}, not {partition}"
+        )
+    known = info.partitions[partition]
+    for held in (await client.admin.describe_broker(replica)).replicas:
+        if held.group == known.group:
+            return Extent(held.log_start, held.commit_offset, held.commit_offset)
+    raise NotAReplicaError(
+        f"broker {replica} holds no replica of {topic}/{partition}; "
+        f"brokers {', '.join(map(str, known.replicas))} do"
+    )
+
+
+def _check_offset(name: str, offset: int, extent: Extent) -> None:
     from logd.errors import OffsetOutOfRangeError
 
-    time_ms = int(start.time.timestamp() * 1000) if isinstance(start, FromTime) else None
-    offsets: OffsetsResponse = await client.admin.offsets(
-        topic, partition, time_ms=time_ms, replica=replica
-    )
+    if not extent.log_start <= offset <= extent.commit_offset:
+        raise OffsetOutOfRangeError(
+            f"offset {offset} is not in {name}, which holds offsets {extent.log_start} to "
+            f"{extent.commit_offset} (exclusive)",
+            extent.log_start,
+            extent.commit_offset,
+        )
+
+
+def _consumer_start(start: Start) -> Literal["earliest", "latest"] | int | datetime:
     match start:
         case FromStart():
-            return offsets.log_start, offsets.data_end
+            return "earliest"
         case FromEnd():
-            return offsets.commit_offset, offsets.data_end
-        case FromTime():
-            begin = offsets.commit_offset if offsets.time_offset is None else offsets.time_offset
-            return begin, offsets.data_end
+            return "latest"
         case FromOffset(offset):
-            if offsets.log_start <= offset <= offsets.commit_offset:
-                return offset, offsets.data_end
-            raise OffsetOutOfRangeError(
-                f"offset {offset} is not in {topic}/{partition}, "
-                f"which holds [{offsets.log_start}, {offsets.commit_offset}]",
-                offsets.log_start,
-                offsets.commit_offset,
-            )
+            return offset
+        case FromTime(time):
+            return time
 
 
 async def _copy(
-    client: Client,
-    topic: str,
-    starts: Mapping[int, int],
-    ends: Mapping[int, int] | None,
-    count: int | None,
-    replica: int | None,
-    encode: Encode,
+    consumer: Consumer, ends: Mapping[int, int] | None, count: int | None, encode: Encode
 ) -> None:
-    """Write records until every end, or the count, is reached."""
+    """Write records until every end, or the count, is reached.
+
+    An end can be reached without a record, over offsets that hold none; so the positions
+    are looked at whenever nothing has come for a moment.
+    """
     import anyio
 
-    unfinished = set(starts)
     left = count
-    async with client.consumer(topic, start=starts, replica=replica) as consumer:
-        async for batch in consumer.batches():
-            taken = len(batch)
-            if ends is not None:
-                end = ends[batch.partition]
-                taken = sum(1 for offset in batch.offsets if offset < end)
-                if batch.next_offset >= end:
-                    unfinished.discard(batch.partition)
-            if left is not None:
-                taken = min(taken, left)
-                left -= taken
-            if taken:
-                data = encode(batch, slice(0, taken))
-                # In a thread: a slow reader of our pipe must not stop our connection.
-                await anyio.to_thread.run_sync(write_all, data)
-            if left == 0 or (ends is not None and not unfinished):
-                return
+    while left != 0 and (ends is None or not _has_reached(consumer, ends)):
+        batch = None
+        with anyio.move_on_after(None if ends is None else POSITION_CHECK_S):
+            batch = await consumer.next_batch()
+        if batch is None:
+            continue
+        taken = len(batch) if ends is None else bisect_left(batch.offsets, ends[batch.partition])
+        if left is not None:
+            taken = min(taken, left)
+            left -= taken
+        if taken:
+            data = encode(batch, slice(0, taken))
+            # In a thread: a slow reader of our pipe must not stop our connection.
+            await anyio.to_thread.run_sync(write_all, data, abandon_on_cancel=True)
+
+
+def _has_reached(consumer: Consumer, ends: Mapping[int, int]) -> bool:
+    for partition, end in ends.items():
+        position = consumer.position(partition)
+        if position is None or position < end:
+            return False
+    return True
 
 
 def write_all(data: bytes) -> None:
@@ -190,8 +220,8 @@ def encode_values(batch: Batch, part: slice) -> bytes:
     """Each value and a newline; a tombstone, which has no value, is an empty line."""
     values = batch.values[part]
     try:
-        return b"\n".join((*values, b""))
-    except TypeError:  # Joining refuses None: there are tombstones among them.
+        return b"\n".join((*values, b""))  # type: ignore[arg-type]  # Tombstones are rare.
+    except TypeError:
         return b"\n".join((*(value or b"" for value in values), b""))
 
 

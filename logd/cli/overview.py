@@ -16,7 +16,12 @@ import msgspec
 from logd.errors import LogdError
 
 if TYPE_CHECKING:
-    from logd.wire.messages import DescribePartitionResponse, MetadataResponse, PartitionInfo
+    from logd.wire.messages import (
+        DescribePartitionResponse,
+        MetadataResponse,
+        PartitionInfo,
+        TopicInfo,
+    )
     from logd_client import Client
 
 DESCRIBES_UNDER_WAY_MAX: Final = 32
@@ -72,9 +77,14 @@ def partition_row(
             log_end=None,
             commit=None,
         )
+    return described_row(topic, partition.partition, described)
+
+
+def described_row(topic: str, partition: int, described: DescribePartitionResponse) -> PartitionRow:
+    """One partition as its leader sees it."""
     return PartitionRow(
         topic=topic,
-        partition=partition.partition,
+        partition=partition,
         leader=described.leader,
         term=described.term,
         replicas=[replica.node_id for replica in described.replicas],
@@ -115,6 +125,16 @@ def broker_rows(metadata: MetadataResponse) -> list[BrokerRow]:
     ]
 
 
+def missing_brokers(metadata: MetadataResponse) -> str:
+    """Who does not answer, for a person."""
+    missing = [broker for broker in metadata.brokers if not broker.alive]
+    if not missing:
+        return f"all {len(metadata.brokers)} known brokers answer, an election is under way"
+    names = ", ".join(f"{broker.node_id} ({broker.host}:{broker.port})" for broker in missing)
+    alive = len(metadata.brokers) - len(missing)
+    return f"{alive} of {len(metadata.brokers)} brokers are alive; missing: {names}"
+
+
 async def describe_partitions(
     client: Client, names: Sequence[tuple[str, int]]
 ) -> list[DescribePartitionResponse | None]:
@@ -137,11 +157,9 @@ async def describe_partitions(
     return answers
 
 
-async def partition_rows(client: Client, metadata: MetadataResponse) -> list[PartitionRow]:
-    """Every partition of the topics in ``metadata``."""
-    partitions = [
-        (topic.name, partition) for topic in metadata.topics for partition in topic.partitions
-    ]
+async def partition_rows(client: Client, topics: Sequence[TopicInfo]) -> list[PartitionRow]:
+    """Every partition of ``topics``."""
+    partitions = [(topic.name, partition) for topic in topics for partition in topic.partitions]
     described = await describe_partitions(
         client, [(topic, partition.partition) for topic, partition in partitions]
     )

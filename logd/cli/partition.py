@@ -20,15 +20,15 @@ def partition() -> None:
 def list_partitions(topic: str | None, bootstrap: str, output: str) -> None:
     """Every partition, or those of TOPIC."""
     from logd.cli.overview import PARTITION_COLUMNS, cells, partition_rows
-    from logd.cli.session import connected, run_async, topic_metadata
+    from logd.cli.session import connected, run_async
 
     async def fetch() -> None:
         async with connected(bootstrap) as client:
             if topic is None:
-                metadata = await client.admin.metadata()
+                topics = await client.admin.list_topics()
             else:
-                metadata = await topic_metadata(client, topic)
-            rows = await partition_rows(client, metadata)
+                topics = [await client.admin.describe_topic(topic)]
+            rows = await partition_rows(client, topics)
         if output == "json":
             print_json(rows)
         else:
@@ -43,14 +43,13 @@ def list_partitions(topic: str | None, bootstrap: str, output: str) -> None:
 @output_option
 def describe_partition(name: tuple[str, int], bootstrap: str, output: str) -> None:
     """One partition: leader, term, replicas, offsets."""
-    from logd.cli.overview import PARTITION_COLUMNS, cells, partition_row
-    from logd.cli.session import connected, partition_metadata, run_async
+    from logd.cli.overview import PARTITION_COLUMNS, cells, described_row
+    from logd.cli.session import connected, run_async
 
     async def fetch() -> None:
         topic, number = name
         async with connected(bootstrap) as client:
-            known = await partition_metadata(client, topic, number)
-            row = partition_row(topic, known, await client.admin.describe_partition(topic, number))
+            row = described_row(topic, number, await client.admin.describe_partition(topic, number))
         if output == "json":
             print_json(row)
         else:
@@ -66,13 +65,12 @@ def describe_partition(name: tuple[str, int], bootstrap: str, output: str) -> No
 @output_option
 def transfer_leader(name: tuple[str, int], target: int | None, bootstrap: str, output: str) -> None:
     """Hand the leadership of a partition to another replica."""
-    from logd.cli.session import connected, partition_metadata, run_async
+    from logd.cli.session import connected, run_async
 
     async def transfer() -> None:
         topic, number = name
         async with connected(bootstrap) as client:
-            await partition_metadata(client, topic, number)
-            leader = await client.admin.transfer_leader(topic, number, to=target)
+            leader = await client.admin.transfer_leader(topic, number, target)
         if output == "json":
             print_json({"topic": topic, "partition": number, "leader": leader})
         else:

@@ -122,15 +122,11 @@ async def _produce(
     import anyio
 
     from logd.cli.appending import RECORDS_PER_CALL_MAX, AppendLane
-    from logd.cli.session import connected, partition_metadata, topic_metadata
+    from logd.cli.session import connected
 
     summary = Summary()
     oversized_count = 0
     async with connected(bootstrap) as client:
-        if partition is None:
-            await topic_metadata(client, topic)
-        else:
-            await partition_metadata(client, topic, partition)
         with RecordProgress(f"produce {topic}") as progress:
 
             def count(acks: Sequence[AckRange], _: float) -> None:

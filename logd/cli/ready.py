@@ -46,7 +46,7 @@ async def _wait_for_broker(cluster: LocalCluster, broker: LocalBroker) -> None:
             async with connect(str(broker.address)) as client:
                 while True:
                     _raise_if_one_ended(cluster)
-                    metadata = await client.admin.metadata()
+                    metadata = await client.admin.describe_cluster()
                     alive = sum(known.alive for known in metadata.brokers)
                     if metadata.controller is not None and alive == len(cluster.brokers):
                         return

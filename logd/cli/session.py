@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
-from logd.errors import InvalidPartitionError, UnavailableError, UnknownTopicError
+from logd.cli.overview import missing_brokers
+from logd.errors import UnavailableError
 from logd_client import connect
 
 if TYPE_CHECKING:
-    from logd.wire.messages import MetadataResponse, PartitionInfo
+    from logd.wire.messages import MetadataResponse
     from logd_client import Client
 
 T = TypeVar("T")
@@ -26,6 +27,8 @@ CONTROLLER_TIMEOUT_S: Final = 4.0
 """How long an election may leave the cluster without a controller before we say so."""
 
 CONTROLLER_POLL_S: Final = 0.1
+REQUEST_TIMEOUT_MS: Final = 10_000
+"""A person waits no longer for one answer; long work is many requests."""
 
 
 def run_async(function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
@@ -41,7 +44,9 @@ async def connected(bootstrap: str, *, needs_controller: bool = True) -> AsyncIt
         ConnectionFailedError: no address answered; names each with its reason.
         UnavailableError: brokers answer, but no majority of them; names the missing ones.
     """
-    async with connect(bootstrap) as client:
+    async with connect(
+        bootstrap, client_id="logd", request_timeout_ms=REQUEST_TIMEOUT_MS
+    ) as client:
         if needs_controller:
             await wait_for_controller(client)
         yield client
@@ -51,46 +56,9 @@ async def wait_for_controller(client: Client) -> MetadataResponse:
     """Wait until the cluster can decide things; return its metadata."""
     deadline = anyio.current_time() + CONTROLLER_TIMEOUT_S
     while True:
-        metadata: MetadataResponse = await client.admin.metadata()
+        metadata = await client.admin.describe_cluster()
         if metadata.controller is not None:
             return metadata
         if anyio.current_time() >= deadline:
             raise UnavailableError(f"the cluster has no controller: {missing_brokers(metadata)}")
         await anyio.sleep(CONTROLLER_POLL_S)
-
-
-def missing_brokers(metadata: MetadataResponse) -> str:
-    """Who does not answer, for a person."""
-    missing = [broker for broker in metadata.brokers if not broker.alive]
-    if not missing:
-        return f"all {len(metadata.brokers)} known brokers answer, an election is under way"
-    names = ", ".join(f"{broker.node_id} ({broker.host}:{broker.port})" for broker in missing)
-    alive = len(metadata.brokers) - len(missing)
-    return f"{alive} of {len(metadata.brokers)} brokers are alive; missing: {names}"
-
-
-async def topic_metadata(client: Client, topic: str) -> MetadataResponse:
-    """Metadata of exactly one topic.
-
-    Raises:
-        UnknownTopicError: there is none of that name.
-    """
-    metadata: MetadataResponse = await client.admin.metadata([topic])
-    if not metadata.topics:
-        raise UnknownTopicError(f"there is no topic {topic!r}: see logd topic list")
-    return metadata
-
-
-async def partition_metadata(client: Client, topic: str, partition: int) -> PartitionInfo:
-    """Metadata of exactly one partition.
-
-    Raises:
-        UnknownTopicError: there is no such topic.
-        InvalidPartitionError: the topic has no such partition.
-    """
-    (info,) = (await topic_metadata(client, topic)).topics
-    if partition >= len(info.partitions):
-        raise InvalidPartitionError(
-            f"topic {topic!r} has partitions 0 to {len(info.partitions) - 1}, not {partition}"
-        )
-    return info.partitions[partition]

@@ -68,7 +68,7 @@ def list_topics(bootstrap: str, output: str) -> None:
 
     async def fetch() -> None:
         async with connected(bootstrap) as client:
-            topics = (await client.admin.metadata()).topics
+            topics = await client.admin.list_topics()
         rows = [
             {
                 "name": one.name,
@@ -76,7 +76,7 @@ def list_topics(bootstrap: str, output: str) -> None:
                 "replicas": len(one.partitions[0].replicas),
                 "config": one.config,
             }
-            for one in sorted(topics, key=lambda one: one.name)
+            for one in topics
         ]
         if output == "json":
             print_json(rows)
@@ -84,7 +84,7 @@ def list_topics(bootstrap: str, output: str) -> None:
             columns = ("name", "partitions", "replicas", "config")
             shown = [
                 (row["name"], row["partitions"], row["replicas"], _settings_text(one.config))
-                for row, one in zip(rows, sorted(topics, key=lambda one: one.name), strict=True)
+                for row, one in zip(rows, topics, strict=True)
             ]
             print_table(columns, shown, empty="no topics")
 
@@ -98,13 +98,12 @@ def list_topics(bootstrap: str, output: str) -> None:
 def describe(name: str, bootstrap: str, output: str) -> None:
     """One topic with all its partitions."""
     from logd.cli.overview import PARTITION_COLUMNS, cells, partition_rows
-    from logd.cli.session import connected, run_async, topic_metadata
+    from logd.cli.session import connected, run_async
 
     async def fetch() -> None:
         async with connected(bootstrap) as client:
-            metadata = await topic_metadata(client, name)
-            rows = await partition_rows(client, metadata)
-        (info,) = metadata.topics
+            info = await client.admin.describe_topic(name)
+            rows = await partition_rows(client, [info])
         if output == "json":
             print_json(
                 {
@@ -153,7 +152,7 @@ def alter(
 
     async def alter_topic() -> None:
         async with connected(bootstrap) as client:
-            altered = await client.admin.alter_topic(name, config=changes)
+            altered = await client.admin.alter_topic(name, changes)
         if output == "json":
             print_json(altered)
         else:

@@ -1,0 +1,114 @@
+"""The cluster is well when nothing is missing; otherwise the status says what is."""
+
+from __future__ import annotations
+
+from logd.cli.cluster import status_of
+from logd.cli.overview import broker_rows, missing_brokers, partition_row
+from logd.wire.messages import (
+    BrokerInfo,
+    DescribePartitionResponse,
+    MetadataResponse,
+    PartitionInfo,
+    ReplicaInfo,
+    TopicInfo,
+)
+
+
+def metadata(*, controller: int | None = 1, alive: tuple[int, ...] = (1, 2, 3)) -> MetadataResponse:
+    return MetadataResponse(
+        cluster_id="c",
+        controller=controller,
+        brokers=[
+            BrokerInfo(node_id=node, host="h", port=7170 + node, alive=node in alive)
+            for node in (3, 1, 2)
+        ],
+        topics=[
+            TopicInfo(
+                name="t",
+                topic_id=1,
+                partitions=[
+                    PartitionInfo(partition=0, group=1, replicas=[1, 2, 3], leader=1, term=4),
+                    PartitionInfo(partition=1, group=2, replicas=[2, 3, 1], leader=2, term=4),
+                ],
+            )
+        ],
+    )
+
+
+def described(*, behind: int | None = None) -> DescribePartitionResponse:
+    return DescribePartitionResponse(
+        group=1,
+        leader=1,
+        term=5,
+        replicas=[
+            ReplicaInfo(
+                node_id=node,
+                synced_end=90 if node == behind else 100,
+                in_sync=node != behind,
+                alive=True,
+            )
+            for node in (1, 2, 3)
+        ],
+        log_start=0,
+        log_end=100,
+        commit_offset=100,
+        data_end=99,
+    )
+
+
+def test_nothing_missing_is_ok() -> None:
+    status = status_of(metadata(), {("t", 0): described(), ("t", 1): described()})
+
+    assert (status.state, status.problems, status.lag_max) == ("ok", [], 0)
+
+
+def test_a_dead_broker_degrades() -> None:
+    status = status_of(metadata(alive=(1, 3)), {("t", 0): described(), ("t", 1): described()})
+
+    assert status.state == "degraded"
+    assert status.problems == ["2 of 3 brokers are alive; missing: 2 (h:7172)"]
+
+
+def test_a_replica_behind_degrades_and_shows_its_lag() -> None:
+    status = status_of(metadata(), {("t", 0): described(behind=3), ("t", 1): described()})
+
+    assert status.state == "degraded"
+    assert (status.under_replicated, status.lag_max) == (["t/0"], 10)
+
+
+def test_a_partition_that_nobody_answers_for_degrades() -> None:
+    status = status_of(metadata(), {("t", 0): described(), ("t", 1): None})
+
+    assert status.state == "degraded"
+    assert status.offline == ["t/1"]
+
+
+def test_without_a_controller_it_is_unavailable_and_says_who_is_missing() -> None:
+    status = status_of(metadata(controller=None, alive=(3,)), {})
+
+    assert status.state == "unavailable"
+    assert status.problems[0] == (
+        "the cluster has no controller: 1 of 3 brokers are alive; missing: 1 (h:7171), 2 (h:7172)"
+    )
+
+
+def test_an_election_is_told_apart_from_a_missing_broker() -> None:
+    assert "an election is under way" in missing_brokers(metadata(controller=None))
+
+
+def test_brokers_are_listed_by_id_with_what_they_carry() -> None:
+    rows = broker_rows(metadata())
+
+    assert [(row.id, row.leaders, row.replicas) for row in rows] == [
+        (1, 1, 2),
+        (2, 1, 2),
+        (3, 0, 2),
+    ]
+
+
+def test_a_partition_without_an_answer_shows_only_what_metadata_knows() -> None:
+    partition = metadata().topics[0].partitions[0]
+
+    row = partition_row("t", partition, None)
+
+    assert (row.leader, row.replicas, row.commit) == (None, [1, 2, 3], None)
