@@ -1,0 +1,256 @@
+"""Records on their way into a batch: single ones that share it, or a slice of many.
+
+Sizes are estimates that err on the large side, since a batch is sealed only when it can be
+sent: the estimate decides when a batch is full and what it takes from the producer's buffer,
+never whether it is legal.  Sealing decides that.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Final
+
+from logd.errors import RecordTooLargeError, UsageError
+from logd.limits import (
+    BATCH_BYTES_MAX,
+    HEADERS_PER_BATCH_MAX,
+    KIB,
+    MIB,
+    RECORD_BYTES_MAX,
+    RECORDS_PER_BATCH_MAX,
+)
+from logd.record.batch import seal_batch
+from logd.record.header import Codec
+from logd.record.payload import NO_HEADERS, RecordHeaders
+from logd_client.delivery import Delivery
+
+Value = bytes | None
+Keys = Sequence[bytes | None] | bytes | None
+
+RECORD_OVERHEAD_BYTES: Final = 24
+"""What the columns may add to one record: lengths, a key's length, a timestamp's distance."""
+
+HEADER_OVERHEAD_BYTES: Final = 12
+BATCH_TARGET_BYTES_MIN: Final = 1 * KIB
+BATCH_TARGET_BYTES_MAX: Final = 2 * MIB
+
+# A batch that was nearly full may take one more record of the largest size.
+assert BATCH_TARGET_BYTES_MAX + RECORD_BYTES_MAX + 64 * KIB <= BATCH_BYTES_MAX
+
+
+class OpenBatch:
+    """Records that will be sealed together."""
+
+    __slots__ = (
+        "deadline",
+        "delivery",
+        "expected_offset",
+        "header_count",
+        "headers",
+        "is_closed",
+        "keys",
+        "opened_at",
+        "size_bytes",
+        "timestamps_ms",
+        "values",
+    )
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        *,
+        opened_at: float,
+        deadline: float,
+        values: list[Value],
+        keys: list[bytes | None] | bytes | None,
+        timestamps_ms: list[int] | int,
+        size_bytes: int = 0,
+        is_closed: bool = False,
+        expected_offset: int | None = None,
+    ) -> None:
+        self.delivery = delivery
+        self.opened_at = opened_at
+        self.deadline = deadline
+        self.values = values
+        self.keys = keys
+        self.headers: list[RecordHeaders] | None = None
+        self.header_count = 0
+        self.timestamps_ms = timestamps_ms
+        self.size_bytes = size_bytes
+        self.is_closed = is_closed
+        """Takes no more records; may be sent at once, whatever its age."""
+        self.expected_offset = expected_offset
+
+    def add(
+        self, value: Value, key: bytes | None, headers: RecordHeaders, timestamp_ms: int, size: int
+    ) -> int:
+        """Add one record; its position in the batch."""
+        position = len(self.values)
+        self.values.append(value)
+        self.size_bytes += size
+        assert isinstance(self.timestamps_ms, list)
+        self.timestamps_ms.append(timestamp_ms)
+        if key is not None and self.keys is None:
+            self.keys = [None] * position
+        if self.keys is not None:
+            assert isinstance(self.keys, list)
+            self.keys.append(key)
+        if headers and self.headers is None:
+            self.headers = [NO_HEADERS] * position
+        if self.headers is not None:
+            self.headers.append(headers)
+            self.header_count += len(headers)
+        return position
+
+    def takes(self, size: int, header_count: int, batch_bytes: int) -> bool:
+        """Whether a record of ``size`` bytes still belongs here."""
+        return (
+            not self.is_closed
+            and self.size_bytes + size <= batch_bytes
+            and len(self.values) < RECORDS_PER_BATCH_MAX
+            and self.header_count + header_count <= HEADERS_PER_BATCH_MAX
+        )
+
+    def seal(
+        self, codec: Codec, *, producer_id: int, producer_epoch: int, base_sequence: int
+    ) -> bytes:
+        """The batch as it is sent.
+
+        Raises:
+            RecordTooLargeError, UsageError: the records do not make a batch.
+        """
+        return seal_batch(
+            values=self.values,
+            keys=self.keys,
+            headers=self.headers,
+            timestamps_ms=self.timestamps_ms,
+            codec=codec,
+            producer_id=producer_id,
+            producer_epoch=producer_epoch,
+            base_sequence=base_sequence,
+        )
+
+
+def checked_headers(headers: Sequence[tuple[str, bytes]]) -> tuple[RecordHeaders, int]:
+    """One record's headers as they are stored, and their size in bytes.
+
+    Raises:
+        UsageError: not pairs of a str and bytes.
+        RecordTooLargeError: more of them than a batch may hold.
+    """
+    if not headers:
+        return NO_HEADERS, 0
+    if len(headers) > HEADERS_PER_BATCH_MAX:
+        raise RecordTooLargeError(
+            f"{len(headers)} headers, the limit of one batch is {HEADERS_PER_BATCH_MAX}"
+        )
+    size = 0
+    for pair in headers:
+        if not _is_header(pair):
+            raise UsageError(f"a header is a pair of a str and bytes, not {pair!r}")
+        size += len(pair[0].encode()) + len(pair[1])
+    return tuple(headers), size
+
+
+def _is_header(pair: object) -> bool:
+    return (
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and isinstance(pair[1], bytes)
+    )
+
+
+def record_bytes(value: Value, key: bytes | None, headers_bytes: int) -> int:
+    """Size of one record.
+
+    Raises:
+        UsageError: value or key is not bytes.
+        RecordTooLargeError: above the limit of a record.
+    """
+    for name, column in (("value", value), ("key", key)):
+        if column is not None and not isinstance(column, bytes):
+            raise UsageError(f"{name} must be bytes or None, not {type(column).__name__}")
+    size = len(value or b"") + len(key or b"") + headers_bytes
+    if size > RECORD_BYTES_MAX:
+        raise too_large(size)
+    return size
+
+
+def too_large(size: int) -> RecordTooLargeError:
+    return RecordTooLargeError(f"record of {size} bytes, the limit is {RECORD_BYTES_MAX}")
+
+
+class Slices:
+    """Cuts the records of one ``append_many`` into batches, without touching them singly.
+
+    ``bounds(batch_bytes)`` yields half-open ranges of positions, in order, covering every
+    record but those above the limit, which stand in ``too_large``.
+    """
+
+    def __init__(self, values: Sequence[Value], keys: Keys) -> None:
+        """Measure the records.
+
+        Raises:
+            UsageError: a value or key is not bytes, or there are more keys than values.
+        """
+        _check_column("values", values)
+        sizes: Iterable[int] = _lengths(values)
+        largest_key = len(keys) if isinstance(keys, bytes) else 0
+        if keys is not None and not isinstance(keys, bytes):
+            if len(keys) != len(values):
+                raise UsageError(f"{len(keys)} keys, {len(values)} values")
+            _check_column("keys", keys)
+            sizes = map(int.__add__, sizes, _lengths(keys))
+        self._sizes = list(map(RECORD_OVERHEAD_BYTES.__add__, sizes))
+        # A key that all records share is stored once, but counts towards the limit of each.
+        self._constant_bytes = largest_key
+        self.too_large: list[tuple[int, int]] = []
+        """Positions and sizes of the records above the limit."""
+        extra = largest_key - RECORD_OVERHEAD_BYTES
+        if self._sizes and max(self._sizes) + extra > RECORD_BYTES_MAX:
+            self.too_large = [
+                (position, size + extra)
+                for position, size in enumerate(self._sizes)
+                if size + extra > RECORD_BYTES_MAX
+            ]
+
+    def bounds(self, batch_bytes: int) -> Iterator[tuple[int, int, int]]:
+        """Start, end, and estimated size of each batch."""
+        ends = list(accumulate(self._sizes, initial=0))
+        start = 0
+        for position, _ in self.too_large:
+            yield from self._run(ends, start, position, batch_bytes)
+            start = position + 1
+        yield from self._run(ends, start, len(self._sizes), batch_bytes)
+
+    def _run(
+        self, ends: list[int], start: int, stop: int, batch_bytes: int
+    ) -> Iterator[tuple[int, int, int]]:
+        while start < stop:
+            furthest = min(stop, start + RECORDS_PER_BATCH_MAX)
+            end = bisect_right(ends, ends[start] + batch_bytes, start, furthest + 1) - 1
+            end = max(end, start + 1)
+            yield start, end, ends[end] - ends[start] + self._constant_bytes
+            start = end
+
+
+def _lengths(column: Sequence[Value]) -> list[int]:
+    try:
+        return list(map(len, column))  # type: ignore[arg-type]  # tombstones are rare
+    except TypeError:
+        return [0 if element is None else len(element) for element in column]
+
+
+_COLUMN_TYPES: Final = frozenset((bytes, type(None)))
+
+
+def _check_column(name: str, column: Sequence[Value]) -> None:
+    if isinstance(column, bytes | bytearray | memoryview | str):
+        raise UsageError(f"{name} must be a sequence of bytes, not {type(column).__name__}")
+    found = set(map(type, column))
+    if not found <= _COLUMN_TYPES:
+        wrong = sorted(cls.__name__ for cls in found - _COLUMN_TYPES)
+        raise UsageError(f"{name} must be bytes or None, found {', '.join(wrong)}")

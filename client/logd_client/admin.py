@@ -1,0 +1,240 @@
+"""Administration: topics, and what the cluster says about itself.
+
+Answers are the protocol's own messages, which are typed and immutable; there is nothing to
+gain from copying their fields into others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from logd.errors import UsageError
+from logd.types import GroupId, NodeId
+from logd.wire.messages import (
+    AlterTopicRequest,
+    AlterTopicResponse,
+    CreateTopicRequest,
+    CreateTopicResponse,
+    DeleteTopicRequest,
+    DeleteTopicResponse,
+    DescribeBrokerRequest,
+    DescribeBrokerResponse,
+    DescribePartitionRequest,
+    DescribePartitionResponse,
+    MetadataRequest,
+    MetadataResponse,
+    OffsetsRequest,
+    OffsetsResponse,
+    TopicInfo,
+    TransferLeaderRequest,
+    TransferLeaderResponse,
+)
+from logd_client.connection import Connection, Lane
+from logd_client.consumer import start_of
+from logd_client.routing import Routing, Target
+
+
+class Admin:
+    """``client.admin``.
+
+    Every call raises ``ConnectionFailedError`` if nobody can be asked, and the broker's
+    refusal if it refuses; requests that change nothing are repeated, within the client's
+    ``request_timeout_ms``, until somebody answers.  A request that changes something is not
+    repeated once it may have taken effect: its error then has ``may_have_applied``.
+    Cancelled, such a request may still be carried out.
+    """
+
+    def __init__(self, routing: Routing) -> None:
+        self._routing = routing
+
+    # --- topics -------------------------------------------------------------------------
+
+    async def create_topic(
+        self,
+        name: str,
+        *,
+        partitions: int = 1,
+        replicas: int | None = None,
+        config: Mapping[str, str] | None = None,
+    ) -> TopicInfo:
+        """Create a topic.
+
+        Args:
+            name: 1 to 200 characters of ``A-Z a-z 0-9 . _ -``.
+            partitions: how many logs it is spread over.
+            replicas: copies of each; default: 3, or as many as there are brokers.
+            config: topic options by name.
+
+        Returns:
+            The topic, with its partitions and where their replicas are.
+
+        Raises:
+            TopicExistsError, InvalidNameError, InvalidPartitionError, InvalidConfigError,
+            NotEnoughBrokersError: nothing was created.
+        """
+        _require_int("partitions", partitions)
+        if replicas is not None:
+            _require_int("replicas", replicas)
+        response = await self._routing.call(
+            self._routing.controller_connection,
+            CreateTopicRequest(
+                name=name,
+                partitions=partitions,
+                replicas=replicas,
+                config=dict(config or {}),
+                timeout_ms=self._timeout_ms,
+            ),
+            CreateTopicResponse,
+            changes_something=True,
+        )
+        self._routing.view.learn_topic(response.topic)
+        return response.topic
+
+    async def delete_topic(self, name: str) -> None:
+        """Delete a topic and its records.
+
+        Raises:
+            UnknownTopicError: there is none of that name.
+        """
+        await self._routing.call(
+            self._routing.controller_connection,
+            DeleteTopicRequest(name=name, timeout_ms=self._timeout_ms),
+            DeleteTopicResponse,
+            changes_something=True,
+        )
+        self._routing.view.forget_topic(name)
+
+    async def alter_topic(self, name: str, config: Mapping[str, str | None]) -> TopicInfo:
+        """Set options of a topic; ``None`` resets one to its default.
+
+        Raises:
+            UnknownTopicError, InvalidConfigError: nothing was changed.
+        """
+        response = await self._routing.call(
+            self._routing.controller_connection,
+            AlterTopicRequest(name=name, config=dict(config), timeout_ms=self._timeout_ms),
+            AlterTopicResponse,
+            changes_something=True,
+        )
+        self._routing.view.learn_topic(response.topic)
+        return response.topic
+
+    async def list_topics(self) -> list[TopicInfo]:
+        """All topics, by name."""
+        return sorted((await self.describe_cluster()).topics, key=lambda topic: topic.name)
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        """One topic, with its partitions and options.
+
+        Raises:
+            UnknownTopicError: there is none of that name.
+        """
+        return await self._routing.describe_topic(name)
+
+    # --- the cluster --------------------------------------------------------------------
+
+    async def describe_cluster(self) -> MetadataResponse:
+        """Brokers, controller and all topics, as one broker sees them."""
+        response = await self._routing.call(
+            self._routing.any_connection, MetadataRequest(), MetadataResponse
+        )
+        self._routing.view.learn(response)
+        return response
+
+    async def describe_broker(self, node: int) -> DescribeBrokerResponse:
+        """One broker as it sees itself: its replicas, and the peers it can reach.
+
+        Raises:
+            UnknownBrokerError: no broker of that id is registered.
+        """
+        return await self._routing.call(
+            self._node(node), DescribeBrokerRequest(), DescribeBrokerResponse
+        )
+
+    # --- partitions ---------------------------------------------------------------------
+
+    async def describe_partition(self, topic: str, partition: int) -> DescribePartitionResponse:
+        """One partition as its leader sees it: term, offsets, and the state of each replica.
+
+        Raises:
+            UnknownTopicError, InvalidPartitionError: there is no such partition.
+        """
+        group = await self._group(topic, partition)
+        return await self._routing.call_leader(
+            group, DescribePartitionRequest(group=group), DescribePartitionResponse
+        )
+
+    async def transfer_leader(self, topic: str, partition: int, target: int | None = None) -> int:
+        """Have another replica lead a partition.
+
+        Args:
+            target: the node that shall lead; default: the most caught-up other one.
+
+        Returns:
+            The node that leads now.
+
+        Raises:
+            NotAReplicaError: ``target`` holds no replica of it.
+            UnknownTopicError, InvalidPartitionError: there is no such partition.
+        """
+        group = await self._group(topic, partition)
+        response = await self._routing.call_leader(
+            group,
+            TransferLeaderRequest(group=group, target=target),
+            TransferLeaderResponse,
+            changes_something=True,
+        )
+        self._routing.view.note_leader(group, NodeId(response.leader))
+        return response.leader
+
+    async def offsets(
+        self,
+        topic: str,
+        partition: int,
+        *,
+        at: datetime | None = None,
+        from_replica: int | None = None,
+    ) -> OffsetsResponse:
+        """Where a partition begins and ends: log start, commit offset, end of its data.
+
+        Args:
+            at: an aware datetime; ``time_offset`` of the answer is then the first offset
+                appended at or after it, or None.
+            from_replica: ask the replica on this node instead of the leader.
+
+        Raises:
+            NotAReplicaError: ``from_replica`` holds no replica of the partition.
+            UsageError: ``at`` has no time zone.
+            UnknownTopicError, InvalidPartitionError: there is no such partition.
+        """
+        time_ms = None if at is None else start_of(at)[1]
+        group = await self._group(topic, partition)
+        if from_replica is not None:
+            return await self._routing.call(
+                self._node(from_replica),
+                OffsetsRequest(group=group, time_ms=time_ms, any_replica=True),
+                OffsetsResponse,
+                group=group,
+            )
+        return await self._routing.call_leader(
+            group, OffsetsRequest(group=group, time_ms=time_ms), OffsetsResponse
+        )
+
+    async def _group(self, topic: str, partition: int) -> GroupId:
+        return GroupId((await self._routing.partition(topic, partition)).group)
+
+    def _node(self, node: int) -> Target:
+        async def target(attempt: int) -> Connection:
+            return await self._routing.connection(NodeId(node), Lane.CONTROL)
+
+        return target
+
+    @property
+    def _timeout_ms(self) -> int:
+        return int(self._routing.request_timeout_s * 1000)
+
+
+def _require_int(name: str, value: object) -> None:
+    if type(value) is not int:
+        raise UsageError(f"{name} must be an int, not {value!r}")

@@ -1,0 +1,253 @@
+"""``connect`` and the client: one cluster, its connections, and what is made on them.
+
+All background tasks of a client live in one task group, which is the client's own: an
+exception in the body of ``async with connect(...)`` leaves it as it is, not wrapped in an
+exception group.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from logd.errors import UsageError
+from logd_client.admin import Admin
+from logd_client.bootstrap import parse_bootstrap
+from logd_client.consumer import (
+    CREDIT_BYTES_DEFAULT,
+    Consumer,
+    ConsumerOptions,
+    OnMalformed,
+    Starts,
+)
+from logd_client.environment import Environment, wall_clock_ms
+from logd_client.producer import (
+    BATCH_BYTES_DEFAULT,
+    BATCHES_IN_FLIGHT_DEFAULT,
+    BUFFER_BYTES_DEFAULT,
+    DELIVERY_TIMEOUT_MS_DEFAULT,
+    Compression,
+    Producer,
+    ProducerOptions,
+)
+from logd_client.routing import Routing
+from logd_client.transport import TcpTransport, Transport
+
+BOOTSTRAP_DEFAULT: Final = "127.0.0.1:7171"
+CLIENT_ID_DEFAULT: Final = "logd_client"
+CONNECT_TIMEOUT_MS_DEFAULT: Final = 5_000
+REQUEST_TIMEOUT_MS_DEFAULT: Final = 30_000
+_CLIENT_ID_CHARACTERS_MAX: Final = 200
+
+
+def connect(
+    bootstrap: str = BOOTSTRAP_DEFAULT,
+    *,
+    client_id: str = CLIENT_ID_DEFAULT,
+    connect_timeout_ms: int = CONNECT_TIMEOUT_MS_DEFAULT,
+    request_timeout_ms: int = REQUEST_TIMEOUT_MS_DEFAULT,
+    transport: Transport | None = None,
+    clock: Callable[[], float] | None = None,
+    wall_clock_ms: Callable[[], int] = wall_clock_ms,
+    rng: random.Random | None = None,
+) -> Client:
+    """A client of one cluster; use as ``async with connect(...) as client``.
+
+    Runs under asyncio and under trio.  Entering it meets one broker of the list and learns
+    about the others from it; leaving it closes whatever was made with it.
+
+    Args:
+        bootstrap: ``HOST:PORT[,HOST:PORT...]``, IPv6 addresses in brackets.
+        client_id: names this client in the brokers' logs.
+        connect_timeout_ms: how long meeting the cluster, and each connection, may take.
+        request_timeout_ms: how long one request, with its repetitions, may take.
+        transport: makes connections; default: TCP.
+        clock: monotonic seconds; default: the event loop's.
+        wall_clock_ms: milliseconds since 1970-01-01T00:00Z, for records' timestamps.
+        rng: for jitter and for spreading load.
+
+    Raises, on entering:
+        ConnectionFailedError: no broker could be reached within ``connect_timeout_ms``; names
+            each address and its reason.
+        ProtocolError: something else than logd answers there; says what.
+
+    Raises:
+        UsageError: the bootstrap list cannot be read, or a timeout is not positive.
+    """
+    for name, value in (
+        ("connect_timeout_ms", connect_timeout_ms),
+        ("request_timeout_ms", request_timeout_ms),
+    ):
+        if value <= 0:
+            raise UsageError(f"{name} must be positive, not {value}")
+    if len(client_id) > _CLIENT_ID_CHARACTERS_MAX:
+        raise UsageError(f"client_id is longer than {_CLIENT_ID_CHARACTERS_MAX} characters")
+    addresses = parse_bootstrap(bootstrap)
+
+    def make_routing(tasks: TaskGroup) -> Routing:
+        environment = Environment(
+            transport or TcpTransport(),
+            clock or anyio.current_time,
+            wall_clock_ms,
+            rng or random.Random(),
+        )
+        return Routing(
+            addresses,
+            environment,
+            tasks,
+            client_id=client_id,
+            connect_timeout_s=connect_timeout_ms / 1000,
+            request_timeout_s=request_timeout_ms / 1000,
+        )
+
+    return Client(make_routing)
+
+
+class Client:
+    """One cluster.  Made by ``connect``; may be used from many tasks at once."""
+
+    def __init__(self, make_routing: Callable[[TaskGroup], Routing]) -> None:
+        self._make_routing = make_routing
+        self._tasks: TaskGroup | None = None
+        self._routing: Routing | None = None
+
+    async def __aenter__(self) -> Client:
+        if self._tasks is not None:
+            raise UsageError("a client is opened once; make another one")
+        tasks = anyio.create_task_group()
+        await tasks.__aenter__()
+        self._tasks = tasks
+        try:
+            routing = self._make_routing(tasks)
+            await routing.bootstrap()
+        except BaseException as error:
+            await self._leave(type(error), error, error.__traceback__)
+            raise
+        self._routing = routing
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        if self._routing is not None:
+            self._routing.close()
+        return await self._leave(kind, error, traceback)
+
+    async def _leave(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        assert self._tasks is not None
+        self._tasks.cancel_scope.cancel()
+        try:
+            return await self._tasks.__aexit__(kind, error, traceback)
+        except BaseExceptionGroup as group:
+            if error is not None and len(group.exceptions) == 1 and group.exceptions[0] is error:
+                return False  # The body's own: it goes on as it was raised.
+            raise
+
+    @property
+    def admin(self) -> Admin:
+        """Topics, brokers and partitions."""
+        return Admin(self._open_routing())
+
+    @property
+    def cluster_id(self) -> str:
+        """Names the cluster, for as long as it exists."""
+        cluster_id = self._open_routing().view.cluster_id
+        assert cluster_id is not None
+        return cluster_id
+
+    def producer(
+        self,
+        topic: str,
+        *,
+        linger_ms: float = 0,
+        batch_bytes: int = BATCH_BYTES_DEFAULT,
+        compression: Compression = "none",
+        buffer_bytes: int = BUFFER_BYTES_DEFAULT,
+        delivery_timeout_ms: int = DELIVERY_TIMEOUT_MS_DEFAULT,
+        batches_in_flight: int = BATCHES_IN_FLIGHT_DEFAULT,
+        idempotent: bool = True,
+    ) -> Producer:
+        """A producer for ``topic``; use as ``async with client.producer(...) as producer``.
+
+        Args:
+            topic: an existing topic; topics are not created on first use.
+            linger_ms: how long single records wait for company.  0 loses nothing under
+                load, when they gather while others are in flight.
+            batch_bytes: a batch is full at this size.  Larger ones cost less per record.
+            compression: "zstd" (level 1) if it makes a batch smaller, or "none".
+            buffer_bytes: records not acknowledged yet take at most about this much; then
+                ``append`` waits and ``append_nowait`` raises.
+            delivery_timeout_ms: a record not acknowledged after this long has failed.
+            batches_in_flight: batches under way to one partition at the same time.
+            idempotent: retries store each record once and keep the order.  Without it one
+                batch at a time is under way to a partition, and one that may have been stored
+                is reported instead of retried.
+
+        Raises:
+            UsageError: an option is out of range.
+        """
+        options = ProducerOptions(
+            linger_ms=linger_ms,
+            batch_bytes=batch_bytes,
+            compression=compression,
+            buffer_bytes=buffer_bytes,
+            delivery_timeout_ms=delivery_timeout_ms,
+            batches_in_flight=batches_in_flight,
+            idempotent=idempotent,
+        )
+        return Producer(self._open_routing(), topic, options)
+
+    def consumer(
+        self,
+        topic: str,
+        *,
+        start: Starts = "latest",
+        partitions: Sequence[int] | None = None,
+        from_replica: int | None = None,
+        credit_bytes: int = CREDIT_BYTES_DEFAULT,
+        on_malformed: OnMalformed = "raise",
+    ) -> Consumer:
+        """A consumer of ``topic``; use as ``async with client.consumer(...) as consumer``.
+
+        Args:
+            topic: an existing topic.
+            start: "earliest", "latest" (what is committed after entering), an offset, or an
+                aware datetime: the first record appended at or after it.  A mapping gives
+                each partition its own start, and reads only those it names.
+            partitions: those to read; default: all.
+            from_replica: read the replica on this node, below its commit offset, instead of
+                the leader's.
+            credit_bytes: what brokers may send ahead of the caller, over all partitions, but
+                not less than 64 KiB for each.
+            on_malformed: "skip" steps over batches that are intact but cannot be read, and
+                counts them.
+
+        Raises:
+            UsageError: an option is out of range, or a datetime has no time zone.
+        """
+        options = ConsumerOptions(
+            start=start,
+            partitions=partitions,
+            from_replica=from_replica,
+            credit_bytes=credit_bytes,
+            on_malformed=on_malformed,
+        )
+        return Consumer(self._open_routing(), topic, options)
+
+    def _open_routing(self) -> Routing:
+        if self._routing is None:
+            raise UsageError("the client is not open: use `async with connect(...)`")
+        return self._routing

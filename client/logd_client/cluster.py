@@ -1,0 +1,102 @@
+"""What this client knows of the cluster: brokers, topics, and who leads which group.
+
+Pure.  Answers may come from a broker that is behind (cut off, or just started), so knowledge
+of a leader is replaced only by knowledge of the same or a newer term.  A hint that came with
+a refusal has no term: it is taken at once, and the next answer of that term or a newer one
+may overrule it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from logd.types import GroupId, HostPort, NodeId, Term
+from logd.wire.messages import BrokerInfo, MetadataResponse, PartitionInfo, TopicInfo
+
+
+class ClusterView:
+    """Brokers, topics and leaders, as told so far."""
+
+    def __init__(self) -> None:
+        self.cluster_id: str | None = None
+        self.controller: NodeId | None = None
+        self._brokers: dict[NodeId, BrokerInfo] = {}
+        self._topics: dict[str, TopicInfo] = {}
+        self._partitions: dict[GroupId, PartitionInfo] = {}
+        self._leaders: dict[GroupId, NodeId] = {}
+        self._terms: dict[GroupId, Term] = {}
+
+    # --- learning -----------------------------------------------------------------------
+
+    def learn(self, response: MetadataResponse) -> None:
+        """Take over one broker's answer."""
+        self.cluster_id = response.cluster_id
+        if response.controller is not None:
+            self.controller = NodeId(response.controller)
+        self._brokers = {NodeId(broker.node_id): broker for broker in response.brokers}
+        for topic in response.topics:
+            self.learn_topic(topic)
+
+    def learn_topic(self, topic: TopicInfo) -> None:
+        known = self._topics.get(topic.name)
+        if known is not None and known.topic_id > topic.topic_id:
+            return  # Deleted and created again; the answer is of the earlier one.
+        self._topics[topic.name] = topic
+        for partition in topic.partitions:
+            self._learn_partition(partition)
+
+    def _learn_partition(self, partition: PartitionInfo) -> None:
+        group, term = GroupId(partition.group), Term(partition.term)
+        self._partitions[group] = partition
+        if term < self._terms.get(group, Term(0)):
+            return
+        self._terms[group] = term
+        if partition.leader is None:
+            self._leaders.pop(group, None)
+        else:
+            self._leaders[group] = NodeId(partition.leader)
+
+    def forget_topic(self, name: str) -> None:
+        """The topic does not exist (any more)."""
+        topic = self._topics.pop(name, None)
+        for partition in topic.partitions if topic is not None else ():
+            group = GroupId(partition.group)
+            self._partitions.pop(group, None)
+            self._leaders.pop(group, None)
+            self._terms.pop(group, None)
+
+    def note_leader(self, group: GroupId, leader: NodeId | None) -> None:
+        """A broker refused to lead ``group`` and named who does, or nobody."""
+        if leader is not None and leader in self._brokers:
+            self._leaders[group] = leader
+        else:
+            self._leaders.pop(group, None)
+
+    # --- asking -------------------------------------------------------------------------
+
+    def topic(self, name: str) -> TopicInfo | None:
+        return self._topics.get(name)
+
+    def leader(self, group: GroupId) -> NodeId | None:
+        return self._leaders.get(group)
+
+    def replicas(self, group: GroupId) -> Sequence[NodeId]:
+        partition = self._partitions.get(group)
+        return () if partition is None else [NodeId(node) for node in partition.replicas]
+
+    def likely_leader(self, group: GroupId, attempt: int) -> NodeId | None:
+        """The leader; while nobody is known to lead, the replicas in turn: whoever is asked
+        says who leads, or turns out to."""
+        leader = self._leaders.get(group)
+        if leader is not None:
+            return leader
+        replicas = self.replicas(group)
+        return replicas[attempt % len(replicas)] if replicas else None
+
+    def address(self, node: NodeId) -> HostPort | None:
+        broker = self._brokers.get(node)
+        return None if broker is None else HostPort(broker.host, broker.port)
+
+    def nodes(self) -> list[NodeId]:
+        """All brokers, those believed alive first."""
+        return sorted(self._brokers, key=lambda node: (not self._brokers[node].alive, node))

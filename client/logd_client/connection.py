@@ -1,0 +1,378 @@
+"""One connection to one broker: many requests under way, answered in any order.
+
+Two tasks serve it.  The reader cuts what arrives into frames and settles requests by their
+correlation id; the writer sends all that has been queued since its last send in one piece,
+so that requests made in one turn of the event loop share a packet.  Callers get their answer
+by callback, in the reader's task, in the order of the frames: a producer must know what
+became of its batches in that order, and a task per request would cost more than the request.
+
+When the connection ends every request under way fails, and the error says what is known: a
+frame that was never handed to the network had no effect, any other may have had one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, unique
+from typing import Final, NamedTuple, Protocol, TypeVar
+
+import anyio
+
+from logd.errors import (
+    ConnectionFailedError,
+    ConnectionLostError,
+    FrameTooLargeError,
+    LogdError,
+    ProtocolError,
+    RequestTimeoutError,
+)
+from logd.limits import FRAME_BYTES_MAX, FRAME_UNAUTHENTICATED_BYTES_MAX, RECEIVE_BYTES
+from logd.types import Buffer, HostPort, NodeId
+from logd.wire.frame import Frame, FrameDecoder, decode_message, encode_message
+from logd.wire.messages import (
+    REQUEST_BY_KIND,
+    RESPONSE_BY_KIND,
+    Credit,
+    Deliver,
+    ErrorResponse,
+    HelloRequest,
+    HelloResponse,
+    Kind,
+    Message,
+    SubscriptionEnded,
+    UnsubscribeRequest,
+)
+from logd_client.environment import Environment
+from logd_client.refusals import error_from_response
+from logd_client.transport import Stream, reason_of
+
+KIND_BY_REQUEST: Final[dict[type[Message], Kind]] = {
+    request: kind for kind, request in REQUEST_BY_KIND.items()
+}
+assert len(KIND_BY_REQUEST) == len(REQUEST_BY_KIND)
+
+CORRELATION_ID_MAX: Final = 2**32 - 1
+_SEND_BYTES: Final = 1024 * 1024
+"""What one send takes at most, unless a single frame is larger."""
+
+_UNANSWERED: Final = 0
+"""Correlation id of frames that want no answer."""
+
+R = TypeVar("R", bound=Message)
+
+
+@unique
+class Lane(Enum):
+    """Each kind of traffic has a connection of its own, so that a full one holds up no other."""
+
+    CONTROL = "control"
+    PRODUCE = "produce"
+    CONSUME = "consume"
+
+
+class Answer(NamedTuple):
+    """A response that is not an error."""
+
+    message: Message
+    body: Buffer
+
+
+Completion = Callable[[Answer | LogdError], None]
+
+
+class SubscriptionSink(Protocol):
+    """Takes what a broker pushes for one subscription.  Called in the reader's task."""
+
+    def on_delivered(self, message: Deliver, body: Buffer) -> None: ...
+
+    def on_ended(self, message: SubscriptionEnded, error: LogdError) -> None: ...
+
+    def on_connection_lost(self, connection: Connection, error: LogdError) -> None: ...
+
+
+class _Pending(NamedTuple):
+    kind: Kind
+    on_done: Completion
+
+
+class Connection:
+    """A connection after its TCP handshake.  ``run`` must be running for it to do anything."""
+
+    def __init__(
+        self, stream: Stream, address: HostPort, lane: Lane, environment: Environment
+    ) -> None:
+        self.address = address
+        self.lane = lane
+        self.node: NodeId | None = None
+        """Known after ``say_hello``."""
+        self.last_received_at = environment.clock()
+        self._clock = environment.clock
+        self._stream = stream
+        self._decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
+        self._first_bytes = b""
+        self._pending: dict[int, _Pending] = {}
+        self._last_correlation_id = 0
+        self._last_sent_id = 0
+        """Frames with correlation ids up to here were handed to the network, in full or part."""
+        self._queue: list[tuple[int, Buffer]] = []
+        self._wake_writer = anyio.Event()
+        self._sinks: dict[int, SubscriptionSink] = {}
+        self._scope = anyio.CancelScope()
+        self._error: LogdError | None = None
+
+    @property
+    def name(self) -> str:
+        node = "" if self.node is None else f"node {self.node} at "
+        return f"{node}{self.address}"
+
+    @property
+    def is_open(self) -> bool:
+        return self._error is None
+
+    # --- requests -----------------------------------------------------------------------
+
+    def submit(self, message: Message, on_done: Completion, body: Buffer = b"") -> None:
+        """Queue a request; ``on_done`` gets its answer or error, once, in the reader's task.
+
+        Raises:
+            ConnectionFailedError: the connection has ended; ``on_done`` is not called.
+        """
+        if self._error is not None:
+            raise ConnectionFailedError(f"the connection to {self.name} has ended: {self._error}")
+        if self._last_correlation_id == CORRELATION_ID_MAX:
+            self.fail(ConnectionFailedError(f"{self.name}: every correlation id has been used"))
+            raise ConnectionFailedError(f"the connection to {self.name} is worn out")
+        kind = KIND_BY_REQUEST[type(message)]
+        correlation_id = self._last_correlation_id + 1
+        prefix = encode_message(kind, message, correlation_id, len(body))
+        self._last_correlation_id = correlation_id
+        self._pending[correlation_id] = _Pending(kind, on_done)
+        self._queue.append((correlation_id, prefix))
+        if body:
+            self._queue.append((correlation_id, body))
+        self._wake_writer.set()
+
+    def post_credit(self, credit: Credit) -> None:
+        """Queue the one message that is not answered.  Dropped if the connection has ended."""
+        if self._error is None:
+            self._queue.append((_UNANSWERED, encode_message(Kind.CREDIT, credit)))
+            self._wake_writer.set()
+
+    async def request(self, message: Message, expected: type[R], timeout_s: float) -> R:
+        """Send a request and wait for its answer.
+
+        Raises:
+            RequestTimeoutError: no answer in time.  If nothing at all has arrived meanwhile
+                the connection is given up, as its peer may be gone without a word.
+            ConnectionFailedError: the connection ended before or meanwhile.
+            LogdError: the broker's refusal.
+
+        Cancelled, the request may still be carried out.
+        """
+        waiter = _Waiter()
+        sent_at = self._clock()
+        self.submit(message, waiter.settle)
+        with anyio.move_on_after(timeout_s):
+            await waiter.settled.wait()
+        if waiter.outcome is None:
+            error = RequestTimeoutError(
+                f"{type(message).__name__}: no answer from {self.name} within {timeout_s:g} s"
+            )
+            self.fail_if_silent_since(sent_at, error)
+            raise error
+        if isinstance(waiter.outcome, LogdError):
+            raise waiter.outcome
+        assert isinstance(waiter.outcome.message, expected)
+        return waiter.outcome.message
+
+    async def say_hello(self, client: str, cluster_id: str | None, timeout_s: float) -> None:
+        """Do the handshake.
+
+        Raises:
+            ProtocolError: what answers is not logd, or a broker of another cluster.
+            LogdError: refused, or no answer.
+        """
+        hello = HelloRequest(client=client, cluster_id=cluster_id)
+        response = await self.request(hello, HelloResponse, timeout_s)
+        if cluster_id is not None and response.cluster_id not in (None, cluster_id):
+            raise ProtocolError(
+                f"{self.address} belongs to cluster {response.cluster_id}, expected {cluster_id}"
+            )
+        self.node = NodeId(response.node_id)
+        self._decoder.frame_bytes_max = FRAME_BYTES_MAX
+
+    # --- subscriptions ------------------------------------------------------------------
+
+    def add_sink(self, subscription: int, sink: SubscriptionSink) -> None:
+        """Deliver what is pushed for ``subscription`` to ``sink``."""
+        assert self._sinks.get(subscription, sink) is sink
+        self._sinks[subscription] = sink
+
+    def remove_sink(self, subscription: int) -> None:
+        self._sinks.pop(subscription, None)
+
+    # --- life and death -----------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the connection until it ends; then everything under way has failed."""
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._read)
+                    tasks.start_soon(self._write)
+        finally:
+            self.fail(ConnectionLostError(f"the connection to {self.name} was closed"))
+            with anyio.CancelScope(shield=True):
+                await self._stream.aclose()
+
+    def close(self) -> None:
+        """End it, from this side."""
+        self.fail(ConnectionLostError(f"the connection to {self.name} was closed"))
+
+    def fail_if_silent_since(self, time: float, error: LogdError) -> None:
+        """Give the connection up if nothing has arrived since ``time``."""
+        if self.last_received_at <= time and self._error is None:
+            self.fail(ConnectionLostError(f"{self.name} is silent: {error}"))
+
+    def fail(self, error: LogdError) -> None:
+        """End the connection because of ``error``.  The first call counts."""
+        if self._error is not None:
+            return
+        self._error = error
+        self._scope.cancel()
+        pending, self._pending = self._pending, {}
+        for correlation_id, request in pending.items():
+            request.on_done(self._fate(correlation_id, error))
+        sinks, self._sinks = self._sinks, {}
+        for sink in sinks.values():
+            sink.on_connection_lost(self, error)
+
+    def _fate(self, correlation_id: int, error: LogdError) -> LogdError:
+        if isinstance(error, ProtocolError):
+            fate: LogdError = ProtocolError(str(error))
+            fate.may_have_applied = correlation_id <= self._last_sent_id
+            return fate
+        if correlation_id <= self._last_sent_id:
+            return ConnectionLostError(str(error))
+        return ConnectionFailedError(f"not sent: {error}")
+
+    # --- the two tasks ------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake_writer.wait()
+            self._wake_writer = anyio.Event()
+            while self._queue:
+                data = self._next_piece()
+                try:
+                    await self._stream.send(data)
+                except OSError as error:
+                    self.fail(ConnectionLostError(f"{self.name}: {reason_of(error)}"))
+                    return
+
+    def _next_piece(self) -> bytes:
+        """Everything that is queued, up to the size of one send."""
+        parts: list[Buffer] = []
+        size = 0
+        for correlation_id, part in self._queue:
+            if parts and size + len(part) > _SEND_BYTES:
+                break
+            parts.append(part)
+            size += len(part)
+            # Of a frame that is cut in two here, bytes leave: it counts as sent.
+            self._last_sent_id = max(self._last_sent_id, correlation_id)
+        del self._queue[: len(parts)]
+        return b"".join(parts)
+
+    async def _read(self) -> None:
+        try:
+            while data := await self._stream.receive(RECEIVE_BYTES):
+                self.last_received_at = self._clock()
+                if self.node is None and len(self._first_bytes) < 16:
+                    self._first_bytes += data[:16]
+                self._decoder.feed(data)
+                while (frame := self._decoder.next_frame()) is not None:
+                    self._on_frame(frame)
+        except OSError as error:
+            self.fail(ConnectionLostError(f"{self.name}: {reason_of(error)}"))
+        except (ProtocolError, FrameTooLargeError) as error:
+            self.fail(self._protocol_error(error))
+        else:
+            self.fail(self._end_of_stream())
+
+    def _protocol_error(self, error: LogdError) -> ProtocolError:
+        if self.node is None:
+            return ProtocolError(
+                f"{self.address} is not a logd broker: it answered {self._first_bytes[:16]!r}"
+            )
+        return ProtocolError(f"{self.name} broke the protocol: {error}")
+
+    def _end_of_stream(self) -> LogdError:
+        if self.node is None and not self._first_bytes:
+            return ConnectionLostError(f"{self.address} closed the connection without an answer")
+        if self.node is None:
+            return self._protocol_error(ProtocolError("the stream ended in the handshake"))
+        return ConnectionLostError(f"{self.name} closed the connection")
+
+    # --- frames -------------------------------------------------------------------------
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.is_push:
+            self._on_push(frame)
+            return
+        pending = self._pending.pop(frame.correlation_id, None)
+        if pending is None or not frame.is_response:
+            raise ProtocolError(
+                f"frame of kind {frame.kind} with correlation id {frame.correlation_id} "
+                "answers no request"
+            )
+        pending.on_done(self._outcome(frame, pending))
+
+    def _outcome(self, frame: Frame, pending: _Pending) -> Answer | LogdError:
+        try:
+            if frame.is_error:
+                refusal = decode_message(ErrorResponse, frame.header, ProtocolError)
+                return error_from_response(refusal, self.name)
+            if frame.kind != pending.kind:
+                raise ProtocolError(f"kind {frame.kind} answers a request of {pending.kind.name}")
+            cls = RESPONSE_BY_KIND[pending.kind]
+            return Answer(decode_message(cls, frame.header, ProtocolError), frame.body)
+        except ProtocolError as error:
+            self.fail(self._protocol_error(error))
+            error.may_have_applied = True
+            return error
+
+    def _on_push(self, frame: Frame) -> None:
+        if frame.kind == Kind.DELIVER:
+            deliver = decode_message(Deliver, frame.header, ProtocolError)
+            sink = self._sinks.get(deliver.subscription)
+            if sink is not None:
+                sink.on_delivered(deliver, frame.body)
+            else:
+                # Left behind by an unsubscribe that overtook its subscribe, or on its way.
+                self.submit(UnsubscribeRequest(subscription=deliver.subscription), _ignore)
+        elif frame.kind == Kind.SUBSCRIPTION_ENDED:
+            ended = decode_message(SubscriptionEnded, frame.header, ProtocolError)
+            sink = self._sinks.get(ended.subscription)
+            if sink is not None:
+                sink.on_ended(ended, error_from_response(ended.error, self.name))
+        else:
+            raise ProtocolError(f"pushed frame of unknown kind {frame.kind}")
+
+
+class _Waiter:
+    """One caller waiting for one answer."""
+
+    __slots__ = ("outcome", "settled")
+
+    def __init__(self) -> None:
+        self.outcome: Answer | LogdError | None = None
+        self.settled = anyio.Event()
+
+    def settle(self, outcome: Answer | LogdError) -> None:
+        self.outcome = outcome
+        self.settled.set()
+
+
+def _ignore(answer: Answer | LogdError) -> None:
+    """The answer changes nothing."""

@@ -1,0 +1,145 @@
+"""The fate of one batch, and what its records' callers get from it.
+
+All records of a batch share one outcome and one event, so that a record costs its caller
+two small objects, however long it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import anyio
+
+from logd.errors import LogdError
+from logd.wire.messages import Durability, ProduceResponse
+
+
+class Ack(NamedTuple):
+    """One record is committed."""
+
+    topic: str
+    partition: int
+    offset: int
+    append_time_ms: int
+    """When the leader appended it, in milliseconds since 1970-01-01T00:00Z."""
+    durability: Durability
+    """What "committed" meant: synced on a majority, or in memory on a majority."""
+
+
+@dataclass(frozen=True, slots=True)
+class AckRange:
+    """Consecutive records of one ``append_many`` are committed at consecutive offsets."""
+
+    topic: str
+    partition: int
+    base_offset: int
+    count: int
+    append_time_ms: int
+    durability: Durability
+
+
+class Delivery:
+    """One batch from the moment it is queued until it is acknowledged or failed."""
+
+    __slots__ = ("_event", "error", "partition", "response", "topic", "unawaited_count")
+
+    def __init__(self, topic: str, partition: int) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.response: ProduceResponse | None = None
+        self.error: LogdError | None = None
+        self.unawaited_count = 0
+        """Tickets that were given out and not awaited so far: a failure has no hearer yet."""
+        self._event: anyio.Event | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        return self.response is not None or self.error is not None
+
+    def succeed(self, response: ProduceResponse) -> None:
+        assert not self.is_settled
+        self.response = response
+        if self._event is not None:
+            self._event.set()
+
+    def fail(self, error: LogdError) -> None:
+        assert not self.is_settled
+        self.error = error
+        if self._event is not None:
+            self._event.set()
+
+    async def wait(self) -> None:
+        """Wait until it is settled.  Cancelling changes nothing about the batch."""
+        if self.is_settled:
+            return
+        if self._event is None:
+            self._event = anyio.Event()
+        await self._event.wait()
+
+    def ack(self, position: int) -> Ack:
+        """The acknowledgement of the record at ``position`` in the batch, or its error."""
+        response = self._outcome()
+        return Ack(
+            self.topic,
+            self.partition,
+            response.base_offset + position,
+            response.append_time_ms,
+            response.durability,
+        )
+
+    def ack_range(self, position: int, count: int) -> AckRange:
+        """The acknowledgement of ``count`` records from ``position`` on, or their error."""
+        response = self._outcome()
+        return AckRange(
+            self.topic,
+            self.partition,
+            response.base_offset + position,
+            count,
+            response.append_time_ms,
+            response.durability,
+        )
+
+    def _outcome(self) -> ProduceResponse:
+        if self.error is not None:
+            # Raised once per record: without this each raise would add to the traceback.
+            raise self.error.with_traceback(None)
+        assert self.response is not None
+        return self.response
+
+
+class Ticket:
+    """A record that was queued: ``await ticket`` gives its ``Ack`` or raises its error.
+
+    May be awaited any number of times, by several tasks.  Cancelling the wait does not
+    recall the record.
+    """
+
+    __slots__ = ("_delivery", "_is_counted", "_position")
+
+    def __init__(self, delivery: Delivery, position: int) -> None:
+        self._delivery = delivery
+        self._position = position
+        self._is_counted = False
+
+    def count_unawaited(self) -> Ticket:
+        """Count this ticket among the unawaited until it is awaited."""
+        self._is_counted = True
+        self._delivery.unawaited_count += 1
+        return self
+
+    @property
+    def is_done(self) -> bool:
+        """The record is acknowledged or has failed; awaiting does not wait."""
+        return self._delivery.is_settled
+
+    def __await__(self) -> Generator[object, object, Ack]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Ack:
+        if self._is_counted:
+            self._is_counted = False
+            self._delivery.unawaited_count -= 1
+        await self._delivery.wait()
+        return self._delivery.ack(self._position)

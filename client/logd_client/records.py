@@ -1,0 +1,95 @@
+"""What a consumer gets: records one by one, or the columns of a batch.
+
+A record is a named tuple, built in C from the columns; nothing is copied that decoding has
+not made already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import repeat, starmap
+from typing import NamedTuple
+
+from logd.record.batch import RecordBatch
+from logd.record.payload import RecordHeaders
+
+
+class Record(NamedTuple):
+    """One record as it was appended."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    """The producer's, in milliseconds since 1970-01-01T00:00Z."""
+    key: bytes | None
+    value: bytes | None
+    """None: a tombstone."""
+    headers: RecordHeaders
+
+
+class Batch:
+    """Consecutive records of one partition, as columns: one element per record in each."""
+
+    __slots__ = (
+        "append_time_ms",
+        "headers",
+        "keys",
+        "offsets",
+        "partition",
+        "timestamps_ms",
+        "topic",
+        "values",
+    )
+
+    def __init__(self, topic: str, partition: int, source: RecordBatch, first: int = 0) -> None:
+        """The records of ``source`` from row ``first`` on."""
+        assert 0 <= first < len(source)
+        self.topic = topic
+        self.partition = partition
+        self.append_time_ms = source.header.append_time_ms
+        """When the leader appended the batch, in milliseconds since 1970-01-01T00:00Z."""
+        self.offsets: Sequence[int] = source.offsets
+        self.timestamps_ms: Sequence[int] = source.timestamps_ms
+        self.keys: Sequence[bytes | None] = source.keys
+        self.values: Sequence[bytes | None] = source.values
+        self.headers: Sequence[RecordHeaders] = source.headers
+        if first:
+            self.drop_before(first)
+
+    def drop_before(self, row: int) -> None:
+        """Keep only the records from ``row`` on."""
+        self.offsets = self.offsets[row:]
+        self.timestamps_ms = self.timestamps_ms[row:]
+        self.keys = self.keys[row:]
+        self.values = self.values[row:]
+        self.headers = self.headers[row:]
+
+    @property
+    def base_offset(self) -> int:
+        """Offset of the first record."""
+        return self.offsets[0]
+
+    @property
+    def last_offset(self) -> int:
+        """Offset of the last record (inclusive)."""
+        return self.offsets[-1]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def records(self) -> Iterator[Record]:
+        """The same, record by record."""
+        return starmap(
+            Record,
+            zip(
+                repeat(self.topic),
+                repeat(self.partition),
+                self.offsets,
+                self.timestamps_ms,
+                self.keys,
+                self.values,
+                self.headers,
+                strict=False,
+            ),
+        )

@@ -1,0 +1,451 @@
+"""Finding the broker to talk to, and staying connected to it.
+
+One connection per broker and lane, opened when first wanted.  Which brokers there are, and
+who leads what, is learned from any of them; the bootstrap list is needed to meet the first
+one, and again if all that are known have gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+from logd.errors import (
+    ConnectionFailedError,
+    InvalidPartitionError,
+    LogdError,
+    NotLeaderError,
+    ProtocolError,
+    RequestTimeoutError,
+    RetriableError,
+    UnknownBrokerError,
+    UnknownTopicError,
+)
+from logd.types import GroupId, HostPort, NodeId
+from logd.wire.messages import Message, MetadataRequest, MetadataResponse, PartitionInfo, TopicInfo
+from logd_client.backoff import Backoff
+from logd_client.cluster import ClusterView
+from logd_client.connection import Connection, Lane
+from logd_client.environment import Environment
+from logd_client.transport import reason_of
+
+METADATA_TIMEOUT_S: Final = 2.0
+"""How long one broker is waited for before the next is asked: any of them can answer."""
+
+READ_TIMEOUT_S: Final = 5.0
+"""How long one attempt of a request that changes nothing may take, for the same reason."""
+
+FAILURES_BEFORE_DOUBTING_THE_TOPIC: Final = 5
+"""After so many in a row it is worth asking whether the topic still exists."""
+
+_LAGGING_ANSWERS_MAX: Final = 4
+"""So often a broker that says it knows no such partition may only be behind."""
+
+_STAGGER_S: Final = 0.25
+"""Head start of one bootstrap address before the next is tried beside it."""
+
+R = TypeVar("R", bound=Message)
+Target = Callable[[int], Awaitable[Connection]]
+"""The connection to try on the given attempt, counted from 0."""
+
+
+class Routing:
+    """The connections of one client, and what it knows of the cluster."""
+
+    def __init__(
+        self,
+        bootstrap: Sequence[HostPort],
+        environment: Environment,
+        tasks: TaskGroup,
+        *,
+        client_id: str,
+        connect_timeout_s: float,
+        request_timeout_s: float,
+    ) -> None:
+        self.view = ClusterView()
+        self.environment = environment
+        self.tasks = tasks
+        self.request_timeout_s = request_timeout_s
+        self._bootstrap = bootstrap
+        self._client_id = client_id
+        self._connect_timeout_s = connect_timeout_s
+        self._connections: dict[tuple[NodeId, Lane], Connection] = {}
+        self._opening: dict[tuple[NodeId, Lane], anyio.Lock] = {}
+        self._refreshing = anyio.Lock()
+        self._refreshes = 0
+        self._topics_of_interest: dict[str, None] = {}
+        self._last_subscription = 0
+        self.on_close: dict[object, Callable[[], None]] = {}
+        """What has to end with the client: open producers and consumers."""
+
+    def next_subscription(self) -> int:
+        """A subscription id that no connection of this client has used."""
+        self._last_subscription += 1
+        return self._last_subscription
+
+    def close(self) -> None:
+        """End everything that uses a connection, then all connections."""
+        for close in list(self.on_close.values()):
+            close()
+        for connection in list(self._connections.values()):
+            connection.close()
+
+    # --- meeting the cluster ------------------------------------------------------------
+
+    async def bootstrap(self) -> None:
+        """Meet one broker and learn about the cluster from it.
+
+        Raises:
+            ProtocolError: all that could be reached is not logd; says what was found.
+            ConnectionFailedError: nobody was reached; names each address and its reason.
+        """
+        failures: dict[HostPort, LogdError] = {}
+        addresses = list(self._bootstrap)
+        self.environment.rng.shuffle(addresses)
+        is_met = False
+
+        async def meet(address: HostPort, tried: anyio.Event) -> None:
+            nonlocal is_met
+            backoff = Backoff(self.environment.rng)
+            while not is_met:
+                try:
+                    await self._learn_from(await self._open(address, Lane.CONTROL, None))
+                    is_met = True
+                except LogdError as error:
+                    failures[address] = error
+                    tried.set()
+                    if not isinstance(error, RetriableError):
+                        return
+                    # A broker that is just starting: it will be able to answer soon.
+                    await anyio.sleep(backoff.next_delay_s())
+            race.cancel_scope.cancel()
+
+        with anyio.move_on_after(self._connect_timeout_s):
+            async with anyio.create_task_group() as race:
+                for address in addresses:
+                    tried = anyio.Event()
+                    race.start_soon(meet, address, tried)
+                    with anyio.move_on_after(_STAGGER_S):
+                        await tried.wait()
+        if not is_met:
+            raise self._unreachable(failures)
+
+    def _unreachable(self, failures: dict[HostPort, LogdError]) -> ConnectionFailedError:
+        limit = f"no answer within {self._connect_timeout_s:g} s"
+        reasons = [f"{address}: {failures.get(address, limit)}" for address in self._bootstrap]
+        text = f"cannot reach the cluster: {'; '.join(reasons)}"
+        found = [failures.get(address) for address in self._bootstrap]
+        if all(isinstance(error, ProtocolError) for error in found):
+            return ProtocolError(text)
+        return ConnectionFailedError(text)
+
+    # --- connections --------------------------------------------------------------------
+
+    async def connection(self, node: NodeId, lane: Lane) -> Connection:
+        """The connection to ``node``, opened if there is none.
+
+        Raises:
+            ConnectionFailedError: says which address could not be reached, and why.
+            UnknownBrokerError: no broker of that id is known.
+        """
+        key = (node, lane)
+        connection = self._connections.get(key)
+        if connection is not None and connection.is_open:
+            return connection
+        async with self._opening.setdefault(key, anyio.Lock()):
+            connection = self._connections.get(key)
+            if connection is not None and connection.is_open:
+                return connection
+            address = self.view.address(node)
+            if address is None:
+                raise UnknownBrokerError(f"no broker {node} in the cluster")
+            return await self._open(address, lane, node)
+
+    async def _open(self, address: HostPort, lane: Lane, node: NodeId | None) -> Connection:
+        deadline = self.environment.clock() + self._connect_timeout_s
+        stream = None
+        try:
+            with anyio.move_on_after(self._connect_timeout_s):
+                stream = await self.environment.transport.connect(address.host, address.port)
+        except OSError as error:
+            raise ConnectionFailedError(f"{address}: {reason_of(error)}") from error
+        if stream is None:
+            raise ConnectionFailedError(
+                f"{address}: not connected within {self._connect_timeout_s:g} s"
+            )
+        connection = Connection(stream, address, lane, self.environment)
+        self.tasks.start_soon(connection.run)
+        try:
+            await self._say_hello(connection, deadline)
+            if node is not None and connection.node != node:
+                raise ProtocolError(f"{address} is node {connection.node}, expected node {node}")
+        except BaseException:
+            connection.close()
+            raise
+        assert connection.node is not None
+        before = self._connections.get((connection.node, lane))
+        if before is not None and before.is_open:
+            connection.close()
+            return before
+        self._connections[connection.node, lane] = connection
+        return connection
+
+    async def _say_hello(self, connection: Connection, deadline: float) -> None:
+        left_s = max(deadline - self.environment.clock(), 0.001)
+        try:
+            await connection.say_hello(self._client_id, self.view.cluster_id, left_s)
+        except RequestTimeoutError as error:
+            raise ConnectionFailedError(
+                f"{connection.address} accepted the connection and answered nothing "
+                f"within {self._connect_timeout_s:g} s"
+            ) from error
+
+    async def any_connection(self, attempt: int) -> Connection:
+        """A control connection to whoever can be reached, another one on each attempt."""
+        nodes = sorted(self.view.nodes(), key=lambda node: not self._is_connected(node))
+        if not nodes:
+            return await self._open(
+                self._bootstrap[attempt % len(self._bootstrap)], Lane.CONTROL, None
+            )
+        return await self.connection(nodes[attempt % len(nodes)], Lane.CONTROL)
+
+    async def leader_connection(self, group: GroupId, lane: Lane, attempt: int) -> Connection:
+        """The connection to the leader of ``group``, or to a replica that may know it.
+
+        Raises:
+            NotLeaderError: nothing is known of the group.
+            ConnectionFailedError: that broker cannot be reached.
+        """
+        node = self.view.likely_leader(group, attempt)
+        if node is None:
+            raise NotLeaderError(f"no leader of group {group} is known")
+        try:
+            return await self.connection(node, lane)
+        except UnknownBrokerError as error:
+            raise NotLeaderError(f"group {group}: {error}") from error
+
+    # --- metadata -----------------------------------------------------------------------
+
+    async def refresh(self, suspect: NodeId | None = None) -> None:
+        """Learn anew who is there and who leads; ``suspect`` is asked last.
+
+        Calls made while one is under way share its result.
+
+        Raises:
+            ConnectionFailedError: nobody answered.
+        """
+        seen = self._refreshes
+        async with self._refreshing:
+            if self._refreshes == seen:
+                await self._refresh(suspect)
+                self._refreshes += 1
+
+    async def _refresh(self, suspect: NodeId | None) -> None:
+        failures: list[str] = []
+        for connect in self._sources(suspect):
+            try:
+                with anyio.fail_after(METADATA_TIMEOUT_S):
+                    await self._learn_from(await connect())
+            except TimeoutError:
+                failures.append(f"no answer within {METADATA_TIMEOUT_S:g} s")
+            except LogdError as error:
+                failures.append(str(error))
+            else:
+                return
+        raise ConnectionFailedError(f"no broker answers: {'; '.join(failures)}")
+
+    def _sources(self, suspect: NodeId | None) -> list[Callable[[], Awaitable[Connection]]]:
+        """Whom to ask: those we are connected to, other known brokers, the bootstrap list."""
+
+        def known(node: NodeId) -> Callable[[], Awaitable[Connection]]:
+            return lambda: self.connection(node, Lane.CONTROL)
+
+        def listed(address: HostPort) -> Callable[[], Awaitable[Connection]]:
+            return lambda: self._open(address, Lane.CONTROL, None)
+
+        nodes = self.view.nodes()
+        self.environment.rng.shuffle(nodes)
+        nodes.sort(key=lambda node: (node == suspect, not self._is_connected(node)))
+        addresses = [self.view.address(node) for node in nodes]
+        others = [address for address in self._bootstrap if address not in addresses]
+        return [known(node) for node in nodes] + [listed(address) for address in others]
+
+    def _is_connected(self, node: NodeId) -> bool:
+        connection = self._connections.get((node, Lane.CONTROL))
+        return connection is not None and connection.is_open
+
+    async def _learn_from(self, connection: Connection) -> None:
+        topics = list(self._topics_of_interest)
+        response = await connection.request(
+            MetadataRequest(topics=topics), MetadataResponse, self.request_timeout_s
+        )
+        self.view.learn(response)
+
+    async def topic(self, name: str) -> TopicInfo:
+        """Describe a topic, asking the cluster if it is not known here.
+
+        Raises:
+            UnknownTopicError: the cluster has no such topic.
+            ConnectionFailedError: nobody answered.
+        """
+        self._topics_of_interest[name] = None
+        known = self.view.topic(name)
+        return known if known is not None else await self.describe_topic(name)
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        """As ``topic``, but ask the cluster in any case."""
+        request = MetadataRequest(topics=[name])
+        response = await self.call(self.any_connection, request, MetadataResponse)
+        self.view.learn(response)
+        if name in response.unknown and self.view.controller is not None:
+            # That broker may not have heard of it yet; the controller has.
+            response = await self.call(self.controller_connection, request, MetadataResponse)
+            self.view.learn(response)
+        for topic in response.topics:
+            if topic.name == name:
+                return topic
+        self.view.forget_topic(name)
+        self._topics_of_interest.pop(name, None)
+        raise UnknownTopicError(f"no topic {name!r}")
+
+    async def look_again(
+        self, topic: str, group: GroupId, failures: int, suspect: NodeId | None = None
+    ) -> None:
+        """Learn anew who leads ``group``, and after some failures whether it still exists.
+
+        Raises:
+            UnknownTopicError: the topic was deleted, whether or not there is another of its
+                name now.
+            ConnectionFailedError: nobody answered.
+        """
+        if failures < FAILURES_BEFORE_DOUBTING_THE_TOPIC:
+            await self.refresh(suspect)
+            return
+        found = await self.describe_topic(topic)
+        if group not in [partition.group for partition in found.partitions]:
+            raise UnknownTopicError(f"topic {topic!r} was deleted and created again")
+
+    async def partition(self, topic: str, partition: int) -> PartitionInfo:
+        """One partition of a topic.
+
+        Raises:
+            UnknownTopicError, InvalidPartitionError: there is no such partition.
+        """
+        return partition_of(await self.topic(topic), partition)
+
+    async def controller_connection(self, attempt: int) -> Connection:
+        """The broker that creates topics; if it is not known, or after a failure, any: it
+        refuses with a hint."""
+        controller = self.view.controller
+        if controller is None or attempt % 2:
+            return await self.any_connection(attempt)
+        return await self.connection(controller, Lane.CONTROL)
+
+    # --- calls --------------------------------------------------------------------------
+
+    async def call(
+        self,
+        target: Target,
+        message: Message,
+        expected: type[R],
+        *,
+        changes_something: bool = False,
+        group: GroupId | None = None,
+        timeout_s: float | None = None,
+    ) -> R:
+        """Send a request where ``target`` says, again elsewhere if that may help.
+
+        Args:
+            target: picks the connection for each attempt.
+            changes_something: not repeated once an attempt may have taken effect.
+            group: whose leader is asked; None: the controller or any broker.
+
+        Raises:
+            LogdError: the refusal, or the last failure when time is up.
+        """
+        backoff = Backoff(self.environment.rng)
+        timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
+        deadline = self.environment.clock() + timeout_s
+        while True:
+            left_s = deadline - self.environment.clock()
+            suspect: NodeId | None = None
+            try:
+                connection = await target(backoff.failures)
+                suspect = connection.node
+                attempt_s = left_s if changes_something else min(left_s, READ_TIMEOUT_S)
+                return await connection.request(message, expected, max(attempt_s, 0.001))
+            except LogdError as error:
+                if not changes_something:
+                    error.may_have_applied = False
+                is_behind = (
+                    group is not None
+                    and isinstance(error, UnknownTopicError)
+                    and backoff.failures < _LAGGING_ANSWERS_MAX
+                )
+                if error.may_have_applied or not (error.retriable or is_behind):
+                    raise
+                delay_s = backoff.next_delay_s()
+                if self.environment.clock() + delay_s >= deadline:
+                    raise
+                has_hint = self._note_refusal(error, group)
+            if not (has_hint and backoff.failures == 1):
+                await anyio.sleep(delay_s)
+                await self._refresh_if_possible(suspect)
+
+    def _note_refusal(self, error: LogdError, group: GroupId | None) -> bool:
+        """Learn from a refusal; whether it named another broker to go to."""
+        if not isinstance(error, NotLeaderError):
+            return False
+        leader = None if error.leader is None else NodeId(error.leader)
+        if group is not None:
+            self.view.note_leader(group, leader)
+        elif leader is not None and self.view.address(leader) is not None:
+            self.view.controller = leader
+        return leader is not None
+
+    async def _refresh_if_possible(self, suspect: NodeId | None) -> None:
+        try:
+            await self.refresh(suspect)
+        except ConnectionFailedError:
+            return  # The next attempt will say what is wrong, in its own words.
+
+    async def call_leader(
+        self,
+        group: GroupId,
+        message: Message,
+        expected: type[R],
+        *,
+        changes_something: bool = False,
+        timeout_s: float | None = None,
+    ) -> R:
+        """``call`` for the leader of ``group``."""
+
+        async def target(attempt: int) -> Connection:
+            return await self.leader_connection(group, Lane.CONTROL, attempt)
+
+        return await self.call(
+            target,
+            message,
+            expected,
+            changes_something=changes_something,
+            group=group,
+            timeout_s=timeout_s,
+        )
+
+
+def partition_of(topic: TopicInfo, partition: int) -> PartitionInfo:
+    """Find a partition by number.
+
+    Raises:
+        InvalidPartitionError: names the valid range.
+    """
+    for candidate in topic.partitions:
+        if candidate.partition == partition:
+            return candidate
+    raise InvalidPartitionError(
+        f"topic {topic.name!r} has no partition {partition}, "
+        f"expected 0 to {len(topic.partitions) - 1}"
+    )

@@ -1,0 +1,315 @@
+"""The client for programs that block: the same verbs, without ``await``.
+
+    with connect("127.0.0.1:7171") as client, client.producer("orders") as producer:
+        ack = producer.append(b"value")
+
+An event loop runs in a thread of its own for as long as the client is open, and every call is
+handed to it, so that batching, retries and subscriptions go on between calls.  Objects may be
+used from several threads.  Arguments, results and errors are those of the asynchronous
+client; see there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from datetime import datetime
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeVar
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from logd.errors import UsageError
+from logd.wire.messages import (
+    DescribeBrokerResponse,
+    DescribePartitionResponse,
+    MetadataResponse,
+    OffsetsResponse,
+    TopicInfo,
+)
+from logd_client import client as asynchronous
+from logd_client.admin import Admin as AsyncAdmin
+from logd_client.consumer import Consumer as AsyncConsumer
+from logd_client.delivery import Ack, AckRange
+from logd_client.delivery import Ticket as AsyncTicket
+from logd_client.producer import Producer as AsyncProducer
+from logd_client.records import Batch, Record
+
+T = TypeVar("T")
+
+
+def connect(
+    bootstrap: str = asynchronous.BOOTSTRAP_DEFAULT,
+    *,
+    backend: str = "asyncio",
+    **options: Any,
+) -> Client:
+    """A blocking client; use as ``with connect(...) as client``.
+
+    Args:
+        bootstrap: ``HOST:PORT[,HOST:PORT...]``.
+        backend: which event loop runs in the thread, "asyncio" or "trio".
+        options: those of ``logd_client.connect``.
+
+    Raises:
+        UsageError: the bootstrap list cannot be read, or an option is out of range.
+    """
+    return Client(asynchronous.connect(bootstrap, **options), backend)
+
+
+class Client:
+    """See ``logd_client.Client``."""
+
+    def __init__(self, client: asynchronous.Client, backend: str) -> None:
+        self._client = client
+        self._backend = backend
+        self._stack = ExitStack()
+        self._portal: BlockingPortal | None = None
+
+    def __enter__(self) -> Client:
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_blocking_portal(self._backend))
+            stack.enter_context(portal.wrap_async_context_manager(self._client))
+            self._stack = stack.pop_all()
+        self._portal = portal
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return self._stack.__exit__(kind, error, traceback)
+
+    @property
+    def admin(self) -> Admin:
+        """Topics, brokers and partitions."""
+        return Admin(self._open_portal(), self._client.admin)
+
+    @property
+    def cluster_id(self) -> str:
+        return self._client.cluster_id
+
+    def producer(self, topic: str, **options: Any) -> Producer:
+        """Options are those of ``logd_client.Client.producer``."""
+        portal = self._open_portal()
+        return Producer(portal, portal.call(partial(self._client.producer, topic, **options)))
+
+    def consumer(self, topic: str, **options: Any) -> Consumer:
+        """Options are those of ``logd_client.Client.consumer``."""
+        portal = self._open_portal()
+        return Consumer(portal, portal.call(partial(self._client.consumer, topic, **options)))
+
+    def _open_portal(self) -> BlockingPortal:
+        if self._portal is None:
+            raise UsageError("the client is not open: use `with connect(...)`")
+        return self._portal
+
+
+class Admin:
+    """See ``logd_client.Admin``."""
+
+    def __init__(self, portal: BlockingPortal, admin: AsyncAdmin) -> None:
+        self._portal = portal
+        self._admin = admin
+
+    def create_topic(
+        self,
+        name: str,
+        *,
+        partitions: int = 1,
+        replicas: int | None = None,
+        config: Mapping[str, str] | None = None,
+    ) -> TopicInfo:
+        return self._portal.call(
+            partial(
+                self._admin.create_topic,
+                name,
+                partitions=partitions,
+                replicas=replicas,
+                config=config,
+            )
+        )
+
+    def delete_topic(self, name: str) -> None:
+        self._portal.call(self._admin.delete_topic, name)
+
+    def alter_topic(self, name: str, config: Mapping[str, str | None]) -> TopicInfo:
+        return self._portal.call(self._admin.alter_topic, name, config)
+
+    def list_topics(self) -> list[TopicInfo]:
+        return self._portal.call(self._admin.list_topics)
+
+    def describe_topic(self, name: str) -> TopicInfo:
+        return self._portal.call(self._admin.describe_topic, name)
+
+    def describe_cluster(self) -> MetadataResponse:
+        return self._portal.call(self._admin.describe_cluster)
+
+    def describe_broker(self, node: int) -> DescribeBrokerResponse:
+        return self._portal.call(self._admin.describe_broker, node)
+
+    def describe_partition(self, topic: str, partition: int) -> DescribePartitionResponse:
+        return self._portal.call(self._admin.describe_partition, topic, partition)
+
+    def transfer_leader(self, topic: str, partition: int, target: int | None = None) -> int:
+        return self._portal.call(self._admin.transfer_leader, topic, partition, target)
+
+    def offsets(self, topic: str, partition: int, *, at: datetime | None = None) -> OffsetsResponse:
+        return self._portal.call(partial(self._admin.offsets, topic, partition, at=at))
+
+
+class _Entered:
+    """Something whose asynchronous context is entered and left from another thread."""
+
+    def __init__(self, portal: BlockingPortal, context: AbstractContextManager[object]) -> None:
+        self._portal = portal
+        self._context = context
+
+    def _enter(self) -> None:
+        self._context.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        return self._context.__exit__(kind, error, traceback)
+
+
+class Producer(_Entered):
+    """See ``logd_client.Producer``."""
+
+    def __init__(self, portal: BlockingPortal, producer: AsyncProducer) -> None:
+        super().__init__(portal, portal.wrap_async_context_manager(producer))
+        self._producer = producer
+
+    def __enter__(self) -> Producer:
+        self._enter()
+        return self
+
+    def append(
+        self,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
+        partition: int | None = None,
+        expected_offset: int | None = None,
+    ) -> Ack:
+        return self._portal.call(
+            partial(
+                self._producer.append,
+                value,
+                key=key,
+                headers=headers,
+                timestamp_ms=timestamp_ms,
+                partition=partition,
+                expected_offset=expected_offset,
+            )
+        )
+
+    def append_nowait(
+        self,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
+        partition: int | None = None,
+    ) -> Ticket:
+        """The record is queued; ``ticket.result()`` waits for its acknowledgement."""
+
+        def queue() -> Ticket:
+            # Wrapped in the loop's thread: the portal awaits whatever awaitable it is handed.
+            ticket = self._producer.append_nowait(
+                value, key=key, headers=headers, timestamp_ms=timestamp_ms, partition=partition
+            )
+            return Ticket(self._portal, ticket)
+
+        return self._portal.call(queue)
+
+    def append_many(
+        self,
+        values: Sequence[bytes | None],
+        *,
+        key: bytes | None = None,
+        keys: Sequence[bytes | None] | None = None,
+        timestamp_ms: int | None = None,
+        partition: int | None = None,
+    ) -> tuple[AckRange, ...]:
+        return self._portal.call(
+            partial(
+                self._producer.append_many,
+                values,
+                key=key,
+                keys=keys,
+                timestamp_ms=timestamp_ms,
+                partition=partition,
+            )
+        )
+
+    def flush(self) -> None:
+        self._portal.call(self._producer.flush)
+
+
+class Ticket:
+    """See ``logd_client.Ticket``."""
+
+    def __init__(self, portal: BlockingPortal, ticket: AsyncTicket) -> None:
+        self._portal = portal
+        self._ticket = ticket
+
+    @property
+    def is_done(self) -> bool:
+        return self._ticket.is_done
+
+    def result(self) -> Ack:
+        """Wait for the acknowledgement, or raise the record's error."""
+        return self._portal.call(_await, self._ticket)
+
+
+async def _await(ticket: AsyncTicket) -> Ack:
+    return await ticket
+
+
+class Consumer(_Entered):
+    """See ``logd_client.Consumer``."""
+
+    def __init__(self, portal: BlockingPortal, consumer: AsyncConsumer) -> None:
+        super().__init__(portal, portal.wrap_async_context_manager(consumer))
+        self._consumer = consumer
+
+    def __enter__(self) -> Consumer:
+        self._enter()
+        return self
+
+    def __iter__(self) -> Iterator[Record]:
+        """Iterate over records.  Only whole batches cross between the threads."""
+        while True:
+            record = self._consumer.take_buffered()
+            if record is None:
+                record = self._portal.call(self._consumer.next_record)
+            if record is None:
+                return
+            yield record
+
+    def batches(self) -> Iterator[Batch]:
+        """Iterate over batches, as columns."""
+        while (batch := self._portal.call(self._consumer.next_batch)) is not None:
+            yield batch
+
+    def position(self, partition: int) -> int | None:
+        return self._portal.call(self._consumer.position, partition)
+
+    @property
+    def lag(self) -> int | None:
+        return self._portal.call(lambda: self._consumer.lag)
+
+    def close(self) -> None:
+        """End the subscriptions; iteration in progress, in another thread, stops."""
+        self._portal.call(self._consumer.aclose)

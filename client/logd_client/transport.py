@@ -1,0 +1,83 @@
+"""How bytes reach a broker: the client's only contact with a network.
+
+A transport is given to ``connect``, so that the same client runs over sockets, over TLS, or
+inside a simulated network.  It raises ``OSError`` and its subclasses, as the operating
+system would; anyio's own stream errors end in this file.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Protocol
+
+import anyio
+from anyio.abc import SocketAttribute
+
+
+class Stream(Protocol):
+    """One connection: two ordered streams of bytes, either of which may end at any time."""
+
+    async def receive(self, max_bytes: int) -> bytes:
+        """Wait for bytes; ``b""`` means that the peer has finished.  Raises ``OSError``."""
+
+    async def send(self, data: bytes) -> None:
+        """Hand all of ``data`` to the network, waiting while it is full.  Raises ``OSError``."""
+
+    async def aclose(self) -> None:
+        """Close at once; whatever waits on the stream gets an ``OSError``.  Idempotent."""
+
+
+class Transport(Protocol):
+    """Makes connections."""
+
+    async def connect(self, host: str, port: int) -> Stream:
+        """Connect, trying every address that ``host`` resolves to.  Raises ``OSError``."""
+
+
+class TcpTransport:
+    """Plain TCP, without Nagle's delay: the client coalesces its frames itself."""
+
+    async def connect(self, host: str, port: int) -> Stream:
+        stream = await anyio.connect_tcp(host, port)
+        raw_socket = stream.extra(SocketAttribute.raw_socket)
+        raw_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return _TcpStream(stream)
+
+
+class _TcpStream:
+    def __init__(self, stream: anyio.abc.SocketStream) -> None:
+        self._stream = stream
+
+    async def receive(self, max_bytes: int) -> bytes:
+        try:
+            return await self._stream.receive(max_bytes)
+        except anyio.EndOfStream:
+            return b""
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise _as_os_error(error) from error
+
+    async def send(self, data: bytes) -> None:
+        try:
+            await self._stream.send(data)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise _as_os_error(error) from error
+
+    async def aclose(self) -> None:
+        await anyio.aclose_forcefully(self._stream)
+
+
+def _as_os_error(error: Exception) -> OSError:
+    if isinstance(error.__cause__, OSError):
+        return error.__cause__
+    return ConnectionResetError("the connection was closed")
+
+
+def reason_of(error: OSError) -> str:
+    """What the operating system said, without the wrapping that a resolver or anyio adds."""
+    cause: BaseException = error
+    while cause.__cause__ is not None or isinstance(cause, BaseExceptionGroup):
+        inner = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause.__cause__
+        assert inner is not None
+        cause = inner
+    text = cause.strerror if isinstance(cause, OSError) else None
+    return text or str(cause) or type(cause).__name__

@@ -1,0 +1,125 @@
+"""Records are cut into batches by size, all of them, in order, the impossible ones apart."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from logd.errors import RecordTooLargeError, UsageError
+from logd.limits import HEADERS_PER_BATCH_MAX, RECORD_BYTES_MAX, RECORDS_PER_BATCH_MAX
+from logd.record.batch import decode_batch
+from logd.record.header import Codec
+from logd_client.accumulator import (
+    RECORD_OVERHEAD_BYTES,
+    OpenBatch,
+    Slices,
+    checked_headers,
+    record_bytes,
+)
+from logd_client.delivery import Delivery
+
+
+def open_batch() -> OpenBatch:
+    return OpenBatch(
+        Delivery("orders", 0), opened_at=0, deadline=1, values=[], keys=None, timestamps_ms=[]
+    )
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.integers(0, 300)), max_size=60),
+    st.integers(100, 2000),
+)
+@settings(max_examples=100)
+def test_slices_cover_every_record_once_in_order(
+    lengths: list[int | None], batch_bytes: int
+) -> None:
+    values = [None if length is None else bytes(length) for length in lengths]
+
+    bounds = list(Slices(values, None).bounds(batch_bytes))
+
+    positions = [position for start, end, _ in bounds for position in range(start, end)]
+    assert positions == list(range(len(values)))
+    for start, end, size in bounds:
+        payload = sum(len(value or b"") for value in values[start:end])
+        assert size == payload + (end - start) * RECORD_OVERHEAD_BYTES
+        assert size <= batch_bytes or end == start + 1
+
+
+def test_a_slice_never_has_more_records_than_a_batch_may() -> None:
+    values = [b""] * (RECORDS_PER_BATCH_MAX + 1)
+
+    bounds = list(Slices(values, None).bounds(2**31))
+
+    assert [end - start for start, end, _ in bounds] == [RECORDS_PER_BATCH_MAX, 1]
+
+
+def test_a_record_above_the_limit_stands_apart_from_its_neighbours() -> None:
+    values = [b"a", b"x" * (RECORD_BYTES_MAX + 1), b"b"]
+
+    slices = Slices(values, None)
+
+    assert slices.too_large == [(1, RECORD_BYTES_MAX + 1)]
+    assert [(start, end) for start, end, _ in slices.bounds(10_000)] == [(0, 1), (2, 3)]
+
+
+@pytest.mark.parametrize("keys", [b"key", [b"key"]])
+def test_a_key_counts_towards_the_limit_of_its_record(keys: bytes | list[bytes | None]) -> None:
+    fits, too_long = b"x" * (RECORD_BYTES_MAX - 3), b"x" * (RECORD_BYTES_MAX - 2)
+
+    assert Slices([fits], keys).too_large == []
+    assert Slices([too_long], keys).too_large == [(0, RECORD_BYTES_MAX + 1)]
+
+
+@pytest.mark.parametrize("values", [["text"], [1], [bytearray(b"x")], b"bytes", "text"])
+def test_values_that_are_not_bytes_are_refused(values: list[bytes]) -> None:
+    with pytest.raises(UsageError, match="bytes"):
+        Slices(values, None)
+
+
+def test_there_is_one_key_per_value() -> None:
+    with pytest.raises(UsageError, match="1 keys, 2 values"):
+        Slices([b"a", b"b"], [b"k"])
+
+
+def test_records_joined_one_by_one_come_out_as_they_went_in() -> None:
+    batch = open_batch()
+    headers = (("trace", b"1"),)
+
+    positions = [
+        batch.add(b"a", None, (), 10, 1),
+        batch.add(None, b"k", (), 11, 1),
+        batch.add(b"c", None, headers, 9, 1),
+    ]
+    decoded = decode_batch(batch.seal(Codec.NONE, producer_id=0, producer_epoch=0, base_sequence=0))
+
+    assert positions == [0, 1, 2]
+    assert list(decoded.values) == [b"a", None, b"c"]
+    assert list(decoded.keys) == [None, b"k", None]
+    assert list(decoded.headers) == [(), (), headers]
+    assert list(decoded.timestamps_ms) == [10, 11, 9]
+
+
+def test_a_batch_takes_records_up_to_its_size_and_none_when_closed() -> None:
+    batch = open_batch()
+    batch.add(b"x" * 60, None, (), 0, 60)
+
+    assert batch.takes(40, 0, batch_bytes=100)
+    assert not batch.takes(41, 0, batch_bytes=100)
+    assert not batch.takes(1, HEADERS_PER_BATCH_MAX + 1, batch_bytes=100)
+    batch.is_closed = True
+    assert not batch.takes(1, 0, batch_bytes=100)
+
+
+@pytest.mark.parametrize("headers", [[("name", "text")], [(b"name", b"x")], [("name",)], ["ab"]])
+def test_headers_are_pairs_of_a_name_and_bytes(headers: list[tuple[str, bytes]]) -> None:
+    with pytest.raises(UsageError, match="pair"):
+        checked_headers(headers)
+
+
+def test_key_value_and_headers_share_the_limit_of_a_record() -> None:
+    value = b"x" * (RECORD_BYTES_MAX - 4)
+
+    assert record_bytes(value, b"kk", 2) == RECORD_BYTES_MAX
+    with pytest.raises(RecordTooLargeError, match=str(RECORD_BYTES_MAX + 1)):
+        record_bytes(value, b"kk", 3)

@@ -1,0 +1,302 @@
+"""The small rules of the client: addresses, back-off, partitions, knowledge of the cluster,
+starts, options, refusals and the buffer."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta, timezone
+
+import anyio
+import pytest
+from xxhash import xxh3_64_intdigest
+
+from logd.errors import (
+    ERROR_BY_CODE,
+    NotLeaderError,
+    OffsetOutOfRangeError,
+    UnknownServerError,
+    UsageError,
+)
+from logd.types import GroupId, HostPort, NodeId
+from logd.wire.messages import (
+    BrokerInfo,
+    ErrorResponse,
+    MetadataResponse,
+    PartitionInfo,
+    TopicInfo,
+)
+from logd_client.backoff import BACKOFF_LIMIT_S, Backoff
+from logd_client.bootstrap import parse_bootstrap
+from logd_client.budget import ByteBudget
+from logd_client.cluster import ClusterView
+from logd_client.consumer import ConsumerOptions, start_of
+from logd_client.partitioner import RoundRobin, partition_for_key
+from logd_client.producer import ProducerOptions
+from logd_client.refusals import error_from_response
+
+# --- bootstrap list ---------------------------------------------------------------------
+
+
+def test_a_bootstrap_list_names_hosts_and_ports_each_once() -> None:
+    parsed = parse_bootstrap(" a.example:1, [::1]:65535,127.0.0.1:7171,a.example:1,")
+
+    assert parsed == (
+        HostPort("a.example", 1),
+        HostPort("::1", 65535),
+        HostPort("127.0.0.1", 7171),
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "host", "host:", ":7171", "host:0", "host:65536", "host:x", "::1:7171"]
+)
+def test_anything_else_is_refused_and_named(text: str) -> None:
+    with pytest.raises(UsageError, match="bootstrap"):
+        parse_bootstrap(text)
+
+
+# --- back-off ---------------------------------------------------------------------------
+
+
+def test_delays_are_drawn_below_a_bound_that_doubles_up_to_a_limit() -> None:
+    class Highest(random.Random):
+        def uniform(self, a: float, b: float) -> float:
+            return b
+
+    backoff = Backoff(Highest())
+
+    delays = [backoff.next_delay_s() for _ in range(40)]
+
+    assert delays[:4] == [0.02, 0.04, 0.08, 0.16]
+    assert delays[-1] == BACKOFF_LIMIT_S
+    backoff.reset()
+    assert backoff.next_delay_s() == 0.02
+
+
+# --- partitions -------------------------------------------------------------------------
+
+
+def test_a_key_always_goes_to_the_partition_of_its_hash() -> None:
+    assert partition_for_key(b"customer-1", 7) == xxh3_64_intdigest(b"customer-1") % 7
+
+
+def test_round_robin_passes_over_what_is_not_usable_unless_nothing_is() -> None:
+    turns = RoundRobin(4, 0)
+
+    usable = [turns.advance(lambda partition: partition != 2) for _ in range(4)]
+    unusable = [turns.advance(lambda _: False) for _ in range(2)]
+
+    assert usable == [1, 3, 0, 1]
+    assert unusable == [2, 3]
+
+
+# --- knowledge of the cluster -----------------------------------------------------------
+
+GROUP = GroupId(9)
+
+
+def metadata(leader: int | None, term: int, topic_id: int = 1) -> MetadataResponse:
+    partition = PartitionInfo(partition=0, group=9, replicas=[2, 1], leader=leader, term=term)
+    return MetadataResponse(
+        cluster_id="c",
+        controller=1,
+        brokers=[
+            BrokerInfo(node_id=1, host="a", port=1, alive=False),
+            BrokerInfo(node_id=2, host="b", port=2),
+        ],
+        topics=[TopicInfo(name="orders", topic_id=topic_id, partitions=[partition])],
+    )
+
+
+def test_an_answer_of_an_older_term_does_not_bring_back_an_old_leader() -> None:
+    view = ClusterView()
+    view.learn(metadata(leader=2, term=5))
+
+    view.learn(metadata(leader=1, term=4))
+
+    assert view.leader(GROUP) == NodeId(2)
+
+
+def test_a_hint_is_taken_at_once_and_overruled_by_the_next_answer() -> None:
+    view = ClusterView()
+    view.learn(metadata(leader=2, term=5))
+
+    view.note_leader(GROUP, NodeId(1))
+    hinted = view.leader(GROUP)
+    view.learn(metadata(leader=2, term=5))
+
+    assert (hinted, view.leader(GROUP)) == (1, 2)
+
+
+def test_a_hint_to_an_unknown_broker_only_says_who_does_not_lead() -> None:
+    view = ClusterView()
+    view.learn(metadata(leader=2, term=5))
+
+    view.note_leader(GROUP, NodeId(77))
+
+    assert view.leader(GROUP) is None
+
+
+def test_while_nobody_leads_the_replicas_are_asked_in_turn() -> None:
+    view = ClusterView()
+    view.learn(metadata(leader=None, term=5))
+
+    assert [view.likely_leader(GROUP, attempt) for attempt in range(3)] == [2, 1, 2]
+
+
+def test_brokers_believed_alive_come_first() -> None:
+    view = ClusterView()
+    view.learn(metadata(leader=2, term=1))
+
+    assert view.nodes() == [2, 1]
+
+
+def test_a_topic_created_again_is_not_replaced_by_news_of_the_deleted_one() -> None:
+    view = ClusterView()
+    view.learn(metadata(leader=2, term=1, topic_id=8))
+
+    view.learn(metadata(leader=1, term=9, topic_id=3))
+
+    known = view.topic("orders")
+    assert known is not None
+    assert known.topic_id == 8
+
+
+# --- starts and options -----------------------------------------------------------------
+
+
+def test_a_start_is_a_word_an_offset_or_a_point_in_time() -> None:
+    half_past = datetime(1970, 1, 1, 1, 30, tzinfo=timezone(timedelta(hours=1)))
+
+    assert start_of("earliest") == ("earliest", 0)
+    assert start_of("latest") == ("latest", 0)
+    assert start_of(12) == ("offset", 12)
+    assert start_of(half_past) == ("time", 30 * 60 * 1000)
+
+
+def test_a_time_between_two_milliseconds_starts_at_the_later() -> None:
+    assert start_of(datetime(1970, 1, 1, microsecond=1, tzinfo=UTC)) == ("time", 1)
+
+
+@pytest.mark.parametrize("start", [-1, "begin", True, 1.5, datetime(2026, 1, 1), None])
+def test_other_starts_are_refused(start: int) -> None:
+    with pytest.raises(UsageError, match="start"):
+        start_of(start)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"linger_ms": -1},
+        {"batch_bytes": 10},
+        {"batch_bytes": 2**30},
+        {"buffer_bytes": 1000},
+        {"delivery_timeout_ms": 0},
+        {"batches_in_flight": 0},
+        {"batches_in_flight": 17},
+        {"compression": "gzip"},
+    ],
+)
+def test_producer_options_out_of_range_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        ProducerOptions(**options)  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"credit_bytes": 1},
+        {"on_malformed": "ignore"},
+        {"partitions": []},
+        {"start": {}},
+        {"start": {0: 1}, "partitions": [0]},
+    ],
+)
+def test_consumer_options_out_of_range_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        ConsumerOptions(**options)  # type: ignore[arg-type]  # wrong on purpose
+
+
+# --- refusals ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", sorted(ERROR_BY_CODE))
+def test_every_wire_code_becomes_its_error_with_the_brokers_doubt(code: int) -> None:
+    error = error_from_response(
+        ErrorResponse(code=code, message="why", may_have_applied=True), "node 1"
+    )
+
+    assert type(error) is ERROR_BY_CODE[code]
+    assert error.may_have_applied
+    assert str(error) == "why (from node 1)"
+
+
+def test_details_reach_the_error() -> None:
+    hint = error_from_response(ErrorResponse(code=6, message="", details={"leader": 3}), "")
+    bounds = error_from_response(
+        ErrorResponse(code=30, message="", details={"log_start": 5, "log_end": 9}), ""
+    )
+
+    assert isinstance(hint, NotLeaderError)
+    assert hint.leader == 3
+    assert isinstance(bounds, OffsetOutOfRangeError)
+    assert (bounds.log_start, bounds.log_end) == (5, 9)
+
+
+def test_a_code_of_a_newer_broker_is_reported_with_its_number() -> None:
+    error = error_from_response(ErrorResponse(code=999, message="new"), "node 1")
+
+    assert isinstance(error, UnknownServerError)
+    assert "999" in str(error)
+    assert not error.may_have_applied
+
+
+# --- the buffer -------------------------------------------------------------------------
+
+
+def test_an_empty_buffer_takes_anything_and_a_full_one_nothing() -> None:
+    budget = ByteBudget(10)
+
+    assert budget.take_now(25)
+    assert not budget.take_now(1)
+    budget.give_back(25)
+    assert budget.take_now(10)
+
+
+@pytest.mark.anyio
+async def test_waiters_get_their_bytes_in_the_order_they_came(anyio_backend: object) -> None:
+    budget = ByteBudget(10)
+    budget.take_now(10)
+    order: list[str] = []
+
+    async def take(name: str, size: int) -> None:
+        await budget.take(size)
+        order.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        for name, size in (("large", 9), ("small", 1)):
+            tasks.start_soon(take, name, size)
+            await anyio.wait_all_tasks_blocked()
+        budget.give_back(1)
+        await anyio.wait_all_tasks_blocked()
+        before = list(order)
+        budget.give_back(9)
+
+    assert before == []
+    assert sorted(order) == ["large", "small"]
+    assert budget.used_bytes == 10
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_waiter_takes_nothing_and_lets_the_next_pass(
+    anyio_backend: object,
+) -> None:
+    budget = ByteBudget(10)
+    budget.take_now(5)
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.move_on_after(0):
+            await budget.take(9)
+        tasks.start_soon(budget.take, 5)
+
+    assert budget.used_bytes == 10

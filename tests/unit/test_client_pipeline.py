@@ -1,0 +1,530 @@
+"""One partition's batches are stored once, in order, whatever happens to single attempts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from logd.errors import (
+    ConnectionFailedError,
+    ConnectionLostError,
+    DeliveryTimeoutError,
+    InvalidBatchError,
+    LogdError,
+    NotLeaderError,
+    OutOfSequenceError,
+    OverloadedError,
+    UnexpectedOffsetError,
+)
+from logd.record.batch import decode_batch
+from logd.record.header import Codec, decode_header
+from logd.types import NO_PRODUCER, ProducerId
+from logd.wire.messages import ProduceResponse
+from logd_client.accumulator import OpenBatch
+from logd_client.delivery import Delivery
+from logd_client.pipeline import Pipeline, SealedBatch
+
+PRODUCER = ProducerId(7)
+DEADLINE = 100.0
+
+
+class Bench:
+    """A pipeline, what was put into it, and what it gave back of the buffer."""
+
+    def __init__(
+        self, *, producer_id: ProducerId = PRODUCER, in_flight: int = 5, linger_s: float = 0
+    ) -> None:
+        self.released = 0
+        self.deliveries: list[Delivery] = []
+        self.pipeline = Pipeline(
+            producer_id=producer_id,
+            codec=Codec.NONE,
+            linger_s=linger_s,
+            batches_in_flight=in_flight,
+            on_settled=self._release,
+        )
+
+    def _release(self, size: int) -> None:
+        self.released += size
+
+    def put(
+        self, *values: bytes, expected_offset: int | None = None, deadline: float = DEADLINE
+    ) -> Delivery:
+        delivery = Delivery("orders", 0)
+        self.deliveries.append(delivery)
+        self.pipeline.enqueue(
+            OpenBatch(
+                delivery,
+                opened_at=0,
+                deadline=deadline,
+                values=list(values),
+                keys=None,
+                timestamps_ms=1,
+                size_bytes=sum(map(len, values)),
+                is_closed=True,
+                expected_offset=expected_offset,
+            )
+        )
+        return delivery
+
+    def take_all(self, now: float = 1) -> list[SealedBatch]:
+        taken = []
+        while (batch := self.pipeline.take(now)) is not None:
+            taken.append(batch)
+        return taken
+
+    def refuse(self, batch: SealedBatch, error: LogdError) -> None:
+        self.pipeline.refuse(batch, batch.session, error)
+
+    def acknowledge(self, batch: SealedBatch, base_offset: int = 0) -> None:
+        end_offset = base_offset + batch.record_count
+        response = ProduceResponse(base_offset=base_offset, end_offset=end_offset, append_time_ms=5)
+        self.pipeline.acknowledge(batch, batch.session, response)
+
+
+def sequence_of(batch: SealedBatch) -> tuple[int, int]:
+    header = decode_header(batch.data)
+    return header.producer_epoch, header.base_sequence
+
+
+def gap(*, may_have_applied: bool = False) -> OutOfSequenceError:
+    error = OutOfSequenceError("a batch before it is missing")
+    error.may_have_applied = may_have_applied
+    return error
+
+
+def lost() -> ConnectionLostError:
+    return ConnectionLostError("reset by peer")
+
+
+# --- sending ----------------------------------------------------------------------------
+
+
+def test_batches_are_numbered_by_their_records_and_sent_in_order() -> None:
+    bench = Bench()
+    for values in ((b"a", b"b"), (b"c",), (b"d", b"e", b"f")):
+        bench.put(*values)
+
+    taken = bench.take_all()
+
+    assert [sequence_of(batch) for batch in taken] == [(0, 0), (0, 2), (0, 3)]
+
+
+def test_no_more_batches_are_in_flight_than_allowed() -> None:
+    bench = Bench(in_flight=2)
+    for _ in range(3):
+        bench.put(b"x")
+
+    first, _ = bench.take_all()
+    bench.acknowledge(first)
+
+    assert len(bench.take_all()) == 1
+
+
+def test_a_growing_batch_waits_for_its_linger_and_a_closed_one_does_not() -> None:
+    bench = Bench(linger_s=0.5)
+    bench.put(b"x")
+    closed = bench.take_all(now=0)
+    growing = OpenBatch(
+        Delivery("orders", 0), opened_at=0, deadline=9, values=[b"y"], keys=None, timestamps_ms=[1]
+    )
+    bench.pipeline.enqueue(growing)
+
+    early = bench.take_all(now=0.4)
+    late = bench.take_all(now=0.5)
+
+    assert (len(closed), len(early), len(late)) == (1, 0, 1)
+    assert bench.pipeline.growing() is None
+
+
+def test_an_acknowledged_batch_gives_each_record_its_offset_and_frees_its_bytes() -> None:
+    bench = Bench()
+    delivery = bench.put(b"aa", b"bb")
+
+    (batch,) = bench.take_all()
+    bench.acknowledge(batch, base_offset=40)
+
+    assert [delivery.ack(row).offset for row in (0, 1)] == [40, 41]
+    assert bench.released == 4
+    assert bench.pipeline.is_idle
+
+
+def test_a_record_that_cannot_be_sealed_fails_alone_and_takes_no_sequence() -> None:
+    bench = Bench()
+    broken = bench.put(b"x" * (1024 * 1024 + 1))
+    bench.put(b"fine")
+
+    taken = bench.take_all()
+
+    assert isinstance(broken.error, LogdError)
+    assert [sequence_of(batch) for batch in taken] == [(0, 0)]
+
+
+# --- retries ----------------------------------------------------------------------------
+
+
+def test_after_a_lost_connection_every_unresolved_batch_is_sent_again_unchanged() -> None:
+    bench = Bench()
+    for _ in range(3):
+        bench.put(b"x")
+    first = bench.take_all()
+    bytes_before = [batch.data for batch in first]
+
+    for batch in first:
+        bench.refuse(batch, lost())
+    assert bench.pipeline.needs_restart
+    assert bench.take_all() == []
+    bench.pipeline.restart()
+
+    assert [batch.data for batch in bench.take_all()] == bytes_before
+
+
+def test_nothing_is_sent_again_before_everything_in_flight_was_answered() -> None:
+    bench = Bench()
+    bench.put(b"a")
+    bench.put(b"b")
+    first, second = bench.take_all()
+
+    bench.refuse(first, OverloadedError("full"))
+    waits = bench.pipeline.needs_restart
+    bench.refuse(second, gap())
+
+    assert not waits
+    assert bench.pipeline.needs_restart
+
+
+def test_a_batch_refused_behind_a_failed_one_is_retried_not_reported() -> None:
+    bench = Bench()
+    bench.put(b"a")
+    second_delivery = bench.put(b"b")
+    first, second = bench.take_all()
+
+    bench.refuse(second, gap())
+    bench.refuse(first, NotLeaderError())
+    bench.pipeline.restart()
+
+    assert not second_delivery.is_settled
+    assert [sequence_of(batch) for batch in bench.take_all()] == [(0, 0), (0, 1)]
+
+
+def test_an_answer_of_an_abandoned_session_is_believed_only_if_it_is_a_success() -> None:
+    bench = Bench()
+    delivery = bench.put(b"a")
+    (batch,) = bench.take_all()
+    old_session = batch.session
+    bench.pipeline.abandon(lost())
+    bench.pipeline.restart()
+    (again,) = bench.take_all()
+
+    bench.pipeline.refuse(batch, old_session, InvalidBatchError("of the old attempt"))
+    refused = delivery.is_settled
+    response = ProduceResponse(base_offset=3, end_offset=4, append_time_ms=5)
+    bench.pipeline.acknowledge(batch, old_session, response)
+
+    assert again is batch
+    assert not refused
+    assert delivery.ack(0).offset == 3
+
+
+# --- final failures ---------------------------------------------------------------------
+
+
+def test_what_is_pipelined_behind_a_refused_batch_goes_on_in_the_next_epoch() -> None:
+    bench = Bench()
+    refused = bench.put(b"a")
+    bench.put(b"b", b"c")
+    bench.put(b"d")
+    first, second, third = bench.take_all()
+
+    bench.refuse(first, InvalidBatchError("no"))
+    bench.refuse(second, gap())
+    before_last_answer = bench.take_all()
+    bench.refuse(third, gap())
+
+    assert isinstance(refused.error, InvalidBatchError)
+    assert not refused.error.may_have_applied
+    assert before_last_answer == []
+    taken = bench.take_all()
+    assert [sequence_of(batch) for batch in taken] == [(1, 0), (1, 2)]
+    assert [decode_batch(batch.data).values for batch in taken] == [[b"b", b"c"], [b"d"]]
+
+
+def test_a_batch_in_doubt_behind_a_hole_is_settled_in_its_own_epoch_first() -> None:
+    bench = Bench()
+    bench.put(b"a", deadline=10)
+    second_delivery = bench.put(b"b")
+    first, second = bench.take_all()
+    bench.refuse(first, lost())
+    bench.refuse(second, lost())
+
+    bench.pipeline.expire(now=10)
+    bench.pipeline.restart()
+    (retried,) = bench.take_all()
+    settled_in = sequence_of(retried)
+    bench.acknowledge(retried, base_offset=8)
+    bench.put(b"c")
+
+    assert settled_in == (0, 1)
+    assert second_delivery.ack(0).offset == 8
+    assert [sequence_of(batch) for batch in bench.take_all()] == [(1, 0)]
+
+
+def test_a_batch_in_doubt_behind_a_hole_that_proves_absent_goes_to_the_next_epoch() -> None:
+    bench = Bench()
+    bench.put(b"a", deadline=10)
+    bench.put(b"b")
+    for batch in bench.take_all():
+        bench.refuse(batch, lost())
+
+    bench.pipeline.expire(now=10)
+    bench.pipeline.restart()
+    (retried,) = bench.take_all()
+    bench.refuse(retried, gap())
+
+    assert [sequence_of(batch) for batch in bench.take_all()] == [(1, 0)]
+
+
+def test_the_first_batch_out_of_sequence_is_reported_with_the_brokers_doubt() -> None:
+    bench = Bench()
+    delivery = bench.put(b"a")
+    (batch,) = bench.take_all()
+
+    bench.refuse(batch, gap(may_have_applied=True))
+
+    assert isinstance(delivery.error, OutOfSequenceError)
+    assert delivery.error.may_have_applied
+    assert bench.pipeline.epoch == 1
+
+
+def test_a_conditional_append_travels_alone() -> None:
+    bench = Bench()
+    bench.put(b"a")
+    conditional = bench.put(b"b", expected_offset=1)
+    bench.put(b"c")
+
+    (first,) = bench.take_all()
+    bench.acknowledge(first, base_offset=0)
+    (second,) = bench.take_all()
+    bench.refuse(second, UnexpectedOffsetError("data lies above", log_end=9))
+    (third,) = bench.take_all()
+
+    assert second.expected_offset == 1
+    assert isinstance(conditional.error, UnexpectedOffsetError)
+    assert conditional.error.log_end == 9
+    assert sequence_of(third) == (1, 0)
+
+
+# --- doubt ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "in_doubt"),
+    [
+        (None, True),  # still in flight
+        (lost(), True),
+        (ConnectionFailedError("not sent"), False),
+        (NotLeaderError(), False),
+    ],
+)
+def test_an_expired_batch_says_whether_it_may_be_stored(
+    error: LogdError | None, in_doubt: bool
+) -> None:
+    bench = Bench()
+    delivery = bench.put(b"a")
+    (batch,) = bench.take_all()
+    if error is not None:
+        bench.refuse(batch, error)
+
+    bench.pipeline.expire(now=DEADLINE)
+
+    assert isinstance(delivery.error, DeliveryTimeoutError)
+    assert delivery.error.may_have_applied is in_doubt
+    assert bench.released == 1
+
+
+def test_a_batch_never_sent_expires_without_a_doubt() -> None:
+    bench = Bench(in_flight=1)
+    bench.put(b"a")
+    waiting = bench.put(b"b")
+    bench.take_all()
+
+    bench.pipeline.expire(now=DEADLINE)
+
+    assert isinstance(waiting.error, DeliveryTimeoutError)
+    assert not waiting.error.may_have_applied
+
+
+def test_an_expired_delivery_says_what_stood_in_the_way() -> None:
+    bench = Bench()
+    delivery = bench.put(b"a")
+    (batch,) = bench.take_all()
+    bench.refuse(batch, OverloadedError("the disk is slow"))
+
+    bench.pipeline.expire(now=DEADLINE)
+
+    assert "the disk is slow" in str(delivery.error)
+
+
+def test_an_earlier_doubt_outlives_a_refusal_that_did_not_look_at_the_log() -> None:
+    bench = Bench()
+    delivery = bench.put(b"a")
+    (batch,) = bench.take_all()
+    bench.refuse(batch, lost())
+    bench.pipeline.restart()
+    (again,) = bench.take_all()
+
+    bench.refuse(again, InvalidBatchError("no"))
+
+    assert delivery.error is not None
+    assert delivery.error.may_have_applied
+
+
+def test_without_a_producer_id_what_may_be_stored_is_reported_not_retried() -> None:
+    bench = Bench(producer_id=NO_PRODUCER, in_flight=1)
+    doubtful, certain = bench.put(b"a"), bench.put(b"b")
+    (first,) = bench.take_all()
+
+    bench.refuse(first, lost())
+    (second,) = bench.take_all()
+    bench.refuse(second, NotLeaderError())
+
+    assert isinstance(doubtful.error, ConnectionLostError)
+    assert not certain.is_settled
+    assert bench.pipeline.needs_restart
+
+
+# --- everything together ----------------------------------------------------------------
+
+
+class Attempt(NamedTuple):
+    """A batch on its way to the leader, as the bytes were when they were sent."""
+
+    batch: SealedBatch
+    session: int
+    data: bytes
+
+
+class Leader:
+    """The rules by which a leader stores batches, and the log that they make."""
+
+    def __init__(self) -> None:
+        self.log: list[bytes] = []
+        self._epoch = -1
+        self._next_sequence = 0
+        self._stored: dict[tuple[int, int], int] = {}
+
+    def append(self, data: bytes) -> ProduceResponse:
+        header = decode_header(data)
+        place = (header.producer_epoch, header.base_sequence)
+        base_offset = self._stored.get(place)
+        if base_offset is None:
+            begins_epoch = header.producer_epoch > self._epoch and header.base_sequence == 0
+            follows = place == (self._epoch, self._next_sequence)
+            if not begins_epoch and not follows:
+                raise gap()
+            base_offset = len(self.log)
+            self.log += [value or b"" for value in decode_batch(data).values]
+            self._stored[place] = base_offset
+            self._epoch = header.producer_epoch
+            self._next_sequence = header.base_sequence + header.record_count
+        end_offset = base_offset + header.record_count
+        return ProduceResponse(base_offset=base_offset, end_offset=end_offset, append_time_ms=0)
+
+
+class History:
+    """One seed: a pipeline, a leader, and a connection that fails in every way it can."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.bench = Bench(in_flight=self.random.choice([1, 2, 5]))
+        self.leader = Leader()
+        self.now = 0.0
+        self.values: dict[Delivery, list[bytes]] = {}
+        self.on_the_way: list[Attempt] = []
+        self.loss = self.random.choice([0.0, 0.05, 0.3])
+        self.refusals = self.random.choice([0.0, 0.02])
+        self.expiry_s = self.random.choice([20.0, 200.0])
+
+    def run(self) -> None:
+        steps: list[Callable[[], None]] = [self.put, self.send, self.receive, self.receive]
+        for _ in range(300):
+            self.now += self.random.random()
+            self.random.choice(steps)()
+            self.tend()
+        self.loss = self.refusals = 0
+        for _ in range(200):
+            self.send()
+            self.receive()
+            self.tend()
+
+    def put(self) -> None:
+        number = len(self.values)
+        values = [b"%d.%d" % (number, row) for row in range(self.random.randint(1, 3))]
+        delivery = self.bench.put(*values, deadline=self.now + self.expiry_s)
+        self.values[delivery] = values
+
+    def send(self) -> None:
+        batch = self.bench.pipeline.take(self.now)
+        if batch is not None:
+            self.on_the_way.append(Attempt(batch, batch.session, batch.data))
+
+    def receive(self) -> None:
+        """The leader handles what is first on the connection, or the connection breaks."""
+        if self.on_the_way and self.random.random() < self.loss:
+            self.lose_connection()
+            return
+        if not self.on_the_way:
+            return
+        attempt = self.on_the_way.pop(0)
+        pipeline = self.bench.pipeline
+        try:
+            if self.random.random() < self.refusals:
+                raise self.random.choice([InvalidBatchError("no"), NotLeaderError()])
+            response = self.leader.append(attempt.data)
+        except LogdError as error:
+            pipeline.refuse(attempt.batch, attempt.session, error)
+        else:
+            pipeline.acknowledge(attempt.batch, attempt.session, response)
+
+    def lose_connection(self) -> None:
+        """The leader gets a part of what was sent; the client learns of none of it."""
+        arrived = self.random.randint(0, len(self.on_the_way))
+        lost_attempts, self.on_the_way = self.on_the_way, []
+        for attempt in lost_attempts[:arrived]:
+            try:
+                self.leader.append(attempt.data)
+            except OutOfSequenceError:
+                continue
+        for attempt in lost_attempts:
+            self.bench.pipeline.refuse(attempt.batch, attempt.session, lost())
+
+    def tend(self) -> None:
+        self.bench.pipeline.expire(self.now)
+        if self.bench.pipeline.needs_restart:
+            self.bench.pipeline.restart()
+
+    def check(self) -> None:
+        log = self.leader.log
+        assert len(log) == len(set(log)), "a record is stored twice"
+        numbers = [tuple(map(int, value.split(b"."))) for value in log]
+        assert numbers == sorted(numbers), "records overtook each other"
+        for delivery, values in self.values.items():
+            assert delivery.is_settled
+            if delivery.error is None:
+                offset = delivery.ack(0).offset
+                assert log[offset : offset + len(values)] == values
+            elif not delivery.error.may_have_applied:
+                assert not set(values) & set(log), f"stored in spite of {delivery.error!r}"
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_any_history_keeps_order_stores_once_and_reports_the_truth(seed: int) -> None:
+    history = History(seed)
+
+    history.run()
+
+    history.check()
+    assert history.bench.pipeline.is_idle
