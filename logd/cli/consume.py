@@ -154,8 +154,8 @@ def _check_offset(name: str, offset: int, extent: Extent) -> None:
 
     if not extent.log_start <= offset <= extent.commit_offset:
         raise OffsetOutOfRangeError(
-            f"offset {offset} is not in {name}, which holds offsets {extent.log_start} to "
-            f"{extent.commit_offset} (exclusive)",
+            f"offset {offset} is outside {name}: valid are {extent.log_start} to "
+            f"{extent.commit_offset}, where the next record goes",
             extent.log_start,
             extent.commit_offset,
         )
