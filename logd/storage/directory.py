@@ -29,6 +29,7 @@ from logd.errors import CorruptionError, ForeignDirectoryError, StorageError
 from logd.storage.file_header import META_MAGIC, FileHeader, LogIdentity
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
+    make_directory_durably,
     parent,
     read_payload_file,
     write_payload_file,
@@ -89,13 +90,13 @@ class DataDirectory:
         assert node_id >= 1
         path = path.rstrip("/") or "/"
         try:
-            _make_directory(files, path)
+            make_directory_durably(files, path)
             lock = files.lock(f"{path}/{LOCK_NAME}")
         except OSError as error:
             raise StorageError(f"cannot use data directory {path}: {error}") from error
         try:
             for name in (GROUPS_NAME, TRASH_NAME):
-                _make_directory(files, f"{path}/{name}")
+                make_directory_durably(files, f"{path}/{name}")
             directory_id, meta = _read_or_draw(files, path, node_id, draw_id)
             # A process that was killed here before may have left the names unsynced.
             files.sync_directory(path)
@@ -209,18 +210,6 @@ class DataDirectory:
         except OSError as error:
             raise StorageError(f"cannot write {self.path}/{META_NAME}: {error}") from error
         self._meta = meta
-
-
-def _make_directory(files: FileSystem, path: str) -> None:
-    """Make a directory durably: its name too, and those of the parents that were missing."""
-    missing = []
-    while not files.is_directory(path) and path != "/":
-        missing.append(path)
-        path = parent(path)
-    if missing:
-        files.make_directory(missing[0])
-    for each in reversed(missing):
-        files.sync_directory(parent(each))
 
 
 def _read_or_draw(

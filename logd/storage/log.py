@@ -49,7 +49,7 @@ from logd.storage.segment_index import (
     remove_indexes_durably,
 )
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, encode_mark, newest_mark
-from logd.storage.whole_file import parent
+from logd.storage.whole_file import make_directory_durably
 from logd.types import Buffer, FilePosition, Offset, Term
 
 __all__ = [
@@ -168,8 +168,7 @@ class Log:
             StorageError: it cannot be created.
         """
         try:
-            files.make_directory(directory)
-            files.sync_directory(parent(directory))
+            make_directory_durably(files, directory)
             assert not segment_bases(files, directory), f"there is a log in {directory}"
             # A log that begins later begins where something committed ends.
             create_segment(files, directory, identity, start_offset, prev_term, start_offset)
@@ -270,10 +269,9 @@ class Log:
     def needs_roll(self) -> bool:
         """Whether the active segment is full.  ``append`` never rolls by itself."""
         end = self._end
-        return (
-            end.position >= self._options.segment_bytes
-            or end.offset - self._active.base_offset > RELATIVE_OFFSET_MAX // 2
-        )
+        held = end.offset - self._active.base_offset
+        is_full = end.position >= self._options.segment_bytes
+        return held > 0 and (is_full or held > RELATIVE_OFFSET_MAX // 2)
 
     @property
     def _active(self) -> Segment:

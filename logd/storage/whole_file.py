@@ -76,6 +76,18 @@ def read_file(files: FileSystem, path: str) -> bytes:
         file.close()
 
 
+def make_directory_durably(files: FileSystem, path: str) -> None:
+    """Make a directory durably: its name too, and those of the parents that were missing."""
+    missing = []
+    while not files.is_directory(path) and path != "/":
+        missing.append(path)
+        path = parent(path)
+    if missing:
+        files.make_directory(missing[0])
+    for each in reversed(missing):
+        files.sync_directory(parent(each))
+
+
 def parent(path: str) -> str:
     """The directory that holds ``path``."""
     return path.rpartition("/")[0] or "/"

@@ -1,0 +1,520 @@
+"""After a crash a log holds what was promised, bit for bit, and nothing that is not intact.
+
+What lies above the synced mark is kept as far as it is whole and then cut.  What is missing
+or damaged below the mark is corruption: reported, left as it is, and no reason not to open.
+The last part cuts the power in the middle of everything, many times over.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from logd.errors import CorruptionError, LogdError, StorageFailedError
+from logd.limits import KIB, SEGMENT_HEADER_BYTES
+from logd.storage.hard_state import HardStateFile
+from logd.storage.log import Log, LogOptions, SyncedMark
+from logd.storage.synced_mark import SLOT_POSITIONS
+from logd.types import NodeId, Offset, Term
+from tests.sim.files import SimulatedFileSystem
+from tests.support.logs import (
+    DIRECTORY,
+    IDENTITY,
+    append_some,
+    batch_bytes,
+    make_batch,
+    read_all,
+)
+
+OPTIONS = LogOptions(segment_bytes=16 * KIB, index_interval_bytes=512, allocate_bytes=8 * KIB)
+FIRST = f"{DIRECTORY}/{0:020}.log"
+
+
+@pytest.fixture
+def disk() -> SimulatedFileSystem:
+    return SimulatedFileSystem(random.Random(1))
+
+
+@pytest.fixture
+def log(disk: SimulatedFileSystem) -> Log:
+    return Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+
+def reopen(disk: SimulatedFileSystem) -> Log:
+    disk.kill()
+    return Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+
+def position_of(log_batches: list[bytes], number: int) -> int:
+    return SEGMENT_HEADER_BYTES + sum(map(len, log_batches[:number]))
+
+
+# --- above the mark ---------------------------------------------------------------------
+
+
+def test_a_killed_process_loses_nothing_that_was_appended(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = append_some(log, 20, term=2)
+
+    log = reopen(disk)
+
+    assert read_all(log) == written
+    assert log.recovery.scanned_bytes == sum(map(len, written))
+    assert log.recovery.cut_bytes == 0
+
+
+def test_what_recovery_keeps_it_has_synced(disk: SimulatedFileSystem, log: Log) -> None:
+    written = append_some(log, 20, term=2)
+    log = reopen(disk)
+
+    assert log.mark == SyncedMark(Term(2), Offset(20), Offset(0))
+    disk.crash(random.Random(2))
+
+    assert read_all(reopen(disk)) == written
+
+
+def test_only_what_lies_behind_the_mark_is_scanned(disk: SimulatedFileSystem, log: Log) -> None:
+    append_some(log, 20)
+    log.sync(Offset(20))
+    log.sync_mark(Offset(20))
+    tail = append_some(log, 2)
+
+    log = reopen(disk)
+
+    assert log.recovery.scanned_bytes == sum(map(len, tail))
+
+
+def test_a_clean_close_leaves_nothing_to_scan(disk: SimulatedFileSystem, log: Log) -> None:
+    written = append_some(log, 20)
+    log.close()
+
+    log = reopen(disk)
+
+    assert log.recovery.scanned_bytes == 0
+    assert len(disk.content(FIRST)) == position_of(written, 20)
+
+
+@pytest.mark.parametrize("lost", ["half", "all", "flipped"])
+def test_a_torn_tail_is_cut_whatever_follows(
+    disk: SimulatedFileSystem, log: Log, lost: str
+) -> None:
+    written = append_some(log, 10)
+    position, end = position_of(written, 6), position_of(written, 7)
+    if lost == "flipped":
+        disk.flip(FIRST, end - 1)
+    else:
+        start = position if lost == "all" else (position + end) // 2
+        disk.overwrite(FIRST, start, bytes(end - start))
+
+    log = reopen(disk)
+
+    assert not log.recovery.is_damaged
+    assert read_all(log) == written[:6]
+    assert log.recovery.cut_bytes > 0
+    assert str(position) in (log.recovery.cut_reason or "")
+    assert len(disk.content(FIRST)) == position
+
+
+def test_what_was_cut_cannot_follow_on_from_what_is_appended_later(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = append_some(log, 10)
+    disk.flip(FIRST, position_of(written, 6))
+    log = reopen(disk)
+    written[6:] = append_some(log, 1)  # As long as the one that was cut.
+
+    log = reopen(disk)
+
+    assert read_all(log) == written[:7]
+
+
+def test_an_old_batch_that_does_not_follow_on_is_not_taken_for_the_next(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = append_some(log, 3, term=5)
+    for stale in (make_batch(7, term=5), make_batch(2, term=5), make_batch(3, term=4)):
+        disk.overwrite(FIRST, position_of(written, 3), batch_bytes(stale))
+
+        log = reopen(disk)
+
+        assert log.end_offset == 3
+        assert not log.recovery.is_damaged
+
+
+def test_a_segment_that_was_never_finished_is_removed(disk: SimulatedFileSystem, log: Log) -> None:
+    written = append_some(log, 3)
+    for name in (f"{3:020}.log.tmp", f"{3:020}.log.index"):
+        disk.open(f"{DIRECTORY}/{name}", create=True).pwritev([b"half"], 0)
+
+    log = reopen(disk)
+
+    assert read_all(log) == written
+    assert disk.list_directory(DIRECTORY) == [f"{0:020}.log"]
+
+
+def test_an_empty_newest_segment_is_where_the_log_goes_on(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = append_some(log, 3, term=4)
+    log.roll()
+
+    log = reopen(disk)
+    assert (log.end_offset, log.last_term, log.segment_bases) == (3, 4, (0, 3))
+
+    written += append_some(log, 1, term=4)
+    assert read_all(log) == written
+
+
+# --- below the mark ---------------------------------------------------------------------
+
+
+def marked_log(log: Log, count: int) -> list[bytes]:
+    """Batches that the mark covers."""
+    written = append_some(log, count, term=3)
+    log.sync(Offset(count))
+    log.sync_mark(Offset(count))
+    return written
+
+
+def assert_damaged(log: Log, readable: list[bytes]) -> None:
+    assert log.recovery.is_damaged
+    assert read_all(log) == readable
+    with pytest.raises(StorageFailedError, match="damaged"):
+        log.append([make_batch(log.end_offset, term=9)])
+    with pytest.raises(StorageFailedError, match="damaged"):
+        log.sync(Offset(0))
+
+
+def test_a_log_that_ends_below_its_mark_is_damaged_and_not_shortened_further(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = marked_log(log, 10)
+    disk.kill()
+    disk.open(FIRST).truncate(position_of(written, 7) + 5)
+    before = disk.content(FIRST)
+
+    log = reopen(disk)
+
+    assert_damaged(log, written[:7])
+    assert log.mark == SyncedMark(Term(3), Offset(10), Offset(10))
+    log.close()
+    assert disk.content(FIRST) == before
+
+
+def test_zeros_where_the_mark_promises_batches_are_damage(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = marked_log(log, 10)
+    disk.overwrite(FIRST, position_of(written, 9), bytes(len(written[9])))
+
+    assert_damaged(reopen(disk), written[:9])
+
+
+def test_rot_deep_below_the_mark_is_found_when_it_is_read(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = marked_log(log, 10)
+    disk.flip(FIRST, position_of(written, 5) - 1)
+
+    log = reopen(disk)
+
+    assert not log.recovery.is_damaged
+    with pytest.raises(CorruptionError, match=rf"position {position_of(written, 4)}"):
+        log.read(Offset(4), Offset(10), 1000, cached_only=False)
+    assert read_all(log, Offset(5)) == written[5:]
+
+
+def test_one_rotten_mark_slot_falls_back_to_the_other(disk: SimulatedFileSystem, log: Log) -> None:
+    written = marked_log(log, 10)
+
+    for position in SLOT_POSITIONS:
+        disk.flip(FIRST, position + 20)
+        log = reopen(disk)
+        assert not log.recovery.is_damaged
+        assert read_all(log) == written
+        append_some(log, 1, term=3)
+        log.sync(Offset(0))
+        log.sync_mark(Offset(0))
+        written = read_all(log)
+
+
+def test_a_lost_mark_is_reported_and_the_whole_segment_is_scanned(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = marked_log(log, 10)
+    for position in SLOT_POSITIONS:
+        disk.overwrite(FIRST, position, b"\xff" * 48)
+
+    log = reopen(disk)
+
+    assert log.recovery.mark_lost
+    assert log.mark is None
+    assert log.recovery.scanned_bytes == sum(map(len, written))
+    assert_damaged(log, written)
+
+
+def test_a_missing_segment_is_damage(disk: SimulatedFileSystem, log: Log) -> None:
+    for _ in range(3):
+        append_some(log, 5)
+        log.roll()
+    disk.kill()
+    disk.remove(f"{DIRECTORY}/{5:020}.log")
+
+    log = reopen(disk)
+
+    assert log.recovery.is_damaged
+    assert "the next segment begins at 10" in log.recovery.damage[0]
+    found = log.read(Offset(0), Offset(15), 10_000, cached_only=False)
+    assert found is not None
+    assert len(found) == 5
+    with pytest.raises(CorruptionError):
+        log.read(Offset(5), Offset(15), 10_000, cached_only=False)
+
+
+def test_a_sealed_segment_cut_short_is_damage(disk: SimulatedFileSystem, log: Log) -> None:
+    append_some(log, 5)
+    log.roll()
+    disk.kill()
+    file = disk.open(FIRST)
+    file.truncate(file.size() - 1)
+
+    assert reopen(disk).recovery.is_damaged
+
+
+def test_sealed_segments_are_not_scanned_however_many_there_are(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    for _ in range(20):
+        append_some(log, 5)
+        log.roll()
+    disk.kill()
+    operations: list[str] = []
+    disk.on_operation = lambda operation, path: operations.append(f"{operation} {path[-24:]}")
+
+    Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+    assert max(operations.count(f"read {base:020}.log") for base in range(0, 100, 5)) == 1
+
+
+# --- a failed sync, and a life after it -------------------------------------------------
+
+
+def test_what_an_earlier_life_failed_to_sync_is_durable_once_recovery_reports_it(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    # The cache shows what the disk does not have, and a plain sync would not write it.
+    for seed in range(20):
+        append_some(log, 5)
+
+        def fail(operation: str, _: str) -> None:
+            if operation == "sync":
+                raise OSError(5, "Input/output error")
+
+        disk.on_operation = fail
+        with pytest.raises(StorageFailedError):
+            log.sync(Offset(0))
+        disk.on_operation = None
+        log = reopen(disk)
+        reported = read_all(log)
+
+        disk.crash(random.Random(seed))
+
+        log = reopen(disk)
+        assert not log.recovery.is_damaged
+        assert read_all(log) == reported
+
+
+def test_a_segment_whose_name_was_not_synced_before_a_kill_does_not_vanish_later(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = append_some(log, 3)
+
+    def stop(operation: str, _: str) -> None:
+        if operation == "sync_directory":
+            raise EndOfLifeError
+
+    disk.on_operation = stop
+    with pytest.raises(EndOfLifeError):
+        log.roll()
+    disk.on_operation = None
+    log = reopen(disk)
+    assert log.segment_bases == (0, 3)
+    written += append_some(log, 2)
+    log.sync(Offset(0))
+
+    disk.crash(random.Random(1))  # Of a name that is not durable this keeps nothing.
+
+    assert read_all(reopen(disk)) == written
+
+
+# --- the power goes, anywhere -----------------------------------------------------------
+
+
+class EndOfLifeError(BaseException):
+    """The program ends here, by ``kill -9`` or because the power goes.
+
+    Not an ``Exception``: no handler may run, as none would.
+    """
+
+
+class Life:
+    """A log under a random workload, on a disk that is about to lose power.
+
+    Keeps the books: what was promised, and what else may legally be found.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(f"{seed}:workload")
+        self.disk = SimulatedFileSystem(random.Random(f"{seed}:disk"))
+        self.options = LogOptions(
+            segment_bytes=self.rng.choice((2, 8, 64)) * KIB,
+            index_interval_bytes=self.rng.choice((1, 300, 4096)),
+            allocate_bytes=self.rng.choice((1, 64)) * KIB,
+        )
+        self.is_faulty = self.rng.random() < 0.4
+        self.batches: list[bytes] = []  # Of one record each: the offset is the place.
+        self.also_legal: list[bytes] = []  # The end before a truncation that was cut off.
+        self.promised_end = 0
+        self.commit_offset = 0
+        self.term = 1
+        self.vote: tuple[int, int | None] = (0, None)
+        self.vote_in_doubt: tuple[int, int | None] = (0, None)
+        Log.create(self.disk, DIRECTORY, IDENTITY, self.options)
+        HardStateFile.create(self.disk, f"{DIRECTORY}/hard_state", IDENTITY)
+        self.disk.kill()
+
+    def run(self) -> None:
+        """Live until the power goes or the disk fails."""
+        self._end_after(self.rng.choice((4, 20, 80, 250)))
+        try:
+            self._open()
+            while True:
+                self._step()
+        except EndOfLifeError:
+            pass
+        except LogdError:
+            assert self.is_faulty
+        self.disk.on_operation = None
+        if self.rng.random() < 0.6:
+            self.disk.crash(self.rng)
+        else:
+            self.disk.kill()
+
+    def check(self) -> None:
+        """Open in peace and compare with the books."""
+        log = Log.open(self.disk, DIRECTORY, IDENTITY, self.options)
+        assert not log.recovery.is_damaged, log.recovery
+        found = read_all(log, bytes_max=self.rng.choice((1, 5000)))
+        assert len(found) >= self.promised_end
+        assert found[: self.promised_end] == self.batches[: self.promised_end]
+        for legal in (self.batches, self.also_legal):
+            if found == legal[: len(found)]:
+                break
+        else:
+            raise AssertionError("a batch was found that was never appended there")
+        assert log.mark is not None
+        assert log.mark.commit_offset <= self.commit_offset
+        hard_state = HardStateFile.open(self.disk, f"{DIRECTORY}/hard_state", IDENTITY)
+        assert hard_state.load() in (self.vote, self.vote_in_doubt)
+        self._note_opened(log, hard_state, found)
+        fresh = make_batch(log.end_offset, term=self.term, value=self._value())
+        log.append([fresh])
+        self.batches.append(batch_bytes(fresh))
+        self.disk.kill()
+
+    def _open(self) -> None:
+        self.log = Log.open(self.disk, DIRECTORY, IDENTITY, self.options)
+        self.hard_state = HardStateFile.open(self.disk, f"{DIRECTORY}/hard_state", IDENTITY)
+        self._note_opened(self.log, self.hard_state, read_all(self.log))
+
+    def _note_opened(self, log: Log, hard_state: HardStateFile, found: list[bytes]) -> None:
+        assert found[: self.promised_end] == self.batches[: self.promised_end]
+        self.batches = found
+        self.also_legal = []
+        self.promised_end = len(found)  # Recovery synced it.
+        self.term = max(self.term, log.last_term)
+        self.vote = self.vote_in_doubt = hard_state.load()
+
+    def _step(self) -> None:
+        choice = self.rng.random()
+        if choice < 0.5:
+            self._append()
+        elif choice < 0.75:
+            self.promised_end, _ = self.log.sync(self._committed())
+        elif choice < 0.8:
+            self.log.sync_mark(self._committed())
+        elif choice < 0.86:
+            self._truncate()
+        elif choice < 0.92:
+            self._vote()
+        elif choice < 0.95:
+            self.log.close()
+            self.disk.kill()
+            self._open()
+        if self.log.needs_roll:
+            self.log.roll()
+            self.promised_end = len(self.batches)
+
+    def _append(self) -> None:
+        self.term += self.rng.random() < 0.2
+        group = []
+        for _ in range(self.rng.randint(1, 4)):
+            group.append(make_batch(len(self.batches), term=self.term, value=self._value()))
+            self.batches.append(batch_bytes(group[-1]))
+        self.log.append(group)
+
+    def _value(self) -> bytes:
+        # Often of one length: what was cut off would then lie just where it could follow on.
+        return self.rng.randbytes(self.rng.choice((400, 400, 400, 30, 3000)))
+
+    def _truncate(self) -> None:
+        offset = self.rng.randint(self.commit_offset, len(self.batches))
+        self.also_legal = self.batches
+        self.batches = self.batches[:offset]
+        self.promised_end = min(self.promised_end, offset)
+        self.log.truncate(Offset(offset))
+        self.also_legal = []
+        self.term += 1
+
+    def _vote(self) -> None:
+        term = self.vote[0] + 1
+        self.vote_in_doubt = (term, self.rng.choice((None, 1, 2, 3)))
+        voted_for = self.vote_in_doubt[1]
+        self.hard_state.save(Term(term), None if voted_for is None else NodeId(voted_for))
+        self.vote = self.vote_in_doubt
+
+    def _committed(self) -> Offset:
+        self.commit_offset = self.rng.randint(self.commit_offset, self.promised_end)
+        return Offset(self.commit_offset)
+
+    def _end_after(self, changes_max: int) -> None:
+        """Let the life end after a number of changes to the disk, perhaps failing one before."""
+        left = self.rng.randint(1, changes_max)
+        fails = {"write": 0.02, "sync": 0.1, "sync_directory": 0.1} if self.is_faulty else {}
+
+        def before(operation: str, path: str) -> None:
+            nonlocal left
+            if operation in ("size", "read", "map", "open", "list"):
+                return
+            left -= 1
+            if left <= 0:
+                raise EndOfLifeError
+            if self.rng.random() < fails.get(operation, 0.0):
+                raise OSError(5, "Input/output error", path)
+
+        self.disk.on_operation = before
+
+
+@pytest.mark.parametrize("first", range(0, 300, 30))
+def test_nothing_promised_is_lost_and_nothing_else_is_found(first: int) -> None:
+    for seed in range(first, first + 30):
+        try:
+            life = Life(seed)
+            for _ in range(4):
+                life.run()
+                life.check()
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
