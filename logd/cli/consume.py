@@ -129,17 +129,13 @@ class Extent(NamedTuple):
 
 async def _extent(client: Client, topic: str, partition: int, replica: int | None) -> Extent:
     """Ask the leader, or the replica that shall be read."""
-    from logd.errors import InvalidPartitionError, NotAReplicaError
+    from logd.cli.session import require_partition
+    from logd.errors import NotAReplicaError
 
     if replica is None:
         offsets = await client.admin.offsets(topic, partition)
         return Extent(offsets.log_start, offsets.commit_offset, offsets.data_end)
-    info = await client.admin.describe_topic(topic)
-    if partition >= len(info.partitions):
-        raise InvalidPartitionError(
-            f"topic {topic!r} has partitions 0 to {len(info.partitions) - 1}, not {partition}"
-        )
-    known = info.partitions[partition]
+    known = await require_partition(client, topic, partition)
     for held in (await client.admin.describe_broker(replica)).replicas:
         if held.group == known.group:
             return Extent(held.log_start, held.commit_offset, held.commit_offset)

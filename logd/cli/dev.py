@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from logd.cli.display import print_json, say
+from logd.cli.exits import ExitCode
 from logd.cli.options import output_option
 from logd.config import PORT_MAX
 from logd.limits import METADATA_VOTERS_MAX
@@ -45,21 +46,27 @@ BROKERS_MAX: Final = METADATA_VOTERS_MAX
     help="First client port; the next brokers take the next ones.  Default: 7171.",
 )
 @output_option
-def dev(brokers: int | None, data_dir: Path, port: int | None, output: str) -> None:
+@click.pass_context
+def dev(
+    context: click.Context, brokers: int | None, data_dir: Path, port: int | None, output: str
+) -> None:
     """Run a local cluster in the foreground; Ctrl-C stops it."""
     from logd.cli.local_cluster import open_cluster, stopping
-
-    cluster = open_cluster(data_dir, broker_count=brokers, port=port, port_default=PORT_DEFAULT)
     from logd.cli.session import run_async
 
+    cluster = open_cluster(data_dir, broker_count=brokers, port=port, port_default=PORT_DEFAULT)
+
     with stopping(cluster):
-        run_async(_run, cluster, output)
+        is_stopped = run_async(_run, cluster, output)
+    if not is_stopped:
+        say("logd: no broker is left")
+        context.exit(ExitCode.FAILED)
     if output == "table":
         say("stopped")
 
 
-async def _run(cluster: LocalCluster, output: str) -> None:
-    """Run until a signal, or until no broker is left.
+async def _run(cluster: LocalCluster, output: str) -> bool:
+    """Run until a signal (True), or until no broker is left (False).
 
     Signals are caught before the first broker starts, so there is no moment at which
     Ctrl-C would leave one behind.
@@ -72,11 +79,13 @@ async def _run(cluster: LocalCluster, output: str) -> None:
 
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
+            signals_task = anyio.CancelScope()
 
             async def stop_on_signal() -> None:
-                async for _ in signals:
-                    tasks.cancel_scope.cancel()
-                    return
+                with signals_task:
+                    async for _ in signals:
+                        tasks.cancel_scope.cancel()
+                        return
 
             tasks.start_soon(stop_on_signal)
             cluster.start_all()
@@ -85,14 +94,19 @@ async def _run(cluster: LocalCluster, output: str) -> None:
             async with anyio.create_task_group() as watches:
                 for broker in cluster.brokers:
                     watches.start_soon(_report_end, cluster, broker.node_id)
-            tasks.cancel_scope.cancel()
+            signals_task.cancel()
+            return False
+    return True
 
 
 async def _report_end(cluster: LocalCluster, node_id: NodeId) -> None:
     import anyio
 
     status = await anyio.to_thread.run_sync(cluster.wait, node_id, abandon_on_cancel=True)
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+    if status < 0:
+        how = f"was killed by signal {-status}"
+    else:
+        how = f"ended with status {status}: {cluster.last_words(node_id)}"
     say(f"logd: broker {node_id} {how}; its log: {cluster.broker(node_id).log_path}")
 
 

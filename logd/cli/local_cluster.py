@@ -86,6 +86,7 @@ class LocalCluster:
         self.brokers = tuple(brokers)
         self._settings = tuple(settings)
         self._processes: dict[NodeId, subprocess.Popen[bytes]] = {}
+        self._log_starts: dict[NodeId, int] = {}
 
     @property
     def bootstrap(self) -> str:
@@ -114,6 +115,7 @@ class LocalCluster:
         broker = self.broker(node_id)
         broker.directory.mkdir(parents=True, exist_ok=True)
         with broker.log_path.open("ab") as log:
+            self._log_starts[node_id] = log.tell()
             process = subprocess.Popen(
                 self.command(broker),
                 stdin=subprocess.PIPE,
@@ -126,10 +128,23 @@ class LocalCluster:
         return process.pid
 
     def start_all(self) -> None:
-        """Start every broker that is not running."""
+        """Start every broker.
+
+        The addresses are looked at before anything is started on them: whoever answers there
+        would otherwise be taken for the brokers that were just started.
+
+        Raises:
+            StorageError: names the first address that is taken.
+        """
         for broker in self.brokers:
-            if not self.is_running(broker.node_id):
-                self.start(broker.node_id)
+            for address in (broker.address, broker.peer_address):
+                if not _is_free(address.port):
+                    raise StorageError(
+                        f"cannot start broker {broker.node_id}: {address} is in use "
+                        "(perhaps this cluster is running already)"
+                    )
+        for broker in self.brokers:
+            self.start(broker.node_id)
 
     def is_running(self, node_id: NodeId) -> bool:
         """Whether its process exists and has not ended."""
@@ -169,10 +184,10 @@ class LocalCluster:
         return killed
 
     def last_words(self, node_id: NodeId) -> str:
-        """Why a broker ended, as its log's last line has it."""
+        """Why a broker ended, as the last line of its log since its start has it."""
         path = self.broker(node_id).log_path
         with path.open("rb") as log:
-            log.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            log.seek(max(self._log_starts[node_id], path.stat().st_size - LOG_TAIL_BYTES))
             lines = log.read().decode("utf-8", "replace").splitlines()
         spoken = [line for line in lines if line.startswith("logd: ")] or lines
         return spoken[-1].removeprefix("logd: ") if spoken else f"see {path}"

@@ -11,7 +11,6 @@ the command ends with exit code 1.
 from __future__ import annotations
 
 import os
-import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -122,11 +121,13 @@ async def _produce(
     import anyio
 
     from logd.cli.appending import RECORDS_PER_CALL_MAX, AppendLane
-    from logd.cli.session import connected
+    from logd.cli.session import connected, require_partition
 
     summary = Summary()
     oversized_count = 0
     async with connected(bootstrap) as client:
+        if partition is not None:
+            await require_partition(client, topic, partition)
         with RecordProgress(f"produce {topic}") as progress:
 
             def count(acks: Sequence[AckRange], _: float) -> None:
@@ -184,10 +185,7 @@ async def _lines_of(name: str, cutter: LineCutter) -> AsyncIterator[list[bytes]]
 @contextmanager
 def _opened(name: str) -> Iterator[int]:
     if name == STANDARD_INPUT:
-        descriptor = sys.stdin.fileno()
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise click.UsageError("standard input is a directory")
-        yield descriptor
+        yield sys.stdin.fileno()
         return
     descriptor = os.open(name, os.O_RDONLY)
     try:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import anyio
 
 from logd.cli.overview import missing_brokers
-from logd.errors import UnavailableError
+from logd.errors import InvalidPartitionError, UnavailableError
 from logd_client import connect
 
 if TYPE_CHECKING:
-    from logd.wire.messages import MetadataResponse
+    from logd.wire.messages import MetadataResponse, PartitionInfo
     from logd_client import Client
 
 T = TypeVar("T")
@@ -62,3 +62,18 @@ async def wait_for_controller(client: Client) -> MetadataResponse:
         if anyio.current_time() >= deadline:
             raise UnavailableError(f"the cluster has no controller: {missing_brokers(metadata)}")
         await anyio.sleep(CONTROLLER_POLL_S)
+
+
+async def require_partition(client: Client, topic: str, partition: int) -> PartitionInfo:
+    """What the metadata knows of one partition.
+
+    Raises:
+        UnknownTopicError: there is no such topic.
+        InvalidPartitionError: the topic has no such partition.
+    """
+    info = await client.admin.describe_topic(topic)
+    if partition >= len(info.partitions):
+        raise InvalidPartitionError(
+            f"topic {topic!r} has partitions 0 to {len(info.partitions) - 1}, not {partition}"
+        )
+    return info.partitions[partition]
