@@ -54,15 +54,32 @@ def test_a_damaged_cluster_file_is_refused(tmp_path: Path, content: bytes) -> No
         open_cluster(tmp_path, broker_count=None, port=None)
 
 
-def test_free_ports_are_distinct_and_not_those_in_use() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-
-        ports = free_ports(20, random.Random(1), taken=[listener.getsockname()[1]])
+def test_free_ports_are_distinct() -> None:
+    ports = free_ports(20, random.Random(1))
 
     assert len(set(ports)) == 20
-    assert listener not in ports
+
+
+def test_a_port_in_use_is_not_chosen() -> None:
+    (port,) = free_ports(1, random.Random(1))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+
+        chosen = free_ports(1, random.Random(1))
+
+    assert chosen != [port]
+
+
+def test_a_cluster_is_not_started_on_ports_in_use(tmp_path: Path) -> None:
+    cluster = open_cluster(tmp_path / "c", broker_count=1, port=None)
+    address = cluster.brokers[0].peer_address
+    with socket.socket() as listener:
+        listener.bind((address.host, address.port))
+        listener.listen()
+
+        with pytest.raises(StorageError, match=f"cannot start broker 1: {address} is in use"):
+            cluster.start_all()
 
 
 def test_the_command_line_is_what_a_person_would_type(tmp_path: Path) -> None:
