@@ -204,17 +204,19 @@ def load_indexes(
     first = (0, SEGMENT_HEADER_BYTES)
     if found.offsets[0] != first or found.times[0][1:] != first:
         return None
-    for relative_offset, position in (
-        found.offsets[len(found.offsets) - 1],
-        found.times[len(found.times) - 1][1:],
-    ):
+    last_time_ms, *last_timed = found.times[len(found.times) - 1]
+    time_at_end = None
+    for relative_offset, position in (tuple(last_timed), found.offsets[len(found.offsets) - 1]):
         try:
             header = header_at(file, FilePosition(position), group)
         except CorruptionError:
             return None
         if header.base_offset != base_offset + relative_offset:
             return None
-    if found.times[len(found.times) - 1][0] > _last_time(found, file, group):
+        time_at_end = header.append_time_ms
+    # Else one of the files has lost its end: a batch with a row in one has one in the other,
+    # unless it is as old as the one before.
+    if time_at_end != last_time_ms:
         return None
     found.note_all_written()
     return found
@@ -235,11 +237,6 @@ def remove_indexes_durably(files: FileSystem, segment_path: str) -> None:
     if files.exists(segment_path + OFFSET_SUFFIX) or files.exists(segment_path + TIME_SUFFIX):
         remove_indexes(files, segment_path)
         files.sync_directory(parent(segment_path))
-
-
-def _last_time(found: SegmentIndexes, file: File, group: GroupId) -> int:
-    position = FilePosition(found.times[len(found.times) - 1][2])
-    return header_at(file, position, group).append_time_ms
 
 
 def _load_rows(files: FileSystem, path: str, row: struct.Struct, *, mapped: bool) -> Buffer | None:

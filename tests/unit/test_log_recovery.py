@@ -344,7 +344,7 @@ def test_a_segment_whose_name_was_not_synced_before_a_kill_does_not_vanish_later
     written += append_some(log, 2)
     log.sync(Offset(0))
 
-    disk.crash(random.Random(1))  # Of a name that is not durable this keeps nothing.
+    disk.crash(random.Random(2))  # Of names that are not durable this keeps none.
 
     assert read_all(reopen(disk)) == written
 

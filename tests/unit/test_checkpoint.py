@@ -1,0 +1,155 @@
+"""A checkpoint is there whole or not at all, and a damaged one is stepped over."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from logd.errors import ForeignDirectoryError, StorageFailedError
+from logd.storage.checkpoint import CHECKPOINTS_KEPT, CheckpointStore
+from logd.storage.file_header import LogIdentity
+from logd.types import GroupId, Offset
+from tests.sim.files import SimulatedFileSystem
+from tests.support.logs import IDENTITY
+
+
+@pytest.fixture
+def disk() -> SimulatedFileSystem:
+    disk = SimulatedFileSystem(random.Random(1))
+    disk.make_directory("/data")
+    disk.sync_directory("/")
+    return disk
+
+
+@pytest.fixture
+def store(disk: SimulatedFileSystem) -> CheckpointStore:
+    return CheckpointStore(disk, "/data", IDENTITY)
+
+
+def test_there_is_none_at_first(store: CheckpointStore, disk: SimulatedFileSystem) -> None:
+    assert store.load() is None
+    assert CheckpointStore(disk, "/data/missing", IDENTITY).load() is None
+
+
+def test_the_newest_is_loaded_and_two_are_kept(
+    store: CheckpointStore, disk: SimulatedFileSystem
+) -> None:
+    for offset in (5, 90, 100):
+        store.save(Offset(offset), f"state at {offset}".encode())
+
+    assert store.load() == (100, b"state at 100")
+    assert len(disk.list_directory("/data")) == CHECKPOINTS_KEPT
+
+
+def test_one_above_what_the_caller_may_use_is_passed_over(store: CheckpointStore) -> None:
+    store.save(Offset(90), b"older")
+    store.save(Offset(100), b"newer")
+
+    assert store.load(at_most=Offset(100)) == (100, b"newer")
+    assert store.load(at_most=Offset(99)) == (90, b"older")
+    assert store.load(at_most=Offset(89)) is None
+
+
+def test_an_empty_state_is_a_state(store: CheckpointStore) -> None:
+    store.save(Offset(0), b"")
+
+    assert store.load() == (0, b"")
+
+
+def test_a_damaged_one_is_stepped_over_and_named(
+    store: CheckpointStore, disk: SimulatedFileSystem
+) -> None:
+    store.save(Offset(90), b"older")
+    store.save(Offset(100), b"newer")
+    newest = f"/data/checkpoint-{100:020}"
+    for position in range(len(disk.content(newest))):
+        disk.flip(newest, position, position % 8)
+
+        assert store.load() == (90, b"older")
+        assert newest in store.damaged[0]
+
+        disk.flip(newest, position, position % 8)
+    assert store.load() == (100, b"newer")
+    assert store.damaged == ()
+
+
+def test_one_that_was_cut_short_is_stepped_over(
+    store: CheckpointStore, disk: SimulatedFileSystem
+) -> None:
+    store.save(Offset(90), b"older")
+    store.save(Offset(100), b"newer")
+    newest = f"/data/checkpoint-{100:020}"
+    for size in range(len(disk.content(newest)) - 1, -1, -20):
+        disk.open(newest).truncate(size)
+
+        assert store.load() == (90, b"older")
+
+
+def test_a_power_cut_while_saving_leaves_the_one_before_or_the_new_one(
+    store: CheckpointStore, disk: SimulatedFileSystem
+) -> None:
+    store.save(Offset(90), b"older")
+    seen: set[int] = set()
+    for stop_at in ("create", "write", "sync", "rename", "sync_directory", "remove"):
+        for seed in range(10):
+
+            def stop(operation: str, _: str, stop_at: str = stop_at) -> None:
+                if operation == stop_at:
+                    raise KeyboardInterrupt
+
+            disk.on_operation = stop
+            try:
+                store.save(Offset(100), b"newer")
+            except KeyboardInterrupt:
+                pass
+            finally:
+                disk.on_operation = None
+            disk.crash(random.Random(seed))
+
+            found = store.load()
+            assert found in ((90, b"older"), (100, b"newer"))
+            seen.add(found[0])
+            store.remove_above(Offset(90))
+
+    assert seen == {90, 100}
+
+
+def test_what_was_saved_survives_a_power_cut(
+    store: CheckpointStore, disk: SimulatedFileSystem
+) -> None:
+    for seed in range(20):
+        store.save(Offset(seed), b"state")
+
+        disk.crash(random.Random(seed))
+
+        assert store.load() == (seed, b"state")
+
+
+def test_a_failed_save_leaves_the_one_before(
+    store: CheckpointStore, disk: SimulatedFileSystem
+) -> None:
+    store.save(Offset(90), b"older")
+    disk.capacity_bytes = disk.used_bytes() + 10
+
+    with pytest.raises(StorageFailedError, match="No space left"):
+        store.save(Offset(100), b"newer")
+
+    assert store.load() == (90, b"older")
+
+
+def test_those_above_a_truncation_are_removed(store: CheckpointStore) -> None:
+    store.save(Offset(90), b"older")
+    store.save(Offset(100), b"newer")
+
+    store.remove_above(Offset(95))
+
+    assert store.load() == (90, b"older")
+
+
+def test_one_of_another_group_is_refused(store: CheckpointStore, disk: SimulatedFileSystem) -> None:
+    store.save(Offset(90), b"state")
+    other = LogIdentity(IDENTITY.directory, IDENTITY.node, GroupId(8))
+
+    with pytest.raises(ForeignDirectoryError, match="group 7"):
+        CheckpointStore(disk, "/data", other).load()

@@ -1,0 +1,233 @@
+"""A data directory belongs to one node and one cluster, and to one process at a time."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from xxhash import xxh3_64_intdigest
+
+from logd.errors import (
+    CorruptionError,
+    DirectoryLockedError,
+    ForeignDirectoryError,
+    NewerFormatError,
+    StorageError,
+)
+from logd.runtime.files import RealFileSystem
+from logd.storage.directory import DataDirectory
+from logd.types import GroupId, NodeId
+from tests.sim.files import SimulatedFileSystem
+
+NODE = NodeId(1)
+
+
+@pytest.fixture
+def disk() -> SimulatedFileSystem:
+    return SimulatedFileSystem(random.Random(1), pid=4711)
+
+
+def draw_from(*ids: str) -> Callable[[], str]:
+    return iter(ids).__next__
+
+
+def open_directory(disk: SimulatedFileSystem, *ids: str, node: NodeId = NODE) -> DataDirectory:
+    return DataDirectory.open(disk, "/var/lib/logd", node, draw_from(*ids))
+
+
+def test_a_new_directory_is_drawn_an_id_once(disk: SimulatedFileSystem) -> None:
+    directory = open_directory(disk, "first")
+    assert directory.directory_id == "first"
+    directory.close()
+
+    assert open_directory(disk).directory_id == "first"
+
+
+def test_whose_it_is_survives_a_power_cut(disk: SimulatedFileSystem) -> None:
+    open_directory(disk, "first").set_cluster_id("c1")
+
+    disk.crash(random.Random(1))
+
+    directory = open_directory(disk)
+    assert (directory.directory_id, directory.cluster_id, directory.node_id) == ("first", "c1", 1)
+
+
+def test_the_cluster_is_learned_later_and_kept(disk: SimulatedFileSystem) -> None:
+    directory = open_directory(disk, "first")
+    assert directory.cluster_id is None
+    assert directory.members is None
+
+    directory.form({2: "second", 1: "first"})
+    directory.set_cluster_id("c1")
+    directory.close()
+
+    directory = open_directory(disk)
+    assert directory.members == {1: "first", 2: "second"}
+    assert directory.cluster_id == "c1"
+
+
+def test_another_cluster_or_other_founders_are_refused(disk: SimulatedFileSystem) -> None:
+    directory = open_directory(disk, "first")
+    directory.form({1: "first"})
+    directory.set_cluster_id("c1")
+
+    directory.form({1: "first"})
+    directory.set_cluster_id("c1")
+    with pytest.raises(ForeignDirectoryError, match="c1"):
+        directory.set_cluster_id("c2")
+    with pytest.raises(ForeignDirectoryError, match="first"):
+        directory.form({1: "first", 2: "second"})
+
+
+def test_the_directory_of_another_node_is_refused_and_not_locked(disk: SimulatedFileSystem) -> None:
+    open_directory(disk, "first").close()
+
+    with pytest.raises(ForeignDirectoryError, match="belongs to node 1, this is node 2"):
+        open_directory(disk, node=NodeId(2))
+
+    open_directory(disk).close()
+
+
+def test_two_processes_cannot_use_one_directory(disk: SimulatedFileSystem) -> None:
+    directory = open_directory(disk, "first")
+
+    with pytest.raises(DirectoryLockedError, match="process 4711") as refusal:
+        open_directory(disk)
+    assert refusal.value.holder_pid == 4711
+
+    directory.close()
+    open_directory(disk).close()
+
+
+def test_a_real_lock_names_the_process(tmp_path: Path) -> None:
+    files = RealFileSystem()
+    directory = DataDirectory.open(files, f"{tmp_path}/data", NODE, draw_from("first"))
+
+    with pytest.raises(DirectoryLockedError) as refusal:
+        DataDirectory.open(files, f"{tmp_path}/data", NODE, draw_from())
+
+    assert refusal.value.holder_pid == os.getpid()
+    directory.close()
+
+
+def test_a_newer_format_is_refused(disk: SimulatedFileSystem) -> None:
+    open_directory(disk, "first").close()
+    header = bytearray(disk.content("/var/lib/logd/meta")[:128])
+    header[16] = 2
+    header[:8] = xxh3_64_intdigest(bytes(header[8:])).to_bytes(8, "little")
+    disk.overwrite("/var/lib/logd/meta", 0, bytes(header))
+
+    with pytest.raises(NewerFormatError, match="format version 2"):
+        open_directory(disk)
+
+
+def test_every_flipped_bit_in_the_meta_file_is_found(disk: SimulatedFileSystem) -> None:
+    directory = open_directory(disk, "first")
+    directory.set_cluster_id("c1")
+    directory.close()
+    path = "/var/lib/logd/meta"
+    for position in range(len(disk.content(path))):
+        disk.flip(path, position, position % 8)
+
+        with pytest.raises(CorruptionError, match="meta"):
+            open_directory(disk)
+
+        disk.flip(path, position, position % 8)
+
+
+def test_data_without_a_meta_file_is_not_made_ours(disk: SimulatedFileSystem) -> None:
+    directory = open_directory(disk, "first")
+    disk.make_directory(directory.group_path(GroupId(3)))
+    directory.close()
+    disk.remove("/var/lib/logd/meta")
+
+    with pytest.raises(CorruptionError, match="meta is missing"):
+        open_directory(disk, "second")
+
+
+def test_a_first_start_that_was_interrupted_anywhere_can_be_repeated() -> None:
+    for seed in range(60):
+        disk = SimulatedFileSystem(random.Random(seed))
+        left = seed // 2
+
+        def stop(operation: str, _: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+
+        disk.on_operation = stop
+        try:
+            open_directory(disk, "first")
+        except KeyboardInterrupt:
+            pass
+        finally:
+            disk.on_operation = None
+        disk.crash(random.Random(seed))
+
+        assert open_directory(disk, "second").directory_id in ("first", "second")
+
+
+def test_groups_have_numbers_for_names_and_are_listed_in_order(disk: SimulatedFileSystem) -> None:
+    directory = open_directory(disk, "first")
+    for group in (10, 0, 9):
+        disk.make_directory(directory.group_path(GroupId(group)))
+    disk.make_directory("/var/lib/logd/groups/lost+found")
+
+    assert directory.list_groups() == [0, 9, 10]
+    assert directory.group_path(GroupId(9)) == f"/var/lib/logd/groups/{9:020}"
+
+
+def test_a_deleted_group_goes_to_the_trash_and_stays_until_that_is_emptied(
+    disk: SimulatedFileSystem,
+) -> None:
+    directory = open_directory(disk, "first")
+    for _ in range(2):
+        path = directory.group_path(GroupId(3))
+        disk.make_directory(path)
+        disk.open(f"{path}/file", create=True)
+
+        directory.trash_group(GroupId(3))
+
+    assert directory.list_groups() == []
+    trashed = [f"{3:020}-0", f"{3:020}-1"]
+    assert disk.list_directory(directory.trash_path) == trashed
+    assert disk.exists(f"{directory.trash_path}/{trashed[1]}/file")
+
+    directory.empty_trash()
+
+    assert disk.list_directory(directory.trash_path) == []
+
+
+def test_a_group_in_the_trash_does_not_come_back_after_a_power_cut(
+    disk: SimulatedFileSystem,
+) -> None:
+    directory = open_directory(disk, "first")
+    disk.make_directory(directory.group_path(GroupId(3)))
+    disk.sync_directory("/var/lib/logd/groups")
+    directory.trash_group(GroupId(3))
+
+    disk.crash(random.Random(2))
+
+    directory = open_directory(disk)
+    assert directory.list_groups() == []
+    assert disk.list_directory(directory.trash_path) == [f"{3:020}-0"]
+
+
+def test_a_directory_that_cannot_be_written_is_refused_with_the_reason(
+    disk: SimulatedFileSystem, tmp_path: Path
+) -> None:
+    def fail(operation: str, path: str) -> None:
+        if operation == "create":
+            raise PermissionError(13, "Permission denied", path)
+
+    disk.on_operation = fail
+    with pytest.raises(StorageError, match="Permission denied"):
+        open_directory(disk, "first")
+
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(StorageError, match=r"Not a directory|File exists"):
+        DataDirectory.open(RealFileSystem(), f"{tmp_path}/file", NODE, draw_from("first"))

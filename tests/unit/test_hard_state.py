@@ -1,0 +1,159 @@
+"""A vote that was saved is never forgotten; one that may have been hidden by damage is not
+guessed at."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from logd.errors import CorruptionError, ForeignDirectoryError, StorageError, StorageFailedError
+from logd.storage.file_header import LogIdentity
+from logd.storage.hard_state import COPY_POSITIONS, FILE_BYTES, SLOT_POSITIONS, HardStateFile
+from logd.types import GroupId, NodeId, Term
+from tests.sim.files import SimulatedFileSystem
+from tests.support.logs import IDENTITY
+
+PATH = "/data/hard_state"
+
+
+@pytest.fixture
+def disk() -> SimulatedFileSystem:
+    disk = SimulatedFileSystem(random.Random(1))
+    disk.make_directory("/data")
+    disk.sync_directory("/")
+    return disk
+
+
+def reopen(disk: SimulatedFileSystem) -> HardStateFile:
+    return HardStateFile.open(disk, PATH, IDENTITY)
+
+
+def test_a_new_node_is_in_term_0_and_has_not_voted(disk: SimulatedFileSystem) -> None:
+    HardStateFile.create(disk, PATH, IDENTITY)
+
+    disk.crash(random.Random(1))
+
+    assert reopen(disk).load() == (0, None)
+    assert len(disk.content(PATH)) == FILE_BYTES
+
+
+def test_what_was_saved_last_survives_a_power_cut(disk: SimulatedFileSystem) -> None:
+    hard_state = HardStateFile.create(disk, PATH, IDENTITY)
+    for term in range(1, 20):
+        voted_for = NodeId(term % 3) or None
+        hard_state.save(Term(term), voted_for)
+        disk.crash(random.Random(term))
+
+        hard_state = reopen(disk)
+
+        assert hard_state.load() == (term, voted_for)
+
+
+def test_a_save_that_was_interrupted_leaves_the_old_state_or_the_new_one(
+    disk: SimulatedFileSystem,
+) -> None:
+    seen: set[tuple[Term, NodeId | None]] = set()
+    for seed in range(40):
+        HardStateFile.create(disk, PATH, IDENTITY).save(Term(4), NodeId(1))
+        hard_state = reopen(disk)
+
+        def stop(operation: str, _: str) -> None:
+            if operation == "sync":
+                raise KeyboardInterrupt
+
+        disk.on_operation = stop
+        with pytest.raises(KeyboardInterrupt):
+            hard_state.save(Term(5), NodeId(2))
+        disk.on_operation = None
+        disk.crash(random.Random(seed))
+
+        seen.add(reopen(disk).load())
+        disk.remove(PATH)
+
+    assert seen == {(4, 1), (5, 2)}
+
+
+def test_one_rotten_copy_in_each_slot_hides_nothing(disk: SimulatedFileSystem) -> None:
+    HardStateFile.create(disk, PATH, IDENTITY).save(Term(4), NodeId(1))
+
+    disk.flip(PATH, SLOT_POSITIONS[0] + COPY_POSITIONS[0] + 20)
+    disk.flip(PATH, SLOT_POSITIONS[1] + COPY_POSITIONS[1] + 20)
+
+    assert reopen(disk).load() == (4, 1)
+
+
+@pytest.mark.parametrize("slot", SLOT_POSITIONS)
+def test_a_slot_without_an_intact_copy_may_hide_a_vote_and_is_refused(
+    disk: SimulatedFileSystem, slot: int
+) -> None:
+    HardStateFile.create(disk, PATH, IDENTITY).save(Term(4), NodeId(1))
+
+    for copy in COPY_POSITIONS:
+        disk.flip(PATH, slot + copy + 20)
+
+    with pytest.raises(CorruptionError, match="must not vote again"):
+        reopen(disk)
+
+
+def test_every_flipped_bit_of_the_copies_and_the_header_is_harmless_or_refused(
+    disk: SimulatedFileSystem,
+) -> None:
+    HardStateFile.create(disk, PATH, IDENTITY).save(Term(4), NodeId(1))
+    before = disk.content(PATH)
+    for position in range(0, FILE_BYTES, 7):
+        disk.flip(PATH, position, position % 8)
+        try:
+            assert reopen(disk).load() == (4, 1)
+        except CorruptionError:
+            assert position < 128
+        disk.overwrite(PATH, 0, before)
+
+
+def test_a_file_that_was_cut_short_is_refused(disk: SimulatedFileSystem) -> None:
+    HardStateFile.create(disk, PATH, IDENTITY)
+    for size in (0, 100, 4096, 8191, 8192 + 500):
+        disk.open(PATH).truncate(size)
+
+        with pytest.raises(CorruptionError, match="hard_state"):
+            reopen(disk)
+
+
+def test_a_failed_save_is_not_tried_again(disk: SimulatedFileSystem) -> None:
+    hard_state = HardStateFile.create(disk, PATH, IDENTITY)
+
+    def fail(operation: str, _: str) -> None:
+        if operation == "sync":
+            raise OSError(5, "Input/output error")
+
+    disk.on_operation = fail
+    with pytest.raises(StorageFailedError, match="Input/output error"):
+        hard_state.save(Term(1), NodeId(1))
+    disk.on_operation = None
+
+    assert hard_state.load() == (0, None)
+    with pytest.raises(StorageFailedError, match="failed before"):
+        hard_state.save(Term(1), NodeId(1))
+
+
+def test_terms_never_go_back_and_votes_never_change(disk: SimulatedFileSystem) -> None:
+    hard_state = HardStateFile.create(disk, PATH, IDENTITY)
+    hard_state.save(Term(3), None)
+    hard_state.save(Term(3), NodeId(2))
+
+    for term, voted_for in ((2, None), (3, 1), (3, None)):
+        with pytest.raises(AssertionError):
+            hard_state.save(Term(term), NodeId(voted_for) if voted_for else None)
+
+
+def test_the_hard_state_of_another_group_is_refused(disk: SimulatedFileSystem) -> None:
+    HardStateFile.create(disk, PATH, IDENTITY)
+    other = LogIdentity(IDENTITY.directory, IDENTITY.node, GroupId(8))
+
+    with pytest.raises(ForeignDirectoryError, match="group 7"):
+        HardStateFile.open(disk, PATH, other)
+
+
+def test_a_missing_file_is_not_a_new_one(disk: SimulatedFileSystem) -> None:
+    with pytest.raises(StorageError, match="No such file"):
+        reopen(disk)
