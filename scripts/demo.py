@@ -245,6 +245,7 @@ async def produce_all(client: Client, run: Run) -> None:
         for _ in range(FILES_UNDER_WAY):
             tasks.start_soon(produce_files, producer, waiting, run)
     run.produced_s = time.monotonic() - began
+    run.progress.stop()
     run.note(f"all lines are acknowledged after {run.produced_s:.1f} s")
 
 

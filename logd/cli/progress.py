@@ -46,8 +46,13 @@ class RecordProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away; what is said from now on are plain lines."""
         if self._bar is not None:
             self._bar.stop()
+            self._bar = None
 
     @property
     def rate(self) -> float:
