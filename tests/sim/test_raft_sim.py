@@ -11,6 +11,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import pytest
 
@@ -33,14 +34,14 @@ from logd.types import NodeId, Offset, Term
 from tests.spec.replica import NO_OP, Batch, Disk, Envelope, Replica, Value, end_of
 
 SEEDS = range(120)
-EVENTS = 3000
+EVENTS = 2500
 EVENTS_TO_HEAL = 30_000
 QUEUE_MAX = 60
 
 Link = tuple[NodeId, NodeId]
 
 
-@dataclass
+@dataclass(slots=True)
 class Faults:
     """Weights and probabilities of everything that can go wrong."""
 
@@ -48,8 +49,13 @@ class Faults:
     duplication: float
     reordering: float
     crash: float
+    crash_at_persist: float
+    """Chance that a hard state never reaches the disk, because the node crashes there."""
     reset: float
     cut: float
+    isolation: float
+    slow_link: float
+    """Chance of each link to deliver only now and then, so that what it brings is old."""
     false_alarm: float
     transfer: float
     resign: float
@@ -65,18 +71,21 @@ class Faults:
             duplication=pick([0.0, 0.1, 0.3]),
             reordering=pick([0.0, 0.0, 0.2, 0.8]),
             crash=pick([0.0, 0.1, 0.3, 0.6]),
+            crash_at_persist=pick([0.0, 0.0, 0.1]),
             reset=pick([0.0, 0.1, 0.5]),
             cut=pick([0.0, 0.1, 0.3]),
+            isolation=pick([0.0, 0.2, 0.5]),
+            slow_link=pick([0.0, 0.0, 0.3]),
             false_alarm=pick([0.0, 0.1, 0.5]),
             transfer=pick([0.0, 0.1, 0.5]),
             resign=pick([0.0, 0.1]),
-            reconfigure=pick([0.0, 0.0, 0.5]),
+            reconfigure=pick([0.0, 0.0, 0.5, 2.0]),
             tail_kept=pick([0.0, 0.5, 0.9]),
         )
 
     @classmethod
     def none(cls) -> Faults:
-        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        return cls(**dict.fromkeys(cls.__slots__, 0.0))
 
 
 class Cluster:
@@ -95,6 +104,8 @@ class Cluster:
         self.options = RaftOptions(
             window_bytes_max=chance.choice([100, 300, 100_000]),
             check_quorum_ms=chance.choice([200, 1000]),
+            campaign_stagger_ms=chance.choice([0, 0, 50]),
+            campaign_jitter_ms=chance.choice([2, 20]),
         )
         self.deliver = chance.choice([20.0, 40.0, 80.0])
         self.sync = chance.choice([1.0, 5.0, 20.0])
@@ -109,6 +120,7 @@ class Cluster:
         self.links: dict[Link, deque[Envelope]] = {
             (a, b): deque() for a in self.nodes for b in self.nodes if a != b
         }
+        self.slow_links = [link for link in self.links if chance.random() < self.faults.slow_link]
         self.cuts: dict[Link, None] = {}
         self.unconnected: dict[Link, None] = {}
         self.seen_up: dict[Link, int] = {}  # (observer, peer) → incarnation believed up.
@@ -121,6 +133,7 @@ class Cluster:
         self.reads: dict[tuple[NodeId, int, int], Offset] = {}
         self.proposals = 0
         self.reads_confirmed = 0
+        self.weigh()
         for node in self.nodes:
             self.start(node)
 
@@ -128,6 +141,11 @@ class Cluster:
 
     def step_one(self) -> None:
         """One random thing happens, then everybody sends what there is to send."""
+        self.now_ms += self.chance.random() < self.pace
+        self.chance.choices(self.verbs, cum_weights=self.weights)[0]()
+
+    def weigh(self) -> None:
+        """Fix how often each thing happens."""
         faults = self.faults
         actions: list[tuple[Callable[[], None], float]] = [
             (self.do_deliver, self.deliver),
@@ -142,23 +160,24 @@ class Cluster:
             (self.do_crash, faults.crash),
             (self.do_reset, faults.reset),
             (self.do_cut, faults.cut),
-            (self.do_mend, 1.0),
+            (self.do_isolate, faults.isolation),
+            (self.do_mend, 0.5),
             (self.do_false_alarm, faults.false_alarm),
             (self.do_transfer, faults.transfer),
             (self.do_resign, faults.resign),
             (self.do_reconfigure, faults.reconfigure),
         ]
-        self.now_ms += self.chance.random() < self.pace
-        verbs, weights = zip(*actions, strict=True)
-        self.chance.choices(verbs, weights)[0]()
+        self.verbs = [verb for verb, _ in actions]
+        self.weights = list(accumulate(weight for _, weight in actions))
 
     def do_deliver(self) -> None:
         busy = [link for link, queue in self.links.items() if queue]
         if not busy:
-            if self.is_idle():
-                self.do_time()
+            self.do_what_is_next()
             return
         link = self.chance.choice(busy)
+        if link in self.slow_links and self.chance.random() < 0.95:
+            return
         queue = self.links[link]
         at = 0
         if self.chance.random() < self.faults.reordering:
@@ -170,14 +189,25 @@ class Cluster:
         if replica is not None and self.chance.random() >= self.faults.loss:
             self.feed(replica, envelope.event, envelope.batches)
 
+    def do_what_is_next(self) -> None:
+        """Nothing is on its way: what would happen in no time happens, or else time moves."""
+        if self.syncing():
+            self.do_sync()
+        elif self.connectable():
+            self.do_connect()
+        elif self.mistaken():
+            self.do_detect()
+        else:
+            self.do_time()
+
     def do_sync(self) -> None:
-        replica = self.any_running()
-        if replica is None:
-            return
-        if replica.syncs_done:
-            self.feed(replica, replica.syncs_done.popleft())
-        elif not replica.complete_sync():
-            replica.begin_sync()
+        syncing = self.syncing()
+        if syncing:
+            replica = self.chance.choice(syncing)
+            if replica.syncs_done and self.chance.random() < 0.7:
+                self.feed(replica, replica.syncs_done.popleft())
+            elif not replica.complete_sync():
+                replica.begin_sync()
 
     def do_time(self) -> None:
         """Time moves to the next deadline; who is due ticks, now or later."""
@@ -201,7 +231,9 @@ class Cluster:
                 self.append(replica, f"v{self.proposals}", self.chance.randint(1, 3))
 
     def do_read(self) -> None:
-        replica = self.any_running()
+        """Somebody reads from a node that leads, or at least thinks so."""
+        leaders = [replica for replica in self.running.values() if replica.core.is_leader]
+        replica = self.chance.choice(leaders) if leaders else self.any_running()
         if replica is not None:
             read_id = len(self.reads)
             key = (replica.node, self.incarnations[replica.node], read_id)
@@ -210,31 +242,19 @@ class Cluster:
 
     def do_detect(self) -> None:
         """One node's failure detector finds out the truth about one other."""
-        mistaken = [
-            (observer, peer)
-            for observer, peer in self.links
-            if observer in self.running
-            and self.seen_up.get((observer, peer)) != self.incarnation_heard(observer, peer)
-        ]
-        if not mistaken:
-            return
-        observer, peer = self.chance.choice(mistaken)
-        if self.seen_up.pop((observer, peer), None) is not None:
-            self.feed(self.running[observer], PeerDown(peer))
-            return
-        incarnation = self.incarnation_heard(observer, peer)
-        assert incarnation is not None
-        self.seen_up[(observer, peer)] = incarnation
-        self.feed(self.running[observer], PeerUp(peer))
+        mistaken = self.mistaken()
+        if mistaken:
+            observer, peer = self.chance.choice(mistaken)
+            if self.seen_up.pop((observer, peer), None) is not None:
+                self.feed(self.running[observer], PeerDown(peer))
+            else:
+                self.seen_up[(observer, peer)] = self.incarnations[peer]
+                self.feed(self.running[observer], PeerUp(peer))
 
     def do_connect(self) -> None:
-        possible = [
-            (a, b)
-            for a, b in self.unconnected
-            if a in self.running and b in self.running and (a, b) not in self.cuts
-        ]
-        if possible:
-            source, target = self.chance.choice(possible)
+        connectable = self.connectable()
+        if connectable:
+            source, target = self.chance.choice(connectable)
             del self.unconnected[(source, target)]
             self.feed(self.running[source], PeerConnected(target))
 
@@ -268,9 +288,21 @@ class Cluster:
             self.cuts[link] = None
             self.reset(link)
 
+    def do_isolate(self) -> None:
+        """A node, rather a leader, hears nobody, or is heard by nobody, or both."""
+        leaders = [node for node, replica in self.running.items() if replica.core.is_leader]
+        victim = self.chance.choice(leaders or self.nodes)
+        ends = self.chance.choice([(0,), (1,), (0, 1)])
+        for link in self.links:
+            if any(link[end] == victim for end in ends):
+                self.cuts[link] = None
+                self.reset(link)
+
     def do_mend(self) -> None:
-        if self.cuts:
-            del self.cuts[self.chance.choice(list(self.cuts))]
+        """All cuts of one node are mended."""
+        node = self.chance.choice(self.nodes)
+        for link in [link for link in self.cuts if node in link]:
+            del self.cuts[link]
 
     def do_false_alarm(self) -> None:
         """A detector gives up a node that is alive, or a digest was out of date."""
@@ -305,9 +337,13 @@ class Cluster:
     # --- what events are made of ------------------------------------------------------
 
     def feed(self, replica: Replica, event: Event, batches: tuple[Batch, ...] = ()) -> None:
-        core = replica.core
-        before = core.commit_offset
-        output, envelopes = replica.step(event, self.now_ms, batches)
+        before = replica.core.commit_offset
+        output = replica.core.step(event, self.now_ms)
+        if output.persist is not None and self.chance.random() < self.faults.crash_at_persist:
+            self.post([Envelope(message) for message in output.send_now])
+            self.crash(replica)
+            return
+        envelopes = replica.carry_out(output, batches, self.now_ms)
         if output.append_from is not None:
             self.check_written(replica, len(batches) - output.append_from)
         self.observe(replica, output, before)
@@ -334,11 +370,24 @@ class Cluster:
                 if len(queue) > QUEUE_MAX:
                     queue.popleft()
 
-    def is_idle(self) -> bool:
-        """Nothing is under way that would happen in no time."""
-        return not self.unconnected and not any(
-            replica.unsynced or replica.syncs_done for replica in self.running.values()
-        )
+    def connectable(self) -> list[Link]:
+        return [
+            (source, target)
+            for source, target in self.unconnected
+            if source in self.running and target in self.running
+            if (source, target) not in self.cuts
+        ]
+
+    def syncing(self) -> list[Replica]:
+        return [r for r in self.running.values() if r.unsynced or r.syncs_done]
+
+    def mistaken(self) -> list[Link]:
+        return [
+            (observer, peer)
+            for observer, peer in self.links
+            if observer in self.running
+            if self.seen_up.get((observer, peer)) != self.incarnation_heard(observer, peer)
+        ]
 
     def incarnation_heard(self, observer: NodeId, peer: NodeId) -> int | None:
         is_heard = peer in self.running and (peer, observer) not in self.cuts
@@ -440,8 +489,10 @@ class Cluster:
         """All faults end; everybody runs, is connected, and is soon known to be."""
         self.faults = Faults.none()
         self.cuts.clear()
+        self.slow_links.clear()
         self.deliver, self.sync, self.propose, self.detect = 60.0, 20.0, 0.0, 10.0
         self.time, self.batches_per_request = 0.1, 20
+        self.weigh()
         for node in self.nodes:
             if node not in self.running:
                 self.start(node)

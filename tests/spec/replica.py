@@ -59,7 +59,7 @@ class Disk:
     hard_state: HardState = field(default_factory=lambda: HardState(Term(0), None))
     batches: list[Batch] = field(default_factory=list)
     commit_offset: Offset = field(default=Offset(0))
-    """Of the synced mark: as it was when the last sync completed."""
+    """Of the synced mark: what was known to be committed when the last sync completed."""
 
     @property
     def end(self) -> Offset:
@@ -91,6 +91,7 @@ class Replica:
         self.batches = list(disk.batches)
         self.syncs_done: deque[Synced] = deque()
         self._sync_count: int | None = None
+        self._commit_offset = disk.commit_offset
         terms = TermHistory()
         for batch in self.batches:
             terms.append(batch.span.term, batch.span.base_offset)
@@ -132,6 +133,9 @@ class Replica:
             self._truncate(output.truncate_to)
         if output.append_from is not None:
             envelopes += self._write(batches[output.append_from :], now_ms)
+        if output.commit_offset is not None:
+            # Not before: until the cut and the append it is not these batches that are committed.
+            self._commit_offset = output.commit_offset
         return envelopes + [Envelope(message) for message in output.send_after_persist]
 
     def append(self, value: Value, span_offsets: int, now_ms: int) -> tuple[Output, list[Envelope]]:
@@ -169,7 +173,7 @@ class Replica:
         if self._sync_count is None:
             return False
         self.disk.batches += self.batches[len(self.disk.batches) : self._sync_count]
-        self.disk.commit_offset = min(self.core.commit_offset, self.disk.end)
+        self.disk.commit_offset = min(self._commit_offset, self.disk.end)
         self.syncs_done.append(Synced(self.disk.end, self.disk.batches[-1].span.term))
         self._sync_count = None
         return True
