@@ -58,10 +58,10 @@ CREDIT_BYTES_DEFAULT: Final = 8 * MIB
 CREDIT_BYTES_MIN: Final = 64 * KIB
 """Less per partition would make deliveries too small to be worth their frames."""
 
-_QUIET_S: Final = 2.0
+_QUIET_S: Final = 1.0
 """A connection that delivers nothing for this long is asked whether it still works."""
 
-_PROBE_TIMEOUT_S: Final = 3.0
+_PROBE_TIMEOUT_S: Final = 1.5
 _DAMAGED_DELIVERIES_MAX: Final = 3
 """So many in a row are fetched again, from another replica, before the caller is told."""
 
@@ -424,6 +424,9 @@ class Consumer:
             connection = feed.connection
             if connection is None or connection in probed or not feed.cursor.is_subscribed:
                 continue
+            if feed.is_probing:
+                probed.append(connection)
+                continue
             if now < connection.last_received_at + _QUIET_S:
                 continue
             probed.append(connection)
@@ -483,12 +486,15 @@ class _Feed:
         """What stood in the way last."""
         self.is_ready = False
         """In line to be read."""
+        self.is_probing = False
         self.damaged_count = 0
         self._consumer = consumer
         self._routing = routing
         self._pinned = pinned
         self._substitute: NodeId | None = None
         """Read from this replica, because the leader's bytes were damaged."""
+        self._suspect: NodeId | None = None
+        """Whom we lost last: asked last about who leads."""
         self._is_attaching = False
         self._backoff = Backoff(routing.environment.rng)
 
@@ -506,6 +512,9 @@ class _Feed:
     def on_connection_lost(self, connection: Connection, error: LogdError) -> None:
         if connection is self.connection:
             self.trouble = error
+            # Its broker may be gone: look who leads now before going back to it.
+            self._backoff.failures = max(self._backoff.failures, 1)
+            self._suspect = connection.node
             self._resubscribe()
 
     def _on_refused(self, error: LogdError, *, is_confirmed: bool = False) -> None:
@@ -571,7 +580,9 @@ class _Feed:
         delay_s = self._backoff.next_delay_s()
         if failures:
             await anyio.sleep(delay_s)
-            await self._routing.look_again(self.cursor.topic, self.cursor.group, failures)
+            await self._routing.look_again(
+                self.cursor.topic, self.cursor.group, failures, self._suspect
+            )
         node = self._substitute if self._pinned is None else self._pinned
         self.cursor.any_replica = node is not None
         if node is not None:
@@ -652,12 +663,15 @@ class _Feed:
     async def probe(self, connection: Connection) -> None:
         """Find out whether ``connection`` still leads to a broker that serves us."""
         request = OffsetsRequest(group=self.cursor.group, any_replica=self.cursor.any_replica)
+        self.is_probing = True
         try:
             await connection.request(request, OffsetsResponse, _PROBE_TIMEOUT_S)
         except LogdError as error:
             # Silence has ended the connection by now.  A broker that stepped down says so.
             if isinstance(error, NotLeaderError) and connection is self.connection:
                 self._on_refused(error)
+        finally:
+            self.is_probing = False
 
 
 class _SubscribeOutcome:

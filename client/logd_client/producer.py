@@ -76,7 +76,7 @@ BATCHES_IN_FLIGHT_DEFAULT: Final = 8
 DELIVERY_TIMEOUT_MS_DEFAULT: Final = 120_000
 
 _CODECS: Final = {"none": Codec.NONE, "zstd": Codec.ZSTD}
-_STALL_S: Final = 2.0
+_STALL_S: Final = 1.0
 """A batch unanswered for this long makes the producer ask whether the leader has changed."""
 
 _SILENCE_GRACE_S: Final = 5.0

@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 
 from logd.errors import (
     ConnectionFailedError,
+    ConnectionLostError,
     InvalidPartitionError,
     LogdError,
     NotLeaderError,
@@ -43,6 +44,10 @@ FAILURES_BEFORE_DOUBTING_THE_TOPIC: Final = 5
 
 _LAGGING_ANSWERS_MAX: Final = 4
 """So often a broker that says it knows no such partition may only be behind."""
+
+RECONNECT_TIMEOUT_S: Final = 2.0
+"""How long a known broker may take to accept a connection: a frozen one never does, and
+meanwhile another may lead."""
 
 _STAGGER_S: Final = 0.25
 """Head start of one bootstrap address before the next is tried beside it."""
@@ -162,24 +167,30 @@ class Routing:
             address = self.view.address(node)
             if address is None:
                 raise UnknownBrokerError(f"no broker {node} in the cluster")
-            return await self._open(address, lane, node)
+            try:
+                return await self._open(address, lane, node)
+            except (ConnectionLostError, ProtocolError):
+                raise
+            except ConnectionFailedError as error:
+                raise ConnectionFailedError(f"node {node} at {address}: {error}") from error
 
     async def _open(self, address: HostPort, lane: Lane, node: NodeId | None) -> Connection:
-        deadline = self.environment.clock() + self._connect_timeout_s
+        timeout_s = self._connect_timeout_s
+        if node is not None:
+            timeout_s = min(timeout_s, RECONNECT_TIMEOUT_S)
+        deadline = self.environment.clock() + timeout_s
         stream = None
         try:
-            with anyio.move_on_after(self._connect_timeout_s):
+            with anyio.move_on_after(timeout_s):
                 stream = await self.environment.transport.connect(address.host, address.port)
         except OSError as error:
-            raise ConnectionFailedError(f"{address}: {reason_of(error)}") from error
+            raise ConnectionFailedError(reason_of(error)) from error
         if stream is None:
-            raise ConnectionFailedError(
-                f"{address}: not connected within {self._connect_timeout_s:g} s"
-            )
+            raise ConnectionFailedError(f"not connected within {timeout_s:g} s")
         connection = Connection(stream, address, lane, self.environment)
         self.tasks.start_soon(connection.run)
         try:
-            await self._say_hello(connection, deadline)
+            await self._say_hello(connection, timeout_s, deadline)
             if node is not None and connection.node != node:
                 raise ProtocolError(f"{address} is node {connection.node}, expected node {node}")
         except BaseException:
@@ -193,14 +204,13 @@ class Routing:
         self._connections[connection.node, lane] = connection
         return connection
 
-    async def _say_hello(self, connection: Connection, deadline: float) -> None:
+    async def _say_hello(self, connection: Connection, timeout_s: float, deadline: float) -> None:
         left_s = max(deadline - self.environment.clock(), 0.001)
         try:
             await connection.say_hello(self._client_id, self.view.cluster_id, left_s)
         except RequestTimeoutError as error:
             raise ConnectionFailedError(
-                f"{connection.address} accepted the connection and answered nothing "
-                f"within {self._connect_timeout_s:g} s"
+                f"the connection was accepted, but nothing was answered within {timeout_s:g} s"
             ) from error
 
     async def any_connection(self, attempt: int) -> Connection:

@@ -7,6 +7,8 @@ system would; anyio's own stream errors end in this file.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import Protocol
 
@@ -54,22 +56,23 @@ class _TcpStream:
         except anyio.EndOfStream:
             return b""
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise _as_os_error(error) from error
+            raise _as_os_error(error) from None
 
     async def send(self, data: bytes) -> None:
         try:
             await self._stream.send(data)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise _as_os_error(error) from error
+            raise _as_os_error(error) from None
 
     async def aclose(self) -> None:
         await anyio.aclose_forcefully(self._stream)
 
 
 def _as_os_error(error: Exception) -> OSError:
-    if isinstance(error.__cause__, OSError):
-        return error.__cause__
-    return ConnectionResetError("the connection was closed")
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno:
+        return OSError(cause.errno, os.strerror(cause.errno))
+    return ConnectionResetError(errno.ECONNRESET, "the connection was closed")
 
 
 def reason_of(error: OSError) -> str:
@@ -79,5 +82,7 @@ def reason_of(error: OSError) -> str:
         inner = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause.__cause__
         assert inner is not None
         cause = inner
-    text = cause.strerror if isinstance(cause, OSError) else None
-    return text or str(cause) or type(cause).__name__
+    if isinstance(cause, socket.gaierror) or not isinstance(cause, OSError):
+        return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    # asyncio puts its own words into strerror.
+    return os.strerror(cause.errno) if cause.errno else str(cause) or type(cause).__name__

@@ -1,0 +1,158 @@
+"""Who cannot be reached, and why, is said by name; exceptions leave a client as they are."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute, SocketStream
+
+from logd.errors import ConnectionFailedError, ProtocolError, UsageError
+from logd_client import connect, sync
+from logd_client.transport import reason_of
+
+pytestmark = pytest.mark.anyio
+
+Handler = Callable[[SocketStream], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(handler: Handler) -> AsyncIterator[str]:
+    """Something else than a broker on a port of this machine."""
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(listener.serve, handler)
+        yield f"127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+        tasks.cancel_scope.cancel()
+
+
+async def answer_http(stream: SocketStream) -> None:
+    async with stream:
+        await stream.receive()
+        await stream.send(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+
+async def answer_garbage_shorter_than_a_frame(stream: SocketStream) -> None:
+    async with stream:
+        await stream.receive()
+        await stream.send(b"\0\0\0")
+
+
+async def close_at_once(stream: SocketStream) -> None:
+    await stream.aclose()
+
+
+async def stay_silent(stream: SocketStream) -> None:
+    async with stream:
+        await anyio.sleep_forever()
+
+
+async def refused_address() -> str:
+    """A port that was free a moment ago."""
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        return f"127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+
+
+async def failure_of(bootstrap: str) -> ConnectionFailedError:
+    with pytest.raises(ConnectionFailedError) as caught:
+        async with connect(bootstrap, connect_timeout_ms=300):
+            pytest.fail("connected")
+    return caught.value
+
+
+async def test_a_refused_connection_names_the_address_and_the_reason(
+    anyio_backend: object,
+) -> None:
+    address = await refused_address()
+
+    error = await failure_of(address)
+
+    assert f"{address}: {os.strerror(errno.ECONNREFUSED)}" in str(error)
+    assert not error.may_have_applied
+
+
+async def test_a_name_that_does_not_resolve_is_no_timeout(anyio_backend: object) -> None:
+    error = await failure_of("no-such-host.invalid:7171")
+
+    assert "no-such-host.invalid:7171" in str(error)
+    assert "within" not in str(error)
+
+
+@pytest.mark.parametrize("handler", [answer_http, answer_garbage_shorter_than_a_frame])
+async def test_what_is_not_logd_is_a_protocol_error_that_shows_what_was_found(
+    anyio_backend: object, handler: Handler
+) -> None:
+    async with listening(handler) as address:
+        error = await failure_of(address)
+
+    assert isinstance(error, ProtocolError)
+    assert "is not a logd broker" in str(error)
+    assert ("HTTP" in str(error)) == (handler is answer_http)
+
+
+async def test_a_connection_closed_without_an_answer_says_so(anyio_backend: object) -> None:
+    async with listening(close_at_once) as address:
+        error = await failure_of(address)
+
+    assert address in str(error)
+    assert not isinstance(error, ProtocolError)
+
+
+async def test_silence_after_the_connection_is_told_apart_from_no_connection(
+    anyio_backend: object,
+) -> None:
+    async with listening(stay_silent) as address:
+        error = await failure_of(address)
+
+    assert "within 0.3 s" in str(error)
+    assert address in str(error)
+
+
+async def test_every_address_of_the_list_has_its_own_reason(anyio_backend: object) -> None:
+    refused = await refused_address()
+    async with listening(answer_http) as foreign:
+        error = await failure_of(f"{refused},{foreign}")
+
+    assert not isinstance(error, ProtocolError)
+    assert f"{refused}: {os.strerror(errno.ECONNREFUSED)}" in str(error)
+    assert f"{foreign}: " in str(error)
+
+
+async def test_what_is_not_open_cannot_be_used(anyio_backend: object) -> None:
+    client = connect("127.0.0.1:7171")
+
+    with pytest.raises(UsageError, match="async with"):
+        client.producer("orders")
+
+
+@pytest.mark.parametrize("options", [{"connect_timeout_ms": 0}, {"request_timeout_ms": -1}])
+async def test_timeouts_are_positive(anyio_backend: object, options: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        connect("127.0.0.1:7171", **options)  # type: ignore[arg-type]  # wrong on purpose
+
+
+async def test_the_blocking_client_fails_in_the_same_words(anyio_backend: object) -> None:
+    address = await refused_address()
+
+    def block() -> str:
+        with pytest.raises(ConnectionFailedError) as caught, sync.connect(address):
+            pytest.fail("connected")
+        return str(caught.value)
+
+    assert f"{address}: {os.strerror(errno.ECONNREFUSED)}" in await anyio.to_thread.run_sync(block)
+
+
+async def test_the_reason_is_what_the_system_said_however_it_is_wrapped(
+    anyio_backend: object,
+) -> None:
+    system = OSError(errno.EHOSTUNREACH, "in asyncio's words")
+    wrapped = OSError("All connection attempts failed")
+    wrapped.__cause__ = ExceptionGroup("several", [system])
+
+    assert reason_of(wrapped) == os.strerror(errno.EHOSTUNREACH)
