@@ -1,0 +1,213 @@
+"""Looking into segments without opening the log: for the offline tools.
+
+Nothing here needs a lock, an intact mark or a known owner, and nothing is changed: it works
+on a running broker's files, on those of one that was killed, and on a single file that was
+copied somewhere.  The group, whose id the checksums are seeded with, is read from the file
+itself; failing that, from the name of its directory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from logd.env import FileSystem
+from logd.errors import CorruptionError, StorageError
+from logd.record.header import BatchHeader
+from logd.storage.batch_walk import walk_batches, written_end
+from logd.storage.directory import GROUPS_NAME
+from logd.storage.recovery import read_segment_header, segment_bases
+from logd.storage.segment import FIRST_POSITION, Segment, base_offset_of, segment_name
+from logd.storage.segment_index import OFFSET_SUFFIX, TIME_SUFFIX, remove_indexes
+from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark
+from logd.storage.whole_file import parent
+from logd.types import FilePosition, GroupId, Offset, Term
+
+_GROUP_NAME: Final = re.compile(r"\d{20}", re.ASCII)
+_INDEX_INTERVAL_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFile:
+    """One segment, as far as its header block tells."""
+
+    path: str
+    group: GroupId
+    base_offset: Offset
+    prev_term: Term
+    mark: MarkSlot | None
+    size: FilePosition
+    is_active: bool
+    """The last of its log; or all that is known is this one file."""
+    header_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a walk over a segment ended before its last byte."""
+
+    position: FilePosition
+    reason: str
+    is_damage: bool
+    """The bytes were promised; else they are what a crash or a write under way leaves."""
+
+
+class SegmentWalk:
+    """Walks over the verified batches of one segment; afterwards ``stop`` says why it ended."""
+
+    def __init__(self, files: FileSystem, segment: SegmentFile) -> None:
+        self._files = files
+        self._segment = segment
+        self.stop: Stop | None = None
+        """None: at the end of what was written."""
+        self.batches = 0
+        self.bytes = 0
+        self.end_offset = segment.base_offset
+
+    def __iter__(self) -> Iterator[tuple[FilePosition, BatchHeader, memoryview]]:
+        segment = self._segment
+        self.stop = None
+        position = FIRST_POSITION
+        term = segment.prev_term
+        file = self._files.open(segment.path, writable=False)
+        try:
+            for at, header, batch in walk_batches(file, position, segment.size, segment.group):
+                if header.base_offset != self.end_offset or header.term < term:
+                    raise CorruptionError(
+                        f"{segment.path}, position {at}: a batch at offset {header.base_offset} "
+                        f"of term {header.term}, expected offset {self.end_offset} of term "
+                        f"{term} or later"
+                    )
+                self.batches += 1
+                self.bytes += header.size_bytes
+                self.end_offset, term = header.end_offset, header.term
+                position = FilePosition(at + header.size_bytes)
+                yield at, header, batch
+        except CorruptionError as error:
+            self.stop = self._judge(position, written_end(file, position), str(error))
+        else:
+            self.stop = self._judge(position, position, f"{segment.path} ends at {position}")
+        finally:
+            file.close()
+
+    def _judge(self, position: FilePosition, written: FilePosition, reason: str) -> Stop | None:
+        promised = self._promised_end()
+        if position < promised:
+            return Stop(position, reason, is_damage=True)
+        return Stop(position, reason, is_damage=False) if written > position else None
+
+    def _promised_end(self) -> FilePosition:
+        """Up to where a bad byte is damage."""
+        mark = self._segment.mark
+        if mark is not None:
+            return mark.end_position
+        return FIRST_POSITION if self._segment.is_active else self._segment.size
+
+
+def find_segments(files: FileSystem, path: str) -> list[SegmentFile]:
+    """The segments of a file, of a group's directory, or of a whole data directory.
+
+    Raises:
+        StorageError: there are none; ``NewerFormatError``.
+    """
+    if not files.is_directory(path):
+        return [_inspect(files, path, is_active=True)]
+    found: list[SegmentFile] = []
+    for directory in group_directories(files, path):
+        bases = segment_bases(files, directory)
+        found += [
+            _inspect(files, f"{directory}/{segment_name(base)}", is_active=base == bases[-1])
+            for base in bases
+        ]
+    if not found:
+        raise StorageError(f"{path} holds no segments, and no groups that do")
+    return found
+
+
+def group_directories(files: FileSystem, path: str) -> list[str]:
+    """The group directories in a data directory; a group's directory gives itself."""
+    groups = f"{path}/{GROUPS_NAME}"
+    if not files.is_directory(groups):
+        return [path]
+    names = files.list_directory(groups)
+    return [f"{groups}/{name}" for name in names if _GROUP_NAME.fullmatch(name)]
+
+
+def check_chain(segments: list[SegmentFile]) -> list[str]:
+    """What is wrong with how the segments of each group follow on from one another."""
+    wrong: list[str] = []
+    for before, after in pairwise(segments):
+        if parent(before.path) != parent(after.path):
+            continue
+        if before.mark is None:
+            wrong.append(f"{before.path}: both synced marks are unreadable")
+        elif before.mark.end_offset != after.base_offset:
+            wrong.append(
+                f"{before.path} ends at offset {before.mark.end_offset}, the next segment begins "
+                f"at {after.base_offset}"
+            )
+    return wrong
+
+
+def reindex(files: FileSystem, segment: SegmentFile) -> int:
+    """Build a segment's indexes anew; returns how many bytes of batches they cover.
+
+    Those of an active segment go as far as its mark; its broker adds the rest when it starts.
+
+    Raises:
+        CorruptionError: a header in the segment is damaged; the old indexes are gone.
+        OSError: they cannot be written.
+    """
+    remove_indexes(files, segment.path)
+    unmarked_end = FIRST_POSITION if segment.is_active else segment.size
+    end = segment.mark.end_position if segment.mark else unmarked_end
+    if end == FIRST_POSITION:
+        return 0
+    indexed = Segment(
+        files,
+        segment.path,
+        segment.group,
+        _INDEX_INTERVAL_BYTES,
+        base_offset=segment.base_offset,
+        prev_term=segment.prev_term,
+        end=end,
+    )
+    indexed.rebuild_indexes(end).write(files, segment.path)
+    for suffix in (OFFSET_SUFFIX, TIME_SUFFIX):
+        if not files.exists(segment.path + suffix):
+            raise StorageError(f"cannot write {segment.path}{suffix}")
+    return end - FIRST_POSITION
+
+
+def _inspect(files: FileSystem, path: str, *, is_active: bool) -> SegmentFile:
+    header, block, size = read_segment_header(files, path)
+    directory, _, name = path.rpartition("/")
+    if isinstance(header, CorruptionError):
+        group = _group_of_directory(directory)
+        base_offset = base_offset_of(name)
+        if group is None or base_offset is None:
+            raise CorruptionError(f"{header}; neither do file and directory name say whose it is")
+        prev_term = Term(0)
+        error = str(header)
+    else:
+        group, base_offset = header.identity.group, header.base_offset
+        prev_term = header.prev_term
+        error = None
+    return SegmentFile(
+        path=path,
+        group=group,
+        base_offset=base_offset,
+        prev_term=prev_term,
+        mark=newest_mark(block[:SLOTS_END], group),
+        size=FilePosition(size),
+        is_active=is_active,
+        header_error=error,
+    )
+
+
+def _group_of_directory(directory: str) -> GroupId | None:
+    name = directory.rpartition("/")[2]
+    return GroupId(int(name)) if _GROUP_NAME.fullmatch(name) else None
