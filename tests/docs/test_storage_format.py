@@ -1,0 +1,112 @@
+"""Sections 5 to 9 of segment_format.md are what the code writes: tables and example values."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Sequence
+
+import pytest
+
+from logd.storage import file_header, hard_state, synced_mark
+from logd.storage.checkpoint import CheckpointStore
+from logd.storage.directory import DataDirectory
+from logd.storage.file_header import FILE_HEADER_BYTES, FORMAT_VERSION, Field
+from logd.storage.hard_state import HardStateFile
+from logd.storage.log import Log, LogOptions
+from logd.storage.segment import FIRST_POSITION
+from logd.storage.segment_index import OFFSET_ROW, TIME_ROW
+from logd.types import GroupId, NodeId, Offset
+from tests.docs.test_segment_format import rows, section
+from tests.sim.files import SimulatedFileSystem
+from tests.support.logs import append_some
+
+TYPE_NAMES = {"Q": "u64", "q": "i64", "I": "u32", "8s": "8 bytes", "64s": "64 bytes"}
+
+
+def tables(title: str) -> list[list[tuple[str, ...]]]:
+    """The rows of each table of a section."""
+    blocks = section(title).split("\n\n")
+    return [rows(block) for block in blocks if block.startswith("|")]
+
+
+def layout_rows(layout: Sequence[Field]) -> list[tuple[str, ...]]:
+    expected: list[tuple[str, ...]] = []
+    position = 0
+    for field in layout:
+        size = struct.calcsize("<" + field.format)
+        expected.append(
+            (str(position), str(size), TYPE_NAMES[field.format], field.name, field.meaning)
+        )
+        position += size
+    return expected
+
+
+def test_the_file_header_and_mark_tables_are_the_structs() -> None:
+    _, header, mark = tables("Segment files")
+
+    assert header == layout_rows(file_header.LAYOUT)
+    assert mark == layout_rows(synced_mark.LAYOUT)
+
+
+def test_the_places_in_a_segment_are_those_of_the_code() -> None:
+    places, _, _ = tables("Segment files")
+
+    assert [(at, size) for at, size, _ in places] == [
+        ("0", str(FILE_HEADER_BYTES)),
+        *((str(position), str(synced_mark.MARK_BYTES)) for position in synced_mark.SLOT_POSITIONS),
+        (str(FIRST_POSITION), ""),
+    ]
+
+
+def test_the_hard_state_table_is_the_struct() -> None:
+    assert tables("Hard state") == [layout_rows(hard_state.LAYOUT)]
+
+
+@pytest.mark.parametrize(("number", "row"), [(0, OFFSET_ROW), (1, TIME_ROW)])
+def test_the_index_tables_are_the_structs(number: int, row: struct.Struct) -> None:
+    types = [type_ for _, _, type_, _, _ in tables("Indexes")[number]]
+
+    names = {"I": "u32", "q": "i64"}
+    assert types == [names[letter] for letter in row.format.lstrip("<")]
+    at, size, *_ = tables("Indexes")[number][-1]
+    assert int(at) + int(size) == row.size
+
+
+@pytest.mark.parametrize(
+    ("title", "magic"),
+    [
+        ("Segment files", file_header.SEGMENT_MAGIC),
+        ("Hard state", file_header.HARD_STATE_MAGIC),
+        ("Checkpoints", file_header.CHECKPOINT_MAGIC),
+        ("Data directory", file_header.META_MAGIC),
+    ],
+)
+def test_the_magics_are_those_of_the_code(title: str, magic: bytes) -> None:
+    assert f"magic `{magic.decode()}`" in section(title)
+
+
+def test_every_kind_of_file_lies_where_the_document_says_and_has_its_header() -> None:
+    disk = SimulatedFileSystem(random.Random(1))
+    directory = DataDirectory.open(disk, "/data", NodeId(3), lambda: "an-id")
+    group = GroupId(5)
+    identity = directory.identity(group)
+    path = directory.group_path(group)
+    log = Log.create(disk, path, identity, LogOptions())
+    append_some(log, 1)
+    log.close()
+    HardStateFile.create(disk, f"{path}/hard_state", identity)
+    CheckpointStore(disk, path, identity).save(Offset(1), b"state")
+
+    assert disk.list_directory("/data") == ["groups", "lock", "meta", "trash"]
+    assert disk.list_directory(f"/data/groups/{5:020}") == [
+        f"{0:020}.log",
+        f"{0:020}.log.index",
+        f"{0:020}.log.timeindex",
+        f"checkpoint-{1:020}",
+        "hard_state",
+    ]
+    for name in ("meta", *(f"groups/{5:020}/{name}" for name in (f"{0:020}.log", "hard_state"))):
+        content = disk.content(f"/data/{name}")
+        assert struct.unpack_from("<II", content, 16) == (FORMAT_VERSION, 3)
+        assert content[32:96].rstrip(b"\0") == b"an-id"
