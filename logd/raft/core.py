@@ -306,7 +306,11 @@ class RaftCore:
                 self._on_resign(event)
             case _:
                 assert_never(event)
-        if self._log.commit_offset != commit_offset and self._is_left_out():
+        if (
+            self._leading is not None
+            and self._log.commit_offset != commit_offset
+            and self._is_left_out()
+        ):
             self._follow()
         if self._role is Role.FOLLOWER:
             self._watch_for_leader()
