@@ -25,6 +25,7 @@ written to; what the synced mark claims was synced before the mark was.
 from __future__ import annotations
 
 import errno
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ from typing import Final, NamedTuple
 
 from logd.env import File, FileSystem
 from logd.errors import CorruptionError, OffsetOutOfRangeError, StorageError, StorageFailedError
-from logd.limits import KIB, MIB, SEGMENT_BYTES_MAX
-from logd.record.header import HEADER_BYTES, BatchHeader, decode_header
+from logd.limits import BATCH_BYTES_MAX, KIB, MIB, SEGMENT_BYTES_MAX
+from logd.record.header import HEADER_BYTES, MAGIC, BatchHeader
 from logd.storage.batch_walk import check_seal, checked_header, header_at, walk_headers
 from logd.storage.file_header import LogIdentity
 from logd.storage.recovery import LogEnd, Recovered, RecoveryReport, recover, segment_bases
@@ -64,6 +65,9 @@ __all__ = [
 _ALLOCATE_BYTES_MIN: Final = 64 * KIB
 _SEALED_OPEN_MAX: Final = 4
 """Sealed segments of one log that stay open after a read."""
+
+_PEEK: Final = struct.Struct("<8xq24xII8xI")
+"""Of a batch header: base offset, magic, payload bytes, offset span."""
 
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -798,16 +802,20 @@ def _write_again(file: File, position: FilePosition, end: FilePosition) -> None:
 
 
 def _skip_to(path: str, chunk: memoryview, position: FilePosition, offset: Offset) -> int:
-    """Where in the chunk the batch that holds ``offset`` begins, if not beyond it."""
+    """Where in the chunk the batch that holds ``offset`` begins, if not beyond it.
+
+    Looks at three fields and verifies none: the batch it leads to is verified, and must hold
+    the offset.
+    """
     within = 0
-    while within + HEADER_BYTES <= len(chunk):
-        try:
-            header = decode_header(chunk, within)
-        except CorruptionError as error:
-            raise CorruptionError(f"{path}, position {position + within}: {error}") from error
-        if header.end_offset > offset:
+    size = len(chunk)
+    while within + HEADER_BYTES <= size:
+        base_offset, magic, payload_bytes, offset_span = _PEEK.unpack_from(chunk, within)
+        if magic != MAGIC or payload_bytes > BATCH_BYTES_MAX:
+            raise CorruptionError(f"{path}, position {position + within}: not a batch")
+        if base_offset + offset_span > offset:
             break
-        within += header.size_bytes
+        within += HEADER_BYTES + payload_bytes
     return within
 
 
@@ -815,4 +823,5 @@ def _bytes_missing(chunk: memoryview, within: int) -> int:
     """How many bytes of the batch at ``within`` are not in ``chunk``."""
     if within + HEADER_BYTES > len(chunk):
         return within + HEADER_BYTES - len(chunk)
-    return max(0, within + decode_header(chunk, within).size_bytes - len(chunk))
+    payload_bytes = _PEEK.unpack_from(chunk, within)[2]
+    return max(0, within + HEADER_BYTES + payload_bytes - len(chunk))
