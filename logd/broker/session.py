@@ -12,7 +12,7 @@ logged reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -95,34 +95,44 @@ class Session:
     async def run(self) -> None:
         """Serve until the client leaves, breaks the protocol, or the broker stops."""
         try:
-            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
-                await self._greet()
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._send)
-                nursery.start_soon(self._subscriptions.run)
-                await self._receive()
-                nursery.cancel_scope.cancel()
-        except LogdError as error:
-            log.warning(
-                log_events.CLIENT_REFUSED, address=self._stream.peer_name, reason=str(error)
-            )
-        except trio.TooSlowError:
-            log.warning(
-                log_events.CLIENT_REFUSED,
-                address=self._stream.peer_name,
-                reason=f"no progress: {self._decoder.pending_bytes} bytes of an unfinished frame",
-            )
-        except OSError as error:
-            log.debug(log_events.CLIENT_CLOSED, address=self._stream.peer_name, reason=str(error))
+            if await self._survives(self._greet):
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(self._send)
+                    nursery.start_soon(self._subscriptions.run)
+                    await self._survives(self._receive)
+                    nursery.cancel_scope.cancel()
         finally:
             self._is_closed = True
             self._subscriptions.close()
             self._stream.abort()
 
+    async def _survives(self, part: Callable[[], Awaitable[None]]) -> bool:
+        """Run one part of the session; False, with the reason logged, if it ends it."""
+        try:
+            await part()
+        except LogdError as error:
+            self._log_refused(str(error))
+        except trio.TooSlowError:
+            self._log_refused(
+                f"no progress: {self._decoder.pending_bytes} bytes of an unfinished frame"
+            )
+        except OSError as error:
+            log.debug(log_events.CLIENT_CLOSED, address=self._stream.peer_name, reason=str(error))
+        else:
+            return True
+        return False
+
+    def _log_refused(self, reason: str) -> None:
+        log.warning(log_events.CLIENT_REFUSED, address=self._stream.peer_name, reason=reason)
+
     # --- greeting -----------------------------------------------------------------------------
 
     async def _greet(self) -> None:
+        with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+            await self._exchange_hello()
+
+    async def _exchange_hello(self) -> None:
         frame = await self._next_frame()
         if frame is None:
             return

@@ -185,6 +185,7 @@ class Group:
         """The topic refuses appends that carry no fencing token."""
         self._opened = opened
         self._host = host
+        self._commit_offset = core.commit_offset
         self._io_lock = trio.Lock()
         self._held = False
         self._held_news: deque[Callable[[], None]] = deque()
@@ -207,7 +208,12 @@ class Group:
 
     @property
     def commit_offset(self) -> Offset:
-        return self.core.commit_offset
+        """Below it the log *here* holds what was committed.
+
+        Not the core's: that one is ahead while an output waits for the disk, and the log may
+        still hold what is about to be truncated.
+        """
+        return self._commit_offset
 
     @property
     def is_leader(self) -> bool:
@@ -221,7 +227,7 @@ class Group:
     @property
     def committed_data_end(self) -> Offset:
         """End of the last data batch below the commit offset, as far as it is known."""
-        return min(self.state.data_end, self.core.commit_offset)
+        return min(self.state.data_end, self.commit_offset)
 
     @property
     def role_name(self) -> RoleName:
@@ -356,12 +362,14 @@ class Group:
         if output.commit_offset is not None:
             self._on_commit(output.commit_offset)
         for read_id, offset in output.reads_confirmed:
-            assert offset <= self.core.commit_offset
+            assert offset <= self.commit_offset
             self._confirmations.pop(read_id)(None)
         for read_id in output.reads_failed:
             self._confirmations.pop(read_id)(self.not_leader())
         if self.core.role is Role.LEADER:
             self._send_appends()
+            if self.core.commit_lagging():
+                self._host.tell_commit_later(self)
             if self._proposals and not self.core.is_transferring:
                 self._host.mark_dirty(self)
         self._host.set_deadline(self, self.core.deadline_ms)
@@ -373,7 +381,7 @@ class Group:
 
     async def _truncate(self, offset: Offset) -> None:
         """Cut the log, and take back from the derived state what was cut."""
-        assert offset >= self.core.commit_offset
+        assert offset >= self._commit_offset
         log.info(
             log_events.LOG_TRUNCATED, group=self.group_id, start=offset, end=self.log.end_offset
         )
@@ -533,7 +541,7 @@ class Group:
 
     def _finish_when_committed(self, proposal: Proposal) -> None:
         assert proposal.placed is not None
-        if proposal.placed.end_offset <= self.core.commit_offset:
+        if proposal.placed.end_offset <= self.commit_offset:
             proposal.finish(proposal.placed)
         else:
             self._waiting_elsewhere.append(proposal)
@@ -669,7 +677,7 @@ class Group:
         At least one batch; None when ``offset`` is not below the commit offset.  Raises
         CorruptionError when the log does not hold what was written.
         """
-        end = self.core.commit_offset
+        end = self.commit_offset
         if offset >= end:
             return None
         cached = self._host.tail_cache.read(self.group_id, offset, end, bytes_max)
@@ -687,6 +695,8 @@ class Group:
     # --- commit -------------------------------------------------------------------------------
 
     def _on_commit(self, commit_offset: Offset) -> None:
+        assert self._commit_offset <= commit_offset <= self.log.end_offset
+        self._commit_offset = commit_offset
         waiting = self._waiting
         while waiting:
             placed = waiting[0].placed
@@ -696,8 +706,6 @@ class Group:
             waiting.popleft().finish(placed)
         if self._waiting_elsewhere:
             self._finish_elsewhere(commit_offset)
-        if self.core.role is Role.LEADER:
-            self._host.tell_commit_later(self)
         if self._checkpoint is not None and self._checkpoint[0] <= commit_offset:
             self._save_checkpoint()
         for watcher in list(self._watchers.values()):
@@ -729,7 +737,7 @@ class Group:
                 proposal.finish(
                     RequestTimeoutError(
                         f"group {self.group_id} did not commit the batch in time: "
-                        f"commit offset {self.core.commit_offset}, log end {self.log.end_offset}"
+                        f"commit offset {self.commit_offset}, log end {self.log.end_offset}"
                     )
                 )
 
@@ -751,7 +759,7 @@ class Group:
                 if self.failure is not None or self.log.failure is not None:
                     return
                 end, term = await self._host.env.run_blocking(
-                    self.log.sync, self.core.commit_offset
+                    self.log.sync, self.commit_offset
                 )
         except (OSError, LogdError) as error:
             self._fail(error)
@@ -768,7 +776,7 @@ class Group:
             async with self._io_lock:
                 if self.failure is not None or self.log.failure is not None:
                     return
-                await self._host.env.run_blocking(self.log.sync_mark, self.core.commit_offset)
+                await self._host.env.run_blocking(self.log.sync_mark, self.commit_offset)
         except (OSError, LogdError) as error:
             self._fail(error)
 
@@ -778,13 +786,13 @@ class Group:
             return
         self._batches_since_checkpoint = 0
         self._checkpoint = (self.state.end_offset, self._opened.encode_state(self.state, self.core))
-        if self.core.commit_offset >= self.state.end_offset:
+        if self.commit_offset >= self.state.end_offset:
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
         assert self._checkpoint is not None
         (offset, payload), self._checkpoint = self._checkpoint, None
-        assert offset <= self.core.commit_offset
+        assert offset <= self.commit_offset
         self._host.start_soon(self._write_checkpoint, offset, payload)
 
     async def _write_checkpoint(self, offset: Offset, payload: bytes) -> None:
@@ -832,6 +840,6 @@ class Group:
 
     def _sync_and_close(self) -> None:
         if self.log.failure is None:
-            self.log.sync(self.core.commit_offset)
-            self.log.sync_mark(self.core.commit_offset)
+            self.log.sync(self.commit_offset)
+            self.log.sync_mark(self.commit_offset)
         self._opened.close()

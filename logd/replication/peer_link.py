@@ -7,8 +7,8 @@ before any time-out.  A reset followed by a refused connection means that nobody
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
@@ -159,8 +159,6 @@ class PeerLink:
 async def _until_end(stream: ByteStream) -> None:
     """Wait for the peer to end the connection; it has nothing to say on it."""
     scrap = memoryview(bytearray(4096))
-    while await stream.receive_into(scrap):
-        pass
-
-
-LinkFactory = Callable[[NodeId, HostPort, Lane], PeerLink]
+    with contextlib.suppress(OSError):  # A reset is an end like any other.
+        while await stream.receive_into(scrap):
+            pass
