@@ -149,7 +149,8 @@ class Replica:
     def pump(self, count_max: int) -> list[Envelope]:
         """Send what the core says can be sent, up to ``count_max`` batches per request."""
         envelopes = []
-        for follower in self.core.sendable():
+        while sendable := self.core.sendable():
+            follower = sendable[0]
             start = self.core.next_offset(follower)
             first = next(i for i, b in enumerate(self.batches) if b.span.base_offset == start)
             batches = tuple(self.batches[first : first + count_max])
