@@ -25,7 +25,6 @@ written to; what the synced mark claims was synced before the mark was.
 from __future__ import annotations
 
 import errno
-import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,9 +32,10 @@ from typing import Final, NamedTuple
 
 from logd.env import File, FileSystem
 from logd.errors import CorruptionError, OffsetOutOfRangeError, StorageError, StorageFailedError
-from logd.limits import BATCH_BYTES_MAX, KIB, MIB, SEGMENT_BYTES_MAX
-from logd.record.header import HEADER_BYTES, MAGIC, BatchHeader
-from logd.storage.batch_walk import check_seal, checked_header, header_at, walk_headers
+from logd.limits import KIB, MIB, SEGMENT_BYTES_MAX
+from logd.record.header import BatchHeader
+from logd.storage.batch_read import Wanted, read_batches
+from logd.storage.batch_walk import header_at, walk_headers
 from logd.storage.file_header import LogIdentity
 from logd.storage.recovery import LogEnd, Recovered, RecoveryReport, recover, segment_bases
 from logd.storage.segment import (
@@ -65,9 +65,6 @@ __all__ = [
 _ALLOCATE_BYTES_MIN: Final = 64 * KIB
 _SEALED_OPEN_MAX: Final = 4
 """Sealed segments of one log that stay open after a read."""
-
-_PEEK: Final = struct.Struct("<8xq24xII8xI")
-"""Of a batch header: base offset, magic, payload bytes, offset span."""
 
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -111,15 +108,6 @@ class SyncedMark:
     term: Term
     end_offset: Offset
     commit_offset: Offset
-
-
-class _Wanted(NamedTuple):
-    """What a read is after."""
-
-    offset: Offset
-    limit: Offset
-    bytes_max: int
-    cached_only: bool
 
 
 class Log:
@@ -567,76 +555,17 @@ class Log:
         self._note_read(segment)
         segment_end = end.position if segment is segments[-1] else segment.end
         position = indexes.floor(offset - segment.base_offset)
-        wanted = _Wanted(offset, limit, bytes_max, cached_only)
+        wanted = Wanted(
+            offset, limit, bytes_max, self._options.index_interval_bytes, self._identity.group
+        )
         try:
-            return self._read_from(file, position, segment_end, wanted)
+            return read_batches(file, position, segment_end, wanted, cached_only=cached_only)
         except CorruptionError:
             if cached_only:
                 return None  # To be judged where there is time for it.
             # Perhaps only the index is wrong: it is unsynced and proves nothing.
             position = segment.floor(offset, segment_end)
-            return self._read_from(file, position, segment_end, wanted)
-
-    def _read_from(
-        self,
-        file: File,
-        position: FilePosition,
-        end: FilePosition,
-        wanted: _Wanted,
-    ) -> list[memoryview] | None:
-        """One read from an indexed position, cut into batches; more if it was too short."""
-        read = file.pread_cached if wanted.cached_only else file.pread
-        count = wanted.bytes_max + self._options.index_interval_bytes
-        while True:
-            data = read(min(count, end - position), position)
-            if data is None:
-                return None
-            chunk = memoryview(data)
-            within = _skip_to(file.path, chunk, position, wanted.offset)
-            missing = _bytes_missing(chunk, within)
-            if not missing or position + len(chunk) >= end:
-                return self._split(file.path, chunk, within, position, wanted)
-            # The batch is longer than was asked for, or starts at the edge.
-            position = FilePosition(position + within)
-            count = max(wanted.bytes_max, len(chunk) - within + missing)
-
-    def _split(
-        self, path: str, chunk: memoryview, within: int, position: FilePosition, wanted: _Wanted
-    ) -> list[memoryview]:
-        """Cut ``chunk`` into verified batches."""
-        batches: list[memoryview] = []
-        offset, limit, bytes_max, _ = wanted
-        group = self._identity.group
-        expected = offset
-        first = within
-        while within + HEADER_BYTES <= len(chunk):
-            at = position + within
-            header = checked_header(path, chunk, within, at, group)
-            end = within + header.size_bytes
-            # The first batch holds the offset asked for; each other one follows on.
-            if header.base_offset != expected and (
-                batches or not header.base_offset < offset < header.end_offset
-            ):
-                raise CorruptionError(
-                    f"{path}, position {at}: a batch at offset {header.base_offset}, "
-                    f"expected offset {expected}"
-                )
-            if header.end_offset > limit or (batches and end - first > bytes_max):
-                break
-            if end > len(chunk):
-                if batches:
-                    break
-                raise CorruptionError(f"{path}, position {at}: the file ends inside a batch")
-            batch = chunk[within:end]
-            check_seal(path, batch, at)
-            batches.append(batch)
-            expected = header.end_offset
-            within = end
-            if expected >= limit:
-                break
-        if not batches and within + HEADER_BYTES > len(chunk):
-            raise CorruptionError(f"{path}: no batch at position {position + within}")
-        return batches
+            return read_batches(file, position, segment_end, wanted, cached_only=False)
 
     def _first_append_time(self, segment: Segment) -> int:
         file = segment.opened_file()
@@ -757,15 +686,15 @@ class Log:
 
     def _allocate(self, file: File, needed: FilePosition) -> None:
         """Reserve space for ``needed`` and a step more, but no more than the segment may use."""
-        step = max(_ALLOCATE_BYTES_MIN, min(needed, self._options.allocate_bytes))
-        end = max(needed, min(needed + step, self._options.segment_bytes))
+        end = max(needed, min(needed + self._step(needed), self._options.segment_bytes))
         file.allocate(end)
         self._allocated = FilePosition(end)
 
     def _allocate_ahead(self, file: File, position: FilePosition) -> None:
         """Reserve space in the syncing thread, so that ``append`` seldom has to."""
         left = self._allocated - position
-        if left > _ALLOCATE_BYTES_MIN // 2 or self._allocated >= self._options.segment_bytes:
+        is_enough = left >= self._step(position) // 2
+        if is_enough or self._allocated >= self._options.segment_bytes:
             return
         try:
             self._allocate(file, FilePosition(max(position, self._allocated)))
@@ -773,6 +702,10 @@ class Log:
             # No room for what has not come yet; the append that needs it will say so.
             if error.errno not in _NO_SPACE:
                 raise
+
+    def _step(self, position: FilePosition) -> int:
+        """How much to reserve at a time: small logs are many and should stay small."""
+        return max(_ALLOCATE_BYTES_MIN, min(position, self._options.allocate_bytes))
 
     def _check_usable(self) -> None:
         if self.failure is not None:
@@ -799,29 +732,3 @@ def _write_again(file: File, position: FilePosition, end: FilePosition) -> None:
         chunk = file.pread(min(1 * MIB, end - position), position)
         file.pwritev([chunk], position)
         position = FilePosition(position + len(chunk))
-
-
-def _skip_to(path: str, chunk: memoryview, position: FilePosition, offset: Offset) -> int:
-    """Where in the chunk the batch that holds ``offset`` begins, if not beyond it.
-
-    Looks at three fields and verifies none: the batch it leads to is verified, and must hold
-    the offset.
-    """
-    within = 0
-    size = len(chunk)
-    while within + HEADER_BYTES <= size:
-        base_offset, magic, payload_bytes, offset_span = _PEEK.unpack_from(chunk, within)
-        if magic != MAGIC or payload_bytes > BATCH_BYTES_MAX:
-            raise CorruptionError(f"{path}, position {position + within}: not a batch")
-        if base_offset + offset_span > offset:
-            break
-        within += HEADER_BYTES + payload_bytes
-    return within
-
-
-def _bytes_missing(chunk: memoryview, within: int) -> int:
-    """How many bytes of the batch at ``within`` are not in ``chunk``."""
-    if within + HEADER_BYTES > len(chunk):
-        return within + HEADER_BYTES - len(chunk)
-    payload_bytes = _PEEK.unpack_from(chunk, within)[2]
-    return max(0, within + HEADER_BYTES + payload_bytes - len(chunk))

@@ -178,6 +178,17 @@ def test_a_flipped_bit_anywhere_in_a_batch_is_never_served(
     assert read_all(log) == written
 
 
+def test_what_lies_before_the_damage_is_served(disk: SimulatedFileSystem, log: Log) -> None:
+    written = append_some(log, 5)
+    disk.flip(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES + 4 * len(written[0]) - 1)
+
+    found = log.read(Offset(0), Offset(5), 10_000, cached_only=False)
+
+    assert list(map(bytes, found or ())) == written[:3]
+    with pytest.raises(CorruptionError):
+        log.read(Offset(3), Offset(5), 10_000, cached_only=False)
+
+
 def test_a_batch_of_another_group_is_never_served(disk: SimulatedFileSystem, log: Log) -> None:
     append_some(log, 1)
     foreign = batch_bytes(make_batch(0, group=GroupId(8)))
