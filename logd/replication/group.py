@@ -758,9 +758,7 @@ class Group:
             async with self._io_lock:
                 if self.failure is not None or self.log.failure is not None:
                     return
-                end, term = await self._host.env.run_blocking(
-                    self.log.sync, self.commit_offset
-                )
+                end, term = await self._host.env.run_blocking(self.log.sync, self.commit_offset)
         except (OSError, LogdError) as error:
             self._fail(error)
             return

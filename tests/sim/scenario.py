@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -138,8 +138,7 @@ class _Run:
         self._values = 0
 
     async def play(self) -> None:
-        await self._reach()
-        async with self.cluster.client(request_timeout_ms=5_000) as admin:
+        async with self._connected() as admin:
             await self._set_up(admin)
             async with trio.open_nursery() as readers:
                 for number in range(self.settings.consumers):
@@ -155,14 +154,18 @@ class _Run:
                 await self._read_finally(admin)
                 readers.cancel_scope.cancel()
 
-    async def _reach(self) -> None:
-        """Wait until the first broker listens."""
-        with trio.fail_after(HEAL_S):
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Client]:
+        """A client, as soon as there is a broker to reach."""
+        async with contextlib.AsyncExitStack() as stack:
             while True:
-                with contextlib.suppress(LogdError):
-                    async with self.cluster.client():
-                        return
-                await trio.sleep(0.2)
+                try:
+                    client = await stack.enter_async_context(self.cluster.client())
+                except LogdError:
+                    await trio.sleep(0.2)
+                else:
+                    break
+            yield client
 
     async def _set_up(self, admin: Client) -> None:
         with trio.fail_after(HEAL_S):
@@ -191,7 +194,7 @@ class _Run:
         """Append one record after another, each to one partition, until the run is over."""
         chance = random.Random(f"{self.cluster.seed}:{name}")
         async with (
-            self.cluster.client() as client,
+            self._connected() as client,
             client.producer(
                 TOPIC, batches_in_flight=chance.choice([1, 2, 5]), delivery_timeout_ms=20_000
             ) as producer,
@@ -226,7 +229,7 @@ class _Run:
     async def _consume(self, name: str) -> None:
         """Follow the topic from the start until cancelled."""
         async with (
-            self.cluster.client() as client,
+            self._connected() as client,
             client.consumer(TOPIC, start="earliest") as consumer,
         ):
             for partition in range(self.settings.partitions):
