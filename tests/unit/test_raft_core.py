@@ -1,0 +1,666 @@
+"""Rules of the consensus core that are easier to state about one replica than as a script.
+
+The scripts are in ``tests/spec``; here are the corners: joint majorities, messages out of
+their time, trimmed logs, changes of configuration, and what never depends on a peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from logd.errors import UsageError
+from logd.raft.core import RaftCore, RaftOptions
+from logd.raft.messages import (
+    Appended,
+    AppendRequest,
+    AppendResponse,
+    BatchSpan,
+    Configuration,
+    HardState,
+    Output,
+    PeerUp,
+    ReadRequested,
+    Received,
+    Resign,
+    Role,
+    Synced,
+    Tick,
+    TimeoutNow,
+    VoteRequest,
+    VoteResponse,
+)
+from logd.raft.quorum import is_quorum, majority, quorum_value
+from logd.raft.term_history import TermHistory
+from logd.types import GroupId, NodeId, Offset, Term
+
+GROUP = GroupId(5)
+ME, SECOND, THIRD, FOURTH, FIFTH = (NodeId(i) for i in range(1, 6))
+THREE = Configuration((ME, SECOND, THIRD))
+
+
+def replica(
+    configuration: Configuration = THREE,
+    *,
+    node: NodeId = ME,
+    terms: Sequence[int] = (),
+    term: int | None = None,
+    voted_for: NodeId | None = None,
+    commit_offset: int = 0,
+    can_vote: bool = True,
+    up: Sequence[NodeId] = (SECOND, THIRD),
+) -> RaftCore:
+    """A recovered replica whose log has one batch of one offset for each of ``terms``."""
+    history = TermHistory()
+    for offset, batch_term in enumerate(terms):
+        history.append(Term(batch_term), Offset(offset))
+    core = RaftCore(
+        node=node,
+        group=GROUP,
+        configuration=configuration,
+        hard_state=HardState(Term(history.last_term if term is None else term), voted_for),
+        term_history=history,
+        log_start=Offset(0),
+        log_end=Offset(len(terms)),
+        commit_offset=Offset(commit_offset),
+        options=RaftOptions(),
+        draw=lambda: 0.0,
+        now_ms=0,
+        can_vote=can_vote,
+    )
+    for peer in up:
+        core.step(PeerUp(peer), 0)
+    return core
+
+
+def vote(source: NodeId, term: int, *, granted: bool = True, pre_vote: bool = False) -> Received:
+    return Received(
+        VoteResponse(
+            group=GROUP,
+            source=source,
+            target=ME,
+            term=Term(term),
+            granted=granted,
+            pre_vote=pre_vote,
+        )
+    )
+
+
+def vote_request(
+    source: NodeId,
+    term: int,
+    *,
+    last_term: int = 0,
+    end_offset: int = 0,
+    pre_vote: bool = False,
+    transfer: bool = False,
+) -> Received:
+    return Received(
+        VoteRequest(
+            group=GROUP,
+            source=source,
+            target=ME,
+            term=Term(term),
+            last_term=Term(last_term),
+            end_offset=Offset(end_offset),
+            pre_vote=pre_vote,
+            transfer=transfer,
+        )
+    )
+
+
+def request(
+    term: int,
+    start: int,
+    terms: Sequence[int] = (),
+    *,
+    prev_term: int = 0,
+    commit_offset: int = 0,
+    source: NodeId = SECOND,
+) -> Received:
+    batches = tuple(
+        BatchSpan(Offset(start + i), Offset(start + i + 1), Term(batch_term))
+        for i, batch_term in enumerate(terms)
+    )
+    message = AppendRequest(
+        group=GROUP,
+        source=source,
+        target=ME,
+        term=Term(term),
+        start_offset=Offset(start),
+        end_offset=Offset(start + len(terms)),
+        prev_term=Term(prev_term),
+        commit_offset=Offset(commit_offset),
+        round=0,
+    )
+    return Received(message, batches)
+
+
+def accepted(source: NodeId, term: int, synced_end: int, *, round_: int = 0) -> Received:
+    return Received(
+        AppendResponse(
+            group=GROUP,
+            source=source,
+            target=ME,
+            term=Term(term),
+            round=round_,
+            accepted=True,
+            synced_end=Offset(synced_end),
+            received_end=Offset(synced_end),
+        )
+    )
+
+
+def refused(source: NodeId, term: int, conflict_term: int, conflict_end: int) -> Received:
+    return Received(
+        AppendResponse(
+            group=GROUP,
+            source=source,
+            target=ME,
+            term=Term(term),
+            round=0,
+            accepted=False,
+            conflict_term=Term(conflict_term),
+            conflict_end=Offset(conflict_end),
+        )
+    )
+
+
+def campaign(core: RaftCore) -> Output:
+    """Win the pre-vote; the vote is left to the caller."""
+    assert core.deadline_ms is not None
+    core.step(Tick(), core.deadline_ms)
+    requested = core.term + 1
+    outputs = [
+        core.step(vote(voter, requested, pre_vote=True), 100)
+        for voter in core.configuration.members
+        if voter != ME and core.role is Role.PRE_CANDIDATE
+    ]
+    assert core.role is Role.CANDIDATE
+    return outputs[-1]
+
+
+def lead(core: RaftCore) -> None:
+    """Win an election, and append and sync the no-op."""
+    campaign(core)
+    for voter in core.configuration.members:
+        if voter != ME and not core.is_leader:
+            core.step(vote(voter, core.term), 100)
+    assert core.is_leader
+    append(core, 1)
+
+
+def append(core: RaftCore, count: int, *, synced: bool = True) -> None:
+    for _ in range(count):
+        end_offset = Offset(core.log_end + 1)
+        core.step(Appended((BatchSpan(core.log_end, end_offset, core.term),)), 100)
+        if synced:
+            core.step(Synced(end_offset, core.term), 100)
+
+
+# --- quorums ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (7, 4)])
+def test_a_majority_is_more_than_half(count: int, expected: int) -> None:
+    assert majority(count) == expected
+
+
+def test_a_joint_quorum_is_a_majority_of_both_sets() -> None:
+    joint = Configuration((THIRD, FOURTH, FIFTH), (), (ME, SECOND, THIRD))
+
+    assert not is_quorum(joint, lambda node: node in (THIRD, FOURTH, FIFTH))
+    assert not is_quorum(joint, lambda node: node in (ME, SECOND, THIRD))
+    assert is_quorum(joint, lambda node: node in (ME, THIRD, FIFTH))
+
+
+def test_a_joint_value_is_the_lesser_of_both_majorities() -> None:
+    joint = Configuration((THIRD, FOURTH, FIFTH), (), (ME, SECOND, THIRD))
+    reached = {ME: 9, SECOND: 7, THIRD: 8, FOURTH: 1, FIFTH: 2}
+
+    assert quorum_value(joint, reached.__getitem__) == 2
+    assert quorum_value(THREE, reached.__getitem__) == 8
+
+
+def test_nobody_is_a_quorum_of_no_voters() -> None:
+    assert not is_quorum(Configuration(()), lambda node: True)
+
+
+def test_a_joint_election_needs_the_votes_of_both_sets() -> None:
+    joint = Configuration((ME, FOURTH, FIFTH), (), (ME, SECOND, THIRD))
+    core = replica(joint, up=(SECOND, THIRD, FOURTH, FIFTH))
+    campaign(core)
+
+    core.step(vote(FOURTH, 1), 100)
+    core.step(vote(FIFTH, 1), 100)
+    assert core.role is Role.CANDIDATE
+
+    core.step(vote(THIRD, 1), 100)
+    assert core.is_leader
+
+
+# --- hard state -------------------------------------------------------------------------
+
+
+def test_a_vote_is_durable_before_it_is_sent() -> None:
+    output = replica().step(vote_request(SECOND, 1), 0)
+
+    assert output.persist == HardState(Term(1), SECOND)
+    assert output.send_now == ()
+    assert len(output.send_after_persist) == 1
+
+
+def test_a_campaign_is_durable_before_it_is_announced() -> None:
+    output = campaign(replica())
+
+    assert output.persist == HardState(Term(1), ME)
+    assert output.send_now == ()
+    assert len(output.send_after_persist) == 2
+
+
+def test_a_restarted_voter_keeps_to_its_vote() -> None:
+    core = replica(term=4, voted_for=SECOND)
+
+    (other,) = core.step(vote_request(THIRD, 4), 0).send_now
+    (same,) = core.step(vote_request(SECOND, 4), 0).send_now
+
+    assert isinstance(other, VoteResponse)
+    assert isinstance(same, VoteResponse)
+    assert (other.granted, same.granted) == (False, True)
+
+
+def test_a_replica_that_may_have_lost_data_follows_but_does_not_vote() -> None:
+    core = replica(can_vote=False)
+
+    output = core.step(vote_request(SECOND, 1, end_offset=9, last_term=1), 0)
+
+    (answer,) = output.send_after_persist
+    assert isinstance(answer, VoteResponse)
+    assert not answer.granted
+    assert core.deadline_ms is None
+    core.step(request(1, 0, [1]), 0)
+    assert core.log_end == 1
+
+
+# --- messages out of their time ---------------------------------------------------------
+
+
+def test_votes_of_an_earlier_term_do_not_count() -> None:
+    core = replica(term=3)
+    campaign(core)
+
+    core.step(vote(SECOND, 3), 100)
+    assert core.role is Role.CANDIDATE
+
+    core.step(vote(SECOND, 4), 100)
+    assert core.is_leader
+
+
+def test_a_granted_pre_vote_is_not_a_vote() -> None:
+    core = replica()
+    campaign(core)
+
+    core.step(vote(THIRD, 1, pre_vote=True), 100)
+    core.step(vote(THIRD, 2, pre_vote=True), 100)
+
+    assert core.role is Role.CANDIDATE
+
+
+def test_votes_of_others_than_voters_do_not_count() -> None:
+    core = replica(Configuration((ME, SECOND, THIRD), (FOURTH,)))
+    campaign(core)
+
+    core.step(vote(FOURTH, 1), 100)
+    core.step(vote(FIFTH, 1), 100)
+
+    assert core.role is Role.CANDIDATE
+
+
+def test_an_answer_to_an_earlier_term_commits_nothing() -> None:
+    core = replica(terms=[1, 2, 2], term=2)
+    lead(core)
+
+    core.step(accepted(SECOND, 2, 4), 100)
+
+    assert core.term == 3
+    assert core.commit_offset == 0
+
+
+def test_a_deposed_leader_hears_the_newer_term() -> None:
+    core = replica(term=7)
+
+    output = core.step(request(6, 0, [6]), 0)
+
+    (answer,) = output.send_now
+    assert isinstance(answer, AppendResponse)
+    assert (answer.term, answer.accepted) == (7, False)
+    assert (core.log_end, core.leader) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "change", [{"group": GroupId(6)}, {"target": FOURTH}, {"source": ME}], ids=str
+)
+def test_messages_for_others_are_ignored(change: dict[str, int]) -> None:
+    core = replica()
+    fields = {"group": GROUP, "source": SECOND, "target": ME, **change}
+    message = VoteRequest(
+        group=GroupId(fields["group"]),
+        source=NodeId(fields["source"]),
+        target=NodeId(fields["target"]),
+        term=Term(9),
+        last_term=Term(9),
+        end_offset=Offset(9),
+    )
+
+    assert core.step(Received(message), 0) == Output()
+    assert core.term == 0
+
+
+def test_a_handover_of_an_earlier_term_is_ignored() -> None:
+    core = replica(term=3)
+    core.step(request(3, 0), 0)
+
+    late = TimeoutNow(group=GROUP, source=SECOND, target=ME, term=Term(2))
+    assert core.step(Received(late), 0) == Output()
+
+    core.step(Received(TimeoutNow(group=GROUP, source=SECOND, target=ME, term=Term(3))), 0)
+    assert core.role is Role.CANDIDATE
+
+
+def test_two_leaders_in_one_term_stop_us() -> None:
+    core = replica()
+    core.step(request(1, 0), 0)
+
+    with pytest.raises(AssertionError):
+        core.step(request(1, 0, source=THIRD), 0)
+
+
+# --- following --------------------------------------------------------------------------
+
+
+def test_only_what_the_leader_has_is_acknowledged() -> None:
+    core = replica(terms=[1, 1, 1, 1])
+
+    (answer,) = core.step(request(2, 2, prev_term=1), 0).send_after_persist
+
+    assert isinstance(answer, AppendResponse)
+    assert (answer.accepted, answer.synced_end, answer.received_end) == (True, 2, 2)
+
+
+def test_a_new_batch_is_acknowledged_when_it_is_synced() -> None:
+    core = replica()
+
+    assert core.step(request(1, 0), 0).send_after_persist
+    output = core.step(request(1, 0, [1]), 0)
+    assert output.append_from == 0
+    assert output.send_now == ()
+
+    (answer,) = core.step(Synced(Offset(1), Term(1)), 0).send_now
+    assert isinstance(answer, AppendResponse)
+    assert answer.synced_end == 1
+
+
+def test_a_sync_that_says_nothing_new_is_not_acknowledged_again() -> None:
+    core = replica()
+    core.step(request(1, 0, [1]), 0)
+    core.step(Synced(Offset(1), Term(1)), 0)
+
+    assert core.step(Synced(Offset(1), Term(1)), 0) == Output()
+
+
+def test_batches_that_are_there_already_are_skipped() -> None:
+    core = replica(terms=[1, 1])
+
+    output = core.step(request(2, 0, [1, 1, 2]), 0)
+
+    assert output.truncate_to is None
+    assert output.append_from == 2
+
+
+def test_a_conflict_is_cut_at_the_first_batch_that_differs() -> None:
+    core = replica(terms=[1, 2, 2])
+
+    output = core.step(request(3, 0, [1, 3, 3]), 0)
+
+    assert (output.truncate_to, output.append_from) == (1, 1)
+    assert core.term_history.rows == ((1, 0), (3, 1))
+    assert core.synced_end == 1
+
+
+def test_nothing_committed_is_ever_cut() -> None:
+    core = replica(terms=[1, 1], commit_offset=2)
+
+    core.step(request(2, 0, [1, 1]), 0)
+
+    assert core.log_end == 2
+
+
+def test_a_commit_offset_counts_as_far_as_the_logs_agree() -> None:
+    core = replica(terms=[1, 1, 1])
+
+    output = core.step(request(2, 2, prev_term=1, commit_offset=9), 0)
+
+    assert output.commit_offset == 2
+
+
+def test_a_leader_that_was_heard_but_is_not_known_to_be_up_gets_an_election_timeout() -> None:
+    core = replica(up=(THIRD,))
+
+    core.step(request(1, 0), 0)
+    assert core.deadline_ms == 150
+
+    core.step(PeerUp(SECOND), 10)
+    assert core.deadline_ms is None
+
+
+# --- leading ----------------------------------------------------------------------------
+
+
+def test_a_leader_does_not_vote_for_others_unless_it_asked_them_to_take_over() -> None:
+    core = replica()
+    lead(core)
+
+    core.step(vote_request(SECOND, 9, last_term=9, end_offset=9), 100)
+    assert core.is_leader
+
+    output = core.step(vote_request(SECOND, 9, last_term=9, end_offset=9, transfer=True), 100)
+    assert output.lost_leadership
+    assert core.role is Role.FOLLOWER
+
+
+def test_a_stale_refusal_does_not_move_a_follower_back() -> None:
+    core = replica(terms=[1, 1, 1])
+    lead(core)
+    core.step(accepted(SECOND, core.term, 3), 100)
+
+    output = core.step(refused(SECOND, core.term, 1, 2), 100)
+
+    assert output == Output()
+    assert core.next_offset(SECOND) == 3
+
+
+def test_a_window_is_counted_in_bytes_and_opens_with_what_is_acknowledged() -> None:
+    core = replica()
+    lead(core)
+    core.step(accepted(SECOND, 1, 0), 100)
+    append(core, 2)
+    window = core.window_bytes_left(SECOND)
+
+    core.make_append(SECOND, Offset(1), 1000)
+    core.make_append(SECOND, Offset(3), window)
+    assert core.window_bytes_left(SECOND) == 0
+    assert core.sendable() == []
+    append(core, 1)
+    assert core.sendable() == []
+
+    core.step(accepted(SECOND, 1, 3), 100)
+    assert core.window_bytes_left(SECOND) == window
+    assert core.sendable() == [SECOND]
+
+
+def test_a_slow_disk_does_not_get_a_new_window_with_each_silence() -> None:
+    core = replica()
+    lead(core)
+    core.step(accepted(SECOND, 1, 0), 100)
+    request_ = core.make_append(SECOND, Offset(1), 500, 100)
+    left = core.window_bytes_left(SECOND)
+    core.step(Tick(), 2100)
+
+    received = AppendResponse(
+        group=GROUP,
+        source=SECOND,
+        target=ME,
+        term=Term(1),
+        round=0,
+        accepted=True,
+        synced_end=Offset(0),
+        received_end=request_.end_offset,
+    )
+    core.step(Received(received), 2100)
+
+    assert core.next_offset(SECOND) == 1
+    assert core.window_bytes_left(SECOND) == left
+
+
+def test_a_follower_that_needs_trimmed_batches_is_pointed_out() -> None:
+    core = replica(terms=[1] * 10, commit_offset=8)
+    core.trim(Offset(5))
+    lead(core)
+
+    core.step(refused(SECOND, core.term, 0, 2), 100)
+    assert core.next_offset(SECOND) == 5
+    assert core.behind_log_start() == [SECOND]
+    assert core.sendable() == []
+
+    core.step(accepted(SECOND, core.term, 5), 100)
+    assert core.behind_log_start() == []
+    assert core.sendable() == [SECOND]
+
+
+def test_reads_fail_when_leadership_is_lost() -> None:
+    core = replica()
+    lead(core)
+    core.step(ReadRequested(1), 100)
+
+    output = core.step(Resign(may_campaign=True), 100)
+
+    assert output.lost_leadership
+    assert output.reads_failed == (1,)
+    assert core.step(ReadRequested(2), 100).reads_failed == (2,)
+
+
+def test_a_read_needs_a_round_begun_after_it() -> None:
+    core = replica()
+    lead(core)
+    core.step(accepted(SECOND, 1, 1), 100)
+    assert core.is_ready
+    core.step(ReadRequested(1), 100)
+    assert core.step(accepted(SECOND, 1, 1, round_=1), 100).reads_confirmed == ((1, 1),)
+
+    core.step(ReadRequested(2), 100)
+    assert core.step(accepted(SECOND, 1, 1, round_=1), 100).reads_confirmed == ()
+    assert core.step(accepted(THIRD, 1, 1, round_=2), 100).reads_confirmed == ((2, 1),)
+
+
+def test_a_node_that_cannot_write_never_campaigns_again() -> None:
+    core = replica()
+    lead(core)
+
+    core.step(Resign(may_campaign=False), 100)
+
+    assert core.deadline_ms is None
+
+
+# --- configurations ---------------------------------------------------------------------
+
+
+def ready_leader() -> RaftCore:
+    core = replica()
+    lead(core)
+    core.step(accepted(SECOND, 1, 1), 100)
+    assert core.is_ready
+    return core
+
+
+def test_a_configuration_is_in_force_when_it_is_appended() -> None:
+    core = ready_leader()
+    append(core, 1)
+    joint = Configuration((ME, FOURTH, FIFTH), (), (ME, SECOND, THIRD))
+
+    output = core.apply_configuration(Offset(1), joint, 100)
+
+    assert [message.target for message in output.send_now] == [FOURTH, FIFTH]
+    core.step(accepted(SECOND, 1, 2), 100)
+    assert core.commit_offset == 1
+    core.step(PeerUp(FOURTH), 100)
+    core.step(accepted(FOURTH, 1, 2), 100)
+    assert core.commit_offset == 2
+
+
+def test_one_configuration_change_at_a_time() -> None:
+    core = ready_leader()
+    append(core, 2)
+    core.apply_configuration(Offset(1), Configuration((ME,), (), (ME, SECOND, THIRD)), 100)
+
+    with pytest.raises(AssertionError):
+        core.apply_configuration(Offset(2), Configuration((ME,)), 100)
+
+
+def test_a_truncated_configuration_is_undone() -> None:
+    core = replica(terms=[1])
+    core.step(request(1, 1, [1], prev_term=1), 0)
+    core.apply_configuration(Offset(1), Configuration((SECOND,)), 0)
+    assert core.configuration.voters == (SECOND,)
+
+    core.step(request(2, 1, [2], prev_term=1, source=THIRD), 0)
+
+    assert core.configuration == THREE
+
+
+def test_a_leader_that_a_committed_change_leaves_out_steps_down() -> None:
+    core = ready_leader()
+    append(core, 1)
+    core.apply_configuration(Offset(1), Configuration((SECOND, THIRD)), 100)
+    core.step(accepted(SECOND, 1, 2), 100)
+    assert core.is_leader
+
+    output = core.step(accepted(THIRD, 1, 2), 100)
+
+    assert (output.commit_offset, output.lost_leadership) == (2, True)
+    assert core.deadline_ms is None
+
+
+def test_a_voter_left_out_by_a_change_that_is_not_committed_still_campaigns() -> None:
+    core = replica(terms=[1])
+    core.step(request(1, 1, [1], prev_term=1), 0)
+    core.apply_configuration(Offset(1), Configuration((SECOND,)), 0)
+
+    core.step(Received(TimeoutNow(group=GROUP, source=SECOND, target=ME, term=Term(1))), 0)
+
+    assert core.role is Role.CANDIDATE
+
+
+def test_learners_do_not_campaign_but_vote_when_they_are_asked() -> None:
+    # A candidate asks only those whom it counts: it knows of a promotion that we do not.
+    core = replica(Configuration((SECOND, THIRD), (ME,)))
+
+    assert core.deadline_ms is None
+    (answer,) = core.step(vote_request(SECOND, 1), 0).send_after_persist
+    assert isinstance(answer, VoteResponse)
+    assert answer.granted
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"election_timeout_ms_min": 0},
+        {"election_timeout_ms_min": 200, "election_timeout_ms_max": 100},
+        {"window_bytes_max": 0},
+        {"check_quorum_ms": -1},
+    ],
+    ids=str,
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        RaftOptions(**options)
