@@ -714,7 +714,7 @@ class RaftCore:
         """How many live voters are preferred to this node."""
         configuration = self._configurations.current
         rank = 0
-        for voter in configuration.voters + configuration.voters_outgoing:
+        for voter in dict.fromkeys(configuration.voters + configuration.voters_outgoing):
             if voter == self.node:
                 break
             rank += voter in self._nodes_up
