@@ -74,6 +74,9 @@ class Run:
     began: float = field(default_factory=time.monotonic)
     produced_s: float = 0.0
     longest_gap_s: float = 0.0
+    """Nothing at all was acknowledged for this long."""
+    longest_append_s: float = 0.0
+    """The unluckiest append, one to a partition that lost its leader, took this long."""
     new_leaders_ms: float = 0.0
     _last_ack: float = field(default_factory=time.monotonic)
     _advanced: anyio.Event = field(default_factory=anyio.Event)
@@ -96,9 +99,10 @@ class Run:
         """One line of the timeline."""
         self.progress.say(f"{time.monotonic() - self.began:7.2f} s  {text}")
 
-    def on_acknowledged(self, lines: int) -> None:
-        """The cluster has ``lines`` more."""
+    def on_acknowledged(self, lines: int, appended_at: float) -> None:
+        """The cluster has ``lines`` more, which were handed to the client at that time."""
         now = time.monotonic()
+        self.longest_append_s = max(self.longest_append_s, now - appended_at)
         self.longest_gap_s = max(self.longest_gap_s, now - self._last_ack)
         self._last_ack = now
         self.progress.advance(lines)
@@ -255,8 +259,9 @@ async def produce_files(producer: Producer, waiting: Iterator[SourceFile], run: 
         lines = source.lines()
         for first in range(0, len(lines), LINES_PER_CALL):
             part = lines[first : first + LINES_PER_CALL]
+            appended_at = time.monotonic()
             await producer.append_many(part, key=source.key)
-            run.on_acknowledged(len(part))
+            run.on_acknowledged(len(part), appended_at)
 
 
 async def kill_and_restart(client: Client, cluster: LocalCluster, run: Run) -> None:
@@ -316,6 +321,7 @@ def report(run: Run, readers: Sequence[Reader]) -> bool:
     duplicated = sum(found.duplicated for found in differences.values())
     print(f"new leaders after               {run.new_leaders_ms:,.0f} ms")
     print(f"longest without acknowledgement {run.longest_gap_s * 1000:,.0f} ms")
+    print(f"longest single append           {run.longest_append_s * 1000:,.0f} ms")
     print(f"records                         {run.acknowledged:,}")
     print(f"rate                            {run.acknowledged / run.produced_s:,.0f}/s")
     print(f"lost                            {lost}")
