@@ -32,6 +32,10 @@ TOPIC = "t"
 HEAL_S = 60.0
 """Virtual time within which a healed cluster must have committed something new everywhere."""
 
+APPENDS_BEFORE_SLOWING = 550
+SLOW_PAUSE_S = 1.0
+"""Enough appends have been made: from then on faults and elections are worth more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -69,7 +73,7 @@ class Settings:
             fault_s=chance.choice([10.0, 15.0, 20.0]),
             fault_interval_s=chance.choice([0.5, 1.5, 4.0]),
             faults={kind: chance.choice([1, 3]) for kind in kinds},
-            pause_s=chance.choice([0.03, 0.08, 0.15]),
+            pause_s=chance.choice([0.02, 0.05, 0.1]),
         )
 
 
@@ -212,7 +216,10 @@ class _Run:
                         limiter.release_on_behalf_of(borrower)
 
                 nursery.start_soon(one)
-                await trio.sleep(chance.expovariate(1.0) * self.settings.pause_s)
+                pause_s = self.settings.pause_s
+                if len(self.history.appends) > APPENDS_BEFORE_SLOWING:
+                    pause_s = SLOW_PAUSE_S
+                await trio.sleep(chance.expovariate(1.0) * pause_s)
 
     async def _append(self, name: str, producer: object, partition: int) -> None:
         value = self._value(name)
