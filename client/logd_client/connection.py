@@ -348,7 +348,7 @@ class Connection:
             sink = self._sinks.get(deliver.subscription)
             if sink is not None:
                 sink.on_delivered(deliver, frame.body)
-            else:
+            elif self.is_open:
                 # Left behind by an unsubscribe that overtook its subscribe, or on its way.
                 self.submit(UnsubscribeRequest(subscription=deliver.subscription), _ignore)
         elif frame.kind == Kind.SUBSCRIPTION_ENDED:
