@@ -142,6 +142,13 @@ class BrokerConfig:
     Should exceed a few round trips between brokers and two syncs of their disks.
     """
 
+    leader_balance_interval_ms: int = 5000
+    """How often a broker looks whether it leads more than its share of the partitions.
+
+    It then hands one over to a replica that has caught up and leads at least two fewer.
+    0 turns this off.
+    """
+
     produce_bytes_in_flight: int = PRODUCE_BYTES_IN_FLIGHT_MAX
     """Memory for produce requests that are not acknowledged yet, over all connections.
 
@@ -233,6 +240,7 @@ class BrokerConfig:
             ("liveness_interval_ms", 10, 10_000),
             ("liveness_timeout_ms", 50, 60_000),
             ("election_timeout_ms", 10, 10_000),
+            ("leader_balance_interval_ms", 0, 3_600_000),
             ("produce_bytes_in_flight", FRAME_BYTES_MAX, 2**40),
             ("tail_cache_bytes", 0, 2**40),
         ):

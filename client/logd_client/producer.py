@@ -254,8 +254,8 @@ class Producer:
         """Append one record and wait until it is committed.
 
         The record joins the open batch of its partition, which is sent as soon as there is
-        room for it in flight, and at the latest when it is ``linger_ms`` old.  Records
-        appended to one partition are committed in the order of the calls.
+        room for it in flight, and at the latest when it is ``linger_ms`` old.  Records that
+        one task appends to one partition are committed in the order of its calls.
 
         Args:
             value: payload; ``None`` is a tombstone, which deletes ``key`` from a compacted

@@ -21,6 +21,7 @@ from logd import __version__
 from logd.broker import log_events
 from logd.broker.broker import Broker, ProduceBudget
 from logd.broker.disk_guard import DiskGuard
+from logd.broker.leader_balancer import balance_leaders
 from logd.broker.metadata_service import MetadataService
 from logd.broker.partitions import Partitions
 from logd.broker.session import Session
@@ -156,6 +157,7 @@ async def _join(broker: Broker) -> None:
         await _form(broker, members)
         nursery.start_soon(partitions.run, broker.metadata)
         await _register(broker)
+        nursery.start_soon(balance_leaders, broker)
 
 
 async def _report_missing(membership: Membership) -> None:

@@ -7,7 +7,9 @@ is on disk either way.
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +90,8 @@ def serve(
     else:
         config = load_config(_text_of(config_file), str(config_file), given)
     configure_logging(log_level)
+    if not config.failure_domain:
+        config = dataclasses.replace(config, failure_domain=socket.gethostname())
 
     import trio
 
@@ -109,7 +113,9 @@ async def _serve(config: BrokerConfig, exit_with_parent: bool) -> None:
 
     from logd.broker.server import run_broker
     from logd.runtime.env import open_real_env
+    from logd.runtime.memory import keep_freed_memory
 
+    keep_freed_memory()
     stop = trio.Event()
     async with open_real_env() as env, trio.open_nursery() as watchers:
         await watchers.start(_stop_on_signal, stop)

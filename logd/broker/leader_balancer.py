@@ -1,0 +1,95 @@
+"""Spreads leadership evenly over the brokers that are alive and caught up.
+
+Leaders gather where brokers stay up: each restart takes its leaders away and nothing brings
+them back.  Every broker looks at its own share now and then, and hands over one partition at
+a time while it leads at least two more than the replica it would go to.  A difference of one
+is left alone, so that a leader moved by hand stays where it was put and nothing goes to and
+fro.  Only followers that are fed from memory are considered: a broker that is still catching
+up would make the partition wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import structlog
+import trio
+
+from logd.broker import log_events
+from logd.raft.messages import TransferLeadership
+from logd.types import GroupId, NodeId
+
+if TYPE_CHECKING:
+    from logd.broker.broker import Broker
+
+log = structlog.get_logger(__name__)
+
+DIFFERENCE_MIN: Final = 2
+
+
+class Led(NamedTuple):
+    """A partition that this broker leads, and who could take it over, preferred first."""
+
+    group: GroupId
+    successors: Sequence[NodeId]
+
+
+def choose_transfer(
+    node: NodeId, led: Sequence[Led], leader_counts: Mapping[NodeId, int]
+) -> tuple[GroupId, NodeId] | None:
+    """The one hand-over that evens out most; None if the spread is even enough.
+
+    Args:
+        leader_counts: partitions led, per broker; brokers that lead none may be missing.
+    """
+    ours = leader_counts.get(node, 0)
+    best: tuple[int, GroupId, NodeId] | None = None
+    for group, successors in led:
+        for successor in successors:
+            theirs = leader_counts.get(successor, 0)
+            if ours - theirs >= DIFFERENCE_MIN and (best is None or theirs < best[0]):
+                best = (theirs, group, successor)
+    return None if best is None else (best[1], best[2])
+
+
+async def balance_leaders(broker: Broker) -> None:
+    """Look every interval, until cancelled."""
+    interval_s = broker.config.leader_balance_interval_ms / 1000
+    if interval_s == 0:
+        return
+    rng = broker.env.rng("leader balancer")
+    while True:
+        # Not all at once: two brokers that act on one picture would overshoot.
+        await trio.sleep(interval_s * rng.uniform(0.75, 1.25))
+        chosen = choose_transfer(broker.node.node, _led(broker), _leader_counts(broker))
+        if chosen is not None:
+            group_id, successor = chosen
+            log.info(log_events.LEADER_MOVED, group=group_id, to=successor)
+            broker.node.groups[group_id].post(TransferLeadership(successor))
+
+
+def _led(broker: Broker) -> list[Led]:
+    node = broker.node
+    return [
+        Led(
+            group.group_id,
+            [
+                voter
+                for voter in group.core.configuration.voters
+                if voter != node.node and node.is_up(voter) and group.is_in_sync(voter)
+            ],
+        )
+        for group in node.groups.values()
+        if group.is_ready and not group.core.is_transferring
+    ]
+
+
+def _leader_counts(broker: Broker) -> dict[NodeId, int]:
+    counts: dict[NodeId, int] = {}
+    for topic in broker.metadata.state.topics:
+        for placement in topic.partitions:
+            leader, _ = broker.node.leader_of(placement.group)
+            if leader is not None:
+                counts[leader] = counts.get(leader, 0) + 1
+    return counts
