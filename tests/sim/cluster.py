@@ -155,6 +155,7 @@ class SimCluster:
             tail_cache_bytes=self.settings.tail_cache_bytes,
             allocate_bytes=16 * KIB,
             liveness_timeout_ms=self.settings.liveness_timeout_ms,
+            leader_balance_interval_ms=2000,
             disk_free_bytes_min=0,
         )
 
