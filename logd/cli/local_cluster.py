@@ -113,6 +113,7 @@ class LocalCluster:
         """Start one broker; return its process id.  Its output is appended to its log."""
         assert not self.is_running(node_id), f"broker {node_id} is running"
         broker = self.broker(node_id)
+        self._release(node_id)
         broker.directory.mkdir(parents=True, exist_ok=True)
         with broker.log_path.open("ab") as log:
             self._log_starts[node_id] = log.tell()
@@ -178,10 +179,15 @@ class LocalCluster:
             except subprocess.TimeoutExpired:
                 self.kill(node_id)
                 killed.append(node_id)
-        for process in self._processes.values():
-            if process.stdin is not None:
-                process.stdin.close()
+        for node_id in self._processes:
+            self._release(node_id)
         return killed
+
+    def _release(self, node_id: NodeId) -> None:
+        """Close our end of the pipe that an ended broker watched."""
+        process = self._processes.get(node_id)
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
 
     def last_words(self, node_id: NodeId) -> str:
         """Why a broker ended, as the last line of its log since its start has it."""

@@ -1,0 +1,179 @@
+"""Real brokers for tests: what the simulator leaves out, looked at from outside.
+
+Everything here sees a broker as an operator does: as a process with a pid, memory,
+descriptors, a log on stderr and files in a directory.  Nothing reaches into the process.
+
+The scenarios (``failover.py``, ``memory.py``, ``intruders.py``) return figures and judge
+nothing; the tests run them small, ``scripts/acceptance.py`` in full.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import anyio
+import msgspec
+
+from logd.cli.local_cluster import LocalBroker, LocalCluster
+from logd.cli.ready import wait_until_ready
+from logd.errors import LogdError
+from logd.types import GroupId, NodeId
+from logd_client import Client
+
+BROKERS: Final = 3
+COMMAND_TIMEOUT_S: Final = 60.0
+CATCH_UP_TIMEOUT_S: Final = 120.0
+LOG_TIMEOUT_S: Final = 5.0
+POLL_S: Final = 0.02
+
+
+class StoredRecord(NamedTuple):
+    """A record as a broker's own files hold it."""
+
+    offset: int
+    value: bytes | None
+
+
+# --- processes --------------------------------------------------------------------------
+
+
+def make_whole(cluster: LocalCluster) -> None:
+    """Continue, start and await every broker, whatever the last test did to it."""
+    for broker in cluster.brokers:
+        if cluster.is_running(broker.node_id):
+            os.kill(cluster.pid(broker.node_id), signal.SIGCONT)
+        else:
+            cluster.start(broker.node_id)
+    anyio.run(wait_until_ready, cluster, backend="trio")
+
+
+def kill_all(cluster: LocalCluster) -> None:
+    """SIGKILL every broker before any of them can notice that another is gone."""
+    pids = [cluster.pid(broker.node_id) for broker in cluster.brokers]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for broker in cluster.brokers:
+        cluster.wait(broker.node_id)
+
+
+def send_signal(cluster: LocalCluster, node_id: NodeId, number: signal.Signals) -> None:
+    """Signal one broker."""
+    os.kill(cluster.pid(node_id), number)
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Memory that is the process's own: neither files nor shared."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"process {pid} has no RssAnon")
+
+
+def descriptor_count(pid: int) -> int:
+    """Open files, sockets and the like."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def logged_events(broker: LocalBroker) -> Iterator[dict[str, Any]]:
+    """What the broker has logged so far; lines that are no events are left out."""
+    for line in broker.log_path.read_bytes().splitlines():
+        if line.startswith(b"{"):
+            yield msgspec.json.decode(line)
+
+
+def wait_for_event(broker: LocalBroker, **fields: object) -> dict[str, Any]:
+    """The first logged event with these fields."""
+    deadline = time.monotonic() + LOG_TIMEOUT_S
+    while time.monotonic() < deadline:
+        for event in logged_events(broker):
+            if event.items() >= fields.items():
+                return event
+        time.sleep(POLL_S)
+    raise AssertionError(f"broker {broker.node_id} logged no event with {fields}")
+
+
+# --- commands ---------------------------------------------------------------------------
+
+
+def logd_command(*arguments: str | Path) -> list[str]:
+    """What a person would type, run by this Python."""
+    return [sys.executable, "-m", "logd", *map(str, arguments)]
+
+
+def run_logd(
+    *arguments: str | Path, timeout_s: float = COMMAND_TIMEOUT_S
+) -> subprocess.CompletedProcess[bytes]:
+    """Run one command to its end."""
+    return subprocess.run(
+        logd_command(*arguments), capture_output=True, timeout=timeout_s, check=False
+    )
+
+
+# --- replicas ---------------------------------------------------------------------------
+
+
+def dump_replicas(cluster: LocalCluster, group: GroupId) -> dict[NodeId, list[StoredRecord]]:
+    """What each broker's own files hold of a group, by ``logd segment dump``."""
+    dumps = {
+        broker.node_id: subprocess.Popen(
+            logd_command(
+                *("segment", "dump", broker.data_dir / "groups" / f"{group:020}"),
+                *("--records", "--output", "json"),
+            ),
+            stdout=subprocess.PIPE,
+        )
+        for broker in cluster.brokers
+    }
+    found = {}
+    for node_id, dump in dumps.items():
+        output, _ = dump.communicate()
+        assert dump.returncode == 0, f"the dump of broker {node_id} ended with {dump.returncode}"
+        found[node_id] = [_stored(line) for line in output.splitlines()]
+    return found
+
+
+def _stored(line: bytes) -> StoredRecord:
+    row = msgspec.json.decode(line)
+    if "value_base64" in row:
+        return StoredRecord(row["offset"], base64.b64decode(row["value_base64"]))
+    value = row["value"]
+    return StoredRecord(row["offset"], None if value is None else value.encode())
+
+
+async def wait_until_caught_up(client: Client, topic: str, partitions: Sequence[int]) -> None:
+    """Return once every replica holds, synced, all that its leader's log has."""
+    with anyio.fail_after(CATCH_UP_TIMEOUT_S):
+        for partition in partitions:
+            while not await _has_caught_up(client, topic, partition):
+                await anyio.sleep(POLL_S)
+
+
+async def _has_caught_up(client: Client, topic: str, partition: int) -> bool:
+    try:
+        known = await client.admin.describe_partition(topic, partition)
+    except LogdError:
+        return False  # Between two leaders.
+    return all(
+        replica.alive and replica.in_sync and replica.synced_end == known.log_end
+        for replica in known.replicas
+    )
+
+
+async def leader_of(client: Client, topic: str, partition: int = 0) -> NodeId:
+    """Who leads the partition, once somebody does."""
+    while True:
+        described = await client.admin.describe_topic(topic)
+        leader = described.partitions[partition].leader
+        if leader is not None:
+            return NodeId(leader)
+        await anyio.sleep(POLL_S)

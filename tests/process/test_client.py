@@ -1,0 +1,276 @@
+"""The client against three real brokers, under asyncio and under trio."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import cast
+
+import anyio
+import pytest
+
+from logd.cli.local_cluster import LocalCluster
+from logd.errors import (
+    OffsetOutOfRangeError,
+    PartialAppendError,
+    RecordTooLargeError,
+    TopicExistsError,
+    UnexpectedOffsetError,
+    UnknownTopicError,
+    WouldBlock,
+)
+from logd.limits import MIB, RECORD_BYTES_MAX
+from logd_client import AckRange, Client, Record, connect, sync
+
+pytestmark = [pytest.mark.process, pytest.mark.anyio]
+
+READ_TIMEOUT_S = 20.0
+
+
+async def create(client: Client, *, partitions: int = 1) -> str:
+    topic = f"client-{uuid.uuid4()}"
+    await client.admin.create_topic(topic, partitions=partitions, replicas=3)
+    return topic
+
+
+async def read(client: Client, topic: str, count: int, **options: object) -> list[Record]:
+    """The next ``count`` records, and then no more."""
+    records: list[Record] = []
+    with anyio.fail_after(READ_TIMEOUT_S):
+        async with client.consumer(topic, **options) as consumer:  # type: ignore[arg-type]
+            async for record in consumer:
+                records.append(record)
+                if len(records) == count:
+                    break
+    return records
+
+
+async def test_records_come_back_with_key_headers_and_time(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    headers = (("trace", b"\x00\xff"), ("trace", b"again"), ("empty", b""))
+    async with connect(cluster.bootstrap) as client:
+        topic = await create(client, partitions=3)
+        async with client.producer(topic) as producer:
+            full = await producer.append(b"value", key=b"k", headers=headers, timestamp_ms=1234)
+            tombstone = await producer.append(None, key=b"k")
+            empty = await producer.append(b"", key=b"k")
+        first, second, third = await read(client, topic, 3, start="earliest")
+
+    assert (full.topic, full.durability) == (topic, "synced")
+    assert full.partition == tombstone.partition == empty.partition
+    assert first == Record(topic, full.partition, full.offset, 1234, b"k", b"value", headers)
+    assert (second.offset, second.key, second.value) == (tombstone.offset, b"k", None)
+    assert (third.offset, third.value, third.headers) == (empty.offset, b"", ())
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+async def test_many_records_keep_their_order(
+    cluster: LocalCluster, anyio_backend: object, compression: str
+) -> None:
+    values = [b"%d " % number * 20 for number in range(20_000)]
+    async with connect(cluster.bootstrap) as client:
+        topic = await create(client, partitions=2)
+        async with client.producer(topic, compression=compression) as producer:  # type: ignore[arg-type]
+            first = await producer.append_many(values, partition=1)
+            second = await producer.append_many(values, key=b"all the same")
+        records = await read(client, topic, len(values), start="earliest", partitions=[1])
+        everything = await read(client, topic, 2 * len(values), start="earliest")
+
+    assert sum(part.count for part in first) == sum(part.count for part in second) == len(values)
+    assert [record.value for record in records[: len(values)]] == values
+    offsets = [part.base_offset + at for part in first for at in range(part.count)]
+    assert [record.offset for record in records] == offsets
+    keyed = [record.value for record in everything if record.key == b"all the same"]
+    assert keyed == values
+
+
+async def test_a_key_always_goes_to_the_same_partition(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    keys = [b"key %d" % (number % 50) for number in range(1_000)]
+    async with connect(cluster.bootstrap) as client:
+        topic = await create(client, partitions=5)
+        async with client.producer(topic) as producer:
+            acks = await producer.append_many(keys, keys=keys)
+            alone = {key: (await producer.append(b"", key=key)).partition for key in keys[:50]}
+        records = await read(client, topic, len(keys) + 50, start="earliest")
+
+    assert sum(ack.count for ack in acks) == len(keys)
+    assert all(record.partition == alone[record.key] for record in records if record.key)
+    assert len(set(alone.values())) > 1
+
+
+async def test_an_append_at_an_expected_offset_happens_there_or_not_at_all(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    async with connect(cluster.bootstrap) as client:
+        topic = await create(client)
+        async with client.producer(topic) as producer:
+            first = await producer.append(b"first")
+            second = await producer.append(b"second", partition=0, expected_offset=first.offset + 1)
+            with pytest.raises(UnexpectedOffsetError) as refused:
+                await producer.append(b"late", partition=0, expected_offset=second.offset)
+            third = await producer.append(b"third")
+        records = await read(client, topic, 3, start="earliest")
+
+    assert second.offset == first.offset + 1
+    assert refused.value.may_have_applied is False
+    assert third.offset == second.offset + 1
+    assert [record.value for record in records] == [b"first", b"second", b"third"]
+
+
+async def test_a_record_over_the_limit_fails_alone(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    too_large = bytes(RECORD_BYTES_MAX + 1)
+    async with connect(cluster.bootstrap) as client:
+        topic = await create(client)
+        async with client.producer(topic) as producer:
+            with pytest.raises(PartialAppendError) as partial:
+                await producer.append_many([b"a", too_large, b"b", bytes(RECORD_BYTES_MAX)])
+            with pytest.raises(RecordTooLargeError):
+                await producer.append(too_large)
+        records = await read(client, topic, 3, start="earliest")
+
+    acks = cast(tuple[AckRange, ...], partial.value.acks)
+    assert sum(ack.count for ack in acks) == 3
+    ((start, end, error),) = partial.value.failures
+    assert (start, end) == (1, 2)
+    assert isinstance(error, RecordTooLargeError)
+    assert [record.value for record in records] == [b"a", b"b", bytes(RECORD_BYTES_MAX)]
+
+
+async def test_queued_records_are_acknowledged_in_order_and_a_full_buffer_refuses(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    async with connect(cluster.bootstrap) as client:
+        topic = await create(client)
+        async with client.producer(topic, buffer_bytes=4 * MIB) as producer:
+            tickets = [producer.append_nowait(b"%d" % number) for number in range(1_000)]
+            offsets = [(await ticket).offset for ticket in tickets]
+            queued = [producer.append_nowait(bytes(MIB - 1000)) for _ in range(4)]
+            with pytest.raises(WouldBlock):
+                producer.append_nowait(bytes(MIB - 1000))
+            await producer.flush()
+            again = await producer.append(b"there is room again")
+
+    assert all(ticket.is_done for ticket in queued)
+    assert again.offset == offsets[-1] + 5
+    assert offsets == list(range(offsets[0], offsets[0] + 1_000))
+
+
+async def test_latest_means_what_is_committed_from_now_on(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    async with connect(cluster.bootstrap) as client:
+        topic = await create(client)
+        async with client.producer(topic) as producer:
+            await producer.append(b"old")
+            async with client.consumer(topic, start="latest") as consumer:
+                new = await producer.append(b"new")
+                with anyio.fail_after(READ_TIMEOUT_S):
+                    record = await consumer.next_record()
+
+    assert record is not None
+    assert (record.offset, record.value) == (new.offset, b"new")
+
+
+async def test_a_consumer_starts_at_an_offset_or_at_a_time(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    async with connect(cluster.bootstrap) as client:
+        topic = await create(client)
+        async with client.producer(topic) as producer:
+            old = await producer.append(b"old")
+            # Append times are whole milliseconds: the next one must be a later one.
+            await anyio.sleep(0.02)
+            new = await producer.append(b"new")
+            between = datetime.fromtimestamp(new.append_time_ms / 1000, UTC)
+            by_offset = await read(client, topic, 1, start=new.offset)
+            by_time = await read(client, topic, 1, start=between)
+            long_ago = await read(client, topic, 1, start=between - timedelta(days=1))
+        with pytest.raises(OffsetOutOfRangeError) as refused:
+            await read(client, topic, 1, start=new.offset + 100)
+
+    assert by_offset[0].value == by_time[0].value == b"new"
+    assert long_ago[0].value == b"old"
+    assert refused.value.log_end == new.offset + 1
+    assert old.append_time_ms < new.append_time_ms
+
+
+async def test_every_replica_serves_the_same_records(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    values = [b"%d" % number for number in range(500)]
+    async with connect(cluster.bootstrap) as client:
+        topic = await create(client)
+        async with client.producer(topic) as producer:
+            await producer.append_many(values)
+        replicas = [
+            await read(client, topic, len(values), start="earliest", from_replica=broker.node_id)
+            for broker in cluster.brokers
+        ]
+
+    assert replicas[0] == replicas[1] == replicas[2]
+    assert [record.value for record in replicas[0]] == values
+
+
+async def test_topics_are_created_described_and_deleted_once(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    async with connect(cluster.bootstrap) as client:
+        topic = await create(client, partitions=6)
+        with pytest.raises(TopicExistsError):
+            await client.admin.create_topic(topic)
+        described = await client.admin.describe_topic(topic)
+        await client.admin.delete_topic(topic)
+        with pytest.raises(UnknownTopicError):
+            await client.admin.describe_topic(topic)
+
+    leaders = [partition.replicas[0] for partition in described.partitions]
+    assert sorted(leaders) == [1, 1, 2, 2, 3, 3]
+
+
+async def test_a_producer_and_a_consumer_follow_their_leader(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    async with connect(cluster.bootstrap) as client:
+        topic = await create(client)
+        values = [b"%d" % number for number in range(60)]
+        async with (
+            client.producer(topic) as producer,
+            client.consumer(topic, start="earliest") as consumer,
+        ):
+            leaders = set()
+            for number, value in enumerate(values):
+                if number % 20 == 10:
+                    leaders.add(await client.admin.transfer_leader(topic, 0))
+                await producer.append(value)
+            with anyio.fail_after(READ_TIMEOUT_S):
+                records = [await consumer.next_record() for _ in values]
+
+    assert [record and record.value for record in records] == values
+    assert len(leaders) > 1
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_blocking_client_has_the_same_verbs(cluster: LocalCluster, backend: str) -> None:
+    topic = f"blocking-{backend}"
+    with sync.connect(cluster.bootstrap, backend=backend) as client:
+        client.admin.create_topic(topic, partitions=1, replicas=3)
+        with client.producer(topic, compression="zstd") as producer:
+            ack = producer.append(b"one", key=b"k", headers=[("h", b"1")])
+            ticket = producer.append_nowait(b"two")
+            acks = producer.append_many([b"three"] * 1_000)
+            assert ticket.result().offset == ack.offset + 1
+            with pytest.raises(UnexpectedOffsetError):
+                producer.append(b"no", partition=0, expected_offset=ack.offset)
+        assert sum(part.count for part in acks) == 1_000
+        with client.consumer(topic, start="earliest") as consumer:
+            records = [record for _, record in zip(range(1_002), consumer, strict=False)]
+        with client.consumer(topic, start=ack.offset) as consumer:
+            assert next(consumer.batches()).values[0] == b"one"
+
+    assert [record.value for record in records[:3]] == [b"one", b"two", b"three"]
+    assert records[0].headers == (("h", b"1"),)

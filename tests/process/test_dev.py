@@ -1,0 +1,84 @@
+"""``logd dev``: one command starts a cluster, Ctrl-C stops all of it, and it can be resumed."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from logd.cli.local_cluster import free_ports
+from logd_client import sync
+from tests.process.harness import logd_command
+
+pytestmark = pytest.mark.process
+
+STOP_TIMEOUT_S = 10.0
+
+
+@contextmanager
+def running_dev(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
+    (port,) = free_ports(1, random.Random())
+    command = logd_command("dev", "--data-dir", directory, "--port", str(port), "--output", "json")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as dev:
+        assert dev.stdout is not None
+        try:
+            yield dev, msgspec.json.decode(dev.stdout.readline())
+        finally:
+            dev.kill()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_ctrl_c_stops_every_broker_and_the_directory_resumes(tmp_path: Path) -> None:
+    with running_dev(tmp_path / "cluster") as (dev, ready):
+        with sync.connect(ready["bootstrap"]) as client:
+            client.admin.create_topic("kept")
+            with client.producer("kept") as producer:
+                ack = producer.append(b"value")
+        dev.send_signal(signal.SIGINT)
+        assert dev.wait(STOP_TIMEOUT_S) == 0
+        assert [b["id"] for b in ready["brokers"]] == [1, 2, 3]
+        assert not any(is_running(broker["pid"]) for broker in ready["brokers"])
+
+    with (
+        running_dev(tmp_path / "cluster") as (_, ready),
+        sync.connect(ready["bootstrap"]) as client,
+        client.consumer("kept", start="earliest") as consumer,
+    ):
+        record = next(iter(consumer))
+        assert (record.offset, record.value) == (ack.offset, b"value")
+
+
+def test_a_killed_parent_leaves_no_broker_behind(tmp_path: Path) -> None:
+    with running_dev(tmp_path / "cluster") as (dev, ready):
+        watched = [os.pidfd_open(broker["pid"]) for broker in ready["brokers"]]
+        dev.kill()
+        try:
+            for descriptor in watched:
+                os.set_blocking(descriptor, False)
+                assert has_ended(descriptor)
+        finally:
+            for descriptor in watched:
+                os.close(descriptor)
+
+
+def has_ended(descriptor: int) -> bool:
+    """Whether the process behind a pidfd ends within the time for stopping."""
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    return bool(waiting.poll(STOP_TIMEOUT_S * 1000))

@@ -1,0 +1,151 @@
+"""What goes in by the command line comes out of it: byte for byte, for everybody the same."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import anyio
+import msgspec
+import pytest
+
+from logd.cli.local_cluster import LocalCluster
+from logd.limits import RECORD_BYTES_MAX
+from logd_client import connect, sync
+from tests.process.harness import BROKERS, leader_of, logd_command, run_logd
+
+pytestmark = pytest.mark.process
+
+RECORDS_PER_LEADER: Final = 60
+READ_TIMEOUT_S: Final = 30.0
+
+EVERY_BYTE = bytes(set(range(256)) - {ord("\n")})
+LINES: Final = (
+    b"plain text",
+    b"",
+    b"",
+    EVERY_BYTE,
+    b"ends with a carriage return\r",
+    b"\0",
+    b"\0\0 with zeros inside \0",
+    b"\xff\xfe no text in any encoding",
+    "ünïcödé 日本語".encode(),
+    b"x" * RECORD_BYTES_MAX,
+    b" leading and trailing blanks ",
+    b"\t",
+)
+
+
+def create(cluster: LocalCluster, topic: str) -> None:
+    with sync.connect(cluster.bootstrap) as client:
+        client.admin.create_topic(topic, partitions=1, replicas=BROKERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "end"), [("with-newline", b"\n"), ("without-newline", b""), ("empty-end", b"\n\n\n")]
+)
+def test_a_file_comes_back_byte_for_byte(
+    cluster: LocalCluster, tmp_path: Path, name: str, end: bytes
+) -> None:
+    noise = random.Random(name).randbytes(200_000)
+    content = b"\n".join((*LINES, noise, b"last")) + end
+    path = tmp_path / "input"
+    path.write_bytes(content)
+    topic = f"round-trip-{name}"
+    create(cluster, topic)
+    where = ("--bootstrap", cluster.bootstrap)
+
+    produced = run_logd("produce", topic, path, "--output", "json", *where)
+    assert produced.returncode == 0, produced.stderr
+    count = msgspec.json.decode(produced.stdout)["records"]
+    consumed = run_logd(
+        *("consume", topic, "--from", "start", "--count", str(count), "--output", "value", *where)
+    )
+
+    assert consumed.returncode == 0, consumed.stderr
+    assert count == content.count(b"\n") + (not end)
+    # Every record ends a line, so a last line without a newline gains one.
+    assert consumed.stdout == (content if end else content + b"\n")
+
+
+def test_a_line_over_the_limit_is_named_and_the_others_are_kept(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(b"first\n" + b"x" * (RECORD_BYTES_MAX + 1) + b"\nthird\n")
+    create(cluster, "too-long")
+    where = ("--bootstrap", cluster.bootstrap)
+
+    produced = run_logd("produce", "too-long", path, *where)
+    consumed = run_logd("consume", "too-long", "--from", "start", *where)
+
+    assert produced.returncode == 1
+    assert b"line 2: 1048577 bytes are over the record limit" in produced.stderr
+    assert consumed.stdout == b"first\nthird\n"
+
+
+def test_two_followers_see_the_same_records_while_the_leader_changes(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    create(cluster, "followed")
+    count = 3 * RECORDS_PER_LEADER
+    command = logd_command(
+        *("consume", "followed", "--from", "start", "--follow", "--count", str(count)),
+        *("--output", "json", "--bootstrap", cluster.bootstrap),
+    )
+    outputs = [tmp_path / "one", tmp_path / "two"]
+    followers = []
+    for output in outputs:
+        with output.open("wb") as stream:
+            followers.append(subprocess.Popen(command, stdout=stream))
+    try:
+        offsets = anyio.run(append_under_three_leaders, cluster, "followed", backend="trio")
+        statuses = [follower.wait(READ_TIMEOUT_S) for follower in followers]
+    finally:
+        for follower in followers:
+            follower.kill()
+            follower.wait()
+
+    first, second = (output.read_bytes() for output in outputs)
+    seen = [msgspec.json.decode(line) for line in first.splitlines()]
+
+    assert statuses == [0, 0]
+    assert first == second
+    assert {row["value"]: row["offset"] for row in seen} == offsets
+    assert [row["value"] for row in seen] == list(offsets)
+
+
+async def append_under_three_leaders(cluster: LocalCluster, topic: str) -> dict[str, int]:
+    """The first leader hands over, the second is killed, the third finishes."""
+    offsets: dict[str, int] = {}
+    async with connect(cluster.bootstrap) as client, client.producer(topic) as producer:
+        for turn in range(3):
+            for number in range(RECORDS_PER_LEADER):
+                value = f"{turn}.{number}"
+                offsets[value] = (await producer.append(value.encode())).offset
+            match turn:
+                case 0:
+                    await client.admin.transfer_leader(topic, 0)
+                case 1:
+                    leader = await leader_of(client, topic)
+                    await anyio.to_thread.run_sync(cluster.kill, leader)
+    return offsets
+
+
+def test_consuming_into_a_closed_pipe_ends_quietly(cluster: LocalCluster) -> None:
+    create(cluster, "piped")
+    with sync.connect(cluster.bootstrap) as client, client.producer("piped") as producer:
+        producer.append_many([b"x" * 1000] * 5_000)
+    command = logd_command("consume", "piped", "--bootstrap", cluster.bootstrap)
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as consumer:
+        assert consumer.stdout is not None
+        assert consumer.stderr is not None
+        consumer.stdout.read(10)
+        consumer.stdout.close()
+        said = consumer.stderr.read()
+
+    assert consumer.returncode == 0
+    assert said == b""
