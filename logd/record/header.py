@@ -110,6 +110,9 @@ SEAL_POSITION: Final = LEADER_PART_BYTES
 SEALED_POSITION: Final = SEAL_POSITION + _SEAL.size
 """From here on the seal covers the batch."""
 
+MAGIC_POSITION: Final = SEALED_POSITION
+"""The magic is the first field under the seal."""
+
 CHECKED_POSITION: Final = 8
 """From here on the header checksum covers the header."""
 
@@ -118,6 +121,7 @@ MAGIC: Final = int.from_bytes(b"LGD1", "little")
 assert HEADER_BYTES == BATCH_HEADER_BYTES == 128
 assert LEADER_PART_BYTES == 32
 assert SEALED_POSITION == 40
+assert LAYOUT[5].name == "magic"
 assert LAYOUT[4].name == "seal"
 assert MAGIC == 0x3144474C
 

@@ -37,6 +37,7 @@ from logd.record.header import BatchHeader
 from logd.storage.batch_read import Wanted, read_batches
 from logd.storage.batch_walk import header_at, walk_headers
 from logd.storage.file_header import LogIdentity
+from logd.storage.holes import Hole, fill_hole, next_hole
 from logd.storage.recovery import LogEnd, Recovered, RecoveryReport, recover, segment_bases
 from logd.storage.segment import (
     FIRST_POSITION,
@@ -59,6 +60,7 @@ __all__ = [
     "LogIdentity",
     "LogOptions",
     "RecoveryReport",
+    "ScrubPosition",
     "SyncedMark",
 ]
 
@@ -108,6 +110,14 @@ class SyncedMark:
     term: Term
     end_offset: Offset
     commit_offset: Offset
+
+
+class ScrubPosition(NamedTuple):
+    """How far a scrub has come."""
+
+    base_offset: Offset
+    """Of the segment."""
+    at: LogEnd
 
 
 class Log:
@@ -535,6 +545,62 @@ class Log:
                 if header.append_time_ms >= time_ms:
                     return header.base_offset
         return None
+
+    def scrub_start(self, offset: Offset) -> ScrubPosition:
+        """The beginning of the segment that holds ``offset``."""
+        segment = self._segments[self._segment_number(self._segments, offset)]
+        begin = LogEnd(segment.base_offset, segment.prev_term, FIRST_POSITION)
+        return ScrubPosition(segment.base_offset, begin)
+
+    def scrub(
+        self, position: ScrubPosition, bytes_max: int
+    ) -> tuple[ScrubPosition | None, Hole | None]:
+        """Verify what is on the disk, a piece at a time.  Exclusive, except with ``append``.
+
+        Args:
+            position: from ``scrub_start`` or the last call.
+            bytes_max: about how much to read.
+
+        Returns:
+            Where to go on (None: the log's end is reached), and the hole that ends there.
+
+        Raises:
+            StorageFailedError: the disk failed.
+        """
+        end = self._end
+        segments = self._segments
+        number = max(0, self._segment_number(segments, position.base_offset))
+        segment = segments[number]
+        after = segments[number + 1] if number < len(segments) - 1 else None
+        if after is not None:
+            end = LogEnd(after.base_offset, after.prev_term, segment.end)
+        at = position.at
+        if segment.base_offset != position.base_offset or at.position > end.position:
+            at = self.scrub_start(segment.base_offset).at  # Trimmed or truncated meanwhile.
+        try:
+            file = segment.opened_file()
+            at, hole = next_hole(file, self._identity.group, at, end, bytes_max)
+            self._note_read(segment)
+        except OSError as error:
+            raise StorageFailedError(f"scrubbing {segment.path}: {error}") from error
+        if at.position < end.position:
+            return ScrubPosition(segment.base_offset, at), hole
+        return (None if after is None else self.scrub_start(after.base_offset)), hole
+
+    def fill(self, hole: Hole, batches: bytes) -> Hole | None:
+        """Put back what a peer still has of a hole that ``scrub`` found.  As exclusive.
+
+        Returns what is left of the hole; None if it is filled.
+
+        Raises:
+            CorruptionError: ``batches`` are not what was there; nothing was written.
+            StorageFailedError: the disk failed; the log is poisoned.
+        """
+        self._check_usable()
+        try:
+            return fill_hole(self._files, self._identity.group, hole, batches)
+        except OSError as error:
+            raise self._fail("repair", error) from error
 
     # --- reading, inside ----------------------------------------------------------------
 

@@ -88,7 +88,7 @@ class Recovered:
 
 
 @dataclass(slots=True)
-class _Found:
+class FoundSegment:
     """One segment's header block, decoded as far as it could be."""
 
     path: str
@@ -124,10 +124,7 @@ def recover(
     # A process that was killed may have left names that are not durable yet; what is synced
     # from now on must not depend on them.
     files.sync_directory(directory)
-    bases = segment_bases(files, directory)
-    if not bases:
-        raise StorageError(f"{directory} holds no segment")
-    found = [_inspect(files, directory, base, identity) for base in bases]
+    found = inspect_segments(files, directory, identity)
     damage = _check_chain(found)
 
     segments = tuple(_segment(files, each, identity, interval_bytes) for each in found)
@@ -139,6 +136,21 @@ def recover(
         file.truncate(end.position)
     active.end = end.position
     return Recovered(segments, end, last.mark, report)
+
+
+def inspect_segments(
+    files: FileSystem, directory: str, identity: LogIdentity
+) -> list[FoundSegment]:
+    """The header blocks of a log's segments, in order, damaged or not.
+
+    Raises:
+        StorageError: there is no segment; ``NewerFormatError``, ``ForeignDirectoryError``.
+        OSError: the disk failed.
+    """
+    bases = segment_bases(files, directory)
+    if not bases:
+        raise StorageError(f"{directory} holds no segment")
+    return [_inspect(files, directory, base, identity) for base in bases]
 
 
 def read_segment_header(
@@ -172,20 +184,20 @@ def _remove_leftovers(files: FileSystem, directory: str) -> None:
 
 def _inspect(
     files: FileSystem, directory: str, base_offset: Offset, identity: LogIdentity
-) -> _Found:
+) -> FoundSegment:
     path = f"{directory}/{segment_name(base_offset)}"
     header, block, size = read_segment_header(files, path)
     mark = newest_mark(block[:SLOTS_END], identity.group)
     if isinstance(header, CorruptionError):
-        return _Found(path, base_offset, size, None, mark, [str(header)])
+        return FoundSegment(path, base_offset, size, None, mark, [str(header)])
     refuse_foreign(path, header.identity, identity)
-    found = _Found(path, base_offset, size, header, mark)
+    found = FoundSegment(path, base_offset, size, header, mark)
     if header.base_offset != base_offset:
         found.damage.append(f"{path}: the header says base offset {header.base_offset}")
     return found
 
 
-def _check_chain(found: list[_Found]) -> list[str]:
+def _check_chain(found: list[FoundSegment]) -> list[str]:
     """Each sealed segment must end where the next one begins."""
     damage = [text for each in found for text in each.damage]
     for sealed, after in pairwise(found):
@@ -209,7 +221,7 @@ def _check_chain(found: list[_Found]) -> list[str]:
 
 
 def _segment(
-    files: FileSystem, found: _Found, identity: LogIdentity, interval_bytes: int
+    files: FileSystem, found: FoundSegment, identity: LogIdentity, interval_bytes: int
 ) -> Segment:
     end = found.mark.end_position if found.mark else found.size
     return Segment(
@@ -227,7 +239,7 @@ def _recover_end(
     files: FileSystem,
     file: File,
     active: Segment,
-    found: _Found,
+    found: FoundSegment,
     identity: LogIdentity,
     interval_bytes: int,
 ) -> tuple[LogEnd, RecoveryReport]:

@@ -1,0 +1,131 @@
+"""Making a log whole that was found damaged when it was opened.
+
+The holes in its segments are filled from peers (``holes.py``).  A segment's header block
+needs no peer: its identity is known, and its end is where the next segment begins.  Only the
+marks of the active segment cannot be made up: what they said is what was promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from logd.env import File, FileSystem
+from logd.errors import CorruptionError
+from logd.storage.file_header import SEGMENT_MAGIC, FileHeader, LogIdentity, encode_file_header
+from logd.storage.holes import Hole, follow, holes_between
+from logd.storage.recovery import FoundSegment, LogEnd, inspect_segments
+from logd.storage.segment import FIRST_POSITION
+from logd.storage.synced_mark import MarkSlot, encode_mark
+from logd.types import FilePosition, Offset, Term
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Everything that is wrong with a closed log."""
+
+    holes: tuple[Hole, ...]
+    """To be filled from peers."""
+    beyond_repair: str | None = None
+    """What no peer can give back; the replica stays shut."""
+
+
+def survey_log(files: FileSystem, directory: str, identity: LogIdentity) -> Survey:
+    """Read a whole closed log and find all holes in it.
+
+    Raises:
+        StorageError, OSError: as ``Log.open``.
+    """
+    found = inspect_segments(files, directory, identity)
+    active = found[-1]
+    if active.mark is None:
+        return Survey((), f"{active.path}: both synced marks are unreadable")
+    if found[0].header is None and found[0].base_offset != 0:
+        return Survey((), f"{found[0].path}: which term it follows is not known")
+    holes: list[Hole] = []
+    term = Term(0)
+    for segment, end in zip(found, _segment_ends(found), strict=True):
+        if segment.header is not None:
+            term = segment.header.prev_term  # Else the one before is the least it can be.
+        start = LogEnd(segment.base_offset, term, FIRST_POSITION)
+        file = files.open(segment.path, writable=False)
+        try:
+            holes += holes_between(file, identity.group, start, end)
+        finally:
+            file.close()
+    return Survey(tuple(holes))
+
+
+def _segment_ends(found: Sequence[FoundSegment]) -> list[LogEnd]:
+    """Where the batches of each segment must end, by the segments' own testimony."""
+    active = found[-1].mark
+    assert active is not None
+    ends: list[LogEnd] = []
+    for sealed, after in pairwise(found):
+        mark = sealed.mark
+        # A sealed segment was cut to its size; only its last mark says it more surely.
+        is_told = mark is not None and mark.end_offset == after.base_offset
+        position = mark.end_position if mark is not None and is_told else sealed.size
+        term = after.header.prev_term if after.header is not None else active.term
+        ends.append(LogEnd(after.base_offset, term, FilePosition(position)))
+    ends.append(LogEnd(active.end_offset, active.term, active.end_position))
+    return ends
+
+
+def mend_headers(files: FileSystem, directory: str, identity: LogIdentity) -> list[str]:
+    """Rewrite the header blocks that are damaged; all holes must have been filled.
+
+    Returns the paths of the files that were mended.
+
+    Raises:
+        CorruptionError: a segment still does not lead to the next one.
+    """
+    mended: list[str] = []
+    found = inspect_segments(files, directory, identity)
+    prev_term = found[0].header.prev_term if found[0].header is not None else Term(0)
+    for segment, end in zip(found, _segment_ends(found), strict=True):
+        file = files.open(segment.path)
+        try:
+            start = LogEnd(segment.base_offset, prev_term, FIRST_POSITION)
+            at, reason = follow(file, identity.group, start, end)
+            if reason is not None:
+                raise CorruptionError(f"{segment.path}: {reason}")
+            is_sealed = segment is not found[-1]
+            if _mend_block(file, identity, segment, prev_term, at if is_sealed else None):
+                mended.append(segment.path)
+        finally:
+            file.close()
+        prev_term = at.term
+    return mended
+
+
+def _mend_block(
+    file: File,
+    identity: LogIdentity,
+    segment: FoundSegment,
+    prev_term: Term,
+    sealed_end: LogEnd | None,
+) -> bool:
+    """Make one header block whole; True if anything had to be written."""
+    header = FileHeader(identity, segment.base_offset, prev_term)
+    is_header_damaged = segment.header != header
+    if is_header_damaged:
+        file.pwritev([encode_file_header(SEGMENT_MAGIC, header)], 0)
+    mark = segment.mark
+    is_mark_stale = sealed_end is not None and (
+        mark is None
+        or (mark.end_offset, mark.term, mark.end_position)
+        != (sealed_end.offset, sealed_end.term, sealed_end.position)
+    )
+    if is_mark_stale:
+        assert sealed_end is not None
+        commit_offset = Offset(0) if mark is None else mark.commit_offset
+        sequence = 1 if mark is None else mark.sequence + 1
+        fresh = MarkSlot(
+            sequence, sealed_end.term, sealed_end.offset, sealed_end.position, commit_offset
+        )
+        file.pwritev([encode_mark(fresh, identity.group)], fresh.position)
+    if is_header_damaged or is_mark_stale:
+        file.sync()
+    return is_header_damaged or is_mark_stale

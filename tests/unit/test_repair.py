@@ -1,0 +1,215 @@
+"""What is damaged in a log is found, and filled with exactly what was there or with nothing."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from logd.errors import CorruptionError
+from logd.limits import SEGMENT_HEADER_BYTES
+from logd.storage.holes import Hole, fill_hole
+from logd.storage.log import Log, LogOptions
+from logd.storage.repair import Survey, mend_headers, survey_log
+from logd.types import Offset
+from tests.sim.files import SimulatedFileSystem
+from tests.support.logs import DIRECTORY, GROUP, IDENTITY, append_some, read_all
+
+OPTIONS = LogOptions(segment_bytes=4096, index_interval_bytes=512)
+
+
+def written_log(files: SimulatedFileSystem, batches: int = 120) -> list[bytes]:
+    """A closed log of several segments; returns its batches, one record each."""
+    log = Log.create(files, DIRECTORY, IDENTITY, OPTIONS)
+    written: list[bytes] = []
+    for number in range(batches):
+        written += append_some(log, 1, term=1 + number // 50, value=b"v" * (number % 90))
+        if log.needs_roll:
+            log.roll()
+    written += append_some(log, 3, term=3)
+    log.sync(Offset(batches))
+    log.close()
+    return written
+
+
+def fresh() -> tuple[SimulatedFileSystem, list[bytes]]:
+    files = SimulatedFileSystem(random.Random(1))
+    return files, written_log(files)
+
+
+def segments(files: SimulatedFileSystem) -> list[str]:
+    return [f"{DIRECTORY}/{n}" for n in files.list_directory(DIRECTORY) if n.endswith(".log")]
+
+
+def fill_all(files: SimulatedFileSystem, survey: Survey, written: list[bytes]) -> None:
+    for hole in survey.holes:
+        assert fill_hole(files, GROUP, hole, peer_has(written, hole)) is None
+
+
+def peer_has(written: list[bytes], hole: Hole) -> bytes:
+    return b"".join(written[hole.start.offset : hole.end.offset])
+
+
+def reopened(files: SimulatedFileSystem) -> Log:
+    log = Log.open(files, DIRECTORY, IDENTITY, OPTIONS)
+    assert not log.recovery.is_damaged, log.recovery.damage
+    return log
+
+
+def test_an_intact_log_has_no_holes() -> None:
+    files, _ = fresh()
+
+    assert survey_log(files, DIRECTORY, IDENTITY) == Survey(())
+    assert mend_headers(files, DIRECTORY, IDENTITY) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_flipped_bits_below_the_headers_are_found_and_filled(seed: int) -> None:
+    chance = random.Random(seed)
+    files, written = fresh()
+    for _ in range(chance.choice([1, 2, 20])):
+        path = chance.choice(segments(files))
+        size = len(files.content(path))
+        if size > SEGMENT_HEADER_BYTES:
+            files.flip(path, chance.randrange(SEGMENT_HEADER_BYTES, size), chance.randrange(8))
+
+    fill_all(files, survey_log(files, DIRECTORY, IDENTITY), written)
+
+    assert survey_log(files, DIRECTORY, IDENTITY).holes == ()
+    assert read_all(reopened(files)) == written
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_header_block_of_a_sealed_segment_is_made_whole(seed: int) -> None:
+    chance = random.Random(seed)
+    files, written = fresh()
+    for path in segments(files)[:-1]:
+        for _ in range(chance.choice([0, 3])):
+            files.flip(path, chance.randrange(1536), chance.randrange(8))
+
+    survey = survey_log(files, DIRECTORY, IDENTITY)
+    assert survey.beyond_repair is None
+    fill_all(files, survey, written)
+    mend_headers(files, DIRECTORY, IDENTITY)
+
+    assert read_all(reopened(files)) == written
+
+
+def test_a_log_that_ends_below_its_mark_is_filled_up_to_the_mark() -> None:
+    files, written = fresh()
+    last = segments(files)[-1]
+    file = files.open(last)
+    file.truncate(file.size() - 150)
+    file.close()
+
+    survey = survey_log(files, DIRECTORY, IDENTITY)
+    assert [hole.end.offset for hole in survey.holes] == [len(written)]
+    fill_all(files, survey, written)
+
+    assert read_all(reopened(files)) == written
+
+
+def test_lost_marks_of_the_active_segment_are_beyond_repair() -> None:
+    files, _ = fresh()
+    files.overwrite(segments(files)[-1], 512, bytes(1024))
+
+    assert "both synced marks" in str(survey_log(files, DIRECTORY, IDENTITY).beyond_repair)
+
+
+def hole_of(files: SimulatedFileSystem) -> Hole:
+    files.flip(segments(files)[0], SEGMENT_HEADER_BYTES + 130)
+    (hole,) = survey_log(files, DIRECTORY, IDENTITY).holes
+    return hole
+
+
+def test_batches_of_other_offsets_are_not_filled_in() -> None:
+    files, written = fresh()
+    hole = hole_of(files)
+    before = files.content(hole.path)
+
+    with pytest.raises(CorruptionError, match="expected offset 0"):
+        fill_hole(files, GROUP, hole, written[1])
+    assert files.content(hole.path) == before
+
+
+def test_batches_of_another_length_are_not_filled_in() -> None:
+    files, written = fresh()
+    hole = hole_of(files)
+
+    with pytest.raises(CorruptionError, match="expected"):
+        fill_hole(files, GROUP, hole, written[0] + written[1])
+
+
+def test_a_hole_can_be_filled_batch_by_batch() -> None:
+    files, written = fresh()
+    file = files.open(path := segments(files)[1])
+    file.pwritev([bytes(1500)], SEGMENT_HEADER_BYTES)
+    file.close()
+    (hole,) = survey_log(files, DIRECTORY, IDENTITY).holes
+    assert hole.path == path
+
+    left: Hole | None = hole
+    for batch in written[hole.start.offset : hole.end.offset]:
+        assert left is not None
+        left = fill_hole(files, GROUP, left, batch)
+
+    assert left is None
+    assert read_all(reopened(files)) == written
+
+
+def test_damaged_batches_are_not_filled_in() -> None:
+    files, written = fresh()
+    hole = hole_of(files)
+    damaged = bytearray(peer_has(written, hole))
+    damaged[-1] ^= 1
+
+    with pytest.raises(CorruptionError):
+        fill_hole(files, GROUP, hole, bytes(damaged))
+
+
+def test_the_copy_of_an_older_batch_inside_a_record_is_not_taken_for_a_batch() -> None:
+    files = SimulatedFileSystem(random.Random(1))
+    log = Log.create(files, DIRECTORY, IDENTITY, LogOptions(segment_bytes=65536))
+    written = append_some(log, 2)
+    written += append_some(log, 1, value=written[0])
+    written += append_some(log, 1)
+    log.sync(Offset(4))
+    log.close()
+    (path,) = segments(files)
+    third = SEGMENT_HEADER_BYTES + len(written[0]) + len(written[1])
+    files.flip(path, third + 60)
+
+    (hole,) = survey_log(files, DIRECTORY, IDENTITY).holes
+
+    assert (hole.start.offset, hole.end.offset) == (2, 3)
+    fill_hole(files, GROUP, hole, peer_has(written, hole))
+    assert read_all(reopened(files)) == written
+
+
+def scrub_all(log: Log, bytes_max: int) -> list[Hole]:
+    holes = []
+    position = log.scrub_start(log.start_offset)
+    while position is not None:
+        position, hole = log.scrub(position, bytes_max)
+        if hole is not None:
+            holes.append(hole)
+    return holes
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_scrub_finds_damage_in_a_running_log_and_fills_it_in_place(seed: int) -> None:
+    chance = random.Random(seed)
+    files, written = fresh()
+    log = reopened(files)
+    for _ in range(3):
+        path = chance.choice(segments(files))
+        files.flip(path, chance.randrange(SEGMENT_HEADER_BYTES, len(files.content(path))))
+
+    holes = scrub_all(log, bytes_max=1000)
+    assert holes
+    for hole in holes:
+        log.fill(hole, peer_has(written, hole))
+
+    assert scrub_all(log, bytes_max=1000) == []
+    written += append_some(log, 5, term=4)
+    assert read_all(log) == written
