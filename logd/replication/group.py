@@ -23,15 +23,15 @@ import structlog
 import trio
 
 from logd.errors import (
-    CorruptionError,
     LeadershipLostError,
     LogdError,
     NotLeaderError,
+    OffsetOutOfRangeError,
     RequestTimeoutError,
     UnavailableError,
     UnexpectedOffsetError,
 )
-from logd.limits import APPEND_BYTES_MAX, BATCHES_PER_CHECKPOINT
+from logd.limits import APPEND_BYTES_MAX, BATCHES_PER_CHECKPOINT, MIB
 from logd.raft.core import RaftCore
 from logd.raft.messages import (
     Appended,
@@ -72,11 +72,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-HELD_EVENTS_MAX: Final = 4096
-"""News that may wait for a group's disk; beyond it messages are dropped, as a network may."""
+HELD_MESSAGES_MAX: Final = 4096
+"""Messages that may wait for a group's disk; beyond it they are dropped, as a network may.
+What this node knows by itself (who is alive, what is synced) is never dropped: nobody would
+repeat it."""
 
 PROPOSALS_PER_FLUSH_MAX: Final = 512
 """Batches in one vectored write: bounds the time a flush holds the event loop."""
+
+BYTES_PER_FLUSH_MAX: Final = 8 * MIB
+"""The same bound in bytes; the last batch may pass it."""
 
 
 RoleName = Literal["leader", "follower", "candidate", "pre_candidate", "learner", "stopped"]
@@ -189,6 +194,8 @@ class Group:
         self._io_lock = trio.Lock()
         self._held = False
         self._held_news: deque[Callable[[], None]] = deque()
+        self._held_messages = 0
+        self._is_closed = False
         self._proposals: deque[Proposal] = deque()
         self._waiting: deque[Proposal] = deque()
         self._waiting_elsewhere: list[Proposal] = []
@@ -243,13 +250,15 @@ class Group:
         return self.core.progress(follower).match if self.core.is_leader else None
 
     def is_in_sync(self, follower: NodeId) -> bool:
-        """The follower agrees and is fed from memory: it lacks at most what is on its way."""
+        """The follower agrees and is fed from memory, so that it lacks at most what is on its
+        way; or it lacks nothing, however it got there."""
         if not self.core.is_leader or follower in self._catching_up:
             return False
         progress = self.core.progress(follower)
-        return (
-            progress.state is ProgressState.PIPELINE and self._lanes.get(follower, "main") == "main"
-        )
+        if progress.state is not ProgressState.PIPELINE:
+            return False
+        is_fed_from_memory = self._lanes.get(follower, "main") == "main"
+        return is_fed_from_memory or progress.match == self.log.end_offset
 
     def watch(self, watcher: Watcher) -> int:
         """Call ``watcher`` on each commit from now on; returns a key for ``unwatch``."""
@@ -266,10 +275,12 @@ class Group:
         """Take news that carries no batches."""
         if self.failure is not None:
             return
-        if self._held:
-            self._hold(lambda: self._step(event, ()))
-        else:
+        if not self._held:
             self._step(event, ())
+        elif isinstance(event, Received):
+            self._hold_message(event, ())
+        else:
+            self._held_news.append(lambda: self._step(event, ()))
 
     def post_append(self, request: AppendRequest, batches: tuple[ReceivedBatch, ...]) -> None:
         """Take a leader's append request with its batches, already verified."""
@@ -277,7 +288,7 @@ class Group:
             return
         event = Received(request, tuple(batch.span for batch in batches))
         if self._held:
-            self._hold(lambda: self._step(event, batches))
+            self._hold_message(event, batches)
         else:
             self._step(event, batches)
 
@@ -308,9 +319,16 @@ class Group:
             f"node {self._host.node} does not lead group {self.group_id}: {known}", leader
         )
 
-    def _hold(self, news: Callable[[], None]) -> None:
-        if len(self._held_news) < HELD_EVENTS_MAX:
-            self._held_news.append(news)
+    def _hold_message(self, event: Received, batches: tuple[ReceivedBatch, ...]) -> None:
+        if self._held_messages >= HELD_MESSAGES_MAX:
+            return
+        self._held_messages += 1
+
+        def take_up() -> None:
+            self._held_messages -= 1
+            self._step(event, batches)
+
+        self._held_news.append(take_up)
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -330,13 +348,15 @@ class Group:
         """Carry out what blocks, then the rest, then the news that waited."""
         try:
             async with self._io_lock:
-                if output.persist is not None:
+                if output.persist is not None and self.failure is None:
                     await self._persist(output.persist)
-                if output.truncate_to is not None:
+                if output.truncate_to is not None and self.failure is None:
                     await self._truncate(output.truncate_to)
         except (OSError, LogdError) as error:
             self._fail(error)
             return
+        if self.failure is not None:
+            return  # Stopped meanwhile: all who waited were told.
         self._held = False
         self._finish(output, batches)
         self._take_held_news()
@@ -359,6 +379,8 @@ class Group:
             self._on_leadership_lost()
         if output.became_leader:
             self._on_elected()
+            if self.failure is not None:
+                return
         if output.commit_offset is not None:
             self._on_commit(output.commit_offset)
         for read_id, offset in output.reads_confirmed:
@@ -372,6 +394,7 @@ class Group:
                 self._host.tell_commit_later(self)
             if self._proposals and not self.core.is_transferring:
                 self._host.mark_dirty(self)
+        self._save_due_checkpoint()
         self._host.set_deadline(self, self.core.deadline_ms)
 
     async def _persist(self, hard_state: HardState) -> None:
@@ -400,8 +423,13 @@ class Group:
         written = [batch.log_batch for batch in batches]
         if not self._write(written):
             return False
-        for batch in batches:
-            self._note(batch.header, batch.log_batch)
+        try:
+            for batch in batches:
+                self._note(batch.header, batch.log_batch)
+        except LogdError as error:
+            # Intact, but not of this version: what follows from it cannot be known here.
+            self._fail(error)
+            return False
         self._after_append()
         return True
 
@@ -433,9 +461,12 @@ class Group:
     async def _roll(self) -> None:
         try:
             async with self._io_lock:
-                await self._host.env.run_blocking(self.log.roll)
+                if self.failure is None:
+                    await self._host.env.run_blocking(self.log.roll)
         except (OSError, LogdError) as error:
             self._fail(error)
+            return
+        if self.failure is not None:
             return
         log.debug(log_events.SEGMENT_ROLLED, group=self.group_id, base_offset=self.log.end_offset)
         self._take_checkpoint()
@@ -466,18 +497,38 @@ class Group:
     def _on_leadership_lost(self) -> None:
         log.info(log_events.LEADERSHIP_LOST, group=self.group_id, term=self.core.term)
         self._host.leadership_changed(self)
-        for proposal in (*self._waiting, *self._waiting_elsewhere):
+        self._end_leading()
+
+    def _end_leading(self) -> None:
+        """Answer those who wait for a commit, and tell those who follow the leader."""
+        waiting = (*self._waiting, *self._waiting_elsewhere)
+        self._waiting.clear()
+        self._waiting_elsewhere.clear()
+        for proposal in waiting:
             proposal.finish(
                 LeadershipLostError(
                     f"node {self._host.node} stopped leading group {self.group_id} "
                     "before the batch was committed"
                 )
             )
-        self._waiting.clear()
-        self._waiting_elsewhere.clear()
         self._refuse_proposals(self.not_leader())
         for watcher in list(self._watchers.values()):
             watcher.on_leadership_lost()
+
+    def _stop(self) -> None:
+        """This replica takes no more news: whoever waits for any is answered now.
+
+        Whether it still led does not matter.  It may have stepped down in an output that
+        will never be carried out, and then nobody has been told yet.
+        """
+        assert self.failure is not None
+        confirmations, self._confirmations = self._confirmations, {}
+        self._end_leading()
+        for confirm in confirmations.values():
+            confirm(self.not_leader())
+        self._held_news.clear()
+        self._checkpoint = None
+        self._host.set_deadline(self, None)
 
     def _refuse_proposals(self, error: LogdError) -> None:
         proposals, self._proposals = self._proposals, deque()
@@ -504,10 +555,14 @@ class Group:
     def _flush_proposals(self) -> None:
         """One write for what gathered.  Each proposal is judged with all before it placed."""
         placed: list[tuple[LogBatch, Proposal | None]] = []
+        size = 0
         for _ in range(min(len(self._proposals), PROPOSALS_PER_FLUSH_MAX)):
             proposal = self._proposals.popleft()
             if proposal.done is not None and self._admit(proposal):
                 placed.append((self._place(proposal.batch, proposal.header), proposal))
+                size += proposal.header.size_bytes
+                if size >= BYTES_PER_FLUSH_MAX:
+                    break
         if self._proposals:
             self._host.mark_dirty(self)
         if placed:
@@ -622,6 +677,8 @@ class Group:
         bytes_max = min(window, APPEND_BYTES_MAX)
         cached = self._host.tail_cache.read(self.group_id, start, end, bytes_max)
         if cached is None:
+            if not self._host.has_room(follower, "bulk"):
+                return False
             self._catching_up[follower] = True
             self._host.start_soon(self._send_from_file, follower, start, bytes_max)
             return False
@@ -636,23 +693,29 @@ class Group:
     async def _send_from_file(self, follower: NodeId, start: Offset, bytes_max: int) -> None:
         """Read a follower's next range back from the log, and send it on the bulk lane."""
         term = self.core.term
+        found: list[memoryview] = []
         try:
             found = await self._read(start, self.log.end_offset, bytes_max)
-        except CorruptionError as error:
+        except OffsetOutOfRangeError:
+            pass  # Cut off meanwhile, by the leader that came after.
+        except (OSError, LogdError) as error:
             # A leader that cannot read its own log must not go on leading it.
             self._fail(error)
-            return
         finally:
             self._catching_up.pop(follower, None)
-        if (
-            not found
-            or self.failure is not None
-            or not self.is_leader
-            or self.core.term != term
-            or follower not in self.core.sendable()
-            or self.core.next_offset(follower) != start
-        ):
+        if not self.is_leader:
             return
+        if (
+            found
+            and self.core.term == term
+            and follower in self.core.sendable()
+            and self.core.next_offset(follower) == start
+        ):
+            self._send_found(follower, found)
+        # Also if the follower stands elsewhere by now: nothing was sent to it meanwhile.
+        self._send_appends()
+
+    def _send_found(self, follower: NodeId, found: list[memoryview]) -> None:
         if self.core.progress(follower).in_flight_bytes == 0:
             self._lanes[follower] = "bulk"
         last = decode_header(found[-1])
@@ -660,7 +723,6 @@ class Group:
             follower, Offset(last.end_offset), sum(len(batch) for batch in found)
         )
         self._host.send(request, tuple(found), self._lanes.get(follower, "main"))
-        self._send_appends()
 
     async def _read(self, start: Offset, end: Offset, bytes_max: int) -> list[memoryview]:
         found = self.log.read(start, end, bytes_max, cached_only=True)
@@ -674,9 +736,16 @@ class Group:
     async def read_committed(self, offset: Offset, bytes_max: int) -> CommittedBatches | None:
         """Whole verified batches from the one containing ``offset``, below the commit offset.
 
-        At least one batch; None when ``offset`` is not below the commit offset.  Raises
-        CorruptionError when the log does not hold what was written.
+        At least one batch; None when ``offset`` is not below the commit offset.
+
+        Raises:
+            CorruptionError: the log does not hold what was written.
+            OffsetOutOfRangeError: ``offset`` is below the log's start.
+            StorageFailedError: the disk failed.
+            UnavailableError: the replica was closed.
         """
+        if self._is_closed:
+            raise UnavailableError(f"the replica of group {self.group_id} is closed")
         end = self.commit_offset
         if offset >= end:
             return None
@@ -706,8 +775,6 @@ class Group:
             waiting.popleft().finish(placed)
         if self._waiting_elsewhere:
             self._finish_elsewhere(commit_offset)
-        if self._checkpoint is not None and self._checkpoint[0] <= commit_offset:
-            self._save_checkpoint()
         for watcher in list(self._watchers.values()):
             watcher.on_commit(commit_offset)
 
@@ -731,8 +798,8 @@ class Group:
         self._host.set_deadline(self, self.core.deadline_ms)
 
     def expire(self, now_ms: int) -> None:
-        """Answer proposals whose time is up; they may still be committed."""
-        for proposal in (*self._waiting, *self._waiting_elsewhere):
+        """Answer proposals whose time is up; those that are placed may still be committed."""
+        for proposal in (*self._waiting, *self._waiting_elsewhere, *self._proposals):
             if proposal.deadline_ms <= now_ms and proposal.done is not None:
                 proposal.finish(
                     RequestTimeoutError(
@@ -744,7 +811,7 @@ class Group:
     @property
     def has_waiting(self) -> bool:
         """Somebody waits for a commit."""
-        return bool(self._waiting or self._waiting_elsewhere)
+        return bool(self._waiting or self._waiting_elsewhere or self._proposals)
 
     # --- disk ---------------------------------------------------------------------------------
 
@@ -779,24 +846,33 @@ class Group:
             self._fail(error)
 
     def _take_checkpoint(self) -> None:
-        """Remember the state as it is; it is saved once all of it is committed."""
+        """Remember the state as it is, to be saved once it can no longer be undone."""
         if self._batches_since_checkpoint == 0:
             return
         self._batches_since_checkpoint = 0
         self._checkpoint = (self.state.end_offset, self._opened.encode_state(self.state, self.core))
-        if self.commit_offset >= self.state.end_offset:
-            self._save_checkpoint()
+        self._save_due_checkpoint()
 
-    def _save_checkpoint(self) -> None:
-        assert self._checkpoint is not None
-        (offset, payload), self._checkpoint = self._checkpoint, None
-        assert offset <= self.commit_offset
-        self._host.start_soon(self._write_checkpoint, offset, payload)
+    def _save_due_checkpoint(self) -> None:
+        """Save what was taken if all of it is committed, and synced here.
+
+        Synced, because a power cut may shorten this log below the commit offset, and two
+        checkpoints behind its end would leave none to start from.
+        """
+        if self._checkpoint is None:
+            return
+        offset, payload = self._checkpoint
+        if offset <= min(self.commit_offset, self.core.synced_end):
+            self._checkpoint = None
+            self._host.start_soon(self._write_checkpoint, offset, payload)
 
     async def _write_checkpoint(self, offset: Offset, payload: bytes) -> None:
         try:
             async with self._io_lock:
-                await self._host.env.run_blocking(self._opened.checkpoints.save, offset, payload)
+                if self.failure is None:
+                    await self._host.env.run_blocking(
+                        self._opened.checkpoints.save, offset, payload
+                    )
         except (OSError, LogdError) as error:
             self._fail(error)
 
@@ -809,35 +885,32 @@ class Group:
         if self.failure is not None:
             return
         log.error(log_events.GROUP_FAILED, group=self.group_id, error=str(error))
-        output = self.core.step(Resign(may_campaign=False), self._host.now_ms())
+        # Nothing comes of this output: what it says about others, they learn from the claims.
+        self.core.step(Resign(may_campaign=False), self._host.now_ms())
         self.failure = error
-        if output.lost_leadership:
-            self._on_leadership_lost()
-        for confirm in list(self._confirmations.values()):
-            confirm(self.not_leader())
-        self._confirmations.clear()
-        self._host.set_deadline(self, None)
+        self._stop()
         self._host.group_failed(self, error)
 
     async def close(self) -> None:
-        """Stop: sync what is appended, and close the files.  The group is of no further use."""
-        for watcher in list(self._watchers.values()):
-            watcher.on_leadership_lost()
-        self._host.set_deadline(self, None)
-        unavailable = UnavailableError(f"group {self.group_id} is closing")
-        self._refuse_proposals(unavailable)
-        for proposal in (*self._waiting, *self._waiting_elsewhere):
-            proposal.finish(LeadershipLostError(f"group {self.group_id} is closing"))
+        """Stop: sync what is appended, and close the files.  The group is of no further use.
+
+        Does not raise: a disk that fails now says so in the log, and has nothing to undo.
+        """
+        close = self._sync_and_close if self.failure is None else self._opened.close
+        if self.failure is None:
+            self.failure = UnavailableError(f"group {self.group_id} is closing")
+            self._stop()
         async with self._io_lock:
-            failed = self.failure is not None
-            self.failure = self.failure or unavailable
-            if not failed:
-                await self._host.env.run_blocking(self._sync_and_close)
-            else:
-                await self._host.env.run_blocking(self._opened.close)
+            self._is_closed = True
+            try:
+                await self._host.env.run_blocking(close)
+            except (OSError, LogdError) as error:
+                log.error(log_events.GROUP_FAILED, group=self.group_id, error=str(error))
 
     def _sync_and_close(self) -> None:
-        if self.log.failure is None:
-            self.log.sync(self.commit_offset)
-            self.log.sync_mark(self.commit_offset)
-        self._opened.close()
+        try:
+            if self.log.failure is None:
+                self.log.sync(self.commit_offset)
+                self.log.sync_mark(self.commit_offset)
+        finally:
+            self._opened.close()

@@ -1,0 +1,755 @@
+"""What a group promises to those who propose, read and follow, and to its core.
+
+The other voters are played by the tests.
+"""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from logd.errors import (
+    LeadershipLostError,
+    NotLeaderError,
+    OutOfSequenceError,
+    RequestTimeoutError,
+    UnavailableError,
+    UnexpectedOffsetError,
+)
+from logd.limits import KIB
+from logd.raft.messages import (
+    AppendRequest,
+    AppendResponse,
+    PeerConnected,
+    PeerDown,
+    TimeoutNow,
+    TransferLeadership,
+)
+from logd.record.batch import seal_opaque
+from logd.record.header import BatchKind, decode_header
+from logd.replication import group as group_module
+from logd.replication.group import Placed
+from logd.types import Offset, Term
+from tests.sim.run import run_deterministic
+from tests.support.replica import (
+    GROUP,
+    OURSELVES,
+    SECOND,
+    THIRD,
+    a_while,
+    batch_of,
+    offset_of,
+    open_replica,
+    placed,
+    play,
+    refusal_of,
+    until,
+)
+
+ALONE = (OURSELVES,)
+
+
+class Follower:
+    """Notes what a watcher is told."""
+
+    def __init__(self) -> None:
+        self.commits: list[int] = []
+        self.losses = 0
+
+    def on_commit(self, commit_offset: Offset) -> None:
+        self.commits.append(commit_offset)
+
+    def on_leadership_lost(self) -> None:
+        self.losses += 1
+
+
+# --- proposing --------------------------------------------------------------------------
+
+
+def test_a_proposal_is_acknowledged_when_it_is_committed_and_not_before() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            outcomes = replica.propose()
+            await a_while()
+            assert outcomes == []
+            assert not replica.group.needs_sync
+
+            replica.acknowledge(replica.group.log.end_offset)
+
+            assert offset_of(outcomes) == 1
+
+    play(story)
+
+
+def test_a_duplicate_gets_its_original_acknowledgement_once_that_is_committed() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            first = replica.propose(producer_id=9)
+            await a_while()
+            retry = replica.propose(producer_id=9)
+            await a_while()
+            assert first == retry == []
+
+            await replica.commit()
+
+            assert offset_of(first) == offset_of(retry) == 1
+            assert isinstance(first[0], Placed)
+            assert isinstance(retry[0], Placed)
+            assert (first[0].duplicate, retry[0].duplicate) == (False, True)
+            assert retry[0].append_time_ms == first[0].append_time_ms
+            assert replica.group.log.end_offset == 2
+
+    play(story)
+
+
+def test_a_refusal_waits_until_what_it_judged_is_committed() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            replica.propose()
+            await a_while()
+            refused = replica.propose(expected_offset=0)
+            await a_while()
+            # Leadership is confirmed, but the data it was judged by is not committed.
+            replica.acknowledge(Offset(1))
+            await a_while()
+            assert refused == []
+
+            await replica.commit()
+
+            assert isinstance(refusal_of(refused), UnexpectedOffsetError)
+
+    play(story)
+
+
+def test_a_refusal_waits_for_a_round_that_began_after_the_request() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            replica.propose()
+            await replica.commit()
+            earlier_round = max(
+                message.round for message in replica.node.sent if isinstance(message, AppendRequest)
+            )
+            refused = replica.propose(expected_offset=0)
+            await a_while()
+            replica.acknowledge(Offset(2), reading_round=earlier_round)
+            await a_while()
+            assert refused == []
+
+            replica.acknowledge(Offset(2))
+
+            assert isinstance(refusal_of(refused), UnexpectedOffsetError)
+
+    play(story)
+
+
+def test_a_leader_that_is_deposed_refuses_on_no_ground_of_its_log() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            replica.propose()
+            await a_while()
+            unexpected = replica.propose(expected_offset=0)
+            gap = replica.propose(producer_id=5, sequence=3)
+            await a_while()
+
+            replica.depose(Term(5))
+            await a_while()
+
+            assert isinstance(refusal_of(unexpected), NotLeaderError)
+            assert isinstance(refusal_of(gap), NotLeaderError)
+
+    play(story)
+
+
+def test_proposals_that_were_placed_may_have_been_applied_when_leadership_is_lost() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            outcomes = replica.propose()
+            await a_while()
+
+            replica.depose(Term(5))
+            await a_while()
+
+            refusal = refusal_of(outcomes)
+            assert isinstance(refusal, LeadershipLostError)
+            assert refusal.may_have_applied
+
+    play(story)
+
+
+def test_proposals_of_one_flush_are_judged_each_behind_the_one_before() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            first = replica.propose(producer_id=9, sequence=0, expected_offset=1)
+            second = replica.propose(producer_id=9, sequence=1, expected_offset=2)
+            same = replica.propose(producer_id=9, sequence=1, expected_offset=2)
+            late = replica.propose(expected_offset=1)
+            gap = replica.propose(producer_id=9, sequence=7)
+            await a_while()
+            await replica.commit()
+            await a_while()
+            replica.acknowledge(Offset(3))  # The second refusal came in the first one's round.
+
+            assert (offset_of(first), offset_of(second), offset_of(same)) == (1, 2, 2)
+            assert isinstance(refusal_of(late), UnexpectedOffsetError)
+            assert isinstance(refusal_of(gap), OutOfSequenceError)
+
+    play(story)
+
+
+def test_a_proposal_whose_time_is_up_is_told_that_it_may_have_been_applied() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            outcomes = replica.propose(timeout_s=0.1)
+            await trio.sleep(0.5)
+
+            refusal = refusal_of(outcomes)
+            assert isinstance(refusal, RequestTimeoutError)
+            assert refusal.may_have_applied
+            await replica.commit()
+            assert len(outcomes) == 1
+
+    play(story)
+
+
+def test_a_proposal_that_waits_for_the_disk_to_be_free_does_not_outlive_its_time() -> None:
+    async def story() -> None:
+        async with open_replica(voters=ALONE, segment_bytes=4 * KIB + 512) as replica:
+            await replica.lead()
+            replica.slow_down(3.0)
+            first = replica.propose(bytes(1024))  # Fills the segment: it is rolled.
+            await trio.sleep(0.01)
+            second = replica.propose(timeout_s=0.5)
+            await trio.sleep(1.0)
+
+            assert first == []
+            assert isinstance(refusal_of(second), RequestTimeoutError)
+            await until(lambda: replica.group.commit_offset == 2)
+            await trio.sleep(10)
+            assert replica.group.log.end_offset == 2
+
+    play(story)
+
+
+def test_nothing_is_appended_while_leadership_is_handed_over() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            replica.group.post(TransferLeadership(SECOND))
+            outcomes = replica.propose()
+            await a_while()
+            assert replica.group.log.end_offset == 1
+            assert [m.target for m in replica.sent(TimeoutNow)] == [SECOND]
+
+            # The successor does not come forward: after a time the old leader goes on.
+            await until(lambda: replica.group.log.end_offset == 2)
+            await replica.commit()
+            assert offset_of(outcomes) == 1
+
+    play(story)
+
+
+def test_proposals_wait_while_the_segment_is_rolled() -> None:
+    async def story() -> None:
+        async with open_replica(voters=ALONE, segment_bytes=4 * KIB + 512) as replica:
+            await replica.lead()
+            outcomes = []
+            for _ in range(20):
+                outcomes.append(replica.propose(bytes(300)))
+                await trio.sleep(0.0005)
+            await until(lambda: replica.group.commit_offset == 21)
+
+            assert [offset_of(each) for each in outcomes] == list(range(1, 21))
+            assert len(replica.group.log.segment_bases) > 5
+
+    play(story)
+
+
+def test_one_flush_does_not_write_more_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_module, "BYTES_PER_FLUSH_MAX", 4 * KIB)
+
+    async def story() -> None:
+        async with open_replica(voters=ALONE) as replica:
+            await replica.lead()
+            writes: list[str] = []
+            replica.files.on_operation = lambda operation, path: (
+                writes.append(path) if operation == "write" else None
+            )
+            outcomes = [replica.propose(bytes(1024)) for _ in range(12)]
+            await until(lambda: replica.group.commit_offset == 13)
+
+            assert [offset_of(each) for each in outcomes] == list(range(1, 13))
+            assert len(writes) >= 3
+
+    play(story)
+
+
+# --- following --------------------------------------------------------------------------
+
+
+def test_the_commit_offset_is_not_shown_before_the_truncation_under_it_is_carried_out() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+            replica.append([batch_of(Offset(0), Term(1))], term=Term(1))
+            await until(lambda: group.log.end_offset == 1)
+            replica.append([batch_of(Offset(1), Term(1), b"lost")], term=Term(1))
+            await a_while()
+
+            watcher = Follower()
+            group.watch(watcher)
+            replica.append(
+                [batch_of(Offset(1), Term(2), b"kept")],
+                term=Term(2),
+                start=Offset(1),
+                prev_term=Term(1),
+                commit_offset=Offset(2),
+            )
+            assert group.core.commit_offset == 2
+            assert group.commit_offset == 0
+            assert await group.read_committed(Offset(0), 4096) is None
+            assert watcher.commits == []
+
+            await until(lambda: watcher.commits == [2])
+            found = await group.read_committed(Offset(1), 4096)
+            assert found is not None
+            assert b"kept" in b"".join(found.buffers)
+
+    play(story)
+
+
+def test_truncation_takes_back_what_the_producer_table_had_noted() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            replica.propose(producer_id=9)
+            await a_while()
+            # Another leader has something else at offset 1, and leads no more after that.
+            replica.append(
+                [batch_of(Offset(1), Term(2), b"other", time_ms=2**41)],
+                term=Term(2),
+                start=Offset(1),
+                prev_term=Term(1),
+                commit_offset=Offset(1),
+            )
+            await until(lambda: replica.group.log.last_term == 2)
+
+            assert len(replica.group.state.producers) == 0
+            assert replica.group.state.end_offset == replica.group.log.end_offset == 2
+
+    play(story)
+
+
+def test_an_acknowledgement_follows_the_sync_and_never_goes_before() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            replica.append([batch_of(Offset(0), Term(1))], term=Term(1))
+            await until(lambda: replica.group.log.end_offset == 1)
+            assert [m for m in replica.sent(AppendResponse) if m.synced_end] == []
+
+            await a_while()
+
+            (answer,) = replica.sent(AppendResponse)
+            assert (answer.synced_end, answer.received_end) == (1, 1)
+
+    play(story)
+
+
+def test_messages_that_arrive_while_a_vote_is_written_are_taken_up_in_order() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+            replica.append([], term=Term(1))  # A new term: it is written first.
+            for offset in range(5):
+                replica.append(
+                    [batch_of(Offset(offset), Term(1))],
+                    term=Term(1),
+                    start=Offset(offset),
+                    prev_term=Term(1 if offset else 0),
+                )
+            assert group.log.end_offset == 0
+
+            await until(lambda: group.log.end_offset == 5)
+
+    play(story)
+
+
+def test_news_of_the_node_is_kept_when_messages_have_to_be_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(group_module, "HELD_MESSAGES_MAX", 2)
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+            replica.append([], term=Term(1))
+            assert group.core.leader == THIRD
+            for _ in range(5):
+                replica.append([], term=Term(1))
+            group.post(PeerDown(THIRD))
+            await a_while()
+
+            assert group.core.leader is None
+
+    play(story)
+
+
+# --- reading ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_cold", [False, True])
+@pytest.mark.parametrize("tail_cache_bytes", [0, 1024 * KIB])
+def test_reading_gives_whole_committed_batches(is_cold: bool, tail_cache_bytes: int) -> None:
+    async def story() -> None:
+        async with open_replica(tail_cache_bytes=tail_cache_bytes) as replica:
+            await replica.lead()
+            for number in range(3):
+                replica.propose(b"record %d" % number)
+            await a_while()
+            await replica.commit()
+            replica.propose(b"not committed")
+            await a_while()
+            replica.files.is_cold = is_cold
+
+            found = await replica.group.read_committed(Offset(1), 64 * KIB)
+
+            assert found is not None
+            data = b"".join(found.buffers)
+            assert len(data) == found.size_bytes
+            assert found.end_offset == 4
+            assert b"record 0" in data
+            assert b"record 2" in data
+            assert b"not committed" not in data
+            assert decode_header(data).base_offset == 1
+            assert await replica.group.read_committed(Offset(4), 64 * KIB) is None
+
+    play(story)
+
+
+# --- the disk ---------------------------------------------------------------------------
+
+
+def test_a_failed_sync_stops_the_replica_and_answers_all_who_wait() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            watcher = Follower()
+            replica.group.watch(watcher)
+            replica.fail_disk("sync")
+            waiting = replica.propose()
+            refused = replica.propose(expected_offset=0)
+            await a_while()
+            late = replica.propose()
+
+            group = replica.group
+            assert group.failure is not None
+            assert group.role_name == "stopped"
+            assert not group.is_leader
+            assert isinstance(refusal_of(waiting), LeadershipLostError)
+            assert isinstance(refusal_of(refused), NotLeaderError)
+            assert isinstance(refusal_of(late), NotLeaderError)
+            assert watcher.losses == 1
+            assert group.core.deadline_ms is None
+            assert not group.has_waiting
+
+    play(story)
+
+
+def test_a_stopped_replica_neither_votes_nor_campaigns_nor_acknowledges() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            replica.append([batch_of(Offset(0), Term(1))], term=Term(1))
+            replica.fail_disk("sync")
+            await until(lambda: replica.group.failure is not None)
+            replica.node.sent.clear()
+
+            replica.group.post(PeerDown(THIRD))
+            replica.append([], term=Term(3))
+            await trio.sleep(5)
+
+            assert replica.node.sent == []
+
+    play(story)
+
+
+def test_a_leader_whose_vote_cannot_be_written_answers_all_who_wait() -> None:
+    """It steps down in an output that is never carried out."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            watcher = Follower()
+            replica.group.watch(watcher)
+            placed_before = replica.propose()
+            refused = replica.propose(expected_offset=0)
+            await a_while()
+            replica.fail_disk("write", "sync", match="hard_state")
+
+            replica.depose(Term(5))
+            queued = replica.propose()
+            await a_while()
+
+            assert replica.group.failure is not None
+            assert isinstance(refusal_of(placed_before), LeadershipLostError)
+            assert isinstance(refusal_of(refused), NotLeaderError)
+            assert isinstance(refusal_of(queued), NotLeaderError)
+            assert watcher.losses == 1
+
+    play(story)
+
+
+def test_a_sync_that_fails_while_a_vote_waits_for_the_disk_stops_only_this_replica() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            refused = replica.propose(expected_offset=50)
+            placed_before = replica.propose()
+            replica.fail_disk("sync", match=".log")
+            await until(lambda: replica.group.log.end_offset == 2)
+            # The sync is under way; what follows needs the disk, and waits for its end.
+            replica.depose(Term(5))
+            await a_while()
+
+            assert replica.group.failure is not None
+            assert isinstance(refusal_of(refused), NotLeaderError)
+            assert isinstance(refusal_of(placed_before), LeadershipLostError)
+            assert replica.group.core.term == 5
+            assert replica.sent(AppendResponse) == []
+
+    play(story)
+
+
+def test_a_follower_that_fails_tells_those_who_read_from_it() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            watcher = Follower()
+            replica.group.watch(watcher)
+            replica.fail_disk("sync")
+            replica.append([batch_of(Offset(0), Term(1))], term=Term(1))
+            await until(lambda: replica.group.failure is not None)
+
+            assert watcher.losses == 1
+
+    play(story)
+
+
+def test_a_control_batch_of_a_later_version_stops_only_this_replica() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            unknown = seal_opaque(b"\x81\xa4kind\xa6future", kind=BatchKind.CONTROL, timestamp_ms=0)
+            replica.append([placed(unknown, Offset(0), Term(1))], term=Term(1))
+            await a_while()
+
+            assert replica.group.failure is not None
+
+    play(story)
+
+
+def test_a_leader_that_cannot_read_back_its_log_stops_leading() -> None:
+    async def story() -> None:
+        async with open_replica(tail_cache_bytes=0) as replica:
+            replica.files.is_cold = True
+            await replica.lead()
+            replica.fail_disk("read", match=".log")
+            outcomes = replica.propose()
+            await a_while()
+
+            assert replica.group.failure is not None
+            assert isinstance(refusal_of(outcomes), LeadershipLostError)
+
+    play(story)
+
+
+def test_a_read_for_a_follower_may_come_too_late_for_the_log_it_was_meant_for() -> None:
+    """Deposed and cut short while the read waits for a thread: it concerns nobody any more."""
+
+    async def story() -> None:
+        async with open_replica(tail_cache_bytes=0) as replica:
+            await replica.lead()
+            for _ in range(4):
+                replica.propose()
+            await a_while()
+            replica.files.is_cold = True
+            replica.slow_down(1.0)
+            replica.group.post(PeerConnected(SECOND))
+            replica.acknowledge(Offset(1), received_end=Offset(4))
+            await trio.sleep(0.1)
+            replica.slow_down(0.001)
+
+            replica.append(
+                [batch_of(Offset(1), Term(2), time_ms=2**41)],
+                term=Term(2),
+                start=Offset(1),
+                prev_term=Term(1),
+            )
+            await trio.sleep(5)
+
+            assert replica.group.failure is None
+            assert replica.group.log.last_term == 2
+            assert replica.group.log.end_offset == 2
+
+    play(story)
+
+
+def test_a_follower_that_moved_during_a_read_for_it_is_still_fed() -> None:
+    async def story() -> None:
+        async with open_replica(tail_cache_bytes=0) as replica:
+            await replica.lead()
+            replica.group.post(PeerDown(THIRD))  # Or each probe of it would set things going.
+            replica.propose()
+            replica.propose()
+            await a_while()
+            replica.files.is_cold = True
+            replica.slow_down(0.1)
+            replica.node.sent.clear()
+            replica.group.post(PeerConnected(SECOND))
+            replica.acknowledge(Offset(1))
+            await trio.sleep(0.02)
+            # The read from offset 1 is under way.  Its first batch has arrived after all.
+            replica.group.post(PeerConnected(SECOND))
+            replica.acknowledge(Offset(2))
+            await a_while()
+            await a_while()
+
+            sent = [
+                (m.start_offset, m.end_offset)
+                for m in replica.node.sent
+                if isinstance(m, AppendRequest) and m.target == SECOND
+            ]
+            assert sent[-1] == (2, 3)
+
+    play(story)
+
+
+def test_a_checkpoint_is_taken_at_each_roll_and_saved_only_below_the_commit_offset() -> None:
+    async def story() -> None:
+        async with open_replica(segment_bytes=4 * KIB + 512) as replica:
+            await replica.lead()
+            store = replica.group._opened.checkpoints
+            replica.propose(bytes(1024), producer_id=9)
+            await a_while()
+            assert len(replica.group.log.segment_bases) == 2
+            assert store.load() is None
+
+            await replica.commit()
+            await a_while()
+
+            found = store.load()
+            assert found is not None
+            assert found[0] == 2
+
+    play(story)
+
+
+def test_a_checkpoint_of_what_was_cut_off_is_never_saved() -> None:
+    async def story() -> None:
+        async with open_replica(segment_bytes=4 * KIB + 512) as replica:
+            await replica.lead()
+            replica.propose(bytes(1024), producer_id=9)
+            await a_while()
+            replica.append(
+                [batch_of(Offset(1), Term(2), time_ms=2**41)],
+                term=Term(2),
+                start=Offset(1),
+                prev_term=Term(1),
+                commit_offset=Offset(2),
+            )
+            await a_while()
+
+            assert replica.group.commit_offset == 2
+            assert replica.group._opened.checkpoints.load() is None
+
+    play(story)
+
+
+def test_a_replica_that_comes_back_knows_its_producers() -> None:
+    async def story() -> None:
+        async with open_replica(voters=ALONE, segment_bytes=4 * KIB + 512) as replica:
+            await replica.lead()
+            for sequence in range(10):
+                replica.propose(bytes(300), producer_id=9, sequence=sequence)
+                await a_while()
+            files = replica.files
+        await replica.node.close()
+        files.kill()
+
+        async with open_replica(files, voters=ALONE, segment_bytes=4 * KIB + 512) as replica:
+            assert replica.group._opened.batches_replayed < 10
+            await replica.lead()
+            retry = replica.propose(bytes(300), producer_id=9, sequence=9)
+            await a_while()
+
+            assert offset_of(retry) == 10
+
+    play(story)
+
+
+# --- the end ----------------------------------------------------------------------------
+
+
+def test_closing_answers_all_who_wait_even_while_the_disk_is_busy() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            watcher = Follower()
+            replica.group.watch(watcher)
+            placed_before = replica.propose()
+            refused = replica.propose(expected_offset=0)
+            await trio.sleep(0.0005)
+            queued = replica.propose()
+
+            await replica.node.remove_group(GROUP)
+
+            assert isinstance(refusal_of(placed_before), LeadershipLostError)
+            assert isinstance(refusal_of(refused), NotLeaderError)
+            assert len(queued) == 1
+            assert watcher.losses == 1
+            with pytest.raises(UnavailableError):
+                await replica.group.read_committed(Offset(0), 4096)
+
+    play(story)
+
+
+def test_closing_in_the_middle_of_a_truncation_and_a_roll_ends_well() -> None:
+    for pause_ms in range(12):
+
+        async def story(pause_ms: int = pause_ms) -> None:
+            async with open_replica(segment_bytes=4 * KIB + 512) as replica:
+                await replica.lead()
+                replica.propose(bytes(1024))
+                await until(lambda: replica.group.log.end_offset == 2)
+                await trio.sleep(0.0005)
+                replica.append(
+                    [batch_of(Offset(1), Term(2), bytes(1024), time_ms=2**41)],
+                    term=Term(2),
+                    start=Offset(1),
+                    prev_term=Term(1),
+                )
+                replica.append([batch_of(Offset(2), Term(2), time_ms=2**41)], term=Term(2))
+                await trio.sleep(pause_ms / 1000)
+                await replica.node.remove_group(GROUP)
+                await a_while()
+
+        run_deterministic(story, seed=pause_ms, time_limit_s=600)
+
+
+def test_a_disk_that_fails_at_the_very_end_does_not_keep_the_node_from_closing() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            replica.propose()
+            await until(lambda: replica.group.log.end_offset == 2)
+            replica.fail_disk("sync")
+
+            await replica.node.remove_group(GROUP)
+
+            assert replica.node.groups == {}
+
+    play(story)
