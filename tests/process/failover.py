@@ -7,6 +7,7 @@ slow recovery afterwards counts as much as the election does.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -17,10 +18,13 @@ import anyio
 
 from logd.cli.local_cluster import LocalCluster
 from logd.cli.ready import wait_until_ready
+from logd.errors import ConnectionFailedError
+from logd.limits import KIB
 from logd.types import GroupId, NodeId
-from logd_client import Client, connect
+from logd_client import Client, Producer, connect
 from tests.process.harness import (
     BROKERS,
+    POLL_S,
     dump_replicas,
     kill_all,
     leader_of,
@@ -123,6 +127,108 @@ def freeze_the_leader(cluster: LocalCluster, frozen_s: float) -> Outcome:
         return acknowledged - frozen
 
     return anyio.run(_run, cluster, disturb, 0, backend="trio")
+
+
+BULK_TOPIC: Final = "bulk"
+BULK_PARTITIONS: Final = 4
+BULK_RECORD_BYTES: Final = 1 * KIB
+BULK_RECORDS_PER_CALL: Final = 4_000
+
+
+def fill(cluster: LocalCluster, bytes_per_broker: int) -> int:
+    """Give every broker that much data; return the number of records."""
+    record_count = bytes_per_broker // BULK_RECORD_BYTES
+
+    async def append(producer: Producer, partition: int) -> None:
+        values = [bytes(BULK_RECORD_BYTES)] * BULK_RECORDS_PER_CALL
+        for _ in range(record_count // BULK_PARTITIONS // BULK_RECORDS_PER_CALL + 1):
+            await producer.append_many(values, partition=partition)
+
+    async def append_all() -> int:
+        async with connect(cluster.bootstrap) as client:
+            await client.admin.create_topic(
+                BULK_TOPIC, partitions=BULK_PARTITIONS, replicas=BROKERS
+            )
+            async with client.producer(BULK_TOPIC) as producer, anyio.create_task_group() as tasks:
+                for partition in range(BULK_PARTITIONS):
+                    tasks.start_soon(append, producer, partition)
+            await wait_until_caught_up(client, BULK_TOPIC, range(BULK_PARTITIONS))
+            offsets = [await client.admin.offsets(BULK_TOPIC, n) for n in range(BULK_PARTITIONS)]
+            return sum(one.data_end for one in offsets)
+
+    return anyio.run(append_all, backend="trio")
+
+
+@dataclass(frozen=True)
+class Restart:
+    """How long brokers that hold much data take to serve again, from their start on."""
+
+    first_ack_s: float
+    last_ack_s: float
+    """When every partition had acknowledged one more record."""
+    is_complete: bool
+    """No partition ends below what it had acknowledged."""
+
+
+def restart_with_data(cluster: LocalCluster, *, is_cold: bool) -> Restart:
+    """Kill everybody under load and start them again; a new client appends to every partition
+    of ``fill``.
+
+    Args:
+        is_cold: the brokers' files are dropped from the page cache meanwhile.
+    """
+
+    async def run() -> Restart:
+        async with connect(cluster.bootstrap) as client:
+            before = [await client.admin.offsets(BULK_TOPIC, n) for n in range(BULK_PARTITIONS)]
+            async with client.producer(BULK_TOPIC) as producer:
+                load = Load(producer)
+                async with anyio.create_task_group() as tasks:
+                    for worker in range(LOAD_WORKERS):
+                        tasks.start_soon(load.append_many, worker)
+                    await anyio.sleep(CALM_S)
+                    await anyio.to_thread.run_sync(kill_all, cluster)
+                    if is_cold:
+                        await anyio.to_thread.run_sync(_drop_from_page_cache, cluster)
+                    acks = await _acks_after_start(cluster)
+                    load.stop()
+            after = [await client.admin.offsets(BULK_TOPIC, n) for n in range(BULK_PARTITIONS)]
+        grown = sum(a.data_end - b.data_end for a, b in zip(after, before, strict=True))
+        is_complete = grown >= len(load.acks.offsets) + BULK_PARTITIONS
+        return Restart(min(acks), max(acks), is_complete)
+
+    return anyio.run(run, backend="trio")
+
+
+async def _acks_after_start(cluster: LocalCluster) -> list[float]:
+    """Start every broker; when each partition acknowledged a record to a new client."""
+    started = time.monotonic()
+    cluster.start_all()
+    acks: list[float] = []
+    while True:
+        try:
+            async with (
+                connect(cluster.bootstrap) as client,
+                client.producer(BULK_TOPIC) as producer,
+            ):
+                for partition in range(BULK_PARTITIONS):
+                    await producer.append(b"served again", partition=partition)
+                    acks.append(time.monotonic() - started)
+                return acks
+        except ConnectionFailedError:
+            await anyio.sleep(POLL_S)
+
+
+def _drop_from_page_cache(cluster: LocalCluster) -> None:
+    for broker in cluster.brokers:
+        for path in broker.data_dir.rglob("*"):
+            if path.is_file():
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)  # Only clean pages can be dropped.
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(descriptor)
 
 
 async def _run(cluster: LocalCluster, disturb: Disturb, workers: int) -> Outcome:

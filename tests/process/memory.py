@@ -1,24 +1,23 @@
 """How much memory brokers hold while producers push harder than they can write.
 
 Measured as RssAnon: page cache and mapped files are the kernel's to reclaim.  A broker may
-fill its caches and windows once, which is the warm-up; after that it must stay flat.
+fill its caches and windows once, which is the warm-up; after that it must stay flat.  The
+warm-up is counted in bytes, not in seconds: a busy machine fills caches more slowly.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import anyio
 
 from logd.cli.local_cluster import LocalCluster
-from logd.limits import GIB, KIB, MIB
+from logd.limits import GIB, KIB, TAIL_CACHE_BYTES_MAX
 from logd.types import NodeId
 from logd_client import Client, Producer, connect
 from tests.process.harness import (
@@ -29,11 +28,18 @@ from tests.process.harness import (
     wait_until_caught_up,
 )
 
-PARTITIONS: Final = 3
+TOPIC: Final = "pushed"
+PARTITIONS: Final = 2
+"""Fewer than brokers: one of them leads nothing, and is the follower that is frozen."""
+
 PRODUCERS: Final = 3
 RECORD_BYTES: Final = 8 * KIB
 RECORDS_PER_CALL: Final = 500
+WARM_UP_BYTES: Final = 4 * TAIL_CACHE_BYTES_MAX
 SAMPLE_S: Final = 0.1
+PUSH_ON_S: Final = 1.0
+"""How long pushing goes on beside the catching up of a follower that woke."""
+
 DISK_FREE_BYTES_MIN: Final = 8 * GIB
 """Pushing ends early rather than fill the disk of the machine that tests."""
 
@@ -84,9 +90,11 @@ class Push:
         self._cluster = cluster
         self._topic = topic
         self._is_stopped = False
+        self._began = time.monotonic()
 
     def stop(self) -> None:
         """Let what is under way be the last."""
+        self.run.pushing_s = time.monotonic() - self._began
         self._is_stopped = True
 
     async def produce(self, client: Client) -> None:
@@ -108,78 +116,59 @@ class Push:
                 samples.append(anonymous_bytes(self._cluster.pid(node_id)))
             await anyio.sleep(SAMPLE_S)
 
-    def warm(self) -> None:
-        """The warm-up ends now."""
+    async def warm_up(self) -> None:
+        """Wait until every cache has been filled several times over."""
+        while self.run.pushed_bytes < WARM_UP_BYTES:
+            await anyio.sleep(SAMPLE_S)
         self.run.warm_at = len(next(iter(self.run.samples.values())))
 
 
-def push(cluster: LocalCluster, *, warm_up_s: float, push_s: float) -> MemoryRun:
-    """Push for ``warm_up_s``, and then for ``push_s``."""
+def push(cluster: LocalCluster, push_s: float) -> MemoryRun:
+    """Push for ``push_s`` once everything is warm."""
 
     async def during(client: Client, push: Push) -> None:
         await anyio.sleep(push_s)
         push.stop()
 
-    return anyio.run(_push, cluster, warm_up_s, during, backend="trio")
+    return anyio.run(_push, cluster, during, backend="trio")
 
 
-def push_past_a_frozen_follower(
-    cluster: LocalCluster, *, warm_up_s: float, frozen_s: float
-) -> MemoryRun:
+def push_past_a_frozen_follower(cluster: LocalCluster, frozen_s: float) -> MemoryRun:
     """Freeze a follower for ``frozen_s`` while producers push on, and let it catch up."""
 
     async def during(client: Client, push: Push) -> None:
-        leaders = {await leader_of(client, TOPIC, number) for number in range(PARTITIONS)}
-        followers = [b.node_id for b in cluster.brokers if b.node_id not in leaders]
-        frozen = (followers or [cluster.brokers[-1].node_id])[0]
-        send_signal(cluster, frozen, signal.SIGSTOP)
+        leaders = [await leader_of(client, TOPIC, number) for number in range(PARTITIONS)]
+        follower = next(b.node_id for b in cluster.brokers if b.node_id not in leaders)
+        send_signal(cluster, follower, signal.SIGSTOP)
         try:
             await anyio.sleep(frozen_s)
         finally:
-            send_signal(cluster, frozen, signal.SIGCONT)
-        began = time.monotonic()
-        await anyio.sleep(1.0)
+            send_signal(cluster, follower, signal.SIGCONT)
+        woken = time.monotonic()
+        await anyio.sleep(PUSH_ON_S)
         push.stop()
         await wait_until_caught_up(client, TOPIC, range(PARTITIONS))
-        push.run.caught_up_s = time.monotonic() - began
+        push.run.caught_up_s = time.monotonic() - woken
 
-    return anyio.run(_push, cluster, warm_up_s, during, backend="trio")
-
-
-TOPIC: Final = "pushed"
+    return anyio.run(_push, cluster, during, backend="trio")
 
 
 async def _push(
-    cluster: LocalCluster, warm_up_s: float, during: Callable[[Client, Push], Awaitable[None]]
+    cluster: LocalCluster, during: Callable[[Client, Push], Awaitable[None]]
 ) -> MemoryRun:
     push = Push(cluster, TOPIC)
     async with connect(cluster.bootstrap) as client:
         await client.admin.create_topic(TOPIC, partitions=PARTITIONS, replicas=BROKERS)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(push.watch)
-            began = time.monotonic()
+        async with anyio.create_task_group() as watching:
+            watching.start_soon(push.watch)
             async with anyio.create_task_group() as pushing:
                 for _ in range(PRODUCERS):
                     pushing.start_soon(push.produce, client)
-                await anyio.sleep(warm_up_s)
-                push.warm()
+                await push.warm_up()
                 await during(client, push)
-            push.run.pushing_s = time.monotonic() - began
-            tasks.cancel_scope.cancel()
+            watching.cancel_scope.cancel()
     return push.run
 
 
 def _free_bytes(cluster: LocalCluster) -> int:
     return shutil.disk_usage(cluster.brokers[0].directory).free
-
-
-def data_bytes(directory: Path) -> int:
-    """What the files below a directory take on disk."""
-    return sum(
-        os.stat(os.path.join(place, name)).st_blocks * 512
-        for place, _, names in os.walk(directory)
-        for name in names
-    )
-
-
-assert RECORD_BYTES * RECORDS_PER_CALL <= 4 * MIB
