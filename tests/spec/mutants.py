@@ -21,6 +21,7 @@ TESTS = (
     "tests/spec/test_raft_spec.py",
     "tests/unit/test_raft_core.py",
 )
+TIMEOUT_S = 120
 COPIED = ("logd/raft", "tests/spec")
 COPIED_FILES = (
     "pyproject.toml",
@@ -284,8 +285,13 @@ def survives(mutant: Mutant, directory: Path) -> bool:
     killed = {}
     for test in tests:
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-        killed[test] = done.returncode != 0
+        try:
+            done = subprocess.run(
+                command, cwd=directory, capture_output=True, check=False, timeout=TIMEOUT_S
+            )
+            killed[test] = done.returncode != 0
+        except subprocess.TimeoutExpired:
+            killed[test] = True
     print(f"{mutant.name}: {[test for test in tests if killed[test]]}", flush=True)  # noqa: T201
     return not any(killed.values())
 

@@ -62,6 +62,8 @@ from tests.spec.replica import NO_OP, Batch, Disk, Envelope, Replica
 FILES = sorted((Path(__file__).parent / "testdata").glob("*.txt"))
 CASE = re.compile(r"^(?P<command>[a-z].*)\n----\n(?P<expected>(?:.+\n)*)", re.MULTILINE)
 
+SETTLE_ROUNDS_MAX = 200
+
 Link = tuple[NodeId, NodeId]
 
 
@@ -193,8 +195,7 @@ class Interpreter:
 
     def _do_settle(self, *names: str) -> Iterator[str]:
         among = _nodes(names) or tuple(self._replicas)
-        is_quiet = False
-        while not is_quiet:
+        for _ in range(SETTLE_ROUNDS_MAX):
             is_quiet = True
             for (source, target), queue in self._links.items():
                 if queue and source in among and target in among:
@@ -204,6 +205,9 @@ class Interpreter:
                 if self._replicas[node].unsynced:
                     is_quiet = False
                     yield from _facts(self._do_sync(str(node)))
+            if is_quiet:
+                return
+        yield "never settles"
 
     # --- the log ----------------------------------------------------------------------
 
