@@ -25,6 +25,7 @@ from logd.broker.produce import start_produce
 from logd.broker.reading import READ_HANDLERS
 from logd.broker.subscriptions import Subscriptions
 from logd.errors import (
+    FrameTooLargeError,
     InvalidRequestError,
     LogdError,
     NotAuthorizedError,
@@ -74,8 +75,6 @@ if TYPE_CHECKING:
     from logd.env import ByteStream
 
 log = structlog.get_logger(__name__)
-
-ONE_WAY: Final = (Kind.CREDIT,)
 
 
 class Session:
@@ -214,13 +213,12 @@ class Session:
         request_type = _TYPE_BY_KIND.get(frame.kind)
         if request_type is None or frame.kind == Kind.HELLO:
             raise ProtocolError(f"frame kind {frame.kind} is not a request of a client")
+        if frame.kind == Kind.CREDIT:
+            self._subscriptions.add_credit(decode_message(Credit, frame.header))
+            return
+        self._in_flight += 1
         try:
             request = decode_message(request_type, frame.header)
-            if frame.kind == Kind.CREDIT:
-                assert isinstance(request, Credit)
-                self._subscriptions.add_credit(request)
-                return
-            self._in_flight += 1
             if frame.kind == Kind.PRODUCE:
                 assert isinstance(request, ProduceRequest)
                 start_produce(self, frame.correlation_id, request, frame.body)
@@ -228,8 +226,6 @@ class Session:
                 assert self._nursery is not None
                 self._nursery.start_soon(self._serve, frame, request)
         except LogdError as error:
-            if frame.kind in ONE_WAY:
-                raise
             self.fail(frame.kind, frame.correlation_id, error)
 
     async def _serve(self, frame: Frame, request: Message) -> None:
@@ -263,11 +259,16 @@ class Session:
         body: CommittedBatches | None = None,
     ) -> None:
         """Queue the answer to a request."""
-        self._settle()
         body_bytes = 0 if body is None else body.size_bytes
-        head = encode_message(
-            kind, message, correlation_id, body_bytes=body_bytes, flags=FLAG_RESPONSE
-        )
+        try:
+            head = encode_message(
+                kind, message, correlation_id, body_bytes=body_bytes, flags=FLAG_RESPONSE
+            )
+        except FrameTooLargeError as error:
+            # Of a cluster with very many partitions: the client asks for fewer at a time.
+            self.fail(kind, correlation_id, error)
+            return
+        self._settle()
         self._queue((head,) if body is None else (head, *body.buffers), len(head) + body_bytes)
 
     def fail(self, kind: int, correlation_id: int, error: LogdError) -> None:
