@@ -57,5 +57,9 @@ class DiskGuard:
         if self._free_bytes_min == 0:
             return
         while True:
-            await self.measure()
+            try:
+                await self.measure()
+            except OSError as error:
+                # What was found last goes on to hold: the logs notice a dead disk by themselves.
+                log.error(log_events.DISK_SPACE_UNKNOWN, path=self._path, reason=str(error))
             await trio.sleep(CHECK_INTERVAL_S)

@@ -10,6 +10,7 @@ with a higher id is left alone: we may simply not have caught up (deletion is ne
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import structlog
@@ -67,7 +68,7 @@ class Partitions:
         """Follow the metadata until cancelled."""
         while True:
             wanted = {p.group: p for p in metadata.state.partitions_on(self._node.node)}
-            await self._remove_others(wanted, metadata.state.next_group)
+            is_tidy = await self._try_to_remove_others(wanted, metadata.state.next_group)
             missing = [
                 placement
                 for group, placement in wanted.items()
@@ -76,7 +77,19 @@ class Partitions:
             await self._open_all(missing, metadata)
             self._apply_topic_options(wanted, metadata)
             if {p.group for p in metadata.state.partitions_on(self._node.node)} == set(wanted):
-                await metadata.changed()
+                with trio.move_on_after(math.inf if is_tidy else RETRY_S):
+                    await metadata.changed()
+
+    async def _try_to_remove_others(
+        self, wanted: dict[GroupId, PartitionPlacement], next_group: GroupId
+    ) -> bool:
+        """False if the disk refused: it is tried again, and what is wanted is served."""
+        try:
+            await self._remove_others(wanted, next_group)
+        except (OSError, LogdError) as error:
+            log.error(log_events.TRASHING_FAILED, reason=str(error))
+            return False
+        return True
 
     async def _remove_others(
         self, wanted: dict[GroupId, PartitionPlacement], next_group: GroupId
