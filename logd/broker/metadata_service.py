@@ -44,6 +44,7 @@ log = structlog.get_logger(__name__)
 RESULTS_KEPT_MAX: Final = 1024
 FORWARDS_MAX: Final = 256
 RETRY_S: Final = 0.02
+READ_AGAIN_S: Final = 1.0
 
 
 class MetadataService:
@@ -58,7 +59,8 @@ class MetadataService:
         self._progress = trio.Event()
         self._commits = trio.Event()
         self._forwards: dict[int, tuple[trio.Event, list[ForwardResult]]] = {}
-        self._next_forward = 1
+        # An answer meant for an earlier life of this broker must not be taken for ours.
+        self._next_forward = node.incarnation
         self._forwards_served = 0
         self._producer_ids = range(0)
         """What is left of the block this broker was given."""
@@ -99,7 +101,14 @@ class MetadataService:
         group = self._group
         while True:
             if self._applied < group.commit_offset:
-                await self._apply_some(group)
+                try:
+                    await self._apply_some(group)
+                except (OSError, LogdError) as error:
+                    # Nothing is skipped: this broker's picture grows old, its partitions serve.
+                    log.error(
+                        log_events.METADATA_UNREADABLE, offset=self._applied, reason=str(error)
+                    )
+                    await trio.sleep(READ_AGAIN_S)
                 continue
             self._commits = trio.Event()
             await self._commits.wait()
@@ -107,14 +116,16 @@ class MetadataService:
     async def _apply_some(self, group: Group) -> None:
         found = await group.read_committed(self._applied, FETCH_BYTES_MAX)
         assert found is not None
-        for header, view in split_batches(memoryview(b"".join(found.buffers))):
-            if header.is_control:
-                self.state.advance(header.end_offset)
-            else:
-                self._apply(bytes(view[HEADER_BYTES:]), header.base_offset)
-            self._applied = header.end_offset
-        progress, self._progress = self._progress, trio.Event()
-        progress.set()
+        try:
+            for header, view in split_batches(memoryview(b"".join(found.buffers))):
+                if header.is_control:
+                    self.state.advance(header.end_offset)
+                else:
+                    self._apply(bytes(view[HEADER_BYTES:]), header.base_offset)
+                self._applied = header.end_offset
+        finally:
+            progress, self._progress = self._progress, trio.Event()
+            progress.set()
 
     def _apply(self, encoded: bytes, offset: Offset) -> None:
         result: object
@@ -152,26 +163,27 @@ class MetadataService:
                 (``may_have_applied`` tells whether it still may be).
         """
         encoded = encode_command(command)
-        uncertain: LogdError | None = None
+        is_in_doubt = False
+        """An attempt was made, and it is not known that it came to nothing."""
         try:
             with trio.fail_after(timeout_ms / 1000):
                 while True:
+                    was_in_doubt, is_in_doubt = is_in_doubt, True
                     try:
                         offset = await self._commit(encoded, timeout_ms)
                     except LogdError as error:
                         if not error.retriable:
                             raise
-                        if error.may_have_applied:
-                            uncertain = error
-                            if not safe_to_repeat:
-                                raise
+                        if error.may_have_applied and not safe_to_repeat:
+                            raise
+                        is_in_doubt = was_in_doubt or error.may_have_applied
                         await self._node.leadership_news(RETRY_S)
                         continue
                     return await self._result_of(offset)
         except trio.TooSlowError:
             pass
-        if uncertain is not None:
-            raise RequestTimeoutError(f"not committed within {timeout_ms} ms: {uncertain}")
+        if is_in_doubt:
+            raise RequestTimeoutError(f"not known to be committed within {timeout_ms} ms")
         leader, _ = self._node.leader_of(METADATA_GROUP)
         if leader is None:
             raise UnavailableError(
@@ -270,7 +282,18 @@ class MetadataService:
     # --- producer ids -------------------------------------------------------------------------
 
     async def next_producer_id(self, timeout_ms: int) -> int:
-        """A producer id nobody else has; blocks of them come from the metadata log."""
+        """A producer id nobody else has; blocks of them come from the metadata log.
+
+        Raises:
+            RequestError: there is none to be had within the time.
+        """
+        try:
+            with trio.fail_after(timeout_ms / 1000):
+                return await self._take_producer_id(timeout_ms)
+        except trio.TooSlowError:
+            raise UnavailableError(f"no producer ids within {timeout_ms} ms") from None
+
+    async def _take_producer_id(self, timeout_ms: int) -> int:
         async with self._producer_ids_lock:
             if not self._producer_ids:
                 block = await self.execute(

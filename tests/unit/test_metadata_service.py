@@ -1,0 +1,113 @@
+"""The metadata service applies what is committed, and is honest about what may be."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from logd.broker.disk_guard import DiskGuard
+from logd.broker.metadata_service import MetadataService
+from logd.errors import DiskFullError, RequestTimeoutError
+from logd.metadata.commands import FormCluster
+from logd.raft.messages import PeerDown
+from logd.types import METADATA_GROUP, DirectoryId, Term
+from tests.support.replica import (
+    OURSELVES,
+    SECOND,
+    THIRD,
+    Replica,
+    a_while,
+    open_replica,
+    play,
+    until,
+)
+
+COMMAND = FormCluster(
+    cluster_id="a-cluster",
+    voters={node: DirectoryId(f"directory-{node}") for node in (OURSELVES, SECOND, THIRD)},
+)
+
+
+def attached(replica: Replica) -> MetadataService:
+    service = MetadataService(replica.node)
+    service.attach(replica.group)
+    return service
+
+
+def test_a_command_that_was_committed_but_not_seen_applied_may_have_taken_effect() -> None:
+    """Also if there is no controller any more when the time is up."""
+
+    async def story() -> None:
+        async with open_replica(group_id=METADATA_GROUP) as replica:
+            await replica.lead()
+            service = attached(replica)  # It is not run: what is committed is not applied.
+
+            async def execute() -> None:
+                with pytest.raises(RequestTimeoutError) as refusal:
+                    await service.execute(COMMAND, timeout_ms=1000, safe_to_repeat=False)
+                assert refusal.value.may_have_applied
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(execute)
+                await until(lambda: replica.group.log.end_offset == 2)
+                await replica.commit()
+                await a_while()
+                replica.depose(Term(5))
+                await a_while()
+                replica.group.post(PeerDown(THIRD))
+                assert replica.group.core.leader is None
+
+    play(story)
+
+
+def test_metadata_that_cannot_be_read_is_applied_when_it_can_be_again() -> None:
+    async def story() -> None:
+        async with open_replica(
+            group_id=METADATA_GROUP, voters=(OURSELVES,), tail_cache_bytes=0
+        ) as replica:
+            await replica.lead()
+            service = attached(replica)
+            replica.files.is_cold = True
+            replica.fail_disk("read", match=".log")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(service.run)
+                replica.propose()  # Not a command, and refused as that, later on.
+                await trio.sleep(3)
+                assert service.applied_offset == 0
+
+                replica.files.on_operation = None
+                await until(lambda: service.applied_offset == 1)
+                assert not service.is_known
+                nursery.cancel_scope.cancel()
+
+    play(story)
+
+
+def test_two_lives_of_a_broker_number_their_forwards_differently() -> None:
+    async def story() -> None:
+        numbers = []
+        for incarnation in (11, 22):
+            async with open_replica(group_id=METADATA_GROUP) as replica:
+                replica.node.incarnation = incarnation
+                numbers.append(MetadataService(replica.node)._next_forward)
+
+        assert numbers == [11, 22]
+
+    play(story)
+
+
+def test_a_disk_whose_free_space_cannot_be_asked_leaves_things_as_they_are() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            guard = DiskGuard(replica.env, "/no/such/directory", 2**62)
+            with trio.move_on_after(3):
+                await guard.run()
+            guard.check()
+
+            full = DiskGuard(replica.env, "/data", 2**62)
+            with trio.move_on_after(3):
+                await full.run()
+            with pytest.raises(DiskFullError):
+                full.check()
+
+    play(story)
