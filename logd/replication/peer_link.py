@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+QUEUED_BYTES_MAX: Final = 2 * PEER_QUEUE_BYTES_MAX
+"""Small frames are queued without asking for room.  A peer that takes nothing for so long is
+cut off: the next connection begins with all that it needs to know."""
+
 RECONNECT_MIN_S: Final = 0.02
 RECONNECT_MAX_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 2.0
@@ -67,6 +71,7 @@ class PeerLink:
         self._env = env
         self._owner = owner
         self._rng: random.Random = env.rng(f"link:{node}:{lane}")
+        self._stream: ByteStream | None = None
         self._outbox = Outbox(PEER_QUEUE_BYTES_MAX, lambda: owner.on_link_room(node))
 
     @property
@@ -76,6 +81,10 @@ class PeerLink:
     def send(self, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()) -> None:
         """Queue one frame.  The caller has asked ``has_room`` where the frame is large."""
         if not self.is_connected:
+            return
+        if self._outbox.queued_bytes >= QUEUED_BYTES_MAX:
+            assert self._stream is not None
+            self._stream.abort()
             return
         body_bytes = sum(map(len, buffers))
         head = encode_message(KIND_BY_TYPE[type(message)], message, 0, body_bytes)
@@ -107,6 +116,7 @@ class PeerLink:
         """Greet, then send until the connection ends."""
         try:
             answer = await self._greet(stream)
+            self._stream = stream
             self.is_connected = True
             log.info(log_events.PEER_CONNECTED, peer=self.node, lane=self.lane)
             self._owner.on_link_up(self.node, self.lane, answer)

@@ -1,0 +1,101 @@
+"""A link to a peer keeps within its bounds, whatever the peer does."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+
+from logd.replication import peer_link
+from logd.replication.peer_link import PeerLink
+from logd.replication.peer_protocol import (
+    PEER_PROTOCOL_VERSION,
+    Claims,
+    ClusterView,
+    Lane,
+    PeerHello,
+    PeerKind,
+)
+from logd.types import HostPort, NodeId
+from logd.wire.frame import encode_message
+from tests.sim.env import SimEnv
+from tests.sim.files import SimulatedFileSystem
+from tests.sim.incarnation import Incarnation
+from tests.sim.network import SimNetwork
+from tests.sim.run import run_deterministic
+
+PEER = NodeId(2)
+ADDRESS = HostPort("node2", 7181)
+
+
+def hello(node: int) -> PeerHello:
+    view = ClusterView(node=node, directory_id=f"directory-{node}", cluster_list="")
+    return PeerHello(protocol=PEER_PROTOCOL_VERSION, view=view, incarnation=1)
+
+
+class Owner:
+    """Counts what happens to the link."""
+
+    def __init__(self) -> None:
+        self.ups = 0
+        self.downs = 0
+
+    def greeting(self, lane: Lane) -> PeerHello:
+        return hello(1)
+
+    def on_link_up(self, node: NodeId, lane: Lane, answer: PeerHello) -> None:
+        self.ups += 1
+
+    def on_link_down(self, node: NodeId, lane: Lane) -> None:
+        self.downs += 1
+
+    def on_link_refused(self, node: NodeId, lane: Lane, reason: str) -> None:
+        raise AssertionError(reason)
+
+    def on_nobody_there(self, node: NodeId) -> None: ...
+    def on_link_room(self, node: NodeId) -> None: ...
+
+
+def test_a_peer_that_takes_nothing_is_cut_off_before_its_queue_grows_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bound = 8 * 1024 * 1024
+    monkeypatch.setattr(peer_link, "QUEUED_BYTES_MAX", bound)
+
+    async def main() -> None:
+        network = SimNetwork(random.Random(1))
+        env = SimEnv(
+            seed=1,
+            incarnation=Incarnation("node1", 1),
+            network=network,
+            files=SimulatedFileSystem(random.Random(1)),
+            boot_id="boot",
+        )
+        far = network.attach(Incarnation("node2", 1))
+        listener = await far.listen(ADDRESS)
+        owner = Owner()
+        link = PeerLink(PEER, ADDRESS, "main", env, owner)
+
+        async def greet_and_fall_silent() -> None:
+            while True:
+                stream = await listener.accept()
+                await stream.send([encode_message(PeerKind.PEER_HELLO, hello(2), 0)])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(network.run)
+            nursery.start_soon(greet_and_fall_silent)
+            nursery.start_soon(link.run)
+            claims = Claims(groups=[(group, 1) for group in range(10_000)])
+            most = 0
+            for _ in range(2_000):
+                link.send(claims)
+                most = max(most, link._outbox.queued_bytes)
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+        assert most <= bound + 100_000
+        assert owner.downs > 0
+        assert owner.ups > 1
+
+    run_deterministic(main, seed=1)
