@@ -18,7 +18,7 @@ import trio
 
 from logd.broker import log_events
 from logd.raft.messages import TransferLeadership
-from logd.types import GroupId, NodeId
+from logd.types import METADATA_GROUP, GroupId, NodeId
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
@@ -81,7 +81,8 @@ def _led(broker: Broker) -> list[Led]:
             ],
         )
         for group in node.groups.values()
-        if group.is_ready and not group.core.is_transferring
+        # The metadata log is not counted: moving it would change nothing.
+        if group.group_id != METADATA_GROUP and group.is_ready and not group.core.is_transferring
     ]
 
 

@@ -115,6 +115,8 @@ class Subscriptions:
             )
         group = find_replica(self._broker, request.group, any_replica=request.any_replica)
         position = await start_position(self._broker, group, request.start, request.value)
+        # Looking for a time takes a while: the group may have been lost or closed meanwhile.
+        group = find_replica(self._broker, request.group, any_replica=request.any_replica)
         self.unsubscribe(request.subscription)
         subscription = Subscription(self, request, group, position)
         self._by_key[subscription.key] = subscription
@@ -216,7 +218,6 @@ async def start_position(broker: Broker, group: Group, start: Start, value: int)
 
     Raises:
         OffsetOutOfRangeError: outside [log start, commit offset].
-        NotLeaderError: leadership was lost meanwhile.
     """
     log_start, commit = group.log.start_offset, group.commit_offset
     match start:

@@ -1,0 +1,194 @@
+"""What a client says wrongly and what a disk refuses stays with that client and that disk."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from logd.limits import FRAME_PREFIX_BYTES
+from logd.types import HostPort, NodeId
+from logd.wire import frame as frame_module
+from logd.wire.frame import (
+    FLAG_RESPONSE,
+    HEADER_LENGTH_MAX,
+    Frame,
+    FrameDecoder,
+    decode_message,
+    encode_message,
+)
+from logd.wire.messages import (
+    DescribeBrokerRequest,
+    ErrorResponse,
+    HelloRequest,
+    Kind,
+    Message,
+    MetadataRequest,
+)
+from logd_client import Client
+from tests.sim.cluster import CLIENT_PORT, ClusterSettings, SimCluster, open_cluster
+from tests.sim.incarnation import Incarnation
+from tests.sim.network import SimStream
+from tests.sim.run import run_deterministic
+
+pytestmark = pytest.mark.sim
+
+PATIENCE_S = 60.0
+
+
+class RawClient:
+    """A connection that says whatever the test wants."""
+
+    def __init__(self, stream: SimStream) -> None:
+        self._stream = stream
+        self._decoder = FrameDecoder(2**23, long_messages=True)
+
+    async def say(self, kind: int, header: bytes, correlation_id: int = 1) -> None:
+        await self._stream.send([frame_module.frame_prefix(kind, 0, header, correlation_id)])
+
+    async def heard(self) -> Frame | None:
+        while (frame := self._decoder.next_frame()) is None:
+            count = await self._stream.receive_into(self._decoder.writable())
+            if count == 0:
+                return None
+            self._decoder.received(count)
+        return frame
+
+    async def asks(self, kind: Kind, header: bytes) -> Frame:
+        await self.say(kind, header)
+        frame = await self.heard()
+        assert frame is not None
+        assert frame.flags & FLAG_RESPONSE
+        return frame
+
+
+def play(story: Callable[[SimCluster, Client], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with open_cluster(1, ClusterSettings(brokers=1)) as cluster:
+            with trio.fail_after(PATIENCE_S):
+                async with known_cluster(cluster) as client:
+                    await story(cluster, client)
+                    # Whatever happened, the broker still serves everybody else.
+                    await client.admin.create_topic("after", partitions=1, replicas=1)
+                    async with client.producer("after") as producer:
+                        await producer.append(b"value")
+
+    run_deterministic(main, seed=1)
+
+
+@asynccontextmanager
+async def known_cluster(cluster: SimCluster) -> AsyncIterator[Client]:
+    await trio.sleep(5)
+    async with cluster.client() as client:
+        yield client
+
+
+def header_of(kind: Kind, message: Message) -> bytes:
+    return encode_message(kind, message)[FRAME_PREFIX_BYTES:]
+
+
+async def raw_client(cluster: SimCluster, name: str = "intruder") -> RawClient:
+    network = cluster.network.attach(Incarnation(name, 1))
+    client = RawClient(await network.connect_stream(HostPort("node1", CLIENT_PORT)))
+    hello = encode_message(Kind.HELLO, HelloRequest(client="test"), 1)
+    await client._stream.send([hello])
+    assert await client.heard() is not None
+    return client
+
+
+@pytest.mark.parametrize(
+    ("kind", "nonsense"),
+    [
+        (Kind.PRODUCE, b""),
+        (Kind.PRODUCE, b"\x80"),
+        (Kind.FETCH, b"\x81\xa5group\xa1x"),
+        (Kind.METADATA, b"\xc1"),
+        (Kind.SUBSCRIBE, b"\x81\xa5group"),
+        (Kind.CREATE_TOPIC, b"\x91" * 5000),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_refused_and_the_connection_goes_on(
+    kind: Kind, nonsense: bytes
+) -> None:
+    async def story(cluster: SimCluster, _: Client) -> None:
+        client = await raw_client(cluster)
+        for _attempt in range(3):
+            answer = await client.asks(kind, nonsense)
+            assert answer.is_error
+            assert decode_message(ErrorResponse, answer.header).may_have_applied is False
+        fine = header_of(Kind.DESCRIBE_BROKER, DescribeBrokerRequest())
+        assert not (await client.asks(Kind.DESCRIBE_BROKER, fine)).is_error
+
+    play(story)
+
+
+def test_credit_that_cannot_be_read_closes_the_connection_because_it_has_no_answer() -> None:
+    async def story(cluster: SimCluster, _: Client) -> None:
+        client = await raw_client(cluster)
+        await client.say(Kind.CREDIT, b"\xc1")
+
+        assert await client.heard() is None
+
+    play(story)
+
+
+def test_an_answer_that_fits_no_frame_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(cluster: SimCluster, _: Client) -> None:
+        client = await raw_client(cluster)
+        # The answer repeats the names, and says more.
+        names = [f"{number:0200}" for number in range(322)]
+        request = header_of(Kind.METADATA, MetadataRequest(topics=[*names, "n" * 440]))
+        assert len(request) < HEADER_LENGTH_MAX < len(request) + 100
+        with monkeypatch.context() as patch:
+            patch.setattr(frame_module, "FRAME_BYTES_MAX", HEADER_LENGTH_MAX + 16)
+            answer = await client.asks(Kind.METADATA, request)
+
+        assert answer.is_error
+        assert "a frame takes" in decode_message(ErrorResponse, answer.header).message
+
+    play(story)
+
+
+def test_a_deleted_topic_that_cannot_be_trashed_is_trashed_later() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic("t", partitions=2, replicas=1)
+        files = cluster.nodes[NodeId(1)].files
+
+        def refuse(operation: str, path: str) -> None:
+            if operation == "rename" and "/groups/" in path:
+                raise OSError(errno.EIO, "simulated failure", path)
+
+        files.on_operation = refuse
+        before = files.list_directory("/data/groups")
+        await client.admin.delete_topic("t")
+        await trio.sleep(3)
+        assert files.list_directory("/data/groups") == before
+        files.on_operation = None
+        await trio.sleep(3)
+
+        assert len(files.list_directory("/data/groups")) == 1
+
+    play(story)
+
+
+def test_a_log_that_cannot_be_closed_does_not_keep_its_topic_from_being_deleted() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic("t", partitions=1, replicas=1)
+        files = cluster.nodes[NodeId(1)].files
+        (group,) = (name for name in files.list_directory("/data/groups") if int(name))
+
+        def refuse(operation: str, path: str) -> None:
+            if operation == "sync" and group in path:
+                raise OSError(errno.EIO, "simulated failure", path)
+
+        files.on_operation = refuse
+        await client.admin.delete_topic("t")
+        await trio.sleep(3)
+        files.on_operation = None
+
+        assert len(files.list_directory("/data/groups")) == 1
+
+    play(story)
