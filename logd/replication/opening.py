@@ -92,6 +92,12 @@ def open_group(
     checkpoints = CheckpointStore(files, path, identity)
     term, voted_for = hard_state.load()
     state, terms, replayed = _replay(log, checkpoints)
+    if terms and terms[-1][0] > term:
+        log.close()
+        raise CorruptionError(
+            f"{path}: the log reaches term {terms[-1][0]}, the hard state term {term}: it has lost "
+            "votes that were cast"
+        )
     mark = log.mark
     return OpenedGroup(
         group_id=group_id,

@@ -102,7 +102,7 @@ class Replica:
         self.group.post(
             Received(
                 VoteResponse(
-                    group=GROUP,
+                    group=self.group.group_id,
                     source=SECOND,
                     target=OURSELVES,
                     term=term,
@@ -130,7 +130,7 @@ class Replica:
         group.post(
             Received(
                 AppendResponse(
-                    group=GROUP,
+                    group=self.group.group_id,
                     source=SECOND,
                     target=OURSELVES,
                     term=group.core.term,
@@ -160,7 +160,7 @@ class Replica:
         begin = core.log_end if start is None else start
         body = b"".join(batches)
         request = AppendRequest(
-            group=GROUP,
+            group=self.group.group_id,
             source=THIRD,
             target=OURSELVES,
             term=term,
@@ -262,6 +262,7 @@ async def a_while() -> None:
 async def open_replica(
     files: SimulatedFileSystem | None = None,
     *,
+    group_id: GroupId = GROUP,
     voters: tuple[NodeId, ...] = (OURSELVES, SECOND, THIRD),
     segment_bytes: int = 64 * KIB,
     tail_cache_bytes: int = 1024 * KIB,
@@ -287,13 +288,15 @@ async def open_replica(
     directory = DataDirectory.open(files, "/data", OURSELVES, lambda: "a-directory")
     node = TappedNode(config, env, Membership(OURSELVES, directory, config.cluster, env))
     node.sent = []
-    opened = open_group(files, directory, OURSELVES, GROUP, LogOptions(segment_bytes=segment_bytes))
+    opened = open_group(
+        files, directory, OURSELVES, group_id, LogOptions(segment_bytes=segment_bytes)
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(network.run)
         await nursery.start(node.run)
         core = RaftCore(
             node=OURSELVES,
-            group=GROUP,
+            group=group_id,
             configuration=Configuration(voters),
             hard_state=opened.loaded_hard_state,
             term_history=opened.term_history(),

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from logd.errors import (
+    CorruptionError,
     LeadershipLostError,
     NotLeaderError,
     OutOfSequenceError,
@@ -29,7 +30,9 @@ from logd.record.batch import seal_opaque
 from logd.record.header import BatchKind, decode_header
 from logd.replication import group as group_module
 from logd.replication.group import Placed
-from logd.types import Offset, Term
+from logd.storage.file_header import LogIdentity
+from logd.storage.hard_state import HardStateFile
+from logd.types import DirectoryId, Offset, Term
 from tests.sim.run import run_deterministic
 from tests.support.replica import (
     GROUP,
@@ -751,5 +754,29 @@ def test_a_disk_that_fails_at_the_very_end_does_not_keep_the_node_from_closing()
             await replica.node.remove_group(GROUP)
 
             assert replica.node.groups == {}
+
+    play(story)
+
+
+# --- opening ----------------------------------------------------------------------------
+
+
+def test_a_replica_whose_hard_state_is_behind_its_log_is_not_opened() -> None:
+    """It has lost votes; to vote again could elect two leaders of one term."""
+
+    async def story() -> None:
+        async with open_replica(voters=ALONE) as replica:
+            await replica.lead()
+            files = replica.files
+        await replica.node.close()
+        files.kill()
+        path = f"/data/groups/{GROUP:020}/hard_state"
+        files.remove(path)
+        identity = LogIdentity(DirectoryId("a-directory"), OURSELVES, GROUP)
+        HardStateFile.create(files, path, identity)
+
+        with pytest.raises(CorruptionError, match="lost votes"):
+            async with open_replica(files, voters=ALONE):
+                pass
 
     play(story)
