@@ -149,6 +149,13 @@ class BrokerConfig:
     0 turns this off.
     """
 
+    scrub_bytes_per_s: int = 8 * MIB
+    """How fast each broker reads its logs again to find damage, over all of them.
+
+    At the default 1 TiB takes a day and a half. 0 turns it off: damage is then found when
+    somebody reads it.
+    """
+
     produce_bytes_in_flight: int = PRODUCE_BYTES_IN_FLIGHT_MAX
     """Memory for produce requests that are not acknowledged yet, over all connections.
 
@@ -241,6 +248,7 @@ class BrokerConfig:
             ("liveness_timeout_ms", 50, 60_000),
             ("election_timeout_ms", 10, 10_000),
             ("leader_balance_interval_ms", 0, 3_600_000),
+            ("scrub_bytes_per_s", 0, 2**40),
             ("produce_bytes_in_flight", FRAME_BYTES_MAX, 2**40),
             ("tail_cache_bytes", 0, 2**40),
         ):

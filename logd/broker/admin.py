@@ -227,7 +227,21 @@ async def describe_broker(broker: Broker, request: DescribeBrokerRequest) -> Des
         node_id=broker.node.node,
         version=__version__,
         uptime_ms=broker.node.now_ms() - broker.started_ms,
-        replicas=[_local_replica(group) for group in broker.node.groups.values()],
+        replicas=[
+            *(_local_replica(group) for group in broker.node.groups.values()),
+            *(
+                LocalReplicaInfo(
+                    group=group_id,
+                    role="stopped",
+                    term=0,
+                    log_start=0,
+                    log_end=0,
+                    commit_offset=0,
+                    reason=reason,
+                )
+                for group_id, reason in broker.node.repairer.shut_groups()
+            ),
+        ],
         peers_alive=[int(node) for node in broker.node.peers_up()],
     )
 
@@ -240,7 +254,7 @@ def _local_replica(group: Group) -> LocalReplicaInfo:
         log_start=group.log.start_offset,
         log_end=group.log.end_offset,
         commit_offset=Offset(group.commit_offset),
-        reason="" if group.failure is None else str(group.failure),
+        reason=str(group.failure or group.damage or ""),
     )
 
 

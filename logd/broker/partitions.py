@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from logd.broker import log_events
-from logd.errors import CorruptionError, LogdError
+from logd.errors import LogdError
 from logd.metadata.state import PartitionPlacement
 from logd.raft.core import RaftCore
 from logd.raft.messages import Configuration
@@ -60,9 +60,10 @@ class Partitions:
         self, voters: tuple[NodeId, ...], learners: tuple[NodeId, ...]
     ) -> Group:
         """Open group 0.  Raises CorruptionError or StorageError: the broker cannot start."""
-        return await self._open(
-            METADATA_GROUP, Configuration(voters, learners), self._log_options(None)
-        )
+        options = self._log_options(None)
+        while (opened := await self._open_whole(METADATA_GROUP, options)) is None:
+            await self._repaired(METADATA_GROUP, voters + learners, options)
+        return self._add(opened, Configuration(voters, learners))
 
     async def run(self, metadata: MetadataService) -> None:
         """Follow the metadata until cancelled."""
@@ -77,7 +78,8 @@ class Partitions:
             await self._open_all(missing, metadata)
             self._apply_topic_options(wanted, metadata)
             if {p.group for p in metadata.state.partitions_on(self._node.node)} == set(wanted):
-                with trio.move_on_after(math.inf if is_tidy else RETRY_S):
+                is_settled = is_tidy and not self._unusable
+                with trio.move_on_after(math.inf if is_settled else RETRY_S):
                     await metadata.changed()
 
     async def _try_to_remove_others(
@@ -133,7 +135,13 @@ class Partitions:
             return  # Deleted meanwhile; the next round sees it.
         options = self._log_options(topic.options.segment_bytes)
         try:
-            await self._open(placement.group, Configuration(placement.replicas), options)
+            opened = await self._open_whole(placement.group, options)
+            if opened is None:
+                # It is mended in the background; the others of this round are not held up.
+                self._unusable[placement.group] = "damaged; being repaired from its peers"
+                self._node.start_soon(self._mend, placement, options)
+                return
+            self._add(opened, Configuration(placement.replicas))
         except (OSError, LogdError) as error:
             # This replica stays shut; the others serve.  A restart tries again.
             self._unusable[placement.group] = str(error)
@@ -148,16 +156,51 @@ class Partitions:
                 log_events.PARTITION_OPENED, partition=str(placement.name), group=placement.group
             )
 
-    async def _open(
-        self, group_id: GroupId, configuration: Configuration, options: LogOptions
-    ) -> Group:
+    async def _open_whole(self, group_id: GroupId, options: LogOptions) -> OpenedGroup | None:
+        """The replica's files, open; None if they are damaged.
+
+        A replica with a hole must neither vote, nor lead, nor serve it: it is not taken up.
+        """
         opened = await self._env.run_blocking(
             open_group, self._env.files, self._directory, self._node.node, group_id, options
         )
-        if opened.damage is not None:
-            # A replica with a hole must not vote, lead or serve it: it stays shut.
+        if opened.damage is None:
+            return opened
+        await self._env.run_blocking(opened.close)
+        return None
+
+    async def _mend(self, placement: PartitionPlacement, options: LogOptions) -> None:
+        """Have a damaged replica repaired, then take it up with the next round."""
+        try:
+            await self._repaired(placement.group, placement.replicas, options)
+        except (OSError, LogdError) as error:
+            self._unusable[placement.group] = str(error)
+            log.error(
+                log_events.PARTITION_DAMAGED,
+                partition=str(placement.name),
+                group=placement.group,
+                reason=str(error),
+            )
+        else:
+            del self._unusable[placement.group]
+
+    async def _repaired(
+        self, group_id: GroupId, members: tuple[NodeId, ...], options: LogOptions
+    ) -> None:
+        """Wait until the replica's files are whole.
+
+        Raises:
+            CorruptionError: no peer can give back what is missing.
+        """
+        opened = await self._env.run_blocking(
+            open_group, self._env.files, self._directory, self._node.node, group_id, options
+        )
+        if opened.damage is None:
             await self._env.run_blocking(opened.close)
-            raise CorruptionError(opened.damage)
+        else:
+            await self._node.repairer.mend(opened, members)
+
+    def _add(self, opened: OpenedGroup, configuration: Configuration) -> Group:
         group = Group(opened, self._core(opened, configuration), self._node)
         self._node.add_group(group)
         return group

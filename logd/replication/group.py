@@ -23,11 +23,13 @@ import structlog
 import trio
 
 from logd.errors import (
+    CorruptionError,
     LeadershipLostError,
     LogdError,
     NotLeaderError,
     OffsetOutOfRangeError,
     RequestTimeoutError,
+    StorageFailedError,
     UnavailableError,
     UnexpectedOffsetError,
 )
@@ -69,6 +71,8 @@ if TYPE_CHECKING:
     from logd.replication.opening import OpenedGroup
     from logd.replication.peer_protocol import Lane
     from logd.replication.tail_cache import TailCache
+    from logd.storage.holes import Hole
+    from logd.storage.log import ScrubPosition
 
 log = structlog.get_logger(__name__)
 
@@ -168,6 +172,7 @@ class GroupHost(Protocol):
     def mark_idle(self, group: Group) -> None: ...
     def leadership_changed(self, group: Group) -> None: ...
     def group_failed(self, group: Group, error: BaseException) -> None: ...
+    def damage_met(self, group: Group) -> None: ...
 
 
 class Watcher(Protocol):
@@ -186,6 +191,8 @@ class Group:
         self.log = opened.log
         self.state: PartitionState = opened.state
         self.failure: BaseException | None = None
+        self.damage: str | None = None
+        """A hole that could not be filled yet, for people."""
         self.fence_required = False
         """The topic refuses appends that carry no fencing token."""
         self._opened = opened
@@ -353,7 +360,7 @@ class Group:
                 if output.truncate_to is not None and self.failure is None:
                     await self._truncate(output.truncate_to)
         except (OSError, LogdError) as error:
-            self._fail(error)
+            self.fail(error)
             return
         if self.failure is not None:
             return  # Stopped meanwhile: all who waited were told.
@@ -428,7 +435,7 @@ class Group:
                 self._note(batch.header, batch.log_batch)
         except LogdError as error:
             # Intact, but not of this version: what follows from it cannot be known here.
-            self._fail(error)
+            self.fail(error)
             return False
         self._after_append()
         return True
@@ -437,7 +444,7 @@ class Group:
         try:
             self.log.append(batches)
         except (OSError, LogdError) as error:
-            self._fail(error)
+            self.fail(error)
             return False
         self._host.tail_cache.add(self.group_id, batches)
         self._host.request_sync(self)
@@ -464,7 +471,7 @@ class Group:
                 if self.failure is None:
                     await self._host.env.run_blocking(self.log.roll)
         except (OSError, LogdError) as error:
-            self._fail(error)
+            self.fail(error)
             return
         if self.failure is not None:
             return
@@ -698,9 +705,11 @@ class Group:
             found = await self._read(start, self.log.end_offset, bytes_max)
         except OffsetOutOfRangeError:
             pass  # Cut off meanwhile, by the leader that came after.
+        except CorruptionError:
+            return  # Reported; the follower is served again when the hole has been filled.
         except (OSError, LogdError) as error:
             # A leader that cannot read its own log must not go on leading it.
-            self._fail(error)
+            self.fail(error)
         finally:
             self._catching_up.pop(follower, None)
         if not self.is_leader:
@@ -724,12 +733,46 @@ class Group:
         )
         self._host.send(request, tuple(found), self._lanes.get(follower, "main"))
 
+    async def scrub(
+        self, position: ScrubPosition, bytes_max: int
+    ) -> tuple[ScrubPosition | None, Hole | None] | None:
+        """Verify a piece of the log on the disk (see ``Log.scrub``); None if the group stopped."""
+        async with self._io_lock:
+            if self._is_closed or self.failure is not None:
+                return None
+            try:
+                return await self._host.env.run_blocking(self.log.scrub, position, bytes_max)
+            except (OSError, LogdError) as error:
+                self.fail(error)
+                return None
+
+    async def fill(self, hole: Hole, batches: bytes) -> Hole | None:
+        """Put back part of a hole below the commit offset; what is left of it, if anything.
+
+        Raises:
+            CorruptionError: ``batches`` are not what was there.
+            StorageFailedError: the disk failed, and the group with it.
+        """
+        assert hole.end.offset <= self.commit_offset
+        async with self._io_lock:
+            if self._is_closed or self.failure is not None:
+                raise StorageFailedError(f"the replica of group {self.group_id} has stopped")
+            try:
+                return await self._host.env.run_blocking(self.log.fill, hole, batches)
+            except StorageFailedError as error:
+                self.fail(error)
+                raise
+
     async def _read(self, start: Offset, end: Offset, bytes_max: int) -> list[memoryview]:
         found = self.log.read(start, end, bytes_max, cached_only=True)
         if found is None:
-            found = await self._host.env.run_blocking(
-                lambda: self.log.read(start, end, bytes_max, cached_only=False)
-            )
+            try:
+                found = await self._host.env.run_blocking(
+                    lambda: self.log.read(start, end, bytes_max, cached_only=False)
+                )
+            except CorruptionError:
+                self._host.damage_met(self)
+                raise
         assert found is not None
         return found
 
@@ -827,7 +870,7 @@ class Group:
                     return
                 end, term = await self._host.env.run_blocking(self.log.sync, self.commit_offset)
         except (OSError, LogdError) as error:
-            self._fail(error)
+            self.fail(error)
             return
         self.post(Synced(Offset(end), Term(term)))
         if self.log.end_offset > end:
@@ -843,7 +886,7 @@ class Group:
                     return
                 await self._host.env.run_blocking(self.log.sync_mark, self.commit_offset)
         except (OSError, LogdError) as error:
-            self._fail(error)
+            self.fail(error)
 
     def _take_checkpoint(self) -> None:
         """Remember the state as it is, to be saved once it can no longer be undone."""
@@ -874,9 +917,9 @@ class Group:
                         self._opened.checkpoints.save, offset, payload
                     )
         except (OSError, LogdError) as error:
-            self._fail(error)
+            self.fail(error)
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """This replica's disk cannot be trusted any more: stop it, and say so.
 
         Nothing is retried: after a failed sync the next one succeeds although the data is

@@ -43,8 +43,11 @@ from logd.replication.peer_protocol import (
     Lane,
     PeerHello,
     Ping,
+    RepairRequest,
+    RepairResponse,
 )
 from logd.replication.received import check_append
+from logd.replication.repairer import Repairer
 from logd.replication.sync_pool import SyncPool
 from logd.replication.tail_cache import TailCache
 from logd.replication.timers import GroupTimers
@@ -95,6 +98,7 @@ class Node:
         self._commit_notices: dict[GroupId, Group] = {}
         self._notice_wanted = trio.Event()
         self._leadership_news = trio.Event()
+        self.repairer = Repairer(self, config.scrub_bytes_per_s)
         self._nursery: trio.Nursery | None = None
 
     # --- life ---------------------------------------------------------------------------------
@@ -109,6 +113,7 @@ class Node:
             nursery.start_soon(self._tell_commits)
             nursery.start_soon(self._expire)
             nursery.start_soon(self._watch_peers)
+            nursery.start_soon(self.repairer.run)
             for link in self._links.values():
                 nursery.start_soon(link.run)
             task_status.started()
@@ -152,12 +157,14 @@ class Node:
         if link is not None:
             link.send(message, buffers)
 
-    def send_peer(self, target: NodeId, message: AnyPeerMessage) -> bool:
+    def send_peer(
+        self, target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+    ) -> bool:
         """Send what is not about one group's consensus; False if there is no connection."""
-        link = self._links[target, "main"]
+        link = self._links[target, "bulk" if buffers else "main"]
         if not link.is_connected:
             return False
-        link.send(message)
+        link.send(message, buffers)
         return True
 
     def has_room(self, target: NodeId, lane: Lane) -> bool:
@@ -189,6 +196,9 @@ class Node:
         self._claims_dirty = True
         self._pump_lot.unpark()
         self._tell_leadership_news()
+
+    def damage_met(self, group: Group) -> None:
+        self.repairer.report(group)
 
     def group_failed(self, group: Group, error: BaseException) -> None:
         self.leadership_changed(group)
@@ -374,6 +384,10 @@ class Node:
             case Forward():
                 assert self.on_forward is not None
                 self.on_forward(source, message)
+            case RepairRequest():
+                self.repairer.on_request(source, message)
+            case RepairResponse():
+                self.repairer.on_response(message, frame.body)
             case ForwardResult():
                 assert self.on_forward_result is not None
                 self.on_forward_result(message)

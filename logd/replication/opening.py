@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from logd.errors import CorruptionError
+from logd.errors import CorruptionError, StorageError
 from logd.partition.state import PartitionState
 from logd.raft.core import RaftCore
 from logd.raft.messages import HardState
@@ -20,6 +20,7 @@ from logd.record.header import HEADER_BYTES, BatchHeader
 from logd.storage.checkpoint import CheckpointStore
 from logd.storage.hard_state import HardStateFile
 from logd.storage.log import Log, LogIdentity, LogOptions
+from logd.storage.whole_file import UNFINISHED_SUFFIX
 from logd.types import GroupId, NodeId, Offset, Term
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class OpenedGroup:
     """The files of one replica, open, and what was derived from them."""
 
     group_id: GroupId
+    directory: str
+    identity: LogIdentity
     log: Log
     hard_state: HardStateFile
     checkpoints: CheckpointStore
@@ -42,14 +45,8 @@ class OpenedGroup:
     commit_offset: Offset
     """From the synced mark: what certainly was committed."""
     batches_replayed: int = 0
-
-    @property
-    def damage(self) -> str | None:
-        """Why this replica may neither vote nor lead; None if it is whole."""
-        report = self.log.recovery
-        if report.mark_lost:
-            return "both synced marks are unreadable: what it acknowledged is not known"
-        return "; ".join(report.damage) or None
+    damage: str | None = None
+    """Why this replica may neither vote nor lead, and has no state; None if it is whole."""
 
     def replay_state(self) -> PartitionState:
         """The state at the log's end, from the newest checkpoint and the headers behind it."""
@@ -85,13 +82,25 @@ def open_group(
     """
     path = directory.group_path(group_id)
     identity = LogIdentity(directory.directory_id, node, group_id)
-    if not files.exists(f"{path}/hard_state"):
+    if not files.exists(path):
         _create(files, path, identity, options)
+    if not files.exists(f"{path}/hard_state"):
+        raise StorageError(
+            f"{path} holds a replica without its votes (hard_state is missing): it may have "
+            "voted, so it stays shut; restore the file, or remove the replica"
+        )
     hard_state = HardStateFile.open(files, f"{path}/hard_state", identity)
     log = Log.open(files, path, identity, options)
     checkpoints = CheckpointStore(files, path, identity)
     term, voted_for = hard_state.load()
-    state, terms, replayed = _replay(log, checkpoints)
+    damage = _damage(log)
+    state, replayed = PartitionState(log.start_offset), 0
+    terms: list[tuple[Term, Offset]] = []
+    if damage is None:
+        try:
+            state, terms, replayed = _replay(log, checkpoints)
+        except CorruptionError as error:
+            damage = str(error)
     if terms and terms[-1][0] > term:
         log.close()
         raise CorruptionError(
@@ -101,6 +110,8 @@ def open_group(
     mark = log.mark
     return OpenedGroup(
         group_id=group_id,
+        directory=path,
+        identity=identity,
         log=log,
         hard_state=hard_state,
         checkpoints=checkpoints,
@@ -111,17 +122,30 @@ def open_group(
         if mark is None
         else max(log.start_offset, min(mark.commit_offset, log.end_offset)),
         batches_replayed=replayed,
+        damage=damage,
     )
 
 
+def _damage(log: Log) -> str | None:
+    if log.recovery.mark_lost:
+        return "both synced marks are unreadable: what it acknowledged is not known"
+    return "; ".join(log.recovery.damage) or None
+
+
 def _create(files: FileSystem, path: str, identity: LogIdentity, options: LogOptions) -> None:
-    """Create the files; the hard state comes last, because it says that all are there."""
-    if files.exists(path):
-        files.remove_tree(path)  # Left half-made by a crash: it never voted, it holds nothing.
-    files.make_directory(path)
-    Log.create(files, path, identity, options).close()
-    HardStateFile.create(files, f"{path}/hard_state", identity)
-    files.sync_directory(path)
+    """Make the files under another name, and give them theirs when all are there.
+
+    So a directory of that name without its votes is damage, and never a creation that a crash
+    cut short.
+    """
+    unfinished = f"{path}{UNFINISHED_SUFFIX}"
+    if files.exists(unfinished):
+        files.remove_tree(unfinished)
+    files.make_directory(unfinished)
+    Log.create(files, unfinished, identity, options).close()
+    HardStateFile.create(files, f"{unfinished}/hard_state", identity)
+    files.sync_directory(unfinished)
+    files.rename(unfinished, path)
     files.sync_directory(path.rpartition("/")[0])
 
 

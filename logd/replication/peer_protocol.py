@@ -45,6 +45,8 @@ class PeerKind(IntEnum):
     TIMEOUT_NOW = 135
     FORWARD = 136
     FORWARD_RESULT = 137
+    REPAIR_REQUEST = 138
+    REPAIR_RESPONSE = 139
 
 
 class PeerMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -110,7 +112,33 @@ class ForwardResult(PeerMessage, frozen=True, kw_only=True):
     error: str = ""
 
 
-AnyPeerMessage = RaftMessage | PeerHello | Ping | Claims | Forward | ForwardResult
+class RepairRequest(PeerMessage, frozen=True, kw_only=True):
+    """Asks for the batches of a range that is damaged on the asking node."""
+
+    request_id: int
+    group: int
+    start_offset: int
+    end_offset: int
+    """The answer may end before it; it never begins behind the start."""
+
+
+class RepairResponse(PeerMessage, frozen=True, kw_only=True):
+    """The body is whole batches, verified and committed; empty when refused."""
+
+    request_id: int
+    refused: str = ""
+
+
+AnyPeerMessage = (
+    RaftMessage
+    | PeerHello
+    | Ping
+    | Claims
+    | Forward
+    | ForwardResult
+    | RepairRequest
+    | RepairResponse
+)
 
 TYPE_BY_KIND: Final[dict[int, type[AnyPeerMessage]]] = {
     PeerKind.PEER_HELLO: PeerHello,
@@ -123,6 +151,8 @@ TYPE_BY_KIND: Final[dict[int, type[AnyPeerMessage]]] = {
     PeerKind.TIMEOUT_NOW: TimeoutNow,
     PeerKind.FORWARD: Forward,
     PeerKind.FORWARD_RESULT: ForwardResult,
+    PeerKind.REPAIR_REQUEST: RepairRequest,
+    PeerKind.REPAIR_RESPONSE: RepairResponse,
 }
 
 KIND_BY_TYPE: Final[dict[type[AnyPeerMessage], int]] = {t: k for k, t in TYPE_BY_KIND.items()}

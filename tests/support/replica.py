@@ -292,7 +292,6 @@ async def open_replica(
         files, directory, OURSELVES, group_id, LogOptions(segment_bytes=segment_bytes)
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(network.run)
         await nursery.start(node.run)
         core = RaftCore(
             node=OURSELVES,

@@ -83,7 +83,6 @@ def test_a_peer_that_takes_nothing_is_cut_off_before_its_queue_grows_without_end
                 await stream.send([encode_message(PeerKind.PEER_HELLO, hello(2), 0)])
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(network.run)
             nursery.start_soon(greet_and_fall_silent)
             nursery.start_soon(link.run)
             claims = Claims(groups=[(group, 1) for group in range(10_000)])
