@@ -198,6 +198,8 @@ class Cluster:
         elif self.mistaken():
             self.do_detect()
         else:
+            if self.chance.random() < 0.2:  # Digests come every few seconds.
+                self.do_disclaim()
             self.do_time()
 
     def do_sync(self) -> None:
@@ -536,7 +538,7 @@ def test_consensus_is_safe_always_and_live_when_healed(seed: int) -> None:
                 break
     else:
         pytest.fail(f"no progress after healing, seed {seed}")
-    assert cluster.now_ms - healed_at_ms < 60_000
+    assert cluster.now_ms - healed_at_ms < 30_000
 
 
 def test_the_simulation_exercises_what_it_checks() -> None:
