@@ -79,6 +79,9 @@ _CODECS: Final = {"none": Codec.NONE, "zstd": Codec.ZSTD}
 _STALL_S: Final = 1.0
 """A batch unanswered for this long makes the producer ask whether the leader has changed."""
 
+_STALL_REPEAT_S: Final = 0.25
+"""It asks again this often: the others may only just be finding out themselves."""
+
 _SILENCE_GRACE_S: Final = 5.0
 """A broker answers within the request's timeout; silent for this much longer it is gone."""
 
@@ -127,8 +130,8 @@ class ProducerOptions:
 class _Partition:
     """One partition as the driver sees it."""
 
-    __slots__ = ("backoff", "checked_at", "connection", "group", "is_attaching", "number",
-                 "pipeline", "was_redirected")  # fmt: skip
+    __slots__ = ("backoff", "checked_at", "connection", "group", "is_asking", "is_attaching",
+                 "number", "pipeline", "was_redirected")  # fmt: skip
 
     def __init__(self, number: int, group: GroupId, pipeline: Pipeline, backoff: Backoff) -> None:
         self.number = number
@@ -140,6 +143,8 @@ class _Partition:
         self.was_redirected = False
         """The last refusal named another leader: worth trying at once, but only once."""
         self.checked_at = 0.0
+        self.is_asking = False
+        """The others are being asked whether its leader, which is silent, still leads."""
 
 
 class Producer:
@@ -741,25 +746,26 @@ class Producer:
         sent_at = partition.pipeline.oldest_sent_at()
         if sent_at is None or partition.connection is None:
             return
-        if now < max(sent_at, partition.checked_at) + _STALL_S:
+        if now < max(sent_at + _STALL_S, partition.checked_at + _STALL_REPEAT_S):
             return
         partition.checked_at = now
         if now >= sent_at + self._routing.request_timeout_s + _SILENCE_GRACE_S:
             partition.connection.fail_if_silent_since(
                 sent_at, RequestTimeoutError(f"no answer for {now - sent_at:.0f} s")
             )
-        elif self._options.idempotent:
-            self._routing.tasks.start_soon(self._leave_if_deposed, partition)
+        elif self._options.idempotent and not partition.is_asking:
+            partition.is_asking = True
+            self._routing.tasks.start_soon(self._leave_if_deposed, partition, partition.connection)
 
-    async def _leave_if_deposed(self, partition: _Partition) -> None:
+    async def _leave_if_deposed(self, partition: _Partition, connection: Connection) -> None:
         """Ask the others who leads; go there if it is no longer the broker that is silent."""
-        connection, group = partition.connection, partition.group
-        assert connection is not None
         try:
             await self._routing.refresh(connection.node)
         except LogdError:
             return  # Nobody else can be reached either: go on waiting.
-        leader = self._routing.view.leader(group)
+        finally:
+            partition.is_asking = False
+        leader = self._routing.view.leader(partition.group)
         if leader in (None, connection.node) or partition.connection is not connection:
             return
         if partition.pipeline.oldest_sent_at() is None or partition.is_attaching:
