@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from tests.sim.run import run_deterministic
 from tests.sim.scenario import FAULTS, run_scenario
@@ -37,11 +36,9 @@ def main() -> int:
     seeds = range(options.first, options.first + options.seeds)
     failed: list[Verdict] = []
     passed: list[Verdict] = []
-    with ProcessPoolExecutor(
-        options.jobs, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=20
-    ) as pool:
-        for future in as_completed([pool.submit(play, seed) for seed in seeds]):
-            outcome = future.result()
+    # Not a ProcessPoolExecutor: that one may hang when it replaces its workers.
+    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=20) as pool:
+        for outcome in pool.imap_unordered(play, seeds):
             if outcome.problem:
                 failed.append(outcome)
                 print(f"seed {outcome.seed} FAILED\n{outcome.problem}\n{_replay_hint(outcome)}")

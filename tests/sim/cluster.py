@@ -199,7 +199,6 @@ async def open_cluster(
     network = SimNetwork(random.Random(f"{seed}:network"), conditions=settings.network, trace=trace)
     with _log_into(trace):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(network.run)
             cluster = SimCluster(seed, settings, network, nursery)
             for node in cluster.nodes.values():
                 node.start()

@@ -15,9 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+import outcome
 import trio
 
 from logd.env import FileSystem
+from tests.sim.clock import current_clock
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import SimHostNetwork, SimNetwork
 
@@ -76,8 +78,8 @@ class SimEnv:
         self._files = files
         self._boot_id = boot_id
         self._generators: dict[str, random.Random] = {}
-        self._calls: dict[int, trio.CancelScope] = {}
-        self._call_count = 0
+        self._calls: dict[_BlockingCall, None] = {}
+        self._clock = current_clock()
         self._blocking_chance = random.Random(f"{self._seed}:blocking calls")
 
     @property
@@ -106,14 +108,15 @@ class SimEnv:
         is, else with ``Crashed``; the function has run by then, or never will."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self.incarnation.require_alive()
-        before_s, after_s = self._call_latency(), self._call_latency()
-        await self._sleep_shielded(before_s)
+        call = _BlockingCall(self, function, args)
+        self._calls[call] = None
         try:
-            result = function(*args)
-        except Exception:
-            await self._sleep_shielded(after_s)
-            raise
-        await self._sleep_shielded(after_s)
+            result: T = await trio.lowlevel.wait_task_rescheduled(call.refuse_to_abort)
+        finally:
+            del self._calls[call]
+        if call.is_abandoned:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self.incarnation.require_alive()
         return result
 
     def crash(self, *, vanish: bool | None = None) -> None:
@@ -121,8 +124,8 @@ class SimEnv:
         end.  The files' crash and the cancellation of the tasks come next."""
         self.incarnation.end()
         self._sim_network.crash(self.incarnation.host, vanish=vanish)
-        for scope in self._calls.values():
-            scope.cancel()
+        for call in self._calls:
+            call.abandon()
 
     def _call_latency(self) -> float:
         chance, blocking = self._blocking_chance, self.blocking
@@ -131,13 +134,45 @@ class SimEnv:
             seconds += chance.random() * blocking.spike_s_max
         return seconds / 2
 
-    async def _sleep_shielded(self, seconds: float) -> None:
-        self._call_count += 1
-        number = self._call_count
-        with trio.CancelScope(shield=True) as scope:
-            self._calls[number] = scope
-            await trio.sleep(seconds)
-        del self._calls[number]
-        if not self.incarnation.is_alive:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            self.incarnation.require_alive()
+
+class _BlockingCall:
+    """One call under way: time passes, the function runs, time passes, the task goes on."""
+
+    __slots__ = ("_args", "_env", "_function", "_is_settled", "_task", "is_abandoned")
+
+    def __init__(
+        self, env: SimEnv, function: Callable[..., object], args: tuple[object, ...]
+    ) -> None:
+        self.is_abandoned = False
+        self._env = env
+        self._function = function
+        self._args = args
+        self._is_settled = False
+        self._task = trio.lowlevel.current_task()
+        self._later(self._run)
+
+    def refuse_to_abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        return trio.lowlevel.Abort.FAILED
+
+    def abandon(self) -> None:
+        """The process is gone: its function does not run any more."""
+        if not self._is_settled:
+            self._is_settled = True
+            self.is_abandoned = True
+            trio.lowlevel.reschedule(self._task)
+
+    def _later(self, step: Callable[[], None]) -> None:
+        env = self._env
+        at_s = trio.current_time() + env._call_latency()
+        env._clock.call_at(at_s, step, env.incarnation.host)
+
+    def _run(self) -> None:
+        if not self._is_settled:
+            # In the context of who called, as a thread of the pool would.
+            result = outcome.capture(self._task.context.run, self._function, *self._args)
+            self._later(lambda: self._finish(result))
+
+    def _finish(self, result: outcome.Outcome[object]) -> None:
+        if not self._is_settled:
+            self._is_settled = True
+            trio.lowlevel.reschedule(self._task, result)

@@ -27,12 +27,11 @@ chance is the ``random.Random`` given, and everything is kept in lists and dicts
 from __future__ import annotations
 
 import errno
-import heapq
 import itertools
 import random
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
@@ -42,6 +41,7 @@ import trio
 from logd.env import Buffer, ByteStream, Listener
 from logd.limits import KIB, MIB
 from logd.types import HostPort
+from tests.sim.clock import current_clock
 from tests.sim.incarnation import Incarnation
 from tests.sim.trace import Trace
 
@@ -110,8 +110,7 @@ CALM: Final = NetworkConditions(
 class SimNetwork:
     """All hosts, listeners and connections of one run, and the faults between them.
 
-    ``run`` moves the bytes; start it in a nursery that outlives the nodes and cancel it at
-    the end.
+    Bytes move on the run's agenda (``clock.py``), so it can only be made inside a run.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class SimNetwork:
         self.conditions = conditions or NetworkConditions()
         self.chance = chance
         self.trace = trace or Trace()
-        self._agenda = _Agenda()
+        self._clock = current_clock()
         self._hosts: dict[str, _Host] = {}
         self._connections: dict[int, _Connection] = {}
         self._connection_count = 0
@@ -132,10 +131,6 @@ class SimNetwork:
         self._cuts: dict[Link, None] = {}
         self._clogged_until: dict[Link, float] = {}
         self._slow: dict[Link, float] = {}
-
-    async def run(self) -> None:
-        """Deliver what is due, for ever."""
-        await self._agenda.run()
 
     def attach(self, incarnation: Incarnation) -> SimHostNetwork:
         """Plug in the host for a new life; the host is powered from now on."""
@@ -197,7 +192,7 @@ class SimNetwork:
         self._clogged_until[source, target] = max(
             until, self._clogged_until.get((source, target), 0.0)
         )
-        self._agenda.add(until, self._release_held)
+        self._clock.call_at(until, self._release_held)
 
     def slow(self, source: str, target: str, seconds: float) -> None:
         """Add ``seconds`` to every delay from ``source`` to ``target``, until ``heal``."""
@@ -234,7 +229,7 @@ class SimNetwork:
         """True if what is sent along ``link`` arrives now."""
         return (
             link not in self._cuts
-            and self._clogged_until.get(link, 0.0) <= trio.current_time()
+            and self._clogged_until.get(link, 0.0) <= self._clock.now
             and self._hosts[link[1]].is_powered
         )
 
@@ -677,8 +672,9 @@ class _Pipe:
 
     def push(self, kind: _Kind, data: bytes = b"") -> None:
         """Put a piece on its way behind the others."""
-        arrival_s = max(trio.current_time() + self._network.delay(self.link), self._last_arrival_s)
-        arrival_s += len(data) / self._network.conditions.bytes_per_second
+        network = self._network
+        arrival_s = max(network._clock.now + network.delay(self.link), self._last_arrival_s)
+        arrival_s += len(data) / network.conditions.bytes_per_second
         self._last_arrival_s = arrival_s
         self._segments.append(_Segment(arrival_s, kind, data))
         if not self.is_blocked:
@@ -712,7 +708,7 @@ class _Pipe:
     def _deliver_at(self, time_s: float) -> None:
         if not self._is_on_agenda:
             self._is_on_agenda = True
-            self._network._agenda.add(time_s, self._deliver)
+            self._network._clock.call_at(time_s, self._deliver)
 
     def _deliver(self) -> None:
         """Hand over what is due."""
@@ -720,7 +716,7 @@ class _Pipe:
         if not self._network.is_passable(self.link):
             self.is_blocked = bool(self._segments)
             return
-        now = trio.current_time()
+        now = self._network._clock.now
         while self._segments and self._segments[0].arrival_s <= now:
             segment = self._segments.popleft()
             self._network.trace.digest_bytes(segment.kind.value, segment.data)
@@ -732,45 +728,24 @@ class _Pipe:
 class _Signal:
     """Wakes whoever waits; at most one task does."""
 
+    __slots__ = ("_task",)
+
     def __init__(self) -> None:
-        self._event: trio.Event | None = None
+        self._task: trio.lowlevel.Task | None = None
 
     def set(self) -> None:
-        if self._event is not None:
-            self._event.set()
-            self._event = None
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
 
     async def wait(self) -> None:
-        assert self._event is None, "two tasks wait for the same thing"
-        self._event = event = trio.Event()
-        try:
-            await event.wait()
-        finally:
-            if self._event is event:
-                self._event = None
+        assert self._task is None, "two tasks wait for the same thing"
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
 
-
-class _Agenda:
-    """What happens when: a heap of calls, carried out by one task."""
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = 0
-        self._sooner = _Signal()
-
-    def add(self, time_s: float, call: Callable[[], None]) -> None:
-        self._count += 1
-        if not self._entries or time_s < self._entries[0][0]:
-            self._sooner.set()
-        heapq.heappush(self._entries, (time_s, self._count, call))
-
-    async def run(self) -> None:
-        while True:
-            while self._entries and self._entries[0][0] <= trio.current_time():
-                heapq.heappop(self._entries)[2]()
-            wake_s = self._entries[0][0] if self._entries else float("inf")
-            with trio.move_on_at(wake_s):
-                await self._sooner.wait()
+    def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 def _closed_here(name: str) -> OSError:

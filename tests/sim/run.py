@@ -1,8 +1,8 @@
 """Run async code so that one seed gives one run: virtual time, seeded scheduling.
 
-trio is deterministic given three things: a ``MockClock`` that jumps to the next deadline when
-every task waits, its scheduling switch with a seeded generator, and nothing in the program
-that depends on the outside: no thread, no socket, no iteration over a set.  The switch is not
+trio is deterministic given three things: a clock that moves on when every task waits
+(``clock.py``), its scheduling switch with a seeded generator, and nothing in the program that
+depends on the outside: no thread, no socket, no iteration over a set.  The switch is not
 public, which is why trio is pinned to a minor version; a test compares runs across processes
 and hash seeds.
 
@@ -23,7 +23,8 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 
 import trio
 import trio._core._run as trio_run
-import trio.testing
+
+from tests.sim.clock import VirtualClock
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -46,10 +47,11 @@ def run_deterministic(
     Virtual time starts at 0.  ``seed`` orders tasks that are ready at the same moment; what
     the simulated world draws is up to the generators given to it.
     """
-    clock = trio.testing.MockClock(autojump_threshold=0)
+    clock = VirtualClock()
     with _seeded_scheduling(seed), _nothing_left_over():
         return trio.run(
             _within_limit,
+            clock,
             function,
             args,
             time_limit_s,
@@ -59,7 +61,10 @@ def run_deterministic(
 
 
 async def _within_limit(
-    function: Callable[[*Args], Awaitable[T]], args: tuple[*Args], time_limit_s: float
+    clock: VirtualClock,
+    function: Callable[[*Args], Awaitable[T]],
+    args: tuple[*Args],
+    time_limit_s: float,
 ) -> T:
     """What ``function`` returns or raises, as it is: the watchdog is not in a nursery."""
     stuck: list[str] = []
@@ -70,16 +75,21 @@ async def _within_limit(
         with watch:
             await trio.sleep(time_limit_s)
             stuck.extend(_waiting_tasks())
+            clock.thaw_all()
             body.cancel()
             await trio.sleep(time_limit_s)
             _break_shields()  # Of tasks that have not noticed.
 
     trio.lowlevel.spawn_system_task(watchdog)
+    clock.on_failure = body.cancel
     try:
         with body:
             return await function(*args)
     finally:
         watch.cancel()
+        clock.thaw_all()
+    if clock.failure is not None:
+        raise clock.failure
     raise StuckError("\n".join([f"not over after {time_limit_s:g} virtual seconds:", *stuck]))
 
 

@@ -162,13 +162,12 @@ class _Run:
     async def _connected(self) -> AsyncIterator[Client]:
         """A client, as soon as there is a broker to reach."""
         async with contextlib.AsyncExitStack() as stack:
-            while True:
+            client: Client | None = None
+            while client is None:
                 try:
                     client = await stack.enter_async_context(self.cluster.client())
                 except LogdError:
                     await trio.sleep(0.2)
-                else:
-                    break
             yield client
 
     async def _set_up(self, admin: Client) -> None:

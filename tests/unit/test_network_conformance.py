@@ -77,10 +77,7 @@ def on_simulation(conditions: NetworkConditions) -> Runner:
         network = SimNetwork(random.Random("conformance"), conditions=conditions)
         near = network.attach(Incarnation("near", 1))
         far = network.attach(Incarnation("far", 1))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(network.run)
-            await Wires(near=near, far=far, far_host="far").play(scenario, 60)
-            nursery.cancel_scope.cancel()
+        await Wires(near=near, far=far, far_host="far").play(scenario, 60)
 
     return lambda scenario: run_deterministic(main, scenario, seed=1)
 

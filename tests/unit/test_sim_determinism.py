@@ -41,7 +41,6 @@ class Gossip:
 
     async def play(self) -> str:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.network.run)
             nursery.start_soon(self._break_things)
             for name in NAMES:
                 nursery.start_soon(self._keep_running, name)
@@ -118,7 +117,10 @@ class Gossip:
 
 
 def digest_of(seed: int) -> str:
-    return run_deterministic(Gossip(seed).play, seed=seed, time_limit_s=60)
+    async def main() -> str:
+        return await Gossip(seed).play()
+
+    return run_deterministic(main, seed=seed, time_limit_s=60)
 
 
 def digest_in_new_process(seed: int, hash_seed: str) -> str:

@@ -41,10 +41,7 @@ def boot(
 def play(scenario: Callable[[SimNetwork], Awaitable[None]]) -> None:
     async def main() -> None:
         network = SimNetwork(random.Random(1))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(network.run)
-            await scenario(network)
-            nursery.cancel_scope.cancel()
+        await scenario(network)
 
     run_deterministic(main, seed=1, time_limit_s=600)
 

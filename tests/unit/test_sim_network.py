@@ -59,10 +59,7 @@ def play(
 ) -> None:
     async def main() -> None:
         world = World(conditions)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(world.network.run)
-            await scenario(world)
-            nursery.cancel_scope.cancel()
+        await scenario(world)
 
     run_deterministic(main, seed=seed, time_limit_s=600)
 
