@@ -30,6 +30,7 @@ from logd.wire.messages import (
     TransferLeaderRequest,
     TransferLeaderResponse,
 )
+from logd_client.arguments import require_int, require_text
 from logd_client.connection import Connection, Lane
 from logd_client.consumer import start_of
 from logd_client.routing import Routing, Target
@@ -73,9 +74,10 @@ class Admin:
             TopicExistsError, InvalidNameError, InvalidPartitionError, InvalidConfigError,
             NotEnoughBrokersError: nothing was created.
         """
-        _require_int("partitions", partitions)
+        require_text("a topic's name", name)
+        require_int("partitions", partitions)
         if replicas is not None:
-            _require_int("replicas", replicas)
+            require_int("replicas", replicas)
         response = await self._routing.call(
             self._routing.controller_connection,
             CreateTopicRequest(
@@ -97,6 +99,7 @@ class Admin:
         Raises:
             UnknownTopicError: there is none of that name.
         """
+        require_text("a topic's name", name)
         await self._routing.call(
             self._routing.controller_connection,
             DeleteTopicRequest(name=name, timeout_ms=self._timeout_ms),
@@ -111,6 +114,7 @@ class Admin:
         Raises:
             UnknownTopicError, InvalidConfigError: nothing was changed.
         """
+        require_text("a topic's name", name)
         response = await self._routing.call(
             self._routing.controller_connection,
             AlterTopicRequest(name=name, config=dict(config), timeout_ms=self._timeout_ms),
@@ -130,6 +134,7 @@ class Admin:
         Raises:
             UnknownTopicError: there is none of that name.
         """
+        require_text("a topic's name", name)
         return await self._routing.describe_topic(name)
 
     # --- the cluster --------------------------------------------------------------------
@@ -178,6 +183,8 @@ class Admin:
             NotAReplicaError: ``target`` holds no replica of it.
             UnknownTopicError, InvalidPartitionError: there is no such partition.
         """
+        if target is not None:
+            require_int("target", target)
         group = await self._group(topic, partition)
         response = await self._routing.call_leader(
             group,
@@ -208,6 +215,8 @@ class Admin:
             UsageError: ``at`` has no time zone.
             UnknownTopicError, InvalidPartitionError: there is no such partition.
         """
+        if at is not None and not isinstance(at, datetime):
+            raise UsageError(f"at must be an aware datetime, not {at!r}")
         time_ms = None if at is None else start_of(at)[1]
         group = await self._group(topic, partition)
         if from_replica is not None:
@@ -222,9 +231,13 @@ class Admin:
         )
 
     async def _group(self, topic: str, partition: int) -> GroupId:
+        require_text("a topic's name", topic)
+        require_int("a partition", partition)
         return GroupId((await self._routing.partition(topic, partition)).group)
 
     def _node(self, node: int) -> Target:
+        require_int("a broker's id", node)
+
         async def target(attempt: int) -> Connection:
             return await self._routing.connection(NodeId(node), Lane.CONTROL)
 
@@ -233,8 +246,3 @@ class Admin:
     @property
     def _timeout_ms(self) -> int:
         return int(self._routing.request_timeout_s * 1000)
-
-
-def _require_int(name: str, value: object) -> None:
-    if type(value) is not int:
-        raise UsageError(f"{name} must be an int, not {value!r}")

@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup
 
 from logd.errors import UsageError
 from logd_client.admin import Admin
+from logd_client.arguments import require_between, require_text
 from logd_client.bootstrap import parse_bootstrap
 from logd_client.consumer import (
     CREDIT_BYTES_DEFAULT,
@@ -83,8 +84,9 @@ def connect(
         ("connect_timeout_ms", connect_timeout_ms),
         ("request_timeout_ms", request_timeout_ms),
     ):
-        if value <= 0:
-            raise UsageError(f"{name} must be positive, not {value}")
+        require_between(name, value, 1)
+    require_text("client_id", client_id)
+    require_text("bootstrap", bootstrap)
     if len(client_id) > _CLIENT_ID_CHARACTERS_MAX:
         raise UsageError(f"client_id is longer than {_CLIENT_ID_CHARACTERS_MAX} characters")
     addresses = parse_bootstrap(bootstrap)
@@ -199,6 +201,7 @@ class Client:
         Raises:
             UsageError: an option is out of range.
         """
+        require_text("topic", topic)
         options = ProducerOptions(
             linger_ms=linger_ms,
             batch_bytes=batch_bytes,
@@ -238,6 +241,7 @@ class Client:
         Raises:
             UsageError: an option is out of range, or a datetime has no time zone.
         """
+        require_text("topic", topic)
         options = ConsumerOptions(
             start=start,
             partitions=partitions,
@@ -250,4 +254,5 @@ class Client:
     def _open_routing(self) -> Routing:
         if self._routing is None:
             raise UsageError("the client is not open: use `async with connect(...)`")
+        self._routing.check_open()
         return self._routing

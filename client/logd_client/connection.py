@@ -25,6 +25,7 @@ from logd.errors import (
     LogdError,
     ProtocolError,
     RequestTimeoutError,
+    UsageError,
 )
 from logd.limits import FRAME_BYTES_MAX, FRAME_UNAUTHENTICATED_BYTES_MAX, RECEIVE_BYTES
 from logd.types import Buffer, HostPort, NodeId
@@ -136,15 +137,20 @@ class Connection:
 
         Raises:
             ConnectionFailedError: the connection has ended; ``on_done`` is not called.
+            UsageError: the message holds what no message can.
         """
         if self._error is not None:
-            raise ConnectionFailedError(f"the connection to {self.name} has ended: {self._error}")
+            raise ConnectionFailedError(f"not sent: {self._error}")
         if self._last_correlation_id == CORRELATION_ID_MAX:
             self.fail(ConnectionFailedError(f"{self.name}: every correlation id has been used"))
             raise ConnectionFailedError(f"the connection to {self.name} is worn out")
         kind = KIND_BY_REQUEST[type(message)]
         correlation_id = self._last_correlation_id + 1
-        prefix = encode_message(kind, message, correlation_id, len(body))
+        try:
+            prefix = encode_message(kind, message, correlation_id, len(body))
+        except (TypeError, ValueError, OverflowError) as error:
+            # An argument of the caller's: half a character, a number beyond 64 bits.
+            raise UsageError(f"{type(message).__name__} cannot be sent: {error}") from error
         self._last_correlation_id = correlation_id
         self._pending[correlation_id] = _Pending(kind, on_done)
         self._queue.append((correlation_id, prefix))
@@ -232,7 +238,8 @@ class Connection:
     def fail_if_silent_since(self, time: float, error: LogdError) -> None:
         """Give the connection up if nothing has arrived since ``time``."""
         if self.last_received_at <= time and self._error is None:
-            self.fail(ConnectionLostError(f"{self.name} is silent: {error}"))
+            where = "" if self.name in str(error) else f"{self.name}: "
+            self.fail(ConnectionLostError(f"{where}{error}; nothing else came from there either"))
 
     def fail(self, error: LogdError) -> None:
         """End the connection because of ``error``.  The first call counts."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -42,6 +42,7 @@ from logd.wire.messages import (
     SubscriptionEnded,
     UnsubscribeRequest,
 )
+from logd_client.arguments import require_between, require_int, require_one_of
 from logd_client.backoff import Backoff
 from logd_client.connection import Answer, Connection, Lane
 from logd_client.cursor import Cursor, StartKind
@@ -65,6 +66,7 @@ _PROBE_TIMEOUT_S: Final = 1.5
 _DAMAGED_DELIVERIES_MAX: Final = 3
 """So many in a row are fetched again, from another replica, before the caller is told."""
 
+OFFSET_MAX: Final = 2**63 - 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
@@ -82,21 +84,29 @@ class ConsumerOptions:
     def __post_init__(self) -> None:
         for start in self.start.values() if isinstance(self.start, Mapping) else [self.start]:
             start_of(start)
-        for holds, rule in (
-            (
-                CREDIT_BYTES_MIN <= self.credit_bytes <= SUBSCRIPTION_CREDIT_BYTES_MAX,
-                f"credit_bytes must be {CREDIT_BYTES_MIN} to {SUBSCRIPTION_CREDIT_BYTES_MAX}",
-            ),
-            (self.on_malformed in ("raise", "skip"), "on_malformed must be 'raise' or 'skip'"),
-            (self.partitions is None or len(self.partitions) > 0, "partitions must not be empty"),
-            (
-                not isinstance(self.start, Mapping)
-                or (self.partitions is None and len(self.start) > 0),
-                "start by partition names the partitions itself, at least one",
-            ),
-        ):
-            if not holds:
-                raise UsageError(f"{rule}: {self}")
+        require_between(
+            "credit_bytes", self.credit_bytes, CREDIT_BYTES_MIN, SUBSCRIPTION_CREDIT_BYTES_MAX
+        )
+        require_one_of("on_malformed", self.on_malformed, ("raise", "skip"))
+        if self.from_replica is not None:
+            require_int("from_replica", self.from_replica)
+        if self.partitions is not None:
+            partitions: object = self.partitions
+            if not isinstance(partitions, Sequence):
+                raise UsageError(f"partitions must be a list of ints, not {self.partitions!r}")
+            if not self.partitions:
+                raise UsageError("partitions must not be empty")
+        if isinstance(self.start, Mapping):
+            if self.partitions is not None:
+                raise UsageError("start by partition names the partitions itself: leave them out")
+            if not self.start:
+                raise UsageError("start by partition must name at least one")
+        for number in [*(self.partitions or ()), *_numbers_of(self.start)]:
+            require_int("a partition", number)
+
+
+def _numbers_of(start: Starts) -> Iterable[object]:
+    return start if isinstance(start, Mapping) else ()
 
 
 def start_of(start: Start) -> tuple[StartKind, int]:
@@ -107,12 +117,12 @@ def start_of(start: Start) -> tuple[StartKind, int]:
     """
     if isinstance(start, datetime):
         if start.utcoffset() is None:
-            raise UsageError(f"start={start.isoformat()} has no time zone; use an aware datetime")
+            raise UsageError(f"{start.isoformat()} has no time zone; use an aware datetime")
         # Rounded up: a record appended in the millisecond before is not "at or after".
         return "time", -((_EPOCH - start) // _MILLISECOND)
     if isinstance(start, int) and not isinstance(start, bool):
-        if start < 0:
-            raise UsageError(f"start={start}: offsets begin at 0")
+        if not 0 <= start <= OFFSET_MAX:
+            raise UsageError(f"start={start}: offsets are 0 to {OFFSET_MAX}")
         return "offset", start
     if start == "earliest" or start == "latest":
         return start, 0
@@ -401,6 +411,17 @@ class Consumer:
                 return None
             total += max(commit_offset - position, 0)
         return total
+
+    @property
+    def trouble(self) -> LogdError | None:
+        """What stands in the way of reading some partition just now, if anything does.
+
+        Whoever waits may want to know; it is tried again for as long as the consumer is open.
+        """
+        for feed in self._feeds.values():
+            if feed.trouble is not None:
+                return feed.trouble
+        return None
 
     @property
     def malformed_count(self) -> int:

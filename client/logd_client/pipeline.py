@@ -112,7 +112,7 @@ class Pipeline:
         """Lowest sequence, in this epoch, that no leader will ever take."""
         self._session = 0
         self._is_halted = False
-        self._trouble: LogdError | None = None
+        self.trouble: LogdError | None = None
         """What stood in the way last; told when a delivery expires."""
 
     # --- what is there ------------------------------------------------------------------
@@ -235,7 +235,7 @@ class Pipeline:
             batch.is_outstanding = False
         if batch.delivery.is_settled:
             return  # Expired before, with an error that said it may be stored.
-        self._trouble = None
+        self.trouble = None
         self._unresolved.remove(batch)
         batch.delivery.succeed(response)
         self._on_settled(batch.size_bytes)
@@ -246,7 +246,7 @@ class Pipeline:
         if session != batch.session or not batch.is_outstanding:
             return  # Given up since, and counted as in doubt then.
         batch.is_outstanding = False
-        self._trouble = error
+        self.trouble = error
         if batch.delivery.is_settled:
             return
         if error.may_have_applied:
@@ -271,7 +271,7 @@ class Pipeline:
 
     def abandon(self, error: LogdError) -> None:
         """Stop waiting for the answers of this session; they may be lost, or still come."""
-        self._trouble = error
+        self.trouble = error
         self._is_halted = True
         for batch in list(self._unresolved):
             batch.is_in_doubt = batch.is_in_doubt or batch.is_outstanding
@@ -282,7 +282,7 @@ class Pipeline:
 
     def note_trouble(self, error: LogdError) -> None:
         """The driver could not find or reach the leader."""
-        self._trouble = error
+        self.trouble = error
 
     def restart(self) -> None:
         """The leader was found (again): send all unresolved batches from the first."""
@@ -296,9 +296,9 @@ class Pipeline:
             batch = self._unresolved[0]
             # An attempt that is still out may yet be stored; nobody will ask for its fate.
             is_in_doubt = batch.is_in_doubt or batch.is_outstanding
-            self._fail(batch, _expired(self._trouble, is_in_doubt))
+            self._fail(batch, _expired(self.trouble, is_in_doubt))
         while self._queue and self._queue[0].deadline <= now:
-            self._drop(self._queue.popleft(), _expired(self._trouble, is_in_doubt=False))
+            self._drop(self._queue.popleft(), _expired(self.trouble, is_in_doubt=False))
         self._fill_hole()
 
     def fail_all(self, error: LogdError) -> None:

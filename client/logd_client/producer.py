@@ -60,13 +60,14 @@ from logd_client.accumulator import (
     record_bytes,
     too_large,
 )
+from logd_client.arguments import require_between, require_one_of
 from logd_client.backoff import Backoff
 from logd_client.budget import ByteBudget
 from logd_client.connection import Answer, Connection, Lane
 from logd_client.delivery import Ack, AckRange, Delivery, Ticket
 from logd_client.partitioner import RoundRobin, partition_for_key
 from logd_client.pipeline import Pipeline, SealedBatch
-from logd_client.routing import FAILURES_BEFORE_DOUBTING_THE_TOPIC, Routing
+from logd_client.routing import FAILURES_BEFORE_DOUBTING_THE_TOPIC, Routing, partitions_text
 
 Compression = Literal["none", "zstd"]
 
@@ -103,28 +104,22 @@ class ProducerOptions:
     idempotent: bool = True
 
     def __post_init__(self) -> None:
-        for holds, rule in (
-            (self.linger_ms >= 0, "linger_ms must not be negative"),
-            (
-                BATCH_TARGET_BYTES_MIN <= self.batch_bytes <= BATCH_TARGET_BYTES_MAX,
-                f"batch_bytes must be {BATCH_TARGET_BYTES_MIN} to {BATCH_TARGET_BYTES_MAX}",
-            ),
-            (self.compression in _CODECS, f"compression must be one of {sorted(_CODECS)}"),
-            (
-                self.buffer_bytes >= BATCH_BYTES_MAX,
-                f"buffer_bytes must be at least {BATCH_BYTES_MAX}, to hold the largest batch",
-            ),
-            (
-                0 < self.delivery_timeout_ms <= DELIVERY_TIMEOUT_MS_MAX,
-                f"delivery_timeout_ms must be 1 to {DELIVERY_TIMEOUT_MS_MAX}",
-            ),
-            (
-                1 <= self.batches_in_flight <= BATCHES_IN_FLIGHT_PER_PRODUCER_MAX,
-                f"batches_in_flight must be 1 to {BATCHES_IN_FLIGHT_PER_PRODUCER_MAX}",
-            ),
-        ):
-            if not holds:
-                raise UsageError(f"{rule}: {self}")
+        if isinstance(self.linger_ms, bool) or not isinstance(self.linger_ms, int | float):
+            raise UsageError(f"linger_ms must be a number, not {self.linger_ms!r}")
+        if not 0 <= self.linger_ms <= DELIVERY_TIMEOUT_MS_MAX:
+            raise UsageError(
+                f"linger_ms must be 0 to {DELIVERY_TIMEOUT_MS_MAX}, not {self.linger_ms}"
+            )
+        require_between(
+            "batch_bytes", self.batch_bytes, BATCH_TARGET_BYTES_MIN, BATCH_TARGET_BYTES_MAX
+        )
+        require_one_of("compression", self.compression, _CODECS)
+        # The largest batch has to fit.
+        require_between("buffer_bytes", self.buffer_bytes, BATCH_BYTES_MAX)
+        require_between("delivery_timeout_ms", self.delivery_timeout_ms, 1, DELIVERY_TIMEOUT_MS_MAX)
+        require_between(
+            "batches_in_flight", self.batches_in_flight, 1, BATCHES_IN_FLIGHT_PER_PRODUCER_MAX
+        )
 
 
 class _Partition:
@@ -385,8 +380,8 @@ class Producer:
         if partition is not None:
             if not (type(partition) is int and 0 <= partition < len(self._partitions)):
                 raise InvalidPartitionError(
-                    f"topic {self._topic!r} has no partition {partition}, "
-                    f"expected 0 to {len(self._partitions) - 1}"
+                    f"topic {self._topic!r} has no partition {partition!r}, "
+                    f"expected {partitions_text(len(self._partitions))}"
                 )
             return self._partitions[partition]
         if key is not None:
@@ -532,6 +527,17 @@ class Producer:
         unreported, self._unreported = self._unreported, None
         if unreported is not None and unreported.unawaited_count:
             unreported.ack(0)
+
+    @property
+    def trouble(self) -> LogdError | None:
+        """What stands in the way of some partition's records just now, if anything does.
+
+        Whoever waits may want to know; it is tried again until ``delivery_timeout_ms`` is over.
+        """
+        for partition in self._partitions:
+            if partition.is_attaching and partition.pipeline.trouble is not None:
+                return partition.pipeline.trouble
+        return None
 
     def _check_open(self) -> None:
         if self._fatal is not None:

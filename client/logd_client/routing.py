@@ -24,6 +24,7 @@ from logd.errors import (
     RetriableError,
     UnknownBrokerError,
     UnknownTopicError,
+    UsageError,
 )
 from logd.types import GroupId, HostPort, NodeId
 from logd.wire.messages import Message, MetadataRequest, MetadataResponse, PartitionInfo, TopicInfo
@@ -48,6 +49,10 @@ _LAGGING_ANSWERS_MAX: Final = 4
 RECONNECT_TIMEOUT_S: Final = 2.0
 """How long a known broker may take to accept a connection: a frozen one never does, and
 meanwhile another may lead."""
+
+_ATTEMPT_SHARE: Final = 0.9
+"""Of the time for meeting the cluster, what one address may take: it shall end before the
+whole does, to say how far it came."""
 
 _STAGGER_S: Final = 0.25
 """Head start of one bootstrap address before the next is tried beside it."""
@@ -83,6 +88,7 @@ class Routing:
         self._refreshes = 0
         self._topics_of_interest: dict[str, None] = {}
         self._last_subscription = 0
+        self._is_closed = False
         self.on_close: dict[object, Callable[[], None]] = {}
         """What has to end with the client: open producers and consumers."""
 
@@ -93,10 +99,16 @@ class Routing:
 
     def close(self) -> None:
         """End everything that uses a connection, then all connections."""
+        self._is_closed = True
         for close in list(self.on_close.values()):
             close()
         for connection in list(self._connections.values()):
             connection.close()
+
+    def check_open(self) -> None:
+        """Raise ``UsageError`` once the client has been closed."""
+        if self._is_closed:
+            raise UsageError("the client is closed: make another one with connect(...)")
 
     # --- meeting the cluster ------------------------------------------------------------
 
@@ -140,7 +152,10 @@ class Routing:
 
     def _unreachable(self, failures: dict[HostPort, LogdError]) -> ConnectionFailedError:
         limit = f"no answer within {self._connect_timeout_s:g} s"
-        reasons = [f"{address}: {failures.get(address, limit)}" for address in self._bootstrap]
+        told = [(str(address), str(failures.get(address, limit))) for address in self._bootstrap]
+        reasons = [
+            reason if address in reason else f"{address}: {reason}" for address, reason in told
+        ]
         text = f"cannot reach the cluster: {'; '.join(reasons)}"
         found = [failures.get(address) for address in self._bootstrap]
         if all(isinstance(error, ProtocolError) for error in found):
@@ -156,6 +171,7 @@ class Routing:
             ConnectionFailedError: says which address could not be reached, and why.
             UnknownBrokerError: no broker of that id is known.
         """
+        self.check_open()
         key = (node, lane)
         connection = self._connections.get(key)
         if connection is not None and connection.is_open:
@@ -175,9 +191,9 @@ class Routing:
                 raise ConnectionFailedError(f"node {node} at {address}: {error}") from error
 
     async def _open(self, address: HostPort, lane: Lane, node: NodeId | None) -> Connection:
-        timeout_s = self._connect_timeout_s
+        timeout_s = self._connect_timeout_s * _ATTEMPT_SHARE
         if node is not None:
-            timeout_s = min(timeout_s, RECONNECT_TIMEOUT_S)
+            timeout_s = min(self._connect_timeout_s, RECONNECT_TIMEOUT_S)
         deadline = self.environment.clock() + timeout_s
         stream = None
         try:
@@ -215,6 +231,7 @@ class Routing:
 
     async def any_connection(self, attempt: int) -> Connection:
         """A control connection to whoever can be reached, another one on each attempt."""
+        self.check_open()
         nodes = sorted(self.view.nodes(), key=lambda node: not self._is_connected(node))
         if not nodes:
             return await self._open(
@@ -456,6 +473,11 @@ def partition_of(topic: TopicInfo, partition: int) -> PartitionInfo:
         if candidate.partition == partition:
             return candidate
     raise InvalidPartitionError(
-        f"topic {topic.name!r} has no partition {partition}, "
-        f"expected 0 to {len(topic.partitions) - 1}"
+        f"topic {topic.name!r} has no partition {partition!r}, "
+        f"expected {partitions_text(len(topic.partitions))}"
     )
+
+
+def partitions_text(count: int) -> str:
+    """The numbers of ``count`` partitions, for a message."""
+    return "0" if count == 1 else f"0 to {count - 1}"

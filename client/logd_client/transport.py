@@ -40,7 +40,10 @@ class TcpTransport:
     """Plain TCP, without Nagle's delay: the client coalesces its frames itself."""
 
     async def connect(self, host: str, port: int) -> Stream:
-        stream = await anyio.connect_tcp(host, port)
+        try:
+            stream = await anyio.connect_tcp(host, port)
+        except UnicodeError as error:
+            raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
         raw_socket = stream.extra(SocketAttribute.raw_socket)
         raw_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return _TcpStream(stream)

@@ -110,7 +110,7 @@ async def test_silence_after_the_connection_is_told_apart_from_no_connection(
     async with listening(stay_silent) as address:
         error = await failure_of(address)
 
-    assert "within 0.3 s" in str(error)
+    assert "the connection was accepted, but nothing was answered within" in str(error)
     assert address in str(error)
 
 
@@ -121,7 +121,7 @@ async def test_every_address_of_the_list_has_its_own_reason(anyio_backend: objec
 
     assert not isinstance(error, ProtocolError)
     assert f"{refused}: {os.strerror(errno.ECONNREFUSED)}" in str(error)
-    assert f"{foreign}: " in str(error)
+    assert f"{foreign} is not a logd broker" in str(error)
 
 
 async def test_what_is_not_open_cannot_be_used(anyio_backend: object) -> None:

@@ -1,0 +1,42 @@
+"""Arguments that callers get wrong, refused where they are given.
+
+Python does not check types, so a topic that is no text or a partition that is ``"0"`` would
+travel to a broker and come back as something puzzling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from logd.errors import UsageError
+
+
+def require_int(name: str, value: object) -> None:
+    """Raise ``UsageError`` unless ``value`` is an int, and no bool."""
+    if type(value) is not int:
+        raise UsageError(f"{name} must be an int, not {value!r}")
+
+
+def require_text(name: str, value: object) -> None:
+    """Raise ``UsageError`` unless ``value`` is a str that can be sent."""
+    if not isinstance(value, str):
+        raise UsageError(f"{name} must be a str, not {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name} {value!r} is not text: {error.reason}") from error
+
+
+def require_between(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise ``UsageError`` unless ``value`` is an int from ``low`` to ``high``."""
+    require_int(name, value)
+    assert isinstance(value, int)
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"{low} to {high}"
+        raise UsageError(f"{name} must be {bounds}, not {value}")
+
+
+def require_one_of(name: str, value: object, choices: Collection[str]) -> None:
+    """Raise ``UsageError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(sorted(choices))}, not {value!r}")

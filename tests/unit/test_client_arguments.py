@@ -1,0 +1,153 @@
+"""Arguments of the wrong kind are refused where they are given, by name, with what was found."""
+
+from __future__ import annotations
+
+import datetime
+import random
+from collections.abc import Callable
+from datetime import UTC
+from typing import Any
+
+import anyio
+import pytest
+
+from logd.errors import UsageError
+from logd.types import HostPort
+from logd_client import Client, connect
+from logd_client.admin import Admin
+from logd_client.consumer import ConsumerOptions
+from logd_client.environment import Environment, wall_clock_ms
+from logd_client.producer import ProducerOptions
+from logd_client.routing import Routing
+from logd_client.transport import TcpTransport
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"linger_ms": "5"}, "linger_ms must be a number, not '5'"),
+        ({"linger_ms": -1}, "linger_ms must be 0 to"),
+        ({"linger_ms": float("nan")}, "linger_ms must be 0 to"),
+        ({"batch_bytes": 0}, "batch_bytes must be 1024 to"),
+        ({"batch_bytes": 1e6}, "batch_bytes must be an int, not 1000000.0"),
+        ({"compression": "gzip"}, "compression must be one of none, zstd, not 'gzip'"),
+        ({"delivery_timeout_ms": None}, "delivery_timeout_ms must be an int, not None"),
+    ],
+)
+def test_a_producer_option_is_refused_by_name(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        ProducerOptions(**options)
+
+    assert told in str(caught.value)
+    assert "ProducerOptions" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"partitions": 0}, "partitions must be a list of ints, not 0"),
+        ({"partitions": ["0"]}, "a partition must be an int, not '0'"),
+        ({"partitions": []}, "partitions must not be empty"),
+        ({"start": {"0": 5}}, "a partition must be an int, not '0'"),
+        ({"start": {}}, "must name at least one"),
+        ({"start": 2**63}, "offsets are 0 to"),
+        ({"credit_bytes": 1}, "credit_bytes must be"),
+        ({"on_malformed": "ignore"}, "on_malformed must be one of raise, skip, not 'ignore'"),
+        ({"from_replica": "1"}, "from_replica must be an int, not '1'"),
+    ],
+)
+def test_a_consumer_option_is_refused_by_name(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        ConsumerOptions(**options)
+
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"connect_timeout_ms": "5"}, {"request_timeout_ms": 0}, {"client_id": 5}, {"bootstrap": None}],
+)
+def test_what_connect_is_given_is_checked_before_anything_is_connected_to(
+    options: dict[str, Any],
+) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        connect(**options)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda admin: admin.create_topic(5), "a topic's name must be a str, not 5"),
+        (lambda admin: admin.create_topic("bad\udcff"), "surrogates not allowed"),
+        (lambda admin: admin.delete_topic(None), "a topic's name must be a str"),
+        (lambda admin: admin.describe_topic(3), "a topic's name must be a str"),
+        (lambda admin: admin.describe_partition("t", "0"), "a partition must be an int, not '0'"),
+        (lambda admin: admin.describe_broker("1"), "a broker's id must be an int, not '1'"),
+        (lambda admin: admin.transfer_leader("t", 0, "2"), "target must be an int, not '2'"),
+        (lambda admin: admin.offsets("t", 0, at=17), "at must be an aware datetime, not 17"),
+        (
+            lambda admin: admin.offsets("t", 0, at=datetime.datetime(2026, 1, 1)),
+            "2026-01-01T00:00:00 has no time zone",
+        ),
+    ],
+)
+async def test_an_administrator_is_told_which_argument_is_wrong(
+    call: Callable[[Admin], Any], told: str, anyio_backend: object
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        environment = Environment(
+            TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)
+        )
+        routing = Routing(
+            [HostPort("127.0.0.1", 1)],
+            environment,
+            tasks,
+            client_id="test",
+            connect_timeout_s=1,
+            request_timeout_s=1,
+        )
+
+        with pytest.raises(UsageError) as caught:
+            await call(Admin(routing))
+
+    assert told in str(caught.value)
+
+
+async def test_a_closed_client_says_that_it_is_closed(anyio_backend: object) -> None:
+    async with anyio.create_task_group() as tasks:
+        environment = Environment(
+            TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)
+        )
+        routing = Routing(
+            [HostPort("127.0.0.1", 1)],
+            environment,
+            tasks,
+            client_id="test",
+            connect_timeout_s=1,
+            request_timeout_s=1,
+        )
+        admin = Admin(routing)
+        routing.close()
+
+        with pytest.raises(UsageError, match="the client is closed"):
+            await admin.list_topics()
+
+
+async def test_a_client_that_was_not_entered_says_so(anyio_backend: object) -> None:
+    client: Client = connect("127.0.0.1:1")
+
+    with pytest.raises(UsageError, match="the client is not open"):
+        client.producer("t")
+
+
+async def test_a_host_that_is_no_host_name_is_a_connection_error(anyio_backend: object) -> None:
+    with pytest.raises(OSError, match="not a host name"):
+        await TcpTransport().connect("ü..x", 1)
+
+
+def test_aware_times_are_starts_wherever_their_zone_is() -> None:
+    zone = datetime.timezone(datetime.timedelta(hours=-12))
+    ConsumerOptions(start=datetime.datetime.max.replace(tzinfo=zone))
+    ConsumerOptions(start=datetime.datetime.min.replace(tzinfo=UTC))
