@@ -35,7 +35,12 @@ from tests.process.failover import (
     restart_with_data,
     stop_the_leader,
 )
-from tests.process.harness import BROKERS, descriptor_count, make_whole
+from tests.process.harness import (
+    BROKERS,
+    descriptor_count,
+    make_whole,
+    require_no_bug_reported,
+)
 from tests.process.intruders import IDLERS, INTRUDERS, intrude
 from tests.process.memory import MemoryRun, push, push_past_a_frozen_follower
 
@@ -94,6 +99,7 @@ def brokers(parent: Path | None) -> Iterator[LocalCluster]:
             cluster.start_all()
             make_whole(cluster)
             yield cluster
+        require_no_bug_reported(cluster)
     except BaseException:
         print(f"the brokers' logs are kept in {directory}", file=sys.stderr)
         for broker in cluster.brokers:

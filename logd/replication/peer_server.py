@@ -54,8 +54,11 @@ async def _serve_link(stream: ByteStream, node: Node) -> None:
             await _read_frames(stream, decoder, source, node)
         finally:
             node.on_closed(source)
-    except (LogdError, trio.TooSlowError) as error:
+    except LogdError as error:
         log.warning(log_events.PEER_REFUSED, address=stream.peer_name, reason=str(error))
+    except trio.TooSlowError:
+        reason = f"no greeting within {HANDSHAKE_TIMEOUT_S:g} s"
+        log.warning(log_events.PEER_REFUSED, address=stream.peer_name, reason=reason)
     except OSError as error:
         log.debug(log_events.PEER_DISCONNECTED, address=stream.peer_name, reason=str(error))
     finally:

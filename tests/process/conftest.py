@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from logd.cli.local_cluster import LocalCluster, open_cluster, stopping
-from tests.process.harness import BROKERS, make_whole
+from tests.process.harness import BROKERS, make_whole, require_no_bug_reported
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +25,7 @@ def shared_cluster(
 
 
 @pytest.fixture
-def cluster(shared_cluster: LocalCluster) -> LocalCluster:
+def cluster(shared_cluster: LocalCluster) -> Iterator[LocalCluster]:
     make_whole(shared_cluster)
-    return shared_cluster
+    yield shared_cluster
+    require_no_bug_reported(shared_cluster)

@@ -102,6 +102,13 @@ def wait_for_event(broker: LocalBroker, **fields: object) -> dict[str, Any]:
     raise AssertionError(f"broker {broker.node_id} logged no event with {fields}")
 
 
+def require_no_bug_reported(cluster: LocalCluster) -> None:
+    """A broker prints a traceback only for a bug of ours; whatever was done to it is no excuse."""
+    for broker in cluster.brokers:
+        before, found, report = broker.log_path.read_text(errors="replace").partition("Traceback")
+        assert not found, f"broker {broker.node_id}, {before[-500:]}{found}{report[:8000]}"
+
+
 # --- commands ---------------------------------------------------------------------------
 
 

@@ -125,7 +125,9 @@ INTRUDERS: Final = (
 
 IDLERS: Final = (
     Intruder(name="silent", port="client", sends=b"", reason="no progress", closed_within_s=15.0),
-    Intruder(name="silent", port="peer", sends=b"", reason="", closed_within_s=15.0),
+    Intruder(
+        name="silent", port="peer", sends=b"", reason="no greeting within", closed_within_s=15.0
+    ),
     Intruder(
         name="promises-more",
         port="client",
@@ -134,7 +136,11 @@ IDLERS: Final = (
         closed_within_s=15.0,
     ),
     Intruder(
-        name="promises-more", port="peer", sends=_claiming(4000), reason="", closed_within_s=15.0
+        name="promises-more",
+        port="peer",
+        sends=_claiming(4000),
+        reason="no greeting within",
+        closed_within_s=15.0,
     ),
     Intruder(
         name="promises-more-later",

@@ -13,7 +13,7 @@ import pytest
 
 from logd.cli.local_cluster import LocalCluster, open_cluster, stopping
 from logd.limits import MIB
-from tests.process.harness import BROKERS, make_whole
+from tests.process.harness import BROKERS, make_whole, require_no_bug_reported
 from tests.process.memory import push, push_past_a_frozen_follower
 
 pytestmark = pytest.mark.process
@@ -29,6 +29,7 @@ def fresh_cluster(tmp_path: Path) -> Iterator[LocalCluster]:
         with stopping(cluster):
             make_whole(cluster)
             yield cluster
+        require_no_bug_reported(cluster)
     finally:
         for broker in cluster.brokers:
             shutil.rmtree(broker.data_dir)
