@@ -11,6 +11,7 @@ is read separately and the history is held against the promises (``history.py``)
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -309,6 +310,38 @@ class _Run:
         for _ in range(self.chance.randint(1, 4)):
             self.cluster.network.reset_random()
 
+    async def disk_error(self) -> None:
+        """Some operations on one replica's files fail; the process is restarted after a while."""
+        running = self.cluster.running()
+        if not running:
+            return
+        node = self.chance.choice(running)
+        groups = node.files.list_directory("/data/groups")
+        if not groups:
+            return
+        path = f"/groups/{self.chance.choice(groups)}/"
+        operations = self.chance.choice([("sync",), ("write",), ("read",), ("sync", "write")])
+        failures = self.chance.choice([1, 1, 3, 1000])
+        life = node.env
+
+        def refuse(operation: str, where: str) -> None:
+            nonlocal failures
+            if failures and node.env is life and operation in operations and path in where:
+                failures -= 1
+                raise OSError(errno.EIO, "simulated failure", where)
+
+        node.files.on_operation = refuse
+        self.cluster.nursery.start_soon(self._replace_later, node)
+
+    async def _replace_later(self, node: SimNode) -> None:
+        await trio.sleep(self.chance.choice([0.1, 1.0, 3.0]))
+        is_clean = self.chance.random() < 0.5
+        if node.is_running:
+            await (node.stop() if is_clean else node.crash(power=self.chance.random() < 0.5))
+        node.files.on_operation = None
+        if not node.is_running:
+            node.start()
+
     async def clock_jump(self) -> None:
         node = self.chance.choice(list(self.cluster.nodes.values()))
         node.clock_skew_ms += self.chance.choice([-3_600_000, -50, 50, 3_600_000])
@@ -372,5 +405,6 @@ FAULTS: dict[str, Callable[[_Run], Awaitable[None]]] = {
     "clog": _Run.clog,
     "reset": _Run.reset,
     "clock_jump": _Run.clock_jump,
+    "disk_error": _Run.disk_error,
 }
 """Kind of fault → what makes it."""
