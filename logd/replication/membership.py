@@ -40,6 +40,16 @@ class Membership:
         self._env = env
         self._views: dict[NodeId, ClusterView] = {}
         self._changed = trio.Event()
+        self._check_list()
+
+    def _check_list(self) -> None:
+        members = self.directory.members
+        if members is not None and sorted(members) != self._listed:
+            raise ForeignDirectoryError(
+                f"the data directory of node {self.node} belongs to a cluster of nodes "
+                f"{', '.join(map(str, sorted(members)))}; it was started with a cluster list of "
+                f"{', '.join(map(str, self._listed))}: give it the list it was formed with"
+            )
 
     @property
     def cluster_id(self) -> str | None:

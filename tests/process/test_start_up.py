@@ -84,6 +84,19 @@ def test_another_nodes_directory_is_refused(tmp_path: Path) -> None:
     assert f"{tmp_path}/data belongs to node 1, this is node 2" in words
 
 
+def test_a_directory_of_a_formed_cluster_is_not_started_with_another_list(tmp_path: Path) -> None:
+    files = RealFileSystem()
+    directory = DataDirectory.open(files, str(tmp_path / "data"), NodeId(1), lambda: "an-id")
+    directory.form({1: "an-id", 2: "another", 3: "a-third"})
+    directory.close()
+
+    code, words = serve(tmp_path / "data")
+
+    assert code == FAILED
+    assert "cluster of nodes 1, 2, 3" in words
+    assert "cluster list of 1" in words
+
+
 @pytest.mark.parametrize("below", [".", "deeper/still"])
 def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path, below: str) -> None:
     (tmp_path / "data").write_bytes(b"something else")
