@@ -9,7 +9,7 @@ import pytest
 from logd.errors import CorruptionError
 from logd.limits import SEGMENT_HEADER_BYTES
 from logd.storage.holes import Hole, fill_hole
-from logd.storage.log import Log, LogOptions
+from logd.storage.log import Log, LogOptions, ScrubPosition
 from logd.storage.repair import Survey, mend_headers, survey_log
 from logd.types import Offset
 from tests.sim.files import SimulatedFileSystem
@@ -188,7 +188,7 @@ def test_the_copy_of_an_older_batch_inside_a_record_is_not_taken_for_a_batch() -
 
 def scrub_all(log: Log, bytes_max: int) -> list[Hole]:
     holes = []
-    position = log.scrub_start(log.start_offset)
+    position: ScrubPosition | None = log.scrub_start(log.start_offset)
     while position is not None:
         position, hole = log.scrub(position, bytes_max)
         if hole is not None:
