@@ -12,7 +12,8 @@ help:
 	@echo "make demo    three brokers, real input, a killed leader, nothing lost"
 	@echo "make test    all tests"
 	@echo "make check   lint, types, import contracts and tests: what CI runs"
-	@echo "make sim     SEEDS=200 simulated clusters under faults; SEED=n replays one"
+	@echo "make sim     SEEDS=200 simulated clusters under faults; SEED=n replays one,"
+	@echo "             with FAULTS=3,7,9 only those, with MESSAGES=1 what brokers say"
 	@echo "make bench   produce, consume and latency on a local three-broker cluster"
 
 setup: $(VENV)/.ready
@@ -40,7 +41,8 @@ demo: setup
 	$(BIN)/python scripts/demo.py
 
 sim: setup
-	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) \
+		$(if $(FAULTS),--faults $(FAULTS)) $(if $(MESSAGES),--messages)
 
 bench: setup
 	$(BIN)/logd bench produce --brokers 3

@@ -1,8 +1,9 @@
 """``python -m tests.sim``: many seeds, or one again.
 
-Seeds run in as many processes as there are cores.  A failing one is printed with its
-timeline and the command that replays it; at the end stands what was exercised, so that
-"nothing happened" cannot pass for "nothing broke".
+Seeds run in as many processes as there are cores.  A failing one is first made small: the
+same seed with as few of its faults as still break it.  It is printed with its timeline and
+the command that replays it; at the end stands what was exercised, so that "nothing happened"
+cannot pass for "nothing broke".
 """
 
 from __future__ import annotations
@@ -16,9 +17,23 @@ import sys
 import time
 from collections import Counter
 
-from tests.sim.run import run_deterministic
-from tests.sim.scenario import FAULTS, run_scenario
+from tests.sim.faults import FAULTS, plan_faults
+from tests.sim.settings import Settings
+from tests.sim.shrink import shrink
 from tests.sim.verdict import Verdict, play
+
+SHRUNK_MAX = 3
+"""So many failing seeds are made small; of the others the first lines are shown."""
+
+TIMELINE_ALL = 1_000_000
+
+SHOWN = (
+    "leader_elected", "leadership_lost", "log_truncated", "peer_down", "segment_rolled",
+    "host_vanished", "process_killed", "power_cut", "killed", "paused", "links_cut",
+    "disk_refused", "group_failed", "ended_by_itself", "partition_damaged", "damage_found",
+    "damage_repaired", "topic_created", "topic_deleted", "leader_moved",
+)  # fmt: skip
+"""Events that tell whether the seeds went where bugs live."""
 
 
 def main() -> int:
@@ -27,10 +42,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200, help="how many, from --first on")
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--seed", type=int, help="replay this one, with its whole timeline")
+    parser.add_argument("--faults", help="replay with these faults only, by number: 3,7,9 or none")
+    parser.add_argument("--messages", action="store_true", help="show what brokers say, too")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if options.seed is not None:
-        return replay(options.seed)
+        return replay(options.seed, _numbers(options.faults), messages=options.messages)
 
     began = time.monotonic()
     seeds = range(options.first, options.first + options.seeds)
@@ -39,44 +56,70 @@ def main() -> int:
     # Not a ProcessPoolExecutor: that one may hang when it replaces its workers.
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=20) as pool:
         for outcome in pool.imap_unordered(play, seeds):
+            (failed if outcome.problem else passed).append(outcome)
             if outcome.problem:
-                failed.append(outcome)
-                print(f"seed {outcome.seed} FAILED\n{outcome.problem}\n{_replay_hint(outcome)}")
-            else:
-                passed.append(outcome)
+                print(f"seed {outcome.seed} FAILED: {outcome.signature}", flush=True)
             done = len(failed) + len(passed)
             if done % 20 == 0:
                 print(f"{done}/{len(seeds)} seeds, {len(failed)} failed", flush=True)
-    _summarise(passed, failed, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    for outcome in failed[:SHRUNK_MAX]:
+        show_small(outcome)
+    _summarise(passed, failed, seconds)
     return 1 if failed else 0
 
 
-def replay(seed: int) -> int:
+def show_small(failed: Verdict) -> None:
+    """Print why a seed fails, with as few faults as it takes."""
+    print(f"\nseed {failed.seed}: looking for the faults that it takes", flush=True)
+    planned = plan_faults(failed.seed, Settings.draw(failed.seed))
+    small = shrink(failed, [fault.number for fault in planned])
+    taken = {*small.fault_numbers} if small is not failed else {*range(1, len(planned) + 1)}
+    numbers = ",".join(map(str, sorted(taken))) or "none"
+    print(small.timeline)
+    print(small.problem)
+    print(f"seed {failed.seed} FAILED with {len(taken)} of {len(planned)} faults:")
+    for fault in planned:
+        if fault.number in taken:
+            print(f"  {fault}")
+    print(f"at commit {_commit()}; replay with: make sim SEED={failed.seed} FAULTS={numbers}")
+
+
+def replay(seed: int, faults: list[int] | None, *, messages: bool) -> int:
     """One seed, with everything that happened."""
-    report = run_deterministic(run_scenario, seed, seed=seed)
-    print(report.trace.timeline(100_000))
-    print(report.settings)
-    for violation in report.violations:
-        print(violation)
-    print(f"seed {seed}: {report.acknowledged} acknowledged, digest {report.trace.digest}")
-    return 1 if report.violations else 0
+    verdict = play(seed, faults, messages=messages, timeline_events=TIMELINE_ALL)
+    print(verdict.timeline)
+    print(Settings.draw(seed))
+    for fault in verdict.faults:
+        print(fault)
+    print(verdict.problem)
+    print(f"seed {seed}: {verdict.acknowledged} acknowledged, digest {verdict.digest}")
+    return 1 if verdict.problem else 0
 
 
-def _replay_hint(outcome: Verdict) -> str:
-    commit = subprocess.run(
+def _numbers(text: str | None) -> list[int] | None:
+    if not text:
+        return None
+    return [] if text == "none" else [int(number) for number in text.split(",")]
+
+
+def _commit() -> str:
+    done = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return f"at commit {commit or 'unknown'}; replay with: make sim SEED={outcome.seed}"
+    )
+    return done.stdout.strip() or "unknown"
 
 
 def _summarise(passed: list[Verdict], failed: list[Verdict], seconds: float) -> None:
     print(f"\n{len(passed)} seeds passed, {len(failed)} failed in {seconds:.0f} s")
+    if failed:
+        print("failed:", " ".join(str(outcome.seed) for outcome in failed))
     if not passed:
         return
     for name in ("acknowledged", "uncertain", "leader_changes"):
         values = sorted(getattr(outcome, name) for outcome in passed)
         print(
-            f"  {name:<16} median {statistics.median(values):>7.0f}   "
+            f"  {name:<21} median {statistics.median(values):>7.0f}   "
             f"min {values[0]:>6}   max {values[-1]:>7}"
         )
     exercised: Counter[str] = Counter()
@@ -85,11 +128,9 @@ def _summarise(passed: list[Verdict], failed: list[Verdict], seconds: float) -> 
         for event, count in outcome.events:
             exercised[event] += count
             in_seeds[event] += 1
-    shown = [*(f"fault_{kind}" for kind in FAULTS), "leader_elected", "log_truncated"]
-    shown += ["peer_down", "segment_rolled", "group_failed"]
-    for event in shown:
+    for event in (*(f"fault_{kind}" for kind in FAULTS), *SHOWN):
         share = 100 * in_seeds[event] / len(passed)
-        print(f"  {event:<18} {exercised[event]:>7} times, in {share:>3.0f} % of seeds")
+        print(f"  {event:<21} {exercised[event]:>7} times, in {share:>3.0f} % of seeds")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@ cleanly (``stop``), by ``kill -9`` (the page cache stays) or by a power cut (of 
 synced any legal part is lost).  The order of a crash matters and is always the same: the
 incarnation ends first, so that nothing the dying process still does has an effect, then its
 disk and sockets, then its tasks.
+
+A node can also be *paused*, as by SIGSTOP: none of its tasks takes a step, its blocking calls
+do not come back and its timers do not fire, while its kernel goes on accepting connections
+and filling their buffers.  Resumed, it finds that time has passed.
 """
 
 from __future__ import annotations
@@ -13,15 +17,20 @@ import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 import trio
 
-from logd.broker.server import run_broker
+from logd.broker import server
+from logd.broker.broker import Broker
 from logd.config import BrokerConfig
+from logd.errors import LogdError
 from logd.limits import KIB
-from logd.types import HostPort, NodeId
+from logd.replication.group import Group
+from logd.types import GroupId, HostPort, NodeId
 from logd_client import Client, connect
+from tests.sim.clock import HOST, current_clock
 from tests.sim.env import BlockingConditions, SimEnv
 from tests.sim.files import SimulatedFileSystem
 from tests.sim.incarnation import Crashed, Incarnation
@@ -41,6 +50,9 @@ class ClusterSettings:
     segment_bytes: int = 64 * KIB
     tail_cache_bytes: int = 1024 * KIB
     liveness_timeout_ms: int = 1000
+    disk_free_bytes_min: int = 0
+    clock_rates: tuple[float, ...] = ()
+    """How fast each node's wall clock runs; a node beyond the end has a good one."""
     network: NetworkConditions = field(default_factory=NetworkConditions)
     blocking: BlockingConditions = field(default_factory=BlockingConditions)
 
@@ -53,8 +65,12 @@ class SimNode:
         self.host = f"node{node}"
         self.files = SimulatedFileSystem(random.Random(f"{cluster.seed}:{node}:disk"), pid=node)
         self.clock_skew_ms = 0
+        self.blocking = cluster.settings.blocking
         self.env: SimEnv | None = None
-        self.error: BaseException | None = None
+        self.broker: Broker | None = None
+        """What runs in this life, once it has got that far."""
+        self.has_disk_trouble = False
+        """In this life its disk has refused something: the broker may end by itself."""
         self._cluster = cluster
         self._lives = 0
         self._stop = trio.Event()
@@ -64,13 +80,30 @@ class SimNode:
 
     @property
     def is_running(self) -> bool:
+        """There is a process, perhaps one that is being killed."""
         return self.env is not None and not self._ended.is_set()
+
+    @property
+    def is_alive(self) -> bool:
+        """There is a process that can be killed, stopped or paused."""
+        return self.is_running and self.env is not None and self.env.incarnation.is_alive
+
+    @property
+    def is_paused(self) -> bool:
+        return current_clock().is_frozen(self.host)
+
+    @property
+    def groups(self) -> dict[GroupId, Group]:
+        """Its replicas; none while it is not running."""
+        return self.broker.node.groups if self.broker is not None and self.is_alive else {}
 
     def start(self) -> None:
         """Boot the broker, on the disk as it is."""
         assert not self.is_running
         self._lives += 1
         self._stop, self._scope, self._ended = trio.Event(), trio.CancelScope(), trio.Event()
+        self.broker = None
+        self.has_disk_trouble = False
         cluster = self._cluster
         self.env = SimEnv(
             seed=cluster.seed,
@@ -78,34 +111,54 @@ class SimNode:
             network=cluster.network,
             files=self.files,
             boot_id=f"{self.host}#{self._lives}",
-            blocking=cluster.settings.blocking,
+            blocking=self.blocking,
             clock_skew_ms=self.clock_skew_ms,
+            clock_rate=dict(enumerate(cluster.settings.clock_rates, 1)).get(self.node, 1.0),
         )
         cluster.trace.record(self.host, "started")
         cluster.nursery.start_soon(self._run, self.env)
 
     async def _run(self, env: SimEnv) -> None:
         structlog.contextvars.bind_contextvars(host=self.host)
+        HOST.set(self.host)
         ended = self._ended
         try:
             with self._scope:
-                await run_broker(self._cluster.config_of(self.node), env, stop=self._stop)
-        except BaseExceptionGroup as group:
-            # Code that outlived its node met a dead handle: that is how a crash ends.
-            if env.incarnation.is_alive or group.split(Crashed)[1] is not None:
+                await server.run_broker(self._cluster.config_of(self.node), env, stop=self._stop)
+        except (BaseExceptionGroup, Crashed, OSError, LogdError) as error:
+            if not self._may_end_by(error, env):
                 raise
-        except Crashed:
             if env.incarnation.is_alive:
-                raise
-        except OSError:
-            # A dead disk or socket refused: only a crash may do that to a broker.
-            if env.incarnation.is_alive:
-                raise
+                self._cluster.trace.record(self.host, "ended_by_itself", reason=repr(error))
         finally:
             if env.incarnation.is_alive:  # It ended by itself: the process is gone all the same.
                 env.crash(vanish=False)
                 self.files.kill()
             ended.set()
+
+    def _may_end_by(self, error: BaseException, env: SimEnv) -> bool:
+        """Code that outlived its node met a dead handle: that is how a crash ends.  A broker
+        that lives ends by an error only if its disk gave it one."""
+        if env.incarnation.is_alive:
+            allowed: tuple[type[BaseException], ...] = (
+                (OSError, LogdError) if self.has_disk_trouble else ()
+            )
+        else:
+            allowed = (Crashed, OSError)
+        if isinstance(error, BaseExceptionGroup):
+            return error.split(allowed)[1] is None
+        return isinstance(error, allowed)
+
+    def pause(self) -> None:
+        """SIGSTOP: nothing of it moves until it is resumed or killed."""
+        self._cluster.trace.record(self.host, "paused")
+        current_clock().freeze(self.host)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        if self.is_paused:
+            self._cluster.trace.record(self.host, "resumed")
+            current_clock().thaw(self.host)
 
     async def stop(self) -> None:
         """SIGTERM, and wait for the process."""
@@ -123,7 +176,20 @@ class SimNode:
         else:
             self.files.kill()
         self._scope.cancel()
+        current_clock().thaw(self.host)
         await self._ended.wait()
+
+    def set_blocking(self, conditions: BlockingConditions) -> None:
+        """Make the disk slower or faster, from the next call on."""
+        self.blocking = conditions
+        if self.env is not None:
+            self.env.blocking = conditions
+
+    def set_clock_skew(self, skew_ms: int) -> None:
+        """Make the wall clock jump."""
+        self.clock_skew_ms = skew_ms
+        if self.env is not None:
+            self.env.clock_skew_ms = skew_ms
 
 
 class SimCluster:
@@ -156,7 +222,7 @@ class SimCluster:
             allocate_bytes=16 * KIB,
             liveness_timeout_ms=self.settings.liveness_timeout_ms,
             leader_balance_interval_ms=2000,
-            disk_free_bytes_min=0,
+            disk_free_bytes_min=self.settings.disk_free_bytes_min,
         )
 
     @property
@@ -183,6 +249,18 @@ class SimCluster:
             **options,  # type: ignore[arg-type]
         )
 
+    def alive(self) -> list[SimNode]:
+        return [node for node in self.nodes.values() if node.is_alive]
+
+    def leader_of(self, group: GroupId) -> SimNode | None:
+        """Who leads the group, as the replicas know it themselves; of several the latest."""
+        leaders = [
+            (node.groups[group].core.term, node)
+            for node in self.alive()
+            if group in node.groups and node.groups[group].is_leader
+        ]
+        return max(leaders, key=lambda leader: leader[0])[1] if leaders else None
+
     def running(self) -> list[SimNode]:
         return [node for node in self.nodes.values() if node.is_running]
 
@@ -200,12 +278,31 @@ async def open_cluster(
     with _log_into(trace):
         async with trio.open_nursery() as nursery:
             cluster = SimCluster(seed, settings, network, nursery)
-            for node in cluster.nodes.values():
-                node.start()
-            yield cluster
-            for node in cluster.running():
-                await node.crash(power=False)
+            with _brokers_shown(cluster):
+                for node in cluster.nodes.values():
+                    node.start()
+                yield cluster
+                for node in cluster.running():
+                    await node.crash(power=False)
             nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _brokers_shown(cluster: SimCluster) -> Iterator[None]:
+    """Let the cluster look into its brokers: which leads, what each holds."""
+    by_host = {node.host: node for node in cluster.nodes.values()}
+
+    def make(**parts: Any) -> Broker:
+        broker = Broker(**parts)
+        by_host[HOST.get()].broker = broker
+        return broker
+
+    replaced: Any = server
+    replaced.Broker = make
+    try:
+        yield
+    finally:
+        replaced.Broker = Broker
 
 
 @contextmanager

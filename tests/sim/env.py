@@ -67,10 +67,12 @@ class SimEnv:
         boot_id: str,
         blocking: BlockingConditions | None = None,
         clock_skew_ms: int = 0,
+        clock_rate: float = 1.0,
     ) -> None:
         self.incarnation = incarnation
         self.clock_skew_ms = clock_skew_ms
         """Change it to make the node's wall clock jump."""
+        self._clock_rate = clock_rate
         self.blocking = blocking or BlockingConditions()
         self._seed = f"{seed}:{incarnation.host}:{incarnation.number}"
         self._sim_network = network
@@ -101,7 +103,7 @@ class SimEnv:
         return self._generators[component]
 
     def wall_clock_ms(self) -> int:
-        return EPOCH_MS + int(trio.current_time() * 1000) + self.clock_skew_ms
+        return EPOCH_MS + int(self._clock.now * self._clock_rate * 1000) + self.clock_skew_ms
 
     async def run_blocking(self, function: Callable[..., T], *args: object) -> T:
         """As ``Env.run_blocking``.  In a crash the call ends at once: cancelled if its task

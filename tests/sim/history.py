@@ -10,7 +10,9 @@ are unique in a run, so each record read points to the one append that made it.
 - an offset holds one value, whoever reads it, whenever;
 - what was refused for certain is never seen, nor is what nobody appended;
 - a consumer reads forward and leaves nothing out;
-- an append that began after another was acknowledged lies behind it.
+- an append that began after another was acknowledged lies behind it;
+- a conditional append lies where no record was at or above the offset it expected, so that
+  each expected offset has at most one winner; and it is refused only if there was one.
 
 Offsets need not be dense: control batches take some.  What a reader left out is therefore
 judged by the offsets at which somebody knows a record to be.
@@ -48,8 +50,13 @@ class Append:
     floor: int
     """Highest offset acknowledged in the partition when the append began, or -1."""
 
+    expected_offset: int | None = None
+    """Append only if no record lies at or above it."""
+
     outcome: Outcome = Outcome.UNKNOWN
     offset: int = -1
+    refused_before: int | None = None
+    """Its condition did not hold, said the broker, when so many appends had begun."""
 
 
 class Read(NamedTuple):
@@ -83,6 +90,8 @@ class Rule(Enum):
     BACKWARDS = "a consumer was given an offset it had passed"
     SKIPPED = "a consumer was not given a record that it passed"
     WRONG_OFFSET = "a record is not where its acknowledgement says"
+    CONDITION = "a conditional append lies behind a record that it was not to follow"
+    UNJUSTIFIED = "a conditional append was refused although its condition held"
     OUT_OF_ORDER = "an append that began later lies before one acknowledged earlier"
 
 
@@ -107,10 +116,17 @@ class History:
 
     # --- appends --------------------------------------------------------------------------
 
-    def invoke(self, client: str, partition: TopicPartition, value: bytes) -> AppendId:
+    def invoke(
+        self,
+        client: str,
+        partition: TopicPartition,
+        value: bytes,
+        *,
+        expected_offset: int | None = None,
+    ) -> AppendId:
         """An append begins.  ``value`` must be unique in the run."""
         floor = self._acknowledged_last.get(partition, -1)
-        self.appends.append(Append(client, partition, value, floor))
+        self.appends.append(Append(client, partition, value, floor, expected_offset))
         return AppendId(len(self.appends) - 1)
 
     def acknowledge(self, append_id: AppendId, offset: int) -> None:
@@ -123,6 +139,12 @@ class History:
     def refuse(self, append_id: AppendId) -> None:
         """It failed and certainly had no effect (``may_have_applied`` is False)."""
         self._settle(append_id, Outcome.REFUSED)
+
+    def refuse_condition(self, append_id: AppendId) -> None:
+        """It was refused because of the offset it expected, which the log reached by then."""
+        append = self._settle(append_id, Outcome.REFUSED)
+        assert append.expected_offset is not None
+        append.refused_before = len(self.appends)
 
     def _settle(self, append_id: AppendId, outcome: Outcome) -> Append:
         append = self.appends[append_id]
@@ -202,12 +224,20 @@ class _PartitionCheck:
                 self._seen_at[value].setdefault(offset, scan.reader)
                 self._values_at[offset].setdefault(value, scan.reader)
         self._known_offsets = sorted(self._values_at)
+        self._order = {append.value: n for n, append in enumerate(history.appends)}
+        self._conditional = [
+            append
+            for append in history.appends
+            if append.partition == partition and append.expected_offset is not None
+        ]
         self._found: list[Violation] = []
 
     def violations(self) -> list[Violation]:
         self._check_values()
         self._check_offsets()
         self._check_acknowledgements()
+        for append in self._conditional:
+            self._check_condition(append)
         for scan in self._consumed:
             self._check_order(scan)
             self._check_gaps(scan)
@@ -262,6 +292,31 @@ class _PartitionCheck:
             self._add(
                 Rule.OUT_OF_ORDER,
                 f"{append.value!r} at {offset}, begun when {append.floor} was acknowledged",
+            )
+
+    def _check_condition(self, append: Append) -> None:
+        """What the log holds from the expected offset on decides, for it is the order."""
+        assert append.expected_offset is not None
+        first = bisect.bisect_left(self._known_offsets, append.expected_offset)
+        behind = self._known_offsets[first:]
+        places = dict.fromkeys(self._seen_at.get(append.value, {}))
+        if append.outcome is Outcome.ACKNOWLEDGED:
+            places[append.offset] = None
+        for offset in places:
+            if offset < append.expected_offset or behind[0] < offset:
+                self._add(
+                    Rule.CONDITION,
+                    f"{append.value!r}, expected at {append.expected_offset}, is at {offset} "
+                    f"and the first from there on at {behind[0]}",
+                )
+        if append.refused_before is not None and not any(
+            self._order.get(value, append.refused_before) < append.refused_before
+            for offset in behind
+            for value in self._values_at[offset]
+        ):
+            self._add(
+                Rule.UNJUSTIFIED,
+                f"{append.value!r}, expected at {append.expected_offset}, and nothing lay there",
             )
 
     def _check_order(self, scan: Scan) -> None:

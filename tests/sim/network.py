@@ -8,10 +8,13 @@ What is modelled, and what the real network does likewise:
 - A pipe holds at most ``buffer_bytes`` that were sent and not yet received; then ``send``
   waits.  Room comes back to the sender only while the way back is open.
 - A **cut** of a→b holds what travels that way.  Nobody is told: the ends notice by silence.
-  At ``heal`` a connection that was held goes on or is reset, by chance.
+  At its end a connection that was held goes on or is reset, by chance.  Cuts may overlap; a
+  link is open again when all of them have ended.
 - A **clog** holds a→b for a time and then lets everything through; nothing is reset.
 - A process that is **killed** leaves its kernel behind: the other side reads the rest and then
   the end, or is reset, and whoever sends to it later is reset.
+- A connection is **half open** when one end has lost it and the other was not told: what it
+  sends is answered with a reset; as long as it only listens it hears nothing.
 - A host that **vanishes** (power, cable) is silent.  Who sends to it waits, and is reset when
   the host is back, for it no longer knows the connection.
 - Connecting asks again at growing intervals while either direction is closed, then times
@@ -31,7 +34,7 @@ import itertools
 import random
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
@@ -128,7 +131,7 @@ class SimNetwork:
         self._connections: dict[int, _Connection] = {}
         self._connection_count = 0
         self._prune_at = 64
-        self._cuts: dict[Link, None] = {}
+        self._cuts: dict[Link, int] = {}
         self._clogged_until: dict[Link, float] = {}
         self._slow: dict[Link, float] = {}
 
@@ -140,6 +143,11 @@ class SimNetwork:
         host.is_powered = True
         self._release_held()
         return SimHostNetwork(self, host, incarnation)
+
+    @property
+    def host_names(self) -> list[str]:
+        """All machines there ever were, brokers' and clients'."""
+        return list(self._hosts)
 
     # --- faults ---------------------------------------------------------------------------
 
@@ -165,25 +173,44 @@ class SimNetwork:
 
     def cut(self, source: str, target: str) -> None:
         """Hold everything that travels from ``source`` to ``target``, until ``heal``."""
-        self.trace.record("network", "link_cut", link=f"{source}→{target}")
-        self._cuts[source, target] = None
+        self.hold([(source, target)])
 
     def partition(self, *groups: Sequence[str]) -> None:
         """Cut both directions between hosts of different groups.  Hosts in no group are not
         touched; cuts made before stay."""
         self.trace.record("network", "network_partitioned", groups=groups)
         for group, other_group in itertools.permutations(groups, 2):
-            for link in itertools.product(group, other_group):
-                self._cuts[link] = None
+            self._hold_quietly(itertools.product(group, other_group))
 
     def isolate(self, name: str, *, incoming: bool = True, outgoing: bool = True) -> None:
         """Cut what comes to ``name``, what leaves it, or both, from and to all other hosts."""
         self.trace.record("network", "host_isolated", host=name, into=incoming, out=outgoing)
         for other in self._hosts:
             if other != name and incoming:
-                self._cuts[other, name] = None
+                self._hold_quietly([(other, name)])
             if other != name and outgoing:
-                self._cuts[name, other] = None
+                self._hold_quietly([(name, other)])
+
+    def hold(self, links: Sequence[Link]) -> None:
+        """Cut these links, until ``release`` or ``heal``."""
+        self.trace.record("network", "links_cut", links=_shown(links))
+        self._hold_quietly(links)
+
+    def _hold_quietly(self, links: Iterable[Link]) -> None:
+        for link in links:
+            self._cuts[link] = self._cuts.get(link, 0) + 1
+
+    def release(self, links: Sequence[Link]) -> None:
+        """End one cut of each of these links, unless ``heal`` has ended it already."""
+        self.trace.record("network", "links_mended", links=_shown(links))
+        mended: dict[Link, None] = {}
+        for link in links:
+            count = self._cuts.pop(link, 0) - 1
+            if count > 0:
+                self._cuts[link] = count
+            elif count == 0:
+                mended[link] = None
+        self._mend(mended)
 
     def clog(self, source: str, target: str, seconds: float) -> None:
         """Hold everything from ``source`` to ``target`` for ``seconds``, then let it go."""
@@ -195,7 +222,8 @@ class SimNetwork:
         self._clock.call_at(until, self._release_held)
 
     def slow(self, source: str, target: str, seconds: float) -> None:
-        """Add ``seconds`` to every delay from ``source`` to ``target``, until ``heal``."""
+        """Add ``seconds`` to every delay from ``source`` to ``target``, until ``heal`` or until
+        it is called again; 0 ends it."""
         self.trace.record("network", "link_slowed", link=f"{source}→{target}", seconds=seconds)
         self._slow[source, target] = seconds
 
@@ -206,22 +234,40 @@ class SimNetwork:
         self._cuts = {}
         self._clogged_until = {}
         self._slow = {}
+        self._mend(cuts)
+
+    def _mend(self, links: Container[Link]) -> None:
+        """These are open again: what was held on them goes on or is reset."""
         for connection in self._live_connections():
-            was_held = any(pipe.link in cuts and pipe.is_blocked for pipe in connection.pipes)
+            was_held = any(pipe.link in links and pipe.is_blocked for pipe in connection.pipes)
             if was_held and self._happens(self.conditions.reset_on_heal_probability):
                 self._reset(connection)
         self._release_held()
 
     def reset_random(self) -> bool:
         """Reset one connection, as a machine in the middle might; False if there is none."""
+        connection = self._random_live()
+        if connection is not None:
+            self._reset(connection)
+        return connection is not None
+
+    def half_open_random(self) -> bool:
+        """Let one end of a connection lose it without the other being told; False if there is
+        none."""
+        connection = self._random_live()
+        if connection is not None:
+            end = self.chance.choice(connection.ends)
+            self.trace.record("network", "half_opened", connection=connection, lost_by=end)
+            end._lose()
+        return connection is not None
+
+    def _random_live(self) -> _Connection | None:
         live = [
             connection
             for connection in self._live_connections()
             if all(end.is_live for end in connection.ends)
         ]
-        if live:
-            self._reset(self.chance.choice(live))
-        return bool(live)
+        return self.chance.choice(live) if live else None
 
     # --- what the rest of this module asks ------------------------------------------------
 
@@ -421,6 +467,8 @@ class SimStream:
         self._is_ended = False
         self._is_closed = False
         self._is_reset = False
+        self._peer_was_told = False
+        """It knows that this end is gone: nothing need be said to it."""
         self._arrival = _Signal()
         self._room = _Signal()
 
@@ -505,12 +553,21 @@ class SimStream:
                 self._outgoing.push(_Kind.END)
         self._wake()
 
+    def __str__(self) -> str:
+        return self._host.name
+
+    def _lose(self) -> None:
+        """This end is reset, and the other end not told."""
+        self._is_reset = True
+        self._wake()
+
     def _receive(self, segment: _Segment) -> None:
         """A piece has arrived at this end."""
         match segment.kind:
             case _Kind.OPEN:
                 self._on_open()
             case _Kind.RESET:
+                self._peer_was_told = True
                 if self.is_live:
                     self._is_reset = True
                     self._wake()
@@ -534,8 +591,9 @@ class SimStream:
 
     def _refuse(self) -> None:
         """Nobody is here any more: tell the sender, unless it told us so itself."""
-        if not self._is_reset:
-            self._is_reset = True
+        self._is_reset = True
+        if not self._peer_was_told:
+            self._peer_was_told = True
             self._outgoing.push(_Kind.RESET)
 
 
@@ -746,6 +804,10 @@ class _Signal:
     def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
         self._task = None
         return trio.lowlevel.Abort.SUCCEEDED
+
+
+def _shown(links: Sequence[Link]) -> str:
+    return " ".join(f"{source}→{target}" for source, target in links)
 
 
 def _closed_here(name: str) -> OSError:

@@ -10,7 +10,7 @@ import pytest
 from tests.sim.run import run_deterministic
 from tests.sim.scenario import run_scenario
 
-SEEDS = range(1001, 1009)
+SEEDS = range(1001, 1005)
 
 pytestmark = pytest.mark.sim
 

@@ -51,6 +51,12 @@ class Trace:
         self._count += 1
         self._hash.update(f"{event.time_s!r}{event.source}{event.name}{event.fields}\n".encode())
 
+    def note(self, source: str, name: str, **fields: object) -> None:
+        """Add an event to be read, which follows from others and is not digested."""
+        printed = tuple((field, str(value)) for field, value in fields.items())
+        self._events.append(TraceEvent(self._now(), source, name, printed))
+        self._count += 1
+
     def digest_bytes(self, source: str, data: bytes | bytearray) -> None:
         """Make ``data``, and the time it moved, part of the digest but not of the timeline."""
         self._hash.update(f"{self._now()!r}{source}{len(data)}\n".encode())

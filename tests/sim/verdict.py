@@ -1,20 +1,31 @@
-"""One seed, run to its verdict in a process of its own."""
+"""One seed, run to its verdict: what is left of a run, small enough to travel."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.sim.run import run_deterministic
-from tests.sim.scenario import run_scenario
+from tests.sim.scenario import CountingTrace, run_scenario
+
+TIMELINE_EVENTS = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is left of one run, small enough to travel between processes."""
+    """What became of one run."""
 
     seed: int
-    problem: str
+    problem: str = ""
+    """Empty if no promise was broken."""
+    signature: str = ""
+    """Two runs with the same one fail in the same way."""
+    faults: tuple[str, ...] = ()
+    """What went wrong on purpose, one line each."""
+    fault_numbers: tuple[int, ...] = ()
+    timeline: str = ""
+    """The last events."""
     acknowledged: int = 0
     uncertain: int = 0
     leader_changes: int = 0
@@ -22,21 +33,63 @@ class Verdict:
     digest: str = ""
 
 
-def play(seed: int) -> Verdict:
-    """Run one seed to its verdict; never raises."""
+def play(
+    seed: int,
+    faults: Sequence[int] | None = None,
+    *,
+    messages: bool = False,
+    timeline_events: int | None = None,
+) -> Verdict:
+    """Run one seed, with all or some of its faults, to its verdict; never raises.
+
+    The timeline is kept of a run that fails, or, with ``timeline_events``, of any.
+    """
+    trace = CountingTrace()
+    shown = timeline_events or TIMELINE_EVENTS
+
+    async def main() -> Verdict:
+        report = await run_scenario(seed, faults=faults, messages=messages, trace=trace)
+        is_wrong = bool(report.violations)
+        return Verdict(
+            seed=seed,
+            problem="\n".join(report.violations),
+            signature=_rule_of(report.violations[0]) if is_wrong else "",
+            faults=tuple(str(fault) for fault in report.faults),
+            fault_numbers=tuple(fault.number for fault in report.faults),
+            timeline=trace.timeline(shown) if is_wrong or timeline_events else "",
+            acknowledged=report.acknowledged,
+            uncertain=report.uncertain,
+            leader_changes=report.leader_changes,
+            events=tuple(report.events.items()),
+            digest=trace.digest,
+        )
+
     try:
-        report = run_deterministic(run_scenario, seed, seed=seed)
-    except BaseException:
-        return Verdict(seed, traceback.format_exc())
-    problem = "\n".join(report.violations)
-    if problem:
-        problem += "\n" + report.trace.timeline(400)
-    return Verdict(
-        seed=seed,
-        problem=problem,
-        acknowledged=report.acknowledged,
-        uncertain=report.uncertain,
-        leader_changes=report.leader_changes,
-        events=tuple(report.events.items()),
-        digest=report.trace.digest,
-    )
+        return run_deterministic(main, seed=seed)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return Verdict(
+            seed=seed,
+            problem=traceback.format_exc(),
+            signature=" ".join(sorted({_name_of(leaf) for leaf in _leaves(error)})),
+            timeline=trace.timeline(shown),
+        )
+
+
+def _rule_of(violation: str) -> str:
+    """A violation's text without its particulars."""
+    return "".join(character for character in violation.split(": ")[1:2] or [violation])
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for below in error.exceptions for leaf in _leaves(below)]
+    return [error]
+
+
+def _name_of(error: BaseException) -> str:
+    """What was raised, and in which function."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {frames[-1].name} ({frames[-1].filename.rpartition('/')[2]})" if frames else ""
+    return f"{type(error).__name__}{where}"

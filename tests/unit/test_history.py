@@ -250,3 +250,48 @@ def test_outcomes_are_counted() -> None:
     history.invoke("producer", P0, b"d")
 
     assert [history.count(outcome) for outcome in Outcome] == [1, 2, 1]
+
+
+def conditional(history: History, value: bytes, expected: int, offset: int | None) -> None:
+    """A conditional append: committed at ``offset``, or refused because of its condition."""
+    append = history.invoke("writer", P0, value, expected_offset=expected)
+    if offset is None:
+        history.refuse_condition(append)
+    else:
+        history.acknowledge(append, offset)
+
+
+def test_conditional_appends_that_follow_one_another_are_fine() -> None:
+    history = History()
+    conditional(history, b"a", 0, 0)
+    conditional(history, b"b", 0, None)  # It lost against a.
+    conditional(history, b"c", 1, 3)  # No records were at 1 and 2.
+    history.read_finally("node-1", P0, [(0, b"a"), (3, b"c")])
+
+    assert check_history(history) == []
+
+
+def test_two_winners_of_one_expected_offset_are_a_violation() -> None:
+    history = History()
+    conditional(history, b"a", 0, 0)
+    conditional(history, b"b", 0, 1)
+
+    assert rules(history) == [Rule.CONDITION]
+
+
+def test_a_conditional_append_behind_a_record_nobody_was_told_of_is_a_violation() -> None:
+    history = History()
+    history.invoke("producer", P0, b"unknown")
+    conditional(history, b"a", 0, 1)
+    history.read_finally("node-1", P0, [(0, b"unknown"), (1, b"a")])
+
+    assert rules(history) == [Rule.CONDITION]
+
+
+def test_a_conditional_append_refused_while_nothing_lay_there_is_a_violation() -> None:
+    history = History()
+    conditional(history, b"a", 0, None)
+    appended(history, (0, b"later"))  # Begun after the refusal: no excuse for it.
+    history.read_finally("node-1", P0, [(0, b"later")])
+
+    assert rules(history) == [Rule.UNJUSTIFIED]

@@ -414,3 +414,36 @@ def test_connections_that_are_over_are_forgotten() -> None:
         assert len(world.network._connections) < 130
 
     play(scenario)
+
+
+def test_a_link_that_was_cut_twice_is_open_when_both_cuts_have_ended() -> None:
+    async def scenario(world: World) -> None:
+        near, far = await world.connected()
+        world.network.hold([("a", "b")])
+        world.network.hold([("a", "b"), ("b", "a")])
+        await near.send([b"held"])
+        world.network.release([("a", "b")])
+        with trio.move_on_after(SOON_S) as scope:
+            await receive(far)
+        assert scope.cancelled_caught
+        world.network.release([("a", "b"), ("b", "a")])
+        assert await receive(far) == b"held"
+
+    play(scenario)
+
+
+def test_of_a_half_open_connection_one_end_knows_and_the_other_learns_by_sending() -> None:
+    async def scenario(world: World) -> None:
+        ends = await world.connected()
+        assert world.network.half_open_random()
+        lost, believing = sorted(ends, key=lambda end: end.is_live)
+        with pytest.raises(ConnectionResetError):
+            await receive(lost)
+        with trio.move_on_after(60.0) as scope:
+            await receive(believing)
+        assert scope.cancelled_caught, "nobody tells who only listens"
+        await believing.send([b"are you there?"])
+        with pytest.raises(ConnectionResetError):
+            await receive(believing)
+
+    play(scenario)

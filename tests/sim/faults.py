@@ -1,0 +1,394 @@
+"""What can go wrong, when it does in one seed, and how it ends again.
+
+A seed's faults are planned before it runs: each has a number, a time, a kind and a generator
+of its own.  So the same seed can be run with some of its faults left out and the others
+unchanged, which is how a failing one is made small (``shrink.py``).
+
+Each fault undoes what it did, after a while, whatever else goes on meanwhile.  ``heal`` makes
+sure in the end.  No fault takes more from the cluster than it promises to survive: what was
+synced stays, on a disk whose sync failed too.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from logd.types import METADATA_GROUP, GroupId
+from tests.sim.cluster import DATA_DIR, SimCluster, SimNode
+from tests.sim.env import BlockingConditions
+from tests.sim.files import CAPACITY_BYTES_DEFAULT
+from tests.sim.network import Link
+
+if TYPE_CHECKING:
+    from tests.sim.settings import Settings
+
+LASTS_S = (0.2, 1.0, 2.0, 5.0)
+DOWN_S = (0.0, 0.1, 0.5, 2.0)
+SLOW_DISK = BlockingConditions(
+    latency_s_min=0.5, latency_s_mean=0.8, spike_probability=0.1, spike_s_max=4.0
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong in a seed."""
+
+    number: int
+    at_s: float
+    """Since the faults began."""
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.number:>3}  at {self.at_s:6.2f} s  {self.kind}"
+
+
+def plan_faults(seed: int, settings: Settings) -> list[Fault]:
+    """The seed's faults, numbered from 1 in the order they begin."""
+    chance = random.Random(f"{seed}:faults")
+    kinds, weights = list(settings.faults), list(settings.faults.values())
+    planned: list[Fault] = []
+    at_s = 0.0
+    while True:
+        at_s += chance.expovariate(1.0) * settings.fault_interval_s
+        if at_s > settings.fault_s:
+            return planned
+        (kind,) = chance.choices(kinds, weights)
+        planned.append(Fault(len(planned) + 1, at_s, kind))
+
+
+class Trouble:
+    """Makes faults happen to a cluster."""
+
+    def __init__(self, cluster: SimCluster, groups: Sequence[GroupId]) -> None:
+        self._cluster = cluster
+        self._network = cluster.network
+        self._groups = groups
+        """Whose leaders are worth attacking."""
+
+    async def play(self, faults: Sequence[Fault], seconds: float) -> None:
+        """Begin each fault at its time; return when ``seconds`` are over and all have ended."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep, seconds)
+            for fault in faults:
+                nursery.start_soon(self._play_one, fault)
+
+    async def _play_one(self, fault: Fault) -> None:
+        await trio.sleep(fault.at_s)
+        self._cluster.trace.record("test", f"fault_{fault.kind}", number=fault.number)
+        chance = random.Random(f"{self._cluster.seed}:fault:{fault.number}")
+        await FAULTS[fault.kind](self, chance)
+
+    async def heal(self) -> None:
+        """End whatever is left of any fault; what a fault broke for good is restarted."""
+        self._cluster.trace.record("test", "healing")
+        self._network.heal()
+        for node in self._cluster.nodes.values():
+            node.resume()
+            node.files.on_operation = None
+            node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+            node.files.is_cold = False
+            node.set_blocking(self._cluster.settings.blocking)
+            has_failed = any(group.failure is not None for group in node.groups.values())
+            if node.is_alive and (node.has_disk_trouble or has_failed):
+                await node.crash(power=False)
+            self._start(node)
+
+    # --- whom -----------------------------------------------------------------------------------
+
+    def _any_alive(self, chance: random.Random) -> SimNode | None:
+        """Some node; half the time one that leads something."""
+        leader = self._some_leader(chance) if chance.random() < 0.5 else None
+        alive = self._cluster.alive()
+        return leader or (chance.choice(alive) if alive else None)
+
+    def _some_leader(self, chance: random.Random) -> SimNode | None:
+        return self._cluster.leader_of(chance.choice([METADATA_GROUP, *self._groups]))
+
+    def _start(self, node: SimNode) -> None:
+        if not node.is_running:
+            node.start()
+
+    # --- processes and machines -----------------------------------------------------------------
+
+    async def kill(self, chance: random.Random) -> None:
+        node = self._any_alive(chance)
+        if node is not None:
+            await node.crash(power=False)
+            await trio.sleep(_around(chance, DOWN_S))
+            self._start(node)
+
+    async def kill_rapidly(self, chance: random.Random) -> None:
+        """Again and again, before it has come up."""
+        node = self._any_alive(chance)
+        for _ in range(5):
+            if node is not None and node.is_alive:
+                await node.crash(power=chance.random() < 0.3)
+                self._start(node)
+                await trio.sleep(chance.random() * 0.3)
+
+    async def power_cut(self, chance: random.Random) -> None:
+        node = self._any_alive(chance)
+        if node is not None:
+            await node.crash(power=True)
+            await trio.sleep(_around(chance, DOWN_S))
+            self._start(node)
+
+    async def blackout(self, chance: random.Random) -> None:
+        """All lose power at once: only what was synced is left anywhere."""
+        down = self._cluster.alive()
+        for node in down:
+            if node.is_alive:
+                await node.crash(power=True)
+        for node in down:
+            await trio.sleep(_around(chance, DOWN_S) / 2)
+            self._start(node)
+
+    async def stop(self, chance: random.Random) -> None:
+        node = self._any_alive(chance)
+        if node is not None and not node.is_paused:
+            await node.stop()
+            await trio.sleep(_around(chance, DOWN_S))
+            self._start(node)
+
+    async def pause(self, chance: random.Random) -> None:
+        """SIGSTOP for a while: of one, often a leader, or of a majority."""
+        alive = [node for node in self._cluster.alive() if not node.is_paused]
+        first = self._any_alive(chance)
+        if first is None or first.is_paused:
+            return
+        victims = [first]
+        if chance.random() < 0.3:
+            others = [node for node in alive if node is not first]
+            victims += chance.sample(others, len(others) // 2)
+        lives = [(node, node.env) for node in victims]
+        for node in victims:
+            node.pause()
+        for node, life in lives:
+            await trio.sleep(_around(chance, LASTS_S))
+            if node.env is life:
+                node.resume()
+
+    async def clock_jump(self, chance: random.Random) -> None:
+        node = chance.choice(list(self._cluster.nodes.values()))
+        jump_ms = chance.choice([-3_600_000, -50, 50, 3_600_000])
+        node.set_clock_skew(node.clock_skew_ms + jump_ms)
+
+    # --- the network ----------------------------------------------------------------------------
+
+    async def _cut(self, chance: random.Random, links: Sequence[Link]) -> None:
+        self._network.hold(links)
+        await trio.sleep(_around(chance, LASTS_S))
+        self._network.release(links)
+
+    def _brokers(self, chance: random.Random) -> list[str]:
+        """The brokers' hosts, in random order."""
+        return chance.sample(self._cluster.hosts, len(self._cluster.hosts))
+
+    def _sides(self, chance: random.Random, *sides: Sequence[str]) -> list[list[str]]:
+        """The sides, with each client on one of them or, half the time, on none."""
+        full = [list(side) for side in sides]
+        if chance.random() < 0.5:
+            for host in self._network.host_names:
+                if host not in self._cluster.hosts:
+                    chance.choice(full).append(host)
+        return full
+
+    async def isolate_one(self, chance: random.Random) -> None:
+        """One broker alone, from the others or from everybody."""
+        node = self._any_alive(chance)
+        if node is not None:
+            await self._cut(chance, _both_ways([node.host], self._others(chance, node)))
+
+    async def isolate_leader(self, chance: random.Random) -> None:
+        """The leader of a partition, or of the metadata, alone; then perhaps the next one."""
+        for _ in range(chance.choice([1, 1, 3])):
+            node = self._some_leader(chance)
+            if node is not None:
+                await self._cut(chance, _both_ways([node.host], self._others(chance, node)))
+
+    async def one_way_in(self, chance: random.Random) -> None:
+        """It can send and hears nothing."""
+        node = self._any_alive(chance)
+        if node is not None:
+            await self._cut(chance, [(other, node.host) for other in self._others(chance, node)])
+
+    async def one_way_out(self, chance: random.Random) -> None:
+        """It hears all and nobody hears it."""
+        node = self._any_alive(chance)
+        if node is not None:
+            await self._cut(chance, [(node.host, other) for other in self._others(chance, node)])
+
+    def _others(self, chance: random.Random, node: SimNode) -> list[str]:
+        hosts = self._cluster.hosts if chance.random() < 0.5 else self._network.host_names
+        return [host for host in hosts if host != node.host]
+
+    async def halves(self, chance: random.Random) -> None:
+        """A majority and a minority, clients on either side or seeing both."""
+        hosts = self._brokers(chance)
+        minority = chance.randint(0, len(hosts) // 2)
+        await self._cut(
+            chance, _both_ways(*self._sides(chance, hosts[:minority], hosts[minority:]))
+        )
+
+    async def majorities_ring(self, chance: random.Random) -> None:
+        """Everybody sees a majority, and no two the same one."""
+        hosts = self._brokers(chance)
+        count, reach = len(hosts), len(hosts) // 4
+        links = [
+            (hosts[one], hosts[other])
+            for one, other in itertools.permutations(range(count), 2)
+            if min((one - other) % count, (other - one) % count) > max(reach, 1)
+        ]
+        if count == 3:
+            links = [(hosts[0], hosts[2]), (hosts[2], hosts[0])]
+        await self._cut(chance, links)
+
+    async def bridge(self, chance: random.Random) -> None:
+        """Two halves that see each other only through one broker."""
+        _bridge, *rest = self._brokers(chance)
+        middle = len(rest) // 2
+        await self._cut(chance, _both_ways(rest[:middle], rest[middle:]))
+
+    async def slow_links(self, chance: random.Random) -> None:
+        """Everything from some hosts to some others takes long."""
+        hosts = self._network.host_names
+        slow_s = chance.choice([0.02, 0.1, 0.4])
+        links = [link for link in itertools.permutations(hosts, 2) if chance.random() < 0.3]
+        for link in links:
+            self._network.slow(*link, slow_s)
+        await trio.sleep(_around(chance, LASTS_S))
+        for link in links:
+            self._network.slow(*link, 0.0)
+
+    async def clog(self, chance: random.Random) -> None:
+        source, target = chance.sample(self._network.host_names, 2)
+        self._network.clog(source, target, chance.choice([0.1, 1.5, 4.0]))
+
+    async def reset(self, chance: random.Random) -> None:
+        for _ in range(chance.randint(1, 4)):
+            self._network.reset_random()
+
+    async def half_open(self, chance: random.Random) -> None:
+        for _ in range(chance.randint(1, 4)):
+            self._network.half_open_random()
+
+    # --- disks ----------------------------------------------------------------------------------
+
+    async def disk_error(self, chance: random.Random) -> None:
+        """Some operations on one replica's files, or on all, fail; later it is restarted."""
+        node = self._any_alive(chance)
+        if node is None or node.files.on_operation is not None:
+            return
+        groups = [f"/groups/{group:020}/" for group in node.groups]
+        where = chance.choice([*groups, DATA_DIR])
+        operations = chance.choice([("sync",), ("write",), ("sync", "write"), ("read",)])
+        failures = chance.choice([1, 1, 3, 1000])
+        life = node.env
+
+        def refuse(operation: str, path: str) -> None:
+            nonlocal failures
+            if failures and node.env is life and operation in operations and where in path:
+                failures -= 1
+                node.has_disk_trouble = True
+                self._cluster.trace.record(node.host, "disk_refused", doing=operation, path=path)
+                raise OSError(errno.EIO, "simulated failure", path)
+
+        node.files.on_operation = refuse
+        await trio.sleep(_around(chance, LASTS_S))
+        node.files.on_operation = None
+        await self._restart(chance, node)
+
+    async def disk_full(self, chance: random.Random) -> None:
+        """No room for more; later there is, and what had failed is restarted."""
+        node = self._any_alive(chance)
+        if node is None or node.files.capacity_bytes != CAPACITY_BYTES_DEFAULT:
+            return
+        node.has_disk_trouble = True
+        room = chance.choice([0, 500, 5_000, 60_000])
+        node.files.capacity_bytes = node.files.used_bytes() + room
+        self._cluster.trace.record(node.host, "disk_filled", room=room)
+        await trio.sleep(_around(chance, LASTS_S))
+        if chance.random() < 0.3:  # Started while it is still full.
+            await self._restart(chance, node)
+            await trio.sleep(1.0)
+        node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        if not node.is_running or any(group.failure for group in node.groups.values()):
+            await self._restart(chance, node)
+
+    async def _restart(self, chance: random.Random, node: SimNode) -> None:
+        if node.is_alive and not node.is_paused:
+            match chance.randrange(3):
+                case 0:
+                    await node.stop()
+                case 1:
+                    await node.crash(power=False)
+                case _:
+                    await node.crash(power=True)
+        trouble = node.files.capacity_bytes != CAPACITY_BYTES_DEFAULT
+        self._start(node)
+        node.has_disk_trouble = trouble
+
+    async def slow_disk(self, chance: random.Random) -> None:
+        """One disk takes seconds for everything."""
+        node = self._any_alive(chance)
+        if node is not None:
+            node.set_blocking(SLOW_DISK)
+            await trio.sleep(chance.choice([3.0, 6.0]))
+            node.set_blocking(self._cluster.settings.blocking)
+
+    async def cold_cache(self, chance: random.Random) -> None:
+        """For a while all that is read comes from the disk."""
+        node = chance.choice(list(self._cluster.nodes.values()))
+        was_cold, node.files.is_cold = node.files.is_cold, True
+        await trio.sleep(_around(chance, LASTS_S))
+        node.files.is_cold = was_cold
+
+
+def _around(chance: random.Random, seconds: Sequence[float]) -> float:
+    return chance.choice(seconds) * (0.5 + chance.random())
+
+
+def _both_ways(*sides: Sequence[str]) -> list[Link]:
+    """All links between hosts of different sides."""
+    return [
+        link
+        for one, other in itertools.permutations(sides, 2)
+        for link in itertools.product(one, other)
+    ]
+
+
+FAULTS: Mapping[str, Callable[[Trouble, random.Random], Awaitable[None]]] = {
+    fault.__name__: fault
+    for fault in (
+        Trouble.kill,
+        Trouble.kill_rapidly,
+        Trouble.power_cut,
+        Trouble.blackout,
+        Trouble.stop,
+        Trouble.pause,
+        Trouble.clock_jump,
+        Trouble.isolate_one,
+        Trouble.isolate_leader,
+        Trouble.one_way_in,
+        Trouble.one_way_out,
+        Trouble.halves,
+        Trouble.majorities_ring,
+        Trouble.bridge,
+        Trouble.slow_links,
+        Trouble.clog,
+        Trouble.reset,
+        Trouble.half_open,
+        Trouble.disk_error,
+        Trouble.disk_full,
+        Trouble.slow_disk,
+        Trouble.cold_cache,
+    )
+}
+"""Kind of fault → what makes it."""

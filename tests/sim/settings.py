@@ -1,0 +1,73 @@
+"""What one seed is like: how large, how fast, how small the knobs, and which faults it has.
+
+Swarm testing: each seed leaves out most kinds of fault and exaggerates some of the others.  A
+network that is always punctual hides bugs, and so does one in which everything always fails.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from logd.limits import KIB
+from tests.sim.cluster import ClusterSettings
+from tests.sim.env import BlockingConditions
+from tests.sim.faults import FAULTS
+from tests.sim.network import NetworkConditions
+
+FAULT_SHARE = 0.4
+"""Of all kinds of fault, so many are possible in one seed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Drawn from the seed."""
+
+    cluster: ClusterSettings
+    partitions: int
+    producers: int
+    conditional_writers: int
+    consumers: int
+    replica_readers: int
+    admins: int
+    fault_s: float
+    """How long faults begin; each then lasts as long as it lasts."""
+    fault_interval_s: float
+    """Mean time between two of them."""
+    faults: dict[str, int]
+    """Kind of fault → weight; kinds that are missing do not happen."""
+    pause_s: float
+    """Mean time between two calls of a producer."""
+    cold_share: float
+    """Of the nodes, so many never find anything in their page cache."""
+
+    @classmethod
+    def draw(cls, seed: int) -> Settings:
+        chance = random.Random(f"{seed}:settings")
+        brokers = chance.choice([1, 3, 3, 3, 3, 5])
+        kinds = [kind for kind in FAULTS if chance.random() < FAULT_SHARE] or ["kill"]
+        return cls(
+            cluster=ClusterSettings(
+                brokers=brokers,
+                segment_bytes=64 * KIB,
+                tail_cache_bytes=chance.choice([0, 4 * KIB, 1024 * KIB]),
+                liveness_timeout_ms=chance.choice([300, 500, 1000]),
+                disk_free_bytes_min=chance.choice([0, 64 * KIB]),
+                clock_rates=tuple(
+                    chance.choice([1.0, 1.0, 0.5, 0.999, 1.001, 2.0]) for _ in range(brokers)
+                ),
+                network=NetworkConditions.draw(chance),
+                blocking=BlockingConditions.draw(chance),
+            ),
+            partitions=chance.choice([1, 1, 2, 3]),
+            producers=chance.choice([2, 3, 4]),
+            conditional_writers=chance.choice([0, 2]),
+            consumers=chance.choice([1, 2]),
+            replica_readers=chance.choice([0, 1]),
+            admins=chance.choice([0, 1]),
+            fault_s=30.0,
+            fault_interval_s=chance.choice([1.0, 2.0, 5.0]),
+            faults={kind: chance.choice([1, 3]) for kind in kinds},
+            pause_s=chance.choice([0.05, 0.1, 0.2]),
+            cold_share=chance.choice([0.0, 0.0, 0.5]),
+        )

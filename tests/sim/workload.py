@@ -1,0 +1,445 @@
+"""The clients of one run: every way to write and to read, and what each of them saw.
+
+All go through the client library, on machines of their own that never crash.  What they are
+told goes into the ``History``; an exception that the library does not document ends the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import trio
+
+from logd.errors import (
+    LogdError,
+    PartialAppendError,
+    TopicExistsError,
+    UnexpectedOffsetError,
+    UnknownTopicError,
+)
+from logd.types import TopicPartition
+from logd_client import Client, Producer
+from logd_client.delivery import AckRange
+from logd_client.partitioner import partition_for_key
+from tests.sim.cluster import SimCluster
+from tests.sim.history import AppendId, History
+from tests.sim.settings import Settings
+
+TOPIC = "t"
+CONDITIONAL_TOPIC = "c"
+"""Of one partition; what is appended to it says which offset it expects."""
+
+APPENDS_BEFORE_SLOWING = 600
+SLOW_PAUSE_S = 2.0
+"""Enough appends have been made: from then on faults and elections are worth more."""
+
+TOPICS_MADE_MAX = 3
+RETRY_S = 0.2
+
+
+class _TopicState(Enum):
+    EXISTS = "exists"
+    DELETED = "deleted"
+    UNKNOWN = "unknown"
+
+
+@dataclass(slots=True)
+class Reader:
+    """One consumer over all its lives, and how far it has got."""
+
+    name: str
+    topic: str
+    positions: dict[int, int] = field(default_factory=dict)
+
+    def has_reached(self, ends: dict[TopicPartition, int]) -> bool:
+        return all(
+            self.positions[where.partition] >= end
+            for where, end in ends.items()
+            if where.topic == self.topic
+        )
+
+
+class Workload:
+    """Starts the clients and keeps what they are told."""
+
+    def __init__(self, cluster: SimCluster, settings: Settings) -> None:
+        self.cluster = cluster
+        self.settings = settings
+        self.history = History()
+        self.readers: list[Reader] = []
+        self.is_over = False
+        self.wrong: list[str] = []
+        """What was answered and cannot be true, apart from the history."""
+        self._chance = random.Random(f"{cluster.seed}:values")
+        self._values = 0
+        self._topics: dict[str, _TopicState] = {}
+
+    @property
+    def partitions(self) -> list[TopicPartition]:
+        """All that is written to and read in the end."""
+        found = [TopicPartition(TOPIC, number) for number in range(self.settings.partitions)]
+        if self.settings.conditional_writers:
+            found.append(TopicPartition(CONDITIONAL_TOPIC, 0))
+        return found
+
+    async def write(self, writers: trio.Nursery) -> None:
+        """Start everybody who writes or administrates; they end soon after ``is_over``."""
+        for number in range(self.settings.producers):
+            writers.start_soon(self._produce, f"producer{number}")
+        for number in range(self.settings.conditional_writers):
+            writers.start_soon(self._compare_and_append, f"conditional{number}")
+        for number in range(self.settings.admins):
+            writers.start_soon(self._administrate, f"admin{number}")
+
+    async def read(self, readers: trio.Nursery) -> None:
+        """Start everybody who reads, until cancelled."""
+        for number in range(self.settings.consumers):
+            readers.start_soon(self._consume, self._reader(f"consumer{number}", TOPIC), None)
+        for number in range(self.settings.replica_readers):
+            name = f"replica_reader{number}"
+            readers.start_soon(self._consume, self._reader(name, TOPIC), list(self.cluster.nodes))
+        if self.settings.conditional_writers:
+            reader = self._reader("consumer_of_c", CONDITIONAL_TOPIC)
+            readers.start_soon(self._consume, reader, None)
+
+    @contextlib.asynccontextmanager
+    async def connected(self, **options: object) -> AsyncIterator[Client]:
+        """A client, as soon as there is a broker to reach."""
+        async with contextlib.AsyncExitStack() as stack:
+            client: Client | None = None
+            while client is None:
+                try:
+                    client = await stack.enter_async_context(self.cluster.client(**options))
+                except LogdError:
+                    await trio.sleep(RETRY_S)
+            yield client
+
+    # --- appending ------------------------------------------------------------------------------
+
+    def _value(self, client: str) -> bytes:
+        self._values += 1
+        filler = "x" * self._chance.choice([0, 0, 20, 400])
+        return f"{client}-{self._values}-{filler}".encode()
+
+    async def _produce(self, name: str) -> None:
+        """One call after another, some at a time, each of some kind, until the run is over."""
+        chance = random.Random(f"{self.cluster.seed}:{name}")
+        calls = (self._append_one, self._append_one, self._append_many, self._append_nowait)
+        limiter = trio.Semaphore(chance.choice([1, 4]))
+        async with (
+            self.connected() as client,
+            self._producer(client, TOPIC, chance) as producer,
+            trio.open_nursery() as nursery,
+        ):
+            while not self.is_over:
+                await limiter.acquire()
+                call = chance.choice(calls)
+
+                async def one(
+                    call: Callable[[str, Producer, random.Random], Awaitable[None]] = call,
+                ) -> None:
+                    await call(name, producer, chance)
+                    limiter.release()
+
+                nursery.start_soon(one)
+                await trio.sleep(chance.expovariate(1.0) * self._pause_s())
+
+    @contextlib.asynccontextmanager
+    async def _producer(
+        self, client: Client, topic: str, chance: random.Random
+    ) -> AsyncIterator[Producer]:
+        """An open producer, as soon as the cluster knows the topic and has an id for it."""
+        async with contextlib.AsyncExitStack() as stack:
+            producer: Producer | None = None
+            while producer is None:
+                made = client.producer(
+                    topic,
+                    batches_in_flight=chance.choice([1, 2, 5]),
+                    batch_bytes=chance.choice([1024, 256 * 1024]),
+                    delivery_timeout_ms=chance.choice([1_000, 20_000]),
+                )
+                try:
+                    producer = await stack.enter_async_context(made)
+                except LogdError:
+                    await trio.sleep(RETRY_S)
+            yield producer
+
+    def _pause_s(self) -> float:
+        if len(self.history.appends) > APPENDS_BEFORE_SLOWING:
+            return SLOW_PAUSE_S
+        return self.settings.pause_s
+
+    def _invoke(
+        self, name: str, partition: int | None, key: bytes | None
+    ) -> tuple[AppendId, bytes, int]:
+        if partition is None:
+            assert key is not None
+            partition = partition_for_key(key, self.settings.partitions)
+        value = self._value(name)
+        appended = self.history.invoke(name, TopicPartition(TOPIC, partition), value)
+        return appended, value, partition
+
+    def _where(self, chance: random.Random) -> tuple[int | None, bytes | None]:
+        """A partition, or a key that chooses one."""
+        if chance.random() < 0.3:
+            return None, b"key%d" % chance.randrange(20)
+        return chance.randrange(self.settings.partitions), None
+
+    async def _append_one(self, name: str, producer: Producer, chance: random.Random) -> None:
+        partition, key = self._where(chance)
+        appended, value, expected = self._invoke(name, partition, key)
+        try:
+            ack = await producer.append(value, partition=partition, key=key)
+        except LogdError as error:
+            self._failed(appended, error)
+        else:
+            self._acknowledged(appended, expected, ack.partition, ack.offset)
+
+    async def _append_nowait(self, name: str, producer: Producer, chance: random.Random) -> None:
+        queued = []
+        for _ in range(chance.randint(2, 6)):
+            partition, key = self._where(chance)
+            appended, value, expected = self._invoke(name, partition, key)
+            try:
+                ticket = producer.append_nowait(value, partition=partition, key=key)
+            except LogdError as error:
+                self._failed(appended, error)
+            else:
+                queued.append((appended, expected, ticket))
+        for appended, expected, ticket in queued:
+            try:
+                ack = await ticket
+            except LogdError as error:
+                self._failed(appended, error)
+            else:
+                self._acknowledged(appended, expected, ack.partition, ack.offset)
+
+    async def _append_many(self, name: str, producer: Producer, chance: random.Random) -> None:
+        """Of one partition, or each where its key says."""
+        partition, key = self._where(chance)
+        count = chance.randint(2, 12)
+        keys = None if key is None else [b"key%d" % chance.randrange(20) for _ in range(count)]
+        invoked = [
+            self._invoke(name, partition, None if keys is None else keys[number])
+            for number in range(count)
+        ]
+        values = [value for _, value, _ in invoked]
+        acks: tuple[AckRange, ...]
+        failures: tuple[tuple[int, int, LogdError], ...] = ()
+        try:
+            acks = await producer.append_many(values, partition=partition, keys=keys)
+        except PartialAppendError as error:
+            acks, failures = error.acks, error.failures  # type: ignore[assignment]
+        except LogdError as error:
+            acks, failures = (), ((0, count, error),)
+        failed = {n: error for start, end, error in failures for n in range(start, end)}
+        acked = iter(
+            [(ack.partition, ack.base_offset + n) for ack in acks for n in range(ack.count)]
+        )
+        for number, (appended, _, expected) in enumerate(invoked):
+            if number in failed:
+                self._failed(appended, failed[number])
+            else:
+                self._acknowledged(appended, expected, *next(acked))
+        assert next(acked, None) is None, "more was acknowledged than was appended"
+
+    def _acknowledged(
+        self, appended: AppendId, expected_partition: int, partition: int, offset: int
+    ) -> None:
+        append = self.history.appends[appended]
+        if partition != expected_partition:
+            self.wrong.append(
+                f"{append.value!r} acknowledged in partition {partition}, not {expected_partition}"
+            )
+        self.history.acknowledge(appended, offset)
+        where = str(append.partition)
+        value = append.value[:24]
+        self.cluster.trace.note(append.client, "acknowledged", at=f"{where}@{offset}", value=value)
+
+    def _failed(self, appended: AppendId, error: LogdError) -> None:
+        append = self.history.appends[appended]
+        if isinstance(error, UnexpectedOffsetError) and append.expected_offset is not None:
+            self.history.refuse_condition(appended)
+        elif not error.may_have_applied:
+            self.history.refuse(appended)
+        self.cluster.trace.note(
+            append.client,
+            "append_failed",
+            value=append.value[:24],
+            error=type(error).__name__,
+            may_have_applied=error.may_have_applied,
+        )
+
+    async def _compare_and_append(self, name: str) -> None:
+        """Several of these want the same offsets: each has one winner at most."""
+        chance = random.Random(f"{self.cluster.seed}:{name}")
+        async with (
+            self.connected() as client,
+            self._producer(client, CONDITIONAL_TOPIC, chance) as producer,
+        ):
+            end = 0
+            while not self.is_over:
+                expected = end
+                if chance.random() < 0.2 and end:
+                    expected = chance.randrange(end)  # Long taken, most likely.
+                where = TopicPartition(CONDITIONAL_TOPIC, 0)
+                value = self._value(name)
+                appended = self.history.invoke(name, where, value, expected_offset=expected)
+                try:
+                    ack = await producer.append(value, partition=0, expected_offset=expected)
+                except LogdError as error:
+                    self._failed(appended, error)
+                    with contextlib.suppress(LogdError):
+                        end = (await client.admin.offsets(CONDITIONAL_TOPIC, 0)).data_end
+                else:
+                    self._acknowledged(appended, 0, ack.partition, ack.offset)
+                    end = ack.offset + 1
+                await trio.sleep(chance.expovariate(1.0) * 2 * self._pause_s())
+
+    async def make_progress(self, client: Client) -> None:
+        """A healed cluster accepts an append in every partition."""
+        for where in self.partitions:
+            chance = random.Random(f"{self.cluster.seed}:progress")
+            async with self._producer(client, where.topic, chance) as producer:
+                while True:
+                    value = self._value("progress")
+                    appended = self.history.invoke("progress", where, value)
+                    try:
+                        ack = await producer.append(value, partition=where.partition)
+                    except LogdError as error:
+                        self._failed(appended, error)
+                        await trio.sleep(RETRY_S)
+                    else:
+                        self._acknowledged(appended, where.partition, ack.partition, ack.offset)
+                        break
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def _reader(self, name: str, topic: str) -> Reader:
+        count = self.settings.partitions if topic == TOPIC else 1
+        reader = Reader(name, topic, dict.fromkeys(range(count), 0))
+        for partition in range(count):
+            self.history.seek(name, TopicPartition(topic, partition), 0)
+        self.readers.append(reader)
+        return reader
+
+    async def _consume(self, reader: Reader, replicas: Sequence[int] | None) -> None:
+        """Follow a topic until cancelled; now and then end, and go on from where it stood.
+
+        With ``replicas`` it reads now from this one, now from that: what it is given must be
+        what everybody else is given at the same offset.
+        """
+        chance = random.Random(f"{self.cluster.seed}:{reader.name}")
+        async with self.connected() as client:
+            while True:
+                node = None if replicas is None else chance.choice(replicas)
+                try:
+                    with trio.move_on_after(chance.choice([3.0, 10.0])):
+                        await self._read_on(client, reader, node)
+                except LogdError as error:
+                    # A replica may lag behind the position, or hold none of the partitions.
+                    self.cluster.trace.note(reader.name, "reading_failed", error=repr(error))
+                    await trio.sleep(RETRY_S)
+
+    async def _read_on(self, client: Client, reader: Reader, node: int | None) -> None:
+        async with client.consumer(
+            reader.topic, start=dict(reader.positions), from_replica=node
+        ) as consumer:
+            async for record in consumer:
+                assert record.value is not None
+                where = TopicPartition(reader.topic, record.partition)
+                self.history.read(reader.name, where, record.offset, record.value)
+                reader.positions[record.partition] = record.offset + 1
+
+    async def all_arrive(self, ends: dict[TopicPartition, int]) -> None:
+        """Wait until every reader has been given everything below ``ends``."""
+        while not all(reader.has_reached(ends) for reader in self.readers):
+            await trio.sleep(RETRY_S)
+
+    # --- administration -------------------------------------------------------------------------
+
+    async def _administrate(self, name: str) -> None:
+        """Whatever an operator may ask while things go wrong: typed errors only."""
+        chance = random.Random(f"{self.cluster.seed}:{name}")
+        async with self.connected(request_timeout_ms=3_000) as client:
+            while not self.is_over:
+                call = chance.choice(
+                    [
+                        self._create_topic,
+                        self._delete_topic,
+                        self._transfer_leader,
+                        self._transfer_leader,
+                        self._ask,
+                        self._ask,
+                    ]
+                )
+                with contextlib.suppress(LogdError):
+                    await call(client, name, chance)
+                await trio.sleep(chance.random())
+
+    async def _create_topic(self, client: Client, name: str, chance: random.Random) -> None:
+        if len(self._topics) >= TOPICS_MADE_MAX:
+            return
+        topic = f"{name}-{len(self._topics)}"
+        self._topics[topic] = _TopicState.UNKNOWN
+        replicas = min(chance.choice([1, 3]), self.settings.cluster.brokers)
+        try:
+            await client.admin.create_topic(topic, partitions=1, replicas=replicas)
+        except LogdError as error:
+            if not error.may_have_applied:
+                self._topics[topic] = _TopicState.DELETED
+            if isinstance(error, TopicExistsError):
+                self.wrong.append(f"topic {topic} was created once and is said to exist")
+            raise
+        self._topics[topic] = _TopicState.EXISTS
+
+    async def _delete_topic(self, client: Client, _: str, chance: random.Random) -> None:
+        existing = [t for t, state in self._topics.items() if state is _TopicState.EXISTS]
+        if not existing:
+            return
+        topic = chance.choice(existing)
+        try:
+            await client.admin.delete_topic(topic)
+        except LogdError as error:
+            if error.may_have_applied:
+                self._topics[topic] = _TopicState.UNKNOWN
+            if isinstance(error, UnknownTopicError):
+                self.wrong.append(f"topic {topic} exists and could not be deleted: {error}")
+            raise
+        self._topics[topic] = _TopicState.DELETED
+
+    async def _transfer_leader(self, client: Client, _: str, chance: random.Random) -> None:
+        partition = chance.randrange(self.settings.partitions)
+        target = chance.choice([None, chance.choice(list(self.cluster.nodes))])
+        await client.admin.transfer_leader(TOPIC, partition, target)
+
+    async def _ask(self, client: Client, _: str, chance: random.Random) -> None:
+        admin = client.admin
+        partition = chance.randrange(self.settings.partitions)
+        node = chance.choice(list(self.cluster.nodes))
+        match chance.randrange(6):
+            case 0:
+                await admin.list_topics()
+            case 1:
+                await admin.describe_cluster()
+            case 2:
+                await admin.describe_broker(node)
+            case 3:
+                await admin.describe_partition(TOPIC, partition)
+            case 4:
+                await admin.offsets(TOPIC, partition, from_replica=chance.choice([None, node]))
+            case _:
+                await admin.describe_topic(TOPIC)
+
+    async def check_topics(self, client: Client) -> None:
+        """After all has healed: what was created is there, what was deleted is not."""
+        names = {topic.name for topic in await client.admin.list_topics()}
+        for topic, state in self._topics.items():
+            if state is _TopicState.EXISTS and topic not in names:
+                self.wrong.append(f"topic {topic} was created and is gone")
+            if state is _TopicState.DELETED and topic in names:
+                self.wrong.append(f"topic {topic} was deleted, or never created, and is there")
