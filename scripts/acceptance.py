@@ -26,6 +26,7 @@ from rich.table import Table
 
 from logd.cli.local_cluster import LocalCluster, open_cluster, stopping
 from logd.limits import GIB, MIB
+from tests.process.damage import flip_bits_and_start
 from tests.process.failover import (
     Outcome,
     fill,
@@ -53,6 +54,8 @@ DATA_BYTES_PER_BROKER: Final = 2 * GIB
 DISK_BYTES_NEEDED: Final = 4 * BROKERS * DATA_BYTES_PER_BROKER
 PUSH_S: Final = 60.0
 FOLLOWER_FROZEN_S: Final = 30.0
+FLIPPED_RECORDS: Final = 200_000
+FLIPPED_BITS: Final = 100
 GROWTH_BYTES_MAX: Final = 50 * MIB
 
 
@@ -288,6 +291,18 @@ def memory_figures(run: MemoryRun) -> list[Figure]:
     ]
 
 
+def check_flip_bits(cluster: LocalCluster) -> list[Figure]:
+    """100 random bits flipped in the segments of one of three stopped brokers."""
+    repair = flip_bits_and_start(cluster, FLIPPED_RECORDS, FLIPPED_BITS, seed=time.time_ns())
+    return [
+        Figure(
+            "records, bits flipped", f"{repair.record_count:,}, {repair.flipped_bits}", "", True
+        ),
+        Figure("start to all read and verified", *at_most(repair.whole_after_s, 60.0)),
+        Figure("replicas that differ", str(repair.lost_count), "0", repair.lost_count == 0),
+    ]
+
+
 CHECKS: Final[dict[str, Check]] = {
     "kill-leader": check_kill_leader,
     "kill-all": check_kill_all,
@@ -297,6 +312,7 @@ CHECKS: Final[dict[str, Check]] = {
     "memory-push": check_memory_push,
     "memory-frozen-follower": check_memory_frozen_follower,
     "wrong-protocol": check_wrong_protocol,
+    "flip-bits": check_flip_bits,
 }
 
 
