@@ -910,6 +910,8 @@ class Group:
             self._host.start_soon(self._write_checkpoint, offset, payload)
 
     async def _write_checkpoint(self, offset: Offset, payload: bytes) -> None:
+        """Save a checkpoint.  Without it recovery replays more headers, and that is all: a full
+        disk or a bad file here says nothing about the log, which finds out for itself."""
         try:
             async with self._io_lock:
                 if self.failure is None:
@@ -917,7 +919,12 @@ class Group:
                         self._opened.checkpoints.save, offset, payload
                     )
         except (OSError, LogdError) as error:
-            self.fail(error)
+            log.warning(
+                log_events.CHECKPOINT_FAILED,
+                group=self.group_id,
+                offset=offset,
+                reason=str(error),
+            )
 
     def fail(self, error: BaseException) -> None:
         """This replica's disk cannot be trusted any more: stop it, and say so.

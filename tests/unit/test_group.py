@@ -5,6 +5,8 @@ The other voters are played by the tests.
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import trio
 
@@ -647,6 +649,27 @@ def test_a_checkpoint_is_taken_at_each_roll_and_saved_only_below_the_commit_offs
             found = store.load()
             assert found is not None
             assert found[0] == 2
+
+    play(story)
+
+
+def test_a_checkpoint_that_cannot_be_saved_does_not_stop_the_replica() -> None:
+    def refuse_checkpoints(operation: str, path: str) -> None:
+        if operation == "create" and "checkpoint-" in path:
+            raise OSError(errno.ENOSPC, "no space left")
+
+    async def story() -> None:
+        async with open_replica(segment_bytes=4 * KIB + 512) as replica:
+            await replica.lead()
+            replica.files.on_operation = refuse_checkpoints
+            replica.propose(bytes(1024), producer_id=9)
+            await a_while()
+            await replica.commit()
+            await a_while()
+
+            assert replica.group._opened.checkpoints.load() is None
+            assert replica.group.failure is None
+            assert replica.group.is_leader
 
     play(story)
 
