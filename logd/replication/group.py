@@ -214,6 +214,8 @@ class Group:
         self._log_time_base_ms = 0
         self._catching_up: dict[NodeId, bool] = {}
         self._lanes: dict[NodeId, Lane] = {}
+        self._fed_from_file: dict[NodeId, bool] = {}
+        """Followers whose last batches were too old for memory."""
         self._checkpoint: tuple[Offset, bytes] | None = None
         self._batches_since_checkpoint = opened.batches_replayed
         host.set_deadline(self, core.deadline_ms)
@@ -264,8 +266,7 @@ class Group:
         progress = self.core.progress(follower)
         if progress.state is not ProgressState.PIPELINE:
             return False
-        is_fed_from_memory = self._lanes.get(follower, "main") == "main"
-        return is_fed_from_memory or progress.match == self.log.end_offset
+        return follower not in self._fed_from_file or progress.match == self.log.end_offset
 
     def watch(self, watcher: Watcher) -> int:
         """Call ``watcher`` on each commit from now on; returns a key for ``unwatch``."""
@@ -495,6 +496,7 @@ class Group:
             - self._host.now_ms()
         )
         self._lanes.clear()
+        self._fed_from_file.clear()
         self._host.leadership_changed(self)
         no_op = seal_opaque(
             encode_control(NoOp()), kind=BatchKind.CONTROL, timestamp_ms=self._log_time_ms()
@@ -691,6 +693,7 @@ class Group:
             return False
         if lane == "bulk" and self.core.progress(follower).in_flight_bytes == 0:
             lane = self._lanes[follower] = "main"
+        self._fed_from_file.pop(follower, None)
         buffers = tuple(buffer for batch in cached for buffer in batch.buffers)
         size = sum(batch.size_bytes for batch in cached)
         request = self.core.make_append(follower, cached[-1].end_offset, size)
@@ -727,6 +730,7 @@ class Group:
     def _send_found(self, follower: NodeId, found: list[memoryview]) -> None:
         if self.core.progress(follower).in_flight_bytes == 0:
             self._lanes[follower] = "bulk"
+        self._fed_from_file[follower] = True
         last = decode_header(found[-1])
         request = self.core.make_append(
             follower, Offset(last.end_offset), sum(len(batch) for batch in found)
