@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="replay this one, with its whole timeline")
     parser.add_argument("--faults", help="replay with these faults only, by number: 3,7,9 or none")
     parser.add_argument("--messages", action="store_true", help="show what brokers say, too")
+    parser.add_argument("--until-failure", action="store_true", help="end with the first")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if options.seed is not None:
@@ -59,6 +60,8 @@ def main() -> int:
             (failed if outcome.problem else passed).append(outcome)
             if outcome.problem:
                 print(f"seed {outcome.seed} FAILED: {outcome.signature}", flush=True)
+            if outcome.problem and options.until_failure:
+                return 1
             done = len(failed) + len(passed)
             if done % 20 == 0:
                 print(f"{done}/{len(seeds)} seeds, {len(failed)} failed", flush=True)
