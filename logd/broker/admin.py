@@ -239,7 +239,7 @@ async def describe_broker(broker: Broker, request: DescribeBrokerRequest) -> Des
                     commit_offset=0,
                     reason=reason,
                 )
-                for group_id, reason in broker.node.repairer.shut_groups()
+                for group_id, reason in broker.node.shut.items()
             ),
         ],
         peers_alive=[int(node) for node in broker.node.peers_up()],

@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 OPENING_AT_ONCE = 8
 RETRY_S = 1.0
+BEING_REPAIRED = "damaged, and being repaired from its peers"
 
 
 class Partitions:
@@ -54,7 +55,6 @@ class Partitions:
         self._env = env
         self._node = node
         self._directory = membership.directory
-        self._unusable: dict[GroupId, str] = {}
 
     async def open_metadata(
         self, voters: tuple[NodeId, ...], learners: tuple[NodeId, ...]
@@ -62,7 +62,9 @@ class Partitions:
         """Open group 0.  Raises CorruptionError or StorageError: the broker cannot start."""
         options = self._log_options(None)
         while (opened := await self._open_whole(METADATA_GROUP, options)) is None:
+            self._node.shut[METADATA_GROUP] = BEING_REPAIRED
             await self._repaired(METADATA_GROUP, voters + learners, options)
+            del self._node.shut[METADATA_GROUP]
         return self._add(opened, Configuration(voters, learners))
 
     async def run(self, metadata: MetadataService) -> None:
@@ -73,12 +75,12 @@ class Partitions:
             missing = [
                 placement
                 for group, placement in wanted.items()
-                if group not in self._node.groups and group not in self._unusable
+                if group not in self._node.groups and group not in self._node.shut
             ]
             await self._open_all(missing, metadata)
             self._apply_topic_options(wanted, metadata)
             if {p.group for p in metadata.state.partitions_on(self._node.node)} == set(wanted):
-                is_settled = is_tidy and not self._unusable
+                is_settled = is_tidy and not self._node.shut
                 with trio.move_on_after(math.inf if is_settled else RETRY_S):
                     await metadata.changed()
 
@@ -138,13 +140,13 @@ class Partitions:
             opened = await self._open_whole(placement.group, options)
             if opened is None:
                 # It is mended in the background; the others of this round are not held up.
-                self._unusable[placement.group] = "damaged; being repaired from its peers"
+                self._node.shut[placement.group] = BEING_REPAIRED
                 self._node.start_soon(self._mend, placement, options)
                 return
             self._add(opened, Configuration(placement.replicas))
         except (OSError, LogdError) as error:
             # This replica stays shut; the others serve.  A restart tries again.
-            self._unusable[placement.group] = str(error)
+            self._node.shut[placement.group] = str(error)
             log.error(
                 log_events.PARTITION_DAMAGED,
                 partition=str(placement.name),
@@ -174,7 +176,7 @@ class Partitions:
         try:
             await self._repaired(placement.group, placement.replicas, options)
         except (OSError, LogdError) as error:
-            self._unusable[placement.group] = str(error)
+            self._node.shut[placement.group] = str(error)
             log.error(
                 log_events.PARTITION_DAMAGED,
                 partition=str(placement.name),
@@ -182,7 +184,7 @@ class Partitions:
                 reason=str(error),
             )
         else:
-            del self._unusable[placement.group]
+            del self._node.shut[placement.group]
 
     async def _repaired(
         self, group_id: GroupId, members: tuple[NodeId, ...], options: LogOptions

@@ -16,6 +16,8 @@ from logd.cli.exits import ExitCode
 from logd.cli.options import bootstrap_option, output_option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from logd.cli.overview import BrokerRow
     from logd.wire.messages import DescribePartitionResponse, MetadataResponse
 
@@ -33,6 +35,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int
     under_replicated: list[str]
     offline: list[str]
+    damaged: list[str]
+    """Replicas with a hole that is being repaired, or shut for good; with the reason."""
     lag_max: int
     problems: list[str]
 
@@ -102,7 +106,7 @@ def describe(bootstrap: str, output: str) -> None:
 
 
 async def _fetch_status(bootstrap: str) -> Status:
-    from logd.cli.overview import describe_partitions
+    from logd.cli.overview import damaged_replicas, describe_partitions
     from logd.cli.session import connected, wait_for_controller
     from logd.errors import UnavailableError
 
@@ -117,12 +121,14 @@ async def _fetch_status(bootstrap: str) -> Status:
             for partition in topic.partitions
         ]
         answers = await describe_partitions(client, names)
-    return status_of(metadata, dict(zip(names, answers, strict=True)))
+        damaged = await damaged_replicas(client, metadata)
+    return status_of(metadata, dict(zip(names, answers, strict=True)), damaged)
 
 
 def status_of(
     metadata: MetadataResponse,
     described: dict[tuple[str, int], DescribePartitionResponse | None],
+    damaged: Sequence[str] = (),
 ) -> Status:
     """Judge what was found.  A partition missing from ``described`` was not asked about."""
     from logd.cli.overview import broker_rows, lag_max, missing_brokers
@@ -140,6 +146,7 @@ def status_of(
     ]
     problems += [f"{name} has no leader that answers" for name in offline]
     problems += [f"{name} is under-replicated" for name in under_replicated]
+    problems += damaged
     state: Literal["ok", "degraded", "unavailable"] = "degraded" if problems else "ok"
     return Status(
         cluster_id=metadata.cluster_id,
@@ -150,6 +157,7 @@ def status_of(
         partitions=sum(len(topic.partitions) for topic in metadata.topics),
         under_replicated=under_replicated,
         offline=offline,
+        damaged=list(damaged),
         lag_max=max((lag_max(answer) for answer in described.values() if answer), default=0),
         problems=problems,
     )
@@ -168,6 +176,7 @@ def _print_status(found: Status) -> None:
             ("partitions", found.partitions),
             ("under-replicated", len(found.under_replicated)),
             ("offline", len(found.offline)),
+            ("damaged replicas", len(found.damaged)),
             ("lag, at most", found.lag_max),
         ]
     )

@@ -157,6 +157,34 @@ async def describe_partitions(
     return answers
 
 
+async def damaged_replicas(client: Client, metadata: MetadataResponse) -> list[str]:
+    """Replicas that their brokers have shut or found damaged, each with the reason."""
+    names = {
+        partition.group: f"{topic.name}/{partition.partition}"
+        for topic in metadata.topics
+        for partition in topic.partitions
+    }
+    found: list[str] = []
+
+    async def ask(node_id: int) -> None:
+        with anyio.move_on_after(DESCRIBE_TIMEOUT_S):
+            try:
+                broker = await client.admin.describe_broker(node_id)
+            except LogdError:
+                return  # That it does not answer is shown already.
+            found.extend(
+                f"broker {node_id}, {names.get(replica.group, 'the metadata log')}: {replica.reason}"
+                for replica in broker.replicas
+                if replica.reason
+            )
+
+    async with anyio.create_task_group() as tasks:
+        for broker in metadata.brokers:
+            if broker.alive:
+                tasks.start_soon(ask, broker.node_id)
+    return sorted(found)
+
+
 async def partition_rows(client: Client, topics: Sequence[TopicInfo]) -> list[PartitionRow]:
     """Every partition of ``topics``."""
     partitions = [(topic.name, partition) for topic in topics for partition in topic.partitions]

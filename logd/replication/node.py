@@ -77,6 +77,8 @@ class Node:
         self.membership = membership
         self.tail_cache = TailCache(config.tail_cache_bytes)
         self.groups: dict[GroupId, Group] = {}
+        self.shut: dict[GroupId, str] = {}
+        """Replicas on this node that could not be taken up, and why."""
         self.incarnation = env.rng("incarnation").getrandbits(48)
         self.on_forward: Callable[[NodeId, Forward], None] | None = None
         self.on_forward_result: Callable[[ForwardResult], None] | None = None

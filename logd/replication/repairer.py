@@ -137,10 +137,6 @@ class Repairer:
 
     # --- logs found damaged when they were opened -----------------------------------------------
 
-    def shut_groups(self) -> list[tuple[GroupId, str]]:
-        """Replicas that are kept shut, and why."""
-        return [(group_id, opened.damage or "") for group_id, opened in self._shut.items()]
-
     async def mend(self, opened: OpenedGroup, members: Sequence[NodeId]) -> None:
         """Make a damaged log whole, waiting for peers as long as it takes; then close it.
 

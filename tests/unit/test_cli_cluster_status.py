@@ -112,3 +112,13 @@ def test_a_partition_without_an_answer_shows_only_what_metadata_knows() -> None:
     row = partition_row("t", partition, None)
 
     assert (row.leader, row.replicas, row.commit) == (None, [1, 2, 3], None)
+
+
+def test_a_damaged_replica_degrades_the_cluster_and_is_named() -> None:
+    answers = {("t", 0): described(), ("t", 1): described()}
+
+    status = status_of(metadata(), answers, ["broker 2, t/1: a hole"])
+
+    assert status.state == "degraded"
+    assert status.damaged == ["broker 2, t/1: a hole"]
+    assert status.problems == ["broker 2, t/1: a hole"]
