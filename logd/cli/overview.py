@@ -172,11 +172,10 @@ async def damaged_replicas(client: Client, metadata: MetadataResponse) -> list[s
                 broker = await client.admin.describe_broker(node_id)
             except LogdError:
                 return  # That it does not answer is shown already.
-            found.extend(
-                f"broker {node_id}, {names.get(replica.group, 'the metadata log')}: {replica.reason}"
-                for replica in broker.replicas
-                if replica.reason
-            )
+            for replica in broker.replicas:
+                if replica.reason:
+                    name = names.get(replica.group, "the metadata log")
+                    found.append(f"broker {node_id}, {name}: {replica.reason}")
 
     async with anyio.create_task_group() as tasks:
         for broker in metadata.brokers:
