@@ -59,6 +59,11 @@ def _flip_one(data_dir: Path, chance: random.Random) -> None:
     """One bit of one segment, each byte of all segments being as likely."""
     paths = sorted(data_dir.glob("groups/*/*.log"))
     (path,) = chance.choices(paths, [each.stat().st_size for each in paths])
+    flip_bit(path, chance)
+
+
+def flip_bit(path: Path, chance: random.Random) -> None:
+    """Any one bit of a file."""
     position, bit = chance.randrange(path.stat().st_size), chance.randrange(8)
     with path.open("r+b") as file:
         file.seek(position)

@@ -50,11 +50,17 @@ class AckLog:
 
 
 class Load:
-    """Appends until told to stop.  Every record's value is its own."""
+    """Appends until told to stop.  Every record's value is its own.
 
-    def __init__(self, producer: Producer) -> None:
+    Args:
+        pause_s: between one acknowledgement and the next append of each task: steady load
+            that can go on for long, in place of as much as possible.
+    """
+
+    def __init__(self, producer: Producer, *, pause_s: float = 0.0) -> None:
         self.acks = AckLog()
         self._producer = producer
+        self._pause_s = pause_s
         self._is_stopped = False
 
     def stop(self) -> None:
@@ -70,6 +76,7 @@ class Load:
             ack = await self._producer.append(value)
             self.acks.add(value, ack.offset)
             self.acks.advance()
+            await self._pause()
 
     async def append_many(self, worker: int) -> None:
         """A few records at a time; run several of these."""
@@ -83,6 +90,11 @@ class Load:
                     self.acks.add(value, part.base_offset + at)
             assert next(remaining, None) is None
             self.acks.advance()
+            await self._pause()
+
+    async def _pause(self) -> None:
+        if self._pause_s > 0:
+            await anyio.sleep(self._pause_s)
 
 
 @dataclass

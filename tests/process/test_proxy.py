@@ -1,0 +1,133 @@
+"""Brokers on a network that is slow, one-way or half-open, as processes and sockets see it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import anyio
+import pytest
+
+from logd.limits import KIB
+from logd.types import GroupId, NodeId
+from logd_client import Client, connect
+from tests.process.failover import CALM_S
+from tests.process.harness import (
+    BROKERS,
+    dump_replicas,
+    leader_of,
+    make_whole,
+    require_no_bug_reported,
+    wait_until_caught_up,
+)
+from tests.process.load import Load, compare
+from tests.process.proxy import ProxiedCluster, Shape, proxied_cluster
+
+pytestmark = pytest.mark.process
+
+LEADERLESS_S_MAX = 4.0
+"""Silence is noticed after one second; the rest is for the machine that tests."""
+
+CUT_ON_S = 0.5
+DELAY_S = 0.03
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedCluster]:
+    with proxied_cluster(tmp_path_factory.mktemp("proxied")) as cluster:
+        make_whole(cluster)
+        yield cluster
+        require_no_bug_reported(cluster)
+
+
+@pytest.fixture
+def cluster(shared: ProxiedCluster) -> Iterator[ProxiedCluster]:
+    make_whole(shared)
+    yield shared
+    shared.proxy.heal()
+
+
+async def another_leader(client: Client, topic: str, before: NodeId) -> NodeId:
+    while (leader := await leader_of(client, topic)) == before:
+        await anyio.sleep(0.02)
+    return leader
+
+
+async def cut_off_its_leader(cluster: ProxiedCluster, topic: str, shape: Shape) -> None:
+    """Under load, what the leader sends is shaped; another leads; healed, all agree."""
+    proxy = cluster.proxy
+    async with connect(cluster.bootstrap) as client:
+        created = await client.admin.create_topic(topic, partitions=1, replicas=BROKERS)
+        before = await leader_of(client, topic)
+        async with client.producer(topic) as producer:
+            load = Load(producer, pause_s=0.002)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(load.append_one_by_one)
+                await anyio.sleep(CALM_S)
+                cut = time.monotonic()
+                proxy.shape(proxy.pairs_from(before), shape)
+                with anyio.fail_after(LEADERLESS_S_MAX):
+                    after = await another_leader(client, topic, before)
+                while await load.acks.one_more() < cut + CUT_ON_S:
+                    pass
+                proxy.heal()
+                await anyio.sleep(CALM_S)
+                load.stop()
+        await wait_until_caught_up(client, topic, [0])
+    replicas = await anyio.to_thread.run_sync(
+        dump_replicas, cluster, GroupId(created.partitions[0].group)
+    )
+    differences = compare(load.acks.offsets, replicas)
+
+    assert after != before
+    assert load.acks.longest_gap_s <= LEADERLESS_S_MAX
+    assert differences.count == 0, differences
+
+
+def test_a_leader_that_is_no_longer_heard_is_replaced_and_nothing_is_lost(
+    cluster: ProxiedCluster,
+) -> None:
+    anyio.run(cut_off_its_leader, cluster, "one-way", Shape(is_cut=True), backend="trio")
+
+
+def test_a_leader_whose_bytes_vanish_on_open_connections_is_replaced(
+    cluster: ProxiedCluster,
+) -> None:
+    anyio.run(cut_off_its_leader, cluster, "half-open", Shape(is_half_open=True), backend="trio")
+
+
+def test_slow_paths_slow_acknowledgements_and_depose_nobody(cluster: ProxiedCluster) -> None:
+    async def append_slowly() -> tuple[float, bool]:
+        async with connect(cluster.bootstrap) as client:
+            await client.admin.create_topic("slow", partitions=1, replicas=BROKERS)
+            before = await client.admin.describe_partition("slow", 0)
+            async with client.producer("slow") as producer:
+                await producer.append(b"opens everything")
+                cluster.proxy.shape(cluster.proxy.all_pairs, Shape(delay_s=DELAY_S))
+                began = time.monotonic()
+                for number in range(20):
+                    await producer.append(b"%d" % number)
+                took_s = time.monotonic() - began
+            after = await client.admin.describe_partition("slow", 0)
+            return took_s / 20, (before.term, before.leader) == (after.term, after.leader)
+
+    each_s, is_same_leader = anyio.run(append_slowly, backend="trio")
+
+    assert each_s >= 2 * DELAY_S
+    assert is_same_leader
+
+
+def test_connections_that_are_reset_are_made_again(cluster: ProxiedCluster) -> None:
+    async def append_through_resets() -> int:
+        async with connect(cluster.bootstrap) as client:
+            await client.admin.create_topic("reset", partitions=1, replicas=BROKERS)
+            async with client.producer("reset") as producer:
+                for _ in range(3):
+                    assert cluster.proxy.reset_all() > 0
+                    await producer.append_many([bytes(KIB)] * 100)
+            await wait_until_caught_up(client, "reset", [0])
+            return (await client.admin.offsets("reset", 0)).data_end
+
+    data_end = anyio.run(append_through_resets, backend="trio")
+
+    assert data_end >= 300
