@@ -250,6 +250,9 @@ _COLUMN_TYPES: Final = frozenset((bytes, type(None)))
 def _check_column(name: str, column: Sequence[Value]) -> None:
     if isinstance(column, bytes | bytearray | memoryview | str):
         raise UsageError(f"{name} must be a sequence of bytes, not {type(column).__name__}")
+    if not isinstance(column, Sequence):
+        # A generator can be looked at once, and is looked at here: its records would be lost.
+        raise UsageError(f"{name} must be a list or a tuple, not {type(column).__name__}")
     found = set(map(type, column))
     if not found <= _COLUMN_TYPES:
         wrong = sorted(cls.__name__ for cls in found - _COLUMN_TYPES)

@@ -7,20 +7,29 @@ An event loop runs in a thread of its own for as long as the client is open, and
 handed to it, so that batching, retries and subscriptions go on between calls.  Objects may be
 used from several threads.  Arguments, results and errors are those of the asynchronous
 client; see there.
+
+Where a ``with`` block does not fit, as in a notebook, ``open()`` and ``close()`` do the same:
+
+    client = connect("127.0.0.1:7171").open()
+    producer = client.producer("orders").open()
+
+A program that ends without closing its client ends all the same: what was not acknowledged by
+then is given up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+import atexit
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from logd.errors import UsageError
+from logd.errors import LogdError, UsageError
 from logd.wire.messages import (
     DescribeBrokerResponse,
     DescribePartitionResponse,
@@ -65,15 +74,31 @@ class Client:
         self._client = client
         self._backend = backend
         self._stack = ExitStack()
-        self._portal: BlockingPortal | None = None
+        self._portal: _Portal | None = None
 
-    def __enter__(self) -> Client:
+    def open(self) -> Client:
+        """Meet the cluster.
+
+        Raises:
+            ConnectionFailedError: no broker could be reached; names each address and reason.
+        """
+        if self._portal is not None:
+            raise UsageError("a client is opened once; make another one")
         with ExitStack() as stack:
             portal = stack.enter_context(start_blocking_portal(self._backend))
             stack.enter_context(portal.wrap_async_context_manager(self._client))
             self._stack = stack.pop_all()
-        self._portal = portal
+        self._portal = _Portal(portal)
+        # The interpreter cannot end while the loop's thread waits to be told to.
+        atexit.register(self.close)
         return self
+
+    def close(self) -> None:
+        """Close whatever was made with this client, and its connections."""
+        self.__exit__(None, None, None)
+
+    def __enter__(self) -> Client:
+        return self.open()
 
     def __exit__(
         self,
@@ -81,6 +106,9 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
+        atexit.unregister(self.close)
+        if self._portal is not None:
+            self._portal.is_closed = True
         return self._stack.__exit__(kind, error, traceback)
 
     @property
@@ -102,16 +130,36 @@ class Client:
         portal = self._open_portal()
         return Consumer(portal, portal.call(partial(self._client.consumer, topic, **options)))
 
-    def _open_portal(self) -> BlockingPortal:
+    def _open_portal(self) -> _Portal:
         if self._portal is None:
             raise UsageError("the client is not open: use `with connect(...)`")
         return self._portal
 
 
+class _Portal:
+    """The way into the event loop's thread."""
+
+    def __init__(self, portal: BlockingPortal) -> None:
+        self._portal = portal
+        self.is_closed = False
+
+    @overload
+    def call(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T: ...
+
+    @overload
+    def call(self, function: Callable[..., T], *arguments: object) -> T: ...
+
+    def call(self, function: Callable[..., object], *arguments: object) -> object:
+        """Call ``function`` there and wait for what it returns, or for what it awaits."""
+        if self.is_closed:
+            raise UsageError("the client is closed: make another one with connect(...)")
+        return self._portal.call(function, *arguments)
+
+
 class Admin:
     """See ``logd_client.Admin``."""
 
-    def __init__(self, portal: BlockingPortal, admin: AsyncAdmin) -> None:
+    def __init__(self, portal: _Portal, admin: AsyncAdmin) -> None:
         self._portal = portal
         self._admin = admin
 
@@ -164,12 +212,21 @@ class Admin:
 class _Entered:
     """Something whose asynchronous context is entered and left from another thread."""
 
-    def __init__(self, portal: BlockingPortal, context: AbstractContextManager[object]) -> None:
+    def __init__(self, portal: _Portal, context: AbstractAsyncContextManager[object]) -> None:
         self._portal = portal
         self._context = context
 
-    def _enter(self) -> None:
-        self._context.__enter__()
+    def open(self) -> Self:
+        """Do what entering a ``with`` block does."""
+        self._portal.call(self._context.__aenter__)
+        return self
+
+    def close(self) -> None:
+        """Do what leaving a ``with`` block does: a producer waits for its acknowledgements."""
+        self.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self.open()
 
     def __exit__(
         self,
@@ -177,19 +234,17 @@ class _Entered:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        return self._context.__exit__(kind, error, traceback)
+        if self._portal.is_closed:
+            return None  # The client has closed it too.
+        return self._portal.call(self._context.__aexit__, kind, error, traceback)
 
 
 class Producer(_Entered):
     """See ``logd_client.Producer``."""
 
-    def __init__(self, portal: BlockingPortal, producer: AsyncProducer) -> None:
-        super().__init__(portal, portal.wrap_async_context_manager(producer))
+    def __init__(self, portal: _Portal, producer: AsyncProducer) -> None:
+        super().__init__(portal, producer)
         self._producer = producer
-
-    def __enter__(self) -> Producer:
-        self._enter()
-        return self
 
     def append(
         self,
@@ -253,6 +308,10 @@ class Producer(_Entered):
             )
         )
 
+    @property
+    def trouble(self) -> LogdError | None:
+        return self._portal.call(lambda: self._producer.trouble)
+
     def flush(self) -> None:
         self._portal.call(self._producer.flush)
 
@@ -260,7 +319,7 @@ class Producer(_Entered):
 class Ticket:
     """See ``logd_client.Ticket``."""
 
-    def __init__(self, portal: BlockingPortal, ticket: AsyncTicket) -> None:
+    def __init__(self, portal: _Portal, ticket: AsyncTicket) -> None:
         self._portal = portal
         self._ticket = ticket
 
@@ -280,13 +339,9 @@ async def _await(ticket: AsyncTicket) -> Ack:
 class Consumer(_Entered):
     """See ``logd_client.Consumer``."""
 
-    def __init__(self, portal: BlockingPortal, consumer: AsyncConsumer) -> None:
-        super().__init__(portal, portal.wrap_async_context_manager(consumer))
+    def __init__(self, portal: _Portal, consumer: AsyncConsumer) -> None:
+        super().__init__(portal, consumer)
         self._consumer = consumer
-
-    def __enter__(self) -> Consumer:
-        self._enter()
-        return self
 
     def __iter__(self) -> Iterator[Record]:
         """Iterate over records.  Only whole batches cross between the threads."""
@@ -303,6 +358,10 @@ class Consumer(_Entered):
         while (batch := self._portal.call(self._consumer.next_batch)) is not None:
             yield batch
 
+    @property
+    def trouble(self) -> LogdError | None:
+        return self._portal.call(lambda: self._consumer.trouble)
+
     def position(self, partition: int) -> int | None:
         return self._portal.call(self._consumer.position, partition)
 
@@ -312,4 +371,5 @@ class Consumer(_Entered):
 
     def close(self) -> None:
         """End the subscriptions; iteration in progress, in another thread, stops."""
-        self._portal.call(self._consumer.aclose)
+        if not self._portal.is_closed:
+            self._portal.call(self._consumer.aclose)

@@ -42,8 +42,8 @@ class TcpTransport:
     async def connect(self, host: str, port: int) -> Stream:
         try:
             stream = await anyio.connect_tcp(host, port)
-        except UnicodeError as error:
-            raise socket.gaierror(socket.EAI_NONAME, "not a host name") from error
+        except UnicodeError:
+            raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None
         raw_socket = stream.extra(SocketAttribute.raw_socket)
         raw_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return _TcpStream(stream)

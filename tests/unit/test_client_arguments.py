@@ -13,7 +13,8 @@ import pytest
 
 from logd.errors import UsageError
 from logd.types import HostPort
-from logd_client import Client, connect
+from logd_client import Client, connect, sync
+from logd_client.accumulator import Slices
 from logd_client.admin import Admin
 from logd_client.consumer import ConsumerOptions
 from logd_client.environment import Environment, wall_clock_ms
@@ -151,3 +152,16 @@ def test_aware_times_are_starts_wherever_their_zone_is() -> None:
     zone = datetime.timezone(datetime.timedelta(hours=-12))
     ConsumerOptions(start=datetime.datetime.max.replace(tzinfo=zone))
     ConsumerOptions(start=datetime.datetime.min.replace(tzinfo=UTC))
+
+
+def test_a_generator_is_refused_because_measuring_it_would_use_it_up() -> None:
+    with pytest.raises(UsageError, match="values must be a list or a tuple, not generator"):
+        Slices((value for value in [b"a"]), None)  # type: ignore[arg-type]  # The mistake.
+
+
+def test_a_blocking_client_that_is_closed_or_not_open_yet_says_so() -> None:
+    client = sync.connect("127.0.0.1:1")
+
+    with pytest.raises(UsageError, match="the client is not open"):
+        _ = client.admin
+    client.close()
