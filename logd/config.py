@@ -280,7 +280,7 @@ def load_config(
     """
     try:
         values: dict[str, object] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # Of a number of thousands of digits, not a TOMLDecodeError.
         raise UsageError(f"{origin}: not valid TOML: {error}") from error
     except RecursionError as error:
         raise UsageError(f"{origin}: nested too deeply") from error

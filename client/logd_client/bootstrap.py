@@ -9,6 +9,7 @@ from logd.errors import UsageError
 from logd.types import HostPort
 
 _PORT_MAX = 65_535
+_PORT_DIGITS_MAX = 5
 
 
 def parse_bootstrap(text: str) -> tuple[HostPort, ...]:
@@ -32,6 +33,8 @@ def _parse_address(entry: str) -> HostPort:
         raise UsageError(f"bootstrap address {entry!r}: write IPv6 addresses as [HOST]:PORT")
     if not separator or not host:
         raise UsageError(f"bootstrap address {entry!r} is not HOST:PORT")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) <= _PORT_MAX):
+    # The length comes first: int() refuses thousands of digits with an error of its own.
+    is_number = port.isascii() and port.isdigit() and len(port) <= _PORT_DIGITS_MAX
+    if not (is_number and 0 < int(port) <= _PORT_MAX):
         raise UsageError(f"bootstrap address {entry!r}: port must be 1 to {_PORT_MAX}")
     return HostPort(host, int(port))

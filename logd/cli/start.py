@@ -98,4 +98,7 @@ def _timestamp(text: str) -> FromTime:
         )
     if time < EPOCH:
         raise ValueError(f"{text!r} is before 1970")
-    return FromTime(time.astimezone(UTC))
+    try:
+        return FromTime(time.astimezone(UTC))
+    except OverflowError:
+        raise ValueError(f"{text!r} is after the year 9999 in UTC") from None

@@ -131,8 +131,10 @@ def decode_file_header(path: str, magic: bytes, block: Buffer) -> FileHeader:
         raise NewerFormatError(
             f"{path} has format version {version}; this program reads up to {FORMAT_VERSION}"
         )
-    name = directory.rstrip(b"\0").decode("ascii", errors="replace")
-    identity = LogIdentity(DirectoryId(name), NodeId(node), GroupId(group))
+    name = directory.rstrip(b"\0")
+    if not name or not name.isascii():
+        raise CorruptionError(f"{path}: directory id {name!r}, expected ASCII characters")
+    identity = LogIdentity(DirectoryId(name.decode("ascii")), NodeId(node), GroupId(group))
     return FileHeader(
         identity, Offset(base_offset), Term(prev_term), payload_bytes, payload_checksum
     )
