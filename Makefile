@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 200
 SEED ?=
+MINUTES ?= 20
 
-.PHONY: setup demo test lint types check bench sim clean
+.PHONY: setup demo test lint types check bench sim soak clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +15,7 @@ help:
 	@echo "make check   lint, types, import contracts and tests: what CI runs"
 	@echo "make sim     SEEDS=200 simulated clusters under faults; SEED=n replays one,"
 	@echo "             with FAULTS=3,7,9 only those, with MESSAGES=1 what brokers say"
+	@echo "make soak    MINUTES=20 of faults on real brokers under load, nothing lost"
 	@echo "make bench   produce, consume and latency on a local three-broker cluster"
 
 setup: $(VENV)/.ready
@@ -43,6 +45,9 @@ demo: setup
 sim: setup
 	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) \
 		$(if $(FAULTS),--faults $(FAULTS)) $(if $(MESSAGES),--messages)
+
+soak: setup
+	$(BIN)/python -m scripts.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench: setup
 	$(BIN)/logd bench produce --brokers 3

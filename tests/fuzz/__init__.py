@@ -1,0 +1,1 @@
+"""Bytes from outside, as bad as they come, at every place that reads them."""
