@@ -47,7 +47,7 @@ sim: setup
 		$(if $(FAULTS),--faults $(FAULTS)) $(if $(MESSAGES),--messages)
 
 soak: setup
-	$(BIN)/python -m scripts.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python scripts/soak.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench: setup
 	$(BIN)/logd bench produce --brokers 3
