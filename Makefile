@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 SEEDS ?= 200
 SEED ?=
 MINUTES ?= 20
+TARGET ?=
 
-.PHONY: setup demo test lint types check bench sim soak clean
+.PHONY: setup demo test lint types check bench sim soak fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +17,7 @@ help:
 	@echo "make sim     SEEDS=200 simulated clusters under faults; SEED=n replays one,"
 	@echo "             with FAULTS=3,7,9 only those, with MESSAGES=1 what brokers say"
 	@echo "make soak    MINUTES=20 of faults on real brokers under load, nothing lost"
+	@echo "make fuzz    MINUTES=20 looking for bytes that break a decoder; TARGET=name only one"
 	@echo "make bench   produce, consume and latency on a local three-broker cluster"
 
 setup: $(VENV)/.ready
@@ -48,6 +50,12 @@ sim: setup
 
 soak: setup
 	$(BIN)/python scripts/soak.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+# Coverage-guided where there is a wheel of atheris for this Python, else by mutation alone.
+fuzz: setup
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[dev,fuzz]'
+	$(BIN)/python -m tests.fuzz run --minutes $(MINUTES) $(if $(TARGET),--target $(TARGET))
 
 bench: setup
 	$(BIN)/logd bench produce --brokers 3
