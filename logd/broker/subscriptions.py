@@ -19,6 +19,7 @@ from logd.errors import (
     OffsetOutOfRangeError,
     ReplicaDamagedError,
     SubscriptionLostError,
+    UnavailableError,
 )
 from logd.limits import (
     FETCH_BYTES_MAX,
@@ -218,6 +219,7 @@ async def start_position(broker: Broker, group: Group, start: Start, value: int)
 
     Raises:
         OffsetOutOfRangeError: outside [log start, commit offset].
+        UnavailableError: above what this replica knows to be committed, and it does not lead.
     """
     log_start, commit = group.log.start_offset, group.commit_offset
     match start:
@@ -229,6 +231,12 @@ async def start_position(broker: Broker, group: Group, start: Start, value: int)
             found = await broker.env.run_blocking(group.log.offset_for_time, value)
             return min(Offset(found), commit) if found is not None else commit
         case "offset":
+            if value > commit and not group.is_ready:
+                # A replica that was cut off or has just started learns of commits late: a
+                # reader that comes back may know more than it does.
+                raise UnavailableError(
+                    f"offset {value} is not known to be committed here yet, only up to {commit}"
+                )
             if not log_start <= value <= commit:
                 raise OffsetOutOfRangeError(
                     f"offset {value} is outside the log: valid are {log_start} to {commit}",

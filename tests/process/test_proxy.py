@@ -131,3 +131,30 @@ def test_connections_that_are_reset_are_made_again(cluster: ProxiedCluster) -> N
     data_end = anyio.run(append_through_resets, backend="trio")
 
     assert data_end >= 300
+
+
+def test_a_reader_waits_for_a_replica_that_knows_less_than_it_has_read(
+    cluster: ProxiedCluster,
+) -> None:
+    async def read_behind_the_end() -> list[bytes | None]:
+        async with connect(cluster.bootstrap) as client:
+            await client.admin.create_topic("behind", partitions=1, replicas=BROKERS)
+            leader = await leader_of(client, "behind")
+            behind = next(b.node_id for b in cluster.brokers if b.node_id != leader)
+            async with client.producer("behind") as producer:
+                await producer.append(b"on all replicas")
+                await wait_until_caught_up(client, "behind", [0])
+                cluster.proxy.shape(cluster.proxy.pairs_to(behind), Shape(is_cut=True))
+                await producer.append(b"read elsewhere")
+                ack = await producer.append(b"wanted")
+                async with client.consumer(
+                    "behind", start=ack.offset, partitions=[0], from_replica=behind
+                ) as consumer:
+                    with anyio.move_on_after(CUT_ON_S) as cut:
+                        await consumer.next_record()
+                    cluster.proxy.heal()
+                    with anyio.fail_after(LEADERLESS_S_MAX):
+                        record = await consumer.next_record()
+            return [b"waited" if cut.cancelled_caught else b"", record and record.value]
+
+    assert anyio.run(read_behind_the_end, backend="trio") == [b"waited", b"wanted"]
