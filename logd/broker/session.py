@@ -181,11 +181,17 @@ class Session:
     # --- reading ------------------------------------------------------------------------------
 
     async def _next_frame(self) -> Frame | None:
-        """The next frame; None when the client has finished.  Each frame must make progress."""
+        """The next frame; None when the client has finished.
+
+        One that has begun must arrive whole in time: a byte now and then is no progress.
+        """
         decoder = self._decoder
+        deadline: float | None = None
         while (frame := decoder.next_frame()) is None:
             if decoder.pending_bytes:
-                with trio.fail_after(PROGRESS_TIMEOUT_S):
+                if deadline is None:
+                    deadline = trio.current_time() + PROGRESS_TIMEOUT_S
+                with trio.fail_at(deadline):
                     received = await self._stream.receive_into(decoder.writable())
             else:
                 received = await self._stream.receive_into(decoder.writable())
