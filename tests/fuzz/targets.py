@@ -305,6 +305,27 @@ def batch_payload(data: bytes) -> None:
         with suppress(zstandard.ZstdError):
             stated = zstandard.get_frame_parameters(payload).content_size
             decoded_bytes = min(max(stated, 1), 16 * MIB)
+    sealed = batch_with_payload(
+        payload,
+        records=count,
+        is_compressed=is_compressed,
+        is_compacted=is_compacted,
+        decoded_bytes=decoded_bytes,
+        max_timestamp_ms=1000 if data[0] & 4 else 0,
+    )
+    _decode_batch(sealed)
+
+
+def batch_with_payload(
+    payload: bytes,
+    *,
+    records: int = 1,
+    is_compressed: bool = False,
+    is_compacted: bool = False,
+    decoded_bytes: int | None = None,
+    max_timestamp_ms: int = 0,
+) -> bytes:
+    """Any bytes as the payload of a batch that is well sealed."""
     header = BatchHeader(
         header_checksum=0,
         base_offset=Offset(0),
@@ -317,11 +338,11 @@ def batch_payload(data: bytes) -> None:
         flags=int(is_compacted),
         payload_format=1,
         codec=int(is_compressed),
-        record_count=count,
-        offset_span=count + (5 if is_compacted else 0),
-        decoded_bytes=decoded_bytes,
+        record_count=records,
+        offset_span=records + (5 if is_compacted else 0),
+        decoded_bytes=len(payload) if decoded_bytes is None else decoded_bytes,
         first_timestamp_ms=0,
-        max_timestamp_ms=1000 if data[0] & 4 else 0,
+        max_timestamp_ms=max_timestamp_ms,
         producer_id=0,
         producer_epoch=0,
         reserved=0,
@@ -332,7 +353,7 @@ def batch_payload(data: bytes) -> None:
     )
     sealed = bytearray(40) + pack_sealed_part(header) + payload
     reseal_batch(sealed, GROUP)
-    _decode_batch(bytes(sealed))
+    return bytes(sealed)
 
 
 def _decode_batch(data: bytes) -> None:

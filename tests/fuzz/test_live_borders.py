@@ -1,0 +1,474 @@
+"""A whole broker, and connections that keep to no rule: it cuts them off in bounded time, and
+those who do keep to the rules notice nothing.
+
+An error that is not caught ends the simulated broker and fails the test by itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Final, get_args, get_origin, get_type_hints
+
+import msgspec
+import pytest
+import trio
+import zstandard
+
+from logd.broker import server
+from logd.errors import LogdError, MalformedBatchError
+from logd.limits import HANDSHAKE_TIMEOUT_S, MIB, PROGRESS_TIMEOUT_S
+from logd.record.batch import decode_batch, seal_batch
+from logd.record.header import split_batches
+from logd.replication.peer_protocol import PeerKind
+from logd.types import HostPort
+from logd.wire.frame import (
+    FLAG_ERROR,
+    FLAG_LONG,
+    FLAG_PUSH,
+    FLAG_RESPONSE,
+    Frame,
+    FrameDecoder,
+    decode_message,
+    encode_message,
+    frame_prefix,
+)
+from logd.wire.messages import (
+    REQUEST_BY_KIND,
+    ErrorResponse,
+    FetchRequest,
+    HelloRequest,
+    Kind,
+    MetadataRequest,
+    ProduceRequest,
+    ProduceResponse,
+)
+from tests.fuzz.seeds import make_seeds
+from tests.fuzz.targets import batch_with_payload
+from tests.fuzz.test_borders import NUMBERS, mutate
+from tests.sim.cluster import CLIENT_PORT, PEER_PORT, ClusterSettings, SimCluster, open_cluster
+from tests.sim.incarnation import Incarnation
+from tests.sim.network import CALM, SimStream
+from tests.sim.run import run_deterministic
+
+pytestmark = pytest.mark.sim
+
+HELLO: Final = encode_message(Kind.HELLO, HelloRequest(client="raw"), 1)
+TOPIC: Final = "t"
+SLACK_S: Final = 2.0
+"""What the simulated network may add to a timeout."""
+
+
+class Raw:
+    """A connection that sends what it is told to."""
+
+    def __init__(self, stream: SimStream) -> None:
+        self.stream = stream
+        self._decoder = FrameDecoder(8 * MIB, long_messages=True)
+
+    async def send(self, *data: bytes) -> None:
+        await self.stream.send(data)
+
+    async def frame(self) -> Frame | None:
+        """The next frame; None when the broker has closed the connection."""
+        with trio.fail_after(30):
+            while (frame := self._decoder.next_frame()) is None:
+                count = await self._receive()
+                if count == 0:
+                    return None
+                self._decoder.received(count)
+        return frame
+
+    async def _receive(self) -> int:
+        try:
+            return await self.stream.receive_into(self._decoder.writable())
+        except ConnectionError:
+            return 0
+
+    async def greet(self) -> None:
+        await self.send(HELLO)
+        frame = await self.frame()
+        assert frame is not None
+        assert not frame.is_error
+
+    async def error(self) -> ErrorResponse:
+        frame = await self.frame()
+        assert frame is not None
+        assert frame.is_error
+        return decode_message(ErrorResponse, frame.header)
+
+    async def closed_after(self, limit_s: float) -> float:
+        """When the broker closed it, in seconds from now, at the latest after ``limit_s``."""
+        began = trio.current_time()
+        with trio.fail_after(limit_s):
+            while await self._receive():
+                pass
+        return trio.current_time() - began
+
+
+class World:
+    """One broker with a topic of one partition, on a calm network."""
+
+    def __init__(self, cluster: SimCluster) -> None:
+        self.cluster = cluster
+        self.group = 0
+        self._host = cluster.network.attach(Incarnation("intruder", 1))
+
+    async def connect(self, port: int = CLIENT_PORT) -> Raw:
+        return Raw(await self._host.connect_stream(HostPort("node1", port)))
+
+    @asynccontextmanager
+    async def greeted(self) -> AsyncIterator[Raw]:
+        raw = await self.connect()
+        await raw.greet()
+        yield raw
+        raw.stream.abort()
+
+    async def is_served(self) -> None:
+        """Somebody who keeps to the rules appends and reads as if nothing were."""
+        async with self.greeted() as raw:
+            await raw.send(*self.produce(bytes(seal_batch(values=[b"v"], timestamps_ms=0))))
+            frame = await raw.frame()
+            assert frame is not None
+            assert not frame.is_error
+            assert decode_message(ProduceResponse, frame.header).end_offset > 0
+
+    def produce(self, batch: bytes) -> tuple[bytes, bytes]:
+        request = ProduceRequest(group=self.group)
+        return encode_message(Kind.PRODUCE, request, 7, body_bytes=len(batch)), batch
+
+    def refusals(self) -> list[str]:
+        return [
+            dict(event.fields)["reason"]
+            for event in self.cluster.trace.events
+            if event.name in ("client_refused", "peer_refused")
+        ]
+
+
+def live(story: Callable[[World], Awaitable[None]], seed: int = 1) -> None:
+    async def run() -> None:
+        settings = ClusterSettings(brokers=1, network=CALM)
+        async with open_cluster(seed, settings) as cluster:
+            world = World(cluster)
+            with trio.fail_after(60):
+                while not world.group:
+                    with suppress(LogdError):
+                        async with cluster.client() as client:
+                            topic = await client.admin.create_topic(TOPIC, partitions=1)
+                            world.group = topic.partitions[0].group
+            await story(world)
+            await world.is_served()
+
+    run_deterministic(run, seed=seed, time_limit_s=3600)
+
+
+@contextmanager
+def connections_max(limit: int) -> Iterator[None]:
+    replaced: Any = server
+    was = replaced.CONNECTIONS_MAX
+    replaced.CONNECTIONS_MAX = limit
+    try:
+        yield
+    finally:
+        replaced.CONNECTIONS_MAX = was
+
+
+async def trickle(raw: Raw, data: bytes, limit_s: float) -> float:
+    """Send a byte each second; when the broker closed the connection."""
+
+    async def send() -> None:
+        with suppress(OSError):
+            for number in range(len(data)):
+                await raw.send(data[number : number + 1])
+                await trio.sleep(1.0)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        closed = await raw.closed_after(limit_s)
+        nursery.cancel_scope.cancel()
+    return closed
+
+
+# --- time -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("port", [CLIENT_PORT, PEER_PORT], ids=["client", "peer"])
+def test_a_greeting_that_trickles_in_is_cut_off_by_the_handshake_timeout(port: int) -> None:
+    async def story(world: World) -> None:
+        raw = await world.connect(port)
+        promised = frame_prefix(Kind.HELLO, 0, b"", 1, body_bytes=4000) + bytes(4000)
+
+        closed_s = await trickle(raw, promised, HANDSHAKE_TIMEOUT_S + SLACK_S)
+
+        assert closed_s >= HANDSHAKE_TIMEOUT_S - SLACK_S
+
+    live(story)
+
+
+def test_a_frame_that_trickles_in_is_cut_off_by_the_progress_timeout() -> None:
+    async def story(world: World) -> None:
+        async with world.greeted() as raw:
+            promised = frame_prefix(Kind.PRODUCE, 0, b"", 1, body_bytes=4000) + bytes(4000)
+
+            closed_s = await trickle(raw, promised, PROGRESS_TIMEOUT_S + SLACK_S)
+
+        assert closed_s >= PROGRESS_TIMEOUT_S - SLACK_S
+
+    live(story)
+
+
+def test_small_frames_that_come_in_pieces_are_no_stall_however_long_it_goes_on() -> None:
+    async def story(world: World) -> None:
+        async with world.greeted() as raw:
+            request = encode_message(Kind.METADATA, MetadataRequest(), 2)
+            for _ in range(5):
+                await raw.send(request[:9])
+                await trio.sleep(PROGRESS_TIMEOUT_S * 0.6)
+                await raw.send(request[9:] + request[:3])
+                assert await raw.frame() is not None
+                await trio.sleep(PROGRESS_TIMEOUT_S * 0.6)
+                await raw.send(request[3:])
+                assert await raw.frame() is not None
+
+    live(story)
+
+
+def test_a_client_that_is_only_quiet_is_left_alone() -> None:
+    async def story(world: World) -> None:
+        async with world.greeted() as raw:
+            await trio.sleep(6 * PROGRESS_TIMEOUT_S)
+            await raw.send(encode_message(Kind.METADATA, MetadataRequest(), 2))
+            assert await raw.frame() is not None
+
+    live(story)
+
+
+# --- numbers ----------------------------------------------------------------------------
+
+
+def test_connections_beyond_the_bound_are_closed_at_once_and_the_others_served() -> None:
+    async def story(world: World) -> None:
+        inside = [await world.connect() for _ in range(30)]
+        for raw in inside:
+            await raw.greet()
+
+        for _ in range(2000):
+            beyond = await world.connect()
+            assert await beyond.closed_after(1.0) < 1.0
+            beyond.stream.abort()
+
+        for raw in inside:
+            await raw.send(encode_message(Kind.METADATA, MetadataRequest(), 2))
+            assert await raw.frame() is not None
+            raw.stream.abort()
+        await trio.sleep(1)
+
+    with connections_max(30):
+        live(story)
+
+
+def test_connections_that_come_and_go_leave_nothing_behind() -> None:
+    async def story(world: World) -> None:
+        chance = random.Random(1)
+        for _ in range(400):
+            raw = await world.connect()
+            match chance.randrange(4):
+                case 0:
+                    await raw.send(HELLO[: chance.randrange(1, len(HELLO))])
+                case 1:
+                    await raw.greet()
+                case 2:
+                    await raw.send(HELLO + HELLO[:5])
+                case _:
+                    pass
+            raw.stream.abort()
+            if chance.randrange(4) == 0:
+                await trio.sleep(0.1)
+        await trio.sleep(HANDSHAKE_TIMEOUT_S + 1)
+
+    with connections_max(25):
+        live(story)
+
+
+# --- content ----------------------------------------------------------------------------
+
+
+def test_a_peer_operation_on_a_client_connection_closes_it_with_a_reason() -> None:
+    async def story(world: World) -> None:
+        for kind in PeerKind:
+            async with world.greeted() as raw:
+                await raw.send(frame_prefix(kind, 0, b"\x80", 3))
+                assert await raw.frame() is None
+            assert f"frame kind {int(kind)} " in world.refusals()[-1]
+
+    live(story)
+
+
+def test_a_client_that_greets_a_peer_listener_is_refused() -> None:
+    async def story(world: World) -> None:
+        raw = await world.connect(PEER_PORT)
+        await raw.send(HELLO)
+        await raw.closed_after(1.0)
+        assert any("expected a greeting" in reason for reason in world.refusals())
+
+    live(story)
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"\0\0\0\x03\x03\0\0\0\0\0\0\x01", "less than"),
+        (b"\0\0\0\x09\x03\0\xff\xff\0\0\0\x01\x80", "less than"),
+        (b"\x7f\xff\xff\xff\x03\0\0\0\0\0\0\x01", "limit"),
+        (frame_prefix(Kind.METADATA, FLAG_LONG, b"", 1, body_bytes=1) + b"\x80", "too long"),
+        (HELLO, "frame kind 1 "),
+    ],
+    ids=["shorter-than-itself", "header-beyond-frame", "too-large", "long-message", "second-hello"],
+)
+def test_a_frame_that_lies_about_itself_closes_the_connection(sent: bytes, reason: str) -> None:
+    async def story(world: World) -> None:
+        async with world.greeted() as raw:
+            await raw.send(sent)
+            assert await raw.frame() is None
+        assert any(reason in each for each in world.refusals())
+
+    live(story)
+
+
+def test_half_a_frame_and_then_the_end_is_refused_with_what_there_was() -> None:
+    async def story(world: World) -> None:
+        async with world.greeted() as raw:
+            await raw.send(frame_prefix(Kind.PRODUCE, 0, b"", 3, body_bytes=70_000) + bytes(9_000))
+        await trio.sleep(1)
+        assert any("within a frame, after" in reason for reason in world.refusals())
+
+    live(story)
+
+
+def test_a_batch_whose_length_lies_is_refused_and_the_connection_goes_on() -> None:
+    async def story(world: World) -> None:
+        good = bytes(seal_batch(values=[b"v"], timestamps_ms=0))
+        async with world.greeted() as raw:
+            for body in (b"", good[:60], good[:-1], good + b"\0", good + good, bytes(len(good))):
+                await raw.send(*world.produce(body))
+                assert (await raw.error()).code == 36
+            await raw.send(*world.produce(good))
+            frame = await raw.frame()
+            assert frame is not None
+            assert not frame.is_error
+
+    live(story)
+
+
+def test_a_compression_bomb_is_stored_and_served_but_only_a_reader_would_open_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*arguments: object, **options: object) -> object:
+        raise AssertionError("the broker decompresses")
+
+    # Seven times what a batch may unfold to, behind a header that lies about it.
+    bomb = zstandard.ZstdCompressor(level=19).compress(bytes(112 * MIB))
+    lying = batch_with_payload(bomb, is_compressed=True, decoded_bytes=1000)
+
+    async def story(world: World) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(zstandard, "ZstdDecompressor", refuse)
+            patch.setattr(zstandard, "get_frame_parameters", refuse)
+            async with world.greeted() as raw:
+                await raw.send(*world.produce(lying))
+                frame = await raw.frame()
+                assert frame is not None
+                assert not frame.is_error
+                offset = decode_message(ProduceResponse, frame.header).base_offset
+                fetch = FetchRequest(group=world.group, offset=offset)
+                await raw.send(encode_message(Kind.FETCH, fetch, 9))
+                fetched = await raw.frame()
+        assert fetched is not None
+        [(_, stored)] = split_batches(memoryview(fetched.body))
+        assert stored[32:] == lying[32:]
+        with pytest.raises(MalformedBatchError, match="states"):
+            decode_batch(stored)
+
+    live(story)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_requests_with_extreme_fields_are_answered_or_refused(seed: int) -> None:
+    """Every kind, every field at the ends of what its type can say."""
+
+    async def story(world: World) -> None:
+        chance = random.Random(seed)
+        for kind, cls in REQUEST_BY_KIND.items():
+            for _ in range(12):
+                raw = await world.connect()
+                await raw.greet()
+                header = msgspec.msgpack.encode(extreme(cls, world.group, chance))
+                body = chance.randbytes(chance.choice((0, 0, 10, 200)))
+                await raw.send(frame_prefix(kind, 0, header, 5, len(body)) + body)
+                await raw.send(encode_message(Kind.METADATA, MetadataRequest(topics=[]), 6))
+                with trio.move_on_after(2.0):
+                    while (frame := await raw.frame()) is not None and frame.correlation_id != 6:
+                        pass
+                raw.stream.abort()
+
+    live(story, seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mutated_conversations_end_no_more_than_their_own_connection(seed: int) -> None:
+    seeds = [data[1:] for data in make_seeds()["client_message"].values() if len(data) < 500]
+
+    async def story(world: World) -> None:
+        chance = random.Random(seed)
+        for _ in range(150):
+            raw = await world.connect(chance.choice((CLIENT_PORT, CLIENT_PORT, PEER_PORT)))
+            frames = []
+            for _ in range(chance.randint(1, 4)):
+                header = mutate(seeds, chance)[:60_000]
+                flags = chance.choice((0, 0, 0, FLAG_RESPONSE, FLAG_ERROR, FLAG_PUSH, FLAG_LONG))
+                frames.append(frame_prefix(chance.randrange(20), flags, header, 5))
+            data = b"".join(frames)
+            if chance.randrange(3):
+                data = HELLO + data
+            if chance.randrange(3) == 0:
+                data = mutate([data], chance)
+            with suppress(OSError):
+                await raw.send(data)
+            with trio.move_on_after(chance.choice((0.01, 0.2))):
+                while await raw.stream.receive_into(memoryview(bytearray(4096))):
+                    pass
+            raw.stream.abort()
+
+    live(story, seed)
+
+
+def extreme(cls: type[msgspec.Struct], group: int, chance: random.Random) -> dict[str, object]:
+    """Fields of a message, each valid by its type and otherwise unreasonable."""
+    hints = get_type_hints(cls)
+    return {
+        name: group if name == "group" and chance.randrange(4) else _extreme(hints[name], chance)
+        for name in cls.__struct_fields__
+        if chance.randrange(5)
+    }
+
+
+def _extreme(hint: object, chance: random.Random) -> object:
+    choices = get_args(hint)
+    if hint is int:
+        return chance.choice((0, -1, 1, -(2**63), *NUMBERS))
+    if hint is str:
+        return chance.choice(("", TOPIC, ".", "..", "a/b", "\0", "x" * 5000, "\U0001f4a5"))
+    if hint is bytes:
+        return chance.randbytes(chance.choice((0, 5, 500)))
+    if hint is bool:
+        return bool(chance.randrange(2))
+    if get_origin(hint) is list:
+        return [_extreme(choices[0], chance) for _ in range(chance.choice((0, 1, 3)))]
+    if get_origin(hint) is dict:
+        return {str(_extreme(choices[0], chance)): _extreme(choices[1], chance) for _ in range(2)}
+    if choices and all(isinstance(each, str) for each in choices):
+        return chance.choice(choices)
+    if type(None) in choices:
+        return None if chance.randrange(3) == 0 else _extreme(choices[0], chance)
+    return None
