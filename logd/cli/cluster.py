@@ -144,6 +144,8 @@ def status_of(
         for (topic, number), answer in described.items()
         if answer and not all(replica.in_sync for replica in answer.replicas)
     ]
+    if not described:
+        offline, under_replicated = _judged_by_brokers(metadata)
     problems += [f"{name} has no leader that answers" for name in offline]
     problems += [f"{name} is under-replicated" for name in under_replicated]
     problems += damaged
@@ -161,6 +163,20 @@ def status_of(
         lag_max=max((lag_max(answer) for answer in described.values() if answer), default=0),
         problems=problems,
     )
+
+
+def _judged_by_brokers(metadata: MetadataResponse) -> tuple[list[str], list[str]]:
+    """Partitions without a majority of brokers that are alive, and others that lack some."""
+    alive = {broker.node_id for broker in metadata.brokers if broker.alive}
+    offline, under_replicated = [], []
+    for topic in metadata.topics:
+        for partition in topic.partitions:
+            present = sum(node in alive for node in partition.replicas)
+            if 2 * present <= len(partition.replicas):
+                offline.append(f"{topic.name}/{partition.partition}")
+            elif present < len(partition.replicas):
+                under_replicated.append(f"{topic.name}/{partition.partition}")
+    return offline, under_replicated
 
 
 def _print_status(found: Status) -> None:

@@ -12,11 +12,14 @@ import os
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import click
 
+from logd.cli.display import say
 from logd.cli.options import bootstrap_option
 from logd.cli.start import FromEnd, FromOffset, FromStart, FromTime, Start, parse_start
 
@@ -78,6 +81,8 @@ def consume(
     """Read the records of TOPIC."""
     from logd.cli.session import run_async
 
+    if sys.stdout is None:
+        raise click.UsageError("standard output is closed")
     if start is None:
         start = FromEnd() if follow else FromStart()
     encode = encode_json_lines if output == "json" else encode_values
@@ -95,6 +100,9 @@ async def _consume(
     encode: Encode,
 ) -> None:
     """Find out what is to be read and read it."""
+    import anyio
+
+    from logd.cli import patience
     from logd.cli.session import connected
 
     async with connected(bootstrap, needs_controller=replica is None) as client:
@@ -115,7 +123,26 @@ async def _consume(
             topic, start=_consumer_start(start), partitions=list(numbers), from_replica=replica
         ) as consumer:
             ends = None if follow else {number: one.end for number, one in extents.items()}
-            await _copy(consumer, ends, count, encode)
+            read = Read()
+            async with anyio.create_task_group() as watching:
+                watching.start_soon(
+                    partial(
+                        patience.watch,
+                        consumer,
+                        say=say,
+                        has_begun=lambda: read.records > 0,
+                        gives_up=not follow,
+                    )
+                )
+                await _copy(consumer, ends, count, encode, read)
+                watching.cancel_scope.cancel()
+
+
+@dataclass(slots=True)
+class Read:
+    """How far the command has come."""
+
+    records: int = 0
 
 
 class Extent(NamedTuple):
@@ -129,13 +156,14 @@ class Extent(NamedTuple):
 
 async def _extent(client: Client, topic: str, partition: int, replica: int | None) -> Extent:
     """Ask the leader, or the replica that shall be read."""
-    from logd.cli.session import require_partition
+    from logd.cli.session import require_alive, require_partition
     from logd.errors import NotAReplicaError
 
     if replica is None:
         offsets = await client.admin.offsets(topic, partition)
         return Extent(offsets.log_start, offsets.commit_offset, offsets.data_end)
     known = await require_partition(client, topic, partition)
+    await require_alive(client, replica)
     for held in (await client.admin.describe_broker(replica)).replicas:
         if held.group == known.group:
             return Extent(held.log_start, held.commit_offset, held.commit_offset)
@@ -170,7 +198,11 @@ def _consumer_start(start: Start) -> Literal["earliest", "latest"] | int | datet
 
 
 async def _copy(
-    consumer: Consumer, ends: Mapping[int, int] | None, count: int | None, encode: Encode
+    consumer: Consumer,
+    ends: Mapping[int, int] | None,
+    count: int | None,
+    encode: Encode,
+    read: Read,
 ) -> None:
     """Write records until every end, or the count, is reached.
 
@@ -190,6 +222,7 @@ async def _copy(
         if left is not None:
             taken = min(taken, left)
             left -= taken
+        read.records += taken
         if taken:
             data = encode(batch, slice(0, taken))
             # In a thread: a slow reader of our pipe must not stop our connection.
@@ -207,9 +240,12 @@ def _has_reached(consumer: Consumer, ends: Mapping[int, int]) -> bool:
 def write_all(data: bytes) -> None:
     """Write to stdout, unbuffered, whatever the pipe takes at a time."""
     view = memoryview(data)
-    descriptor = sys.stdout.fileno()
-    while view:
-        view = view[os.write(descriptor, view) :]
+    try:
+        descriptor = sys.stdout.fileno()
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def encode_values(batch: Batch, part: slice) -> bytes:

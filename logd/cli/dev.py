@@ -133,14 +133,13 @@ def _announce(cluster: LocalCluster, output: str) -> None:
             f"broker {broker.node_id}  {broker.address}  "
             f"pid {cluster.pid(broker.node_id)}  {broker.directory}"
         )
-    first = cluster.brokers[0].address
-    is_default = first.port == PORT_DEFAULT
-    option = "" if is_default else f" --bootstrap {first}"
     click.echo(
         "\nReady.  In another terminal:\n\n"
-        f"  logd topic create hello{option}\n"
-        f"  echo 'hello, log' | logd produce hello{option}\n"
-        f"  logd consume hello --from start{option}\n"
-        f"  logd cluster status{option}\n\n"
+        # All of them: so that any one may be killed and the commands still find the others.
+        f"  export LOGD_BOOTSTRAP={cluster.bootstrap}\n"
+        "  logd topic create hello\n"
+        "  echo 'hello, log' | logd produce hello\n"
+        "  logd consume hello --from start\n"
+        "  logd cluster status\n\n"
         "Ctrl-C stops the cluster; the same command resumes it."
     )

@@ -43,7 +43,12 @@ EXIT_CODES: Final[dict[type[errors.LogdError], ExitCode]] = {
     errors.FencedError: ExitCode.CONFLICT,
     errors.ConnectionFailedError: ExitCode.UNREACHABLE,
     errors.UnavailableError: ExitCode.UNREACHABLE,
+    errors.DeliveryTimeoutError: ExitCode.UNREACHABLE,
 }
+
+
+DOUBT: Final = "it may have taken effect"
+"""Said of every command whose fate is not known: whoever repeats it should look first."""
 
 
 def exit_code_for(error: BaseException) -> ExitCode:
@@ -81,8 +86,10 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror}"
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, errors.LogdError) and error.may_have_applied and "it may " not in text:
+        return f"{text}; {DOUBT}"
+    return text
 
 
 _EXPECTED: Final = (

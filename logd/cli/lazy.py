@@ -10,6 +10,7 @@ of our own is not caught: its traceback is the report.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -50,6 +51,9 @@ class LazyGroup(click.Group):
         """Import the command's module and return the command."""
         row = self._lazy.get(cmd_name)
         if row is None:
+            close = difflib.get_close_matches(cmd_name, self._lazy, n=1)
+            if close:
+                ctx.fail(f"No such command {cmd_name!r}.  Did you mean {close[0]!r}?")
             return super().get_command(ctx, cmd_name)
         module_name, _, attribute = row.place.partition(":")
         command = getattr(importlib.import_module(module_name), attribute)

@@ -141,8 +141,8 @@ class LocalCluster:
             for address in (broker.address, broker.peer_address):
                 if not _is_free(address.port):
                     raise StorageError(
-                        f"cannot start broker {broker.node_id}: {address} is in use "
-                        "(perhaps this cluster is running already)"
+                        f"cannot start broker {broker.node_id}: {address} is in use; is this "
+                        "cluster running already?  If not, choose another --port"
                     )
         for broker in self.brokers:
             self.start(broker.node_id)

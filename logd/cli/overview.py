@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 DESCRIBES_UNDER_WAY_MAX: Final = 32
 DESCRIBE_TIMEOUT_S: Final = 3.0
+DESCRIBES_TIMEOUT_S: Final = 15.0
+"""However many partitions there are, a person gets an answer in this time."""
 
 
 class PartitionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,9 +153,10 @@ async def describe_partitions(
                 except LogdError:
                     return  # The row shows that nobody answers for it.
 
-    async with anyio.create_task_group() as tasks:
-        for at in range(len(names)):
-            tasks.start_soon(describe, at)
+    with anyio.move_on_after(DESCRIBES_TIMEOUT_S):
+        async with anyio.create_task_group() as tasks:
+            for at in range(len(names)):
+                tasks.start_soon(describe, at)
     return answers
 
 

@@ -15,22 +15,27 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import click
 import msgspec
 
-from logd.cli.display import print_json, say
+from logd.cli.display import count_of, print_json, say
 from logd.cli.exits import ExitCode
 from logd.cli.lines import READ_BYTES, LineCutter
 from logd.cli.options import bootstrap_option, output_option
 from logd.cli.progress import RecordProgress
+from logd.errors import UsageError
 from logd.limits import RECORD_BYTES_MAX
 
 if TYPE_CHECKING:
     from logd_client import AckRange
 
 STANDARD_INPUT: Final = "-"
+DELIVERY_TIMEOUT_MS: Final = 30_000
+"""An outage longer than this ends the command, which then says what was not appended."""
+
 OVERSIZED_SHOWN_MAX: Final = 10
 
 Compression = Literal["zstd", "none"]
@@ -94,16 +99,27 @@ def produce(
     bootstrap: str,
     output: str,
 ) -> None:
-    """Append every line of the FILES (default: standard input) to TOPIC."""
+    """Append every line of the FILES (default: standard input) to TOPIC.
+
+    A line is any bytes up to a newline, at most 1 MiB; longer ones are reported and left out.
+    """
     if key_separator == "":
         raise click.BadParameter("must not be empty", param_hint="--key-separator")
     from logd.cli.session import run_async
 
     separator = None if key_separator is None else os.fsencode(key_separator)
     began = time.monotonic()
-    summary, oversized_count = run_async(
-        _produce, bootstrap, topic, files or (STANDARD_INPUT,), separator, partition, compression
-    )
+    summary = Summary()
+    names = files or (STANDARD_INPUT,)
+    try:
+        oversized_count = run_async(
+            _produce, bootstrap, topic, names, separator, partition, compression, summary
+        )
+    except BaseException:
+        if summary.records:
+            say("logd: ended early; acknowledged until then:")
+            _report(topic, summary, time.monotonic() - began, 0, output)
+        raise
     _report(topic, summary, time.monotonic() - began, oversized_count, output)
     if oversized_count:
         context.exit(ExitCode.FAILED)
@@ -116,39 +132,55 @@ async def _produce(
     separator: bytes | None,
     partition: int | None,
     compression: Compression,
-) -> tuple[Summary, int]:
-    """Append all lines; return what was acknowledged and how many lines were too long."""
+    summary: Summary,
+) -> int:
+    """Append all lines, counted in ``summary``; return how many lines were too long."""
     import anyio
 
+    from logd.cli import patience
     from logd.cli.appending import RECORDS_PER_CALL_MAX, AppendLane
     from logd.cli.session import connected, require_partition
 
-    summary = Summary()
     oversized_count = 0
+    is_typed = STANDARD_INPUT in files and _is_terminal_input()
     async with connected(bootstrap) as client:
         if partition is not None:
             await require_partition(client, topic, partition)
-        with RecordProgress(f"produce {topic}") as progress:
+        # A bar would be drawn over what is being typed.
+        with RecordProgress(f"produce {topic}", is_shown=not is_typed) as progress:
 
             def count(acks: Sequence[AckRange], _: float) -> None:
                 summary.add(acks)
                 progress.advance(sum(ack.count for ack in acks))
 
             async with (
-                client.producer(topic, compression=compression) as producer,
-                anyio.create_task_group() as tasks,
+                client.producer(
+                    topic, compression=compression, delivery_timeout_ms=DELIVERY_TIMEOUT_MS
+                ) as producer,
+                anyio.create_task_group() as watching,
             ):
-                lane = AppendLane(producer, tasks, count)
-                for name in files:
-                    cutter = LineCutter()
-                    async for lines in _lines_of(name, cutter):
-                        for first in range(0, len(lines), RECORDS_PER_CALL_MAX):
-                            part = lines[first : first + RECORDS_PER_CALL_MAX]
-                            keys, values = split_keys(part, separator)
-                            await lane.append(values, keys=keys, partition=partition)
-                    _report_oversized(name, cutter)
-                    oversized_count += len(cutter.oversized)
-    return summary, oversized_count
+                watching.start_soon(
+                    partial(
+                        patience.watch,
+                        producer,
+                        say=progress.say,
+                        has_begun=lambda: summary.records > 0,
+                        gives_up=True,
+                    )
+                )
+                async with anyio.create_task_group() as tasks:
+                    lane = AppendLane(producer, tasks, count)
+                    for name in files:
+                        cutter = LineCutter()
+                        async for lines in _lines_of(name, cutter):
+                            for first in range(0, len(lines), RECORDS_PER_CALL_MAX):
+                                part = lines[first : first + RECORDS_PER_CALL_MAX]
+                                keys, values = split_keys(part, separator)
+                                await lane.append(values, keys=keys, partition=partition)
+                        _report_oversized(name, cutter)
+                        oversized_count += len(cutter.oversized)
+                watching.cancel_scope.cancel()
+    return oversized_count
 
 
 def split_keys(
@@ -185,6 +217,8 @@ async def _lines_of(name: str, cutter: LineCutter) -> AsyncIterator[list[bytes]]
 @contextmanager
 def _opened(name: str) -> Iterator[int]:
     if name == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise UsageError("standard input is closed: name a file")
         yield sys.stdin.fileno()
         return
     descriptor = os.open(name, os.O_RDONLY)
@@ -194,11 +228,15 @@ def _opened(name: str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def _is_terminal_input() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def _report_oversized(name: str, cutter: LineCutter) -> None:
     shown = "standard input" if name == STANDARD_INPUT else name
     for number, size in cutter.oversized[:OVERSIZED_SHOWN_MAX]:
         say(
-            f"logd: {shown} line {number}: {size} bytes are over the record limit of "
+            f"logd: {shown}, line {number}: {size} bytes are over the record limit of "
             f"{RECORD_BYTES_MAX}; left out"
         )
     more = len(cutter.oversized) - OVERSIZED_SHOWN_MAX
@@ -222,9 +260,9 @@ def _report(
             }
         )
         return
-    say(f"{summary.records:,} records to {topic} in {seconds:.2f} s ({rate:,.0f}/s)")
+    say(f"{count_of(summary.records, 'record')} to {topic} in {seconds:.2f} s ({rate:,.0f}/s)")
     for one in partitions:
         say(
-            f"  partition {one.partition}: {one.records:,} records, "
+            f"  partition {one.partition}: {count_of(one.records, 'record')}, "
             f"offsets {one.first_offset} to {one.last_offset}"
         )

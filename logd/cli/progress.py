@@ -23,8 +23,11 @@ REDRAW_INTERVAL_S: Final = 0.1
 class RecordProgress:
     """Counts records, and shows the count where a person watches."""
 
-    def __init__(self, title: str, records_total: int | None = None) -> None:
+    def __init__(
+        self, title: str, records_total: int | None = None, *, is_shown: bool = True
+    ) -> None:
         self.records = 0
+        self._is_shown = is_shown and sys.stderr is not None and sys.stderr.isatty()
         self._title = title
         self._records_total = records_total
         self._began = time.monotonic()
@@ -33,7 +36,7 @@ class RecordProgress:
         self._task: TaskID | None = None
 
     def __enter__(self) -> RecordProgress:
-        if sys.stderr.isatty():
+        if self._is_shown:
             self._bar = _record_bar()
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=self._records_total, rate=0.0)

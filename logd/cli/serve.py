@@ -85,6 +85,8 @@ def serve(
         "failure_domain": failure_domain,
         "rack": rack,
     }
+    if config_file is None and (node_id is None or data_dir is None):
+        raise click.UsageError("give --config FILE, or --node-id and --data-dir")
     if config_file is None:
         config = build_config({}, "command line", given)
     else:

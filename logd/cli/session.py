@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
+from logd.cli.options import BOOTSTRAP_DEFAULT
 from logd.cli.overview import missing_brokers
-from logd.errors import InvalidPartitionError, UnavailableError
+from logd.errors import (
+    ConnectionFailedError,
+    InvalidPartitionError,
+    UnavailableError,
+    UnknownBrokerError,
+)
 from logd_client import connect
+from logd_client.routing import partitions_text
 
 if TYPE_CHECKING:
     from logd.wire.messages import MetadataResponse, PartitionInfo
@@ -27,6 +34,9 @@ CONTROLLER_TIMEOUT_S: Final = 4.0
 """How long an election may leave the cluster without a controller before we say so."""
 
 CONTROLLER_POLL_S: Final = 0.1
+CONNECT_TIMEOUT_MS: Final = 4_000
+"""With the start of the program, a cluster that cannot be reached is reported within 5 s."""
+
 REQUEST_TIMEOUT_MS: Final = 10_000
 """A person waits no longer for one answer; long work is many requests."""
 
@@ -44,12 +54,30 @@ async def connected(bootstrap: str, *, needs_controller: bool = True) -> AsyncIt
         ConnectionFailedError: no address answered; names each with its reason.
         UnavailableError: brokers answer, but no majority of them; names the missing ones.
     """
-    async with connect(
-        bootstrap, client_id="logd", request_timeout_ms=REQUEST_TIMEOUT_MS
-    ) as client:
+    async with _connect(bootstrap) as client:
         if needs_controller:
             await wait_for_controller(client)
         yield client
+
+
+@asynccontextmanager
+async def _connect(bootstrap: str) -> AsyncIterator[Client]:
+    is_met = False
+    try:
+        async with connect(
+            bootstrap,
+            client_id="logd",
+            connect_timeout_ms=CONNECT_TIMEOUT_MS,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
+        ) as client:
+            is_met = True
+            yield client
+    except ConnectionFailedError as error:
+        if is_met or bootstrap != BOOTSTRAP_DEFAULT:
+            raise
+        raise ConnectionFailedError(
+            f"{error} (the default; name other brokers with --bootstrap or LOGD_BOOTSTRAP)"
+        ) from error
 
 
 async def wait_for_controller(client: Client) -> MetadataResponse:
@@ -74,6 +102,22 @@ async def require_partition(client: Client, topic: str, partition: int) -> Parti
     info = await client.admin.describe_topic(topic)
     if partition >= len(info.partitions):
         raise InvalidPartitionError(
-            f"topic {topic!r} has partitions 0 to {len(info.partitions) - 1}, not {partition}"
+            f"topic {topic!r} has no partition {partition}, "
+            f"expected {partitions_text(len(info.partitions))}"
         )
     return info.partitions[partition]
+
+
+async def require_alive(client: Client, node: int) -> None:
+    """Refuse to wait for a broker that the others have lost.
+
+    Raises:
+        UnknownBrokerError: there is no such broker.
+        UnavailableError: the cluster cannot see it.
+    """
+    for broker in (await client.admin.describe_cluster()).brokers:
+        if broker.node_id == node:
+            if not broker.alive:
+                raise UnavailableError(f"broker {node} at {broker.host}:{broker.port} is not alive")
+            return
+    raise UnknownBrokerError(f"no broker {node} in the cluster")

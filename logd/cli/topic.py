@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from logd.cli.display import print_facts, print_json, print_table
+from logd.cli.display import count_of, print_facts, print_json, print_table
 from logd.cli.options import SETTING, bootstrap_option, output_option
 from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
+from logd.metadata.topic_config import OPTIONS
 
 
 @click.group()
@@ -28,7 +29,13 @@ def topic() -> None:
     type=click.IntRange(1, REPLICAS_MAX),
     help="Copies of each partition.  Default: 3, or as many as there are brokers.",
 )
-@click.option("--config", "settings", type=SETTING, multiple=True, help="A topic option.")
+@click.option(
+    "--config",
+    "settings",
+    type=SETTING,
+    multiple=True,
+    help=f"A topic option: {', '.join(OPTIONS)}.  May be repeated.",
+)
 @bootstrap_option
 @output_option
 def create(
@@ -50,10 +57,10 @@ def create(
         if output == "json":
             print_json(created)
         else:
-            copies = len(created.partitions[0].replicas)
+            partition_count, copies = len(created.partitions), len(created.partitions[0].replicas)
             click.echo(
-                f"created topic {created.name}: {len(created.partitions)} partitions, "
-                f"{copies} replicas each"
+                f"created topic {created.name}: {count_of(partition_count, 'partition')}, "
+                f"{count_of(copies, 'replica')} each"
             )
 
     run_async(create_topic)

@@ -122,3 +122,12 @@ def test_a_damaged_replica_degrades_the_cluster_and_is_named() -> None:
     assert status.state == "degraded"
     assert status.damaged == ["broker 2, t/1: a hole"]
     assert status.problems == ["broker 2, t/1: a hole"]
+
+
+def test_where_nobody_could_be_asked_brokers_that_are_alive_are_counted() -> None:
+    without_majority = status_of(metadata(controller=None, alive=(3,)), {})
+    with_majority = status_of(metadata(controller=None, alive=(2, 3)), {})
+
+    assert without_majority.offline == ["t/0", "t/1"]
+    assert with_majority.offline == []
+    assert with_majority.under_replicated == ["t/0", "t/1"]

@@ -24,6 +24,7 @@ from logd.cli.lazy import RootGroup
         (errors.ConnectionLostError("x"), ExitCode.UNREACHABLE),
         (errors.ProtocolError("x"), ExitCode.UNREACHABLE),
         (errors.UnavailableError("x"), ExitCode.UNREACHABLE),
+        (errors.DeliveryTimeoutError("x"), ExitCode.UNREACHABLE),
         (errors.NotEnoughBrokersError("x"), ExitCode.FAILED),
         (errors.OffsetOutOfRangeError("x"), ExitCode.FAILED),
         (errors.DirectoryLockedError("x", 1), ExitCode.FAILED),
@@ -90,3 +91,11 @@ def test_ctrl_c_ends_as_shells_expect() -> None:
 def test_a_broken_invariant_is_not_caught() -> None:
     with pytest.raises(AssertionError, match="bug"):
         run(AssertionError("bug"))
+
+
+def test_a_doubt_is_told_once() -> None:
+    assert describe(errors.ConnectionLostError("gone")) == "gone; it may have taken effect"
+    assert (
+        describe(errors.DeliveryTimeoutError("late, it may still be committed")).count("may") == 1
+    )
+    assert describe(errors.ConnectionFailedError("refused")) == "refused"

@@ -37,7 +37,8 @@ from logd.cli import COMMANDS, root
         (["consume", "t", "--from", "yesterday"], "expected start, end, an offset"),
         (["consume", "t", "--count", "-1"], "-1 is not in the range"),
         (["dev", "--brokers", "9"], "9 is not in the range 1<=x<=5"),
-        (["serve"], "node_id is missing"),
+        (["serve"], "give --config FILE, or --node-id and --data-dir"),
+        (["topc", "list"], "No such command 'topc'. Did you mean 'topic'?"),
         (["serve", "--node-id", "0", "--data-dir", "x"], "node_id = 0: expected 1 to"),
         (
             ["serve", "--node-id", "4", "--data-dir", "x", "--cluster", "1=h:1,2=h:2"],
