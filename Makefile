@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 SEEDS ?= 200
 SEED ?=
+MUTANT_SEEDS ?= 60
+EVERY ?= 1
 MINUTES ?= 20
 TARGET ?=
 
-.PHONY: setup demo test lint types check bench sim soak fuzz clean
+.PHONY: setup demo test lint types check mutants bench sim soak fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +20,7 @@ help:
 	@echo "             with FAULTS=3,7,9 only those, with MESSAGES=1 what brokers say"
 	@echo "make soak    MINUTES=20 of faults on real brokers under load, nothing lost"
 	@echo "make fuzz    MINUTES=20 looking for bytes that break a decoder; TARGET=name only one"
+	@echo "make mutants deliberate breakages, each killed by tests or simulator; EVERY=n for every n-th"
 	@echo "make bench   produce, consume and latency on a local three-broker cluster"
 
 setup: $(VENV)/.ready
@@ -56,6 +59,9 @@ fuzz: setup
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[dev,fuzz]'
 	$(BIN)/python -m tests.fuzz run --minutes $(MINUTES) $(if $(TARGET),--target $(TARGET))
+
+mutants: setup
+	$(BIN)/python -m tests.sim.mutants --table --seeds $(MUTANT_SEEDS) --every $(EVERY)
 
 bench: setup
 	$(BIN)/logd bench produce --brokers 3

@@ -30,8 +30,8 @@ TIMELINE_ALL = 1_000_000
 SHOWN = (
     "leader_elected", "leadership_lost", "log_truncated", "peer_down", "segment_rolled",
     "host_vanished", "process_killed", "power_cut", "killed", "paused", "links_cut",
-    "disk_refused", "group_failed", "ended_by_itself", "partition_damaged", "damage_found",
-    "damage_repaired", "topic_created", "topic_deleted", "leader_moved",
+    "disk_refused", "bit_rotted", "group_failed", "ended_by_itself", "partition_damaged",
+    "damage_found", "damage_repaired", "leader_moved", "made_topic",
 )  # fmt: skip
 """Events that tell whether the seeds went where bugs live."""
 

@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from logd.errors import LogdError
+from logd.storage.offline import find_segments
+from logd.storage.segment import FIRST_POSITION
 from logd.types import METADATA_GROUP, GroupId
 from tests.sim.cluster import DATA_DIR, SimCluster, SimNode
 from tests.sim.env import BlockingConditions
@@ -350,6 +353,31 @@ class Trouble:
         await trio.sleep(_around(chance, LASTS_S))
         node.files.is_cold = was_cold
 
+    async def rot(self, chance: random.Random) -> None:
+        """Bits flip in what a replica has synced.  In one seed it is always the same node, so
+        that the others have it whole; below the synced mark, above which rot that meets a
+        crash is taken for a torn tail (docs/failure_model.md)."""
+        nodes = list(self._cluster.nodes.values())
+        if len(nodes) < 3:
+            return
+        node = nodes[self._cluster.seed % len(nodes)]
+        directory = f"{DATA_DIR}/groups/{chance.choice(self._groups):020}"
+        if not node.files.is_directory(directory):
+            return
+        try:
+            segments = find_segments(node.files, directory)
+        except (LogdError, OSError):
+            return  # Its disk refuses just now, or the log is being made.
+        for _ in range(chance.choice([1, 1, 5, 30])):
+            segment = chance.choice(segments)
+            end = segment.mark.end_position if segment.mark is not None else 0
+            if end > FIRST_POSITION:
+                position = chance.randrange(FIRST_POSITION, end)
+                node.files.flip(segment.path, position, chance.randrange(8))
+                self._cluster.trace.record(
+                    node.host, "bit_rotted", path=segment.path, position=position
+                )
+
 
 def _around(chance: random.Random, seconds: Sequence[float]) -> float:
     return chance.choice(seconds) * (0.5 + chance.random())
@@ -389,6 +417,7 @@ FAULTS: Mapping[str, Callable[[Trouble, random.Random], Awaitable[None]]] = {
         Trouble.disk_full,
         Trouble.slow_disk,
         Trouble.cold_cache,
+        Trouble.rot,
     )
 }
 """Kind of fault → what makes it."""

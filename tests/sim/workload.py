@@ -396,6 +396,7 @@ class Workload:
                 self.wrong.append(f"topic {topic} was created once and is said to exist")
             raise
         self._topics[topic] = _TopicState.EXISTS
+        self.cluster.trace.record(name, "made_topic", topic=topic)
 
     async def _delete_topic(self, client: Client, _: str, chance: random.Random) -> None:
         existing = [t for t, state in self._topics.items() if state is _TopicState.EXISTS]
