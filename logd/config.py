@@ -318,13 +318,16 @@ def parse_host_port(text: str) -> HostPort:
     match = _HOST_PORT.fullmatch(text)
     if match is None:
         hint = ", with an IPv6 address in brackets" if text.count(":") > 1 else ""
+        hint = ", without anything before it" if "://" in text else hint
         raise UsageError(f"expected HOST:PORT{hint}, found {_shown(text)}")
     host = match["bracketed"] or match["host"]
     port = int(match["port"])
     if port > PORT_MAX:
         raise UsageError(f"a port is 0 to {PORT_MAX}, found {_shown(text)}")
     if len(host) > TEXT_CHARACTERS_MAX:
-        raise UsageError(f"a host name has at most {TEXT_CHARACTERS_MAX} characters, found {text}")
+        raise UsageError(
+            f"a host name has at most {TEXT_CHARACTERS_MAX} characters, found {_shown(text)}"
+        )
     return HostPort(host, port)
 
 
@@ -396,8 +399,9 @@ def _read_text(name: str, value: object) -> str:
 def _read_address(name: str, value: object) -> HostPort:
     if isinstance(value, HostPort):
         return value
+    text = _read_text(name, value)
     try:
-        return parse_host_port(_read_text(name, value))
+        return parse_host_port(text)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
 

@@ -93,7 +93,7 @@ class DataDirectory:
             make_directory_durably(files, path)
             lock = files.lock(f"{path}/{LOCK_NAME}")
         except OSError as error:
-            raise StorageError(f"cannot use data directory {path}: {error}") from error
+            raise StorageError(f"cannot use data directory {path}: {_reason(error)}") from error
         try:
             for name in (GROUPS_NAME, TRASH_NAME):
                 make_directory_durably(files, f"{path}/{name}")
@@ -102,7 +102,7 @@ class DataDirectory:
             files.sync_directory(path)
         except OSError as error:
             lock.release()
-            raise StorageError(f"cannot use data directory {path}: {error}") from error
+            raise StorageError(f"cannot use data directory {path}: {_reason(error)}") from error
         except BaseException:
             lock.release()
             raise
@@ -210,6 +210,11 @@ class DataDirectory:
         except OSError as error:
             raise StorageError(f"cannot write {self.path}/{META_NAME}: {error}") from error
         self._meta = meta
+
+
+def _reason(error: OSError) -> str:
+    """Without number and path: the path is told already."""
+    return error.strerror or str(error)
 
 
 def _read_or_draw(

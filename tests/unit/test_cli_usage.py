@@ -107,3 +107,28 @@ def test_help_imports_none_of_the_heavy_libraries() -> None:
 
     assert done.stderr == b""
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("http://127.0.0.1:7171", "expected HOST:PORT, without anything before it"),
+        (f"{'h' * 300}:7171", "..."),
+    ],
+)
+def test_a_strange_address_is_shown_shortly(address: str, told: str) -> None:
+    result = CliRunner().invoke(root, ["topic", "list", "--bootstrap", address])
+
+    assert told in " ".join(result.stderr.split())
+    assert len(result.stderr) < 400
+    assert result.exit_code == 2
+
+
+def test_a_setting_of_the_wrong_type_is_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "broker.toml"
+    path.write_text('node_id = 1\ndata_dir = "x"\nlisten = 5\n', encoding="utf-8")
+
+    result = CliRunner().invoke(root, ["serve", "--config", str(path)])
+
+    assert "listen = 5: expected text in quotes" in result.stderr
+    assert "listen: listen" not in result.stderr
