@@ -197,16 +197,21 @@ class PeerProxy:
                 while not _is_listening(target.port):
                     await trio.sleep(LISTENING_POLL_S)
                 listeners = await trio.open_tcp_listeners(broker.peer_address.port, host=HOST)
-                async with trio.open_nursery() as listening:
+                try:
+                    async with trio.open_nursery() as listening:
+                        for listener in listeners:
+                            listening.start_soon(self._accept, listener, broker.node_id, nursery)
+                        await self._until_nobody_listens(broker.node_id)
+                        listening.cancel_scope.cancel()
+                finally:
                     for listener in listeners:
-                        listening.start_soon(self._accept, listener, broker.node_id, nursery)
-                    while _is_listening(target.port):
-                        with trio.move_on_after(LISTENING_CHECK_S):
-                            await self._refused[broker.node_id].wait()
-                        self._refused[broker.node_id] = trio.Event()
-                    listening.cancel_scope.cancel()
-                for listener in listeners:
-                    await listener.aclose()
+                        listener.socket.close()
+
+    async def _until_nobody_listens(self, node: NodeId) -> None:
+        while _is_listening(self._real_addresses[node].port):
+            with trio.move_on_after(LISTENING_CHECK_S):
+                await self._refused[node].wait()
+            self._refused[node] = trio.Event()
 
     async def _accept(
         self, listener: trio.SocketListener, node: NodeId, nursery: trio.Nursery
@@ -219,8 +224,10 @@ class PeerProxy:
         self._links.add(link)
         self.link_count += 1
         try:
-            with link.scope, contextlib.suppress(trio.BrokenResourceError, OSError, LogdError):
+            with link.scope:
                 await self._connect(link, destination)
+        except* (trio.BrokenResourceError, OSError, LogdError):
+            pass  # One end is gone: the other learns it by our closing.
         finally:
             link.close()
             self._links.discard(link)
