@@ -98,9 +98,17 @@ def described_row(topic: str, partition: int, described: DescribePartitionRespon
 
 
 def lag_max(described: DescribePartitionResponse) -> int:
-    """Offsets by which the last replica's durable log is behind the leader's log."""
+    """Offsets by which the last replica's durable log is behind the leader's log.
+
+    A replica that the leader has not heard of yet may have all of them: it is not counted, and
+    stands among the under-replicated.
+    """
     return max(
-        (described.log_end - (replica.synced_end or 0) for replica in described.replicas),
+        (
+            described.log_end - replica.synced_end
+            for replica in described.replicas
+            if replica.synced_end is not None
+        ),
         default=0,
     )
 

@@ -41,6 +41,10 @@ META_NAME: Final = "meta"
 GROUPS_NAME: Final = "groups"
 TRASH_NAME: Final = "trash"
 
+_OUR_NAMES: Final = (
+    *(LOCK_NAME, META_NAME, META_NAME + UNFINISHED_SUFFIX, GROUPS_NAME, TRASH_NAME),
+    "lost+found",  # Of a file system of our own.
+)
 _GROUP_NAME: Final = re.compile(r"\d{20}", re.ASCII)
 
 
@@ -82,7 +86,7 @@ class DataDirectory:
 
         Raises:
             DirectoryLockedError: another process uses it; says which.
-            ForeignDirectoryError: it belongs to another node.
+            ForeignDirectoryError: it belongs to another node, or to something else than logd.
             NewerFormatError: a later version wrote it.
             CorruptionError: ``meta`` is damaged, or missing where there is data.
             StorageError: it cannot be created or written; says why.
@@ -91,6 +95,7 @@ class DataDirectory:
         path = path.rstrip("/") or "/"
         try:
             make_directory_durably(files, path)
+            _refuse_strangers(files, path)
             lock = files.lock(f"{path}/{LOCK_NAME}")
         except OSError as error:
             raise StorageError(f"cannot use data directory {path}: {_reason(error)}") from error
@@ -210,6 +215,18 @@ class DataDirectory:
         except OSError as error:
             raise StorageError(f"cannot write {self.path}/{META_NAME}: {error}") from error
         self._meta = meta
+
+
+def _refuse_strangers(files: FileSystem, path: str) -> None:
+    """A directory with other things in it, and never used by a broker, is a slip of the pen."""
+    if files.exists(f"{path}/{META_NAME}"):
+        return
+    strangers = [name for name in files.list_directory(path) if name not in _OUR_NAMES]
+    if strangers:
+        raise ForeignDirectoryError(
+            f"{path} is not empty and no data directory: it holds {sorted(strangers)[0]!r}; "
+            "name an empty or missing directory"
+        )
 
 
 def _reason(error: OSError) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from logd.cli.cluster import status_of
-from logd.cli.overview import broker_rows, missing_brokers, partition_row
+from logd.cli.overview import broker_rows, lag_max, missing_brokers, partition_row
 from logd.wire.messages import (
     BrokerInfo,
     DescribePartitionResponse,
@@ -131,3 +133,15 @@ def test_where_nobody_could_be_asked_brokers_that_are_alive_are_counted() -> Non
     assert without_majority.offline == ["t/0", "t/1"]
     assert with_majority.offline == []
     assert with_majority.under_replicated == ["t/0", "t/1"]
+
+
+def test_a_replica_that_was_not_heard_of_yet_is_not_said_to_lag() -> None:
+    answer = msgspec.structs.replace(
+        described(),
+        replicas=[
+            ReplicaInfo(node_id=1, synced_end=97, in_sync=True, alive=True),
+            ReplicaInfo(node_id=2, synced_end=None, in_sync=False, alive=False),
+        ],
+    )
+
+    assert lag_max(answer) == 3

@@ -148,6 +148,23 @@ def test_data_without_a_meta_file_is_not_made_ours(disk: SimulatedFileSystem) ->
         open_directory(disk, "second")
 
 
+def test_a_directory_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
+
+    with pytest.raises(
+        ForeignDirectoryError, match=r"not empty and no data directory.*thesis\.tex"
+    ):
+        DataDirectory.open(RealFileSystem(), str(tmp_path), NODE, draw_from("x"))
+
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_system_of_its_own_counts_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+
+    DataDirectory.open(RealFileSystem(), str(tmp_path), NODE, draw_from("x")).close()
+
+
 def test_a_first_start_that_was_interrupted_anywhere_can_be_repeated() -> None:
     for seed in range(60):
         disk = SimulatedFileSystem(random.Random(seed))
