@@ -574,10 +574,33 @@ def _decode_snapshot(payload: bytes | memoryview) -> _Snapshot:
 
 
 def _check_topic(topic: Topic, state: MetadataState) -> None:
-    """What ``_add`` relies on."""
-    for placement in topic.partitions:
-        if not placement.replicas or any(state.broker(n) is None for n in placement.replicas):
+    """M1 and M2, which everything after relies on."""
+    if topic.topic_id >= state._next_topic_id or state.topic(topic.name) is not None:
+        raise CorruptionError(
+            f"metadata snapshot holds topic {quoted(topic.name)} twice, or its id "
+            f"{topic.topic_id}, though the next one is {state._next_topic_id}"
+        )
+    groups = {placement.group for placement in topic.partitions}
+    for number, placement in enumerate(topic.partitions):
+        named = (placement.topic, placement.topic_id, placement.partition)
+        if named != (topic.name, topic.topic_id, number):
             raise CorruptionError(
-                f"metadata snapshot places {placement.name} on brokers {placement.replicas}, "
-                "not all of them registered"
+                f"metadata snapshot names partition {number} of {quoted(topic.name)} {named}"
+            )
+        group = placement.group
+        is_taken = state.placement(group) is not None or len(groups) < len(topic.partitions)
+        if is_taken or not METADATA_GROUP < group < state._next_group:
+            raise CorruptionError(
+                f"metadata snapshot gives {placement.name} the group {group}, "
+                f"which is another's or not below {state._next_group}"
+            )
+        replicas = placement.replicas
+        if (
+            not replicas
+            or len(set(replicas)) < len(replicas)
+            or any(state.broker(n) is None for n in replicas)
+        ):
+            raise CorruptionError(
+                f"metadata snapshot places {placement.name} on brokers {replicas}, "
+                "not all of them registered and different"
             )

@@ -82,4 +82,5 @@ def _decode(header_block: Buffer, position: int, group: GroupId) -> MarkSlot | N
     if xxh3_64_intdigest(slot[_CHECKSUM.size :], seed=group) != checksum:
         return None
     mark = MarkSlot._make(fields)
-    return mark if mark.sequence > 0 else None
+    is_possible = mark.sequence > 0 and 0 <= mark.commit_offset <= mark.end_offset
+    return mark if is_possible else None
