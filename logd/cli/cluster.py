@@ -6,6 +6,7 @@ broker, a leader or a replica is missing), 5 without a majority.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -127,7 +128,7 @@ async def _fetch_status(bootstrap: str) -> Status:
 
 def status_of(
     metadata: MetadataResponse,
-    described: dict[tuple[str, int], DescribePartitionResponse | None],
+    described: Mapping[tuple[str, int], DescribePartitionResponse | None],
     damaged: Sequence[str] = (),
 ) -> Status:
     """Judge what was found.  A partition missing from ``described`` was not asked about."""
