@@ -325,29 +325,39 @@ def _indexes_below(
             # Rows behind the mark may describe batches that are cut off now.
             remove_indexes_durably(files, file.path)
         if len(kept.offsets):
-            position = FilePosition(kept.offsets[len(kept.offsets) - 1][1])
+            relative_offset, position = kept.offsets[len(kept.offsets) - 1]
+            row_offset = Offset(active.base_offset + relative_offset)
+            start = LogEnd(row_offset, active.prev_term, FilePosition(position))
             try:
-                _walk_to_mark(file, kept, position, active, marked, identity)
+                _walk_to_mark(file, kept, start, active, marked, identity)
             except CorruptionError:
                 pass  # The rows may be from before a truncation; the headers decide.
             else:
                 return kept
     remove_indexes_durably(files, file.path)
     rebuilt = SegmentIndexes.growing(interval_bytes)
-    _walk_to_mark(file, rebuilt, FIRST_POSITION, active, marked, identity)
+    start = LogEnd(active.base_offset, active.prev_term, FIRST_POSITION)
+    _walk_to_mark(file, rebuilt, start, active, marked, identity)
     return rebuilt
 
 
 def _walk_to_mark(
     file: File,
     indexes: SegmentIndexes,
-    position: FilePosition,
+    start: LogEnd,
     active: Segment,
     marked: LogEnd,
     identity: LogIdentity,
 ) -> None:
-    end_offset, term = active.base_offset, active.prev_term
-    for at, header in walk_headers(file, position, marked.position, identity.group):
+    """Walk from ``start``, where a batch of that offset and of that term or a later one lies."""
+    end_offset, term = start.offset, start.term
+    for at, header in walk_headers(file, start.position, marked.position, identity.group):
+        if header.base_offset != end_offset or header.term < term:
+            raise CorruptionError(
+                f"{file.path}, position {at}: a batch at offset {header.base_offset} of term "
+                f"{header.term} below the synced mark, expected offset {end_offset} of term "
+                f"{term} up"
+            )
         if at >= indexes.next_position:
             indexes.add(header.base_offset - active.base_offset, header.append_time_ms, at)
         end_offset, term = header.end_offset, header.term
