@@ -255,8 +255,8 @@ class Group:
         return _ROLE_NAMES[self.core.role]
 
     def acknowledged_end(self, follower: NodeId) -> Offset | None:
-        """Durable end of a follower's log, as its leader knows it."""
-        return self.core.progress(follower).match if self.core.is_leader else None
+        """Durable end of a follower's log; None until it has told this leader."""
+        return self.core.progress(follower).match or None if self.core.is_leader else None
 
     def is_in_sync(self, follower: NodeId) -> bool:
         """The follower agrees and is fed from memory, so that it lacks at most what is on its
