@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -86,8 +87,19 @@ def fuzz_here(name: str, arguments: list[str]) -> int:
     # Atheris is optional, and has no types.
     atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["logd", "logd_client"], enable_loader_override=False):
+        from tests.fuzz.mutations import mutate, seeds_of
         from tests.fuzz.targets import TARGETS
-    atheris.Setup([sys.argv[0], *arguments], TARGETS[name].check)
+    seeds = seeds_of(name)
+
+    def damage(data: bytes, bytes_max: int, seed: int) -> bytes:
+        """Half of the time as in the tests: what happens inside a decoder written in C adds
+        no coverage, and libFuzzer forgets the seeds that led there."""
+        chance = random.Random(seed)
+        if chance.randrange(2):
+            return bytes(atheris.Mutate(data, bytes_max))
+        return mutate([data, *seeds], chance)[:bytes_max]
+
+    atheris.Setup([sys.argv[0], *arguments], TARGETS[name].check, custom_mutator=damage)
     atheris.Fuzz()
     return 0
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Final
 
 import msgspec
@@ -487,6 +488,13 @@ def indexed_log() -> SimulatedFileSystem:
     return disk
 
 
+def _indexed_files() -> dict[str, bytes]:
+    """The segments of that log, without their indexes."""
+    disk = indexed_log()
+    paths = [f"{DIRECTORY}/{name}" for name in disk.list_directory(DIRECTORY)]
+    return {path: disk.content(path) for path in paths if path.endswith(".log")}
+
+
 @_target(*_STORED, bytes_max=32 * MIB)
 def segment_indexes(data: bytes) -> None:
     """Two bytes say how many are of the offset index, the rest is the time index.
@@ -495,28 +503,26 @@ def segment_indexes(data: bytes) -> None:
     if len(data) < 2:
         return
     split = 2 + int.from_bytes(data[:2], "little")
-    plain, indexed = indexed_log(), indexed_log()
-    for disk, offset_rows, time_rows in (
-        (plain, None, None),
-        (indexed, data[2:split], data[split:]),
-    ):
-        for suffix, rows in ((".index", offset_rows), (".timeindex", time_rows)):
-            path = SEGMENT + suffix
-            if disk.exists(path):
-                disk.remove(path)
-            if rows is not None:
-                file = disk.open(path, create=True)
-                if rows:
-                    file.pwritev([rows], 0)
-                file.sync()
-                file.close()
-    expected = Log.open(plain, DIRECTORY, IDENTITY, LOG_OPTIONS)
-    found = Log.open(indexed, DIRECTORY, IDENTITY, LOG_OPTIONS)
-    assert read_all(found) == read_all(expected)
-    for offset in range(expected.end_offset):
-        assert read_all(found, Offset(offset))[:1] == read_all(expected, Offset(offset))[:1]
-    for time_ms in range(0, 60, 3):
-        assert found.offset_for_time(time_ms) == expected.offset_for_time(time_ms)
+    disk = disk_of(
+        _INDEXED | {SEGMENT + ".index": data[2:split], SEGMENT + ".timeindex": data[split:]}
+    )
+    expected, by_time = _read_without_indexes()
+    log = Log.open(disk, DIRECTORY, IDENTITY, LOG_OPTIONS)
+    assert read_all(log) == expected
+    for offset in range(0, len(expected), 3):
+        [found, *_] = log.read(Offset(offset), log.end_offset, 1, cached_only=False) or []
+        assert bytes(found) == expected[offset]
+    assert [log.offset_for_time(time_ms) for time_ms in _TIMES_MS] == by_time
+
+
+_INDEXED: Final = _indexed_files()
+_TIMES_MS: Final = range(0, 60, 3)
+
+
+@cache
+def _read_without_indexes() -> tuple[list[bytes], list[Offset | None]]:
+    log = Log.open(disk_of(_INDEXED), DIRECTORY, IDENTITY, LOG_OPTIONS)
+    return read_all(log), [log.offset_for_time(time_ms) for time_ms in _TIMES_MS]
 
 
 @_target(*_STORED)

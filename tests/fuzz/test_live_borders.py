@@ -44,9 +44,9 @@ from logd.wire.messages import (
     ProduceRequest,
     ProduceResponse,
 )
+from tests.fuzz.mutations import NUMBERS, mutate
 from tests.fuzz.seeds import make_seeds
 from tests.fuzz.targets import batch_with_payload
-from tests.fuzz.test_borders import NUMBERS, mutate
 from tests.sim.cluster import CLIENT_PORT, PEER_PORT, ClusterSettings, SimCluster, open_cluster
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import CALM, SimStream
