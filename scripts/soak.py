@@ -28,6 +28,9 @@ from tests.process.harness import make_whole
 from tests.process.proxy import proxied_cluster
 from tests.process.soak import FAULTS, Round, SoakReport, run_soak
 
+EVENTS_SHOWN = ("leader_elected", "log_truncated", "damage_found", "damage_repaired")
+"""What brokers logged, counted in the report."""
+
 
 def main() -> int:
     """Soak; 0 if nothing was wrong."""
@@ -76,6 +79,7 @@ def print_report(report: SoakReport) -> None:
     print(
         f"seed {report.seed}, {report.took_s / 60:.1f} minutes, {len(report.rounds)} faults, "
         f"{report.links:,} connections between brokers\n"
+        f"{', '.join(f'{name} {report.events[name]:,}' for name in EVENTS_SHOWN)}\n"
         f"{report.acknowledged:,} records acknowledged "
         f"({report.acknowledged / report.took_s:,.0f}/s), {report.consumed:,} consumed\n"
         f"lost {found.lost}, duplicated {found.duplicated}, inconsistent {found.misplaced}"

@@ -16,6 +16,7 @@ import signal
 import statistics
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -37,6 +38,7 @@ from tests.process.harness import (
     dump_replicas,
     kill_all,
     leader_of,
+    logged_events,
     make_whole,
     run_logd,
     send_signal,
@@ -99,6 +101,9 @@ class SoakReport:
     links: int = 0
     differences: Differences = field(default_factory=Differences)
     usage: dict[NodeId, list[Usage]] = field(default_factory=dict)
+    events: Counter[str] = field(default_factory=Counter)
+    """What brokers logged, by kind: that nothing went wrong says little if nothing happened."""
+
     violations: list[str] = field(default_factory=list)
 
     def start_and_end(self, node: NodeId) -> tuple[Usage, Usage]:
@@ -366,6 +371,8 @@ def run_soak(
         report.violations += [repr(leaf) for leaf in _leaves(error)]
     report.took_s = time.monotonic() - began
     report.links = cluster.proxy.link_count
+    for broker in cluster.brokers:
+        report.events.update(event["event"] for event in logged_events(broker))
     report.violations += _judge(cluster, report)
     return report
 
