@@ -18,8 +18,8 @@ from logd.cli import COMMANDS, root
     [
         (["no-such-command"], "No such command 'no-such-command'"),
         (["topic", "create"], "Missing argument 'NAME'"),
-        (["topic", "create", "t", "--partitions", "0"], "0 is not in the range 1<=x<=10000"),
-        (["topic", "create", "t", "--partitions", "1000000"], "not in the range 1<=x<=10000"),
+        (["topic", "create", "t", "--partitions", "0"], "0 is not in the range 1<=x<=2000"),
+        (["topic", "create", "t", "--partitions", "1000000"], "not in the range 1<=x<=2000"),
         (["topic", "create", "t", "--replicas", "0"], "0 is not in the range 1<=x<=7"),
         (["topic", "create", "t", "--config", "x"], "expected NAME=VALUE, found 'x'"),
         (["topic", "list", "--bootstrap", ""], "expected HOST:PORT[,HOST:PORT…], found nothing"),
