@@ -99,7 +99,9 @@ def fuzz_here(name: str, arguments: list[str]) -> int:
             return bytes(atheris.Mutate(data, bytes_max))
         return mutate([data, *seeds], chance)[:bytes_max]
 
-    atheris.Setup([sys.argv[0], *arguments], TARGETS[name].check, custom_mutator=damage)
+    # Merging starts itself again by this name.
+    itself = f"{sys.executable} -m tests.fuzz one {name}"
+    atheris.Setup([itself, *arguments], TARGETS[name].check, custom_mutator=damage)
     atheris.Fuzz()
     return 0
 
