@@ -77,8 +77,8 @@ def show_small(failed: Verdict) -> None:
     print(f"\nseed {failed.seed}: looking for the faults that it takes", flush=True)
     planned = plan_faults(failed.seed, Settings.draw(failed.seed))
     small = shrink(failed, [fault.number for fault in planned])
-    taken = {*small.fault_numbers} if small is not failed else {*range(1, len(planned) + 1)}
-    numbers = ",".join(map(str, sorted(taken))) or "none"
+    taken = small.fault_numbers
+    numbers = ",".join(map(str, taken)) or "none"
     print(small.timeline)
     print(small.problem)
     print(f"seed {failed.seed} FAILED with {len(taken)} of {len(planned)} faults:")

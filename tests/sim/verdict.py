@@ -6,8 +6,10 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tests.sim.faults import plan_faults
 from tests.sim.run import run_deterministic
 from tests.sim.scenario import CountingTrace, run_scenario
+from tests.sim.settings import Settings
 
 TIMELINE_EVENTS = 400
 
@@ -69,9 +71,14 @@ def play(
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
+        planned = plan_faults(seed, Settings.draw(seed))
+        if faults is not None:
+            planned = [fault for fault in planned if fault.number in faults]
         return Verdict(
             seed=seed,
             problem=traceback.format_exc(),
+            faults=tuple(str(fault) for fault in planned),
+            fault_numbers=tuple(fault.number for fault in planned),
             signature=" ".join(sorted({_name_of(leaf) for leaf in _leaves(error)})),
             timeline=trace.timeline(shown),
         )

@@ -16,6 +16,7 @@ import trio
 
 from logd.errors import (
     LogdError,
+    OffsetOutOfRangeError,
     PartialAppendError,
     TopicExistsError,
     UnexpectedOffsetError,
@@ -341,7 +342,10 @@ class Workload:
                     with trio.move_on_after(chance.choice([3.0, 10.0])):
                         await self._read_on(client, reader, node)
                 except LogdError as error:
-                    # A replica may lag behind the position, or hold none of the partitions.
+                    # A replica may lag behind the position, or hold none of the partitions;
+                    # whoever leads has all that a reader was ever given.
+                    if isinstance(error, OffsetOutOfRangeError) and node is None:
+                        self.wrong.append(f"{reader.name} at {reader.positions}: {error}")
                     self.cluster.trace.note(reader.name, "reading_failed", error=repr(error))
                     await trio.sleep(RETRY_S)
 
