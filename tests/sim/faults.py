@@ -11,6 +11,7 @@ synced stays, on a disk whose sync failed too.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import random
@@ -21,8 +22,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from logd.errors import LogdError
-from logd.storage.offline import find_segments
-from logd.storage.segment import FIRST_POSITION
+from logd.storage.offline import SegmentWalk, find_segments
 from logd.types import METADATA_GROUP, GroupId
 from tests.sim.cluster import DATA_DIR, SimCluster, SimNode
 from tests.sim.env import BlockingConditions
@@ -354,29 +354,38 @@ class Trouble:
         node.files.is_cold = was_cold
 
     async def rot(self, chance: random.Random) -> None:
-        """Bits flip in what a replica has synced.  In one seed it is always the same node, so
-        that the others have it whole; below the synced mark, above which rot that meets a
-        crash is taken for a torn tail (docs/failure_model.md)."""
+        """Bits flip in what a replica knows to be committed.
+
+        In one seed it is always the same node, so that the others have it whole.  Above what
+        its synced mark says is committed nothing rots: there it may hold what was superseded
+        meanwhile, which no peer can give back.
+        """
         nodes = list(self._cluster.nodes.values())
         if len(nodes) < 3:
             return
         node = nodes[self._cluster.seed % len(nodes)]
         directory = f"{DATA_DIR}/groups/{chance.choice(self._groups):020}"
-        if not node.files.is_directory(directory):
+        if not node.files.is_directory(directory) or node.files.on_operation is not None:
             return
-        try:
-            segments = find_segments(node.files, directory)
-        except (LogdError, OSError):
-            return  # Its disk refuses just now, or the log is being made.
-        for _ in range(chance.choice([1, 1, 5, 30])):
-            segment = chance.choice(segments)
-            end = segment.mark.end_position if segment.mark is not None else 0
-            if end > FIRST_POSITION:
-                position = chance.randrange(FIRST_POSITION, end)
-                node.files.flip(segment.path, position, chance.randrange(8))
-                self._cluster.trace.record(
-                    node.host, "bit_rotted", path=segment.path, position=position
-                )
+        with contextlib.suppress(LogdError):  # A log that is being made, or damaged already.
+            committed = _committed_batches(node, directory)
+            for _ in range(chance.choice([1, 1, 5, 30]) if committed else 0):
+                path, start, size = chance.choice(committed)
+                position = start + chance.randrange(size)
+                node.files.flip(path, position, chance.randrange(8))
+                self._cluster.trace.record(node.host, "bit_rotted", path=path, position=position)
+
+
+def _committed_batches(node: SimNode, directory: str) -> list[tuple[str, int, int]]:
+    """Path, position and size of each batch that its log says is committed."""
+    found: list[tuple[str, int, int]] = []
+    segments = find_segments(node.files, directory)
+    commit_offset = max((s.mark.commit_offset for s in segments if s.mark is not None), default=0)
+    for segment in segments:
+        for position, header, _ in SegmentWalk(node.files, segment):
+            if header.end_offset <= commit_offset:
+                found.append((segment.path, position, header.size_bytes))
+    return found
 
 
 def _around(chance: random.Random, seconds: Sequence[float]) -> float:

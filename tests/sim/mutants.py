@@ -52,7 +52,11 @@ FAST_TESTS = {
         "tests/unit/test_peer_link.py",
         "tests/unit/test_repair.py",
     ),
-    "logd/broker": ("tests/unit/test_metadata_service.py", "tests/unit/test_leader_balancer.py"),
+    "logd/broker": (
+        "tests/unit/test_metadata_service.py",
+        "tests/unit/test_leader_balancer.py",
+        "tests/sim/test_scripted_faults.py",
+    ),
     "logd/metadata": ("tests/unit/test_metadata_state.py", "tests/unit/test_placement.py"),
     "client": (
         "tests/unit/test_client_pipeline.py",

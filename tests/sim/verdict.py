@@ -12,6 +12,7 @@ from tests.sim.scenario import CountingTrace, run_scenario
 from tests.sim.settings import Settings
 
 TIMELINE_EVENTS = 400
+FRAMES_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def play(
             planned = [fault for fault in planned if fault.number in faults]
         return Verdict(
             seed=seed,
-            problem=traceback.format_exc(),
+            problem="\n".join(_story_of(leaf) for leaf in _leaves(error)),
             faults=tuple(str(fault) for fault in planned),
             fault_numbers=tuple(fault.number for fault in planned),
             signature=" ".join(sorted({_name_of(leaf) for leaf in _leaves(error)})),
@@ -93,6 +94,14 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for below in error.exceptions for leaf in _leaves(below)]
     return [error]
+
+
+def _story_of(error: BaseException) -> str:
+    """What was raised and where, without the nurseries around it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "site-packages" not in frame.filename]
+    raised = "".join(traceback.format_exception_only(error))
+    return "".join(traceback.format_list(ours[-FRAMES_SHOWN:])) + raised
 
 
 def _name_of(error: BaseException) -> str:

@@ -229,6 +229,20 @@ def test_an_answer_of_an_abandoned_session_is_believed_only_if_it_is_a_success()
     assert delivery.ack(0).offset == 3
 
 
+def test_a_batch_abandoned_while_it_was_out_may_be_stored_when_it_expires() -> (
+    None
+):
+    bench = Bench()
+    delivery = bench.put(b"a")
+    bench.take_all()
+    bench.pipeline.abandon(lost())
+    bench.pipeline.expire(1e9)
+
+    with pytest.raises(DeliveryTimeoutError) as caught:
+        delivery.ack(0)
+    assert caught.value.may_have_applied
+
+
 # --- final failures ---------------------------------------------------------------------
 
 
