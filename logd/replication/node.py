@@ -67,6 +67,10 @@ append.  Only readers of followers can tell."""
 
 EXPIRY_INTERVAL_S: Final = 0.1
 
+CLAIM_ROUNDS_MAX: Final = 2
+"""Signs of life without a claim after which a leader is not believed: its claim follows its
+first message on the same connection."""
+
 
 class Node:
     """Groups, links and what they share.  Implements ``GroupHost`` and ``LinkOwner``."""
@@ -93,6 +97,8 @@ class Node:
         }
         self._claims: dict[NodeId, dict[int, int]] = {peer: {} for peer in peers}
         self._claims_dirty = False
+        self._unclaimed: dict[GroupId, int] = {}
+        """Groups whose leader was learnt from its messages → rounds without its claim."""
         self._dirty: dict[GroupId, Group] = {}
         self._pump_lot = trio.lowlevel.ParkingLot()
         self._timers = GroupTimers(self.now_ms, lambda group: group.post(Tick()))
@@ -202,6 +208,9 @@ class Node:
     def damage_met(self, group: Group) -> None:
         self.repairer.report(group)
 
+    def leader_learnt(self, group: Group) -> None:
+        self._unclaimed[group.group_id] = 0
+
     def group_failed(self, group: Group, error: BaseException) -> None:
         self.leadership_changed(group)
         if self.on_group_failed is not None:
@@ -254,6 +263,7 @@ class Node:
                     link.send(ping)
             for node in self._detector.expire(self.now_ms()):
                 self._peer_down(node)
+            self._check_claims()
             await trio.sleep(interval_s)
 
     # --- peers ----------------------------------------------------------------------------------
@@ -350,6 +360,26 @@ class Node:
         for group in self.groups.values():
             if group.is_leader and node in group.core.configuration.members:
                 self.mark_dirty(group)
+
+    def _check_claims(self) -> None:
+        """Give up leaders that were learnt from messages which they have outlived.
+
+        A leader that fails says so at once, and what it sent before may be taken up later: it
+        waited for this node's disk, or came on the other lane.  Claims are not repeated, and
+        as long as its node is alive such a leader would be believed.
+        """
+        unclaimed, self._unclaimed = self._unclaimed, {}
+        for group_id, rounds in unclaimed.items():
+            group = self.groups.get(group_id)
+            leader = None if group is None else group.core.leader
+            if group is None or leader is None or leader == self.node:
+                continue
+            if self._claims[leader].get(group_id, 0) >= group.core.term:
+                continue
+            if rounds < CLAIM_ROUNDS_MAX:
+                self._unclaimed[group_id] = rounds + 1
+            else:
+                group.post(LeaderDisclaimed(leader, group.core.term))
 
     def _own_claims(self) -> Claims:
         return Claims(

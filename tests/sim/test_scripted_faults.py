@@ -8,10 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import trio
 
-from logd.errors import LogdError
-from logd.types import NodeId
+from logd.broker.reading import offsets
+from logd.errors import LogdError, TopicExistsError
+from logd.types import GroupId, NodeId
+from logd.wire.messages import OffsetsRequest
 from logd_client import Client
 from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, open_cluster
+from tests.sim.faults import SLOW_DISK
+from tests.sim.files import CAPACITY_BYTES_DEFAULT
 from tests.sim.network import CALM
 from tests.sim.run import run_deterministic
 
@@ -63,6 +67,125 @@ def test_a_directory_of_a_topic_that_the_restarted_broker_has_not_heard_of_is_ke
 
         assert node.files.list_directory(f"{DATA_DIR}/groups") == directories
         cluster.network.heal()  # The client's own, too: it is told what became of its topic.
+
+    play(story)
+
+
+def test_who_answers_for_a_partition_knows_of_everything_acknowledged_before() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
+        group = GroupId(topic.partitions[0].group)
+        async with client.producer(TOPIC) as producer:
+            ack = await producer.append(b"value")
+        leader = cluster.leader_of(group)
+        assert leader is not None
+        # Its followers have not been told yet that this is committed.
+        await leader.crash(power=True)
+        answers = 0
+        while answers < 10:
+            await trio.sleep(0.001)
+            for node in cluster.alive():
+                assert node.broker is not None
+                with contextlib.suppress(LogdError):
+                    answer, _ = await offsets(node.broker, OffsetsRequest(group=group))
+                    assert answer.commit_offset > ack.offset
+                    answers += 1
+
+    play(story)
+
+
+def test_a_broker_killed_again_and_again_while_topics_are_made_has_all_of_them() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        made: list[str] = []
+        node = cluster.nodes[NodeId(2)]
+        for number in range(5):
+            name = f"{TOPIC}-{number}"
+            while name not in made:
+                with contextlib.suppress(TopicExistsError, LogdError):
+                    await client.admin.create_topic(name, partitions=1, replicas=3)
+                made = [topic.name for topic in await client.admin.list_topics()]
+            async with client.producer(name) as producer:
+                await producer.append(name.encode())
+            await node.crash(power=number % 2 == 0)
+            node.start()
+        for name in made:
+            async with client.consumer(name, start="earliest", from_replica=2) as consumer:
+                assert (await anext(aiter(consumer))).value == name.encode()
+
+    play(story)
+
+
+def test_one_slow_disk_slows_nobody_down_but_its_own_node() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
+        group = GroupId(topic.partitions[0].group)
+        leader = cluster.leader_of(group)
+        slow = next(node for node in cluster.nodes.values() if node is not leader)
+        slow.set_blocking(SLOW_DISK)
+        elections = sum(event.name == "leader_elected" for event in cluster.trace.events)
+        longest_s = 0.0
+        async with client.producer(TOPIC) as producer:
+            for _ in range(300):
+                began = trio.current_time()
+                await producer.append(b"value")
+                longest_s = max(longest_s, trio.current_time() - began)
+                await trio.sleep(0.02)
+        assert longest_s < 1.0
+        assert elections == sum(event.name == "leader_elected" for event in cluster.trace.events)
+
+    play(story)
+
+
+def test_a_full_disk_that_is_still_full_after_a_restart_recovers_when_there_is_space() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
+        acknowledged: list[int] = []
+
+        async def append_some() -> None:
+            async with client.producer(TOPIC) as producer:
+                acknowledged.extend(
+                    [(await producer.append(bytes(2000))).offset for _ in range(20)]
+                )
+
+        await append_some()
+        node = cluster.nodes[NodeId(1)]
+        node.files.capacity_bytes = node.files.used_bytes() + 4096
+        node.has_disk_trouble = True
+        await append_some()  # The other two are enough.
+        await node.crash(power=True)
+        node.start()
+        await append_some()
+        node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        if node.is_alive:
+            await node.stop()
+        node.start()
+        async with client.consumer(TOPIC, start="earliest", from_replica=1) as consumer:
+            records = aiter(consumer)
+            assert [(await anext(records)).offset for _ in acknowledged] == acknowledged
+
+    play(story)
+
+
+def test_a_leader_that_was_paused_acknowledges_nothing_that_others_do_not_have() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
+        group = GroupId(topic.partitions[0].group)
+        old = cluster.leader_of(group)
+        assert old is not None
+        async with client.producer(TOPIC) as producer:
+            first = await producer.append(b"first")
+            old.pause()
+            second = await producer.append(b"second")  # By the next leader.
+            old.resume()
+            third = await producer.append(b"third")
+        assert first.offset < second.offset < third.offset
+        async with client.consumer(TOPIC, start="earliest", from_replica=old.node) as consumer:
+            records = aiter(consumer)
+            assert [(await anext(records)).value for _ in range(3)] == [
+                b"first",
+                b"second",
+                b"third",
+            ]
 
     play(story)
 
