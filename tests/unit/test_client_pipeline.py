@@ -229,9 +229,7 @@ def test_an_answer_of_an_abandoned_session_is_believed_only_if_it_is_a_success()
     assert delivery.ack(0).offset == 3
 
 
-def test_a_batch_abandoned_while_it_was_out_may_be_stored_when_it_expires() -> (
-    None
-):
+def test_a_batch_abandoned_while_it_was_out_may_be_stored_when_it_expires() -> None:
     bench = Bench()
     delivery = bench.put(b"a")
     bench.take_all()
