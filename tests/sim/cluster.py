@@ -71,6 +71,8 @@ class SimNode:
         """What runs in this life, once it has got that far."""
         self.has_disk_trouble = False
         """In this life its disk has refused something: the broker may end by itself."""
+        self.has_dead_disk = False
+        """Its disk refuses until it is replaced, whatever life it is."""
         self._cluster = cluster
         self._lives = 0
         self._stop = trio.Event()
@@ -103,7 +105,7 @@ class SimNode:
         self._lives += 1
         self._stop, self._scope, self._ended = trio.Event(), trio.CancelScope(), trio.Event()
         self.broker = None
-        self.has_disk_trouble = False
+        self.has_disk_trouble = self.has_dead_disk
         cluster = self._cluster
         self.env = SimEnv(
             seed=cluster.seed,

@@ -94,14 +94,27 @@ class Trouble:
         self._network.heal()
         for node in self._cluster.nodes.values():
             node.resume()
-            node.files.on_operation = None
+            if not node.has_dead_disk:
+                node.files.on_operation = None
             node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
             node.files.is_cold = False
             node.set_blocking(self._cluster.settings.blocking)
             has_failed = any(group.failure is not None for group in node.groups.values())
+            if node.has_dead_disk:
+                continue  # The others must do without it.
             if node.is_alive and (node.has_disk_trouble or has_failed):
                 await node.crash(power=False)
             self._start(node)
+
+    async def replace_disks(self) -> None:
+        """What a dead disk has kept of its writes is there again, and takes more."""
+        for node in self._cluster.nodes.values():
+            if node.has_dead_disk:
+                node.has_dead_disk = False
+                node.files.on_operation = None
+                if node.is_alive:
+                    await node.crash(power=True)
+                self._start(node)
 
     # --- whom -----------------------------------------------------------------------------------
 
@@ -308,6 +321,26 @@ class Trouble:
         node.files.on_operation = None
         await self._restart(chance, node)
 
+    async def dead_disk(self, chance: random.Random) -> None:
+        """A disk that takes nothing any more, for one replica or at all, until the very end:
+        whatever it leads, others must take over."""
+        node = self._one_victim()
+        if node is None or node.files.on_operation is not None:
+            return
+        where = chance.choice([f"/groups/{chance.choice(self._groups):020}/", "/groups/", DATA_DIR])
+
+        def refuse(operation: str, path: str) -> None:
+            if operation in ("write", "sync", "allocate", "create") and where in path:
+                raise OSError(errno.EIO, "simulated failure", path)
+
+        node.has_dead_disk = node.has_disk_trouble = True
+        node.files.on_operation = refuse
+
+    def _one_victim(self) -> SimNode | None:
+        """Who suffers in this seed what only one of a majority may; None if there is none."""
+        nodes = list(self._cluster.nodes.values())
+        return nodes[self._cluster.seed % len(nodes)] if len(nodes) >= 3 else None
+
     async def disk_full(self, chance: random.Random) -> None:
         """No room for more; later there is, and what had failed is restarted."""
         node = self._any_alive(chance)
@@ -336,7 +369,7 @@ class Trouble:
                     await node.crash(power=True)
         trouble = node.files.capacity_bytes != CAPACITY_BYTES_DEFAULT
         self._start(node)
-        node.has_disk_trouble = trouble
+        node.has_disk_trouble = trouble or node.has_dead_disk
 
     async def slow_disk(self, chance: random.Random) -> None:
         """One disk takes seconds for everything."""
@@ -360,10 +393,9 @@ class Trouble:
         its synced mark says is committed nothing rots: there it may hold what was superseded
         meanwhile, which no peer can give back.
         """
-        nodes = list(self._cluster.nodes.values())
-        if len(nodes) < 3:
+        node = self._one_victim()
+        if node is None:
             return
-        node = nodes[self._cluster.seed % len(nodes)]
         directory = f"{DATA_DIR}/groups/{chance.choice(self._groups):020}"
         if not node.files.is_directory(directory) or node.files.on_operation is not None:
             return
@@ -423,6 +455,7 @@ FAULTS: Mapping[str, Callable[[Trouble, random.Random], Awaitable[None]]] = {
         Trouble.reset,
         Trouble.half_open,
         Trouble.disk_error,
+        Trouble.dead_disk,
         Trouble.disk_full,
         Trouble.slow_disk,
         Trouble.cold_cache,

@@ -51,6 +51,7 @@ FAST_TESTS = {
         "tests/unit/test_failure_detector.py",
         "tests/unit/test_peer_link.py",
         "tests/unit/test_repair.py",
+        "tests/sim/test_scripted_faults.py",
     ),
     "logd/broker": (
         "tests/unit/test_metadata_service.py",
@@ -325,6 +326,13 @@ MUTANTS = (
         "liveness: a follower catches up",
         "logd/replication/node.py",
         "        self._post_to_shared(node, PeerConnected(node))\n",
+        "",
+    ),
+    Mutant(
+        "a leader that has outlived its messages is believed",
+        "liveness: a new leader in bounded time",
+        "logd/replication/node.py",
+        "            self._check_claims()\n",
         "",
     ),
     Mutant(

@@ -124,6 +124,7 @@ class _Run:
                     await trouble.heal()
                     with self._in_time("append to every partition"):
                         await workload.make_progress(admin)
+                    await trouble.replace_disks()
                     workload.is_over = True
                 ends = await self._read_finally(admin)
                 with self._in_time("bring every reader to the end"):
