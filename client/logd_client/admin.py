@@ -22,7 +22,6 @@ from logd.wire.messages import (
     DescribeBrokerResponse,
     DescribePartitionRequest,
     DescribePartitionResponse,
-    MetadataRequest,
     MetadataResponse,
     OffsetsRequest,
     OffsetsResponse,
@@ -90,8 +89,7 @@ class Admin:
             CreateTopicResponse,
             changes_something=True,
         )
-        self._routing.view.learn_topic(response.topic)
-        return response.topic
+        return self._changed(response)
 
     async def delete_topic(self, name: str) -> None:
         """Delete a topic and its records.
@@ -100,12 +98,13 @@ class Admin:
             UnknownTopicError: there is none of that name.
         """
         require_text("a topic's name", name)
-        await self._routing.call(
+        response = await self._routing.call(
             self._routing.controller_connection,
             DeleteTopicRequest(name=name, timeout_ms=self._timeout_ms),
             DeleteTopicResponse,
             changes_something=True,
         )
+        self._routing.view.reached(response.metadata_offset)
         self._routing.view.forget_topic(name)
 
     async def alter_topic(self, name: str, config: Mapping[str, str | None]) -> TopicInfo:
@@ -121,6 +120,10 @@ class Admin:
             AlterTopicResponse,
             changes_something=True,
         )
+        return self._changed(response)
+
+    def _changed(self, response: CreateTopicResponse | AlterTopicResponse) -> TopicInfo:
+        self._routing.view.reached(response.metadata_offset)
         self._routing.view.learn_topic(response.topic)
         return response.topic
 
@@ -140,12 +143,11 @@ class Admin:
     # --- the cluster --------------------------------------------------------------------
 
     async def describe_cluster(self) -> MetadataResponse:
-        """Brokers, controller and all topics, as one broker sees them."""
-        response = await self._routing.call(
-            self._routing.any_connection, MetadataRequest(), MetadataResponse
-        )
-        self._routing.view.learn(response)
-        return response
+        """Brokers, controller and all topics, as one broker sees them.
+
+        It knows at least what this client has been told before, also by other brokers.
+        """
+        return await self._routing.describe(None)
 
     async def describe_broker(self, node: int) -> DescribeBrokerResponse:
         """One broker as it sees itself: its replicas, and the peers it can reach.

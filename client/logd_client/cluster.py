@@ -3,7 +3,7 @@
 Pure.  Answers may come from a broker that is behind (cut off, or just started), so knowledge
 of a leader is replaced only by knowledge of the same or a newer term.  A hint that came with
 a refusal has no term: it is taken at once, and the next answer of that term or a newer one
-may overrule it.
+may overrule it.  The metadata offset of an answer tells how old the rest of it is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ class ClusterView:
     def __init__(self) -> None:
         self.cluster_id: str | None = None
         self.controller: NodeId | None = None
+        self.metadata_offset = 0
+        """The most of the metadata log that an answer was known to rest on."""
         self._brokers: dict[NodeId, BrokerInfo] = {}
         self._topics: dict[str, TopicInfo] = {}
         self._partitions: dict[GroupId, PartitionInfo] = {}
@@ -29,13 +31,22 @@ class ClusterView:
     # --- learning -----------------------------------------------------------------------
 
     def learn(self, response: MetadataResponse) -> None:
-        """Take over one broker's answer."""
+        """Take over one broker's answer; of one that is behind only who leads what."""
         self.cluster_id = response.cluster_id
         if response.controller is not None:
             self.controller = NodeId(response.controller)
+        if response.metadata_offset < self.metadata_offset:
+            for topic in response.topics:
+                self._learn_leaders(topic)
+            return
+        self.metadata_offset = response.metadata_offset
         self._brokers = {NodeId(broker.node_id): broker for broker in response.brokers}
         for topic in response.topics:
             self.learn_topic(topic)
+
+    def reached(self, metadata_offset: int) -> None:
+        """A change took effect below ``metadata_offset``."""
+        self.metadata_offset = max(self.metadata_offset, metadata_offset)
 
     def learn_topic(self, topic: TopicInfo) -> None:
         known = self._topics.get(topic.name)
@@ -43,11 +54,16 @@ class ClusterView:
             return  # Deleted and created again; the answer is of the earlier one.
         self._topics[topic.name] = topic
         for partition in topic.partitions:
-            self._learn_partition(partition)
+            self._partitions[GroupId(partition.group)] = partition
+        self._learn_leaders(topic)
 
-    def _learn_partition(self, partition: PartitionInfo) -> None:
+    def _learn_leaders(self, topic: TopicInfo) -> None:
+        for partition in topic.partitions:
+            if partition.group in self._partitions:
+                self._learn_leader(partition)
+
+    def _learn_leader(self, partition: PartitionInfo) -> None:
         group, term = GroupId(partition.group), Term(partition.term)
-        self._partitions[group] = partition
         if term < self._terms.get(group, Term(0)):
             return
         self._terms[group] = term

@@ -324,19 +324,25 @@ class Routing:
 
     async def describe_topic(self, name: str) -> TopicInfo:
         """As ``topic``, but ask the cluster in any case."""
-        request = MetadataRequest(topics=[name])
-        response = await self.call(self.any_connection, request, MetadataResponse)
-        self.view.learn(response)
+        response = await self.describe([name])
         if name in response.unknown and self.view.controller is not None:
-            # That broker may not have heard of it yet; the controller has.
-            response = await self.call(self.controller_connection, request, MetadataResponse)
-            self.view.learn(response)
+            # Somebody else may just have created it: the controller knows.
+            response = await self.describe([name], self.controller_connection)
         for topic in response.topics:
             if topic.name == name:
                 return topic
         self.view.forget_topic(name)
         self._topics_of_interest.pop(name, None)
         raise UnknownTopicError(f"no topic {name!r}")
+
+    async def describe(
+        self, topics: list[str] | None, target: Target | None = None
+    ) -> MetadataResponse:
+        """The cluster and ``topics`` (None: all), no older than what this client has seen."""
+        request = MetadataRequest(topics=topics, at_least=self.view.metadata_offset)
+        response = await self.call(target or self.any_connection, request, MetadataResponse)
+        self.view.learn(response)
+        return response
 
     async def look_again(
         self, topic: str, group: GroupId, failures: int, suspect: NodeId | None = None

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 ADMIN_TIMEOUT_MS_MAX: Final = 300_000
 INIT_PRODUCER_TIMEOUT_MS: Final = 10_000
+METADATA_LAG_S: Final = 1.0
+"""How long a question about what this broker has not applied yet waits for it."""
 LOOK_AGAIN_S: Final = 0.1
 """While waiting for a leader: news come as they happen, this is for those that do not."""
 
@@ -57,6 +59,7 @@ LOOK_AGAIN_S: Final = 0.1
 async def metadata(broker: Broker, request: MetadataRequest) -> MetadataResponse:
     """The cluster as this broker has applied it, with leaders as far as it knows."""
     broker.check_known()
+    await broker.metadata.reach(Offset(request.at_least), METADATA_LAG_S)
     state = broker.metadata.state
     if request.topics is None:
         topics = list(state.topics)
@@ -82,6 +85,7 @@ async def metadata(broker: Broker, request: MetadataRequest) -> MetadataResponse
         ],
         topics=[_topic_info(broker, topic) for topic in topics],
         unknown=unknown,
+        metadata_offset=broker.metadata.applied_offset,
     )
 
 
@@ -131,7 +135,9 @@ async def create_topic(broker: Broker, request: CreateTopicRequest) -> CreateTop
         for placement in result.topic.partitions:
             while broker.node.leader_of(placement.group)[0] is None:
                 await broker.node.leadership_news(LOOK_AGAIN_S)
-    return CreateTopicResponse(topic=_topic_info(broker, result.topic))
+    return CreateTopicResponse(
+        topic=_topic_info(broker, result.topic), metadata_offset=broker.metadata.applied_offset
+    )
 
 
 async def delete_topic(broker: Broker, request: DeleteTopicRequest) -> DeleteTopicResponse:
@@ -140,7 +146,7 @@ async def delete_topic(broker: Broker, request: DeleteTopicRequest) -> DeleteTop
     await broker.metadata.execute(
         DeleteTopic(name=request.name), timeout_ms=request.timeout_ms, safe_to_repeat=False
     )
-    return DeleteTopicResponse()
+    return DeleteTopicResponse(metadata_offset=broker.metadata.applied_offset)
 
 
 async def alter_topic(broker: Broker, request: AlterTopicRequest) -> AlterTopicResponse:
@@ -152,7 +158,9 @@ async def alter_topic(broker: Broker, request: AlterTopicRequest) -> AlterTopicR
         safe_to_repeat=True,
     )
     assert isinstance(result, TopicAltered)
-    return AlterTopicResponse(topic=_topic_info(broker, result.topic))
+    return AlterTopicResponse(
+        topic=_topic_info(broker, result.topic), metadata_offset=broker.metadata.applied_offset
+    )
 
 
 def _check_timeout(timeout_ms: int) -> None:

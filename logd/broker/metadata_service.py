@@ -95,6 +95,21 @@ class MetadataService:
         """Wait until something was applied."""
         await self._progress.wait()
 
+    async def reach(self, offset: Offset, timeout_s: float) -> None:
+        """Wait until everything below ``offset`` is applied here.
+
+        Raises:
+            UnavailableError: it was not within ``timeout_s``; another broker may be ahead.
+        """
+        with trio.move_on_after(timeout_s):
+            while self._applied < offset:
+                await self._progress.wait()
+        if self._applied < offset:
+            raise UnavailableError(
+                f"node {self._node.node} has applied the metadata log up to {self._applied}, "
+                f"the question is about {offset}: it is cut off or catching up"
+            )
+
     async def run(self) -> None:
         """Apply committed commands until cancelled."""
         assert self._group is not None

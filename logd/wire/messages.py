@@ -87,6 +87,10 @@ class ErrorResponse(Message, frozen=True, kw_only=True):
 class MetadataRequest(Message, frozen=True, kw_only=True):
     topics: list[str] | None = None
     """Names to describe; None for all."""
+    at_least: int = 0
+    """The answer is to know of everything below this offset of the metadata log: a client
+    that passes the largest ``metadata_offset`` it was told reads its own writes, from any
+    broker.  One that cannot get there in time refuses with Unavailable."""
 
 
 class BrokerInfo(Message, frozen=True, kw_only=True):
@@ -124,6 +128,8 @@ class MetadataResponse(Message, frozen=True, kw_only=True):
     topics: list[TopicInfo]
     unknown: list[str] = []
     """Requested names that do not exist."""
+    metadata_offset: int = 0
+    """How much of the metadata log the answering broker has applied (exclusive)."""
 
 
 # --- produce ----------------------------------------------------------------------------
@@ -263,6 +269,8 @@ class CreateTopicRequest(Message, frozen=True, kw_only=True):
 
 class CreateTopicResponse(Message, frozen=True, kw_only=True):
     topic: TopicInfo
+    metadata_offset: int = 0
+    """Behind the command; as in MetadataResponse."""
 
 
 class DeleteTopicRequest(Message, frozen=True, kw_only=True):
@@ -271,7 +279,8 @@ class DeleteTopicRequest(Message, frozen=True, kw_only=True):
 
 
 class DeleteTopicResponse(Message, frozen=True, kw_only=True):
-    pass
+    metadata_offset: int = 0
+    """Behind the command; as in MetadataResponse."""
 
 
 class AlterTopicRequest(Message, frozen=True, kw_only=True):
@@ -283,6 +292,8 @@ class AlterTopicRequest(Message, frozen=True, kw_only=True):
 
 class AlterTopicResponse(Message, frozen=True, kw_only=True):
     topic: TopicInfo
+    metadata_offset: int = 0
+    """Behind the command; as in MetadataResponse."""
 
 
 class DescribePartitionRequest(Message, frozen=True, kw_only=True):

@@ -95,7 +95,9 @@ def test_round_robin_passes_over_what_is_not_usable_unless_nothing_is() -> None:
 GROUP = GroupId(9)
 
 
-def metadata(leader: int | None, term: int, topic_id: int = 1) -> MetadataResponse:
+def metadata(
+    leader: int | None, term: int, topic_id: int = 1, metadata_offset: int = 0
+) -> MetadataResponse:
     partition = PartitionInfo(partition=0, group=9, replicas=[2, 1], leader=leader, term=term)
     return MetadataResponse(
         cluster_id="c",
@@ -105,6 +107,7 @@ def metadata(leader: int | None, term: int, topic_id: int = 1) -> MetadataRespon
             BrokerInfo(node_id=2, host="b", port=2),
         ],
         topics=[TopicInfo(name="orders", topic_id=topic_id, partitions=[partition])],
+        metadata_offset=metadata_offset,
     )
 
 
@@ -115,6 +118,27 @@ def test_an_answer_of_an_older_term_does_not_bring_back_an_old_leader() -> None:
     view.learn(metadata(leader=1, term=4))
 
     assert view.leader(GROUP) == NodeId(2)
+
+
+def test_a_broker_that_is_behind_brings_no_deleted_topic_back() -> None:
+    view = ClusterView()
+    view.learn(metadata(leader=2, term=5, metadata_offset=10))
+
+    view.reached(12)
+    view.forget_topic("orders")
+    view.learn(metadata(leader=2, term=5, metadata_offset=11))
+
+    assert view.topic("orders") is None
+    assert view.metadata_offset == 12
+
+
+def test_a_broker_that_is_behind_may_know_of_a_newer_leader() -> None:
+    view = ClusterView()
+    view.learn(metadata(leader=2, term=5, metadata_offset=10))
+
+    view.learn(metadata(leader=1, term=6, metadata_offset=9))
+
+    assert view.leader(GROUP) == NodeId(1)
 
 
 def test_a_hint_is_taken_at_once_and_overruled_by_the_next_answer() -> None:

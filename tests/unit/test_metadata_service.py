@@ -7,10 +7,10 @@ import trio
 
 from logd.broker.disk_guard import DiskGuard
 from logd.broker.metadata_service import MetadataService
-from logd.errors import DiskFullError, RequestTimeoutError
+from logd.errors import DiskFullError, RequestTimeoutError, UnavailableError
 from logd.metadata.commands import FormCluster
 from logd.raft.messages import PeerDown
-from logd.types import METADATA_GROUP, DirectoryId, Term
+from logd.types import METADATA_GROUP, DirectoryId, Offset, Term
 from tests.support.replica import (
     OURSELVES,
     SECOND,
@@ -56,6 +56,32 @@ def test_a_command_that_was_committed_but_not_seen_applied_may_have_taken_effect
                 await a_while()
                 replica.group.post(PeerDown(THIRD))
                 assert replica.group.core.leader is None
+
+    play(story)
+
+
+def test_a_question_about_what_is_not_applied_yet_waits_for_it_and_then_is_refused() -> None:
+    async def story() -> None:
+        async with open_replica(group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica:
+            await replica.lead()
+            service = attached(replica)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(service.run)
+                asked_early = trio.Event()
+
+                async def ask() -> None:
+                    await service.reach(Offset(2), timeout_s=5)
+                    asked_early.set()
+
+                nursery.start_soon(ask)
+                await a_while()
+                assert not asked_early.is_set()
+                replica.propose()
+                await asked_early.wait()
+                assert service.applied_offset == 2
+                with pytest.raises(UnavailableError, match="up to 2, the question is about 9"):
+                    await service.reach(Offset(9), timeout_s=5)
+                nursery.cancel_scope.cancel()
 
     play(story)
 
