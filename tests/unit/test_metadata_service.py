@@ -76,7 +76,7 @@ def test_a_question_about_what_is_not_applied_yet_waits_for_it_and_then_is_refus
                 nursery.start_soon(ask)
                 await a_while()
                 assert not asked_early.is_set()
-                replica.propose()
+                await service.execute(COMMAND, timeout_ms=1000, safe_to_repeat=True)
                 await asked_early.wait()
                 assert service.applied_offset == 2
                 with pytest.raises(UnavailableError, match="up to 2, the question is about 9"):
