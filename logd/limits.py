@@ -61,7 +61,20 @@ SUBSCRIPTION_CREDIT_BYTES_MAX: Final = 64 * MIB
 FETCH_BYTES_MAX: Final = 4 * MIB
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 PROGRESS_TIMEOUT_S: Final = 30.0
-"""A frame that has begun must arrive whole within this time."""
+"""A client's frame that has begun must arrive whole within this time."""
+
+PEER_CONNECTIONS_MAX: Final = 4096
+"""Connections of other brokers, and of whoever has not greeted yet, to one broker."""
+
+PEER_PROGRESS_TIMEOUT_S: Final = 120.0
+"""A peer's frame that has begun must arrive whole within this time.  Longer than a client's:
+a link so slow that its largest frames never fit would replicate nothing for ever."""
+
+KEEP_ALIVE_IDLE_S: Final = 60
+KEEP_ALIVE_INTERVAL_S: Final = 10
+KEEP_ALIVE_PROBES: Final = 3
+"""A quiet connection is probed by the kernel, and closed when nothing answers: else whoever
+lost power would keep a connection for ever."""
 
 # --- names -----------------------------------------------------------------------------
 
@@ -131,6 +144,8 @@ assert FRAME_PREFIX_BYTES + FRAME_HEADER_BYTES_MAX + APPEND_BYTES_MAX <= FRAME_B
 assert FRAME_BYTES_MAX <= PEER_WINDOW_BYTES_MAX <= PEER_QUEUE_BYTES_MAX
 assert FRAME_BYTES_MAX <= CONNECTION_SEND_BYTES_MAX
 assert FRAME_BYTES_MAX <= PRODUCE_BYTES_IN_FLIGHT_MAX
+# Each broker may have a connection per lane, and a stranger's takes no place of theirs.
+assert 2 * BROKERS_MAX < PEER_CONNECTIONS_MAX
 # Index entries store file positions in 32 bits, and a segment must hold the largest batch.
 assert SEGMENT_BYTES_MAX + BATCH_BYTES_MAX < 2**32
 # Every batch that can be in flight must still be known when it is retried.

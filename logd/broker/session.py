@@ -42,12 +42,15 @@ from logd.limits import (
     REQUESTS_IN_FLIGHT_MAX,
 )
 from logd.replication.group import CommittedBatches
+from logd.replication.inbox import next_frame
 from logd.replication.outbox import Outbox
 from logd.types import Buffer
 from logd.wire.frame import (
     FLAG_ERROR,
+    FLAG_LONG,
     FLAG_PUSH,
     FLAG_RESPONSE,
+    HEADER_LENGTH_MAX,
     Frame,
     FrameDecoder,
     decode_message,
@@ -139,6 +142,8 @@ class Session:
             error = ProtocolError(f"frame kind {frame.kind} before the greeting")
             await self._refuse(frame, error)
             return
+        if frame.flags:
+            raise _flagged(frame)
         try:
             hello = decode_message(HelloRequest, frame.header)
             self._check_hello(hello)
@@ -181,27 +186,12 @@ class Session:
     # --- reading ------------------------------------------------------------------------------
 
     async def _next_frame(self) -> Frame | None:
-        """The next frame; None when the client has finished.
-
-        One that has begun must arrive whole in time: a byte now and then is no progress.
-        """
-        decoder = self._decoder
-        deadline: float | None = None
-        while (frame := decoder.next_frame()) is None:
-            if decoder.pending_bytes:
-                if deadline is None:
-                    deadline = trio.current_time() + PROGRESS_TIMEOUT_S
-                with trio.fail_at(deadline):
-                    received = await self._stream.receive_into(decoder.writable())
-            else:
-                received = await self._stream.receive_into(decoder.writable())
-            if received == 0:
-                if decoder.pending_bytes:
-                    raise ProtocolError(
-                        f"the connection ended within a frame, after {decoder.pending_bytes} bytes"
-                    )
-                return None
-            decoder.received(received)
+        """The next frame; None when the client has finished."""
+        frame = await next_frame(self._stream, self._decoder, PROGRESS_TIMEOUT_S)
+        if frame is None and self._decoder.pending_bytes:
+            raise ProtocolError(
+                f"the connection ended within a frame, after {self._decoder.pending_bytes} bytes"
+            )
         return frame
 
     async def _receive(self) -> None:
@@ -219,12 +209,14 @@ class Session:
         request_type = _TYPE_BY_KIND.get(frame.kind)
         if request_type is None or frame.kind == Kind.HELLO:
             raise ProtocolError(f"frame kind {frame.kind} is not a request of a client")
+        if frame.flags & ~FLAG_LONG:
+            raise _flagged(frame)
         if frame.kind == Kind.CREDIT:
-            self._subscriptions.add_credit(decode_message(Credit, frame.header))
+            self._subscriptions.add_credit(decode_message(Credit, _short_header(frame)))
             return
         self._in_flight += 1
         try:
-            request = decode_message(request_type, frame.header)
+            request = decode_message(request_type, _short_header(frame))
             if frame.kind == Kind.PRODUCE:
                 assert isinstance(request, ProduceRequest)
                 start_produce(self, frame.correlation_id, request, frame.body)
@@ -322,6 +314,20 @@ class Session:
 
 
 _TYPE_BY_KIND: Final = {int(kind): cls for kind, cls in REQUEST_BY_KIND.items()}
+
+
+def _flagged(frame: Frame) -> ProtocolError:
+    return ProtocolError(f"frame kind {frame.kind} with flags {frame.flags}: a request has none")
+
+
+def _short_header(frame: Frame) -> Buffer:
+    """The header of a request, which must not be a long message."""
+    if frame.flags & FLAG_LONG:
+        raise InvalidRequestError(
+            f"the message has {len(frame.header) + len(frame.body)} bytes, "
+            f"that of a request may have {HEADER_LENGTH_MAX}"
+        )
+    return frame.header
 
 
 def _error_message(error: LogdError) -> ErrorResponse:

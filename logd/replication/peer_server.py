@@ -6,7 +6,7 @@ client's frame here, or a peer's frame there, closes the connection.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -16,11 +16,14 @@ from logd.limits import (
     FRAME_BYTES_MAX,
     FRAME_UNAUTHENTICATED_BYTES_MAX,
     HANDSHAKE_TIMEOUT_S,
+    PEER_CONNECTIONS_MAX,
+    PEER_PROGRESS_TIMEOUT_S,
 )
 from logd.replication import log_events
-from logd.replication.peer_protocol import PEER_PROTOCOL_VERSION, PeerHello, PeerKind
+from logd.replication.inbox import next_frame
+from logd.replication.peer_protocol import PEER_PROTOCOL_VERSION, Lane, PeerHello, PeerKind
 from logd.types import NodeId
-from logd.wire.frame import FrameDecoder, decode_message, encode_message
+from logd.wire.frame import FLAG_LONG, FrameDecoder, decode_message, encode_message
 
 if TYPE_CHECKING:
     from logd.env import ByteStream, Listener
@@ -29,40 +32,83 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
+ACCEPT_RETRY_S: Final = 0.1
+
+
 async def serve_peers(listener: Listener, node: Node) -> None:
     """Accept links until cancelled.  A bad connection ends alone."""
+    server = _PeerServer(node)
     async with trio.open_nursery() as nursery:
         while True:
             try:
                 stream = await listener.accept()
             except OSError as error:
                 log.error(log_events.PEER_REFUSED, reason=str(error))
-                await trio.sleep(0.1)
+                await trio.sleep(ACCEPT_RETRY_S)
                 continue
-            nursery.start_soon(_serve_link, stream, node)
+            if server.connections >= PEER_CONNECTIONS_MAX:
+                reason = f"{PEER_CONNECTIONS_MAX} connections, the most there may be"
+                log.warning(log_events.PEER_REFUSED, address=stream.peer_name, reason=reason)
+                stream.abort()
+                continue
+            server.connections += 1
+            nursery.start_soon(server.serve, stream)
 
 
-async def _serve_link(stream: ByteStream, node: Node) -> None:
-    decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
-    try:
-        with trio.fail_after(HANDSHAKE_TIMEOUT_S):
-            hello = await _greet(stream, decoder, node)
-        source = NodeId(hello.view.node)
-        decoder.frame_bytes_max = FRAME_BYTES_MAX
-        node.on_accepted(hello)
+class _PeerServer:
+    """All links that were accepted."""
+
+    def __init__(self, node: Node) -> None:
+        self.connections = 0
+        self._node = node
+        self._links: dict[tuple[NodeId, Lane], trio.CancelScope] = {}
+
+    async def serve(self, stream: ByteStream) -> None:
+        """Serve one connection to its end."""
+        decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
         try:
-            await _read_frames(stream, decoder, source, node)
+            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+                hello = await _greet(stream, decoder, self._node)
+            decoder.frame_bytes_max = FRAME_BYTES_MAX
+            await self._serve_link(stream, decoder, hello)
+        except LogdError as error:
+            log.warning(log_events.PEER_REFUSED, address=stream.peer_name, reason=str(error))
+        except trio.TooSlowError:
+            reason = _too_slow(decoder)
+            log.warning(log_events.PEER_REFUSED, address=stream.peer_name, reason=reason)
+        except OSError as error:
+            log.debug(log_events.PEER_DISCONNECTED, address=stream.peer_name, reason=str(error))
         finally:
-            node.on_closed(source)
-    except LogdError as error:
-        log.warning(log_events.PEER_REFUSED, address=stream.peer_name, reason=str(error))
-    except trio.TooSlowError:
-        reason = f"no greeting within {HANDSHAKE_TIMEOUT_S:g} s"
-        log.warning(log_events.PEER_REFUSED, address=stream.peer_name, reason=reason)
-    except OSError as error:
-        log.debug(log_events.PEER_DISCONNECTED, address=stream.peer_name, reason=str(error))
-    finally:
-        stream.abort()
+            self.connections -= 1
+            stream.abort()
+
+    async def _serve_link(
+        self, stream: ByteStream, decoder: FrameDecoder, hello: PeerHello
+    ) -> None:
+        """Take frames of a peer that has greeted.
+
+        A node dials a lane again only when it has given the last connection up.  That may
+        have died without a sign on this side: it ends now.
+        """
+        source, node = NodeId(hello.view.node), self._node
+        superseded = self._links.get((source, hello.lane))
+        if superseded is not None:
+            superseded.cancel()
+        with trio.CancelScope() as scope:
+            self._links[source, hello.lane] = scope
+            node.on_accepted(hello)
+            try:
+                await _read_frames(stream, decoder, source, node)
+            finally:
+                node.on_closed(source)
+                if self._links[source, hello.lane] is scope:
+                    del self._links[source, hello.lane]
+
+
+def _too_slow(decoder: FrameDecoder) -> str:
+    if decoder.frame_bytes_max == FRAME_UNAUTHENTICATED_BYTES_MAX:
+        return f"no greeting within {HANDSHAKE_TIMEOUT_S:g} s"
+    return f"no progress: {decoder.pending_bytes} bytes of an unfinished frame"
 
 
 async def _greet(stream: ByteStream, decoder: FrameDecoder, node: Node) -> PeerHello:
@@ -98,11 +144,13 @@ async def _greet(stream: ByteStream, decoder: FrameDecoder, node: Node) -> PeerH
 async def _read_frames(
     stream: ByteStream, decoder: FrameDecoder, source: NodeId, node: Node
 ) -> None:
-    while True:
-        while (frame := decoder.next_frame()) is not None:
-            node.on_frame(source, frame)
-        received = await stream.receive_into(decoder.writable())
-        if received == 0:
-            return
-        decoder.received(received)
+    def heard() -> None:
         node.on_heard(source)
+
+    while True:
+        frame = await next_frame(stream, decoder, PEER_PROGRESS_TIMEOUT_S, heard)
+        if frame is None:
+            return
+        if frame.flags & ~FLAG_LONG:
+            raise ProtocolError(f"frame kind {frame.kind} with flags {frame.flags} from a peer")
+        node.on_frame(source, frame)

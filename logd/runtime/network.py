@@ -25,7 +25,13 @@ from typing import Any, Final
 import trio
 
 from logd.env import Buffer, ByteStream, Listener
-from logd.limits import KIB, MIB
+from logd.limits import (
+    KEEP_ALIVE_IDLE_S,
+    KEEP_ALIVE_INTERVAL_S,
+    KEEP_ALIVE_PROBES,
+    KIB,
+    MIB,
+)
 from logd.types import HostPort
 
 BUFFERS_PER_SEND_MAX: Final = 1024
@@ -53,6 +59,10 @@ class TcpStream:
         sock.setblocking(False)
         # Frames are written whole; waiting for more to send would only delay them.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_IDLE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_INTERVAL_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEP_ALIVE_PROBES)
         self._socket = sock
         self._peer_name = str(peer)
         self._is_closed = False

@@ -187,8 +187,8 @@ class FrameDecoder:
     """
 
     def __init__(self, frame_bytes_max: int, *, long_messages: bool = False) -> None:
-        """``long_messages``: accept messages too long for a header.  Clients do, from a
-        broker; a broker does not, from clients."""
+        """``long_messages``: unwrap messages too long for a header.  Clients do, from a
+        broker; a broker does not, from clients: there such a frame comes out as it is."""
         self.frame_bytes_max = frame_bytes_max
         """Largest frame accepted, prefix included.  Raised after the handshake."""
         self._long_messages = long_messages
@@ -293,9 +293,8 @@ class FrameDecoder:
         header = bytes(view[start + FRAME_PREFIX_BYTES : body_start])
         body = bytes(view[body_start:end]) if body_start != end else b""
         self._start = end
-        if flags & FLAG_LONG:
-            return self._unwrap_long(Frame(kind, flags, correlation_id, header, body))
-        return Frame(kind, flags, correlation_id, header, body)
+        frame = Frame(kind, flags, correlation_id, header, body)
+        return self._unwrap_long(frame) if flags & FLAG_LONG else frame
 
     def _check_length(self, length: int, header_length: int) -> None:
         size = length + _LENGTH.size
@@ -319,7 +318,7 @@ class FrameDecoder:
 
     def _unwrap_long(self, frame: Frame) -> Frame:
         if not self._long_messages:
-            raise ProtocolError(f"message of kind {frame.kind} is too long for a frame header")
+            return frame
         if frame.header:
             raise ProtocolError(
                 f"long message of kind {frame.kind} has a header of {len(frame.header)} bytes, "

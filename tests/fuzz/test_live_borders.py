@@ -17,12 +17,19 @@ import trio
 import zstandard
 
 from logd.broker import server
-from logd.errors import LogdError, MalformedBatchError
-from logd.limits import HANDSHAKE_TIMEOUT_S, MIB, PROGRESS_TIMEOUT_S
+from logd.errors import InvalidRequestError, LogdError, MalformedBatchError
+from logd.limits import (
+    FRAME_BYTES_MAX,
+    HANDSHAKE_TIMEOUT_S,
+    MIB,
+    PEER_PROGRESS_TIMEOUT_S,
+    PROGRESS_TIMEOUT_S,
+)
 from logd.record.batch import decode_batch, seal_batch
 from logd.record.header import split_batches
-from logd.replication.peer_protocol import PeerKind
-from logd.types import HostPort
+from logd.replication import peer_server
+from logd.replication.peer_protocol import Lane, PeerHello, PeerKind, Ping
+from logd.types import HostPort, NodeId
 from logd.wire.frame import (
     FLAG_ERROR,
     FLAG_LONG,
@@ -36,6 +43,8 @@ from logd.wire.frame import (
 )
 from logd.wire.messages import (
     REQUEST_BY_KIND,
+    Credit,
+    DeleteTopicRequest,
     ErrorResponse,
     FetchRequest,
     HelloRequest,
@@ -146,9 +155,9 @@ class World:
         ]
 
 
-def live(story: Callable[[World], Awaitable[None]], seed: int = 1) -> None:
+def live(story: Callable[[World], Awaitable[None]], seed: int = 1, brokers: int = 1) -> None:
     async def run() -> None:
-        settings = ClusterSettings(brokers=1, network=CALM)
+        settings = ClusterSettings(brokers=brokers, network=CALM)
         async with open_cluster(seed, settings) as cluster:
             world = World(cluster)
             with trio.fail_after(60):
@@ -161,6 +170,26 @@ def live(story: Callable[[World], Awaitable[None]], seed: int = 1) -> None:
             await world.is_served()
 
     run_deterministic(run, seed=seed, time_limit_s=3600)
+
+
+async def greeting_of_a_dead_peer(world: World) -> PeerHello:
+    """What node 2 would say to node 1, now that it is gone and somebody else can."""
+    node = world.cluster.nodes[NodeId(2)]
+    assert node.broker is not None
+    greeting = node.broker.node.greeting("main")
+    await node.crash(power=False)
+    return greeting
+
+
+async def greeted_as_peer(world: World, greeting: PeerHello, lane: Lane = "main") -> Raw:
+    raw = await world.connect(PEER_PORT)
+    await raw.send(
+        encode_message(PeerKind.PEER_HELLO, msgspec.structs.replace(greeting, lane=lane), 0)
+    )
+    frame = await raw.frame()
+    assert frame is not None
+    assert decode_message(PeerHello, frame.header).refused is None
+    return raw
 
 
 @contextmanager
@@ -216,6 +245,34 @@ def test_a_frame_that_trickles_in_is_cut_off_by_the_progress_timeout() -> None:
         assert closed_s >= PROGRESS_TIMEOUT_S - SLACK_S
 
     live(story)
+
+
+def test_a_peers_frame_that_trickles_in_is_cut_off_by_the_progress_timeout() -> None:
+    async def story(world: World) -> None:
+        raw = await greeted_as_peer(world, await greeting_of_a_dead_peer(world))
+        promised = frame_prefix(PeerKind.CLAIMS, 0, b"", 0, body_bytes=4000) + bytes(4000)
+
+        closed_s = await trickle(raw, promised, PEER_PROGRESS_TIMEOUT_S + SLACK_S)
+
+        assert closed_s >= PEER_PROGRESS_TIMEOUT_S - SLACK_S
+        assert "no progress" in world.refusals()[-1]
+
+    live(story, brokers=3)
+
+
+def test_a_peer_whose_frames_come_in_pieces_is_no_stall_however_long_it_goes_on() -> None:
+    async def story(world: World) -> None:
+        raw = await greeted_as_peer(world, await greeting_of_a_dead_peer(world))
+        ping = encode_message(PeerKind.PING, Ping(), 0)
+        for _ in range(4):
+            await raw.send(ping[:5])
+            await trio.sleep(PEER_PROGRESS_TIMEOUT_S * 0.8)
+            await raw.send(ping[5:])
+            await trio.sleep(PEER_PROGRESS_TIMEOUT_S * 0.8)
+        with pytest.raises(trio.TooSlowError):
+            await raw.closed_after(1.0)
+
+    live(story, brokers=3)
 
 
 def test_small_frames_that_come_in_pieces_are_no_stall_however_long_it_goes_on() -> None:
@@ -291,6 +348,43 @@ def test_connections_that_come_and_go_leave_nothing_behind() -> None:
         live(story)
 
 
+def test_an_idle_flood_of_the_peer_listener_is_bounded_and_over_with_the_handshake_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peer_server, "PEER_CONNECTIONS_MAX", 30)
+
+    async def story(world: World) -> None:
+        greeting = await greeting_of_a_dead_peer(world)
+        flood = [await world.connect(PEER_PORT) for _ in range(30)]
+        for _ in range(500):
+            beyond = await world.connect(PEER_PORT)
+            assert await beyond.closed_after(1.0) < 1.0
+            beyond.stream.abort()
+        assert "30 connections" in world.refusals()[-1]
+
+        for raw in flood:
+            await raw.closed_after(HANDSHAKE_TIMEOUT_S + SLACK_S)
+        await greeted_as_peer(world, greeting)
+
+    live(story, brokers=3)
+
+
+def test_a_peer_that_comes_again_takes_the_place_of_its_last_connection_on_that_lane() -> None:
+    async def story(world: World) -> None:
+        greeting = await greeting_of_a_dead_peer(world)
+        bulk = await greeted_as_peer(world, greeting, "bulk")
+        last = await greeted_as_peer(world, greeting)
+        for _ in range(50):
+            again = await greeted_as_peer(world, greeting)
+            assert await last.closed_after(1.0) < 1.0
+            last = again
+        for raw in (last, bulk):
+            with pytest.raises(trio.TooSlowError):
+                await raw.closed_after(1.0)
+
+    live(story, brokers=3)
+
+
 # --- content ----------------------------------------------------------------------------
 
 
@@ -321,17 +415,68 @@ def test_a_client_that_greets_a_peer_listener_is_refused() -> None:
         (b"\0\0\0\x03\x03\0\0\0\0\0\0\x01", "less than"),
         (b"\0\0\0\x09\x03\0\xff\xff\0\0\0\x01\x80", "less than"),
         (b"\x7f\xff\xff\xff\x03\0\0\0\0\0\0\x01", "limit"),
-        (frame_prefix(Kind.METADATA, FLAG_LONG, b"", 1, body_bytes=1) + b"\x80", "too long"),
         (HELLO, "frame kind 1 "),
+        *(
+            (frame_prefix(Kind.METADATA, flags, b"\x80", 1), f"with flags {flags}")
+            for flags in (FLAG_RESPONSE, FLAG_RESPONSE | FLAG_ERROR, FLAG_ERROR, FLAG_PUSH, 16)
+        ),
     ],
-    ids=["shorter-than-itself", "header-beyond-frame", "too-large", "long-message", "second-hello"],
-)
+    ids=["shorter-than-itself", "header-beyond-frame", "too-large", "second-hello",
+         "response", "error-response", "error", "push", "unknown-flag"],
+)  # fmt: skip
 def test_a_frame_that_lies_about_itself_closes_the_connection(sent: bytes, reason: str) -> None:
     async def story(world: World) -> None:
         async with world.greeted() as raw:
             await raw.send(sent)
             assert await raw.frame() is None
         assert any(reason in each for each in world.refusals())
+
+    live(story)
+
+
+def test_a_greeting_with_flags_closes_the_connection() -> None:
+    async def story(world: World) -> None:
+        for flags in (FLAG_RESPONSE, FLAG_ERROR, FLAG_PUSH, FLAG_LONG, 128):
+            raw = await world.connect()
+            await raw.send(HELLO[:5] + bytes([flags]) + HELLO[6:])
+            assert await raw.frame() is None
+            assert f"with flags {flags}" in world.refusals()[-1]
+
+    live(story)
+
+
+def test_a_peers_frame_with_the_flags_of_an_answer_closes_the_connection() -> None:
+    async def story(world: World) -> None:
+        greeting = await greeting_of_a_dead_peer(world)
+        for flags in (FLAG_RESPONSE, FLAG_ERROR, FLAG_PUSH, 64):
+            raw = await greeted_as_peer(world, greeting)
+            await raw.send(frame_prefix(PeerKind.PING, flags, b"\x80", 0))
+            await raw.closed_after(1.0)
+            assert f"with flags {flags} from a peer" in world.refusals()[-1]
+
+    live(story, brokers=3)
+
+
+def test_a_request_too_long_for_a_header_is_refused_and_the_connection_goes_on() -> None:
+    async def story(world: World) -> None:
+        async with world.greeted() as raw:
+            for characters in (100_000, FRAME_BYTES_MAX - 100):
+                request = DeleteTopicRequest(name="x" * characters)
+                await raw.send(encode_message(Kind.DELETE_TOPIC, request, 2))
+                refused = await raw.error()
+                assert refused.code == InvalidRequestError.code
+                assert "65535" in refused.message
+
+    live(story)
+
+
+def test_credit_too_long_for_a_header_closes_the_connection_because_it_has_no_answer() -> None:
+    async def story(world: World) -> None:
+        async with world.greeted() as raw:
+            credit = msgspec.msgpack.encode(Credit(subscription=1, generation=1, bytes=1))
+            await raw.send(frame_prefix(Kind.CREDIT, FLAG_LONG, b"", 0, len(credit)) + credit)
+            assert await raw.frame() is None
+        assert "may have 65535" in world.refusals()[-1]
 
     live(story)
 

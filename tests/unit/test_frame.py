@@ -298,11 +298,14 @@ def test_a_message_too_long_for_a_header_travels_in_the_body() -> None:
     assert decode_message(MetadataResponse, found.header) == message
 
 
-def test_a_long_message_is_refused_where_none_is_expected() -> None:
+def test_a_long_message_stays_wrapped_where_none_is_expected() -> None:
     frame = encode_message(Kind.METADATA, many_topics())
 
-    with pytest.raises(ProtocolError, match="too long for a frame header"):
-        frames_of(FrameDecoder(FRAME_BYTES_MAX), frame)
+    (found,) = frames_of(FrameDecoder(FRAME_BYTES_MAX), frame)
+
+    assert found.flags == FLAG_LONG
+    assert found.header == b""
+    assert len(found.body) > HEADER_LENGTH_MAX
 
 
 def test_a_long_message_with_a_header_is_refused() -> None:

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from logd.env import Buffer
-from logd.runtime.network import TcpNetwork, _unsent
+from logd.limits import KEEP_ALIVE_IDLE_S
+from logd.runtime.network import TcpNetwork, TcpStream, _unsent
 from logd.types import HostPort
 
 
@@ -46,6 +47,22 @@ async def say_hello(network: TcpNetwork, listen_host: str, connect_host: str) ->
 def test_listening_on_localhost_is_reached_by_name_and_by_number(connect_host: str) -> None:
     async def scenario(network: TcpNetwork) -> None:
         await say_hello(network, "localhost", connect_host)
+
+    run(scenario)
+
+
+def test_the_kernel_finds_out_that_a_quiet_peer_has_lost_power() -> None:
+    async def scenario(network: TcpNetwork) -> None:
+        listener = await network.listen(HostPort("127.0.0.1", 0))
+        near = await network.connect(listener.address)
+        far = await listener.accept()
+        for stream in (near, far):
+            assert isinstance(stream, TcpStream)
+            assert stream._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            option = stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+            assert option == KEEP_ALIVE_IDLE_S
+            stream.abort()
+        listener.close()
 
     run(scenario)
 
