@@ -72,6 +72,14 @@ class ClusterView:
         else:
             self._leaders[group] = NodeId(partition.leader)
 
+    def name_of(self, group: GroupId) -> str:
+        """What people call a partition.  Looks through all of them: for errors only."""
+        for topic in self._topics.values():
+            for partition in topic.partitions:
+                if partition.group == group:
+                    return f"{topic.name}/{partition.partition}"
+        return "a partition that is not known here"
+
     def forget_topic(self, name: str) -> None:
         """The topic does not exist (any more)."""
         topic = self._topics.pop(name, None)

@@ -248,11 +248,11 @@ class Routing:
         """
         node = self.view.likely_leader(group, attempt)
         if node is None:
-            raise NotLeaderError(f"no leader of group {group} is known")
+            raise NotLeaderError(f"no leader of {self.view.name_of(group)} is known")
         try:
             return await self.connection(node, lane)
         except UnknownBrokerError as error:
-            raise NotLeaderError(f"group {group}: {error}") from error
+            raise NotLeaderError(f"{self.view.name_of(group)}: {error}") from error
 
     # --- metadata -----------------------------------------------------------------------
 

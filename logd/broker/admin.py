@@ -209,7 +209,7 @@ async def transfer_leader(broker: Broker, request: TransferLeaderRequest) -> Tra
     if target is not None:
         if target not in group.core.configuration.voters:
             raise NotAReplicaError(
-                f"node {target} holds no replica of group {group.group_id}: "
+                f"node {target} holds no replica of {group.name}: "
                 f"its voters are {', '.join(map(str, group.core.configuration.voters))}"
             )
         if target == broker.node.node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from logd.env import Env
     from logd.replication.membership import Membership
     from logd.replication.node import Node
+
+
+METADATA_LOG: Final = "the metadata log"
+"""What people call group 0."""
 
 
 class ProduceBudget:
@@ -87,7 +91,7 @@ class Broker:
         self.check_known()
         placement = self.metadata.state.placement(GroupId(group_id))
         if placement is None:
-            raise UnknownTopicError(f"no partition has group {group_id}: it may have been deleted")
+            raise UnknownTopicError("there is no such partition: it may have been deleted")
         if self.node.node in placement.replicas:
             raise UnavailableError(f"the replica of {placement.name} is not open yet")
         raise self.elsewhere(group_id, "it has no replica here")
@@ -98,8 +102,15 @@ class Broker:
         if leader == self.node.node:
             leader = None
         return NotLeaderError(
-            f"node {self.node.node} does not serve group {group_id}: {reason}", leader
+            f"node {self.node.node} does not serve {self.name_of(group_id)}: {reason}", leader
         )
+
+    def name_of(self, group_id: int) -> str:
+        """What people call a group."""
+        if group_id == METADATA_GROUP:
+            return METADATA_LOG
+        placement = self.metadata.state.placement(GroupId(group_id))
+        return "a partition that it does not know" if placement is None else str(placement.name)
 
     def leading_group(self, group_id: int) -> Group:
         """The local replica of a group that this broker leads and may serve."""
@@ -107,7 +118,7 @@ class Broker:
         if not found.is_leader:
             raise found.not_leader()
         if not found.is_ready:
-            raise UnavailableError(f"group {group_id} has a new leader that is taking over")
+            raise UnavailableError(f"{found.name} has a new leader that is taking over")
         return found
 
     def check_known(self) -> None:

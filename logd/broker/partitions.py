@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from logd.broker import log_events
+from logd.broker.broker import METADATA_LOG
 from logd.errors import LogdError
 from logd.metadata.state import PartitionPlacement
 from logd.raft.core import RaftCore
@@ -65,7 +66,7 @@ class Partitions:
             self._node.shut[METADATA_GROUP] = BEING_REPAIRED
             await self._repaired(METADATA_GROUP, voters + learners, options)
             del self._node.shut[METADATA_GROUP]
-        return self._add(opened, Configuration(voters, learners))
+        return self._add(opened, Configuration(voters, learners), METADATA_LOG)
 
     async def run(self, metadata: MetadataService) -> None:
         """Follow the metadata until cancelled."""
@@ -143,7 +144,7 @@ class Partitions:
                 self._node.shut[placement.group] = BEING_REPAIRED
                 self._node.start_soon(self._mend, placement, options)
                 return
-            self._add(opened, Configuration(placement.replicas))
+            self._add(opened, Configuration(placement.replicas), str(placement.name))
         except (OSError, LogdError) as error:
             # This replica stays shut; the others serve.  A restart tries again.
             self._node.shut[placement.group] = str(error)
@@ -202,8 +203,8 @@ class Partitions:
         else:
             await self._node.repairer.mend(opened, members)
 
-    def _add(self, opened: OpenedGroup, configuration: Configuration) -> Group:
-        group = Group(opened, self._core(opened, configuration), self._node)
+    def _add(self, opened: OpenedGroup, configuration: Configuration, name: str) -> Group:
+        group = Group(opened, self._core(opened, configuration), self._node, name)
         self._node.add_group(group)
         return group
 

@@ -76,7 +76,7 @@ def _check(request: ProduceRequest, batch: Buffer) -> BatchHeader:
     if request.expected_offset is not None and request.expected_offset < 0:
         raise InvalidRequestError(f"expected_offset is {request.expected_offset}, below 0")
     if request.group == METADATA_GROUP:
-        raise InvalidRequestError("group 0 is the metadata log: it takes commands, not records")
+        raise InvalidRequestError("the metadata log takes commands, not records")
     try:
         header = decode_header(batch)
         if header.size_bytes != len(batch):

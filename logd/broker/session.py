@@ -23,7 +23,7 @@ from logd.broker import log_events
 from logd.broker.admin import ADMIN_HANDLERS
 from logd.broker.produce import start_produce
 from logd.broker.reading import READ_HANDLERS
-from logd.broker.subscriptions import Subscriptions
+from logd.broker.subscriptions import Subscriptions, Turn
 from logd.errors import (
     FrameTooLargeError,
     InvalidRequestError,
@@ -220,11 +220,25 @@ class Session:
             if frame.kind == Kind.PRODUCE:
                 assert isinstance(request, ProduceRequest)
                 start_produce(self, frame.correlation_id, request, frame.body)
+                return
+            assert self._nursery is not None
+            if isinstance(request, SubscribeRequest | UnsubscribeRequest):
+                turn = self._subscriptions.turn(request.subscription)
+                self._nursery.start_soon(self._serve_in_turn, frame, request, turn)
             else:
-                assert self._nursery is not None
                 self._nursery.start_soon(self._serve, frame, request)
         except LogdError as error:
             self.fail(frame.kind, frame.correlation_id, error)
+
+    async def _serve_in_turn(
+        self, frame: Frame, request: SubscribeRequest | UnsubscribeRequest, turn: Turn
+    ) -> None:
+        """Carry out a request about a subscription behind those that came before it."""
+        await turn.wait()
+        try:
+            await self._serve(frame, request)
+        finally:
+            self._subscriptions.end_turn(request.subscription, turn)
 
     async def _serve(self, frame: Frame, request: Message) -> None:
         """Carry out one request that may have to wait."""

@@ -92,6 +92,25 @@ class Subscription:
             self.owner.end(self, self.group.not_leader())
 
 
+class Turn:
+    """The place of one request among those about the same subscription.
+
+    They take different times: a start at a time of day is looked up on the disk.
+    """
+
+    __slots__ = ("before", "is_over")
+
+    def __init__(self, before: Turn | None) -> None:
+        self.before = before
+        self.is_over = trio.Event()
+
+    async def wait(self) -> None:
+        """Return once the request before is carried out."""
+        if self.before is not None:
+            await self.before.is_over.wait()
+            self.before = None  # Else each would keep all that ever were.
+
+
 class Subscriptions:
     """All subscriptions of one connection."""
 
@@ -99,13 +118,30 @@ class Subscriptions:
         self._broker = broker
         self._session = session
         self._by_key: dict[int, Subscription] = {}
+        self._turns: dict[int, Turn] = {}
+        """By key, the last request that was begun."""
         self._ready: dict[int, Subscription] = {}
         self._wanted = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
         self.has_room = True
 
+    def turn(self, key: int) -> Turn:
+        """The place of a request about ``key``, taken when the request arrives."""
+        turn = self._turns[key] = Turn(self._turns.get(key))
+        return turn
+
+    def end_turn(self, key: int, turn: Turn) -> None:
+        """Let the next request about ``key`` begin."""
+        turn.is_over.set()
+        if self._turns[key] is turn:
+            del self._turns[key]
+
     async def subscribe(self, request: SubscribeRequest) -> SubscribeResponse:
         """Start a subscription; one with the same key on this connection is replaced."""
+        group = find_replica(self._broker, request.group, any_replica=request.any_replica)
+        position = await start_position(self._broker, group, request.start, request.value)
+        # Looking for a time takes a while: the group may have been lost or closed meanwhile.
+        group = find_replica(self._broker, request.group, any_replica=request.any_replica)
         if (
             len(self._by_key) >= SUBSCRIPTIONS_PER_CONNECTION_MAX
             and request.subscription not in self._by_key
@@ -114,10 +150,6 @@ class Subscriptions:
                 f"{SUBSCRIPTIONS_PER_CONNECTION_MAX} subscriptions on one connection, "
                 "the most there may be"
             )
-        group = find_replica(self._broker, request.group, any_replica=request.any_replica)
-        position = await start_position(self._broker, group, request.start, request.value)
-        # Looking for a time takes a while: the group may have been lost or closed meanwhile.
-        group = find_replica(self._broker, request.group, any_replica=request.any_replica)
         self.unsubscribe(request.subscription)
         subscription = Subscription(self, request, group, position)
         self._by_key[subscription.key] = subscription

@@ -69,6 +69,14 @@ class LazyGroup(click.Group):
 class RootGroup(LazyGroup):
     """The ``logd`` command: every error that a user can cause or meet ends here."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options; ``--help`` and ``--version`` are printed here."""
+        try:
+            return super().parse_args(ctx, args)
+        except BrokenPipeError:
+            _discard_standard_output()
+            ctx.exit(ExitCode.OK)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error becomes one line on stderr and an exit code."""
         try:

@@ -84,8 +84,9 @@ def dump(path: str, records: bool, output: str) -> None:
 def verify(path: str, output: str) -> None:
     """Check every byte of every segment in DIR: a data directory or a group's.
 
-    Prints each segment and what is wrong with it; exit code 1 if anything is.  What a crash
-    left unfinished above the synced mark is not damage: the next start cuts it off.
+    Prints each segment and what is wrong with it; exit code 1 if anything is or if there is
+    nothing to check, 3 if there is no DIR.  What a crash left unfinished above the synced mark
+    is not damage: the next start cuts it off.
     """
     from logd.storage.offline import SegmentWalk, check_chain, find_segments
 

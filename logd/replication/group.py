@@ -186,8 +186,10 @@ class Watcher(Protocol):
 class Group:
     """One replica.  All methods without ``async`` run to completion on the event loop."""
 
-    def __init__(self, opened: OpenedGroup, core: RaftCore, host: GroupHost) -> None:
+    def __init__(self, opened: OpenedGroup, core: RaftCore, host: GroupHost, name: str) -> None:
         self.group_id: GroupId = opened.group_id
+        self.name = name
+        """What people call it; the number of a group means nothing to them."""
         self.core = core
         self.log = opened.log
         self.state: PartitionState = opened.state
@@ -324,9 +326,7 @@ class Group:
         if leader == self._host.node:
             leader = None
         known = f"node {leader} does" if leader is not None else "no leader is known"
-        return NotLeaderError(
-            f"node {self._host.node} does not lead group {self.group_id}: {known}", leader
-        )
+        return NotLeaderError(f"node {self._host.node} does not lead {self.name}: {known}", leader)
 
     def _hold_message(self, event: Received, batches: tuple[ReceivedBatch, ...]) -> None:
         if self._held_messages >= HELD_MESSAGES_MAX:
@@ -520,7 +520,7 @@ class Group:
         for proposal in waiting:
             proposal.finish(
                 LeadershipLostError(
-                    f"node {self._host.node} stopped leading group {self.group_id} "
+                    f"node {self._host.node} stopped leading {self.name} "
                     "before the batch was committed"
                 )
             )
@@ -764,7 +764,7 @@ class Group:
         assert hole.end.offset <= self.commit_offset
         async with self._io_lock:
             if self._is_closed or self.failure is not None:
-                raise StorageFailedError(f"the replica of group {self.group_id} has stopped")
+                raise StorageFailedError(f"the replica of {self.name} has stopped")
             try:
                 return await self._host.env.run_blocking(self.log.fill, hole, batches)
             except StorageFailedError as error:
@@ -796,7 +796,7 @@ class Group:
             UnavailableError: the replica was closed.
         """
         if self._is_closed:
-            raise UnavailableError(f"the replica of group {self.group_id} is closed")
+            raise UnavailableError(f"the replica of {self.name} is closed")
         end = self.commit_offset
         if offset >= end:
             return None
@@ -854,7 +854,7 @@ class Group:
             if proposal.deadline_ms <= now_ms and proposal.done is not None:
                 proposal.finish(
                     RequestTimeoutError(
-                        f"group {self.group_id} did not commit the batch in time: "
+                        f"{self.name} did not commit the batch in time: "
                         f"commit offset {self.commit_offset}, log end {self.log.end_offset}"
                     )
                 )
@@ -956,7 +956,7 @@ class Group:
         """
         close = self._sync_and_close if self.failure is None else self._opened.close
         if self.failure is None:
-            self.failure = UnavailableError(f"group {self.group_id} is closing")
+            self.failure = UnavailableError(f"the replica of {self.name} is closing")
             self._stop()
         async with self._io_lock:
             self._is_closed = True

@@ -55,7 +55,8 @@ class Repairer:
         self._reported: deque[Group] = deque()
         self._wanted = trio.Event()
         self._waiting: dict[int, tuple[trio.Event, list[tuple[RepairResponse, bytes]]]] = {}
-        self._next_request = 1
+        # An answer meant for an earlier life of this broker must not be taken for ours.
+        self._next_request = node.incarnation
         self._serving = trio.CapacityLimiter(SERVED_AT_ONCE_MAX)
 
     # --- running groups -----------------------------------------------------------------------

@@ -267,13 +267,14 @@ async def open_replica(
     segment_bytes: int = 64 * KIB,
     tail_cache_bytes: int = 1024 * KIB,
     blocking: BlockingConditions = PROMPT,
+    life: int = 1,
 ) -> AsyncIterator[Replica]:
     """A node with one group.  At the end of the block the node vanishes."""
     files = SimulatedFileSystem(random.Random(1)) if files is None else files
     network = SimNetwork(random.Random(1))
     env = SimEnv(
         seed=1,
-        incarnation=Incarnation("node1", 1),
+        incarnation=Incarnation("node1", life),
         network=network,
         files=files,
         boot_id="boot",
@@ -306,7 +307,7 @@ async def open_replica(
             draw=lambda: 0.0,
             now_ms=node.now_ms(),
         )
-        group = Group(opened, core, node)
+        group = Group(opened, core, node, "orders/0")
         node.add_group(group)
         yield Replica(node, group, files, env)
         nursery.cancel_scope.cancel()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -99,3 +103,16 @@ def test_a_doubt_is_told_once() -> None:
         describe(errors.DeliveryTimeoutError("late, it may still be committed")).count("may") == 1
     )
     assert describe(errors.ConnectionFailedError("refused")) == "refused"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["topic", "--help"]])
+def test_help_into_a_closed_pipe_ends_quietly(arguments: list[str]) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "logd", *arguments]
+    with os.fdopen(write_end, "wb") as nobody:
+        result = subprocess.run(
+            command, stdout=nobody, stderr=subprocess.PIPE, timeout=30, check=False
+        )
+
+    assert (result.returncode, result.stderr) == (0, b"")

@@ -1,0 +1,51 @@
+"""What peers answer to a repair is taken for what it is."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from logd.replication.peer_protocol import AnyPeerMessage, RepairRequest, RepairResponse
+from logd.storage.holes import Hole
+from logd.storage.recovery import LogEnd
+from logd.types import Buffer, FilePosition, NodeId, Offset, Term
+from tests.support.replica import GROUP, SECOND, open_replica, play
+
+HOLE = Hole(
+    path="/data/0.log",
+    start=LogEnd(position=FilePosition(4096), offset=Offset(0), term=Term(1)),
+    end=LogEnd(position=FilePosition(8192), offset=Offset(1), term=Term(1)),
+    reason="damaged",
+)
+
+
+def test_an_answer_to_an_earlier_life_is_not_taken_for_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both lives asked the same peer; the answer to the first comes late, in the second."""
+    asked: list[int] = []
+
+    async def ask_once(life: int) -> None:
+        async with open_replica(life=life) as replica:
+            repairer = replica.node.repairer
+
+            def remember(
+                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+            ) -> bool:
+                assert isinstance(message, RepairRequest)
+                for earlier in asked:
+                    late = RepairResponse(request_id=earlier)
+                    repairer.on_response(late, b"what another life asked for")
+                asked.append(message.request_id)
+                return True
+
+            with monkeypatch.context() as patch:
+                patch.setattr(replica.node, "send_peer", remember)
+                patch.setattr(replica.node, "is_up", lambda node: True)
+                with trio.move_on_after(60):
+                    assert await repairer._fetch(GROUP, (SECOND,), HOLE) is None
+
+    play(lambda: ask_once(1))
+    play(lambda: ask_once(2))
+
+    assert len(set(asked)) == 2
