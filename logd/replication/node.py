@@ -45,6 +45,7 @@ from logd.replication.peer_protocol import (
     Ping,
     RepairRequest,
     RepairResponse,
+    digest_of,
 )
 from logd.replication.received import check_append
 from logd.replication.repairer import Repairer
@@ -70,6 +71,11 @@ EXPIRY_INTERVAL_S: Final = 0.1
 CLAIM_ROUNDS_MAX: Final = 2
 """Signs of life without a claim after which a leader is not believed: its claim follows its
 first message on the same connection."""
+
+
+CLAIMS_COMPARED_EVERY_S: Final = 3.0
+"""An announcement that did not arrive, or was forgotten with a node that seemed dead for a
+moment, is made up for within this time."""
 
 
 class Node:
@@ -255,9 +261,13 @@ class Node:
 
     async def _watch_peers(self) -> None:
         interval_s = self._config.liveness_interval_ms / 1000
+        compare_at = 0.0
         while True:
             view = None if self.membership.is_settled else self.membership.view()
             ping = Ping(view=view)
+            if trio.current_time() >= compare_at and not self._claims_dirty:
+                compare_at = trio.current_time() + CLAIMS_COMPARED_EVERY_S
+                ping = Ping(view=view, claims_digest=digest_of(self._own_claims().groups))
             for (_, lane), link in self._links.items():
                 if lane == "main":
                     link.send(ping)
@@ -409,8 +419,7 @@ class Node:
             return
         match message:
             case Ping():
-                if message.view is not None:
-                    self.membership.learn(message.view)
+                self._on_ping(source, message)
             case Claims():
                 self._on_claims(source, dict(message.groups))
             case Forward():
@@ -438,6 +447,16 @@ class Node:
             group.post_append(message, check_append(message, body))
         else:
             group.post(Received(message))
+
+    def _on_ping(self, source: NodeId, ping: Ping) -> None:
+        if ping.view is not None:
+            self.membership.learn(ping.view)
+        if ping.wants_claims:
+            self.send_peer(source, self._own_claims())
+        known = self._claims[source].items()
+        if ping.claims_digest is not None and ping.claims_digest != digest_of(known):
+            log.info(log_events.CLAIMS_MISSED, peer=source)
+            self.send_peer(source, Ping(wants_claims=True))
 
     def _on_claims(self, source: NodeId, claims: dict[int, int]) -> None:
         self._claims[source] = claims

@@ -10,10 +10,12 @@ an append request are the frame's body.  See docs/wire_protocol.md, "Between bro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum, unique
 from typing import Final, Literal
 
 import msgspec
+from xxhash import xxh3_64_intdigest
 
 from logd.raft.messages import (
     AppendRequest,
@@ -83,16 +85,26 @@ class Ping(PeerMessage, frozen=True, kw_only=True):
     """
 
     view: ClusterView | None = None
+    claims_digest: int | None = None
+    """Of the claims as the sender has announced them, every few seconds: see ``digest_of``."""
+    wants_claims: bool = False
+    """The last digest did not match what is known here: announce them again."""
 
 
 class Claims(PeerMessage, frozen=True, kw_only=True):
-    """All groups this node leads, with their terms.  Sent on each change and connection.
+    """All groups this node leads, with their terms.  Sent on each change and connection, and
+    when a peer finds that it has missed some.
 
     A group that is missing has been given up: the receiver stops waiting for this leader.
     Receivers that are no members of a group learn its leader from here too.
     """
 
     groups: list[tuple[int, int]]
+
+
+def digest_of(claims: Iterable[tuple[int, int]]) -> int:
+    """What two nodes compare to find out whether they mean the same claims."""
+    return xxh3_64_intdigest(msgspec.msgpack.encode(sorted(claims)))
 
 
 class Forward(PeerMessage, frozen=True, kw_only=True):

@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import trio
 
+from logd.broker.broker import Broker
 from logd.broker.reading import offsets
 from logd.errors import LogdError, TopicExistsError
+from logd.replication.node import CLAIMS_COMPARED_EVERY_S
 from logd.types import GroupId, NodeId
 from logd.wire.messages import OffsetsRequest
 from logd_client import Client
-from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, open_cluster
+from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
 from tests.sim.faults import SLOW_DISK
 from tests.sim.files import CAPACITY_BYTES_DEFAULT
 from tests.sim.network import CALM
@@ -188,6 +190,43 @@ def test_a_leader_that_was_paused_acknowledges_nothing_that_others_do_not_have()
             ]
 
     play(story)
+
+
+def test_a_broker_that_missed_who_leads_a_partition_is_told_again() -> None:
+    """It holds no replica of it: what the leader announces is all that it can know."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=1)
+        group = GroupId(topic.partitions[0].group)
+        leader = cluster.leader_of(group)
+        assert leader is not None
+        others = [node for node in cluster.nodes.values() if node is not leader]
+
+        def known() -> list[NodeId | None]:
+            return [broker_of(node).node.leader_of(group)[0] for node in others]
+
+        assert known() == [leader.node, leader.node]
+        # An announcement is lost; nothing changes and nobody connects anew.
+        for node in others:
+            broker_of(node).node._claims[leader.node] = {}
+        assert known() == [None, None]
+        await trio.sleep(2 * CLAIMS_COMPARED_EVERY_S)
+        assert known() == [leader.node, leader.node]
+
+        # It seems dead for a while, on connections that stay.
+        leader.pause()
+        await trio.sleep(1.5)
+        assert known() == [None, None]
+        leader.resume()
+        await trio.sleep(2 * CLAIMS_COMPARED_EVERY_S)
+        assert known() == [leader.node, leader.node]
+
+    play(story)
+
+
+def broker_of(node: SimNode) -> Broker:
+    assert node.broker is not None
+    return node.broker
 
 
 async def create_topic(client: Client) -> None:
