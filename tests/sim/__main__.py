@@ -28,8 +28,8 @@ SHRUNK_MAX = 3
 TIMELINE_ALL = 1_000_000
 
 SHOWN = (
-    "leader_elected", "leadership_lost", "log_truncated", "peer_down", "segment_rolled",
-    "host_vanished", "process_killed", "power_cut", "killed", "paused", "links_cut",
+    "leader_elected", "leadership_lost", "log_truncated", "fed_from_file", "segment_rolled",
+    "peer_down", "host_vanished", "process_killed", "power_cut", "killed", "paused", "links_cut",
     "disk_refused", "bit_rotted", "group_failed", "ended_by_itself", "partition_damaged",
     "damage_found", "damage_repaired", "leader_moved", "made_topic",
 )  # fmt: skip

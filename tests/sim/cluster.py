@@ -34,7 +34,9 @@ from tests.sim.clock import HOST, current_clock
 from tests.sim.env import BlockingConditions, SimEnv
 from tests.sim.files import SimulatedFileSystem
 from tests.sim.incarnation import Crashed, Incarnation
+from tests.sim.knobs import Knobs
 from tests.sim.network import NetworkConditions, SimNetwork, SimTransport
+from tests.sim.referee import Referee
 from tests.sim.trace import Trace
 
 CLIENT_PORT = 7171
@@ -48,6 +50,7 @@ class ClusterSettings:
 
     brokers: int = 3
     segment_bytes: int = 64 * KIB
+    index_interval_bytes: int = 4 * KIB
     tail_cache_bytes: int = 1024 * KIB
     liveness_timeout_ms: int = 1000
     disk_free_bytes_min: int = 0
@@ -55,6 +58,7 @@ class ClusterSettings:
     """How fast each node's wall clock runs; a node beyond the end has a good one."""
     network: NetworkConditions = field(default_factory=NetworkConditions)
     blocking: BlockingConditions = field(default_factory=BlockingConditions)
+    knobs: Knobs = field(default_factory=Knobs)
 
 
 class SimNode:
@@ -220,6 +224,7 @@ class SimCluster:
             cluster={n: HostPort(f"node{n}", PEER_PORT) for n in self.nodes},
             failure_domain=f"node{node}",
             segment_bytes=self.settings.segment_bytes,
+            index_interval_bytes=self.settings.index_interval_bytes,
             tail_cache_bytes=self.settings.tail_cache_bytes,
             allocate_bytes=16 * KIB,
             liveness_timeout_ms=self.settings.liveness_timeout_ms,
@@ -277,7 +282,7 @@ async def open_cluster(
     """A cluster of freshly started nodes; at the end of the block all of it vanishes."""
     trace = Trace() if trace is None else trace
     network = SimNetwork(random.Random(f"{seed}:network"), conditions=settings.network, trace=trace)
-    with _log_into(trace):
+    with _log_into(trace), settings.knobs.in_force(), Referee(trace).on_duty():
         async with trio.open_nursery() as nursery:
             cluster = SimCluster(seed, settings, network, nursery)
             with _brokers_shown(cluster):

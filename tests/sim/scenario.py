@@ -17,6 +17,7 @@ import trio
 
 from logd.errors import LogdError
 from logd.types import GroupId, TopicPartition
+from logd.wire.messages import PartitionInfo
 from logd_client import Client
 from tests.sim.checks import check_metadata, check_replicas
 from tests.sim.cluster import SimCluster, open_cluster
@@ -114,10 +115,11 @@ class _Run:
     async def play(self) -> None:
         workload = self.workload
         async with workload.connected() as admin:
-            groups = await self._set_up(admin)
+            partitions = await self._set_up(admin)
+            groups = [GroupId(partition.group) for partition in partitions]
             trouble = Trouble(self._cluster, groups)
             async with trio.open_nursery() as readers:
-                await workload.read(readers)
+                await workload.read(readers, partitions[0].replicas)
                 async with trio.open_nursery() as writers:
                     await workload.write(writers)
                     await trouble.play(self._faults, self._settings.fault_s)
@@ -140,8 +142,8 @@ class _Run:
             yield
         assert not scope.cancelled_caught, f"a healed cluster did not {what} in {HEAL_S:g} s"
 
-    async def _set_up(self, admin: Client) -> list[GroupId]:
-        """Create the topics; returns the groups of their partitions."""
+    async def _set_up(self, admin: Client) -> list[PartitionInfo]:
+        """Create the topics; returns their partitions."""
         brokers = self._settings.cluster.brokers
         with self._in_time("form"):
             while True:
@@ -158,7 +160,7 @@ class _Run:
             ]
         for number in range(round(brokers * self._settings.cold_share)):
             self._cluster.nodes[list(self._cluster.nodes)[number]].files.is_cold = True
-        return [GroupId(partition.group) for topic in made for partition in topic.partitions]
+        return [partition for topic in made for partition in topic.partitions]
 
     async def _read_finally(self, client: Client) -> dict[TopicPartition, int]:
         """Read every replica, from the node itself, up to what the leader has committed.

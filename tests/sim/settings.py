@@ -13,6 +13,7 @@ from logd.limits import KIB
 from tests.sim.cluster import ClusterSettings
 from tests.sim.env import BlockingConditions
 from tests.sim.faults import FAULTS
+from tests.sim.knobs import Knobs
 from tests.sim.network import NetworkConditions
 
 FAULT_SHARE = 0.4
@@ -29,6 +30,7 @@ class Settings:
     conditional_writers: int
     consumers: int
     replica_readers: int
+    pinned_readers: int
     admins: int
     fault_s: float
     """How long faults begin; each then lasts as long as it lasts."""
@@ -49,7 +51,8 @@ class Settings:
         return cls(
             cluster=ClusterSettings(
                 brokers=brokers,
-                segment_bytes=64 * KIB,
+                segment_bytes=chance.choice([5, 16, 64]) * KIB,
+                index_interval_bytes=chance.choice([512, 4 * KIB]),
                 tail_cache_bytes=chance.choice([0, 4 * KIB, 1024 * KIB]),
                 liveness_timeout_ms=chance.choice([300, 500, 1000]),
                 disk_free_bytes_min=chance.choice([0, 64 * KIB]),
@@ -58,12 +61,14 @@ class Settings:
                 ),
                 network=NetworkConditions.draw(chance),
                 blocking=BlockingConditions.draw(chance),
+                knobs=Knobs.draw(chance),
             ),
             partitions=chance.choice([1, 1, 2, 3]),
             producers=chance.choice([2, 3, 4]),
             conditional_writers=chance.choice([0, 2]),
             consumers=chance.choice([1, 2]),
             replica_readers=chance.choice([0, 1]),
+            pinned_readers=chance.choice([0, 1]),
             admins=chance.choice([0, 1]),
             fault_s=30.0,
             fault_interval_s=chance.choice([1.0, 2.0, 5.0]),

@@ -60,7 +60,7 @@ class Reader:
         return all(
             self.positions[where.partition] >= end
             for where, end in ends.items()
-            if where.topic == self.topic
+            if where.topic == self.topic and where.partition in self.positions
         )
 
 
@@ -96,13 +96,17 @@ class Workload:
         for number in range(self.settings.admins):
             writers.start_soon(self._administrate, f"admin{number}")
 
-    async def read(self, readers: trio.Nursery) -> None:
-        """Start everybody who reads, until cancelled."""
+    async def read(self, readers: trio.Nursery, replicas: Sequence[int]) -> None:
+        """Start everybody who reads, until cancelled.  ``replicas`` hold the first partition."""
         for number in range(self.settings.consumers):
             readers.start_soon(self._consume, self._reader(f"consumer{number}", TOPIC), None)
         for number in range(self.settings.replica_readers):
             name = f"replica_reader{number}"
             readers.start_soon(self._consume, self._reader(name, TOPIC), list(self.cluster.nodes))
+        for number in range(self.settings.pinned_readers):
+            reader = self._reader(f"pinned_reader{number}", TOPIC, partitions=1)
+            replica = replicas[self.cluster.seed % len(replicas)]
+            readers.start_soon(self._follow_replica, reader, replica)
         if self.settings.conditional_writers:
             reader = self._reader("consumer_of_c", CONDITIONAL_TOPIC)
             readers.start_soon(self._consume, reader, None)
@@ -320,8 +324,8 @@ class Workload:
 
     # --- reading --------------------------------------------------------------------------------
 
-    def _reader(self, name: str, topic: str) -> Reader:
-        count = self.settings.partitions if topic == TOPIC else 1
+    def _reader(self, name: str, topic: str, partitions: int | None = None) -> Reader:
+        count = partitions or (self.settings.partitions if topic == TOPIC else 1)
         reader = Reader(name, topic, dict.fromkeys(range(count), 0))
         for partition in range(count):
             self.history.seek(name, TopicPartition(topic, partition), 0)
@@ -346,6 +350,16 @@ class Workload:
                     # whoever leads has all that a reader was ever given.
                     if isinstance(error, OffsetOutOfRangeError) and node is None:
                         self.wrong.append(f"{reader.name} at {reader.positions}: {error}")
+                    self.cluster.trace.note(reader.name, "reading_failed", error=repr(error))
+                    await trio.sleep(RETRY_S)
+
+    async def _follow_replica(self, reader: Reader, replica: int) -> None:
+        """Read from one replica and stay with it, however often it restarts and lags."""
+        async with self.connected() as client:
+            while True:
+                try:
+                    await self._read_on(client, reader, replica)
+                except LogdError as error:
                     self.cluster.trace.note(reader.name, "reading_failed", error=repr(error))
                     await trio.sleep(RETRY_S)
 

@@ -1,0 +1,73 @@
+"""Sizes that no operator may choose, drawn small: what is rare in production happens all the time.
+
+A log that rolls with every few batches, a follower that is sent one batch at a time, a window
+that is always full: the code on both sides of each bound runs in every seed.  They are
+constants in the brokers, replaced where they are used for the time of a run.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from unittest import mock
+
+from logd import config, limits
+from logd.broker import metadata_service, partitions, subscriptions
+from logd.limits import KIB
+from logd.raft.options import RaftOptions
+from logd.replication import group, repairer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knobs:
+    """As in production, unless they are drawn."""
+
+    batches_per_checkpoint: int = limits.BATCHES_PER_CHECKPOINT
+    append_bytes: int = limits.APPEND_BYTES_MAX
+    """One append request, or one answer to a replica that repairs itself."""
+
+    window_bytes: int = limits.PEER_WINDOW_BYTES_MAX
+    delivery_bytes: int = subscriptions.DELIVERY_BYTES
+    fetch_bytes: int = limits.FETCH_BYTES_MAX
+    """Of the metadata log, applied at a time."""
+
+    scrub_piece_bytes: int = repairer.SCRUB_PIECE_BYTES
+
+    @classmethod
+    def draw(cls, chance: random.Random) -> Knobs:
+        """Each as it is in production, small, or as small as it gets."""
+        usual = cls()
+        return cls(
+            batches_per_checkpoint=chance.choice([3, 50, usual.batches_per_checkpoint]),
+            append_bytes=chance.choice([1, 2 * KIB, usual.append_bytes]),
+            window_bytes=chance.choice([1, 4 * KIB, usual.window_bytes]),
+            delivery_bytes=chance.choice([1, 2 * KIB, usual.delivery_bytes]),
+            fetch_bytes=chance.choice([1, usual.fetch_bytes]),
+            scrub_piece_bytes=chance.choice([16 * KIB, usual.scrub_piece_bytes]),
+        )
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Brokers that run meanwhile go by these."""
+        replaced = [
+            # What is smaller than the smallest segment an operator may choose rolls more often.
+            (config, "SEGMENT_BYTES_MIN", 0),
+            (group, "BATCHES_PER_CHECKPOINT", self.batches_per_checkpoint),
+            (group, "APPEND_BYTES_MAX", self.append_bytes),
+            (repairer, "APPEND_BYTES_MAX", self.append_bytes),
+            (
+                partitions,
+                "RaftOptions",
+                functools.partial(RaftOptions, window_bytes_max=self.window_bytes),
+            ),
+            (subscriptions, "DELIVERY_BYTES", self.delivery_bytes),
+            (metadata_service, "FETCH_BYTES_MAX", self.fetch_bytes),
+            (repairer, "SCRUB_PIECE_BYTES", self.scrub_piece_bytes),
+        ]
+        with ExitStack() as stack:
+            for module, name, value in replaced:
+                stack.enter_context(mock.patch.object(module, name, value))
+            yield

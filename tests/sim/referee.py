@@ -1,0 +1,119 @@
+"""What no single broker can see: whether all of them together keep Raft's promises.
+
+Held against every election and every commit as it happens, so that a broken promise ends the
+run there and not at its end, if anybody notices then:
+
+- a term has one leader, elected once;
+- who is elected holds everything that was committed in earlier terms;
+- whatever two replicas call committed at one offset is of one term, hence the same batches.
+
+It looks into the brokers by replacing methods of their groups for the time of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from logd.raft.messages import Role
+from logd.raft.term_history import TermHistory
+from logd.replication.group import Group
+from logd.types import GroupId, NodeId, Offset, Term
+from tests.sim.clock import HOST
+from tests.sim.trace import Trace
+
+
+class Committed:
+    """The furthest that any replica of one group calls committed."""
+
+    def __init__(self) -> None:
+        self.end = Offset(0)
+        self._terms = TermHistory()
+        self._end_by_term: dict[Term, Offset] = {}
+        """Term of a replica → how far it knew commits when it was in that term."""
+
+    def note(self, group: Group) -> None:
+        """A replica's commit offset has moved."""
+        end, terms = group.commit_offset, group.core.term_history
+        common = min(end, self.end)
+        assert self._agrees_below(common, terms), (
+            f"group {group.group_id}: at {common - 1} a batch of term {terms.term_at(common - 1)} "
+            f"is called committed, and one of term {self._terms.term_at(common - 1)} was"
+        )
+        if end <= self.end:
+            return
+        self.end = end
+        self._end_by_term[group.core.term] = end
+        if terms.term_at(end - 1) != self._terms.last_term:
+            self._terms = TermHistory((term, start) for term, start in terms.rows if start < end)
+
+    def check_leader(self, group: Group) -> None:
+        """A leader was elected in its core's term."""
+        core = group.core
+        ends = [end for term, end in self._end_by_term.items() if term < core.term]
+        end = max(ends, default=Offset(0))
+        holds_all = core.log_end >= end and self._agrees_below(end, core.term_history)
+        assert holds_all, (
+            f"group {group.group_id}: the leader of term {core.term} has a log up to "
+            f"{core.log_end} and not all that was committed up to {end}"
+        )
+
+    def _agrees_below(self, end: Offset, terms: TermHistory) -> bool:
+        return end == 0 or terms.term_at(end - 1) == self._terms.term_at(end - 1)
+
+
+class Referee:
+    """Watches all groups of one cluster."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._committed: dict[GroupId, Committed] = {}
+        self._leaders: dict[tuple[GroupId, Term], str] = {}
+
+    def _of(self, group: Group) -> Committed:
+        return self._committed.setdefault(group.group_id, Committed())
+
+    def elected(self, group: Group) -> None:
+        if group.core.role is not Role.LEADER:
+            return  # Elected, and deposed before it could be carried out.
+        host, key = HOST.get(), (group.group_id, group.core.term)
+        assert key not in self._leaders, (
+            f"group {key[0]}: {host} was elected in term {key[1]}, as {self._leaders[key]} was"
+        )
+        self._leaders[key] = host
+        self._of(group).check_leader(group)
+
+    def committed(self, group: Group) -> None:
+        self._of(group).note(group)
+
+    def fed_from_file(self, group: Group, follower: NodeId) -> None:
+        self._trace.record(
+            HOST.get(), "fed_from_file", group=group.group_id, follower=f"node{follower}"
+        )
+
+    @contextmanager
+    def on_duty(self) -> Iterator[None]:
+        """Watch whatever happens meanwhile."""
+        watched: Any = Group
+        on_elected, on_commit = watched._on_elected, watched._on_commit
+        send_found = watched._send_found
+
+        def elect(group: Group) -> None:
+            self.elected(group)
+            on_elected(group)
+
+        def commit(group: Group, commit_offset: Offset) -> None:
+            on_commit(group, commit_offset)
+            self.committed(group)
+
+        def send(group: Group, follower: NodeId, found: list[memoryview]) -> None:
+            self.fed_from_file(group, follower)
+            send_found(group, follower, found)
+
+        watched._on_elected, watched._on_commit, watched._send_found = elect, commit, send
+        try:
+            yield
+        finally:
+            watched._on_elected, watched._on_commit = on_elected, on_commit
+            watched._send_found = send_found
