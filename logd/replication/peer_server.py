@@ -101,7 +101,7 @@ class _PeerServer:
                 await _read_frames(stream, decoder, source, node)
             finally:
                 node.on_closed(source)
-                if self._links[source, hello.lane] is scope:
+                if self._links.get((source, hello.lane)) is scope:
                     del self._links[source, hello.lane]
 
 

@@ -395,6 +395,20 @@ def test_a_peer_that_comes_again_takes_the_place_of_its_last_connection_on_that_
     live(story, brokers=3)
 
 
+def test_a_peer_that_comes_again_and_breaks_the_protocol_at_once_ends_alone() -> None:
+    async def story(world: World) -> None:
+        greeting = await greeting_of_a_dead_peer(world)
+        for _ in range(20):
+            last = await greeted_as_peer(world, greeting)
+            again = await world.connect(PEER_PORT)
+            nonsense = frame_prefix(PeerKind.PING, 0xFF, b"\x80", 0)
+            await again.send(encode_message(PeerKind.PEER_HELLO, greeting, 0) + nonsense)
+            assert await last.closed_after(1.0) < 1.0
+            assert await again.closed_after(1.0) < 1.0
+
+    live(story, brokers=3)
+
+
 # --- content ----------------------------------------------------------------------------
 
 
