@@ -156,6 +156,12 @@ class BrokerConfig:
     somebody reads it.
     """
 
+    retention_interval_ms: int = 5000
+    """How often a broker looks for segments that retention lets go.
+
+    A topic may exceed its `retention_bytes` by what is appended in this time.
+    """
+
     produce_bytes_in_flight: int = PRODUCE_BYTES_IN_FLIGHT_MAX
     """Memory for produce requests that are not acknowledged yet, over all connections.
 
@@ -249,6 +255,7 @@ class BrokerConfig:
             ("election_timeout_ms", 10, 10_000),
             ("leader_balance_interval_ms", 0, 3_600_000),
             ("scrub_bytes_per_s", 0, 2**40),
+            ("retention_interval_ms", 10, 3_600_000),
             ("produce_bytes_in_flight", FRAME_BYTES_MAX, 2**40),
             ("tail_cache_bytes", 0, 2**40),
         ):

@@ -96,6 +96,9 @@ METADATA_VOTERS_MAX: Final = 5
 SEGMENT_HEADER_BYTES: Final = 4 * KIB
 SEGMENT_BYTES_MIN: Final = 64 * KIB
 SEGMENT_BYTES_MAX: Final = 2**31
+SEGMENT_MS_MIN: Final = 1_000
+RETENTION_BYTES_MAX: Final = 2**50
+RETENTION_MS_MAX: Final = 100 * 366 * 24 * 3600 * 1000
 BATCHES_PER_CHECKPOINT: Final = 50_000
 """A partition's state is checkpointed at least this often, so that recovery replays few."""
 
@@ -106,6 +109,10 @@ APPEND_BYTES_MAX: Final = 1 * MIB
 
 PEER_WINDOW_BYTES_MAX: Final = 16 * MIB
 """Append requests one follower of one group may have unacknowledged."""
+
+LAGGING_VOTER_BYTES_MAX: Final = 1 * GIB
+"""Sealed segments that a leader keeps, beyond what retention says, for live voters that have
+not received them yet."""
 
 PEER_QUEUE_BYTES_MAX: Final = 64 * MIB
 """Frames queued to one peer, over all groups; beyond it groups wait for the queue."""

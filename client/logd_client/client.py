@@ -24,6 +24,7 @@ from logd_client.consumer import (
     Consumer,
     ConsumerOptions,
     OnMalformed,
+    OnTrimmed,
     Starts,
 )
 from logd_client.environment import Environment, wall_clock_ms
@@ -222,6 +223,7 @@ class Client:
         from_replica: int | None = None,
         credit_bytes: int = CREDIT_BYTES_DEFAULT,
         on_malformed: OnMalformed = "raise",
+        on_trimmed: OnTrimmed = "raise",
     ) -> Consumer:
         """A consumer of ``topic``; use as ``async with client.consumer(...) as consumer``.
 
@@ -237,6 +239,8 @@ class Client:
                 not less than 64 KiB for each.
             on_malformed: "skip" steps over batches that are intact but cannot be read, and
                 counts them.
+            on_trimmed: "earliest" goes on with the first record that is left where retention
+                has removed what comes next, instead of raising ``OffsetOutOfRangeError``.
 
         Raises:
             UsageError: an option is out of range, or a datetime has no time zone.
@@ -248,6 +252,7 @@ class Client:
             from_replica=from_replica,
             credit_bytes=credit_bytes,
             on_malformed=on_malformed,
+            on_trimmed=on_trimmed,
         )
         return Consumer(self._open_routing(), topic, options)
 

@@ -26,6 +26,7 @@ from logd.errors import (
     LogdError,
     MalformedBatchError,
     NotLeaderError,
+    OffsetOutOfRangeError,
     ReplicaDamagedError,
     RequestTimeoutError,
     UnavailableError,
@@ -54,6 +55,7 @@ Starts = Start | Mapping[int, Start]
 """One start for all partitions, or each partition's own."""
 
 OnMalformed = Literal["raise", "skip"]
+OnTrimmed = Literal["raise", "earliest"]
 
 CREDIT_BYTES_DEFAULT: Final = 8 * MIB
 CREDIT_BYTES_MIN: Final = 64 * KIB
@@ -80,6 +82,7 @@ class ConsumerOptions:
     from_replica: int | None = None
     credit_bytes: int = CREDIT_BYTES_DEFAULT
     on_malformed: OnMalformed = "raise"
+    on_trimmed: OnTrimmed = "raise"
 
     def __post_init__(self) -> None:
         for start in self.start.values() if isinstance(self.start, Mapping) else [self.start]:
@@ -88,6 +91,7 @@ class ConsumerOptions:
             "credit_bytes", self.credit_bytes, CREDIT_BYTES_MIN, SUBSCRIPTION_CREDIT_BYTES_MAX
         )
         require_one_of("on_malformed", self.on_malformed, ("raise", "skip"))
+        require_one_of("on_trimmed", self.on_trimmed, ("raise", "earliest"))
         if self.from_replica is not None:
             require_int("from_replica", self.from_replica)
         if self.partitions is not None:
@@ -183,6 +187,7 @@ class Consumer:
             )
             pinned = self._options.from_replica
             feed = _Feed(self, self._routing, cursor, None if pinned is None else NodeId(pinned))
+            feed.leaps_over_trimmed = self._options.on_trimmed == "earliest"
             self._feeds[description.partition] = feed
         self._is_open = True
         self._routing.on_close[self] = self._close
@@ -250,7 +255,8 @@ class Consumer:
 
         Raises, while iterating:
             OffsetOutOfRangeError: the position is outside the log, at the start or because
-                retention overtook this consumer; has ``log_start`` and ``log_end``.
+                retention overtook this consumer; has ``log_start`` and ``log_end``.  Not
+                raised for what was trimmed with ``on_trimmed="earliest"``.
             UnknownTopicError: the topic was deleted.
             MalformedBatchError: a batch cannot be read; has the offsets it covers.  Raised
                 again until the consumer is opened with ``on_malformed="skip"``.
@@ -509,6 +515,7 @@ class _Feed:
         """In line to be read."""
         self.is_probing = False
         self.damaged_count = 0
+        self.leaps_over_trimmed = False
         self._consumer = consumer
         self._routing = routing
         self._pinned = pinned
@@ -551,6 +558,10 @@ class _Feed:
             self._choose_substitute()
         if error.retriable:
             self._resubscribe()
+        elif self._is_trimmed(error):
+            self.leave_connection()
+            self.cursor.leap_to_earliest()
+            self.attach_soon()
         elif isinstance(error, UnknownTopicError) and not is_confirmed:
             # The broker may only be behind: look_again asks one that is not.
             self._backoff.failures = max(self._backoff.failures, FAILURES_BEFORE_DOUBTING_THE_TOPIC)
@@ -559,6 +570,16 @@ class _Feed:
             self.leave_connection()
             self.failure = error
             self._consumer.on_change()
+
+    def _is_trimmed(self, error: LogdError) -> bool:
+        """What is wanted next was trimmed away, and the caller goes on with what is left."""
+        wanted = self.cursor.wanted_offset
+        return (
+            self.leaps_over_trimmed
+            and isinstance(error, OffsetOutOfRangeError)
+            and wanted is not None
+            and wanted < error.log_start
+        )
 
     def _resubscribe(self) -> None:
         self.leave_connection()
@@ -640,6 +661,8 @@ class _Feed:
         else:
             assert isinstance(answer.message, SubscribeResponse)
             self.cursor.on_subscribed(generation, answer.message)
+            if self.cursor.has_arrived:
+                self._consumer.on_arrival(self)
         outcome.settled.set()
 
     # --- reading ------------------------------------------------------------------------

@@ -134,8 +134,29 @@ class Cursor:
             return
         self._is_subscribed = True
         self.commit_offset = Offset(response.commit_offset)
-        if self._fetch_position is None:
-            self._fetch_position = self._position = Offset(response.position)
+        if self._fetch_position is not None:
+            return
+        self._fetch_position = Offset(response.position)
+        if self._position is None:
+            self._position = self._fetch_position
+        else:
+            # What has arrived before is given out first; then the position leaps.
+            self._arrived.append(_Arrived(memoryview(b""), self._fetch_position))
+
+    def leap_to_earliest(self) -> None:
+        """What is wanted next was trimmed away: the next subscription begins with what is
+        left.  What has arrived stays good."""
+        self._start = ("earliest", 0)
+        self._fetch_position = None
+        self.end()
+
+    @property
+    def wanted_offset(self) -> int | None:
+        """The offset that a subscription asks for; None: it leaves that to the broker."""
+        if self._fetch_position is not None:
+            return self._fetch_position
+        kind, value = self._start
+        return value if kind == "offset" else None
 
     def end(self) -> None:
         """The subscription is over: whatever still arrives for it is dropped."""

@@ -18,8 +18,10 @@ import trio
 
 from logd.broker import log_events
 from logd.broker.broker import METADATA_LOG
+from logd.broker.retention import Retention
 from logd.errors import LogdError
 from logd.metadata.state import PartitionPlacement
+from logd.metadata.topic_config import TopicOptions
 from logd.raft.core import RaftCore
 from logd.raft.messages import Configuration
 from logd.raft.options import RaftOptions
@@ -56,12 +58,13 @@ class Partitions:
         self._env = env
         self._node = node
         self._directory = membership.directory
+        self.retention = Retention(env, node, self._directory, config.retention_interval_ms)
 
     async def open_metadata(
         self, voters: tuple[NodeId, ...], learners: tuple[NodeId, ...]
     ) -> Group:
         """Open group 0.  Raises CorruptionError or StorageError: the broker cannot start."""
-        options = self._log_options(None)
+        options = self._log_options(TopicOptions())
         while (opened := await self._open_whole(METADATA_GROUP, options)) is None:
             self._node.shut[METADATA_GROUP] = BEING_REPAIRED
             await self._repaired(METADATA_GROUP, voters + learners, options)
@@ -108,7 +111,6 @@ class Partitions:
             if was_deleted:
                 await self._env.run_blocking(self._directory.trash_group, group_id)
                 log.info(log_events.PARTITION_TRASHED, group=group_id)
-        await self._env.run_blocking(self._directory.empty_trash)
 
     def _apply_topic_options(
         self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
@@ -117,7 +119,10 @@ class Partitions:
         for group_id, placement in wanted.items():
             group, topic = self._node.groups.get(group_id), metadata.state.topic(placement.topic)
             if group is not None and topic is not None:
-                group.fence_required = topic.options.fence == "required"
+                options = topic.options
+                group.fence_required = options.fence == "required"
+                group.log.set_options(self._log_options(options))
+                self.retention.set_policy(group, options)
 
     async def _open_all(self, missing: list[PartitionPlacement], metadata: MetadataService) -> None:
         limiter = trio.CapacityLimiter(OPENING_AT_ONCE)
@@ -136,7 +141,7 @@ class Partitions:
         topic = metadata.state.topic(placement.topic)
         if topic is None:
             return  # Deleted meanwhile; the next round sees it.
-        options = self._log_options(topic.options.segment_bytes)
+        options = self._log_options(topic.options)
         try:
             opened = await self._open_whole(placement.group, options)
             if opened is None:
@@ -228,9 +233,8 @@ class Partitions:
             now_ms=self._node.now_ms(),
         )
 
-    def _log_options(self, segment_bytes: int | None) -> LogOptions:
-        if segment_bytes is None:
-            segment_bytes = self._config.segment_bytes
+    def _log_options(self, options: TopicOptions) -> LogOptions:
+        segment_bytes = options.segment_bytes_of(self._config.segment_bytes)
         return LogOptions(
             segment_bytes=segment_bytes,
             index_interval_bytes=self._config.index_interval_bytes,

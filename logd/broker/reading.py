@@ -64,7 +64,7 @@ async def fetch(
     return (
         FetchResponse(
             next_offset=offset if found is None else found.end_offset,
-            log_start=group.log.start_offset,
+            log_start=group.log_start,
             commit_offset=group.commit_offset,
         ),
         found,
@@ -89,7 +89,7 @@ async def offsets(broker: Broker, request: OffsetsRequest) -> tuple[OffsetsRespo
         time_offset = await start_position(broker, group, "time", request.time_ms)
     return (
         OffsetsResponse(
-            log_start=group.log.start_offset,
+            log_start=group.log_start,
             commit_offset=group.commit_offset,
             data_end=group.committed_data_end,
             time_offset=time_offset,

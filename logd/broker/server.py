@@ -156,6 +156,7 @@ async def _join(broker: Broker) -> None:
         nursery.start_soon(broker.metadata.run)
         await _form(broker, members)
         nursery.start_soon(partitions.run, broker.metadata)
+        nursery.start_soon(partitions.retention.run)
         await _register(broker)
         nursery.start_soon(balance_leaders, broker)
 

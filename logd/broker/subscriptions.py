@@ -156,7 +156,7 @@ class Subscriptions:
         self.wake(subscription)
         return SubscribeResponse(
             position=position,
-            log_start=group.log.start_offset,
+            log_start=group.log_start,
             commit_offset=group.commit_offset,
         )
 
@@ -253,7 +253,7 @@ async def start_position(broker: Broker, group: Group, start: Start, value: int)
         OffsetOutOfRangeError: outside [log start, commit offset].
         UnavailableError: above what this replica knows to be committed, and it does not lead.
     """
-    log_start, commit = group.log.start_offset, group.commit_offset
+    log_start, commit = group.log_start, group.commit_offset
     match start:
         case "earliest":
             return log_start

@@ -61,6 +61,13 @@ class StartType(click.ParamType):  # type: ignore[type-arg]  # Not generic in ol
 @click.option("--count", type=click.IntRange(min=0), help="End after this many records.")
 @click.option("--replica", type=click.IntRange(min=1), help="Read from this broker's replica.")
 @click.option(
+    "--on-trimmed",
+    type=click.Choice(["fail", "earliest"]),
+    default="fail",
+    show_default=True,
+    help="Where retention has removed what comes next: fail, or go on with what is left.",
+)
+@click.option(
     "--output",
     type=click.Choice(["value", "json"]),
     default="value",
@@ -75,6 +82,7 @@ def consume(
     follow: bool,
     count: int | None,
     replica: int | None,
+    on_trimmed: str,
     output: str,
     bootstrap: str,
 ) -> None:
@@ -86,7 +94,8 @@ def consume(
     if start is None:
         start = FromEnd() if follow else FromStart()
     encode = encode_json_lines if output == "json" else encode_values
-    run_async(_consume, bootstrap, topic, partition, start, follow, count, replica, encode)
+    leaps = on_trimmed == "earliest"
+    run_async(_consume, bootstrap, topic, partition, start, follow, count, replica, leaps, encode)
 
 
 async def _consume(
@@ -97,6 +106,7 @@ async def _consume(
     follow: bool,
     count: int | None,
     replica: int | None,
+    leaps: bool,
     encode: Encode,
 ) -> None:
     """Find out what is to be read and read it."""
@@ -116,11 +126,16 @@ async def _consume(
         extents = {number: await _extent(client, topic, number, replica) for number in numbers}
         if isinstance(start, FromOffset):
             (extent,) = extents.values()
-            _check_offset(f"{topic}/{numbers[0]}", start.offset, extent)
+            if not leaps or start.offset > extent.commit_offset:
+                _check_offset(f"{topic}/{numbers[0]}", start.offset, extent)
         if count == 0:
             return
         async with client.consumer(
-            topic, start=_consumer_start(start), partitions=list(numbers), from_replica=replica
+            topic,
+            start=_consumer_start(start),
+            partitions=list(numbers),
+            from_replica=replica,
+            on_trimmed="earliest" if leaps else "raise",
         ) as consumer:
             ends = None if follow else {number: one.end for number, one in extents.items()}
             read = Read()

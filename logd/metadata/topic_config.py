@@ -19,11 +19,24 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from logd.errors import InvalidConfigError
-from logd.limits import GIB, KIB, MIB, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN
+from logd.limits import (
+    GIB,
+    KIB,
+    MIB,
+    RETENTION_BYTES_MAX,
+    RETENTION_MS_MAX,
+    SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN,
+    SEGMENT_MS_MIN,
+)
 from logd.metadata.names import quoted
 
 Durability = Literal["synced", "replicated"]
 FencePolicy = Literal["none", "required"]
+
+SEGMENTS_PER_RETENTION: Final = 4
+"""What retention keeps is spread over so many segments, unless the topic says otherwise: the
+grain in which it goes."""
 
 
 class TopicOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +45,25 @@ class TopicOptions(msgspec.Struct, frozen=True, kw_only=True):
     durability: Durability = "synced"
     fence: FencePolicy = "none"
     segment_bytes: int | None = None
+    segment_ms: int | None = None
+    retention_bytes: int | None = None
+    retention_ms: int | None = None
+
+    @property
+    def segment_age_ms(self) -> int | None:
+        """A segment is rolled at this age: chosen, or what retention by time needs."""
+        if self.segment_ms is not None or self.retention_ms is None:
+            return self.segment_ms
+        return max(self.retention_ms // SEGMENTS_PER_RETENTION, SEGMENT_MS_MIN)
+
+    def segment_bytes_of(self, broker_default: int) -> int:
+        """A segment is rolled at this size: chosen, or what suits retention by size."""
+        if self.segment_bytes is not None:
+            return self.segment_bytes
+        if self.retention_bytes is None:
+            return broker_default
+        fitting = max(self.retention_bytes // SEGMENTS_PER_RETENTION, SEGMENT_BYTES_MIN)
+        return min(broker_default, fitting)
 
 
 class TopicOption(NamedTuple):
@@ -58,7 +90,24 @@ def parse_options(config: Mapping[str, str]) -> TopicOptions:
             values[name] = OPTIONS[name].read(text)
         except InvalidConfigError as error:
             raise InvalidConfigError(f"{name}={quoted(text)}: {error}") from None
-    return msgspec.convert(values, TopicOptions)
+    options = msgspec.convert(values, TopicOptions)
+    _check_retention(options)
+    return options
+
+
+def _check_retention(options: TopicOptions) -> None:
+    """Retention removes whole segments, so it cannot keep less than one."""
+    for kept, segment, unit in (
+        ("retention_bytes", "segment_bytes", "bytes"),
+        ("retention_ms", "segment_ms", "ms"),
+    ):
+        limit, least = getattr(options, kept), getattr(options, segment)
+        if limit is not None and least is not None and limit < least:
+            raise InvalidConfigError(
+                f"{kept} of {limit} {unit} is below {segment} of {least} {unit}: whole segments "
+                f"are removed, so retention cannot be shorter than one; choose {kept} >= {least} "
+                f"or a smaller {segment}"
+            )
 
 
 def check_option_names(names: Iterable[str]) -> None:
@@ -94,8 +143,29 @@ def _read_segment_bytes(text: str) -> int:
     return segment_bytes
 
 
+def _read_retention_bytes(text: str) -> int:
+    retention_bytes = _read_bytes(text)
+    if not SEGMENT_BYTES_MIN <= retention_bytes <= RETENTION_BYTES_MAX:
+        raise InvalidConfigError(f"allowed are {SEGMENT_BYTES_MIN} to {RETENTION_BYTES_MAX} bytes")
+    return retention_bytes
+
+
+def _read_duration(text: str) -> int:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise InvalidConfigError(
+            "expected a number of milliseconds such as 60000, or 90s, 15m, 36h or 7d"
+        )
+    duration_ms = int(match[1]) * _DURATION_UNITS[match[2]]
+    if not SEGMENT_MS_MIN <= duration_ms <= RETENTION_MS_MAX:
+        raise InvalidConfigError(f"allowed are {SEGMENT_MS_MIN} to {RETENTION_MS_MAX} ms")
+    return duration_ms
+
+
 _SIZE: Final = re.compile(r"([0-9]{1,18})(|KiB|MiB|GiB)")
 _UNITS: Final = {"": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
+_DURATION: Final = re.compile(r"([0-9]{1,15})(|s|m|h|d)")
+_DURATION_UNITS: Final = {"": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 def _read_bytes(text: str) -> int:
@@ -127,7 +197,30 @@ OPTIONS: Final[Mapping[str, TopicOption]] = {
             "the broker's segment_bytes",
             _read_segment_bytes,
             "Roll to a new segment file at this size. Smaller segments give retention finer "
-            "grain, at the cost of more files.",
+            "grain, at the cost of more files. With `retention_bytes`, at most a quarter of that "
+            "unless chosen here.",
+        ),
+        TopicOption(
+            "segment_ms",
+            "a quarter of `retention_ms`, if that is set",
+            _read_duration,
+            "Roll to a new segment file when the first batch of the last one is this old, so that "
+            "retention and compaction get at what it holds. Milliseconds, or with a unit: 90s, "
+            "15m, 36h, 7d.",
+        ),
+        TopicOption(
+            "retention_bytes",
+            "no limit",
+            _read_retention_bytes,
+            "Each replica of a partition takes at most about this much disk: the oldest whole "
+            "segments go. Not below `segment_bytes`.",
+        ),
+        TopicOption(
+            "retention_ms",
+            "no limit",
+            _read_duration,
+            "Records are kept at least this long after they were appended, and go with their "
+            "segment when its newest is older. Not below `segment_ms`. Same form as that.",
         ),
     )
 }

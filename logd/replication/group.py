@@ -235,6 +235,11 @@ class Group:
         return self._commit_offset
 
     @property
+    def log_start(self) -> Offset:
+        """Readers see nothing below it."""
+        return self.log.start_offset
+
+    @property
     def is_leader(self) -> bool:
         return self.core.role is Role.LEADER and self.failure is None
 
@@ -465,8 +470,13 @@ class Group:
     def _after_append(self) -> None:
         """Roll and checkpoint when due."""
         if self._batches_since_checkpoint >= BATCHES_PER_CHECKPOINT:
-            self._take_checkpoint()
-        if self.log.needs_roll and not self._held:
+            self.take_checkpoint()
+        if self.log.needs_roll:
+            self.roll_soon()
+
+    def roll_soon(self) -> None:
+        """Seal the active segment, which holds something, as soon as the group is free."""
+        if not self._held and self.failure is None:
             self._held = True
             self._host.start_soon(self._roll)
 
@@ -481,7 +491,7 @@ class Group:
         if self.failure is not None:
             return
         log.debug(log_events.SEGMENT_ROLLED, group=self.group_id, base_offset=self.log.end_offset)
-        self._take_checkpoint()
+        self.take_checkpoint()
         self._held = False
         self.post(Synced(self.log.end_offset, self.log.last_term))
         self._take_held_news()
@@ -800,6 +810,10 @@ class Group:
         end = self.commit_offset
         if offset >= end:
             return None
+        if offset < self.log_start:  # Memory may still have it.
+            raise OffsetOutOfRangeError(
+                f"offset {offset} is outside [{self.log_start}, {end}]", self.log_start, end
+            )
         cached = self._host.tail_cache.read(self.group_id, offset, end, bytes_max)
         if cached is not None:
             return CommittedBatches(
@@ -896,7 +910,38 @@ class Group:
         except (OSError, LogdError) as error:
             self.fail(error)
 
-    def _take_checkpoint(self) -> None:
+    async def restorable_offset(self) -> Offset:
+        """Where the newest checkpoint lies that can be read; 0 if there is none.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        async with self._io_lock:
+            found = await self._host.env.run_blocking(
+                self._opened.checkpoints.load, self.commit_offset
+            )
+        return Offset(0) if found is None else found[0]
+
+    async def trim(self, start: Offset, trash: str) -> bool:
+        """Drop the segments below ``start``; False if the group stopped.
+
+        Args:
+            start: a segment's base offset; committed, and not above ``restorable_offset``.
+            trash: where the segments go.
+        """
+        async with self._io_lock:
+            if self._is_closed or self.failure is not None:
+                return False
+            # First: what is gone must not be asked for.
+            self.core.trim(start)
+            try:
+                await self._host.env.run_blocking(self.log.trim, start, trash)
+            except (OSError, LogdError) as error:
+                self.fail(error)
+                return False
+            return True
+
+    def take_checkpoint(self) -> None:
         """Remember the state as it is, to be saved once it can no longer be undone."""
         if self._batches_since_checkpoint == 0:
             return

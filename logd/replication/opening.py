@@ -77,7 +77,7 @@ def open_group(
     """Open the replica's directory, creating it if there is none.
 
     Raises:
-        StorageError: the directory cannot be used.
+        StorageError: the directory cannot be used, or a trimmed log has lost its checkpoints.
         CorruptionError: its small files are damaged beyond their redundancy.
     """
     path = directory.group_path(group_id)
@@ -101,6 +101,9 @@ def open_group(
             state, terms, replayed = _replay(log, checkpoints)
         except CorruptionError as error:
             damage = str(error)
+        except StorageError:
+            log.close()
+            raise
     if terms and terms[-1][0] > term:
         log.close()
         raise CorruptionError(
@@ -153,6 +156,11 @@ def _replay(
     log: Log, checkpoints: CheckpointStore
 ) -> tuple[PartitionState, list[tuple[Term, Offset]], int]:
     found = checkpoints.load(at_most=log.end_offset)
+    if log.start_offset > 0 and (found is None or found[0] < log.start_offset):
+        raise StorageError(
+            f"the log begins at offset {log.start_offset}, and no checkpoint from there on can be "
+            f"read: {'; '.join(checkpoints.damaged) or 'there is none'}"
+        )
     if found is None:
         state = PartitionState(log.start_offset)
         terms: list[tuple[Term, Offset]] = []

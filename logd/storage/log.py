@@ -9,10 +9,10 @@ the interpreter does atomically:
   reads it once, before it syncs, and so promises no batch that it did not sync;
 - ``_synced`` and ``_mark`` are written by ``sync`` only, after it has completed.
 
-``roll``, ``truncate``, ``trim`` and ``close`` are exclusive: the caller makes sure that no
-append and no sync is under way.  Reads may be, in any thread: they look at a snapshot of the
-segment list, files stay open as long as somebody reads them, and a read that met bytes in
-the middle of a truncation starts again.
+``roll``, ``truncate`` and ``close`` are exclusive: the caller makes sure that no append and no
+sync is under way; with ``trim`` an append may be.  Reads may be, in any thread: they look at a
+snapshot of the segment list, files stay open as long as somebody reads them, and a read that
+met bytes in the middle of a truncation, or a segment that was just trimmed, starts again.
 
 A failed write or sync poisons the log: after a failed sync the next one succeeds although
 the data is gone, so nothing is tried again and nothing further is promised.  Reads below the
@@ -28,6 +28,7 @@ import errno
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from logd.env import File, FileSystem
@@ -110,6 +111,15 @@ class SyncedMark:
     term: Term
     end_offset: Offset
     commit_offset: Offset
+
+
+class SealedSegment(NamedTuple):
+    """What one sealed segment covers."""
+
+    base_offset: Offset
+    end_offset: Offset
+    size_bytes: int
+    """Of its batches."""
 
 
 class ScrubPosition(NamedTuple):
@@ -267,6 +277,13 @@ class Log:
         """Base offsets of the segments: where ``trim`` and replay can begin."""
         return tuple(segment.base_offset for segment in self._segments)
 
+    def sealed_segments(self) -> list[SealedSegment]:
+        """Oldest first."""
+        return [
+            SealedSegment(segment.base_offset, after.base_offset, segment.end - FIRST_POSITION)
+            for segment, after in pairwise(self._segments)
+        ]
+
     @property
     def needs_roll(self) -> bool:
         """Whether the active segment is full.  ``append`` never rolls by itself."""
@@ -274,6 +291,10 @@ class Log:
         held = end.offset - self._active.base_offset
         is_full = end.position >= self._options.segment_bytes
         return held > 0 and (is_full or held > RELATIVE_OFFSET_MAX // 2)
+
+    def set_options(self, options: LogOptions) -> None:
+        """Lay out what comes from now on differently; what is there stays as it is."""
+        self._options = options
 
     @property
     def _active(self) -> Segment:
@@ -425,7 +446,9 @@ class Log:
             self._truncations += 1
 
     def trim(self, offset: Offset, trash: str | None = None) -> None:
-        """Drop the segments that lie wholly below ``offset``; never the active one.  Exclusive.
+        """Drop the segments that lie wholly below ``offset``; never the active one.
+
+        Exclusive, except with ``append``: that one only looks at the last segment.
 
         Args:
             trash: a directory on the same disk that takes the segment files; None removes
@@ -498,7 +521,8 @@ class Log:
             try:
                 return self._read(segments, end, offset, limit, bytes_max, cached_only=cached_only)
             except OSError as error:
-                if truncations == self._truncations:
+                is_trimmed = segments[0] is not self._segments[0]
+                if truncations == self._truncations and not is_trimmed:
                     raise StorageFailedError(f"reading {self._directory}: {error}") from error
             except CorruptionError:
                 if truncations == self._truncations:
@@ -523,14 +547,33 @@ class Log:
                     yield header
             self._note_read(segment)
 
+    def append_time_at(self, offset: Offset) -> int:
+        """When the batch that holds ``offset`` was appended.
+
+        Raises:
+            CorruptionError: a header on the way is damaged.
+        """
+        return next(self.headers(offset)).append_time_ms
+
     def offset_for_time(self, time_ms: int) -> Offset | None:
         """Base offset of the first batch appended at ``time_ms`` or later; None if none was.
 
         Raises:
             CorruptionError: a header on the way is damaged.
+            OSError: the disk failed.
         """
-        end = self._end
-        segments = self._segments
+        while True:
+            end = self._end
+            segments = self._segments
+            try:
+                return self._offset_for_time(segments, end, time_ms)
+            except FileNotFoundError:
+                if segments[0] is self._segments[0]:
+                    raise  # Else it was trimmed meanwhile.
+
+    def _offset_for_time(
+        self, segments: tuple[Segment, ...], end: LogEnd, time_ms: int
+    ) -> Offset | None:
         held = segments if end.offset > segments[-1].base_offset else segments[:-1]
         later = bisect_right(held, time_ms - 1, key=self._first_append_time)
         # The first of that time lies in the segment before, unless all there is older.
@@ -738,6 +781,8 @@ class Log:
 
     def _drop_first_segment(self, trash: str | None) -> None:
         first = self._segments[0]
+        # First: who finds the file gone must find the segment gone as well.
+        self._segments = self._segments[1:]
         if trash is None:
             self._files.remove(first.path)
         else:
@@ -747,7 +792,6 @@ class Log:
         # Durable before the next one goes: a gap would be taken for damage.
         self._files.sync_directory(self._directory)
         remove_indexes(self._files, first.path)
-        self._segments = self._segments[1:]
         self._recently_read = [each for each in self._recently_read if each is not first]
 
     def _allocate(self, file: File, needed: FilePosition) -> None:

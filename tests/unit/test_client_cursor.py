@@ -286,3 +286,37 @@ def test_deliveries_that_overlap_after_a_resubscribe_give_each_record_once() -> 
     deliver(cursor, data(2, b"c", b"d") + data(4, b"e"), 5)
 
     assert offsets_of(first + read_all(cursor)) == [0, 1, 2, 3, 4]
+
+
+# --- what was trimmed away --------------------------------------------------------------
+
+
+def test_a_leap_over_what_was_trimmed_gives_out_first_what_has_arrived() -> None:
+    cursor = cursor_at(0)
+    deliver(cursor, data(0, b"a", b"b"), 2)
+    assert cursor.wanted_offset == 2
+
+    cursor.leap_to_earliest()
+
+    assert cursor.wanted_offset is None
+    request = cursor.subscribe(2)
+    assert request.start == "earliest"
+    cursor.on_subscribed(
+        request.generation, SubscribeResponse(position=10, log_start=10, commit_offset=20)
+    )
+    assert cursor.position == 0
+    deliver(cursor, data(10, b"c"), 11)
+    assert read_all(cursor) == [(0, b"a"), (1, b"b"), (10, b"c")]
+    assert cursor.position == 11
+
+
+def test_a_leap_moves_the_position_also_when_nothing_follows() -> None:
+    cursor = cursor_at(3)
+    cursor.leap_to_earliest()
+    request = cursor.subscribe(2)
+    cursor.on_subscribed(
+        request.generation, SubscribeResponse(position=10, log_start=10, commit_offset=10)
+    )
+
+    assert read_all(cursor) == []
+    assert cursor.position == 10

@@ -1,0 +1,84 @@
+"""Keeps every replica on this broker within what its topic says, and empties the trash.
+
+A round now and then over the partitions whose topics limit anything.  What is removed goes
+into the trash first, by a rename, and from there for good at a bounded rate: removing many
+large files at once can hold up a disk for seconds, and with it every sync.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from logd.broker import log_events
+from logd.errors import LogdError
+from logd.limits import MIB
+from logd.replication.trimming import Trimmer
+from logd.storage.retention import RetentionPolicy
+
+if TYPE_CHECKING:
+    from logd.env import Env
+    from logd.metadata.topic_config import TopicOptions
+    from logd.replication.group import Group
+    from logd.replication.node import Node
+    from logd.storage.directory import DataDirectory
+    from logd.types import GroupId
+
+log = structlog.get_logger(__name__)
+
+TRASH_BYTES_PER_S: Final = 512 * MIB
+"""How fast the trash is emptied."""
+
+TRASH_PIECE_BYTES: Final = 64 * MIB
+"""After about so much the disk is left to others for a while."""
+
+
+class Retention:
+    """Retention on one broker."""
+
+    def __init__(self, env: Env, node: Node, directory: DataDirectory, interval_ms: int) -> None:
+        self._env = env
+        self._node = node
+        self._directory = directory
+        self._interval_s = interval_ms / 1000
+        self._policies: dict[GroupId, RetentionPolicy] = {}
+        self._trimmers: dict[GroupId, tuple[Group, Trimmer]] = {}
+
+    def set_policy(self, group: Group, options: TopicOptions) -> None:
+        """From the next round on ``options`` hold for ``group``."""
+        self._policies[group.group_id] = RetentionPolicy(
+            age_ms=options.retention_ms,
+            bytes_max=options.retention_bytes,
+            segment_age_ms=options.segment_age_ms,
+        )
+
+    async def run(self) -> None:
+        """Do rounds until cancelled."""
+        while True:
+            await trio.sleep(self._interval_s)
+            for group_id in list(self._policies):
+                await self._apply(group_id)
+            await self._empty_trash()
+
+    async def _apply(self, group_id: GroupId) -> None:
+        group = self._node.groups.get(group_id)
+        if group is None:
+            self._policies.pop(group_id, None)
+            self._trimmers.pop(group_id, None)
+        elif group.failure is None:
+            known = self._trimmers.get(group_id)
+            if known is None or known[0] is not group:
+                known = self._trimmers[group_id] = (group, Trimmer(group, self._node))
+            await known[1].apply(self._policies[group_id], self._directory.trash_path)
+
+    async def _empty_trash(self) -> None:
+        try:
+            while True:
+                freed = await self._env.run_blocking(self._directory.empty_trash, TRASH_PIECE_BYTES)
+                if freed == 0:
+                    return
+                await trio.sleep(freed / TRASH_BYTES_PER_S)
+        except LogdError as error:
+            log.error(log_events.TRASHING_FAILED, reason=str(error))

@@ -1,0 +1,113 @@
+"""Applies retention to one replica: decides, makes sure that nothing is lost with it, trims.
+
+What a trimmed batch did to the partition's state (producers, fences, terms) has to survive
+it.  So the log never begins above a checkpoint that was read back intact just before: recovery
+starts from that one.  Where none reaches far enough one is taken, and the next round goes on.
+
+The core is told before the files go, so that it asks for nothing that is gone.  A crash in
+between leaves more than was meant to stay, and the next round finds that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from logd.errors import CorruptionError, LogdError
+from logd.limits import LAGGING_VOTER_BYTES_MAX
+from logd.replication import log_events
+from logd.storage.retention import LogClock, RetentionPolicy, retained_start, wants_roll
+from logd.types import Offset
+
+if TYPE_CHECKING:
+    from logd.replication.group import Group, GroupHost
+
+log = structlog.get_logger(__name__)
+
+
+class Trimmer:
+    """The front of one replica's log."""
+
+    def __init__(self, group: Group, host: GroupHost) -> None:
+        self._group = group
+        self._host = host
+        self._clock = LogClock()
+
+    async def apply(self, policy: RetentionPolicy, trash: str) -> None:
+        """Trim what ``policy`` lets go now, and roll what it will let go next.
+
+        Args:
+            trash: where segments go.
+        """
+        try:
+            await self._apply(policy, trash)
+        except CorruptionError:
+            self._host.damage_met(self._group)
+        except (OSError, LogdError) as error:
+            # What is wrong with the disk, the log finds out for itself; nothing was removed.
+            log.warning(log_events.RETENTION_FAILED, group=self._group.group_id, reason=str(error))
+
+    async def _apply(self, policy: RetentionPolicy, trash: str) -> None:
+        group, run_blocking = self._group, self._host.env.run_blocking
+        group_log, commit_offset = group.log, group.commit_offset
+        if commit_offset <= group_log.start_offset:
+            return
+        log_time_ms = 0
+        if policy.needs_time:
+            last = Offset(commit_offset - 1)
+            append_time_ms = await run_blocking(group_log.append_time_at, last)
+            log_time_ms = self._clock.now_ms(append_time_ms, self._host.now_ms())
+        trimmed_to = Offset(0)
+        start = await run_blocking(
+            lambda: retained_start(
+                group_log,
+                policy,
+                log_time_ms=log_time_ms,
+                trimmed_to=trimmed_to,
+                limit=min(commit_offset, self._needed_from()),
+            )
+        )
+        if start > group_log.start_offset:
+            await self._trim(start, trash)
+        if await run_blocking(
+            lambda: wants_roll(group_log, policy, log_time_ms=log_time_ms, trimmed_to=trimmed_to)
+        ):
+            group.roll_soon()
+
+    def _needed_from(self) -> Offset:
+        """What live voters lack is not taken away from them, up to a bound.
+
+        By the leader: only it knows.
+        """
+        group = self._group
+        acknowledged = [
+            group.core.progress(voter).match
+            for voter in group.core.configuration.voters
+            if group.core.is_leader
+            and voter != self._host.node
+            and group.core.progress(voter).is_up
+        ]
+        size_bytes = 0
+        bound = group.log.start_offset
+        for segment in reversed(group.log.sealed_segments()):
+            size_bytes += segment.size_bytes
+            if size_bytes > LAGGING_VOTER_BYTES_MAX:
+                bound = segment.base_offset
+                break
+        return max(bound, min(acknowledged, default=group.commit_offset))
+
+    async def _trim(self, start: Offset, trash: str) -> None:
+        group = self._group
+        restorable = await group.restorable_offset()
+        if restorable < start:
+            group.take_checkpoint()
+            start = max(
+                (base for base in group.log.segment_bases if base <= restorable),
+                default=group.log.start_offset,
+            )
+        if start <= group.log.start_offset:
+            return
+        was = group.log.start_offset
+        if await group.trim(start, trash):
+            log.info(log_events.LOG_TRIMMED, group=group.group_id, start=was, end=start)
