@@ -265,6 +265,18 @@ class SubscriptionLostError(RetriableError):
     code = 38
 
 
+class ChangeUnderWayError(RetriableError):
+    """The group is changing its members already: one change at a time."""
+
+    code = 50
+
+
+class LearnerBehindError(RetriableError):
+    """A learner is not caught up with its leader yet, and cannot become a voter."""
+
+    code = 51
+
+
 # --- local ------------------------------------------------------------------------------
 
 

@@ -89,6 +89,9 @@ PARTITIONS_MAX: Final = 200_000
 
 REPLICAS_MAX: Final = 7
 BROKERS_MAX: Final = 1_000
+LEARNERS_MAX: Final = BROKERS_MAX
+"""Of one group: every broker that does not vote in the metadata log follows it as a learner."""
+
 METADATA_VOTERS_MAX: Final = 5
 
 # --- storage ---------------------------------------------------------------------------
@@ -119,6 +122,9 @@ PEER_QUEUE_BYTES_MAX: Final = 64 * MIB
 
 TAIL_CACHE_BYTES_MAX: Final = 64 * MIB
 """Recently appended batches kept in memory for followers and tailing consumers."""
+
+LEARNER_LAG_BYTES_MAX: Final = 1 * MIB
+"""A learner that lacks no more than this, all of it on its way, may become a voter."""
 
 # --- idempotence -----------------------------------------------------------------------
 
@@ -153,6 +159,8 @@ assert FRAME_BYTES_MAX <= CONNECTION_SEND_BYTES_MAX
 assert FRAME_BYTES_MAX <= PRODUCE_BYTES_IN_FLIGHT_MAX
 # Each broker may have a connection per lane, and a stranger's takes no place of theirs.
 assert 2 * BROKERS_MAX < PEER_CONNECTIONS_MAX
+# What a learner may lack must fit the window, or it would never be on its way.
+assert LEARNER_LAG_BYTES_MAX <= PEER_WINDOW_BYTES_MAX
 # Index entries store file positions in 32 bits, and a segment must hold the largest batch.
 assert SEGMENT_BYTES_MAX + BATCH_BYTES_MAX < 2**32
 # Every batch that can be in flight must still be known when it is retried.

@@ -41,6 +41,9 @@ Buffer = bytes | bytearray | memoryview
 METADATA_GROUP: Final = GroupId(0)
 NO_PRODUCER: Final = ProducerId(0)
 
+NO_OFFSET: Final = Offset(-1)
+"""Sorts before every real offset."""
+
 NODE_ID_MAX: Final = 2**31 - 1
 
 

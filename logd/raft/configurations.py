@@ -7,13 +7,10 @@ configuration since the last committed one is remembered with its offset.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from logd.raft.messages import Configuration
 from logd.raft.quorum import is_voter
-from logd.types import NodeId, Offset
-
-_BEFORE_THE_LOG: Final = Offset(-1)
+from logd.types import NO_OFFSET, NodeId, Offset
 
 
 class ConfigurationHistory:
@@ -24,7 +21,7 @@ class ConfigurationHistory:
     def __init__(
         self, initial: Configuration, changes: Sequence[tuple[Offset, Configuration]] = ()
     ) -> None:
-        self._rows: list[tuple[Offset, Configuration]] = [(_BEFORE_THE_LOG, initial)]
+        self._rows: list[tuple[Offset, Configuration]] = [(NO_OFFSET, initial)]
         for offset, configuration in changes:
             self.append(offset, configuration)
 
@@ -36,6 +33,10 @@ class ConfigurationHistory:
     def last_offset(self) -> Offset:
         """Base offset of the change in force; -1 for the initial one."""
         return self._rows[-1][0]
+
+    def is_settled(self, commit_offset: Offset) -> bool:
+        """Whether the change in force is committed, and so the next one may begin."""
+        return self._rows[-1][0] < commit_offset
 
     def append(self, offset: Offset, configuration: Configuration) -> None:
         """Put ``configuration`` in force; its batch begins at ``offset``."""

@@ -14,9 +14,11 @@ servers), §9.6 (pre-vote).  Invariants R1.. and deviations from the paper: docs
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
+from logd.errors import ChangeUnderWayError, UnavailableError
 from logd.raft.campaign_clock import CampaignClock
+from logd.raft.configuration_change import check_step, check_wanted, first_step, new_voters
 from logd.raft.configurations import ConfigurationHistory
 from logd.raft.leadership import Leadership
 from logd.raft.log_state import LogState
@@ -49,9 +51,18 @@ from logd.raft.options import RaftOptions
 from logd.raft.progress import Progress
 from logd.raft.quorum import is_quorum, is_voter
 from logd.raft.term_history import TermHistory
-from logd.types import GroupId, NodeId, Offset, Term
+from logd.types import NO_OFFSET, GroupId, NodeId, Offset, Term
 
 __all__ = ["RaftCore", "RaftOptions"]
+
+
+class _Before(NamedTuple):
+    """What a step began with, as far as it may be judged by it."""
+
+    term: Term
+    voted_for: NodeId | None
+    is_newcomer: bool
+    commit_offset: Offset
 
 
 class RaftCore:
@@ -78,7 +89,6 @@ class RaftCore:
         draw: Callable[[], float],
         now_ms: int,
         synced_end: Offset | None = None,
-        can_vote: bool = True,
         configuration_changes: Sequence[tuple[Offset, Configuration]] = (),
     ) -> None:
         """Take up a replica as recovery left it.
@@ -88,8 +98,6 @@ class RaftCore:
             configuration_changes: those in the log, by base offset, oldest first.
             term_history: of the whole log; used and changed by the core from here on.
             synced_end: durable part of the log; by default all of it, as after recovery.
-            can_vote: False for a replica that may have lost what it once acknowledged: it
-                follows, but neither votes nor campaigns.
             draw: a number in [0, 1).
         """
         assert hard_state.term >= term_history.last_term
@@ -106,8 +114,8 @@ class RaftCore:
         )
         self._configurations = ConfigurationHistory(configuration, configuration_changes)
         self._options = options
-        self._can_vote = can_vote
-        self._may_campaign = can_vote
+        self._is_newcomer = hard_state.is_newcomer
+        self._may_campaign = True
         self._now_ms = now_ms
 
         self._role = Role.FOLLOWER
@@ -123,6 +131,7 @@ class RaftCore:
         self._matched_end = commit_offset
         self._acknowledged_end = Offset(0)
         self._round = 0
+        self._enrolment = NO_OFFSET
 
         self._outbox: list[Message] = []
         self._output = Output()
@@ -140,7 +149,7 @@ class RaftCore:
 
     @property
     def hard_state(self) -> HardState:
-        return HardState(self._term, self._voted_for)
+        return HardState(self._term, self._voted_for, self._is_newcomer)
 
     @property
     def leader(self) -> NodeId | None:
@@ -242,6 +251,54 @@ class RaftCore:
         at_ms = self._now_ms if now_ms is None else now_ms
         return self._leading.make_append(follower, end_offset, size_bytes, at_ms)
 
+    # --- changing the members ---------------------------------------------------------
+
+    @property
+    def configuration_is_committed(self) -> bool:
+        """Whether the configuration in force is known here to be committed."""
+        return self._configurations.is_settled(self._log.commit_offset)
+
+    @property
+    def configuration_due(self) -> Configuration | None:
+        """What a leader appends next to leave joint consensus; None while it may not, or need not.
+
+        A leader that was elected in the middle of a change finishes it.
+        """
+        current = self._configurations.current
+        if not current.is_joint or not self.is_ready or not self.configuration_is_committed:
+            return None
+        return current.without_outgoing
+
+    def is_caught_up(self, follower: NodeId) -> bool:
+        """Whether ``follower`` lacks so little that counting it would hold nobody up."""
+        return self._leading is not None and self._leading.is_caught_up(follower)
+
+    def first_step_to(self, wanted: Configuration) -> Configuration:
+        """What this leader appends first to bring ``wanted`` about.
+
+        Raises:
+            InvalidRequestError: ``wanted`` cannot be a configuration, or it makes a voter of
+                a node that is not a learner.
+            ChangeUnderWayError: one change at a time.
+            LearnerBehindError: a learner would vote before it is caught up.
+            UnavailableError: the leader is not ready, or is handing over; or not enough of
+                the wanted voters follow it, so that the group would stop.
+        """
+        assert self._leading is not None
+        check_wanted(wanted)
+        if not self._leading.is_ready or self.is_transferring:
+            raise UnavailableError(f"the leader of group {self.group} is taking or handing over")
+        current = self._configurations.current
+        if current.is_joint or not self.configuration_is_committed:
+            raise ChangeUnderWayError(f"group {self.group} is changing to {current}")
+        for node in new_voters(current, wanted):
+            self._leading.check_promotion(node)
+        if not self._leading.has_agreement(wanted):
+            raise UnavailableError(
+                f"too few of the voters {wanted.voters} follow the leader of group {self.group}"
+            )
+        return first_step(current, wanted)
+
     # --- what the driver tells outside of events --------------------------------------
 
     def trim(self, log_start: Offset) -> None:
@@ -261,16 +318,18 @@ class RaftCore:
         self._now_ms = max(self._now_ms, now_ms)
         if self._leading is not None:
             # R11: one change at a time, and none before this leader knows what is committed.
-            assert self._configurations.last_offset < self._log.commit_offset
+            assert self._configurations.is_settled(self._log.commit_offset)
             assert self._leading.is_ready
+            # R15: the voters change by way of joint consensus only.
+            check_step(self._configurations.current, configuration)
         self._output = Output()
         self._configurations.forget_below(self._log.commit_offset)
         self._configurations.append(offset, configuration)
         if self._leading is not None:
-            self._leading.reconfigure(configuration, self._now_ms)
+            self._leading.reconfigure(offset, configuration, self._now_ms)
         elif self._role is Role.FOLLOWER:
             self._watch_for_leader()
-        return self._finish(self._term, self._voted_for, self._log.commit_offset)
+        return self._finish(self._before())
 
     # --- the one way in ---------------------------------------------------------------
 
@@ -279,7 +338,7 @@ class RaftCore:
         assert now_ms >= self._now_ms
         self._now_ms = now_ms
         self._output = Output()
-        term, voted_for, commit_offset = self._term, self._voted_for, self._log.commit_offset
+        before = self._before()
         log_end, was_leading = self._log.end, self._leading
         match event:
             case Received():
@@ -308,23 +367,28 @@ class RaftCore:
                 assert_never(event)
         if (
             self._leading is not None
-            and self._log.commit_offset != commit_offset
+            and self._log.commit_offset != before.commit_offset
             and self._is_left_out()
         ):
+            self._leading.appoint_successor()
             self._follow()
+            self._output.left_out = True
         if self._role is Role.FOLLOWER:
             self._watch_for_leader()
         if was_leading is not None and self._leading is was_leading:
             # R7: a leader's own log only grows.
             assert self._log.end >= log_end
             assert self._output.truncate_to is None
-        return self._finish(term, voted_for, commit_offset)
+        return self._finish(before)
 
-    def _finish(self, term: Term, voted_for: NodeId | None, commit_offset: Offset) -> Output:
+    def _before(self) -> _Before:
+        return _Before(self._term, self._voted_for, self._is_newcomer, self._log.commit_offset)
+
+    def _finish(self, before: _Before) -> Output:
         """Collect what the step has caused, and check that the step was legal."""
         output = self._output
-        if self._term != term or self._voted_for != voted_for:
-            output.persist = HardState(self._term, self._voted_for)
+        if before[:3] != (self._term, self._voted_for, self._is_newcomer):
+            output.persist = self.hard_state
         if self._outbox:
             # Without anything to persist both are the same; with it, none may be early.
             if output.persist is None:
@@ -334,19 +398,21 @@ class RaftCore:
             self._outbox.clear()
         if self._leading is not None:
             output.reads_confirmed = self._leading.reads.take_confirmed()
-        if self._log.commit_offset != commit_offset:
+        if self._log.commit_offset != before.commit_offset:
             output.commit_offset = self._log.commit_offset
-        self._check_invariants(term, voted_for, commit_offset)
+        self._check_invariants(before)
         return output
 
-    def _check_invariants(
-        self, term: Term, voted_for: NodeId | None, commit_offset: Offset
-    ) -> None:
+    def _check_invariants(self, before: _Before) -> None:
         log = self._log
+        term, voted_for, was_newcomer, commit_offset = before
         # R1: terms never go back.
         assert self._term >= term
         # R2: a vote, once given, is not changed within the term.
         assert self._term > term or voted_for is None or self._voted_for == voted_for
+        # R16: a newcomer neither votes nor campaigns, and is one at the beginning only.
+        assert was_newcomer or not self._is_newcomer
+        assert self._role is Role.FOLLOWER or not self._is_newcomer
         # R3: only a node that voted for itself campaigns or leads.
         assert self._role < Role.CANDIDATE or self._voted_for == self.node
         # R5: the commit offset never goes back.
@@ -410,6 +476,7 @@ class RaftCore:
         self._matched_end = self._log.commit_offset
         self._acknowledged_end = Offset(0)
         self._round = 0
+        self._enrolment = NO_OFFSET
 
     # --- replication, as a follower ---------------------------------------------------
 
@@ -421,6 +488,8 @@ class RaftCore:
         self._recognize(request.source)
         if request.round > self._round:
             self._round = request.round
+        if request.enrolment > self._enrolment:
+            self._enrolment = request.enrolment
         log = self._log
         if not self._is_consistent(request):
             self._refuse(request)
@@ -493,8 +562,12 @@ class RaftCore:
 
     def _acknowledge(self) -> None:
         assert self._leader is not None
+        assert self._enrolment != NO_OFFSET
         synced_end = min(self._log.synced_end, self._matched_end)
         self._acknowledged_end = synced_end
+        if synced_end > self._enrolment:
+            # It has all that the replica before it had when it was removed, and some more.
+            self._is_newcomer = False
         self._outbox.append(
             AppendResponse(
                 group=self.group,
@@ -505,6 +578,7 @@ class RaftCore:
                 accepted=True,
                 synced_end=synced_end,
                 received_end=self._matched_end,
+                enrolment=self._enrolment,
             )
         )
 
@@ -521,6 +595,7 @@ class RaftCore:
                 accepted=False,
                 conflict_term=conflict_term,
                 conflict_end=log.terms.end_of_term(conflict_term, log.end),
+                enrolment=request.enrolment,
             )
         )
 
@@ -555,7 +630,8 @@ class RaftCore:
         is_sticky = self._has_live_leader() and not request.transfer
         if not request.pre_vote and not is_sticky:
             self._observe_term(request.term)
-        granted = self._can_vote and not is_sticky and self._is_up_to_date(request)
+        # R16: a newcomer neither votes nor campaigns.
+        granted = not self._is_newcomer and not is_sticky and self._is_up_to_date(request)
         if request.pre_vote:
             granted = granted and request.term > self._term
         else:
@@ -696,9 +772,9 @@ class RaftCore:
         )
 
     def _is_electable(self) -> bool:
-        return self._may_campaign and self._configurations.may_need(
-            self.node, self._log.commit_offset
-        )
+        if self._is_newcomer or not self._may_campaign:
+            return False
+        return self._configurations.may_need(self.node, self._log.commit_offset)
 
     def _is_up(self, node: NodeId) -> bool:
         return node == self.node or node in self._nodes_up
@@ -706,7 +782,7 @@ class RaftCore:
     def _is_left_out(self) -> bool:
         """Whether a committed change has taken this leader out of the voters."""
         configurations = self._configurations
-        return configurations.last_offset < self._log.commit_offset and not is_voter(
+        return configurations.is_settled(self._log.commit_offset) and not is_voter(
             configurations.current, self.node
         )
 

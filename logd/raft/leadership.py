@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from logd.errors import InvalidRequestError, LearnerBehindError
+from logd.limits import LEARNER_LAG_BYTES_MAX
 from logd.raft.messages import AppendRequest, AppendResponse, Configuration, TimeoutNow
 from logd.raft.progress import Progress, ProgressState
 from logd.raft.quorum import is_quorum, is_voter, quorum_value
@@ -53,11 +55,15 @@ class Leadership:
         self._outbox = outbox
         self._configuration = configuration
         self._progress: dict[NodeId, Progress] = {}
+        self._farewell_ends_ms: int | None = None
         self._quorum_lost_since_ms: int | None = None
         self._transfer_target: NodeId | None = None
         self._transfer_deadline_ms = 0
         self._transfer_sent = False
-        self.reconfigure(configuration, now_ms)
+        for follower in configuration.members:
+            if follower != node:
+                self._enrol(follower, self.term_start, now_ms)
+        self._check_agreement(now_ms)
 
     # --- what the driver asks ---------------------------------------------------------
 
@@ -78,6 +84,8 @@ class Leadership:
             deadlines.append(self._quorum_lost_since_ms + self._options.check_quorum_ms)
         if self._transfer_target is not None:
             deadlines.append(self._transfer_deadline_ms)
+        if self._farewell_ends_ms is not None:
+            deadlines.append(self._farewell_ends_ms)
         return min(deadlines) if deadlines else None
 
     def progress(self, follower: NodeId) -> Progress:
@@ -107,7 +115,46 @@ class Leadership:
 
     def behind_log_start(self) -> list[NodeId]:
         """Followers that need batches this log no longer has."""
-        return [p.node for p in self._progress.values() if p.is_behind and p.is_up]
+        return [
+            p.node
+            for p in self._progress.values()
+            if p.is_behind and p.is_up and not p.is_departing
+        ]
+
+    def is_caught_up(self, follower: NodeId) -> bool:
+        """Whether it has all that is committed; or lacks little, and all of it is on its way."""
+        progress = self._progress.get(follower)
+        if progress is None or progress.state is not ProgressState.PIPELINE:
+            return False
+        if not progress.is_agreeing or progress.match <= progress.enrolment:
+            return False
+        if progress.match >= self._log.commit_offset:
+            return True
+        is_all_sent = progress.next_offset == self._log.end
+        return is_all_sent and progress.in_flight_bytes <= LEARNER_LAG_BYTES_MAX
+
+    def check_promotion(self, node: NodeId) -> None:
+        """Refuse to make a voter of a node that would only be counted, and hold everybody up.
+
+        Raises:
+            InvalidRequestError: it is not a learner.
+            LearnerBehindError: it is not caught up.
+        """
+        if node not in self._configuration.learners:
+            raise InvalidRequestError(
+                f"node {node} is no learner of group {self._group}: it must be one, and catch "
+                "up, before it can vote"
+            )
+        if not self.is_caught_up(node):
+            progress = self._progress[node]
+            raise LearnerBehindError(
+                f"learner {node} of group {self._group} is durable below {progress.match}, "
+                f"the commit offset is {self._log.commit_offset}"
+            )
+
+    def has_agreement(self, configuration: Configuration) -> bool:
+        """Whether a quorum of ``configuration`` is alive and follows this leader."""
+        return is_quorum(configuration, self._agrees)
 
     def make_append(
         self, follower: NodeId, end_offset: Offset, size_bytes: int, now_ms: int
@@ -130,7 +177,7 @@ class Leadership:
     def on_append_response(self, response: AppendResponse, now_ms: int) -> None:
         """A follower, or a former one, has answered in this term."""
         progress = self._progress.get(response.source)
-        if progress is None:
+        if progress is None or progress.enrolment != response.enrolment:
             return
         self._hear(progress, response.round, now_ms)
         if response.accepted:
@@ -170,6 +217,8 @@ class Leadership:
         """Repeat what was not answered.  False: the quorum is lost, step down."""
         if self._transfer_target is not None and now_ms >= self._transfer_deadline_ms:
             self._transfer_target = None
+        if self._farewell_ends_ms is not None and now_ms >= self._farewell_ends_ms:
+            self._forget_departing()
         for progress in self._progress.values():
             if progress.retry_at_ms is not None and now_ms >= progress.retry_at_ms:
                 # A node may be alive while its replica of this group is not.
@@ -213,20 +262,47 @@ class Leadership:
                 progress.probe_from(log_start)
                 progress.is_behind = True
 
-    def reconfigure(self, configuration: Configuration, now_ms: int) -> None:
-        """``configuration`` is in force; greet new members, forget those that left."""
+    def reconfigure(self, offset: Offset, configuration: Configuration, now_ms: int) -> None:
+        """``configuration``, appended at ``offset``, is in force: greet its new members.
+
+        A member that is left out is sent what follows for a little longer: from the commit of
+        the change it learns that it may rest.  It counts for nothing meanwhile.
+        """
         self._configuration = configuration
         members = configuration.members
-        for node in [node for node in self._progress if node not in members]:
-            del self._progress[node]
+        self._forget_departing()
+        for progress in self._progress.values():
+            if progress.node not in members:
+                progress.is_departing = True
+                self._farewell_ends_ms = now_ms + self._options.farewell_ms
         for node in members:
             if node != self._node and node not in self._progress:
-                progress = Progress(node, self._log.end, node in self._nodes_up)
-                self._progress[node] = progress
-                self._ask(progress, now_ms)
-        if self._transfer_target is not None and self._transfer_target not in self._progress:
+                self._enrol(node, offset, now_ms)
+        if self._transfer_target is not None and self._transfer_target not in members:
             self._transfer_target = None
         self._check_agreement(now_ms)
+
+    def appoint_successor(self) -> None:
+        """This leader is left out by what was just committed: name the next, and leave.
+
+        The most caught-up voter has all that is committed as far as this leader knows; what it
+        lacks of the rest was never acknowledged.
+        """
+        successor = self._best_successor()
+        if successor is not None and self._progress[successor].match >= self._log.commit_offset:
+            self._outbox.append(
+                TimeoutNow(group=self._group, source=self._node, target=successor, term=self.term)
+            )
+
+    def _enrol(self, node: NodeId, offset: Offset, now_ms: int) -> None:
+        is_up = node in self._nodes_up
+        progress = self._progress[node] = Progress(node, self._log.end, is_up, offset)
+        self._ask(progress, now_ms)
+
+    def _forget_departing(self) -> None:
+        self._farewell_ends_ms = None
+        for node in [p.node for p in self._progress.values() if p.is_departing]:
+            del self._progress[node]
 
     # --- replication ------------------------------------------------------------------
 
@@ -311,6 +387,7 @@ class Leadership:
             prev_term=log.terms.term_at(progress.next_offset - 1),
             commit_offset=log.commit_offset,
             round=self.reads.round,
+            enrolment=progress.enrolment,
             expects_answer=expects_answer,
         )
 

@@ -32,6 +32,9 @@ class HardState:
 
     term: Term
     voted_for: NodeId | None
+    is_newcomer: bool = False
+    """An empty replica on a node whose earlier one was removed.  Term and vote are those of the
+    earlier one; its log is gone.  It neither votes nor campaigns until it has caught up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,15 @@ class Configuration:
     def members(self) -> tuple[NodeId, ...]:
         """Everybody, each once, voters first."""
         return tuple(dict.fromkeys(self.voters + self.voters_outgoing + self.learners))
+
+    @property
+    def is_joint(self) -> bool:
+        return bool(self.voters_outgoing)
+
+    @property
+    def without_outgoing(self) -> Configuration:
+        """What a joint configuration leads to."""
+        return Configuration(self.voters, self.learners)
 
 
 class BatchSpan(NamedTuple):
@@ -92,7 +104,7 @@ class VoteResponse(RaftMessage, frozen=True, kw_only=True):
     pre_vote: bool = False
 
 
-class AppendRequest(RaftMessage, frozen=True, kw_only=True):
+class AppendRequest(RaftMessage, frozen=True, kw_only=True, omit_defaults=True):
     """Batches [start_offset, end_offset); empty (start = end) to probe, announce, confirm.
 
     The batches themselves travel as the frame's body.
@@ -106,9 +118,12 @@ class AppendRequest(RaftMessage, frozen=True, kw_only=True):
     """Echoed in the answer; a quorum of echoes confirms leadership (ReadIndex)."""
     expects_answer: bool = True
     """False: it only tells the commit offset, and is answered only if it is refused."""
+    enrolment: Offset
+    """Where this leader made the follower a member, or began to lead with it as one.  Echoed:
+    what a replica said before it was removed is not taken for what its successor has."""
 
 
-class AppendResponse(RaftMessage, frozen=True, kw_only=True):
+class AppendResponse(RaftMessage, frozen=True, kw_only=True, omit_defaults=True):
     """Accepted: everything below ``synced_end`` equals the leader's log and is durable here;
     everything below ``received_end`` equals it and is in memory at least.
 
@@ -123,6 +138,7 @@ class AppendResponse(RaftMessage, frozen=True, kw_only=True):
     received_end: Offset = Offset(0)
     conflict_term: Term = Term(0)
     conflict_end: Offset = Offset(0)
+    enrolment: Offset
 
 
 class TimeoutNow(RaftMessage, frozen=True, kw_only=True):
@@ -257,6 +273,10 @@ class Output:
     became_leader: bool = False
     """The driver appends the no-op of the new term next, before any other batch."""
     lost_leadership: bool = False
+    """To be acted on before ``commit_offset``, which another leader may have told."""
+    left_out: bool = False
+    """It leads no more because ``commit_offset`` commits a change that leaves it out.  To be
+    acted on after that: what it proposed is committed."""
     reads_confirmed: tuple[tuple[int, Offset], ...] = ()
     """(read_id, offset): serve the read when ``offset`` is applied."""
     reads_failed: tuple[int, ...] = ()

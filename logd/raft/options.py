@@ -39,6 +39,9 @@ class RaftOptions:
     transfer_timeout_ms: int = 1000
     """A leadership transfer that has not happened by then is given up."""
 
+    farewell_ms: int = 500
+    """A member that was left out is sent what follows for so long, so that it learns of it."""
+
     window_bytes_max: int = PEER_WINDOW_BYTES_MAX
     """Bytes sent to one follower and not acknowledged; one request may pass the bound."""
 
@@ -55,6 +58,7 @@ class RaftOptions:
             (self.probe_retry_ms > 0, "probe_retry_ms must be positive"),
             (self.append_retry_ms > 0, "append_retry_ms must be positive"),
             (self.transfer_timeout_ms > 0, "transfer_timeout_ms must be positive"),
+            (self.farewell_ms >= 0, "farewell_ms must not be negative"),
             (self.window_bytes_max > 0, "window_bytes_max must be positive"),
         ):
             if not holds:

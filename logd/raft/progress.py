@@ -23,10 +23,12 @@ class Progress:
     """``match ≤ next_offset`` always; ``match`` is durable on the follower and never falls."""
 
     __slots__ = (
+        "enrolment",
         "in_flight",
         "in_flight_bytes",
         "is_agreeing",
         "is_behind",
+        "is_departing",
         "is_up",
         "match",
         "next_offset",
@@ -37,8 +39,12 @@ class Progress:
         "state",
     )
 
-    def __init__(self, node: NodeId, next_offset: Offset, is_up: bool) -> None:
+    def __init__(self, node: NodeId, next_offset: Offset, is_up: bool, enrolment: Offset) -> None:
         self.node = node
+        self.enrolment = enrolment
+        """Which membership of this node: only answers that echo it count."""
+        self.is_departing = False
+        """It was left out, and is only sent what tells it so."""
         self.state = ProgressState.PROBE
         self.next_offset = next_offset
         self.match = Offset(0)

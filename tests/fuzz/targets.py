@@ -257,6 +257,7 @@ _APPEND: Final = AppendRequest(
     prev_term=Term(0),
     commit_offset=Offset(0),
     round=1,
+    enrolment=Offset(0),
 )
 
 

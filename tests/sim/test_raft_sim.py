@@ -7,14 +7,16 @@ testing): it draws its size and how much is lost, doubled, reordered, cut, crash
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import pytest
 
+from logd.errors import RequestError
 from logd.raft.core import RaftOptions
 from logd.raft.messages import (
     Configuration,
@@ -60,6 +62,8 @@ class Faults:
     transfer: float
     resign: float
     reconfigure: float
+    trash: float
+    """A replica that a committed change has left out is deleted, and may come back empty."""
     tail_kept: float
     """Chance that a crash keeps a given unsynced batch, if all before it are kept."""
 
@@ -79,7 +83,8 @@ class Faults:
             false_alarm=pick([0.0, 0.1, 0.5]),
             transfer=pick([0.0, 0.1, 0.5]),
             resign=pick([0.0, 0.1]),
-            reconfigure=pick([0.0, 0.0, 0.5, 2.0]),
+            reconfigure=pick([0.0, 2.0, 10.0]),
+            trash=pick([0.0, 0.5, 2.0]),
             tail_kept=pick([0.0, 0.5, 0.9]),
         )
 
@@ -97,10 +102,18 @@ class Cluster:
         self.faults = Faults.draw(chance)
         size = chance.choice([1, 2, 3, 3, 3, 5])
         learners = chance.choice([0, 0, 1])
-        self.nodes = [NodeId(i) for i in range(1, size + learners + 1)]
+        spares = chance.choice([0, 1, 2])
+        members = size + learners
+        self.nodes = [NodeId(i) for i in range(1, members + spares + 1)]
         self.initial = Configuration(
-            voters=tuple(self.nodes[:size]), learners=tuple(self.nodes[size:])
+            voters=tuple(self.nodes[:size]), learners=tuple(self.nodes[size:members])
         )
+        self.spares = dict.fromkeys(self.nodes[members:])
+        """Nodes without a replica, or with one that nobody has heard of."""
+        self.generations = dict.fromkeys(self.nodes, 0)
+        """How often the replica of a node was deleted."""
+        self.changes = 0
+        self.returns = 0
         self.options = RaftOptions(
             window_bytes_max=chance.choice([100, 300, 100_000]),
             check_quorum_ms=chance.choice([200, 1000]),
@@ -166,6 +179,7 @@ class Cluster:
             (self.do_transfer, faults.transfer),
             (self.do_resign, faults.resign),
             (self.do_reconfigure, faults.reconfigure),
+            (self.do_trash, faults.trash),
         ]
         self.verbs = [verb for verb, _ in actions]
         self.weights = list(accumulate(weight for _, weight in actions))
@@ -329,12 +343,67 @@ class Cluster:
             self.feed(replica, Resign(may_campaign=True))
 
     def do_reconfigure(self) -> None:
-        """A leader without a change under way begins or ends a joint one."""
+        """Somebody asks a leader for other members; the leader may refuse."""
+        leaders = [replica for replica in self.running.values() if replica.core.is_leader]
+        if not leaders:
+            return
+        replica = self.chance.choice(leaders)
+        current = first = replica.core.configuration
+        for _ in range(5):
+            with contextlib.suppress(RequestError):
+                first = replica.core.first_step_to(self.some_configuration(current))
+        if first != current:
+            self.changes += 1
+            for node in first.members:
+                self.returns += node in self.spares and self.generations[node] > 0
+                self.spares.pop(node, None)
+            self.append(replica, first, 1)
+
+    def some_configuration(self, current: Configuration) -> Configuration:
+        """Anything that can be reached: mostly one node more or less, sometimes all others."""
+        chance = self.chance
+        votable = [*current.voters, *current.learners]
+        if chance.random() < 0.5:
+            voters = list(current.voters)
+            if len(voters) > 1 and chance.random() < 0.5:
+                voters.remove(chance.choice(voters))
+            voters += [node for node in current.learners if chance.random() < 0.5]
+        else:
+            voters = chance.sample(votable, chance.randint(1, len(votable)))
+        others = [n for n in (*votable, *self.spares) if n not in voters]
+        return Configuration(tuple(voters), tuple(node for node in others if chance.random() < 0.5))
+
+    def do_trash(self) -> None:
+        """A replica that was left out for certain is deleted.  Its connections live on."""
+        removed = [node for node in self.nodes if self.is_removed(node)]
+        if not removed:
+            return
+        node = self.chance.choice(removed)
+        promised = self.disks[node].hard_state
+        self.disks[node] = Disk(replace(promised, is_newcomer=True))
+        self.generations[node] += 1
+        self.spares[node] = None
+        if self.running.pop(node, None) is not None:
+            for link in self.links:
+                if link[0] == node:
+                    self.seen_up.pop(link, None)
+            self.running[node] = self.opened(node)
+
+    def is_removed(self, node: NodeId) -> bool:
+        """No configuration that is committed, or may yet be, knows of ``node``.
+
+        What whoever deletes a replica has to know: the change that removes it was committed,
+        and none that would add it is under way.
+        """
+        if node in self.spares:
+            return False
+        in_force = [self.configuration_committed()]
+        known = end_of(self.committed)
+        for disk in self.disks.values():
+            in_force += _configurations_from(disk.batches, known)
         for replica in self.running.values():
-            core = replica.core
-            if core.is_ready and self.last_change_offset(replica) < core.commit_offset:
-                self.append(replica, self.next_configuration(core.configuration), 1)
-                return
+            in_force += _configurations_from(replica.batches, known)
+        return not any(node in configuration.members for configuration in in_force)
 
     # --- what events are made of ------------------------------------------------------
 
@@ -353,6 +422,9 @@ class Cluster:
         if output.became_leader:
             self.check_leader(replica)
             self.append(replica, NO_OP, 1)
+        due = replica.core.configuration_due
+        if due is not None:
+            self.append(replica, due, 1)
         self.post(replica.pump(self.batches_per_request))
 
     def append(self, replica: Replica, value: Value, span_offsets: int) -> None:
@@ -400,18 +472,22 @@ class Cluster:
 
     def start(self, node: NodeId) -> None:
         self.incarnations[node] += 1
-        replica = Replica(
+        self.running[node] = self.opened(node)
+        for link in self.links:
+            if node in link:
+                self.reset(link)
+
+    def opened(self, node: NodeId) -> Replica:
+        """With what metadata tells of the members: of another time than the log's, perhaps."""
+        known = self.chance.choice([self.initial, self.configuration_committed()])
+        return Replica(
             node,
-            self.initial,
+            known,
             self.disks[node],
             options=self.options,
             draw=self.chance.random,
             now_ms=self.now_ms,
         )
-        self.running[node] = replica
-        for link in self.links:
-            if node in link:
-                self.reset(link)
 
     def crash(self, replica: Replica) -> None:
         """The disk is kept, and of what was not synced some first part."""
@@ -430,15 +506,9 @@ class Cluster:
         self.links[link].clear()
         self.unconnected[link] = None
 
-    def last_change_offset(self, replica: Replica) -> Offset:
-        changes = [b.span for b in replica.batches if isinstance(b.value, Configuration)]
-        return changes[-1].base_offset if changes else Offset(-1)
-
-    def next_configuration(self, current: Configuration) -> Configuration:
-        if current.voters_outgoing:
-            return Configuration(current.voters, current.learners)
-        voters = tuple(self.chance.sample(self.nodes, self.chance.randint(1, len(self.nodes))))
-        return Configuration(voters, (), current.voters)
+    def configuration_committed(self) -> Configuration:
+        changes = list(_configurations_from(self.committed, Offset(0)))
+        return changes[-1] if changes else self.initial
 
     # --- what must hold ---------------------------------------------------------------
 
@@ -512,6 +582,12 @@ class Cluster:
         )
 
 
+def _configurations_from(batches: Sequence[Batch], start: Offset) -> Iterator[Configuration]:
+    for batch in batches:
+        if batch.span.base_offset >= start and isinstance(batch.value, Configuration):
+            yield batch.value
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--seed")
@@ -550,3 +626,5 @@ def test_the_simulation_exercises_what_it_checks() -> None:
     assert sum(len(cluster.leaders) for cluster in clusters) > 40
     assert sum(len(cluster.committed) for cluster in clusters) > 500
     assert sum(cluster.reads_confirmed for cluster in clusters) > 100
+    assert sum(cluster.changes for cluster in clusters) > 40
+    assert sum(cluster.returns for cluster in clusters) > 5

@@ -57,8 +57,8 @@ MUTANTS = (
     Mutant(
         "send a vote that is not persisted",
         "core.py",
-        "if self._term != term or self._voted_for != voted_for:",
-        "if self._term != term:",
+        "if before[:3] != (self._term, self._voted_for, self._is_newcomer):",
+        "if before.term != self._term:",
     ),
     Mutant(
         "send before persisting",
@@ -245,10 +245,8 @@ MUTANTS = (
     Mutant(
         "a learner campaigns",
         "core.py",
-        "return self._may_campaign and self._configurations.may_need(\n"
-        "            self.node, self._log.commit_offset\n"
-        "        )",
-        "return self._may_campaign",
+        "return self._configurations.may_need(self.node, self._log.commit_offset)",
+        "return True",
     ),
     Mutant(
         "a voter left out by an uncommitted change does not campaign",

@@ -135,6 +135,7 @@ class Replica:
                     target=OURSELVES,
                     term=group.core.term,
                     round=last_round if reading_round is None else reading_round,
+                    enrolment=requests[-1].enrolment if requests else Offset(0),
                     accepted=True,
                     synced_end=end,
                     received_end=end if received_end is None else received_end,
@@ -169,6 +170,7 @@ class Replica:
             prev_term=core.term_history.term_at(begin - 1) if prev_term is None else prev_term,
             commit_offset=commit_offset,
             round=0,
+            enrolment=Offset(0),
         )
         self.group.post_append(request, check_append(request, body))
 

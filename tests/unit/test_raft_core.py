@@ -10,7 +10,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from logd.errors import UsageError
+from logd.errors import (
+    ChangeUnderWayError,
+    InvalidRequestError,
+    LearnerBehindError,
+    UnavailableError,
+    UsageError,
+)
 from logd.raft.core import RaftCore, RaftOptions
 from logd.raft.messages import (
     Appended,
@@ -20,6 +26,7 @@ from logd.raft.messages import (
     Configuration,
     HardState,
     Output,
+    PeerDown,
     PeerUp,
     ReadRequested,
     Received,
@@ -48,7 +55,7 @@ def replica(
     term: int | None = None,
     voted_for: NodeId | None = None,
     commit_offset: int = 0,
-    can_vote: bool = True,
+    is_newcomer: bool = False,
     up: Sequence[NodeId] = (SECOND, THIRD),
 ) -> RaftCore:
     """A recovered replica whose log has one batch of one offset for each of ``terms``."""
@@ -59,7 +66,9 @@ def replica(
         node=node,
         group=GROUP,
         configuration=configuration,
-        hard_state=HardState(Term(history.last_term if term is None else term), voted_for),
+        hard_state=HardState(
+            Term(history.last_term if term is None else term), voted_for, is_newcomer
+        ),
         term_history=history,
         log_start=Offset(0),
         log_end=Offset(len(terms)),
@@ -67,7 +76,6 @@ def replica(
         options=RaftOptions(),
         draw=lambda: 0.0,
         now_ms=0,
-        can_vote=can_vote,
     )
     for peer in up:
         core.step(PeerUp(peer), 0)
@@ -118,6 +126,7 @@ def request(
     prev_term: int = 0,
     commit_offset: int = 0,
     source: NodeId = SECOND,
+    enrolment: int = 0,
 ) -> Received:
     batches = tuple(
         BatchSpan(Offset(start + i), Offset(start + i + 1), Term(batch_term))
@@ -133,11 +142,14 @@ def request(
         prev_term=Term(prev_term),
         commit_offset=Offset(commit_offset),
         round=0,
+        enrolment=Offset(enrolment),
     )
     return Received(message, batches)
 
 
-def accepted(source: NodeId, term: int, synced_end: int, *, round_: int = 0) -> Received:
+def accepted(
+    source: NodeId, term: int, synced_end: int, *, round_: int = 0, enrolment: int = 0
+) -> Received:
     return Received(
         AppendResponse(
             group=GROUP,
@@ -148,11 +160,14 @@ def accepted(source: NodeId, term: int, synced_end: int, *, round_: int = 0) -> 
             accepted=True,
             synced_end=Offset(synced_end),
             received_end=Offset(synced_end),
+            enrolment=Offset(enrolment),
         )
     )
 
 
-def refused(source: NodeId, term: int, conflict_term: int, conflict_end: int) -> Received:
+def refused(
+    source: NodeId, term: int, conflict_term: int, conflict_end: int, *, enrolment: int = 0
+) -> Received:
     return Received(
         AppendResponse(
             group=GROUP,
@@ -160,6 +175,7 @@ def refused(source: NodeId, term: int, conflict_term: int, conflict_end: int) ->
             target=ME,
             term=Term(term),
             round=0,
+            enrolment=Offset(enrolment),
             accepted=False,
             conflict_term=Term(conflict_term),
             conflict_end=Offset(conflict_end),
@@ -270,8 +286,8 @@ def test_a_restarted_voter_keeps_to_its_vote() -> None:
     assert (other.granted, same.granted) == (False, True)
 
 
-def test_a_replica_that_may_have_lost_data_follows_but_does_not_vote() -> None:
-    core = replica(can_vote=False)
+def test_a_newcomer_follows_but_does_not_vote() -> None:
+    core = replica(is_newcomer=True)
 
     output = core.step(vote_request(SECOND, 1, end_offset=9, last_term=1), 0)
 
@@ -281,6 +297,22 @@ def test_a_replica_that_may_have_lost_data_follows_but_does_not_vote() -> None:
     assert core.deadline_ms is None
     core.step(request(1, 0, [1]), 0)
     assert core.log_end == 1
+
+
+def test_a_newcomer_votes_once_it_is_durable_beyond_where_it_was_enrolled() -> None:
+    core = replica(is_newcomer=True)
+    core.step(request(1, 0, [1, 1, 1], enrolment=2), 0)
+    output = core.step(Synced(Offset(2), Term(1)), 0)
+    assert output.persist is None
+
+    output = core.step(Synced(Offset(3), Term(1)), 0)
+
+    # Durable before the leader may count it.
+    assert output.persist == HardState(Term(1), None, is_newcomer=False)
+    assert output.send_now == ()
+    (answer,) = output.send_after_persist
+    assert isinstance(answer, AppendResponse)
+    assert answer.synced_end == 3
 
 
 # --- messages out of their time ---------------------------------------------------------
@@ -513,6 +545,7 @@ def test_a_slow_disk_does_not_get_a_new_window_with_each_silence() -> None:
         target=ME,
         term=Term(1),
         round=0,
+        enrolment=request_.enrolment,
         accepted=True,
         synced_end=Offset(0),
         received_end=request_.end_offset,
@@ -528,12 +561,12 @@ def test_a_follower_that_needs_trimmed_batches_is_pointed_out() -> None:
     core.trim(Offset(5))
     lead(core)
 
-    core.step(refused(SECOND, core.term, 0, 2), 100)
+    core.step(refused(SECOND, core.term, 0, 2, enrolment=10), 100)
     assert core.next_offset(SECOND) == 5
     assert core.behind_log_start() == [SECOND]
     assert core.sendable() == []
 
-    core.step(accepted(SECOND, core.term, 5), 100)
+    core.step(accepted(SECOND, core.term, 5, enrolment=10), 100)
     assert core.behind_log_start() == []
     assert core.sendable() == [SECOND]
 
@@ -594,8 +627,15 @@ def test_a_configuration_is_in_force_when_it_is_appended() -> None:
     core.step(accepted(SECOND, 1, 2), 100)
     assert core.commit_offset == 1
     core.step(PeerUp(FOURTH), 100)
-    core.step(accepted(FOURTH, 1, 2), 100)
+    core.step(accepted(FOURTH, 1, 2, enrolment=1), 100)
     assert core.commit_offset == 2
+
+
+def change(core: RaftCore, configuration: Configuration) -> Output:
+    """Append ``configuration``, as the driver does."""
+    offset = core.log_end
+    append(core, 1)
+    return core.apply_configuration(offset, configuration, 100)
 
 
 def test_one_configuration_change_at_a_time() -> None:
@@ -605,6 +645,14 @@ def test_one_configuration_change_at_a_time() -> None:
 
     with pytest.raises(AssertionError):
         core.apply_configuration(Offset(2), Configuration((ME,)), 100)
+
+
+def test_the_voters_of_a_group_never_change_in_one_step() -> None:
+    core = ready_leader()
+    append(core, 1)
+
+    with pytest.raises(AssertionError):
+        core.apply_configuration(Offset(1), Configuration((ME, SECOND)), 100)
 
 
 def test_a_truncated_configuration_is_undone() -> None:
@@ -618,17 +666,93 @@ def test_a_truncated_configuration_is_undone() -> None:
     assert core.configuration == THREE
 
 
-def test_a_leader_that_a_committed_change_leaves_out_steps_down() -> None:
+def test_a_leader_that_a_committed_change_leaves_out_appoints_a_successor_and_steps_down() -> None:
     core = ready_leader()
-    append(core, 1)
-    core.apply_configuration(Offset(1), Configuration((SECOND, THIRD)), 100)
+    change(core, Configuration((SECOND, THIRD), (), (ME, SECOND, THIRD)))
     core.step(accepted(SECOND, 1, 2), 100)
+    core.step(accepted(THIRD, 1, 2), 100)
+    assert core.configuration_due == Configuration((SECOND, THIRD))
+    change(core, Configuration((SECOND, THIRD)))
+    core.step(PeerUp(THIRD), 100)
+    core.step(accepted(SECOND, 1, 3), 100)
     assert core.is_leader
 
-    output = core.step(accepted(THIRD, 1, 2), 100)
+    output = core.step(accepted(THIRD, 1, 3), 100)
 
-    assert (output.commit_offset, output.lost_leadership) == (2, True)
+    assert (output.commit_offset, output.lost_leadership, output.left_out) == (3, True, True)
+    assert [m.target for m in output.send_now if isinstance(m, TimeoutNow)] == [SECOND]
     assert core.deadline_ms is None
+
+
+def test_a_leader_wants_only_what_can_be_a_configuration() -> None:
+    core = ready_leader()
+
+    for voters, learners in (((), ()), ((ME, ME), ()), ((ME, SECOND), (SECOND,))):
+        with pytest.raises(InvalidRequestError):
+            core.first_step_to(Configuration(voters, learners))
+
+
+def test_a_node_becomes_a_voter_by_way_of_a_caught_up_learner() -> None:
+    core = ready_leader()
+    core.step(PeerUp(FOURTH), 100)
+    with_fourth = Configuration((ME, SECOND, FOURTH))
+    with pytest.raises(InvalidRequestError):
+        core.first_step_to(with_fourth)
+    learning = Configuration((ME, SECOND, THIRD), (FOURTH,))
+    assert core.first_step_to(learning) == learning
+    change(core, learning)
+    with pytest.raises(ChangeUnderWayError):
+        core.first_step_to(with_fourth)
+    core.step(accepted(SECOND, 1, 2), 100)
+    core.step(accepted(THIRD, 1, 2), 100)
+    with pytest.raises(LearnerBehindError):
+        core.first_step_to(with_fourth)
+
+    core.step(accepted(FOURTH, 1, 2, enrolment=1), 100)
+
+    assert core.is_caught_up(FOURTH)
+    assert core.first_step_to(with_fourth) == Configuration(
+        (ME, SECOND, FOURTH), (), (ME, SECOND, THIRD)
+    )
+
+
+def test_no_change_is_begun_whose_voters_do_not_follow() -> None:
+    core = ready_leader()
+    core.step(PeerDown(THIRD), 100)
+
+    with pytest.raises(UnavailableError):
+        core.first_step_to(Configuration((ME, THIRD)))
+
+
+def test_what_a_replica_said_before_it_was_removed_does_not_count_for_its_successor() -> None:
+    core = ready_leader()
+    core.step(PeerUp(FOURTH), 100)
+    for configuration in (
+        Configuration((ME, SECOND, THIRD), (FOURTH,)),
+        THREE,
+        Configuration((ME, SECOND, THIRD), (FOURTH,)),
+    ):
+        change(core, configuration)
+        core.step(accepted(SECOND, 1, core.log_end), 100)
+
+    core.step(accepted(FOURTH, 1, 4, enrolment=1), 100)
+
+    assert core.progress(FOURTH).match == 0
+    assert not core.is_caught_up(FOURTH)
+
+
+def test_a_member_that_was_left_out_is_told_so_for_a_while() -> None:
+    core = ready_leader()
+    core.step(PeerUp(FOURTH), 100)
+    change(core, Configuration((ME, SECOND, THIRD), (FOURTH,)))
+    for follower, enrolment in ((SECOND, 0), (FOURTH, 1)):
+        core.step(accepted(follower, 1, 2, enrolment=enrolment), 100)
+
+    change(core, THREE)
+
+    assert FOURTH in core.sendable()
+    core.step(Tick(), 100 + RaftOptions().farewell_ms)
+    assert FOURTH not in core.sendable()
 
 
 def test_a_voter_left_out_by_a_change_that_is_not_committed_still_campaigns() -> None:
