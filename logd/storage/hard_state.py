@@ -38,10 +38,11 @@ from logd.storage.whole_file import UNFINISHED_SUFFIX, parent, read_file, write_
 from logd.types import NodeId, Term
 
 LAYOUT: Final = (
-    Field("checksum", "Q", "xxh3_64 of bytes [8, 32) of the copy, seeded with the group id"),
+    Field("checksum", "Q", "xxh3_64 of bytes [8, 40) of the copy, seeded with the group id"),
     Field("sequence", "Q", "counts the states saved; the highest holds"),
     Field("term", "Q", "current term"),
     Field("voted_for", "Q", "node voted for in that term; 0 none"),
+    Field("newcomer", "Q", "1: the log is that of a newcomer, which may not vote yet; else 0"),
 )
 _STRUCT: Final = struct.Struct("<" + "".join(field.format for field in LAYOUT))
 _CHECKSUM: Final = struct.Struct("<Q")
@@ -53,13 +54,14 @@ COPY_POSITIONS: Final = (0, 512)
 """Within a slot's block: each copy in a sector of its own."""
 FILE_BYTES: Final = 3 * BLOCK_BYTES
 
-assert COPY_BYTES == 32
+assert COPY_BYTES == 40
 
 
 class _State(NamedTuple):
     sequence: int
     term: Term
     voted_for: NodeId | None
+    is_newcomer: bool = False
 
 
 class HardStateFile:
@@ -74,8 +76,18 @@ class HardStateFile:
         """The error after which nothing is saved any more, if there was one."""
 
     @classmethod
-    def create(cls, files: FileSystem, path: str, identity: LogIdentity) -> HardStateFile:
+    def create(
+        cls,
+        files: FileSystem,
+        path: str,
+        identity: LogIdentity,
+        promised: tuple[Term, NodeId | None] | None = None,
+    ) -> HardStateFile:
         """Create the file durably: term 0, no vote.  Replaces nothing that is there.
+
+        Args:
+            promised: term and vote of a replica that was here before: they hold for the new
+                one too, which is a newcomer.
 
         Raises:
             StorageError: it cannot be written.
@@ -85,6 +97,8 @@ class HardStateFile:
         header = encode_file_header(HARD_STATE_MAGIC, FileHeader(identity))
         block[: len(header)] = header
         state = _State(1, Term(0), None)
+        if promised is not None:
+            state = _State(1, *promised, is_newcomer=True)
         for each in (state._replace(sequence=0), state):
             position = SLOT_POSITIONS[each.sequence % 2]
             slot = _encode_slot(each, identity)
@@ -127,7 +141,12 @@ class HardStateFile:
         """The term and the vote last saved."""
         return self._state.term, self._state.voted_for
 
-    def save(self, term: Term, voted_for: NodeId | None) -> None:
+    @property
+    def is_newcomer(self) -> bool:
+        """Whether the replica was made empty after an earlier one, and may not vote yet."""
+        return self._state.is_newcomer
+
+    def save(self, term: Term, voted_for: NodeId | None, *, is_newcomer: bool = False) -> None:
         """Save durably.  Until this returns nothing may be sent that depends on it.
 
         Raises:
@@ -140,7 +159,8 @@ class HardStateFile:
         assert term >= before.term, "terms never go back"
         assert term > before.term or before.voted_for in (None, voted_for), "votes never change"
         assert voted_for is None or voted_for > 0
-        state = _State(before.sequence + 1, term, voted_for)
+        assert before.is_newcomer or not is_newcomer, "a newcomer only at the beginning"
+        state = _State(before.sequence + 1, term, voted_for, is_newcomer)
         try:
             self._write(state)
         except OSError as error:
@@ -164,7 +184,9 @@ class HardStateFile:
 
 def _encode_slot(state: _State, identity: LogIdentity) -> bytes:
     """Both copies, up to the end of the second."""
-    packed = _STRUCT.pack(0, state.sequence, state.term, state.voted_for or 0)
+    packed = _STRUCT.pack(
+        0, state.sequence, state.term, state.voted_for or 0, int(state.is_newcomer)
+    )
     checked = packed[_CHECKSUM.size :]
     copy = _CHECKSUM.pack(xxh3_64_intdigest(checked, seed=identity.group)) + checked
     slot = bytearray(COPY_POSITIONS[-1] + COPY_BYTES)
@@ -180,10 +202,10 @@ def _decode_slot(path: str, content: bytes, slot: int, identity: LogIdentity) ->
         copy = content[slot + position : slot + position + COPY_BYTES]
         if len(copy) < COPY_BYTES:
             continue
-        checksum, sequence, term, voted_for = _STRUCT.unpack(copy)
+        checksum, sequence, term, voted_for, newcomer = _STRUCT.unpack(copy)
         if xxh3_64_intdigest(copy[_CHECKSUM.size :], seed=identity.group) == checksum:
             vote = NodeId(voted_for) if voted_for else None
-            intact.append(_State(sequence, Term(term), vote))
+            intact.append(_State(sequence, Term(term), vote, bool(newcomer)))
     if not intact:
         raise CorruptionError(
             f"{path}: neither copy in the slot at position {slot} is intact; it may have held "
