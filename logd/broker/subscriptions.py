@@ -139,8 +139,10 @@ class Subscriptions:
     async def subscribe(self, request: SubscribeRequest) -> SubscribeResponse:
         """Start a subscription; one with the same key on this connection is replaced."""
         group = find_replica(self._broker, request.group, any_replica=request.any_replica)
+        if request.start == "latest" and not request.any_replica:
+            await group.confirmed()
         position = await start_position(self._broker, group, request.start, request.value)
-        # Looking for a time takes a while: the group may have been lost or closed meanwhile.
+        # That takes a while: the group may have been lost or closed meanwhile.
         group = find_replica(self._broker, request.group, any_replica=request.any_replica)
         if (
             len(self._by_key) >= SUBSCRIPTIONS_PER_CONNECTION_MAX

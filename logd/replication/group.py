@@ -326,6 +326,25 @@ class Group:
         self._confirmations[read_id] = done
         self.post(ReadRequested(read_id))
 
+    async def confirmed(self) -> None:
+        """Return once it is certain that this node leads now, so that what it knows to be
+        committed is everything that was acknowledged before.
+
+        Raises:
+            NotLeaderError: it does not, or not any more.
+        """
+        answers: list[LogdError | None] = []
+        answered = trio.Event()
+
+        def done(doubt: LogdError | None) -> None:
+            answers.append(doubt)
+            answered.set()
+
+        self.confirm_leadership(done)
+        await answered.wait()
+        if answers[0] is not None:
+            raise answers[0]
+
     def not_leader(self) -> NotLeaderError:
         leader = self.core.leader
         if leader == self._host.node:

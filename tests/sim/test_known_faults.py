@@ -1,0 +1,451 @@
+"""Faults that other logs have shipped, each as a script: none of them is left to chance.
+
+``docs/failure_model.md`` says which fault is which test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+import trio
+
+from logd.broker.broker import Broker
+from logd.broker.reading import offsets
+from logd.errors import DeliveryTimeoutError, DiskFullError, LogdError
+from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES
+from logd.types import METADATA_GROUP, GroupId
+from logd.wire.messages import OffsetsRequest
+from logd_client import Client
+from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
+from tests.sim.env import BlockingConditions
+from tests.sim.faults import SLOW_DISK
+from tests.sim.files import CAPACITY_BYTES_DEFAULT, SimulatedFileSystem
+from tests.sim.network import CALM
+from tests.sim.run import run_deterministic
+
+TOPIC = "t"
+PATIENCE_S = 120.0
+SETTLED_S = 5.0
+
+pytestmark = pytest.mark.sim
+
+
+class Told:
+    """A formed cluster with one topic, as the stories here see it."""
+
+    def __init__(self, cluster: SimCluster, client: Client, group: GroupId) -> None:
+        self.cluster = cluster
+        self.client = client
+        self.group = group
+        self.acknowledged: dict[int, bytes] = {}
+
+    @property
+    def nodes(self) -> list[SimNode]:
+        return list(self.cluster.nodes.values())
+
+    async def leader(self, group: GroupId | None = None) -> SimNode:
+        """Who leads the topic's partition, once somebody does."""
+        while True:
+            found = self.cluster.leader_of(self.group if group is None else group)
+            if found is not None:
+                return found
+            await trio.sleep(0.01)
+
+    async def append(self, count: int, value: bytes = b"value") -> None:
+        """Append records one after the other; each is remembered when it is acknowledged."""
+        async with self.client.producer(TOPIC) as producer:
+            for _ in range(count):
+                numbered = b"%d-%s" % (len(self.acknowledged), value)
+                self.acknowledged[(await producer.append(numbered)).offset] = numbered
+
+    async def nothing_is_lost_on(self, nodes: Sequence[SimNode]) -> None:
+        """Each of these nodes gives back every acknowledged record, from its own log."""
+        for node in nodes:
+            async with self.client.consumer(
+                TOPIC, start="earliest", from_replica=node.node
+            ) as consumer:
+                records = aiter(consumer)
+                found: dict[int, bytes | None] = {}
+                while len(self.acknowledged.keys() - found.keys()):
+                    record = await anext(records)
+                    found[record.offset] = record.value
+            assert {offset: found[offset] for offset in self.acknowledged} == self.acknowledged
+
+    def elections(self) -> int:
+        return sum(event.name == "leader_elected" for event in self.cluster.trace.events)
+
+    def events(self, name: str) -> list[str]:
+        """The hosts that said it."""
+        return [event.source for event in self.cluster.trace.events if event.name == name]
+
+
+def tell(
+    story: Callable[[Told], Awaitable[None]],
+    *,
+    brokers: int = 3,
+    seed: int = 1,
+    disk_free_bytes_min: int = 0,
+    clock_rates: tuple[float, ...] = (),
+) -> None:
+    settings = ClusterSettings(
+        brokers=brokers,
+        network=CALM,
+        disk_free_bytes_min=disk_free_bytes_min,
+        clock_rates=clock_rates,
+    )
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                open_cluster(seed, settings) as cluster,
+                contextlib.AsyncExitStack() as stack,
+            ):
+                client: Client | None = None
+                while client is None:
+                    await trio.sleep(0.1)
+                    with contextlib.suppress(LogdError):
+                        client = await stack.enter_async_context(cluster.client())
+                while len((await client.admin.describe_cluster()).brokers) < brokers:
+                    await trio.sleep(0.1)
+                topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=brokers)
+                await story(Told(cluster, client, GroupId(topic.partitions[0].group)))
+
+    run_deterministic(main, seed=seed)
+
+
+def broker_of(node: SimNode) -> Broker:
+    assert node.broker is not None
+    return node.broker
+
+
+# --- durability -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_lose_power_at_the_moment_of_an_acknowledgement_and_it_is_kept(seed: int) -> None:
+    async def story(told: Told) -> None:
+        for _ in range(3):
+            await told.append(5)
+            for node in told.nodes:
+                await node.crash(power=True)
+            for node in told.nodes:
+                node.start()
+        await told.append(1)
+        await told.nothing_is_lost_on(told.nodes)
+
+    tell(story, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_are_paused_three_acknowledge_one_of_them_loses_power_and_the_two_return(
+    seed: int,
+) -> None:
+    """The two that know nothing and the one that lost its tail are a majority."""
+
+    async def story(told: Told) -> None:
+        leader = await told.leader()
+        others = [node for node in told.nodes if node is not leader]
+        for node in others[:2]:
+            node.pause()
+        await told.append(20)
+        await others[2].crash(power=True)
+        others[2].start()
+        leader.pause()
+        others[3].pause()
+        for node in others[:2]:
+            node.resume()
+        await told.append(5)
+        leader.resume()
+        others[3].resume()
+        await told.append(1)
+        await told.nothing_is_lost_on(told.nodes)
+
+    tell(story, brokers=5, seed=seed)
+
+
+# --- damage -----------------------------------------------------------------------------
+
+
+def segments(node: SimNode, group: GroupId) -> list[str]:
+    directory = f"{DATA_DIR}/groups/{group:020}"
+    names = node.files.list_directory(directory)
+    return [f"{directory}/{name}" for name in names if name.endswith(".log")]
+
+
+def flip_bits(node: SimNode, group: GroupId, count: int) -> None:
+    """In what was written, wherever; the active segment is allocated ahead of its end."""
+    chance = random.Random(count)
+    for _ in range(count):
+        path = chance.choice(segments(node, group))
+        written = node.files.content(path).rstrip(b"\0")
+        position = chance.randrange(SEGMENT_HEADER_BYTES, len(written))
+        node.files.flip(path, position, chance.randrange(8))
+
+
+def test_a_replica_with_a_hole_never_leads_whatever_happens_to_the_leaders() -> None:
+    async def story(told: Told) -> None:
+        await told.append(50, bytes(2 * KIB))
+        leader = await told.leader()
+        victim = next(node for node in told.nodes if node is not leader)
+        await victim.crash(power=False)
+        # Recovery looks only behind the mark of the active segment: this it finds at once.
+        active = segments(victim, told.group)[-1]
+        victim.files.overwrite(active, SEGMENT_HEADER_BYTES + 100, bytes(5000))
+        # With one of two intact ones it is elected now or never.
+        others = [node for node in told.nodes if node is not victim]
+        await others[0].crash(power=False)
+        victim.start()
+        with trio.move_on_after(0.2):
+            await told.append(1)
+        await others[1].crash(power=False)
+        others[0].start()
+        for _ in range(500):
+            await trio.sleep(0.01)
+            if victim.host not in told.events("damage_repaired"):
+                assert told.cluster.leader_of(told.group) is not victim
+        others[1].start()
+        await told.append(5)
+        await told.nothing_is_lost_on(told.nodes)
+        assert victim.host in told.events("damage_repaired")
+
+    tell(story)
+
+
+@pytest.mark.parametrize("count", [1, 8, 40])
+def test_damaged_metadata_on_a_minority_is_repaired_and_nothing_is_deleted(count: int) -> None:
+    async def story(told: Told) -> None:
+        for number in range(10):
+            await told.client.admin.create_topic(f"other-{number}", partitions=2, replicas=3)
+        await told.append(20)
+        await trio.sleep(1.0)
+        victim = told.nodes[1]
+        await victim.stop()
+        groups = victim.files.list_directory(f"{DATA_DIR}/groups")
+        flip_bits(victim, METADATA_GROUP, count)
+
+        victim.start()
+
+        for _ in range(200):
+            await trio.sleep(0.05)
+            assert victim.files.list_directory(f"{DATA_DIR}/groups") == groups
+        await told.append(5)
+        await told.nothing_is_lost_on([victim])
+        assert len(victim.groups) == len(groups)
+
+    tell(story)
+
+
+def test_a_wiped_disk_is_not_taken_back_under_its_old_name_and_harms_nobody() -> None:
+    async def story(told: Told) -> None:
+        await told.append(20)
+        victim, *others = told.nodes
+        await victim.crash(power=True)
+        victim.files = SimulatedFileSystem(random.Random(7), pid=victim.node)
+        victim.has_disk_trouble = True  # It may end by itself: its directory is not the one.
+        victim.start()
+        victim.has_disk_trouble = True
+        await told.append(20)
+        await trio.sleep(SETTLED_S)
+        assert not victim.groups
+        assert set(told.events("peer_refused")) & {node.host for node in told.nodes}
+        await told.nothing_is_lost_on(others)
+
+    tell(story)
+
+
+# --- time -------------------------------------------------------------------------------
+
+
+def test_clocks_that_jump_an_hour_and_drift_twofold_change_no_order_and_forget_nobody() -> None:
+    async def story(told: Told) -> None:
+        async with told.client.producer(TOPIC) as producer:
+            first = await producer.append(b"0")
+            told.acknowledged[first.offset] = b"0"
+            times = [0]
+            for number in range(1, 13):
+                node = told.nodes[number % 3]
+                node.set_clock_skew(node.clock_skew_ms + random.choice([-1, 1]) * 3_600_000)
+                value = b"%d" % number
+                told.acknowledged[(await producer.append(value)).offset] = value
+                (await told.leader()).pause()
+                await trio.sleep(1.5)
+                for paused in told.nodes:
+                    paused.resume()
+                await trio.sleep(1.0)
+        assert sorted(told.acknowledged.values(), key=int) == list(told.acknowledged.values())
+        assert list(told.acknowledged) == sorted(told.acknowledged)
+        async with told.client.consumer(TOPIC, start="earliest") as consumer:
+            async for batch in consumer.batches():
+                times.append(batch.append_time_ms)
+                if batch.offsets[-1] >= max(told.acknowledged):
+                    break
+        assert times == sorted(times)
+        await told.nothing_is_lost_on(told.nodes)
+
+    tell(story, clock_rates=(0.5, 1.0, 2.0))
+
+
+@pytest.mark.parametrize("pause_s", [0.3, 1.5, 10.0])
+def test_a_leader_that_was_paused_does_not_answer_with_what_was_the_end_before(
+    pause_s: float,
+) -> None:
+    """A stale read: it does not know yet that somebody else has appended since."""
+
+    async def story(told: Told) -> None:
+        await told.append(5)
+        old = await told.leader()
+        old.pause()
+        with trio.move_on_after(pause_s):
+            await told.append(5)
+        await trio.sleep(0.5)
+        old.resume()
+        last = max(told.acknowledged)
+        answers = 0
+        for _ in range(100):
+            with contextlib.suppress(LogdError):
+                answer, _ = await offsets(broker_of(old), OffsetsRequest(group=told.group))
+                assert answer.data_end > last
+                answers += 1
+            await trio.sleep(0.02)
+        assert answers or await told.leader() is not old
+
+    tell(story)
+
+
+# --- readers ----------------------------------------------------------------------------
+
+
+def test_a_slow_reader_skips_nothing_over_any_number_of_leaders() -> None:
+    async def story(told: Told) -> None:
+        seen: list[bytes | None] = []
+
+        async def read() -> None:
+            async with told.client.consumer(
+                TOPIC, start="earliest", credit_bytes=64 * KIB
+            ) as consumer:
+                async for record in consumer:
+                    seen.append(record.value)
+                    await trio.sleep(0.02)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            for number in range(5):
+                await told.append(60, bytes(4000))
+                leader = await told.leader()
+                await leader.crash(power=number % 2 == 0)
+                leader.start()
+            while len(seen) < len(told.acknowledged):
+                await trio.sleep(0.1)
+            nursery.cancel_scope.cancel()
+        assert seen == list(told.acknowledged.values())
+
+    tell(story)
+
+
+# --- resources --------------------------------------------------------------------------
+
+
+def test_on_full_disks_appends_are_refused_and_all_else_goes_on_until_there_is_space() -> None:
+    """Also over a restart, with the disk still full."""
+
+    async def story(told: Told) -> None:
+        await told.append(20)
+        for node in told.nodes:
+            node.files.capacity_bytes = node.files.used_bytes() + 3 * MIB
+        await trio.sleep(1.0)
+        async with told.client.producer(TOPIC, delivery_timeout_ms=2000) as producer:
+            with pytest.raises(DeliveryTimeoutError, match="free some space") as refused:
+                await producer.append(b"refused")
+        assert isinstance(refused.value.__cause__, DiskFullError)
+        assert not refused.value.may_have_applied
+
+        await told.nothing_is_lost_on(told.nodes)
+        old = await told.leader()
+        await old.crash(power=True)  # An election, on full disks.
+        assert await told.leader() is not old
+        old.start()
+        for node in told.nodes:
+            await node.stop()
+            node.start()
+            await told.leader()
+        await told.nothing_is_lost_on(told.nodes)
+        async with told.client.producer(TOPIC, delivery_timeout_ms=2000) as producer:
+            with pytest.raises(DeliveryTimeoutError, match="free some space"):
+                await producer.append(b"refused")
+
+        for node in told.nodes:
+            node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        await told.append(20)
+        await told.nothing_is_lost_on(told.nodes)
+        assert not any(group.failure for node in told.nodes for group in node.groups.values())
+
+    tell(story, disk_free_bytes_min=4 * MIB)
+
+
+@pytest.mark.parametrize("operation", ["write", "sync"])
+def test_a_leader_whose_disk_fails_stops_leads_no_more_and_acknowledges_nothing(
+    operation: str,
+) -> None:
+    async def story(told: Told) -> None:
+        await told.append(20)
+        failing = await told.leader()
+        failing.has_disk_trouble = True
+        directory = f"/groups/{told.group:020}/"
+
+        def refuse(doing: str, path: str) -> None:
+            if doing == operation and directory in path:
+                raise OSError(errno.EIO, "simulated failure", path)
+
+        failing.files.on_operation = refuse
+        await told.append(20)
+        replica = failing.groups[told.group]
+        assert replica.failure is not None
+        assert await told.leader() is not failing
+        failing.files.on_operation = None
+        synced = replica.core.synced_end
+        await told.append(20)  # The disk takes everything again, and is not trusted again.
+        assert replica.core.synced_end == synced
+        assert not replica.is_leader
+        await told.nothing_is_lost_on([node for node in told.nodes if node is not failing])
+        await failing.crash(power=True)
+        failing.start()
+        await told.append(1)
+        await told.nothing_is_lost_on(told.nodes)
+
+    tell(story)
+
+
+@pytest.mark.parametrize("whose", ["leader", "follower"])
+@pytest.mark.parametrize(
+    "disk",
+    [
+        SLOW_DISK,
+        BlockingConditions(latency_s_min=5.0, latency_s_mean=0.0, spike_probability=0.0),
+    ],
+    ids=["0.5-to-5-s", "5-s"],
+)
+def test_a_disk_that_takes_seconds_slows_nobody_down_and_deposes_nobody(
+    whose: str, disk: BlockingConditions
+) -> None:
+    async def story(told: Told) -> None:
+        leader = await told.leader()
+        follower = next(node for node in told.nodes if node is not leader)
+        await told.append(20)
+        (leader if whose == "leader" else follower).set_blocking(disk)
+        elections = told.elections()
+        took: list[float] = []
+        async with told.client.producer(TOPIC) as producer:
+            for _ in range(300):
+                began = trio.current_time()
+                await producer.append(b"value")
+                took.append(trio.current_time() - began)
+                await trio.sleep(0.05)
+        assert sorted(took)[len(took) * 99 // 100] < 0.2
+        assert max(took) < 1.0
+        assert told.elections() == elections
+
+    tell(story)
