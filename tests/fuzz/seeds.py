@@ -249,17 +249,18 @@ def _client_messages() -> dict[str, bytes]:
 def _peer_messages() -> dict[str, bytes]:
     view = ClusterView(node=1, directory_id="d", cluster_list="1=a:1", members={1: "d"})
     parties = {"group": GroupId(1), "source": NodeId(1), "target": NodeId(2), "term": Term(3)}
+    told = parties | {"enrolment": 0}
     valid: tuple[msgspec.Struct, ...] = (
         PeerHello(protocol=1, view=view, incarnation=1),
         Claims(groups=[(1, 2), (3, 4)]),
         Forward(request_id=1, command=b"x", timeout_ms=5),
         msgspec.convert(parties | {"last_term": 1, "end_offset": 5}, VoteRequest),
         msgspec.convert(
-            parties
+            told
             | {"start_offset": 0, "end_offset": 5, "prev_term": 0, "commit_offset": 0, "round": 1},
             AppendRequest,
         ),
-        msgspec.convert(parties | {"round": 1, "accepted": True}, AppendResponse),
+        msgspec.convert(told | {"round": 1, "accepted": True}, AppendResponse),
     )
     found = {type(each).__name__: _message_input(PEER_MESSAGES, each) for each in valid}
     claims = bytes([PEER_MESSAGES.index(Claims)])
