@@ -152,8 +152,14 @@ class BrokerConfig:
     scrub_bytes_per_s: int = 8 * MIB
     """How fast each broker reads its logs again to find damage, over all of them.
 
-    At the default 1 TiB takes a day and a half. 0 turns it off: damage is then found when
-    somebody reads it.
+    At the default 1 TiB takes a day and a half; very small batches take longer than their
+    bytes say. 0 turns it off: damage is then found when somebody reads it.
+    """
+
+    scrub_interval_s: int = 3600
+    """How long after a broker began to read its logs again it begins anew, at the earliest.
+
+    The first round begins when it starts.
     """
 
     retention_interval_ms: int = 5000
@@ -256,6 +262,7 @@ class BrokerConfig:
             ("leader_balance_interval_ms", 0, 3_600_000),
             ("scrub_bytes_per_s", 0, 2**40),
             ("retention_interval_ms", 10, 3_600_000),
+            ("scrub_interval_s", 1, 365 * 86_400),
             ("produce_bytes_in_flight", FRAME_BYTES_MAX, 2**40),
             ("tail_cache_bytes", 0, 2**40),
         ):

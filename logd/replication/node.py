@@ -112,7 +112,7 @@ class Node:
         self._commit_notices: dict[GroupId, Group] = {}
         self._notice_wanted = trio.Event()
         self._leadership_news = trio.Event()
-        self.repairer = Repairer(self, config.scrub_bytes_per_s)
+        self.repairer = Repairer(self, config.scrub_bytes_per_s, config.scrub_interval_s)
         self._nursery: trio.Nursery | None = None
 
     # --- life ---------------------------------------------------------------------------------

@@ -48,9 +48,10 @@ SERVED_AT_ONCE_MAX: Final = 4
 class Repairer:
     """All repairs of one node."""
 
-    def __init__(self, node: Node, scrub_bytes_per_s: int) -> None:
+    def __init__(self, node: Node, scrub_bytes_per_s: int, scrub_interval_s: int) -> None:
         self._node = node
         self._scrub_bytes_per_s = scrub_bytes_per_s
+        self._scrub_interval_s = scrub_interval_s
         self._shut: dict[GroupId, OpenedGroup] = {}
         self._reported: deque[Group] = deque()
         self._wanted = trio.Event()
@@ -89,13 +90,14 @@ class Repairer:
                 self._node.mark_dirty(group)
 
     async def _scrub_all(self) -> None:
-        """Go round all groups, for ever, at the configured rate."""
+        """Go round all groups, for ever, at the configured rate and not too often."""
         pause_s = SCRUB_PIECE_BYTES / self._scrub_bytes_per_s
         while True:
+            next_round = trio.current_time() + self._scrub_interval_s
             for group in list(self._node.groups.values()):
                 if not await self._go_through(group, pause_s):
                     self.report(group)
-            await trio.sleep(max(pause_s, RETRY_S))
+            await trio.sleep_until(next_round)
 
     async def _go_through(self, group: Group, pause_s: float) -> bool:
         """Verify a whole log and fill the holes; False if one is still open."""

@@ -18,7 +18,7 @@ from typing import Final
 
 from logd.env import File, FileSystem
 from logd.errors import CorruptionError
-from logd.limits import MIB
+from logd.limits import KIB, MIB
 from logd.record.header import (
     HEADER_BYTES,
     MAGIC_POSITION,
@@ -34,6 +34,10 @@ from logd.types import FilePosition, GroupId
 
 _MAGIC_BYTES: Final = b"LGD1"
 _SEARCH_BYTES: Final = 1 * MIB
+
+BATCH_COST_BYTES: Final = 4 * KIB
+"""As long as it takes to verify so many bytes of a large batch, a small one takes as well:
+a scrub that counted only bytes would hold a log of small batches, and a core, for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,8 @@ def next_hole(
     Args:
         start: where a batch begins, or the segment does.
         end: where its batches end; ``end.term`` bounds the terms that may lie there.
-        bytes_max: stop after about so many bytes that are intact; None: only at the end.
+        bytes_max: stop after about so many bytes that are intact, a batch counted as
+            ``BATCH_COST_BYTES`` at least; None: only at the end.
     """
     at, reason = follow(file, group, start, end, bytes_max)
     if reason is None:
@@ -137,7 +142,7 @@ def follow(
 ) -> tuple[LogEnd, str | None]:
     """Go from batch to batch; where that ended, and why, unless it was at ``end`` or, with
     ``bytes_max``, after about that much."""
-    enough = end.position if bytes_max is None else at.position + bytes_max
+    cost = 0
     limit = FilePosition(min(end.position, file.size()))
     try:
         for position, header, _ in walk_batches(file, at.position, limit, group):
@@ -149,7 +154,8 @@ def follow(
             if header.end_offset > end.offset:
                 return at, f"a batch reaches to {header.end_offset}, beyond {end.offset}"
             at = LogEnd(header.end_offset, header.term, FilePosition(position + header.size_bytes))
-            if enough <= at.position < end.position:
+            cost += max(header.size_bytes, BATCH_COST_BYTES)
+            if bytes_max is not None and cost >= bytes_max and at.position < end.position:
                 return at, None
     except CorruptionError as error:
         return at, str(error)

@@ -229,6 +229,7 @@ class SimCluster:
             allocate_bytes=16 * KIB,
             liveness_timeout_ms=self.settings.liveness_timeout_ms,
             leader_balance_interval_ms=2000,
+            scrub_interval_s=1,
             disk_free_bytes_min=self.settings.disk_free_bytes_min,
         )
 
