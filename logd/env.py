@@ -43,6 +43,12 @@ class ByteStream(Protocol):
         no further use: some bytes may have left.
         """
 
+    def send_nowait(self, buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+        """Hand over as much as the network takes at once; return what is left, often ``()``.
+
+        Not while ``send`` is under way.  Raises ``OSError`` when the connection is lost.
+        """
+
     def abort(self) -> None:
         """Close at once, without waiting; both sides see the connection end."""
 
@@ -183,6 +189,11 @@ class Env(Protocol):
 
     def wall_clock_ms(self) -> int:
         """Milliseconds since 1970-01-01T00:00Z.  May jump; never used to decide safety."""
+
+    @property
+    def brief_call_s(self) -> float:
+        """A blocking call known to take less than this may be made on the event loop: to hand
+        it to a thread takes as long.  0: none may."""
 
     async def run_blocking(self, function: Callable[..., T], *args: object) -> T:
         """Run ``function`` off the event loop and return what it returns.

@@ -87,7 +87,7 @@ class Session:
         self.broker = broker
         self._stream = stream
         self._decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX)
-        self._outbox = Outbox(CONNECTION_SEND_BYTES_MAX, self._on_room)
+        self._outbox = Outbox(CONNECTION_SEND_BYTES_MAX, broker.node.turn, self._on_room)
         self._subscriptions = Subscriptions(broker, self)
         self._in_flight = 0
         self._relief = trio.lowlevel.ParkingLot()

@@ -33,7 +33,7 @@ from logd.errors import (
     UnavailableError,
     UnexpectedOffsetError,
 )
-from logd.limits import APPEND_BYTES_MAX, BATCHES_PER_CHECKPOINT, MIB
+from logd.limits import APPEND_BYTES_MAX, BATCHES_PER_CHECKPOINT, KIB, MIB
 from logd.raft.core import RaftCore
 from logd.raft.messages import (
     Appended,
@@ -86,6 +86,9 @@ PROPOSALS_PER_FLUSH_MAX: Final = 512
 
 BYTES_PER_FLUSH_MAX: Final = 8 * MIB
 """The same bound in bytes; the last batch may pass it."""
+
+BRIEF_SYNC_BYTES_MAX: Final = 64 * KIB
+"""A sync of more may take a while, and the event loop has better things to do meanwhile."""
 
 
 RoleName = Literal["leader", "follower", "candidate", "pre_candidate", "learner", "stopped"]
@@ -913,7 +916,26 @@ class Group:
         except (OSError, LogdError) as error:
             self.fail(error)
             return
-        self.post(Synced(Offset(end), Term(term)))
+        self._synced(end, term)
+
+    @property
+    def may_sync_here(self) -> bool:
+        """A sync now would be short, and nobody else is at the log."""
+        return self.log.unsynced_bytes <= BRIEF_SYNC_BYTES_MAX and not self._io_lock.locked()
+
+    def sync_here(self) -> None:
+        """As ``sync_once``, on the event loop.  Only if ``may_sync_here``."""
+        if self.failure is not None or self.log.failure is not None:
+            return
+        try:
+            end, term = self.log.sync(self.commit_offset)
+        except (OSError, LogdError) as error:
+            self.fail(error)
+            return
+        self._synced(end, term)
+
+    def _synced(self, end: Offset, term: Term) -> None:
+        self.post(Synced(end, term))
         if self.log.end_offset > end:
             self._host.request_sync(self)
         else:

@@ -52,6 +52,7 @@ from logd.replication.repairer import Repairer
 from logd.replication.sync_pool import SyncPool
 from logd.replication.tail_cache import TailCache
 from logd.replication.timers import GroupTimers
+from logd.replication.turn import Turn
 from logd.types import GroupId, NodeId, Term
 from logd.wire.frame import Frame, decode_message
 
@@ -95,9 +96,12 @@ class Node:
         self.on_group_failed: Callable[[Group, BaseException], None] | None = None
         self._config = config
         peers = tuple(n for n in sorted(config.cluster) if n != self.node)
+        self._syncs = SyncPool(env)
+        self.turn = Turn(self._syncs.sync_here)
+        """Open while one piece of work is done: outboxes and syncs wait for its end."""
         self._detector = FailureDetector(peers, config.liveness_timeout_ms)
         self._links: dict[tuple[NodeId, Lane], PeerLink] = {
-            (peer, lane): PeerLink(peer, config.cluster[peer], lane, env, self)
+            (peer, lane): PeerLink(peer, config.cluster[peer], lane, env, self, self.turn)
             for peer in peers
             for lane in ("main", "bulk")
         }
@@ -108,7 +112,6 @@ class Node:
         self._dirty: dict[GroupId, Group] = {}
         self._pump_lot = trio.lowlevel.ParkingLot()
         self._timers = GroupTimers(self.now_ms, lambda group: group.post(Tick()))
-        self._syncs = SyncPool()
         self._commit_notices: dict[GroupId, Group] = {}
         self._notice_wanted = trio.Event()
         self._leadership_news = trio.Event()
@@ -194,7 +197,7 @@ class Node:
         self._pump_lot.unpark()
 
     def request_sync(self, group: Group) -> None:
-        self._syncs.request(group)
+        self._syncs.request(group, is_noticed=self.turn.is_open)
 
     def mark_idle(self, group: Group) -> None:
         self._syncs.mark_idle(group)
@@ -233,12 +236,14 @@ class Node:
         while True:
             if not self._dirty and not self._claims_dirty:
                 await self._pump_lot.park()
+            self.turn.begin()
             dirty, self._dirty = self._dirty, {}
             for group in dirty.values():
                 group.flush()
             if self._claims_dirty:
                 self._claims_dirty = False
                 self._send_claims()
+            self.turn.end()
             if self._dirty:
                 await trio.lowlevel.checkpoint()
 

@@ -1,7 +1,9 @@
-"""Bytes waiting to be sent on one connection, and the one task that sends them.
+"""Bytes waiting to be sent on one connection.
 
-Everything queued while a send is under way goes out with the next one: frames coalesce by
-themselves under load, and a single frame leaves at once when idle.  The queue is bounded in
+What is queued in a turn leaves when the turn ends, as far as the network takes it at once.
+The rest, and what is queued outside a turn, is sent by a task.  Everything queued while it
+is sending goes out with the next send: frames coalesce by themselves under load, and a
+single frame leaves at once when idle.  The queue is bounded in
 bytes by those who fill it: they ask ``has_room`` first, and are told when room is back.
 """
 
@@ -13,6 +15,7 @@ from typing import Final
 import trio
 
 from logd.env import Buffer, ByteStream
+from logd.replication.turn import Turn
 
 SEND_BUFFERS_MAX: Final = 512
 """Buffers handed to one send; the kernel takes 1,024 in one call."""
@@ -24,11 +27,19 @@ SEND_BYTES_MAX: Final = 2 * 1024 * 1024
 class Outbox:
     """A byte-bounded queue in front of a ``ByteStream``."""
 
-    def __init__(self, bytes_max: int, on_room: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, bytes_max: int, turn: Turn, on_room: Callable[[], None] | None = None
+    ) -> None:
         self._bytes_max = bytes_max
+        self._turn = turn
         self._on_room = on_room
         self._queue: list[tuple[int, Sequence[Buffer]]] = []
         self._bytes = 0
+        self._stream: ByteStream | None = None
+        """Where to; None unless ``run`` is under way."""
+        self._is_sending = False
+        self._unsent: tuple[int, Sequence[Buffer]] | None = None
+        """What the network did not take at once."""
         self._sender = trio.lowlevel.ParkingLot()
         self._idle = trio.lowlevel.ParkingLot()
         self._closing = False
@@ -46,11 +57,15 @@ class Outbox:
         """Queue buffers; they are not copied and must not change any more."""
         self._queue.append((size_bytes, buffers))
         self._bytes += size_bytes
-        self._sender.unpark()
+        if self._turn.is_open:
+            self._turn.note(self)
+        else:
+            self._sender.unpark()
 
     def clear(self) -> None:
         """Forget what is queued: the connection is gone."""
         self._queue.clear()
+        self._unsent = None
         self._bytes = 0
 
     def finish(self) -> None:
@@ -60,20 +75,52 @@ class Outbox:
 
     async def run(self, stream: ByteStream) -> None:
         """Send until cancelled, the connection is lost (``OSError``), or ``finish``."""
-        while True:
-            if not self._queue:
-                if self._closing:
+        self._stream = stream
+        try:
+            while True:
+                if self._unsent is not None:
+                    (size, buffers), self._unsent = self._unsent, None
+                elif self._queue:
+                    size, buffers = self._take()
+                elif self._closing:
                     return
-                await self._sender.park()
-                continue
-            size, buffers = self._take()
-            await stream.send(buffers)
-            had_room = self.has_room
-            self._bytes -= size
-            if not had_room and self.has_room and self._on_room is not None:
-                self._on_room()
+                else:
+                    await self._sender.park()
+                    continue
+                self._is_sending = True
+                await stream.send(buffers)
+                self._is_sending = False
+                self._sent(size)
+        finally:
+            self._stream = None
+            self._is_sending = False
 
-    def _take(self) -> tuple[int, list[Buffer]]:
+    def depart(self) -> None:
+        """Send what is queued without waiting; leave the rest to ``run``.  Ends a turn."""
+        stream = self._stream
+        if stream is None or self._is_sending or self._unsent is not None:
+            return  # The task takes it, with what it has or when there is a connection.
+        while self._queue:
+            size, buffers = self._take()
+            try:
+                unsent = stream.send_nowait(buffers)
+            except OSError:
+                unsent = buffers  # ``run`` meets the same error, and it is the one to tell.
+            if unsent:
+                self._unsent = size, unsent
+                self._sender.unpark()
+                return
+            self._sent(size)
+
+    def _sent(self, size: int) -> None:
+        had_room = self.has_room
+        self._bytes -= size
+        if not had_room and self.has_room and self._on_room is not None:
+            self._on_room()
+
+    def _take(self) -> tuple[int, Sequence[Buffer]]:
+        if len(self._queue) == 1:
+            return self._queue.pop()
         taken: list[Buffer] = []
         size = 0
         count = 0

@@ -31,6 +31,7 @@ from logd.wire.frame import FrameDecoder, decode_message, encode_message
 
 if TYPE_CHECKING:
     from logd.env import Buffer, ByteStream, Env
+    from logd.replication.turn import Turn
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +63,13 @@ class PeerLink:
     """
 
     def __init__(
-        self, node: NodeId, address: HostPort, lane: Lane, env: Env, owner: LinkOwner
+        self,
+        node: NodeId,
+        address: HostPort,
+        lane: Lane,
+        env: Env,
+        owner: LinkOwner,
+        turn: Turn,
     ) -> None:
         self.node = node
         self.lane = lane
@@ -72,7 +79,7 @@ class PeerLink:
         self._owner = owner
         self._rng: random.Random = env.rng(f"link:{node}:{lane}")
         self._stream: ByteStream | None = None
-        self._outbox = Outbox(PEER_QUEUE_BYTES_MAX, lambda: owner.on_link_room(node))
+        self._outbox = Outbox(PEER_QUEUE_BYTES_MAX, turn, lambda: owner.on_link_room(node))
 
     @property
     def has_room(self) -> bool:

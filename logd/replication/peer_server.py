@@ -151,6 +151,16 @@ async def _read_frames(
         frame = await next_frame(stream, decoder, PEER_PROGRESS_TIMEOUT_S, heard)
         if frame is None:
             return
-        if frame.flags & ~FLAG_LONG:
-            raise ProtocolError(f"frame kind {frame.kind} with flags {frame.flags} from a peer")
-        node.on_frame(source, frame)
+        node.turn.begin()
+        try:
+            while frame is not None:
+                _take_frame(frame, source, node)
+                frame = decoder.next_frame()
+        finally:
+            node.turn.end()
+
+
+def _take_frame(frame: Frame, source: NodeId, node: Node) -> None:
+    if frame.flags & ~FLAG_LONG:
+        raise ProtocolError(f"frame kind {frame.kind} with flags {frame.flags} from a peer")
+    node.on_frame(source, frame)

@@ -3,6 +3,11 @@
 A log is synced as soon as a worker is free; whatever is appended meanwhile shares the next
 sync.  So an idle log syncs at once, and a busy one in groups that grow with the load.
 Several workers, because a device completes several syncs at once faster than one by one.
+
+A single log with little to sync is synced on the event loop, at the end of the turn that
+wrote to it: the way to a thread and back would take longer than the sync.  That holds while
+the disk is quick.  A sync that was not sends all that follow to the threads, until a number
+of them in a row have been quick again: a disk that stalls holds the loop once.
 """
 
 from __future__ import annotations
@@ -13,17 +18,26 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 if TYPE_CHECKING:
+    from logd.env import Env
     from logd.replication.group import Group
 
 WORKERS: Final = 8
 IDLE_S: Final = 0.05
 """After this long without an append a log's synced mark is brought up to date."""
 
+BRIEF_SYNCS_IN_A_ROW: Final = 16
+"""So many must have been brief before the next one may be made on the event loop."""
+
+HAND_OVER_COST: Final = 3
+"""A sync by a worker took as many times as long as the same one here, when it was brief."""
+
 
 class SyncPool:
     """Syncs logs that have unsynced batches, each at most once at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: Env) -> None:
+        self._env = env
+        self._brief_in_a_row = 0
         self._queue: deque[Group] = deque()
         self._queued: dict[int, bool] = {}
         """Group → True while it is queued, False while it is being synced."""
@@ -31,14 +45,19 @@ class SyncPool:
         self._workers = trio.lowlevel.ParkingLot()
         self._marks = trio.Event()
 
-    def request(self, group: Group) -> None:
-        """Sync ``group``'s log soon."""
+    def request(self, group: Group, *, is_noticed: bool) -> None:
+        """Sync ``group``'s log soon.
+
+        Args:
+            is_noticed: ``sync_here`` is called before the event loop goes on.
+        """
         if group.group_id in self._queued:
             return
         self._idle.pop(group.group_id, None)
         self._queued[group.group_id] = True
         self._queue.append(group)
-        self._workers.unpark()
+        if not is_noticed:
+            self._workers.unpark()
 
     def mark_idle(self, group: Group) -> None:
         """All of ``group``'s log is synced: bring its mark up to date unless more comes."""
@@ -52,6 +71,38 @@ class SyncPool:
                 nursery.start_soon(self._work)
             nursery.start_soon(self._write_marks)
 
+    # --- on the event loop --------------------------------------------------------------------
+
+    def sync_here(self) -> bool:
+        """Sync the only log that waits, if that is brief; else wake the workers.
+
+        Returns whether a log was synced: it may have answered somebody.
+        """
+        if not self._may_sync_here():
+            for _ in self._queue:
+                self._workers.unpark()
+            return False
+        group = self._queue.popleft()
+        self._queued[group.group_id] = False
+        began = trio.current_time()
+        group.sync_here()
+        self._note(trio.current_time() - began <= self._env.brief_call_s)
+        self._done(group)
+        return True
+
+    def _may_sync_here(self) -> bool:
+        # One that is queued and none that is being synced.
+        if len(self._queue) != 1 or len(self._queued) != 1:
+            return False
+        if self._brief_in_a_row < BRIEF_SYNCS_IN_A_ROW or self._env.brief_call_s == 0:
+            return False
+        return self._queue[0].may_sync_here
+
+    def _note(self, was_brief: bool) -> None:
+        self._brief_in_a_row = self._brief_in_a_row + 1 if was_brief else 0
+
+    # --- by workers ---------------------------------------------------------------------------
+
     async def _work(self) -> None:
         while True:
             if not self._queue:
@@ -59,12 +110,17 @@ class SyncPool:
                 continue
             group = self._queue.popleft()
             self._queued[group.group_id] = False
+            began = trio.current_time()
             try:
                 await group.sync_once()
             finally:
-                self._queued.pop(group.group_id, None)
-            if group.needs_sync:
-                self.request(group)
+                self._done(group)
+            self._note(trio.current_time() - began <= HAND_OVER_COST * self._env.brief_call_s)
+
+    def _done(self, group: Group) -> None:
+        self._queued.pop(group.group_id, None)
+        if group.needs_sync:
+            self.request(group, is_noticed=False)
 
     async def _write_marks(self) -> None:
         while True:

@@ -19,6 +19,9 @@ from logd.runtime.threads import BLOCKING_THREADS, BlockingPool, open_blocking_p
 
 T = TypeVar("T")
 
+BRIEF_CALL_S: Final = 0.001
+"""A small fdatasync takes 0.1-0.3 ms, and as much again for the way to a thread and back."""
+
 BOOT_ID_PATH: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -46,6 +49,10 @@ class RealEnv:
     @property
     def boot_id(self) -> str:
         return self._boot_id
+
+    @property
+    def brief_call_s(self) -> float:
+        return BRIEF_CALL_S
 
     def rng(self, component: str) -> random.Random:
         """The component's generator; asking again gives the same one.  Not for secrets."""

@@ -95,6 +95,16 @@ class TcpStream:
                 self._until_yield -= sent
                 buffers = _unsent(buffers, sent)
 
+    def send_nowait(self, buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+        """As ``ByteStream.send_nowait``; one system call."""
+        if self._is_closed:
+            raise _closed_here(self._peer_name)
+        try:
+            sent = self._socket.sendmsg(buffers[:BUFFERS_PER_SEND_MAX], (), socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return buffers
+        return _unsent(buffers, sent)
+
     def abort(self) -> None:
         """Close at once.  A task that waits here gets an ``OSError``.  Idempotent."""
         if not self._is_closed:

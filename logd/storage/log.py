@@ -259,6 +259,11 @@ class Log:
         return self._synced.offset
 
     @property
+    def unsynced_bytes(self) -> int:
+        """Appended and not synced yet."""
+        return self._end.position - self._synced.position
+
+    @property
     def mark(self) -> SyncedMark | None:
         """The synced mark that is on the disk; None if it was lost."""
         mark = self._mark

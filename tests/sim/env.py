@@ -25,6 +25,8 @@ from tests.sim.network import SimHostNetwork, SimNetwork
 
 T = TypeVar("T")
 
+BRIEF_LATENCY_S: Final = 0.000_1
+
 EPOCH_MS: Final = 1_700_000_000_000
 """Wall-clock time at virtual time 0."""
 
@@ -104,6 +106,11 @@ class SimEnv:
 
     def wall_clock_ms(self) -> int:
         return EPOCH_MS + int(self._clock.now * self._clock_rate * 1000) + self.clock_skew_ms
+
+    @property
+    def brief_call_s(self) -> float:
+        """Only on a quick disk: a call made on the event loop takes no time at all here."""
+        return 0.001 if self.blocking.latency_s_mean <= BRIEF_LATENCY_S else 0.0
 
     async def run_blocking(self, function: Callable[..., T], *args: object) -> T:
         """As ``Env.run_blocking``.  In a crash the call ends at once: cancelled if its task

@@ -517,6 +517,19 @@ class SimStream:
             self._outgoing.push_data(data[position : position + room])
             position = min(position + room, len(data))
 
+    def send_nowait(self, buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+        """As ``ByteStream.send_nowait``."""
+        self._require_open()
+        if self._is_reset:
+            raise _reset_by_peer()
+        data = b"".join(buffers)
+        buffer_bytes = self._network.conditions.buffer_bytes
+        room = buffer_bytes - self._outgoing.unread_bytes
+        if room < min(len(data), buffer_bytes // 4):
+            return [data]
+        self._outgoing.push_data(data[:room])
+        return [data[room:]] if len(data) > room else ()
+
     def abort(self) -> None:
         """Close at once.  The peer reads what was sent and then the end; or is reset, if
         bytes it sent were never received here.  Idempotent."""
