@@ -192,8 +192,9 @@ class Env(Protocol):
 
     @property
     def brief_call_s(self) -> float:
-        """A blocking call known to take less than this may be made on the event loop: to hand
-        it to a thread takes as long.  0: none may."""
+        """A small blocking call may be made on the event loop while calls of its kind take less
+        than this: usually they take a fraction, and less than to hand them to a thread.
+        0: none may."""
 
     async def run_blocking(self, function: Callable[..., T], *args: object) -> T:
         """Run ``function`` off the event loop and return what it returns.

@@ -28,6 +28,7 @@ from logd.wire.frame import FLAG_LONG, FrameDecoder, decode_message, encode_mess
 if TYPE_CHECKING:
     from logd.env import ByteStream, Listener
     from logd.replication.node import Node
+    from logd.wire.frame import Frame
 
 log = structlog.get_logger(__name__)
 

@@ -28,9 +28,6 @@ IDLE_S: Final = 0.05
 BRIEF_SYNCS_IN_A_ROW: Final = 16
 """So many must have been brief before the next one may be made on the event loop."""
 
-HAND_OVER_COST: Final = 3
-"""A sync by a worker took as many times as long as the same one here, when it was brief."""
-
 
 class SyncPool:
     """Syncs logs that have unsynced batches, each at most once at a time."""
@@ -115,7 +112,7 @@ class SyncPool:
                 await group.sync_once()
             finally:
                 self._done(group)
-            self._note(trio.current_time() - began <= HAND_OVER_COST * self._env.brief_call_s)
+            self._note(trio.current_time() - began <= self._env.brief_call_s)
 
     def _done(self, group: Group) -> None:
         self._queued.pop(group.group_id, None)

@@ -19,8 +19,9 @@ from logd.runtime.threads import BLOCKING_THREADS, BlockingPool, open_blocking_p
 
 T = TypeVar("T")
 
-BRIEF_CALL_S: Final = 0.001
-"""A small fdatasync takes 0.1-0.3 ms, and as much again for the way to a thread and back."""
+BRIEF_CALL_S: Final = 0.05
+"""A small fdatasync takes 0.1-0.3 ms, and as much again for the way to a thread and back.  On
+a machine with more to do than processors both take several; a disk in trouble takes longer."""
 
 BOOT_ID_PATH: Final = Path("/proc/sys/kernel/random/boot_id")
 

@@ -302,6 +302,31 @@ def test_aborting_wakes_a_task_that_receives(run: Runner) -> None:
     run(scenario)
 
 
+def test_what_is_not_taken_at_once_is_handed_back_and_nothing_is_lost(run: Runner) -> None:
+    sent = random.Random(8).randbytes(8 * MIB)
+
+    async def scenario(wires: Wires) -> None:
+        near, far = await wires.connected()
+        assert near.send_nowait([b"a", b"", b"b"]) == ()
+        rest = near.send_nowait([sent])
+        assert 0 < sum(map(len, rest)) <= len(sent)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(near.send, rest)
+            assert await receive_exactly(far, 2 + len(sent)) == b"ab" + sent
+
+    run(scenario)
+
+
+def test_sending_at_once_on_a_closed_stream_is_refused(run: Runner) -> None:
+    async def scenario(wires: Wires) -> None:
+        near, _ = await wires.connected()
+        near.abort()
+        with pytest.raises(OSError, match="closed here"):
+            near.send_nowait([b"x"])
+
+    run(scenario)
+
+
 def test_aborting_wakes_a_task_that_sends(run: Runner) -> None:
     async def scenario(wires: Wires) -> None:
         near, _far = await wires.connected()

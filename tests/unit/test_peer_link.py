@@ -17,6 +17,7 @@ from logd.replication.peer_protocol import (
     PeerHello,
     PeerKind,
 )
+from logd.replication.turn import Turn
 from logd.types import HostPort, NodeId
 from logd.wire.frame import encode_message
 from tests.sim.env import SimEnv
@@ -75,7 +76,7 @@ def test_a_peer_that_takes_nothing_is_cut_off_before_its_queue_grows_without_end
         far = network.attach(Incarnation("node2", 1))
         listener = await far.listen(ADDRESS)
         owner = Owner()
-        link = PeerLink(PEER, ADDRESS, "main", env, owner)
+        link = PeerLink(PEER, ADDRESS, "main", env, owner, Turn(lambda: False))
 
         async def greet_and_fall_silent() -> None:
             while True:

@@ -1,0 +1,144 @@
+"""What a turn leaves behind is done when it ends, and nothing is lost on the short way."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from logd.env import ByteStream
+from logd.limits import KIB
+from logd.replication.outbox import Outbox
+from logd.replication.sync_pool import BRIEF_SYNCS_IN_A_ROW
+from logd.replication.turn import Turn
+from logd.types import HostPort
+from tests.sim.env import BlockingConditions
+from tests.sim.incarnation import Incarnation
+from tests.sim.network import CALM, NetworkConditions, SimNetwork
+from tests.support.replica import OURSELVES, Replica, offset_of, open_replica, play, until
+
+QUICK = BlockingConditions(latency_s_min=0.000_1, latency_s_mean=0.0, spike_probability=0.0)
+
+
+class Wire:
+    """An outbox, and what arrives at the other end of its connection."""
+
+    def __init__(self, near: ByteStream, far: ByteStream) -> None:
+        self.turn = Turn(lambda: False)
+        self.outbox = Outbox(64 * KIB, self.turn)
+        self.near = near
+        self.far = far
+        self.arrived = bytearray()
+
+    async def receive(self) -> None:
+        buffer = memoryview(bytearray(4 * KIB))
+        while count := await self.far.receive_into(buffer):
+            self.arrived += buffer[:count]
+
+
+def with_wire(
+    story: Callable[[Wire, trio.Nursery], Awaitable[None]], conditions: NetworkConditions = CALM
+) -> None:
+    async def main() -> None:
+        network = SimNetwork(random.Random(1), conditions=conditions)
+        far_host = network.attach(Incarnation("far", 1))
+        near_host = network.attach(Incarnation("near", 1))
+        listener = await far_host.listen(HostPort("far", 0))
+        near = await near_host.connect(listener.address)
+        wire = Wire(near, await listener.accept())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wire.outbox.run, wire.near)
+            await trio.sleep(0.01)
+            await story(wire, nursery)
+            nursery.cancel_scope.cancel()
+
+    play(main)
+
+
+def test_what_is_queued_in_a_turn_leaves_when_it_ends_in_order() -> None:
+    async def story(wire: Wire, nursery: trio.Nursery) -> None:
+        nursery.start_soon(wire.receive)
+        wire.turn.begin()
+        wire.outbox.push([b"one,"], 4)
+        wire.outbox.push([b"two,", b"three"], 9)
+        assert wire.outbox.queued_bytes == 13
+        wire.turn.end()
+        assert wire.outbox.queued_bytes == 0
+        await trio.sleep(1)
+        assert wire.arrived == b"one,two,three"
+
+    with_wire(story)
+
+
+def test_what_the_network_does_not_take_at_once_goes_before_what_comes_later() -> None:
+    async def story(wire: Wire, nursery: trio.Nursery) -> None:
+        sent = b""
+        for number in range(60):
+            piece = bytes([number]) * KIB
+            sent += piece
+            wire.turn.begin()
+            wire.outbox.push([piece], len(piece))
+            wire.turn.end()
+        assert wire.outbox.queued_bytes > 0  # Nobody has received anything yet.
+        nursery.start_soon(wire.receive)
+        await until(lambda: len(wire.arrived) == len(sent))
+        assert wire.arrived == sent
+        assert wire.outbox.queued_bytes == 0
+
+    with_wire(story, NetworkConditions(buffer_bytes=8 * KIB))
+
+
+def test_an_outbox_whose_connection_was_lost_keeps_silent_and_lets_its_task_tell() -> None:
+    async def story(wire: Wire, nursery: trio.Nursery) -> None:
+        nursery.cancel_scope.cancel()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        wire.near.abort()
+        wire.turn.begin()
+        wire.outbox.push([b"x"], 1)
+        wire.turn.end()
+        assert wire.outbox.queued_bytes == 1
+        wire.outbox.clear()
+
+    with_wire(story)
+
+
+async def appends(replica: Replica, count: int) -> float:
+    """How long so many appends took, one after the other, in virtual time."""
+    began = trio.current_time()
+    for _ in range(count):
+        outcomes = replica.propose()
+        while not outcomes:
+            await trio.sleep(0.000_01)
+        assert offset_of(outcomes) >= 0
+    return trio.current_time() - began
+
+
+def test_a_quick_disk_is_synced_at_the_end_of_the_turn_and_one_that_turns_slow_is_not() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,), blocking=QUICK) as replica:
+            await replica.lead()
+            learning = await appends(replica, BRIEF_SYNCS_IN_A_ROW)
+            known = await appends(replica, BRIEF_SYNCS_IN_A_ROW)
+            replica.slow_down(0.1)
+            slow = await appends(replica, 1)
+
+        assert known < learning / 4
+        assert slow >= 0.1
+
+    play(story)
+
+
+def test_a_sync_that_fails_at_the_end_of_a_turn_stops_the_replica_and_answers_who_waits() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,), blocking=QUICK) as replica:
+            await replica.lead()
+            await appends(replica, 2 * BRIEF_SYNCS_IN_A_ROW)
+            replica.fail_disk("sync")
+            outcomes = replica.propose()
+            await until(lambda: bool(outcomes))
+
+            assert replica.group.failure is not None
+            assert replica.group.commit_offset < replica.group.log.end_offset
+
+    play(story)
