@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 import trio
 
-from logd.errors import LogdError
+from logd.errors import LogdError, TopicExistsError
 from logd.types import GroupId, TopicPartition
-from logd.wire.messages import PartitionInfo
+from logd.wire.messages import PartitionInfo, TopicInfo
 from logd_client import Client
 from tests.sim.checks import check_metadata, check_replicas
 from tests.sim.cluster import SimCluster, open_cluster
@@ -155,7 +155,7 @@ class _Run:
             if self._settings.conditional_writers:
                 topics[CONDITIONAL_TOPIC] = 1
             made = [
-                await admin.admin.create_topic(name, partitions=count, replicas=min(3, brokers))
+                await _create(admin, name, partitions=count, replicas=min(3, brokers))
                 for name, count in topics.items()
             ]
         for number in range(round(brokers * self._settings.cold_share)):
@@ -196,3 +196,15 @@ class _Run:
                         if (consumer.position(where.partition) or 0) >= end:
                             break
         return records
+
+
+async def _create(admin: Client, name: str, *, partitions: int, replicas: int) -> TopicInfo:
+    """Create a topic on a cluster that may still change its controller: an attempt that was
+    not answered may have taken effect."""
+    while True:
+        try:
+            return await admin.admin.create_topic(name, partitions=partitions, replicas=replicas)
+        except TopicExistsError:
+            return await admin.admin.describe_topic(name)
+        except LogdError:
+            await trio.sleep(0.2)
