@@ -28,6 +28,8 @@ from logd.wire.messages import (
     TopicInfo,
     TransferLeaderRequest,
     TransferLeaderResponse,
+    TrimPartitionRequest,
+    TrimPartitionResponse,
 )
 from logd_client.arguments import require_int, require_text
 from logd_client.connection import Connection, Lane
@@ -196,6 +198,40 @@ class Admin:
         )
         self._routing.view.note_leader(group, NodeId(response.leader))
         return response.leader
+
+    async def trim_partition(self, topic: str, partition: int, before: int | datetime) -> int:
+        """Remove the records of a partition from its front, for good.
+
+        Nobody reads them any more once this returns; the files go when whole segments do.
+
+        Args:
+            before: an offset, or an aware datetime: the first record that stays is the first
+                one appended at or after it.
+
+        Returns:
+            Where the partition begins now.
+
+        Raises:
+            OffsetOutOfRangeError: the offset is above what is committed; nothing was removed.
+            UsageError: ``before`` is neither, or has no time zone.
+            UnknownTopicError, InvalidPartitionError: there is no such partition.
+        """
+        if not isinstance(before, (int, datetime)):
+            raise UsageError(f"before must be an offset or an aware datetime, not {before!r}")
+        kind, value = start_of(before)
+        group = await self._group(topic, partition)
+        response = await self._routing.call_leader(
+            group,
+            TrimPartitionRequest(
+                group=group,
+                before_offset=value if kind == "offset" else None,
+                before_time_ms=value if kind == "time" else None,
+                timeout_ms=self._timeout_ms,
+            ),
+            TrimPartitionResponse,
+            changes_something=True,
+        )
+        return response.log_start
 
     async def offsets(
         self,

@@ -205,6 +205,9 @@ class Admin:
     def transfer_leader(self, topic: str, partition: int, target: int | None = None) -> int:
         return self._portal.call(self._admin.transfer_leader, topic, partition, target)
 
+    def trim_partition(self, topic: str, partition: int, before: int | datetime) -> int:
+        return self._portal.call(self._admin.trim_partition, topic, partition, before)
+
     def offsets(self, topic: str, partition: int, *, at: datetime | None = None) -> OffsetsResponse:
         return self._portal.call(partial(self._admin.offsets, topic, partition, at=at))
 

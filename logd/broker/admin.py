@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from logd import __version__
+from logd.broker.subscriptions import start_position
 from logd.errors import (
     InvalidRequestError,
     NotAReplicaError,
+    OffsetOutOfRangeError,
     RequestTimeoutError,
     UnavailableError,
 )
 from logd.metadata.commands import AlterTopic, CreateTopic, DeleteTopic
 from logd.metadata.state import Topic, TopicAltered, TopicCreated
 from logd.raft.messages import Role, TransferLeadership
-from logd.types import GroupId, NodeId, Offset
+from logd.record.batch import seal_opaque
+from logd.record.control import Trim, encode_control
+from logd.record.header import BatchKind
+from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
 from logd.wire.messages import (
     AlterTopicRequest,
     AlterTopicResponse,
@@ -42,6 +47,8 @@ from logd.wire.messages import (
     TopicInfo,
     TransferLeaderRequest,
     TransferLeaderResponse,
+    TrimPartitionRequest,
+    TrimPartitionResponse,
 )
 
 if TYPE_CHECKING:
@@ -230,6 +237,35 @@ async def transfer_leader(broker: Broker, request: TransferLeaderRequest) -> Tra
     raise RequestTimeoutError(f"no new leader within {request.timeout_ms} ms")
 
 
+async def trim_partition(broker: Broker, request: TrimPartitionRequest) -> TrimPartitionResponse:
+    """Commit that nobody reads below an offset any more."""
+    _check_timeout(request.timeout_ms)
+    if (request.before_offset is None) == (request.before_time_ms is None):
+        raise InvalidRequestError("expected one of before_offset and before_time_ms")
+    group = broker.leading_group(request.group)
+    if group.group_id == METADATA_GROUP:
+        raise InvalidRequestError("the metadata log is not trimmed by command")
+    if request.before_offset is None:
+        assert request.before_time_ms is not None
+        start = await start_position(broker, group, "time", request.before_time_ms)
+    else:
+        start = Offset(request.before_offset)
+    commit_offset = group.commit_offset
+    if not 0 <= start <= commit_offset:
+        raise OffsetOutOfRangeError(
+            f"cannot trim before offset {start}: committed are {group.log_start} to "
+            f"{commit_offset}",
+            group.log_start,
+            commit_offset,
+        )
+    if start > group.log_start:
+        control = encode_control(Trim(start_offset=start))
+        now_ms = broker.env.wall_clock_ms()
+        batch = seal_opaque(control, kind=BatchKind.CONTROL, timestamp_ms=now_ms)
+        await group.commit(batch, broker.node.now_ms() + request.timeout_ms)
+    return TrimPartitionResponse(log_start=group.log_start)
+
+
 async def describe_broker(broker: Broker, request: DescribeBrokerRequest) -> DescribeBrokerResponse:
     return DescribeBrokerResponse(
         node_id=broker.node.node,
@@ -275,5 +311,6 @@ ADMIN_HANDLERS: Final[dict[int, Callable[[Broker, Any], Awaitable[Message]]]] = 
     Kind.DESCRIBE_PARTITION: describe_partition,
     Kind.TRANSFER_LEADER: transfer_leader,
     Kind.DESCRIBE_BROKER: describe_broker,
+    Kind.TRIM_PARTITION: trim_partition,
 }
 """Request kind → handler."""

@@ -31,8 +31,8 @@ from logd.limits import FETCH_BYTES_MAX, PRODUCER_IDS_PER_BLOCK
 from logd.metadata.commands import AllocateProducerIds, Command, decode_command, encode_command
 from logd.metadata.state import MetadataState, ProducerIdBlock
 from logd.record.batch import seal_opaque
-from logd.record.header import HEADER_BYTES, BatchKind, decode_header, split_batches
-from logd.replication.group import Group, Outcome, Placed, Proposal
+from logd.record.header import HEADER_BYTES, BatchKind, split_batches
+from logd.replication.group import Group
 from logd.replication.peer_protocol import Forward, ForwardResult
 from logd.types import METADATA_GROUP, NodeId, Offset
 
@@ -220,20 +220,8 @@ class MetadataService:
             raise UnavailableError("this broker is starting")
         now_ms = self._node.env.wall_clock_ms()
         batch = seal_opaque(encoded, kind=BatchKind.DATA, timestamp_ms=now_ms)
-        settled = trio.Event()
-        outcomes: list[Outcome] = []
-
-        def done(outcome: Outcome) -> None:
-            outcomes.append(outcome)
-            settled.set()
-
-        deadline_ms = self._node.now_ms() + timeout_ms
-        self._group.propose(Proposal(batch, decode_header(batch), done, deadline_ms=deadline_ms))
-        await settled.wait()
-        outcome = outcomes[0]
-        if isinstance(outcome, Placed):
-            return outcome.base_offset
-        raise outcome
+        placed = await self._group.commit(batch, self._node.now_ms() + timeout_ms)
+        return placed.base_offset
 
     # --- forwarding ---------------------------------------------------------------------------
 

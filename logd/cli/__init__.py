@@ -17,7 +17,9 @@ from logd.cli.lazy import LazyCommand, RootGroup
 COMMANDS: Final = (
     LazyCommand("dev", "logd.cli.dev:dev", "A local cluster in the foreground."),
     LazyCommand("serve", "logd.cli.serve:serve", "Run one broker."),
-    LazyCommand("topic", "logd.cli.topic:topic", "Create, list, describe, alter, delete topics."),
+    LazyCommand(
+        "topic", "logd.cli.topic:topic", "Create, list, describe, alter, trim, delete topics."
+    ),
     LazyCommand("produce", "logd.cli.produce:produce", "Append lines to a topic."),
     LazyCommand("consume", "logd.cli.consume:consume", "Read a topic's records."),
     LazyCommand("cluster", "logd.cli.cluster:cluster", "The cluster's health and members."),

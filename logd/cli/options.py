@@ -74,6 +74,18 @@ class PartitionNameType(click.ParamType):  # type: ignore[type-arg]  # Not gener
         return match["topic"], int(match["partition"])
 
 
+class TopicOrPartitionType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
+    """``TOPIC`` or ``TOPIC/N``."""
+
+    name = "topic[/n]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int | None]:
+        """Split at the slash, if there is one."""
+        return PARTITION_NAME.convert(value, param, ctx) if "/" in value else (value, None)
+
+
 class SettingType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
     """``name=value``."""
 
@@ -92,6 +104,7 @@ class SettingType(click.ParamType):  # type: ignore[type-arg]  # Not generic in 
 HOST_PORT: Final = HostPortType()
 PARTITION_NAME: Final = PartitionNameType()
 SETTING: Final = SettingType()
+TOPIC_OR_PARTITION: Final = TopicOrPartitionType()
 
 
 def bootstrap_option(command: Command) -> Command:

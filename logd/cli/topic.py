@@ -1,18 +1,26 @@
-"""``logd topic``: create, list, describe, alter, delete."""
+"""``logd topic``: create, list, describe, alter, trim, delete."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from logd.cli.display import count_of, print_facts, print_json, print_table
-from logd.cli.options import SETTING, bootstrap_option, output_option
+from logd.cli.options import SETTING, TOPIC_OR_PARTITION, bootstrap_option, output_option
+from logd.cli.start import FromOffset, FromTime, parse_start
 from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
 from logd.metadata.topic_config import OPTIONS
+
+if TYPE_CHECKING:
+    from logd_client import Client
 
 
 @click.group()
 def topic() -> None:
-    """Create, list, describe, alter, delete topics."""
+    """Create, list, describe, alter, trim, delete topics."""
 
 
 @topic.command("create")
@@ -166,6 +174,81 @@ def alter(
             click.echo(f"topic {altered.name}: {_settings_text(altered.config) or 'all defaults'}")
 
     run_async(alter_topic)
+
+
+class BeforeType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
+    """``--before``."""
+
+    name = "offset|timestamp|-15m"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | datetime:
+        """Parse, or say what was expected."""
+        try:
+            found = parse_start(value, datetime.now(UTC))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if isinstance(found, FromOffset):
+            return found.offset
+        if isinstance(found, FromTime):
+            return found.time
+        return self.fail(f"expected an offset, a timestamp or an age, found {value!r}", param, ctx)
+
+
+@topic.command("trim")
+@click.argument("name", type=TOPIC_OR_PARTITION, metavar="TOPIC[/N]")
+@click.option(
+    "--before",
+    type=BeforeType(),
+    required=True,
+    help="The first offset that stays, or a timestamp with zone, or an age (-15m): the first "
+    "record that stays was appended then or later.",
+)
+@bootstrap_option
+@output_option
+def trim(name: tuple[str, int | None], before: int | datetime, bootstrap: str, output: str) -> None:
+    """Remove the oldest records of a topic, or of one partition, for good."""
+    from logd.cli.session import connected, run_async
+
+    async def trim_topic() -> None:
+        topic_name, only = name
+        async with connected(bootstrap) as client:
+            info = await client.admin.describe_topic(topic_name)
+            numbers = [one.partition for one in info.partitions] if only is None else [only]
+            if isinstance(before, int):
+                await _check_committed(client, topic_name, numbers, before)
+            starts = {
+                number: await client.admin.trim_partition(topic_name, number, before)
+                for number in numbers
+            }
+        rows = [
+            {"partition": f"{topic_name}/{number}", "log_start": start}
+            for number, start in starts.items()
+        ]
+        if output == "json":
+            print_json(rows)
+        else:
+            print_table(("partition", "log_start"), [tuple(row.values()) for row in rows])
+
+    run_async(trim_topic)
+
+
+async def _check_committed(
+    client: Client, topic_name: str, numbers: Sequence[int], before: int
+) -> None:
+    """All partitions must have come so far, or none is trimmed."""
+    from logd.errors import OffsetOutOfRangeError
+
+    for number in numbers:
+        held = await client.admin.offsets(topic_name, number)
+        if before > held.commit_offset:
+            raise OffsetOutOfRangeError(
+                f"cannot trim {topic_name}/{number} before offset {before}: committed are "
+                f"{held.log_start} to {held.commit_offset}; nothing was removed",
+                held.log_start,
+                held.commit_offset,
+            )
 
 
 @topic.command("delete")

@@ -23,7 +23,7 @@ import msgspec
 from logd.errors import CorruptionError, FencedError, NewerFormatError
 from logd.partition.fences import FenceTable
 from logd.partition.producers import Duplicate, ProducerRow, ProducerTable
-from logd.record.control import ConfigurationChange, Control, RaiseFence
+from logd.record.control import ConfigurationChange, Control, RaiseFence, Trim
 from logd.record.header import BatchHeader
 from logd.types import Offset, Term
 
@@ -40,10 +40,28 @@ class TermRow(NamedTuple):
     start_offset: Offset
 
 
+class TrimRow(NamedTuple):
+    """A trim: readers begin at ``start_offset`` once everything below ``end_offset``, the end
+    of the batch that says so, is committed."""
+
+    start_offset: Offset
+    end_offset: Offset
+
+
+NO_TRIM: Final = TrimRow(LOG_BEGINNING, LOG_BEGINNING)
+
+
 class PartitionState:
     """Producers, fences and ends of one log, up to ``end_offset``."""
 
-    __slots__ = ("data_end", "end_offset", "fences", "last_append_time_ms", "producers")
+    __slots__ = (
+        "data_end",
+        "end_offset",
+        "fences",
+        "last_append_time_ms",
+        "producers",
+        "trim",
+    )
 
     def __init__(self, start_offset: Offset = LOG_BEGINNING) -> None:
         self.producers = ProducerTable()
@@ -54,6 +72,8 @@ class PartitionState:
         """End of the last data batch; what lies behind it is for the log itself."""
         self.last_append_time_ms = 0
         """Of the last batch; the next one must not be earlier."""
+        self.trim = NO_TRIM
+        """Where readers may begin, by the last trim in the log."""
 
     def check_append(
         self, header: BatchHeader, *, fence_required: bool = False
@@ -101,6 +121,8 @@ class PartitionState:
             assert control is not None
             if isinstance(control, RaiseFence):
                 self.fences.raise_to(control.fence_id, control.fence_token)
+            elif isinstance(control, Trim) and control.start_offset > self.trim.start_offset:
+                self.trim = TrimRow(Offset(control.start_offset), end_offset)
             return
         assert control is None
         self.data_end = end_offset
@@ -131,6 +153,7 @@ class PartitionState:
                 fence_floor=self.fences.floor,
                 term_rows=[(term, start) for term, start in term_rows],
                 configuration=configuration,
+                trim=self.trim,
             )
         )
 
@@ -143,6 +166,10 @@ class PartitionState:
             CorruptionError: it is not a checkpoint.
         """
         read = _decode(payload)
+        if not 0 <= read.trim.start_offset <= read.trim.end_offset <= read.end_offset:
+            raise CorruptionError(
+                f"partition checkpoint ends at {read.end_offset}, and trims {read.trim}"
+            )
         if not 0 <= read.data_end <= read.end_offset:
             raise CorruptionError(
                 f"partition checkpoint ends at {read.end_offset}, its data at {read.data_end}"
@@ -154,6 +181,7 @@ class PartitionState:
         state = PartitionState(read.end_offset)
         state.data_end = read.data_end
         state.last_append_time_ms = read.last_append_time_ms
+        state.trim = read.trim
         state.producers = ProducerTable.from_rows(read.producers)
         state.fences = FenceTable.from_rows(read.fences, read.fence_floor)
         return Checkpoint(state, rows, read.configuration)
@@ -176,6 +204,7 @@ class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     fence_floor: int
     term_rows: list[tuple[Term, Offset]]
     configuration: ConfigurationChange | None
+    trim: TrimRow = NO_TRIM
 
 
 _CHECKPOINT_FORMAT: Final = 1

@@ -54,7 +54,14 @@ class RaiseFence(_ControlPayload, frozen=True, kw_only=True, tag="raise_fence"):
     fence_token: _Natural
 
 
-Control = NoOp | ConfigurationChange | RaiseFence
+class Trim(_ControlPayload, frozen=True, kw_only=True, tag="trim"):
+    """Once this batch is committed, nobody reads below ``start_offset``, which was committed
+    before; the segments below it may go."""
+
+    start_offset: _Natural
+
+
+Control = NoOp | ConfigurationChange | RaiseFence | Trim
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final[msgspec.msgpack.Decoder[Control]] = msgspec.msgpack.Decoder(Control)

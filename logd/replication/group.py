@@ -203,7 +203,10 @@ class Group:
         """The topic refuses appends that carry no fencing token."""
         self._opened = opened
         self._host = host
+        self.trimmed_to = Offset(0)
+        """By a committed command; the files follow when whole segments lie below it."""
         self._commit_offset = core.commit_offset
+        self._take_up_trim()
         self._io_lock = trio.Lock()
         self._held = False
         self._held_news: deque[Callable[[], None]] = deque()
@@ -240,7 +243,7 @@ class Group:
     @property
     def log_start(self) -> Offset:
         """Readers see nothing below it."""
-        return self.log.start_offset
+        return max(self.log.start_offset, self.trimmed_to)
 
     @property
     def is_leader(self) -> bool:
@@ -318,6 +321,28 @@ class Group:
             return
         self._proposals.append(proposal)
         self._host.mark_dirty(self)
+
+    async def commit(self, batch: Buffer, deadline_ms: int) -> Placed:
+        """Have a sealed batch of this broker's own committed; says where it lies.
+
+        Cancelled, it may still be committed.
+
+        Raises:
+            LogdError: it was not, or is not known to be.
+        """
+        settled = trio.Event()
+        outcomes: list[Outcome] = []
+
+        def done(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            settled.set()
+
+        self.propose(Proposal(batch, decode_header(batch), done, deadline_ms=deadline_ms))
+        await settled.wait()
+        (outcome,) = outcomes
+        if isinstance(outcome, LogdError):
+            raise outcome
+        return outcome
 
     def confirm_leadership(self, done: Callable[[LogdError | None], None]) -> None:
         """Call ``done(None)`` once a round begun now has confirmed that this node leads."""
@@ -615,6 +640,8 @@ class Group:
 
     def _admit(self, proposal: Proposal) -> bool:
         """Check a proposal against the state: duplicate, fence, expected offset, in order."""
+        if proposal.header.is_control:
+            return True  # Of this broker: whoever proposes it has judged it.
         state = self.state
         try:
             duplicate = state.check_append(proposal.header, fence_required=self.fence_required)
@@ -853,6 +880,7 @@ class Group:
     def _on_commit(self, commit_offset: Offset) -> None:
         assert self._commit_offset <= commit_offset <= self.log.end_offset
         self._commit_offset = commit_offset
+        self._take_up_trim()
         waiting = self._waiting
         while waiting:
             placed = waiting[0].placed
@@ -864,6 +892,12 @@ class Group:
             self._finish_elsewhere(commit_offset)
         for watcher in list(self._watchers.values()):
             watcher.on_commit(commit_offset)
+
+    def _take_up_trim(self) -> None:
+        """A trim holds from its commit on."""
+        start, end = self.state.trim
+        if start > self.trimmed_to and end <= self._commit_offset:
+            self.trimmed_to = start
 
     def _finish_elsewhere(self, commit_offset: Offset) -> None:
         still: list[Proposal] = []

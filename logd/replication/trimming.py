@@ -58,7 +58,12 @@ class Trimmer:
             last = Offset(commit_offset - 1)
             append_time_ms = await run_blocking(group_log.append_time_at, last)
             log_time_ms = self._clock.now_ms(append_time_ms, self._host.now_ms())
-        trimmed_to = Offset(0)
+        trimmed_to = group.trimmed_to
+        holds_trimmed = False
+        if 0 < group.committed_data_end <= trimmed_to:
+            # Behind it is nothing that anybody reads either.
+            holds_trimmed = group_log.segment_bases[-1] < trimmed_to
+            trimmed_to = commit_offset
         start = await run_blocking(
             lambda: retained_start(
                 group_log,
@@ -71,7 +76,9 @@ class Trimmer:
         if start > group_log.start_offset:
             await self._trim(start, trash)
         if await run_blocking(
-            lambda: wants_roll(group_log, policy, log_time_ms=log_time_ms, trimmed_to=trimmed_to)
+            lambda: wants_roll(
+                group_log, policy, log_time_ms=log_time_ms, holds_trimmed=holds_trimmed
+            )
         ):
             group.roll_soon()
 

@@ -80,8 +80,13 @@ def retained_start(
     return start
 
 
-def wants_roll(log: Log, policy: RetentionPolicy, *, log_time_ms: int, trimmed_to: Offset) -> bool:
+def wants_roll(
+    log: Log, policy: RetentionPolicy, *, log_time_ms: int, holds_trimmed: bool = False
+) -> bool:
     """Whether the active segment holds what should go soon, and has to be sealed for that.
+
+    Args:
+        holds_trimmed: it holds records that were trimmed, and none that were not.
 
     Raises:
         CorruptionError: its first header is damaged.
@@ -89,10 +94,10 @@ def wants_roll(log: Log, policy: RetentionPolicy, *, log_time_ms: int, trimmed_t
     begin, end = log.segment_bases[-1], log.end_offset
     if begin == end:
         return False
-    if end <= trimmed_to:
-        return True
     age_ms = policy.segment_age_ms
-    return age_ms is not None and log.append_time_at(begin) < log_time_ms - age_ms
+    return holds_trimmed or (
+        age_ms is not None and log.append_time_at(begin) < log_time_ms - age_ms
+    )
 
 
 def _is_older(log: Log, end: Offset, age_ms: int | None, log_time_ms: int) -> bool:

@@ -39,6 +39,7 @@ class Kind(IntEnum):
     TRANSFER_LEADER = 15
     SUBSCRIPTION_ENDED = 16
     DESCRIBE_BROKER = 17
+    TRIM_PARTITION = 18
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -332,6 +333,22 @@ class TransferLeaderResponse(Message, frozen=True, kw_only=True):
     leader: int
 
 
+class TrimPartitionRequest(Message, frozen=True, kw_only=True):
+    """Exactly one of the two says before what."""
+
+    group: int
+    before_offset: int | None = None
+    """Refused if it is above the commit offset."""
+    before_time_ms: int | None = None
+    """Before the first record appended at this time or later."""
+    timeout_ms: int = 10_000
+
+
+class TrimPartitionResponse(Message, frozen=True, kw_only=True):
+    log_start: int
+    """Nobody reads below it any more."""
+
+
 class DescribeBrokerRequest(Message, frozen=True, kw_only=True):
     pass
 
@@ -370,6 +387,7 @@ Request = (
     | DescribePartitionRequest
     | TransferLeaderRequest
     | DescribeBrokerRequest
+    | TrimPartitionRequest
 )
 
 REQUEST_BY_KIND: Final[dict[Kind, type[Message]]] = {
@@ -388,6 +406,7 @@ REQUEST_BY_KIND: Final[dict[Kind, type[Message]]] = {
     Kind.DESCRIBE_PARTITION: DescribePartitionRequest,
     Kind.TRANSFER_LEADER: TransferLeaderRequest,
     Kind.DESCRIBE_BROKER: DescribeBrokerRequest,
+    Kind.TRIM_PARTITION: TrimPartitionRequest,
 }
 """What a client may send."""
 
@@ -408,5 +427,6 @@ RESPONSE_BY_KIND: Final[dict[Kind, type[Message]]] = {
     Kind.TRANSFER_LEADER: TransferLeaderResponse,
     Kind.SUBSCRIPTION_ENDED: SubscriptionEnded,
     Kind.DESCRIBE_BROKER: DescribeBrokerResponse,
+    Kind.TRIM_PARTITION: TrimPartitionResponse,
 }
 """What a broker may send, answers and pushes alike."""

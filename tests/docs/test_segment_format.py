@@ -11,7 +11,7 @@ import msgspec
 
 from logd.limits import BATCH_BYTES_MAX, HEADERS_PER_BATCH_MAX, RECORD_BYTES_MAX
 from logd.record.batch import decode_batch
-from logd.record.control import ConfigurationChange, NoOp, RaiseFence
+from logd.record.control import ConfigurationChange, NoOp, RaiseFence, Trim
 from logd.record.header import HEADER_BYTES, LAYOUT, decode_header, verify_header
 from logd.record.payload import Columns
 from logd.types import GroupId
@@ -80,7 +80,7 @@ def test_the_control_payloads_are_those_of_the_code() -> None:
     found = [(type_, key) for type_, key, *_ in rows(section("Control batches"))]
 
     expected = []
-    for cls in (NoOp, ConfigurationChange, RaiseFence):
+    for cls in (NoOp, ConfigurationChange, RaiseFence, Trim):
         keys = [field.encode_name for field in msgspec.structs.fields(cls)]
         expected += [(str(cls.__struct_config__.tag), key) for key in keys or [""]]
     assert found == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 import trio
 
@@ -133,5 +135,59 @@ def test_a_follower_that_was_away_for_a_moment_catches_up() -> None:
                 or away.groups[group].commit_offset < leader.groups[group].commit_offset
             ):
                 await trio.sleep(0.1)
+
+    play(story)
+
+
+def test_a_trim_moves_the_start_of_every_replica_and_nothing_else() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        group = await make_topic(client)
+        await append(client, 20)
+
+        assert await client.admin.trim_partition(TOPIC, 0, 7) == 7
+        assert await client.admin.trim_partition(TOPIC, 0, 5) == 7  # Long gone.
+        await append(client, 1)
+        await trio.sleep(1)
+
+        assert [node.groups[group].log_start for node in cluster.alive()] == [7, 7, 7]
+        for node in cluster.nodes:
+            held = await client.admin.offsets(TOPIC, 0, from_replica=node)
+            assert held.log_start == 7
+        with pytest.raises(OffsetOutOfRangeError, match="cannot trim before offset 1000"):
+            await client.admin.trim_partition(TOPIC, 0, 1000)
+        async with client.consumer(TOPIC, start="earliest") as consumer:
+            assert (await anext(aiter(consumer))).offset == 7
+        with pytest.raises(OffsetOutOfRangeError):
+            async with client.consumer(TOPIC, start=6) as consumer:
+                await anext(aiter(consumer))
+
+    play(story)
+
+
+def test_a_trim_by_time_keeps_what_was_appended_then_or_later() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await make_topic(client)
+        await append(client, 5)
+        await trio.sleep(10)
+        between_ms = 1_700_000_000_000 + int(trio.current_time() * 1000) - 5_000
+        await append(client, 1)
+        first_of_later = (await client.admin.offsets(TOPIC, 0)).data_end - 1
+
+        between = datetime.fromtimestamp(between_ms / 1000, UTC)
+        assert await client.admin.trim_partition(TOPIC, 0, between) == first_of_later
+
+    play(story)
+
+
+def test_what_was_trimmed_stays_trimmed_when_another_broker_leads() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        group = await make_topic(client)
+        await append(client, 20)
+        await client.admin.trim_partition(TOPIC, 0, 7)
+        leader = cluster.leader_of(group)
+        assert leader is not None
+        await leader.crash(power=True)
+        await append(client, 1)
+        assert (await client.admin.offsets(TOPIC, 0)).log_start == 7
 
     play(story)

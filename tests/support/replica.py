@@ -94,7 +94,7 @@ class Replica:
             self.vote(Term(group.core.term + 1), pre_vote=True)
             await until(lambda: group.core.role is Role.CANDIDATE)
             self.vote(group.core.term, pre_vote=False)
-        await until(lambda: group.is_leader and group.log.end_offset > 0)
+        await until(lambda: group.is_leader and group.log.last_term == group.core.term)
         await self.commit()
         await until(lambda: group.is_ready)
 

@@ -87,6 +87,11 @@ def test_what_connect_is_given_is_checked_before_anything_is_connected_to(
         (lambda admin: admin.describe_partition("t", "0"), "a partition must be an int, not '0'"),
         (lambda admin: admin.describe_broker("1"), "a broker's id must be an int, not '1'"),
         (lambda admin: admin.transfer_leader("t", 0, "2"), "target must be an int, not '2'"),
+        (
+            lambda admin: admin.trim_partition("t", 0, "earliest"),
+            "before must be an offset or an aware datetime, not 'earliest'",
+        ),
+        (lambda admin: admin.trim_partition("t", 0, -1), "start=-1: offsets are 0 to"),
         (lambda admin: admin.offsets("t", 0, at=17), "at must be an aware datetime, not 17"),
         (
             lambda admin: admin.offsets("t", 0, at=datetime.datetime(2026, 1, 1)),

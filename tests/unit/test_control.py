@@ -14,6 +14,7 @@ from logd.record.control import (
     Control,
     NoOp,
     RaiseFence,
+    Trim,
     decode_control,
     encode_control,
 )
@@ -44,6 +45,7 @@ JOINT = ConfigurationChange(
             RaiseFence(fence_id=9, fence_token=4711),
             {"type": "raise_fence", "fence_id": 9, "fence_token": 4711},
         ),
+        (Trim(start_offset=4711), {"type": "trim", "start_offset": 4711}),
     ],
 )
 def test_a_control_payload_is_a_map_with_its_type_first(

@@ -14,7 +14,7 @@ from logd.errors import (
     RequestError,
 )
 from logd.partition.state import PartitionState, TermRow
-from logd.record.control import ConfigurationChange, Control, NoOp, RaiseFence
+from logd.record.control import ConfigurationChange, Control, NoOp, RaiseFence, Trim
 from logd.record.header import MAGIC, BatchHeader, BatchKind
 from logd.types import NodeId, Offset, Term
 
@@ -133,6 +133,15 @@ def test_a_control_batch_raises_a_fence_before_the_holder_has_written() -> None:
 
     with pytest.raises(FencedError):
         state.check_append(header_of(Append(fence=1, token=9)))
+
+
+def test_the_furthest_trim_is_remembered_also_by_a_checkpoint() -> None:
+    state = PartitionState()
+    note(state, Append(count=5), Append(control=Trim(start_offset=Offset(4))))
+    note(state, Append(control=Trim(start_offset=Offset(2))))
+
+    assert state.trim == (4, 6)
+    assert PartitionState.decode(state.encode()).state.trim == (4, 6)
 
 
 def test_a_retry_gets_its_answer_although_the_fence_was_raised_since() -> None:

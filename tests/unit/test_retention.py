@@ -9,6 +9,9 @@ import trio
 
 from logd.errors import CorruptionError, OffsetOutOfRangeError, StorageError
 from logd.limits import KIB
+from logd.record.batch import seal_opaque
+from logd.record.control import Trim, encode_control
+from logd.record.header import BatchKind
 from logd.replication import trimming
 from logd.replication.opening import open_group
 from logd.replication.trimming import Trimmer
@@ -112,12 +115,12 @@ def test_nothing_above_the_limit_goes_whatever_its_age_and_size(log: Log) -> Non
 def test_the_active_segment_is_rolled_when_its_first_batch_is_too_old(log: Log) -> None:
     policy = RetentionPolicy(segment_age_ms=5_000)
 
-    def wanted(now_ms: int, trimmed_to: Offset = NOTHING) -> bool:
-        return wants_roll(log, policy, log_time_ms=now_ms, trimmed_to=trimmed_to)
+    def wanted(now_ms: int, *, holds_trimmed: bool = False) -> bool:
+        return wants_roll(log, policy, log_time_ms=now_ms, holds_trimmed=holds_trimmed)
 
     assert not wanted(405_000)
     assert wanted(405_001)
-    assert wanted(0, trimmed_to=Offset(43))
+    assert wanted(0, holds_trimmed=True)
     log.roll()
     assert not wanted(10**12)  # There is nothing in it.
 
@@ -384,5 +387,80 @@ def test_a_follower_trims_by_itself(disk: SimulatedFileSystem) -> None:
             await trimmer_of(replica).apply(RetentionPolicy(bytes_max=10 * KIB), TRASH)
             assert 0 < replica.group.log.start_offset <= replica.group.commit_offset
             assert replica.group.log.size_bytes <= 10 * KIB
+
+    play(story)
+
+
+# --- trimmed by command -----------------------------------------------------------------
+
+
+async def trim(replica: Replica, start: int) -> None:
+    """As a leader does that was asked to."""
+    batch = seal_opaque(
+        encode_control(Trim(start_offset=start)), kind=BatchKind.CONTROL, timestamp_ms=0
+    )
+    await replica.group.commit(batch, replica.node.now_ms() + 10_000)
+
+
+def test_nobody_reads_below_a_committed_trim_also_after_a_restart(
+    disk: SimulatedFileSystem,
+) -> None:
+    async def story() -> None:
+        async with open_replica(disk, voters=ALONE) as replica:
+            await replica.lead()
+            for _ in range(5):
+                replica.propose()
+            await until(lambda: replica.group.commit_offset == 6)
+
+            await trim(replica, 3)
+
+            assert (replica.group.log_start, replica.group.log.start_offset) == (3, 0)
+            with pytest.raises(OffsetOutOfRangeError) as refused:
+                await replica.group.read_committed(Offset(2), 1000)
+            assert (refused.value.log_start, refused.value.log_end) == (3, 7)
+            assert await replica.group.read_committed(Offset(3), 1000) is not None
+        disk.kill()
+        async with open_replica(disk, voters=ALONE) as replica:
+            await replica.lead()
+            assert replica.group.log_start == 3
+
+    play(story)
+
+
+def test_a_trim_holds_from_its_commit_on_and_not_before(disk: SimulatedFileSystem) -> None:
+    async def story() -> None:
+        async with open_replica(disk) as replica:
+            await replica.lead()
+            replica.propose()
+            await replica.commit()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trim, replica, 2)
+                await trio.sleep(0.1)
+                assert replica.group.log.end_offset == 3
+                assert replica.group.log_start == 0
+                await replica.commit()
+            assert replica.group.log_start == 2
+
+    play(story)
+
+
+def test_when_all_records_are_trimmed_their_segments_go_the_active_one_too(
+    disk: SimulatedFileSystem,
+) -> None:
+    async def story() -> None:
+        async with open_replica(disk, voters=ALONE, segment_bytes=8 * KIB) as replica:
+            await replica.lead()
+            await fill(replica, 2)
+            replica.propose()
+            await trio.sleep(1)
+            await trim(replica, replica.group.commit_offset)
+            trimmer = trimmer_of(replica)
+            for _ in range(4):
+                await trimmer.apply(RetentionPolicy(), TRASH)
+                await trio.sleep(1)
+
+            assert replica.group.log.size_bytes == 0
+            replica.propose()
+            await until(lambda: replica.group.commit_offset == replica.group.log.end_offset)
 
     play(story)
