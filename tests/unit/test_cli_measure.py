@@ -22,7 +22,7 @@ def test_rates_count_values_and_processor_time_counts_per_million() -> None:
     found = measurement(
         "produce",
         records=2_000_000,
-        record_bytes=100,
+        value_bytes=200_000_000,
         seconds=4.0,
         latencies_s=[0.003, 0.001, 0.002],
         cpu_s=6.0,

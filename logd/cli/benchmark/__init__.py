@@ -1,0 +1,1 @@
+"""What ``logd bench`` runs: workloads, the meter they are measured with, and the report."""
