@@ -73,8 +73,12 @@ class Network(Protocol):
     async def connect(self, address: HostPort) -> ByteStream:
         """Connect, trying every address the host resolves to.  Raises ``OSError``."""
 
-    async def listen(self, address: HostPort) -> Listener:
-        """Listen.  Raises ``OSError``: address in use, no permission, cannot resolve."""
+    async def listen(self, address: HostPort, *, spare_descriptors: int = 0) -> Listener:
+        """Listen.  Raises ``OSError``: address in use, no permission, cannot resolve.
+
+        A connection that would leave the process fewer than ``spare_descriptors`` is closed,
+        and ``accept`` raises ``OSError``: what matters more than it must still be opened.
+        """
 
 
 class ReadOnlyMap(Protocol):

@@ -43,6 +43,10 @@ FRAME_UNAUTHENTICATED_BYTES_MAX: Final = 8 * KIB
 CONNECTIONS_MAX: Final = 4096
 """Client connections of one broker; the next one is closed at once, with a reason."""
 
+DESCRIPTORS_SPARE: Final = 256
+"""Descriptors that client connections leave to files and other brokers, or a quarter of all:
+a log that cannot open its next segment stops."""
+
 REQUESTS_IN_FLIGHT_MAX: Final = 1024
 """Requests of one connection that are not answered yet; beyond it the socket is not read."""
 

@@ -26,7 +26,7 @@ from logd.broker.metadata_service import MetadataService
 from logd.broker.partitions import Partitions
 from logd.broker.session import Session
 from logd.errors import LogdError, RefusedError
-from logd.limits import CONNECTIONS_MAX, METADATA_VOTERS_MAX
+from logd.limits import CONNECTIONS_MAX, DESCRIPTORS_SPARE, METADATA_VOTERS_MAX
 from logd.metadata.commands import FormCluster, RegisterBroker
 from logd.raft.messages import TransferLeadership
 from logd.replication.membership import Membership
@@ -93,7 +93,7 @@ async def _run_with_directory(
 ) -> None:
     membership = Membership(config.node_id, directory, config.cluster, env)
     node = Node(config, env, membership)
-    client_listener = await env.network.listen(config.listen)
+    client_listener = await env.network.listen(config.listen, spare_descriptors=DESCRIPTORS_SPARE)
     try:
         peer_listener = await env.network.listen(config.peer_listen)
     except OSError:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
@@ -134,9 +135,10 @@ class TcpStream:
 class TcpListener:
     """A listening socket as ``logd.env.Listener``; owns it."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, spare_descriptors: int) -> None:
         sock.setblocking(False)
         self._socket = sock
+        self._spare_descriptors = spare_descriptors
         self._address = _host_port(sock.getsockname())
         self._is_closed = False
 
@@ -159,7 +161,21 @@ class TcpListener:
             except ConnectionAbortedError:
                 continue  # The peer gave up while it waited in the backlog.
             else:
+                self._keep_spare(accepted)
                 return TcpStream(accepted, _host_port(peer))
+
+    def _keep_spare(self, accepted: socket.socket) -> None:
+        """The kernel gives out the lowest number that is free: a high one says how few are."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit == resource.RLIM_INFINITY:
+            return
+        spare = min(self._spare_descriptors, limit // 4)
+        if accepted.fileno() >= limit - spare:
+            accepted.close()
+            raise OSError(
+                errno.EMFILE,
+                f"the last {spare} of {limit} descriptors are kept for files and other brokers",
+            )
 
     def close(self) -> None:
         if not self._is_closed:
@@ -196,7 +212,7 @@ class TcpNetwork:
             text = f"cannot connect to {address}: {'; '.join(failures)}"
             raise OSError(error.errno, text) from error
 
-    async def listen(self, address: HostPort) -> Listener:
+    async def listen(self, address: HostPort, *, spare_descriptors: int = 0) -> Listener:
         """Listen on one address.
 
         A name with several (``localhost``) means the first IPv4 one, if there is one, so that
@@ -220,7 +236,7 @@ class TcpNetwork:
         except BaseException:
             sock.close()
             raise
-        return TcpListener(sock)
+        return TcpListener(sock, spare_descriptors)
 
 
 SocketAddress = tuple[Any, ...]

@@ -404,4 +404,4 @@ class _LargeFrame:
 
     def _capacity_for(self, received: int) -> int:
         """Room for more, in proportion to what has really been sent."""
-        return min(self._body_bytes, max(RECEIVE_BYTES, received * _CLAIM_FACTOR))
+        return min(self._body_bytes, max(_BUFFER_BYTES_MIN, received * _CLAIM_FACTOR))

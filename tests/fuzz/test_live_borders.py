@@ -18,10 +18,12 @@ import trio
 import zstandard
 
 from logd.broker import server
+from logd.broker.broker import ProduceBudget
 from logd.errors import InvalidRequestError, LogdError, MalformedBatchError
 from logd.limits import (
     FRAME_BYTES_MAX,
     HANDSHAKE_TIMEOUT_S,
+    KIB,
     MIB,
     PEER_PROGRESS_TIMEOUT_S,
     PROGRESS_TIMEOUT_S,
@@ -74,6 +76,9 @@ TOPIC: Final = "t"
 NUMBERED_GROUP: Final = re.compile(r"group -?[0-9]")
 """People know partitions by topic and number; the number of a group means nothing to them."""
 
+STANDS_STILL: Final = BlockingConditions(
+    latency_s_min=10.0, latency_s_mean=0.0, spike_probability=0.0
+)
 PROMPT_DISK: Final = BlockingConditions()
 SLACK_S: Final = 2.0
 """What the simulated network may add to a timeout."""
@@ -407,6 +412,48 @@ def test_a_peer_that_comes_again_and_breaks_the_protocol_at_once_ends_alone() ->
             assert await again.closed_after(1.0) < 1.0
 
     live(story, brokers=3)
+
+
+def test_a_full_memory_budget_stops_the_reading_of_sockets_and_opens_again() -> None:
+    """The disk stands still: what is sent meanwhile stays with the senders."""
+
+    async def story(world: World) -> None:
+        node = world.cluster.nodes[NodeId(1)]
+        assert node.broker is not None
+        budget = node.broker.budget = ProduceBudget(MIB)
+        batch = bytes(seal_batch(values=[bytes(100_000)], timestamps_ms=0))
+        answered: list[int] = []
+        most = 0
+
+        async def push() -> None:
+            async with world.greeted() as raw:
+
+                async def send() -> None:
+                    for _ in range(50):
+                        await raw.send(*world.produce(batch))
+
+                async with trio.open_nursery() as sending:
+                    sending.start_soon(send)
+                    for _ in range(50):
+                        frame = await raw.frame()
+                        assert frame is not None
+                        assert not frame.is_error
+                        answered.append(decode_message(ProduceResponse, frame.header).base_offset)
+
+        node.set_blocking(STANDS_STILL)
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(push)
+            for _ in range(100):
+                await trio.sleep(0.05)
+                most = max(most, budget.bytes)
+            assert len(answered) < 200
+            node.set_blocking(PROMPT_DISK)
+        assert len(set(answered)) == 200
+        assert MIB <= most <= MIB + 4 * (len(batch) + KIB)
+        assert budget.bytes == 0
+
+    live(story)
 
 
 # --- content ----------------------------------------------------------------------------

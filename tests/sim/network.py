@@ -348,7 +348,7 @@ class SimHostNetwork:
         connection.pipes[0].push(_Kind.OPEN)
         return connection.ends[0]
 
-    async def listen(self, address: HostPort) -> Listener:
+    async def listen(self, address: HostPort, *, spare_descriptors: int = 0) -> Listener:
         await trio.lowlevel.checkpoint()
         self._incarnation.require_alive()
         host = self._resolve(address.host)
