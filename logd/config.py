@@ -70,6 +70,14 @@ class BrokerConfig:
     peer_listen: HostPort = PEER_LISTEN_DEFAULT
     """Where the other brokers connect, as `HOST:PORT`."""
 
+    http_listen: HostPort | None = None
+    """Where metrics, health and the status page are served, as `HOST:PORT`; by default
+    nowhere.
+
+    Who can connect there can read what the cluster is called, its topics and their traffic;
+    nothing can be changed there. `logd dev` turns it on, on loopback.
+    """
+
     advertise: HostPort | None = None
     """The address that clients are told to use for this broker; by default that of `listen`.
 
@@ -220,6 +228,11 @@ class BrokerConfig:
             f"listen and peer_listen are both {self.listen}: clients and brokers need "
             "one address each",
         )
+        for name, address in (("listen", self.listen), ("peer_listen", self.peer_listen)):
+            _require(
+                self.http_listen != address or address.port == 0,
+                f"http_listen and {name} are both {address}: each needs an address of its own",
+            )
         _require(
             self.advertise is not None or self.listen.host not in WILDCARD_HOSTS,
             f"listen = {str(self.listen)!r}: clients cannot connect to that address; "

@@ -130,6 +130,27 @@ TAIL_CACHE_BYTES_MAX: Final = 64 * MIB
 LEARNER_LAG_BYTES_MAX: Final = 1 * MIB
 """A learner that lacks no more than this, all of it on its way, may become a voter."""
 
+# --- what an operator sees --------------------------------------------------------------
+
+HTTP_CONNECTIONS_MAX: Final = 64
+"""Of one broker; the next one is closed at once.  Scrapers and browsers keep theirs."""
+
+HTTP_REQUEST_BYTES_MAX: Final = 8 * KIB
+"""Request line and headers together.  No request has a body."""
+
+METRIC_TOPICS_MAX: Final = 200
+"""Topics with series of their own, by name; the others are added up as one.  Bounds what a
+scrape costs the broker, and what it stores."""
+
+REPORT_REPLICAS_MAX: Final = 2_000
+"""Partitions in one broker's report to the status page, those in trouble first."""
+
+STATUS_PARTITIONS_MAX: Final = 2_000
+"""Partitions on a status page, those in trouble first."""
+
+RECENT_EVENTS_MAX: Final = 200
+"""Events kept in memory for people who ask what happened."""
+
 # --- idempotence -----------------------------------------------------------------------
 
 BATCHES_IN_FLIGHT_PER_PRODUCER_MAX: Final = 16

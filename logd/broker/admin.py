@@ -59,6 +59,7 @@ ADMIN_TIMEOUT_MS_MAX: Final = 300_000
 INIT_PRODUCER_TIMEOUT_MS: Final = 10_000
 METADATA_LAG_S: Final = 1.0
 """How long a question about what this broker has not applied yet waits for it."""
+EVENTS_DESCRIBED_MAX: Final = 50
 LOOK_AGAIN_S: Final = 0.1
 """While waiting for a leader: news come as they happen, this is for those that do not."""
 
@@ -287,6 +288,7 @@ async def describe_broker(broker: Broker, request: DescribeBrokerRequest) -> Des
             ),
         ],
         peers_alive=[int(node) for node in broker.node.peers_up()],
+        events=broker.events.told(broker.name_of, EVENTS_DESCRIBED_MAX),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from logd.broker.recent_events import RecentEvents
 from logd.errors import LogdError, NotLeaderError, UnavailableError, UnknownTopicError
 from logd.replication.group import Group
 from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId
@@ -14,6 +15,7 @@ from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId
 if TYPE_CHECKING:
     from logd.broker.disk_guard import DiskGuard
     from logd.broker.metadata_service import MetadataService
+    from logd.broker.session import Session
     from logd.config import BrokerConfig
     from logd.env import Env
     from logd.replication.membership import Membership
@@ -73,7 +75,18 @@ class Broker:
     peer_address: HostPort
     """What other brokers are told."""
     started_ms: int
+    events: RecentEvents = field(default_factory=RecentEvents)
+    sessions: dict[Session, None] = field(default_factory=dict)
+    """Connected clients, in the order in which they came."""
+    connections_accepted: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)
+    """Requests that were answered with an error, by its class."""
     is_stopping: bool = False
+
+    def count_refusal(self, error: LogdError) -> None:
+        """A request is answered with ``error``."""
+        name = type(error).__name__
+        self.refusals[name] = self.refusals.get(name, 0) + 1
 
     def group(self, group_id: int) -> Group:
         """The local replica of a group.
@@ -136,6 +149,11 @@ class Broker:
             f"node {self.node.node} is starting and does not know the cluster yet; "
             f"it hears {'nodes ' + ', '.join(map(str, up)) if up else 'no other node'}"
         )
+
+    def name_of(self, group_id: GroupId) -> str | None:
+        """The partition of a group, for people; None if there is none (any more)."""
+        placement = self.metadata.state.placement(group_id)
+        return None if placement is None else str(placement.name)
 
     @property
     def controller(self) -> int | None:

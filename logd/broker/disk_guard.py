@@ -35,6 +35,11 @@ class DiskGuard:
         self._free_bytes = 0
         self.is_full = False
 
+    @property
+    def free_bytes(self) -> int:
+        """As of the last look; 0 before the first."""
+        return self._free_bytes
+
     def check(self) -> None:
         """Raise DiskFullError while appends are refused."""
         if self.is_full:

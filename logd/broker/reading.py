@@ -61,6 +61,8 @@ async def fetch(
         found = await group.read_committed(offset, request.bytes_max)
     except CorruptionError as error:
         raise ReplicaDamagedError(str(error)) from error
+    if found is not None:
+        group.counts.delivered(found.end_offset - offset, found.size_bytes)
     return (
         FetchResponse(
             next_offset=offset if found is None else found.end_offset,

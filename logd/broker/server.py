@@ -12,7 +12,7 @@ and recovery does the rest.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 import trio
@@ -24,6 +24,7 @@ from logd.broker.disk_guard import DiskGuard
 from logd.broker.leader_balancer import balance_leaders
 from logd.broker.metadata_service import MetadataService
 from logd.broker.partitions import Partitions
+from logd.broker.recent_events import RecentEvents
 from logd.broker.session import Session
 from logd.errors import LogdError, RefusedError
 from logd.limits import CONNECTIONS_MAX, DESCRIPTORS_SPARE, METADATA_VOTERS_MAX
@@ -37,7 +38,7 @@ from logd.types import DirectoryId, HostPort, NodeId
 
 if TYPE_CHECKING:
     from logd.config import BrokerConfig
-    from logd.env import ByteStream, Env, Listener
+    from logd.env import Env, Listener
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +47,12 @@ HAND_OVER_S: Final = 1.0
 
 REGISTER_TIMEOUT_MS: Final = 5_000
 ACCEPT_RETRY_S: Final = 0.1
+
+
+class Companion(Protocol):
+    """Started once the broker listens, cancelled with it."""
+
+    async def __call__(self, broker: Broker, *, task_status: trio.TaskStatus[None]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +68,16 @@ async def run_broker(
     env: Env,
     *,
     stop: trio.Event,
+    events: RecentEvents | None = None,
+    companion: Companion | None = None,
     task_status: trio.TaskStatus[BrokerAddresses] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run one broker until ``stop`` is set (clean) or the call is cancelled (abrupt).
+
+    Args:
+        events: where the log puts what an operator wants to see.
+        companion: runs beside the broker and ends with it, such as the HTTP listener, which
+            is of a higher layer.
 
     Raises:
         StorageError: the data directory is locked, foreign, unwritable or too new.
@@ -78,7 +92,9 @@ async def run_broker(
         lambda: f"{env.rng('directory').getrandbits(128):032x}",
     )
     try:
-        await _run_with_directory(config, env, directory, stop, task_status)
+        await _run_with_directory(
+            config, env, directory, stop, events or RecentEvents(), companion, task_status
+        )
     finally:
         directory.close()
     log.info(log_events.BROKER_STOPPED, node=config.node_id)
@@ -89,6 +105,8 @@ async def _run_with_directory(
     env: Env,
     directory: DataDirectory,
     stop: trio.Event,
+    events: RecentEvents,
+    companion: Companion | None,
     task_status: trio.TaskStatus[BrokerAddresses],
 ) -> None:
     membership = Membership(config.node_id, directory, config.cluster, env)
@@ -110,6 +128,7 @@ async def _run_with_directory(
         address=config.advertise or client_listener.address,
         peer_address=config.peer_address if config.peer_address.port else peer_listener.address,
         started_ms=node.now_ms(),
+        events=events,
     )
     try:
         async with trio.open_nursery() as nursery:
@@ -117,6 +136,8 @@ async def _run_with_directory(
             nursery.start_soon(serve_peers, peer_listener, node)
             nursery.start_soon(_serve_clients, client_listener, broker)
             nursery.start_soon(broker.disk.run)
+            if companion is not None:
+                await nursery.start(companion, broker)
             nursery.start_soon(_join, broker)
             addresses = BrokerAddresses(client_listener.address, peer_listener.address)
             log.info(
@@ -224,14 +245,13 @@ async def _register(broker: Broker) -> None:
 
 async def _serve_clients(listener: Listener, broker: Broker) -> None:
     """Accept clients until cancelled."""
-    sessions = 0
+    sessions = broker.sessions
 
-    async def serve(stream: ByteStream) -> None:
-        nonlocal sessions
+    async def serve(session: Session) -> None:
         try:
-            await Session(stream, broker).run()
+            await session.run()
         finally:
-            sessions -= 1
+            del sessions[session]
 
     async with trio.open_nursery() as nursery:
         while True:
@@ -244,7 +264,7 @@ async def _serve_clients(listener: Listener, broker: Broker) -> None:
                 log.error(log_events.ACCEPT_FAILED, reason=str(error))
                 await trio.sleep(ACCEPT_RETRY_S)
                 continue
-            if sessions >= CONNECTIONS_MAX:
+            if len(sessions) >= CONNECTIONS_MAX:
                 log.warning(
                     log_events.CLIENT_REFUSED,
                     address=stream.peer_name,
@@ -252,8 +272,10 @@ async def _serve_clients(listener: Listener, broker: Broker) -> None:
                 )
                 stream.abort()
                 continue
-            sessions += 1
-            nursery.start_soon(serve, stream)
+            broker.connections_accepted += 1
+            session = Session(stream, broker)
+            sessions[session] = None
+            nursery.start_soon(serve, session)
 
 
 async def _hand_over(node: Node) -> None:

@@ -94,6 +94,15 @@ class Session:
         self._is_closed = False
         self._nursery: trio.Nursery | None = None
 
+    @property
+    def queued_bytes(self) -> int:
+        """Answers and deliveries that wait for the client to take them."""
+        return self._outbox.queued_bytes
+
+    @property
+    def subscriptions(self) -> Subscriptions:
+        return self._subscriptions
+
     async def run(self) -> None:
         """Serve until the client leaves, breaks the protocol, or the broker stops."""
         try:
@@ -285,6 +294,7 @@ class Session:
 
     def fail(self, kind: int, correlation_id: int, error: LogdError) -> None:
         """Queue the refusal of a request."""
+        self.broker.count_refusal(error)
         self._settle()
         frame = _encode_error(kind, correlation_id, error)
         self._queue((frame,), len(frame))

@@ -8,6 +8,7 @@ connection is full, so that a slow reader costs its own lag and no memory (P6).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import trio
@@ -136,6 +137,9 @@ class Subscriptions:
         if self._turns[key] is turn:
             del self._turns[key]
 
+    def __iter__(self) -> Iterator[Subscription]:
+        return iter(self._by_key.values())
+
     async def subscribe(self, request: SubscribeRequest) -> SubscribeResponse:
         """Start a subscription; one with the same key on this connection is replaced."""
         group = find_replica(self._broker, request.group, any_replica=request.any_replica)
@@ -230,6 +234,7 @@ class Subscriptions:
             return
         if found is None or self._by_key.get(subscription.key) is not subscription:
             return
+        group.counts.delivered(found.end_offset - subscription.position, found.size_bytes)
         subscription.position = found.end_offset
         subscription.credit -= found.size_bytes
         self._session.deliver(

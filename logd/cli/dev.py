@@ -54,7 +54,9 @@ def dev(
     from logd.cli.local_cluster import open_cluster, stopping
     from logd.cli.session import run_async
 
-    cluster = open_cluster(data_dir, broker_count=brokers, port=port, port_default=PORT_DEFAULT)
+    cluster = open_cluster(
+        data_dir, broker_count=brokers, port=port, port_default=PORT_DEFAULT, http=True
+    )
 
     with stopping(cluster):
         is_stopped = run_async(_run, cluster, output)
@@ -121,6 +123,7 @@ def _announce(cluster: LocalCluster, output: str) -> None:
                         "pid": cluster.pid(broker.node_id),
                         "address": str(broker.address),
                         "peer_address": str(broker.peer_address),
+                        "http_address": str(broker.http_address),
                         "data_dir": str(broker.data_dir),
                     }
                     for broker in cluster.brokers
@@ -141,5 +144,7 @@ def _announce(cluster: LocalCluster, output: str) -> None:
         "  echo 'hello, log' | logd produce hello\n"
         "  logd consume hello --from start\n"
         "  logd cluster status\n\n"
+        f"In a browser: http://{cluster.brokers[0].http_address}/ shows it at work; "
+        "every broker has such a page.\n\n"
         "Ctrl-C stops the cluster; the same command resumes it."
     )

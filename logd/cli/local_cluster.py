@@ -35,6 +35,7 @@ from logd.types import HostPort, NodeId
 
 HOST: Final = "127.0.0.1"
 PEER_PORT_DISTANCE: Final = 1000
+HTTP_PORT_DISTANCE: Final = 20
 PORT_LOWEST: Final = 10_240
 EPHEMERAL_PORT_LOWEST_DEFAULT: Final = 32_768
 STOP_TIMEOUT_S: Final = 5.0
@@ -68,6 +69,8 @@ class LocalBroker:
     address: HostPort
     peer_address: HostPort
     directory: Path
+    http_address: HostPort | None = None
+    """Where its metrics and status page are, if anywhere."""
 
     @property
     def data_dir(self) -> Path:
@@ -105,6 +108,7 @@ class LocalCluster:
             *("--node-id", str(broker.node_id), "--data-dir", str(broker.data_dir)),
             *("--listen", str(broker.address), "--peer-listen", str(broker.peer_address)),
             *("--cluster", members),
+            *(("--http-listen", str(broker.http_address)) if broker.http_address else ()),
             *self._settings,
             "--exit-with-parent",
         ]
@@ -138,8 +142,8 @@ class LocalCluster:
             StorageError: names the first address that is taken.
         """
         for broker in self.brokers:
-            for address in (broker.address, broker.peer_address):
-                if not _is_free(address.port):
+            for address in (broker.address, broker.peer_address, broker.http_address):
+                if address is not None and not _is_free(address.port):
                     raise StorageError(
                         f"cannot start broker {broker.node_id}: {address} is in use; is this "
                         "cluster running already?  If not, choose another --port"
@@ -224,6 +228,7 @@ def open_cluster(
     broker_count_default: int = 3,
     port_default: int | None = None,
     settings: Sequence[str] = (),
+    http: bool = False,
 ) -> LocalCluster:
     """The cluster of a directory: the one that was made there, or a new one.
 
@@ -232,6 +237,8 @@ def open_cluster(
         broker_count: None: as it was, or ``broker_count_default``.
         port: first client port; None: as it was, or ``port_default``, or any free ones.
         settings: passed on to every ``logd serve``.
+        http: every broker has a status page.  Its address is not the cluster's identity, and is
+            found anew each time.
 
     Raises:
         UsageError: the directory holds a cluster of another size.
@@ -246,6 +253,7 @@ def open_cluster(
         entries = _chosen(broker_count or broker_count_default, port or port_default)
     directory.mkdir(parents=True, exist_ok=True)
     _save(path, entries)
+    http_addresses = _http_addresses(entries) if http else [None] * len(entries)
     return LocalCluster(
         [
             LocalBroker(
@@ -253,8 +261,9 @@ def open_cluster(
                 address=parse_host_port(entry.address),
                 peer_address=parse_host_port(entry.peer_address),
                 directory=directory / f"broker-{entry.id}",
+                http_address=http_address,
             )
-            for entry in entries
+            for entry, http_address in zip(entries, http_addresses, strict=True)
         ],
         settings=settings,
     )
@@ -316,6 +325,19 @@ def _chosen(broker_count: int, port: int | None) -> list[BrokerEntry]:
         )
         for at in range(broker_count)
     ]
+
+
+def _http_addresses(entries: Sequence[BrokerEntry]) -> list[HostPort]:
+    """Beside the client ports if those are free, so that a bookmark goes on to work."""
+    used = {
+        parse_host_port(address).port
+        for entry in entries
+        for address in (entry.address, entry.peer_address)
+    }
+    wanted = [parse_host_port(entry.address).port + HTTP_PORT_DISTANCE for entry in entries]
+    if not all(port not in used and _is_free(port) for port in wanted):
+        wanted = free_ports(len(entries), random.Random(), taken=used)
+    return [HostPort(HOST, port) for port in wanted]
 
 
 def _refuse_foreign(directory: Path) -> None:

@@ -21,6 +21,7 @@ from logd.cli.options import HOST_PORT
 if TYPE_CHECKING:
     import trio
 
+    from logd.broker.recent_events import RecentEvents
     from logd.config import BrokerConfig
     from logd.ops.logging import LogLevel
     from logd.types import HostPort
@@ -39,6 +40,7 @@ FORCED_EXIT_CODE = 1
 @click.option("--data-dir", help="Where this broker keeps its logs; made if missing.")
 @click.option("--listen", type=HOST_PORT, help="Where clients connect.")
 @click.option("--peer-listen", type=HOST_PORT, help="Where the other brokers connect.")
+@click.option("--http-listen", type=HOST_PORT, help="Where metrics and the status page are.")
 @click.option("--advertise", type=HOST_PORT, help="What clients are told, if not --listen.")
 @click.option(
     "--cluster",
@@ -61,6 +63,7 @@ def serve(
     data_dir: str | None,
     listen: HostPort | None,
     peer_listen: HostPort | None,
+    http_listen: HostPort | None,
     advertise: HostPort | None,
     cluster: str | None,
     failure_domain: str | None,
@@ -72,6 +75,7 @@ def serve(
 
     From --config FILE, from the other options, or both.
     """
+    from logd.broker.recent_events import RecentEvents
     from logd.config import build_config, load_config
     from logd.ops.logging import configure_logging
 
@@ -80,6 +84,7 @@ def serve(
         "data_dir": data_dir,
         "listen": listen,
         "peer_listen": peer_listen,
+        "http_listen": http_listen,
         "advertise": advertise,
         "cluster": cluster,
         "failure_domain": failure_domain,
@@ -91,13 +96,14 @@ def serve(
         config = build_config({}, "command line", given)
     else:
         config = load_config(_text_of(config_file), str(config_file), given)
-    configure_logging(log_level)
+    events = RecentEvents()
+    configure_logging(log_level, on_event=events.feed)
     if not config.failure_domain:
         config = dataclasses.replace(config, failure_domain=socket.gethostname())
 
     import trio
 
-    trio.run(_serve, config, exit_with_parent)
+    trio.run(_serve, config, events, exit_with_parent)
 
 
 def _text_of(path: Path) -> str:
@@ -109,11 +115,12 @@ def _text_of(path: Path) -> str:
         raise UsageError(f"{path}: not UTF-8 text: {error}") from error
 
 
-async def _serve(config: BrokerConfig, exit_with_parent: bool) -> None:
+async def _serve(config: BrokerConfig, events: RecentEvents, exit_with_parent: bool) -> None:
     """Run the broker until a watcher asks it to stop, and then until it has."""
     import trio
 
     from logd.broker.server import run_broker
+    from logd.ops.companion import make_visible
     from logd.runtime.env import open_real_env
     from logd.runtime.memory import keep_freed_memory
 
@@ -123,7 +130,7 @@ async def _serve(config: BrokerConfig, exit_with_parent: bool) -> None:
         await watchers.start(_stop_on_signal, stop)
         if exit_with_parent:
             watchers.start_soon(_stop_with_parent, stop)
-        await run_broker(config, env, stop=stop)
+        await run_broker(config, env, stop=stop, events=events, companion=make_visible)
         watchers.cancel_scope.cancel()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Final, Literal, TextIO
 
 import msgspec
@@ -19,20 +20,50 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LOG_LEVELS: Final[tuple[LogLevel, ...]] = ("debug", "info", "warning", "error")
 
 
-def configure_logging(level: LogLevel, stream: TextIO | None = None) -> None:
-    """Send every event of ``level`` or above to ``stream`` (default: stderr)."""
+def configure_logging(
+    level: LogLevel,
+    stream: TextIO | None = None,
+    on_event: Callable[[Mapping[str, Any]], None] | None = None,
+) -> None:
+    """Send every event of ``level`` or above to ``stream`` (default: stderr).
+
+    ``on_event`` is told of every event of level info or above, also where the log is quieter.
+    """
     stream = sys.stderr if stream is None else stream
+    threshold: int = getattr(logging, level.upper())
+    tellers = [] if on_event is None else [_Teller(on_event, threshold)]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *tellers,
             *(_for_a_person() if stream.isatty() else _for_programs()),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(
+            threshold if on_event is None else min(threshold, logging.INFO)
+        ),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )
+
+
+class _Teller:
+    """A processor that passes events on, and drops those that are too quiet for the log."""
+
+    def __init__(self, on_event: Callable[[Mapping[str, Any]], None], threshold: int) -> None:
+        self._on_event = on_event
+        self._threshold = threshold
+
+    def __call__(
+        self, logger: object, method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        level: int = getattr(logging, event["level"].upper())
+        if level >= logging.INFO:
+            self._on_event(event)
+        if level < self._threshold:
+            raise structlog.DropEvent
+        return event
 
 
 def _for_a_person() -> list[structlog.typing.Processor]:

@@ -61,6 +61,7 @@ from logd.record.header import (
     leader_part,
 )
 from logd.replication import log_events
+from logd.replication.counts import GroupCounts, NodeCounts
 from logd.replication.received import ReceivedBatch
 from logd.storage.log import LogBatch
 from logd.types import Buffer, GroupId, NodeId, Offset, Term
@@ -159,6 +160,7 @@ class GroupHost(Protocol):
     """What a group needs of the node it runs on."""
 
     env: Env
+    counts: NodeCounts
     tail_cache: TailCache
     node: NodeId
 
@@ -199,6 +201,7 @@ class Group:
         self.failure: BaseException | None = None
         self.damage: str | None = None
         """A hole that could not be filled yet, for people."""
+        self.counts = GroupCounts()
         self.fence_required = False
         """The topic refuses appends that carry no fencing token."""
         self._opened = opened
@@ -218,6 +221,8 @@ class Group:
         """Waiting for the commit of what another request appended."""
         self._confirmations: dict[int, Callable[[LogdError | None], None]] = {}
         self._next_read_id = 1
+        self._written: deque[tuple[Offset, float]] = deque()
+        """As the leader: ends of writes that are not committed yet, and when they were made."""
         self._watchers: dict[int, Watcher] = {}
         self._next_watcher = 0
         self._log_time_base_ms = 0
@@ -485,8 +490,11 @@ class Group:
         if not batches:
             return True
         written = [batch.log_batch for batch in batches]
-        if not self._write(written):
+        size = self._write(written)
+        if not size:
             return False
+        self.counts.batches_replicated += len(written)
+        self.counts.bytes_replicated += size
         try:
             for batch in batches:
                 self._note(batch.header, batch.log_batch)
@@ -497,15 +505,16 @@ class Group:
         self._after_append()
         return True
 
-    def _write(self, batches: list[LogBatch]) -> bool:
+    def _write(self, batches: list[LogBatch]) -> int:
+        """Bytes written; 0 if the log failed."""
         try:
-            self.log.append(batches)
+            size = self.log.append(batches)
         except (OSError, LogdError) as error:
             self.fail(error)
-            return False
+            return 0
         self._host.tail_cache.add(self.group_id, batches)
         self._host.request_sync(self)
-        return True
+        return size
 
     def _note(self, header: BatchHeader, batch: LogBatch) -> None:
         control = None
@@ -558,6 +567,7 @@ class Group:
         )
         self._lanes.clear()
         self._fed_from_file.clear()
+        self.counts.elections_won += 1
         self._host.leadership_changed(self)
         no_op = seal_opaque(
             encode_control(NoOp()), kind=BatchKind.CONTROL, timestamp_ms=self._log_time_ms()
@@ -566,6 +576,7 @@ class Group:
 
     def _on_leadership_lost(self) -> None:
         log.info(log_events.LEADERSHIP_LOST, group=self.group_id, term=self.core.term)
+        self.counts.leaderships_lost += 1
         self._host.leadership_changed(self)
         self._end_leading()
 
@@ -574,6 +585,7 @@ class Group:
         waiting = (*self._waiting, *self._waiting_elsewhere)
         self._waiting.clear()
         self._waiting_elsewhere.clear()
+        self._written.clear()
         for proposal in waiting:
             proposal.finish(
                 LeadershipLostError(
@@ -724,8 +736,14 @@ class Group:
                 )
                 self._waiting.append(proposal)
         batches = [batch for batch, _ in placed]
-        if not self._write(batches):
+        size = self._write(batches)
+        if not size:
             return
+        self._written.append((batches[-1].end_offset, trio.current_time()))
+        counts = self.counts
+        counts.batches_in += len(batches)
+        counts.bytes_in += size
+        counts.records_in += batches[-1].end_offset - batches[0].base_offset
         spans = tuple(BatchSpan(b.base_offset, b.end_offset, b.term) for b in batches)
         self._step(Appended(spans), ())
         self._after_append()
@@ -881,6 +899,8 @@ class Group:
         assert self._commit_offset <= commit_offset <= self.log.end_offset
         self._commit_offset = commit_offset
         self._take_up_trim()
+        if self._written:
+            self._count_commits(commit_offset)
         waiting = self._waiting
         while waiting:
             placed = waiting[0].placed
@@ -898,6 +918,12 @@ class Group:
         start, end = self.state.trim
         if start > self.trimmed_to and end <= self._commit_offset:
             self.trimmed_to = start
+
+    def _count_commits(self, commit_offset: Offset) -> None:
+        now = trio.current_time()
+        written, commit_s = self._written, self._host.counts.commit_s
+        while written and written[0][0] <= commit_offset:
+            commit_s.observe(now - written.popleft()[1])
 
     def _finish_elsewhere(self, commit_offset: Offset) -> None:
         still: list[Proposal] = []
@@ -946,7 +972,9 @@ class Group:
             async with self._io_lock:
                 if self.failure is not None or self.log.failure is not None:
                     return
+                began = trio.current_time()
                 end, term = await self._host.env.run_blocking(self.log.sync, self.commit_offset)
+                self._host.counts.sync_s.observe(trio.current_time() - began)
         except (OSError, LogdError) as error:
             self.fail(error)
             return

@@ -30,6 +30,7 @@ from logd.raft.messages import (
 )
 from logd.raft.messages import Message as AnyRaftMessage
 from logd.replication import log_events
+from logd.replication.counts import GroupCounts, NodeCounts
 from logd.replication.failure_detector import Change, FailureDetector
 from logd.replication.group import Group
 from logd.replication.peer_link import PeerLink
@@ -45,10 +46,13 @@ from logd.replication.peer_protocol import (
     Ping,
     RepairRequest,
     RepairResponse,
+    ReportRequest,
+    ReportResponse,
     digest_of,
 )
 from logd.replication.received import check_append
 from logd.replication.repairer import Repairer
+from logd.replication.reports import Reports
 from logd.replication.sync_pool import SyncPool
 from logd.replication.tail_cache import TailCache
 from logd.replication.timers import GroupTimers
@@ -87,6 +91,9 @@ class Node:
         self.node = config.node_id
         self.membership = membership
         self.tail_cache = TailCache(config.tail_cache_bytes)
+        self.counts = NodeCounts()
+        self.group_counts: dict[GroupId, GroupCounts] = {}
+        """Of all groups that were ever open here; whoever reads them forgets deleted ones."""
         self.groups: dict[GroupId, Group] = {}
         self.shut: dict[GroupId, str] = {}
         """Replicas on this node that could not be taken up, and why."""
@@ -116,6 +123,7 @@ class Node:
         self._notice_wanted = trio.Event()
         self._leadership_news = trio.Event()
         self.repairer = Repairer(self, config.scrub_bytes_per_s, config.scrub_interval_s)
+        self.reports = Reports(self)
         self._nursery: trio.Nursery | None = None
 
     # --- life ---------------------------------------------------------------------------------
@@ -139,6 +147,7 @@ class Node:
         """Take up a group that was opened; peers that are alive are made known to it."""
         assert group.group_id not in self.groups
         self.groups[group.group_id] = group
+        group.counts = self.group_counts.setdefault(group.group_id, group.counts)
         for member in group.core.configuration.members:
             if member != self.node and self._detector.is_up(member):
                 group.post(PeerUp(member))
@@ -219,6 +228,8 @@ class Node:
 
     def leader_learnt(self, group: Group) -> None:
         self._unclaimed[group.group_id] = 0
+        if group.core.leader is not None:
+            group.counts.leader_changes += 1
 
     def group_failed(self, group: Group, error: BaseException) -> None:
         self.leadership_changed(group)
@@ -283,6 +294,13 @@ class Node:
 
     # --- peers ----------------------------------------------------------------------------------
 
+    def queued_bytes(self) -> dict[NodeId, int]:
+        """Bytes that wait to be sent, by peer."""
+        queued: dict[NodeId, int] = {}
+        for (peer, _), link in self._links.items():
+            queued[peer] = queued.get(peer, 0) + link.queued_bytes
+        return queued
+
     def peers_up(self) -> list[NodeId]:
         return self._detector.up()
 
@@ -335,6 +353,7 @@ class Node:
         self._post_to_shared(node, PeerUp(node))
 
     def _peer_down(self, node: NodeId) -> None:
+        self.counts.peers_lost += 1
         log.warning(log_events.PEER_DOWN, peer=node)
         self._claims[node] = {}
         self._post_to_shared(node, PeerDown(node))
@@ -434,6 +453,10 @@ class Node:
                 self.repairer.on_request(source, message)
             case RepairResponse():
                 self.repairer.on_response(message, frame.body)
+            case ReportRequest():
+                self.reports.on_request(source, message)
+            case ReportResponse():
+                self.reports.on_response(message, frame.body)
             case ForwardResult():
                 assert self.on_forward_result is not None
                 self.on_forward_result(message)

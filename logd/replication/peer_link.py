@@ -85,6 +85,10 @@ class PeerLink:
     def has_room(self) -> bool:
         return self._outbox.has_room
 
+    @property
+    def queued_bytes(self) -> int:
+        return self._outbox.queued_bytes
+
     def send(self, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()) -> None:
         """Queue one frame.  The caller has asked ``has_room`` where the frame is large."""
         if not self.is_connected:

@@ -49,6 +49,8 @@ class PeerKind(IntEnum):
     FORWARD_RESULT = 137
     REPAIR_REQUEST = 138
     REPAIR_RESPONSE = 139
+    REPORT_REQUEST = 148
+    REPORT_RESPONSE = 149
 
 
 class PeerMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -141,6 +143,18 @@ class RepairResponse(PeerMessage, frozen=True, kw_only=True):
     refused: str = ""
 
 
+class ReportRequest(PeerMessage, frozen=True, kw_only=True):
+    """Asks a broker how it is, for a status page that somebody looks at."""
+
+    request_id: int
+
+
+class ReportResponse(PeerMessage, frozen=True, kw_only=True):
+    """The body is the report; empty if there is none."""
+
+    request_id: int
+
+
 AnyPeerMessage = (
     RaftMessage
     | PeerHello
@@ -150,6 +164,8 @@ AnyPeerMessage = (
     | ForwardResult
     | RepairRequest
     | RepairResponse
+    | ReportRequest
+    | ReportResponse
 )
 
 TYPE_BY_KIND: Final[dict[int, type[AnyPeerMessage]]] = {
@@ -165,6 +181,8 @@ TYPE_BY_KIND: Final[dict[int, type[AnyPeerMessage]]] = {
     PeerKind.FORWARD_RESULT: ForwardResult,
     PeerKind.REPAIR_REQUEST: RepairRequest,
     PeerKind.REPAIR_RESPONSE: RepairResponse,
+    PeerKind.REPORT_REQUEST: ReportRequest,
+    PeerKind.REPORT_RESPONSE: ReportResponse,
 }
 
 KIND_BY_TYPE: Final[dict[type[AnyPeerMessage], int]] = {t: k for k, t in TYPE_BY_KIND.items()}

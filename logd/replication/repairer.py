@@ -118,6 +118,7 @@ class Repairer:
 
     async def _repair(self, group: Group, hole: Hole) -> bool:
         """Fill one hole of a running group; False if no peer could help now."""
+        self._node.counts.holes_found += 1
         log.error(log_events.DAMAGE_FOUND, group=group.group_id, hole=str(hole))
         if hole.end.offset > group.commit_offset:
             group.fail(CorruptionError(f"damage above the commit offset: {hole}"))
@@ -135,6 +136,7 @@ class Repairer:
                 group.damage = str(error)
                 return False
         group.damage = None
+        self._node.counts.holes_repaired += 1
         log.info(log_events.DAMAGE_REPAIRED, group=group.group_id, hole=str(hole))
         return True
 
@@ -147,6 +149,7 @@ class Repairer:
             CorruptionError: no peer can give back what is missing.
         """
         group_id = opened.group_id
+        self._node.counts.holes_found += 1
         log.error(log_events.DAMAGE_FOUND, group=group_id, hole=opened.damage)
         self._shut[group_id] = opened
         try:
@@ -157,6 +160,7 @@ class Repairer:
         finally:
             del self._shut[group_id]
             opened.close()
+        self._node.counts.holes_repaired += 1
         log.info(log_events.DAMAGE_REPAIRED, group=group_id, hole=opened.damage)
 
     async def _mend_once(self, opened: OpenedGroup, members: Sequence[NodeId]) -> bool:

@@ -307,8 +307,10 @@ class Log:
 
     # --- writing ------------------------------------------------------------------------
 
-    def append(self, batches: Sequence[LogBatch]) -> None:
+    def append(self, batches: Sequence[LogBatch]) -> int:
         """Put batches behind the end, in the page cache.  Durable after the next ``sync``.
+
+        Returns how many bytes they are.
 
         Raises:
             StorageFailedError: the disk failed; the log is poisoned.
@@ -338,6 +340,7 @@ class Log:
         except OSError as error:
             raise self._fail("append", error) from error
         self._end = LogEnd(offset, term, position)
+        return position - end.position
 
     def sync(self, commit_offset: Offset) -> tuple[Offset, Term]:
         """Make everything appended so far durable; say up to where that is.

@@ -364,12 +364,22 @@ class LocalReplicaInfo(Message, frozen=True, kw_only=True):
     """Why it is stopped, if it is."""
 
 
+class EventInfo(Message, frozen=True, kw_only=True):
+    """Something that happened on a broker."""
+
+    at_ms: int
+    level: Literal["info", "warning", "error"]
+    name: str
+    text: str
+
+
 class DescribeBrokerResponse(Message, frozen=True, kw_only=True):
     node_id: int
     version: str
     uptime_ms: int
     replicas: list[LocalReplicaInfo]
     peers_alive: list[int]
+    events: list[EventInfo] = []
 
 
 Request = (

@@ -1,0 +1,161 @@
+"""The last things that happened, as sentences, for the status page and ``cluster status``.
+
+They are the log's events: whatever is worth a line there at level warning, and those of level
+info that a person asks for first (who leads, who is up, what was repaired).  A broker that
+fails over leads hundreds of partitions at once, which would push everything else out: events
+of one kind that follow one another closely are one entry with a count.
+
+The ring is fed by the logging set-up (``logd.ops.logging``); nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal, NamedTuple
+
+from logd.broker import log_events as broker_events
+from logd.limits import RECENT_EVENTS_MAX
+from logd.replication import log_events as replication_events
+from logd.types import METADATA_GROUP, GroupId
+from logd.wire.messages import EventInfo
+
+TOGETHER: Final = timedelta(seconds=5)
+"""Events of one kind this close to each other are one entry."""
+
+TEXT_CHARACTERS_MAX: Final = 300
+LOUD_LEVELS: Final = ("warning", "error", "critical")
+
+NameOfGroup = Callable[[GroupId], str | None]
+"""The partition that a group replicates, as ``topic/number``."""
+
+
+class Sentence(NamedTuple):
+    """How an event is told: fields of the event stand in braces, ``{partition}`` is found."""
+
+    one: str
+    many: str = ""
+    """Of ``{count}`` of them; without it each tells the last one."""
+
+
+SENTENCES: Final[dict[str, Sentence]] = {
+    broker_events.BROKER_STARTED: Sentence("started"),
+    broker_events.BROKER_STOPPING: Sentence("is stopping"),
+    broker_events.BROKER_REGISTERED: Sentence("joined the cluster at {address}"),
+    broker_events.WAITING_FOR_NODES: Sentence("waits for brokers {missing}"),
+    broker_events.CLUSTER_FORMED: Sentence("became part of cluster {cluster_id}"),
+    broker_events.LEADER_MOVED: Sentence(
+        "hands {partition} to broker {to}, to even out leaders",
+        "hands {count} partitions to others, to even out leaders",
+    ),
+    broker_events.PARTITION_DAMAGED: Sentence("{partition} stays shut: {reason}"),
+    broker_events.PARTITION_TRASHED: Sentence(
+        "removed a deleted partition", "removed {count} deleted partitions"
+    ),
+    broker_events.CLIENT_REFUSED: Sentence(
+        "refused {address}: {reason}", "refused {count} clients, the last {address}: {reason}"
+    ),
+    broker_events.DISK_FULL: Sentence("disk full, appends are refused: {free_bytes} bytes free"),
+    broker_events.DISK_USABLE_AGAIN: Sentence("disk usable again: {free_bytes} bytes free"),
+    broker_events.DISK_SPACE_UNKNOWN: Sentence("cannot tell the free disk space: {reason}"),
+    replication_events.GROUP_FAILED: Sentence("{partition} has failed: {error}"),
+    replication_events.LEADER_ELECTED: Sentence(
+        "leads {partition} in term {term}", "leads {count} more partitions, {partition} among them"
+    ),
+    replication_events.LEADERSHIP_LOST: Sentence(
+        "no longer leads {partition}", "no longer leads {count} partitions"
+    ),
+    replication_events.LOG_TRUNCATED: Sentence(
+        "cut {partition} back to offset {start}, from {end}"
+    ),
+    replication_events.DAMAGE_FOUND: Sentence("found damage in {partition}: {hole}"),
+    replication_events.DAMAGE_REPAIRED: Sentence("repaired {partition}: {hole}"),
+    replication_events.PEER_UP: Sentence("hears broker {peer}"),
+    replication_events.PEER_DOWN: Sentence("lost broker {peer}"),
+    replication_events.PEER_REFUSED: Sentence(
+        "refused a peer: {reason}", "refused {count} peers, the last: {reason}"
+    ),
+}
+"""Events of level info that are not here are left out; louder ones are told by their name."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    name: str
+    level: str
+    began: datetime
+    at: datetime
+    fields: dict[str, Any]
+    count: int = 1
+
+
+class RecentEvents:
+    """A bounded ring, oldest first."""
+
+    def __init__(self, entries_max: int = RECENT_EVENTS_MAX) -> None:
+        self._entries: deque[_Entry] = deque(maxlen=entries_max)
+
+    def feed(self, event: Mapping[str, Any]) -> None:
+        """Take one structured log event; ``timestamp`` is ISO 8601."""
+        name, level = str(event["event"]), str(event["level"])
+        if name not in SENTENCES and level not in LOUD_LEVELS:
+            return
+        fields = {key: value for key, value in event.items() if isinstance(value, str | int | list)}
+        at = datetime.fromisoformat(event["timestamp"])
+        last = self._entries[-1] if self._entries else None
+        if last is not None and last.name == name and at - last.began < TOGETHER:
+            last.at, last.fields, last.count = at, fields, last.count + 1
+        else:
+            self._entries.append(_Entry(name, level, at, at, fields))
+
+    def told(self, name_of: NameOfGroup, entries_max: int = RECENT_EVENTS_MAX) -> list[EventInfo]:
+        """The newest entries as sentences, newest first."""
+        newest = list(self._entries)[: -entries_max - 1 : -1]
+        return [
+            EventInfo(
+                at_ms=int(entry.at.timestamp() * 1000),
+                level=_level(entry.level),
+                name=entry.name,
+                text=_told(entry, name_of),
+            )
+            for entry in newest
+        ]
+
+
+def _level(level: str) -> Literal["info", "warning", "error"]:
+    match level:
+        case "debug" | "info":
+            return "info"
+        case "warning":
+            return "warning"
+        case _:
+            return "error"
+
+
+def _told(entry: _Entry, name_of: NameOfGroup) -> str:
+    sentence = SENTENCES.get(entry.name) or _unknown(entry)
+    text = sentence.many if entry.count > 1 and sentence.many else sentence.one
+    words = _Words(entry.fields)
+    words["count"] = entry.count
+    group = entry.fields.get("group")
+    if "partition" not in words and isinstance(group, int):
+        words["partition"] = (
+            "the metadata log" if group == METADATA_GROUP else name_of(GroupId(group))
+        ) or f"group {group}"
+    told = " ".join(text.format_map(words).split())
+    return told if len(told) <= TEXT_CHARACTERS_MAX else f"{told[: TEXT_CHARACTERS_MAX - 1]}…"
+
+
+def _unknown(entry: _Entry) -> Sentence:
+    reason = next((key for key in ("reason", "error") if key in entry.fields), None)
+    words = entry.name.replace("_", " ").replace("{", "").replace("}", "")
+    return Sentence(f"{words}: {{{reason}}}" if reason else words)
+
+
+class _Words(dict[str, Any]):
+    """Fields for a sentence; one that the event does not have is a dash."""
+
+    def __missing__(self, key: str) -> str:
+        return "-"
