@@ -150,11 +150,6 @@ class Broker:
             f"it hears {'nodes ' + ', '.join(map(str, up)) if up else 'no other node'}"
         )
 
-    def name_of(self, group_id: GroupId) -> str | None:
-        """The partition of a group, for people; None if there is none (any more)."""
-        placement = self.metadata.state.placement(group_id)
-        return None if placement is None else str(placement.name)
-
     @property
     def controller(self) -> int | None:
         return self.node.leader_of(METADATA_GROUP)[0]

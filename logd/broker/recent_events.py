@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NamedTuple
 from logd.broker import log_events as broker_events
 from logd.limits import RECENT_EVENTS_MAX
 from logd.replication import log_events as replication_events
-from logd.types import METADATA_GROUP, GroupId
+from logd.types import GroupId
 from logd.wire.messages import EventInfo
 
 TOGETHER: Final = timedelta(seconds=5)
@@ -28,8 +28,8 @@ TOGETHER: Final = timedelta(seconds=5)
 TEXT_CHARACTERS_MAX: Final = 300
 LOUD_LEVELS: Final = ("warning", "error", "critical")
 
-NameOfGroup = Callable[[GroupId], str | None]
-"""The partition that a group replicates, as ``topic/number``."""
+NameOfGroup = Callable[[GroupId], str]
+"""What people call a group: ``topic/number``, mostly."""
 
 
 class Sentence(NamedTuple):
@@ -141,9 +141,7 @@ def _told(entry: _Entry, name_of: NameOfGroup) -> str:
     words["count"] = entry.count
     group = entry.fields.get("group")
     if "partition" not in words and isinstance(group, int):
-        words["partition"] = (
-            "the metadata log" if group == METADATA_GROUP else name_of(GroupId(group))
-        ) or f"group {group}"
+        words["partition"] = name_of(GroupId(group))
     told = " ".join(text.format_map(words).split())
     return told if len(told) <= TEXT_CHARACTERS_MAX else f"{told[: TEXT_CHARACTERS_MAX - 1]}…"
 

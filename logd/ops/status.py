@@ -17,7 +17,7 @@ from logd import __version__
 from logd.limits import STATUS_PARTITIONS_MAX
 from logd.ops.report import BrokerReport, LedPartition, decode_report, make_report
 from logd.ops.sampler import INTERVAL_S, NO_RATES, Sampler
-from logd.types import METADATA_GROUP, GroupId, NodeId
+from logd.types import GroupId, NodeId
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
@@ -353,14 +353,11 @@ def _problems_of_brokers(broker: Broker, reports: Mapping[NodeId, BrokerReport])
 
 
 def _troubles(broker: Broker, reports: Mapping[NodeId, BrokerReport]) -> list[str]:
-    found = []
-    for node in sorted(reports):
-        for trouble in reports[node].troubles:
-            name = broker.name_of(GroupId(trouble.group))
-            if trouble.group == METADATA_GROUP:
-                name = "the metadata log"
-            found.append(f"broker {node}, {name or f'group {trouble.group}'}: {trouble.reason}")
-    return found
+    return [
+        f"broker {node}, {broker.name_of(GroupId(trouble.group))}: {trouble.reason}"
+        for node in sorted(reports)
+        for trouble in reports[node].troubles
+    ]
 
 
 def _counted(names: Sequence[str], one: str, many: str) -> list[str]:

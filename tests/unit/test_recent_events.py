@@ -20,8 +20,8 @@ def _defaults_afterwards() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def name_of(group: GroupId) -> str | None:
-    return "orders/1" if group == 7 else None
+def name_of(group: GroupId) -> str:
+    return "orders/1" if group == 7 else f"group {group}"
 
 
 def event(name: str, second: int = 0, level: str = "info", **fields: object) -> dict[str, object]:
@@ -41,15 +41,6 @@ def test_an_event_is_a_sentence_about_its_broker() -> None:
     (told,) = events.told(name_of)
     assert told.text == "leads orders/1 in term 3"
     assert (told.level, told.name, told.at_ms) == ("info", "leader_elected", 1767225600500)
-
-
-def test_the_metadata_log_and_deleted_partitions_have_names_too() -> None:
-    events = RecentEvents()
-
-    events.feed(event("leader_elected", 0, group=0, term=1))
-    events.feed(event("leadership_lost", 10, group=99, term=1))
-
-    assert texts(events) == ["no longer leads group 99", "leads the metadata log in term 1"]
 
 
 def test_events_of_a_kind_that_come_together_are_one_entry() -> None:
