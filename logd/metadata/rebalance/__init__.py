@@ -1,0 +1,6 @@
+"""The rebalance planner: from what the brokers hold to a list of moves, each with its reason.
+
+``cluster.py`` says what is looked at, ``shares.py`` what would be even, ``search.py`` finds a
+layout that is even enough and moves few bytes, ``leaders.py`` chooses preferred leaders, and
+``planner.py`` turns the difference into an explained, ordered, bounded plan.
+"""

@@ -1,0 +1,67 @@
+"""What the planner looks at: brokers, partitions with their weights, and what is wanted."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from logd.limits import MIB
+from logd.types import GroupId, NodeId, TopicPartition
+
+TOLERANCE_DEFAULT: Final = 0.05
+"""A broker within this share of an even load is left alone: the last few percent cost as many
+bytes as the first, and move again with the next hour's traffic."""
+
+THROTTLE_DEFAULT: Final = 50 * MIB
+PLAN_MOVES_MAX: Final = 10_000
+"""Moves of one plan.  What it does not reach, the next plan does."""
+
+
+class BrokerLoad(NamedTuple):
+    """One broker, as a place for replicas."""
+
+    node: NodeId
+    failure_domain: str
+    rack: str = ""
+    is_draining: bool = False
+    """Its replicas are to go, and none may come."""
+    is_dead: bool = False
+    """It has been away for too long: its replicas are to be built anew elsewhere."""
+    bytes_max: int | None = None
+    """Bytes of partitions that its disk can hold; None: not known, so not looked at."""
+
+    @property
+    def is_target(self) -> bool:
+        return not self.is_draining and not self.is_dead
+
+
+class PartitionLoad(NamedTuple):
+    """One partition, and what each of its replicas weighs."""
+
+    group: GroupId
+    name: TopicPartition
+    replicas: tuple[NodeId, ...]
+    """The first is the preferred leader."""
+    size_bytes: int
+    write_bytes_per_s: int = 0
+    """Each replica writes all of it, so it weighs the same wherever a replica is."""
+    replica_count: int | None = None
+    """Replicas it shall have; None: as many as it has."""
+
+    @property
+    def wanted_count(self) -> int:
+        return len(self.replicas) if self.replica_count is None else self.replica_count
+
+
+class Goals(NamedTuple):
+    """What a plan is for.
+
+    Always: replicas in different failure domains and racks, as many as wanted, none on brokers
+    that are draining or dead.  With ``is_balancing`` also an even load, in this order: replica
+    counts, leader counts, bytes, traffic.  Among layouts that are equally good, the one that
+    moves the fewest bytes.
+    """
+
+    is_balancing: bool = True
+    tolerance: float = TOLERANCE_DEFAULT
+    throttle_bytes_per_s: int = THROTTLE_DEFAULT
+    moves_max: int = PLAN_MOVES_MAX
