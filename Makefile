@@ -8,6 +8,9 @@ MUTANT_SEEDS ?= 60
 EVERY ?= 1
 MINUTES ?= 20
 TARGET ?=
+RUNS ?= 5
+NAMES ?=
+SAVE ?=
 
 .PHONY: setup demo test lint types check mutants bench sim soak fuzz clean
 .DEFAULT_GOAL := help
@@ -21,7 +24,7 @@ help:
 	@echo "make soak    MINUTES=20 of faults on real brokers under load, nothing lost"
 	@echo "make fuzz    MINUTES=20 looking for bytes that break a decoder; TARGET=name only one"
 	@echo "make mutants deliberate breakages, each killed by tests or simulator; EVERY=n for every n-th"
-	@echo "make bench   produce, consume and latency on a local three-broker cluster"
+	@echo "make bench   RUNS=5 rounds of every figure beside the floor's; NAMES=\"produce latency\""
 
 setup: $(VENV)/.ready
 
@@ -64,9 +67,7 @@ mutants: setup
 	$(BIN)/python -m tests.sim.mutants --table --seeds $(MUTANT_SEEDS) --every $(EVERY)
 
 bench: setup
-	$(BIN)/logd bench produce --brokers 3
-	$(BIN)/logd bench consume --brokers 3
-	$(BIN)/logd bench latency --brokers 3
+	$(BIN)/python -m bench.against_floor --runs $(RUNS) $(NAMES) $(if $(SAVE),--save $(SAVE))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

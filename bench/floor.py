@@ -10,7 +10,7 @@ needs for those is what separates it from this.
 
 Why it exists: a figure of a busy or virtual machine means little by itself.  Measured in the
 same minutes, product and floor suffer alike, and their ratio says how far the product is from
-what Python can do on that machine.  ``bench/compare.py`` runs both in turns.
+what Python can do on that machine.  ``bench/against_floor.py`` runs both in turns.
 
 Why files are allocated, filled once and then written round and round: on a virtual machine the
 first touch of memory is several times slower than the second, and no log would be the better
