@@ -17,7 +17,7 @@ from logd.broker.broker import Broker
 from logd.broker.reading import offsets
 from logd.errors import DeliveryTimeoutError, DiskFullError, LogdError
 from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES
-from logd.types import METADATA_GROUP, GroupId
+from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import OffsetsRequest
 from logd_client import Client
 from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
@@ -447,5 +447,49 @@ def test_a_disk_that_takes_seconds_slows_nobody_down_and_deposes_nobody(
         assert sorted(took)[len(took) * 99 // 100] < 0.2
         assert max(took) < 1.0
         assert told.elections() == elections
+
+    tell(story)
+
+
+# --- who waits for what -----------------------------------------------------------------
+
+
+def test_a_cluster_that_is_not_formed_says_who_is_missing_until_they_come() -> None:
+    async def main() -> None:
+        async with open_cluster(1, ClusterSettings(network=CALM)) as cluster:
+            late = cluster.nodes[NodeId(3)]
+            await late.crash(power=False)
+            await trio.sleep(3.0)
+            with pytest.raises(LogdError, match="has not seen node 3"):
+                async with cluster.client(connect_timeout_ms=2000) as client:
+                    await client.admin.create_topic(TOPIC, partitions=1)
+            late.start()
+            with trio.fail_after(10):
+                made = False
+                while not made:
+                    with contextlib.suppress(LogdError):
+                        async with cluster.client() as client:
+                            await client.admin.create_topic(TOPIC, partitions=1)
+                            made = True
+
+    run_deterministic(main, seed=1)
+
+
+def test_without_a_majority_callers_are_told_in_time_and_all_goes_on_when_it_is_back() -> None:
+    async def story(told: Told) -> None:
+        await told.append(5)
+        down = told.nodes[:2]
+        async with told.client.producer(TOPIC, delivery_timeout_ms=2000) as producer:
+            for node in down:
+                await node.crash(power=True)
+            began = trio.current_time()
+            with pytest.raises(DeliveryTimeoutError):
+                await producer.append(b"nobody confirms it")
+            assert trio.current_time() - began < 3.0
+        for node in down:
+            node.start()
+        with trio.fail_after(10):
+            await told.append(5)
+        await told.nothing_is_lost_on(told.nodes)
 
     tell(story)
