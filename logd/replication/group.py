@@ -171,6 +171,7 @@ class GroupHost(Protocol):
     def has_room(self, target: NodeId, lane: Lane) -> bool: ...
     def start_soon(self, function: Callable[..., object], *args: object) -> None: ...
     def mark_dirty(self, group: Group) -> None: ...
+    def flush_soon(self, group: Group) -> None: ...
     def request_sync(self, group: Group) -> None: ...
     def set_deadline(self, group: Group, deadline_ms: int | None) -> None: ...
     def tell_commit_later(self, group: Group) -> None: ...
@@ -320,12 +321,20 @@ class Group:
             self._step(event, batches)
 
     def propose(self, proposal: Proposal) -> None:
-        """Queue a sealed batch; ``flush`` appends it.  Its ``done`` is called exactly once."""
+        """Queue a sealed batch; ``flush`` appends it.  Its ``done`` is called exactly once.
+
+        With nothing under way there is nothing to group it with, and waiting for the pump
+        would only delay it: it is appended at once.
+        """
         if not self.is_leader:
             proposal.finish(self.not_leader())
             return
+        is_alone = not self._waiting and not self._proposals
         self._proposals.append(proposal)
-        self._host.mark_dirty(self)
+        if is_alone:
+            self._host.flush_soon(self)
+        else:
+            self._host.mark_dirty(self)
 
     async def commit(self, batch: Buffer, deadline_ms: int) -> Placed:
         """Have a sealed batch of this broker's own committed; says where it lies.

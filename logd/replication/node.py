@@ -205,6 +205,15 @@ class Node:
         self._dirty[group.group_id] = group
         self._pump_lot.unpark()
 
+    def flush_soon(self, group: Group) -> None:
+        """Let ``group`` append what was proposed: now, or if a turn is open, by the pump."""
+        if self.turn.is_open:
+            self.mark_dirty(group)
+            return
+        self.turn.begin()
+        group.flush()
+        self.turn.end()
+
     def request_sync(self, group: Group) -> None:
         self._syncs.request(group, is_noticed=self.turn.is_open)
 
