@@ -117,6 +117,8 @@ class Connection:
         """Frames with correlation ids up to here were handed to the network, in full or part."""
         self._queue: list[tuple[int, Buffer]] = []
         self._wake_writer = anyio.Event()
+        self._is_sending = False
+        """The writer's task is: what is queued meanwhile goes with it."""
         self._sinks: dict[int, SubscriptionSink] = {}
         self._scope = anyio.CancelScope()
         self._error: LogdError | None = None
@@ -133,12 +135,19 @@ class Connection:
     # --- requests -----------------------------------------------------------------------
 
     def submit(self, message: Message, on_done: Completion, body: Buffer = b"") -> None:
-        """Queue a request; ``on_done`` gets its answer or error, once, in the reader's task.
+        """Send a request; ``on_done`` gets its answer or error, once, in the reader's task.
+
+        What the network does not take at once is sent by the connection's own task.
 
         Raises:
             ConnectionFailedError: the connection has ended; ``on_done`` is not called.
             UsageError: the message holds what no message can.
         """
+        self.enqueue(message, on_done, body)
+        self.flush()
+
+    def enqueue(self, message: Message, on_done: Completion, body: Buffer = b"") -> None:
+        """As ``submit``, but it leaves with the next ``flush``."""
         if self._error is not None:
             raise ConnectionFailedError(f"not sent: {self._error}")
         if self._last_correlation_id == CORRELATION_ID_MAX:
@@ -156,7 +165,19 @@ class Connection:
         self._queue.append((correlation_id, prefix))
         if body:
             self._queue.append((correlation_id, body))
-        self._wake_writer.set()
+
+    def flush(self) -> None:
+        """Send what is queued, as far as the network takes it at once; the rest follows."""
+        while self._queue and not self._is_sending:
+            last_id, data = self._next_piece()
+            try:
+                sent = self._stream.send_nowait(data)
+            except OSError:
+                sent = 0  # The task meets the same error, and ends the connection.
+            if sent < len(data):
+                self._queue.insert(0, (last_id, data[sent:]))
+                self._wake_writer.set()
+                return
 
     def post_credit(self, credit: Credit) -> None:
         """Queue the one message that is not answered.  Dropped if the connection has ended."""
@@ -269,27 +290,31 @@ class Connection:
         while True:
             await self._wake_writer.wait()
             self._wake_writer = anyio.Event()
+            self._is_sending = True
             while self._queue:
-                data = self._next_piece()
+                _, data = self._next_piece()
                 try:
                     await self._stream.send(data)
                 except OSError as error:
                     self.fail(ConnectionLostError(f"{self.name}: {reason_of(error)}"))
                     return
+            self._is_sending = False
 
-    def _next_piece(self) -> bytes:
-        """Everything that is queued, up to the size of one send."""
+    def _next_piece(self) -> tuple[int, bytes]:
+        """Everything that is queued, up to the size of one send, and the last id in it."""
         parts: list[Buffer] = []
         size = 0
+        last_id = _UNANSWERED
         for correlation_id, part in self._queue:
             if parts and size + len(part) > _SEND_BYTES:
                 break
             parts.append(part)
             size += len(part)
-            # Of a frame that is cut in two here, bytes leave: it counts as sent.
-            self._last_sent_id = max(self._last_sent_id, correlation_id)
+            last_id = max(last_id, correlation_id)
         del self._queue[: len(parts)]
-        return b"".join(parts)
+        # Of a frame that is cut in two here, bytes leave: it counts as sent.
+        self._last_sent_id = max(self._last_sent_id, last_id)
+        return last_id, b"".join(parts)
 
     async def _read(self) -> None:
         try:

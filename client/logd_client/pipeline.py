@@ -123,6 +123,11 @@ class Pipeline:
         return not self._unresolved and not self._queue
 
     @property
+    def is_busy(self) -> bool:
+        """Something was sent and is not settled."""
+        return bool(self._unresolved)
+
+    @property
     def is_flowing(self) -> bool:
         """Nothing is known to stand in the way of a new batch."""
         return not self._is_halted and self._hole is None

@@ -141,6 +141,11 @@ class _Partition:
         self.is_asking = False
         """The others are being asked whether its leader, which is silent, still leads."""
 
+    def flush(self) -> None:
+        """Let what was given to the connection leave."""
+        if self.connection is not None:
+            self.connection.flush()
+
 
 class Producer:
     """Appends records to one topic.  Made by ``Client.producer``; use as a context manager.
@@ -292,9 +297,10 @@ class Producer:
         if not self._budget.take_now(size):
             await self._budget.take(size)
             self._check_open_or_give_back(size)
-        ticket = self._add(
+        chosen, ticket = self._add(
             value, key, checked, timestamp_ms, partition, size, expected_offset=expected_offset
         )
+        self._send_at_once(chosen)
         return await ticket
 
     def append_nowait(
@@ -325,7 +331,9 @@ class Producer:
                 f"{self._budget.used_bytes} bytes are waiting to be acknowledged, "
                 f"the buffer holds {self._options.buffer_bytes}"
             )
-        return self._add(value, key, checked, timestamp_ms, partition, size).count_unawaited()
+        chosen, ticket = self._add(value, key, checked, timestamp_ms, partition, size)
+        self._mark_dirty(chosen)
+        return ticket.count_unawaited()
 
     def _add(
         self,
@@ -337,7 +345,7 @@ class Producer:
         size: int,
         *,
         expected_offset: int | None = None,
-    ) -> Ticket:
+    ) -> tuple[_Partition, Ticket]:
         """Put a record, whose ``size`` is already taken from the buffer, into a batch."""
         try:
             timestamp_ms = self._wall_clock_ms() if timestamp_ms is None else timestamp_ms
@@ -358,8 +366,7 @@ class Producer:
             batch = self._open_batch(chosen, expected_offset)
         position = batch.add(value, key, headers, timestamp_ms, size)
         batch.is_closed = expected_offset is not None
-        self._mark_dirty(chosen)
-        return Ticket(batch.delivery, position)
+        return chosen, Ticket(batch.delivery, position)
 
     def _open_batch(self, partition: _Partition, expected_offset: int | None) -> OpenBatch:
         now = self._clock()
@@ -559,6 +566,15 @@ class Producer:
         self._wake_sender.set()
         self._wake_watch.set()
 
+    def _send_at_once(self, partition: _Partition) -> None:
+        """Send a record that its caller waits for, if nothing of its partition is under way:
+        there is nothing to share a batch with."""
+        if self._linger_s or partition.pipeline.is_busy or not self._send_one(partition):
+            self._mark_dirty(partition)
+        else:
+            partition.flush()
+            self._wake_watch.set()
+
     async def _run(self) -> None:
         with self._scope:
             async with anyio.create_task_group() as tasks:
@@ -576,9 +592,12 @@ class Producer:
                     sent = self._send_one(partition)
                     if not sent:
                         del dirty[partition.number]
+                        partition.flush()
                     sealed_bytes += sent
                 if sealed_bytes >= _SEALED_BYTES_PER_TURN:
                     sealed_bytes = 0
+                    for partition in dirty.values():
+                        partition.flush()
                     await anyio.lowlevel.checkpoint()
 
     async def _wait_for_work(self) -> None:
@@ -598,7 +617,8 @@ class Producer:
                 self._dirty[partition.number] = partition
 
     def _send_one(self, partition: _Partition) -> int:
-        """Send the next batch of ``partition``, if it may be; its size in bytes, or 0."""
+        """Give its connection the next batch of ``partition``, if it may be sent; its size in
+        bytes, or 0."""
         pipeline = partition.pipeline
         if partition.is_attaching or pipeline.is_idle:
             return 0
@@ -618,7 +638,7 @@ class Producer:
             expected_offset=batch.expected_offset,
         )
         try:
-            connection.submit(request, on_done, batch.data)
+            connection.enqueue(request, on_done, batch.data)
         except LogdError as error:
             pipeline.refuse(batch, batch.session, error)
             self._mark_dirty(partition)

@@ -180,6 +180,8 @@ class Routing:
             connection = self._connections.get(key)
             if connection is not None and connection.is_open:
                 return connection
+            if self.view.address(node) is None:
+                await self.refresh()  # It may have joined since.
             address = self.view.address(node)
             if address is None:
                 raise UnknownBrokerError(f"no broker {node} in the cluster")

@@ -639,6 +639,10 @@ class SimTransportStream:
             data = [data]
         await self._stream.send(data)
 
+    def send_nowait(self, data: bytes) -> int:
+        """As the client's ``Stream.send_nowait``."""
+        return len(data) - sum(map(len, self._stream.send_nowait([data])))
+
     async def aclose(self) -> None:
         self._stream.abort()
         await trio.lowlevel.cancel_shielded_checkpoint()
