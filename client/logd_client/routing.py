@@ -184,6 +184,9 @@ class Routing:
                 await self.refresh()  # It may have joined since.
             address = self.view.address(node)
             if address is None:
+                await self.refresh()  # It may have registered since we last asked.
+                address = self.view.address(node)
+            if address is None:
                 raise UnknownBrokerError(f"no broker {node} in the cluster")
             try:
                 return await self._open(address, lane, node)

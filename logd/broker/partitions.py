@@ -3,9 +3,14 @@
 Level-triggered: it compares what should be here with what is, each time metadata changed,
 so that a restart, a missed event or a half-done step all end the same way.
 
-A directory is moved to the trash only if its group id was handed out by the metadata log
-and is no longer there, that is, if a committed command deleted it.  An unknown directory
-with a higher id is left alone: we may simply not have caught up (deletion is never inferred).
+A directory is moved to the trash only because a committed command deleted the partition (its
+group id was handed out by the metadata log, and is no longer there) or took it from this
+broker.  An unknown directory with a higher id is left alone: we may simply not have caught up
+(deletion is never inferred).
+
+What comes back can mislead: a broker that starts replays the past, in which a replica of today
+was not here yet, and one that has left still was.  So until its own registration of this start
+has come by in the log, a broker opens what it has and neither makes nor removes replicas.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from logd.raft.core import RaftCore
 from logd.raft.messages import Configuration
 from logd.raft.options import RaftOptions
 from logd.replication.group import Group
-from logd.replication.opening import OpenedGroup, open_group
+from logd.replication.opening import OpenedGroup, open_group, start_core
 from logd.storage.log import LogOptions
 from logd.types import METADATA_GROUP, GroupId, NodeId
 
@@ -58,6 +63,7 @@ class Partitions:
         self._env = env
         self._node = node
         self._directory = membership.directory
+        self._is_up_to_date = False
         self.retention = Retention(env, node, self._directory, config.retention_interval_ms)
 
     async def open_metadata(
@@ -71,15 +77,21 @@ class Partitions:
             del self._node.shut[METADATA_GROUP]
         return self._add(opened, Configuration(voters, learners), METADATA_LOG)
 
+    def metadata_is_up_to_date(self) -> None:
+        """Everything that was committed before this broker started has been applied."""
+        self._is_up_to_date = True
+
     async def run(self, metadata: MetadataService) -> None:
         """Follow the metadata until cancelled."""
         while True:
             wanted = {p.group: p for p in metadata.state.partitions_on(self._node.node)}
-            is_tidy = await self._try_to_remove_others(wanted, metadata.state.next_group)
+            may_change = self._is_up_to_date
+            is_tidy = may_change and await self._try_to_remove_others(wanted, metadata)
             missing = [
                 placement
                 for group, placement in wanted.items()
                 if group not in self._node.groups and group not in self._node.shut
+                if may_change or self._directory.has_group(group)
             ]
             await self._open_all(missing, metadata)
             self._apply_topic_options(wanted, metadata)
@@ -89,28 +101,34 @@ class Partitions:
                     await metadata.changed()
 
     async def _try_to_remove_others(
-        self, wanted: dict[GroupId, PartitionPlacement], next_group: GroupId
+        self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
     ) -> bool:
         """False if the disk refused: it is tried again, and what is wanted is served."""
         try:
-            await self._remove_others(wanted, next_group)
+            await self._remove_others(wanted, metadata)
         except (OSError, LogdError) as error:
             log.error(log_events.TRASHING_FAILED, reason=str(error))
             return False
         return True
 
     async def _remove_others(
-        self, wanted: dict[GroupId, PartitionPlacement], next_group: GroupId
+        self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
     ) -> None:
         for group_id in list(self._node.groups):
             if group_id != METADATA_GROUP and group_id not in wanted:
                 await self._node.remove_group(group_id)
-        on_disk = await self._env.run_blocking(self._directory.list_groups)
-        for group_id in on_disk:
-            was_deleted = METADATA_GROUP < group_id < next_group and group_id not in wanted
-            if was_deleted:
-                await self._env.run_blocking(self._directory.trash_group, group_id)
+        for group_id in await self._env.run_blocking(self._directory.list_groups):
+            if self._is_handed_out(group_id, metadata) and group_id not in wanted:
+                is_deleted = metadata.state.placement(group_id) is None
+                remove = self._directory.trash_group if is_deleted else self._directory.retire_group
+                await self._env.run_blocking(remove, group_id)
                 log.info(log_events.PARTITION_TRASHED, group=group_id)
+        for group_id in await self._env.run_blocking(self._directory.list_promises):
+            if metadata.state.placement(group_id) is None:
+                await self._env.run_blocking(self._directory.forget_promises, group_id)
+
+    def _is_handed_out(self, group_id: GroupId, metadata: MetadataService) -> bool:
+        return METADATA_GROUP < group_id < metadata.state.next_group
 
     def _apply_topic_options(
         self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
@@ -215,15 +233,9 @@ class Partitions:
 
     def _core(self, opened: OpenedGroup, configuration: Configuration) -> RaftCore:
         config = self._config
-        return RaftCore(
-            node=self._node.node,
-            group=opened.group_id,
-            configuration=configuration,
-            hard_state=opened.loaded_hard_state,
-            term_history=opened.term_history(),
-            log_start=opened.log.start_offset,
-            log_end=opened.log.end_offset,
-            commit_offset=opened.commit_offset,
+        return start_core(
+            opened,
+            configuration,
             options=RaftOptions(
                 election_timeout_ms_min=config.election_timeout_ms,
                 election_timeout_ms_max=2 * config.election_timeout_ms,

@@ -179,6 +179,7 @@ async def _join(broker: Broker) -> None:
         nursery.start_soon(partitions.run, broker.metadata)
         nursery.start_soon(partitions.retention.run)
         await _register(broker)
+        partitions.metadata_is_up_to_date()
         nursery.start_soon(balance_leaders, broker)
 
 

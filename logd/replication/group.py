@@ -39,6 +39,7 @@ from logd.raft.messages import (
     Appended,
     AppendRequest,
     BatchSpan,
+    Configuration,
     Event,
     HardState,
     Output,
@@ -50,8 +51,15 @@ from logd.raft.messages import (
 )
 from logd.raft.messages import Message as RaftMessage
 from logd.raft.progress import ProgressState
+from logd.raft.quorum import is_voter
 from logd.record.batch import seal_opaque
-from logd.record.control import NoOp, decode_control, encode_control
+from logd.record.control import (
+    ConfigurationChange,
+    Control,
+    NoOp,
+    decode_control,
+    encode_control,
+)
 from logd.record.header import (
     HEADER_BYTES,
     LEADER_PART_BYTES,
@@ -62,6 +70,7 @@ from logd.record.header import (
 )
 from logd.replication import log_events
 from logd.replication.counts import GroupCounts, NodeCounts
+from logd.replication.opening import change_to, configuration_of
 from logd.replication.received import ReceivedBatch
 from logd.storage.log import LogBatch
 from logd.types import Buffer, GroupId, NodeId, Offset, Term
@@ -128,6 +137,35 @@ class Placed:
 Outcome = Placed | LogdError
 
 
+class MemberProgress(NamedTuple):
+    """What a leader knows of one member, itself included."""
+
+    node: NodeId
+    is_voter: bool
+    synced_end: Offset | None
+    """Durable end of its log; None until it has told this leader."""
+    is_caught_up: bool
+    """It may be made a voter, if it is none."""
+    bytes_behind: int | None
+    """About how much it lacks."""
+
+
+class _Change:
+    """Somebody waits for a change of the members."""
+
+    def __init__(self, wanted: Configuration) -> None:
+        self.wanted = wanted
+        self.is_begun = False
+        self.error: LogdError | None = None
+        self.settled = trio.Event()
+
+    def settle(self, error: LogdError | None) -> None:
+        """Tell whoever waits, once."""
+        if not self.settled.is_set():
+            self.error = error
+            self.settled.set()
+
+
 class Proposal:
     """A sealed batch on its way to being committed, and whom to tell."""
 
@@ -174,6 +212,7 @@ class GroupHost(Protocol):
     def flush_soon(self, group: Group) -> None: ...
     def request_sync(self, group: Group) -> None: ...
     def set_deadline(self, group: Group, deadline_ms: int | None) -> None: ...
+    def introduce_later(self, group: Group, members: tuple[NodeId, ...]) -> None: ...
     def tell_commit_later(self, group: Group) -> None: ...
     def mark_idle(self, group: Group) -> None: ...
     def leadership_changed(self, group: Group) -> None: ...
@@ -224,6 +263,9 @@ class Group:
         self._next_read_id = 1
         self._written: deque[tuple[Offset, float]] = deque()
         """As the leader: ends of writes that are not committed yet, and when they were made."""
+        self._members = core.configuration.members
+        """Those whose coming and going the core is told."""
+        self._changes: list[_Change] = []
         self._watchers: dict[int, Watcher] = {}
         self._next_watcher = 0
         self._log_time_base_ms = 0
@@ -266,11 +308,16 @@ class Group:
         return min(self.state.data_end, self.commit_offset)
 
     @property
+    def configuration(self) -> Configuration:
+        """Who replicates the group: the last change in the log here, committed or not."""
+        return self.core.configuration
+
+    @property
     def role_name(self) -> RoleName:
         """For people: the role, or why there is none."""
         if self.failure is not None:
             return "stopped"
-        if self._host.node in self.core.configuration.learners:
+        if not is_voter(self.core.configuration, self._host.node):
             return "learner"
         return _ROLE_NAMES[self.core.role]
 
@@ -405,6 +452,126 @@ class Group:
 
         self._held_news.append(take_up)
 
+    # --- changing the members -----------------------------------------------------------------
+
+    async def change_configuration(
+        self, voters: tuple[NodeId, ...], learners: tuple[NodeId, ...]
+    ) -> None:
+        """Have ``voters`` vote and ``learners`` follow; return when that is committed.
+
+        To be asked of the leader.  A node becomes a voter by way of a caught-up learner.  A
+        leader that is left out hands over.  Asked for what is there already, or under way, it
+        waits for that: repeating the call is harmless.
+
+        Cancelling gives up the waiting, not the change: it is completed by this leader or a
+        later one, or undone if it was not committed when the leader was lost.
+
+        Raises:
+            NotLeaderError: another node leads; nothing was begun.
+            ChangeUnderWayError: another change has to be completed first.
+            LearnerBehindError: a learner is not caught up yet.
+            InvalidRequestError: no such configuration can be, or a voter would not have been
+                a learner.
+            UnavailableError: the leader is new or handing over, or too few of ``voters``
+                follow it.
+            LeadershipLostError: the leader stepped down; what is committed, the next one knows.
+        """
+        change = _Change(Configuration(voters, learners))
+        self._changes.append(change)
+        try:
+            if self._held and self.failure is None:
+                self._held_news.append(lambda: self._begin_change(change))
+            else:
+                self._begin_change(change)
+            await change.settled.wait()
+        finally:
+            self._changes.remove(change)
+        if change.error is not None:
+            raise change.error
+
+    def _begin_change(self, change: _Change) -> None:
+        if not self.is_leader:
+            change.settle(self.not_leader())
+            return
+        current = self.core.configuration
+        if change.wanted == current and self.core.configuration_is_committed:
+            # By this leader's knowledge: a later one may have changed it since.
+            self.confirm_leadership(change.settle)
+        elif change.wanted == current.without_outgoing:
+            change.is_begun = True
+        else:
+            try:
+                first = self.core.first_step_to(change.wanted)
+            except LogdError as error:
+                change.settle(error)
+                return
+            change.is_begun = True
+            self._append_configuration(first)
+
+    def _append_configuration(self, configuration: Configuration) -> None:
+        assert not self._held
+        log.info(
+            log_events.CONFIGURATION_CHANGED,
+            group=self.group_id,
+            voters=configuration.voters,
+            learners=configuration.learners,
+            voters_outgoing=configuration.voters_outgoing,
+        )
+        batch = seal_opaque(
+            encode_control(change_to(configuration)),
+            kind=BatchKind.CONTROL,
+            timestamp_ms=self._log_time_ms(),
+        )
+        self._append_own([(self._place(batch, decode_header(batch)), None)], configuration)
+
+    def _put_in_force(self, offset: Offset, configuration: Configuration) -> None:
+        """A configuration batch has been appended at ``offset``."""
+        output = self.core.apply_configuration(offset, configuration, self._host.now_ms())
+        assert output.persist is None
+        for message in output.send_now:
+            self._host.send(message)
+        self._note_members()
+
+    def _note_members(self) -> None:
+        """The configuration in force may be another: learn who of its members is alive."""
+        members = self.core.configuration.members
+        added = tuple(node for node in members if node not in self._members)
+        self._members = members
+        if added:
+            self._host.introduce_later(self, added)
+
+    def _settle_changes(self) -> None:
+        """The commit offset has moved: tell those whose change is complete."""
+        current = self.core.configuration
+        if current.is_joint or not self.core.configuration_is_committed:
+            return
+        for change in self._changes:
+            if change.is_begun:
+                assert change.wanted == current, "one change at a time"
+                change.settle(None)
+
+    def member_progress(self) -> tuple[MemberProgress, ...]:
+        """How far each member is, as this leader knows it; empty unless leading."""
+        if not self.is_leader:
+            return ()
+        configuration = self.core.configuration
+        return tuple(
+            self._progress_of(node, is_voter(configuration, node)) for node in configuration.members
+        )
+
+    def _progress_of(self, node: NodeId, votes: bool) -> MemberProgress:
+        if node == self._host.node:
+            end = self.core.synced_end
+            return MemberProgress(node, votes, end, is_caught_up=True, bytes_behind=0)
+        end_known = self.acknowledged_end(node)
+        return MemberProgress(
+            node,
+            votes,
+            end_known,
+            is_caught_up=self.core.is_caught_up(node),
+            bytes_behind=None if end_known is None else self.log.bytes_from(end_known),
+        )
+
     # --- one step ---------------------------------------------------------------------------
 
     def _step(self, event: Event, batches: tuple[ReceivedBatch, ...]) -> None:
@@ -453,7 +620,7 @@ class Group:
             return
         for message in output.send_after_persist:
             self._host.send(message)
-        if output.lost_leadership:
+        if output.lost_leadership and not output.left_out:
             self._on_leadership_lost()
         if output.became_leader:
             self._on_elected()
@@ -461,6 +628,11 @@ class Group:
                 return
         if output.commit_offset is not None:
             self._on_commit(output.commit_offset)
+            due = self.core.configuration_due
+            if due is not None:
+                self._append_configuration(due)
+        if output.left_out:
+            self._on_leadership_lost()
         for read_id, offset in output.reads_confirmed:
             assert offset <= self.commit_offset
             self._confirmations.pop(read_id)(None)
@@ -477,7 +649,9 @@ class Group:
 
     async def _persist(self, hard_state: HardState) -> None:
         await self._host.env.run_blocking(
-            self._opened.hard_state.save, hard_state.term, hard_state.voted_for
+            lambda: self._opened.hard_state.save(
+                hard_state.term, hard_state.voted_for, is_newcomer=hard_state.is_newcomer
+            )
         )
 
     async def _truncate(self, offset: Offset) -> None:
@@ -491,6 +665,7 @@ class Group:
             self._checkpoint = None
         await self._host.env.run_blocking(self.log.truncate, offset)
         self.state = await self._host.env.run_blocking(self._opened.replay_state)
+        self._note_members()
 
     # --- following ----------------------------------------------------------------------------
 
@@ -506,7 +681,9 @@ class Group:
         self.counts.bytes_replicated += size
         try:
             for batch in batches:
-                self._note(batch.header, batch.log_batch)
+                control = self._note(batch.header, batch.log_batch)
+                if isinstance(control, ConfigurationChange):
+                    self._put_in_force(batch.log_batch.base_offset, configuration_of(control))
         except LogdError as error:
             # Intact, but not of this version: what follows from it cannot be known here.
             self.fail(error)
@@ -525,17 +702,18 @@ class Group:
         self._host.request_sync(self)
         return size
 
-    def _note(self, header: BatchHeader, batch: LogBatch) -> None:
+    def _note(self, header: BatchHeader, batch: LogBatch) -> Control | None:
         control = None
         if header.is_control:
             control = decode_control(b"".join(batch.buffers)[HEADER_BYTES:])
         self.state.note(header, control)
         self._batches_since_checkpoint += 1
+        return control
 
     def _after_append(self) -> None:
         """Roll and checkpoint when due."""
         if self._batches_since_checkpoint >= BATCHES_PER_CHECKPOINT:
-            self.take_checkpoint()
+            self._take_checkpoint()
         if self.log.needs_roll:
             self.roll_soon()
 
@@ -556,7 +734,7 @@ class Group:
         if self.failure is not None:
             return
         log.debug(log_events.SEGMENT_ROLLED, group=self.group_id, base_offset=self.log.end_offset)
-        self.take_checkpoint()
+        self._take_checkpoint()
         self._held = False
         self.post(Synced(self.log.end_offset, self.log.last_term))
         self._take_held_news()
@@ -596,15 +774,17 @@ class Group:
         self._waiting_elsewhere.clear()
         self._written.clear()
         for proposal in waiting:
-            proposal.finish(
-                LeadershipLostError(
-                    f"node {self._host.node} stopped leading {self.name} "
-                    "before the batch was committed"
-                )
-            )
+            proposal.finish(self._lost_leadership())
+        for change in self._changes:
+            change.settle(self._lost_leadership() if change.is_begun else self.not_leader())
         self._refuse_proposals(self.not_leader())
         for watcher in list(self._watchers.values()):
             watcher.on_leadership_lost()
+
+    def _lost_leadership(self) -> LeadershipLostError:
+        return LeadershipLostError(
+            f"node {self._host.node} stopped leading {self.name} before the batch was committed"
+        )
 
     def _stop(self) -> None:
         """This replica takes no more news: whoever waits for any is answered now.
@@ -736,8 +916,16 @@ class Group:
         self._note(header._replace(base_offset=base, term=term, append_time_ms=now_ms), placed)
         return placed
 
-    def _append_own(self, placed: list[tuple[LogBatch, Proposal | None]]) -> None:
-        """Append what was placed: one write, one step, one frame per follower."""
+    def _append_own(
+        self,
+        placed: list[tuple[LogBatch, Proposal | None]],
+        configuration: Configuration | None = None,
+    ) -> None:
+        """Append what was placed: one write, one step, one frame per follower.
+
+        Args:
+            configuration: what the first batch puts in force, if it does.
+        """
         for batch, proposal in placed:
             if proposal is not None:
                 proposal.placed = Placed(
@@ -755,6 +943,8 @@ class Group:
         counts.records_in += batches[-1].end_offset - batches[0].base_offset
         spans = tuple(BatchSpan(b.base_offset, b.end_offset, b.term) for b in batches)
         self._step(Appended(spans), ())
+        if configuration is not None and self.failure is None:
+            self._put_in_force(batches[0].base_offset, configuration)
         self._after_append()
 
     def _send_appends(self) -> None:
@@ -919,6 +1109,8 @@ class Group:
             waiting.popleft().finish(placed)
         if self._waiting_elsewhere:
             self._finish_elsewhere(commit_offset)
+        if self._changes:
+            self._settle_changes()
         for watcher in list(self._watchers.values()):
             watcher.on_commit(commit_offset)
 
@@ -1054,7 +1246,14 @@ class Group:
             return True
 
     def take_checkpoint(self) -> None:
-        """Remember the state as it is, to be saved once it can no longer be undone."""
+        """Remember the state as it is, to be saved once it can no longer be undone.
+
+        Not while the group is held: the core may be ahead of the log then.
+        """
+        if not self._held and self.failure is None:
+            self._take_checkpoint()
+
+    def _take_checkpoint(self) -> None:
         if self._batches_since_checkpoint == 0:
             return
         self._batches_since_checkpoint = 0

@@ -119,6 +119,7 @@ class Node:
         self._dirty: dict[GroupId, Group] = {}
         self._pump_lot = trio.lowlevel.ParkingLot()
         self._timers = GroupTimers(self.now_ms, lambda group: group.post(Tick()))
+        self._introductions: list[tuple[Group, tuple[NodeId, ...]]] = []
         self._commit_notices: dict[GroupId, Group] = {}
         self._notice_wanted = trio.Event()
         self._leadership_news = trio.Event()
@@ -148,11 +149,19 @@ class Node:
         assert group.group_id not in self.groups
         self.groups[group.group_id] = group
         group.counts = self.group_counts.setdefault(group.group_id, group.counts)
-        for member in group.core.configuration.members:
-            if member != self.node and self._detector.is_up(member):
-                group.post(PeerUp(member))
-                if self._links[member, "main"].is_connected:
-                    group.post(PeerConnected(member))
+        self._introduce(group, group.configuration.members)
+
+    def _introduce(self, group: Group, members: tuple[NodeId, ...]) -> None:
+        """Tell a group which of these members are alive."""
+        for member in members:
+            if member == self.node:
+                continue
+            if not self._detector.is_up(member):
+                group.post(PeerDown(member))
+                continue
+            group.post(PeerUp(member))
+            if self._links[member, "main"].is_connected:
+                group.post(PeerConnected(member))
 
     async def remove_group(self, group_id: GroupId) -> None:
         """Stop a group and close its files."""
@@ -194,8 +203,8 @@ class Node:
         return True
 
     def has_room(self, target: NodeId, lane: Lane) -> bool:
-        link = self._links[target, lane]
-        return link.is_connected and link.has_room
+        link = self._links.get((target, lane))
+        return link is not None and link.is_connected and link.has_room
 
     def start_soon(self, function: Callable[..., object], *args: object) -> None:
         assert self._nursery is not None
@@ -222,6 +231,10 @@ class Node:
 
     def set_deadline(self, group: Group, deadline_ms: int | None) -> None:
         self._timers.set(group, deadline_ms)
+
+    def introduce_later(self, group: Group, members: tuple[NodeId, ...]) -> None:
+        self._introductions.append((group, members))
+        self._pump_lot.unpark()
 
     def tell_commit_later(self, group: Group) -> None:
         self._commit_notices[group.group_id] = group
@@ -254,9 +267,12 @@ class Node:
         it: whatever they proposed is one group.
         """
         while True:
-            if not self._dirty and not self._claims_dirty:
+            if not self._dirty and not self._claims_dirty and not self._introductions:
                 await self._pump_lot.park()
             self.turn.begin()
+            introductions, self._introductions = self._introductions, []
+            for introduced, members in introductions:
+                self._introduce(introduced, members)
             dirty, self._dirty = self._dirty, {}
             for group in dirty.values():
                 group.flush()

@@ -7,15 +7,15 @@ takes as long as the last checkpoint is old, not as long as the log is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from logd.errors import CorruptionError, StorageError
 from logd.partition.state import PartitionState
 from logd.raft.core import RaftCore
-from logd.raft.messages import HardState
+from logd.raft.messages import Configuration, HardState
 from logd.raft.term_history import TermHistory
-from logd.record.control import Control, decode_control
+from logd.record.control import ConfigurationChange, Control, decode_control
 from logd.record.header import HEADER_BYTES, BatchHeader
 from logd.storage.checkpoint import CheckpointStore
 from logd.storage.hard_state import HardStateFile
@@ -24,8 +24,25 @@ from logd.storage.whole_file import UNFINISHED_SUFFIX
 from logd.types import GroupId, NodeId, Offset, Term
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from logd.env import FileSystem
+    from logd.raft.options import RaftOptions
     from logd.storage.directory import DataDirectory
+
+
+def configuration_of(change: ConfigurationChange) -> Configuration:
+    """What a configuration batch puts in force."""
+    return Configuration(change.voters, change.learners, change.voters_outgoing)
+
+
+def change_to(configuration: Configuration) -> ConfigurationChange:
+    """The configuration batch that puts ``configuration`` in force."""
+    return ConfigurationChange(
+        voters=configuration.voters,
+        learners=configuration.learners,
+        voters_outgoing=configuration.voters_outgoing,
+    )
 
 
 @dataclass(slots=True)
@@ -41,6 +58,10 @@ class OpenedGroup:
     state: PartitionState
     terms: list[tuple[Term, Offset]]
     """Where each term begins in the log."""
+    configuration: Configuration | None
+    """In force below the checkpoint; None: what the group began with is."""
+    configuration_changes: list[tuple[Offset, Configuration]]
+    """Those behind it."""
     loaded_hard_state: HardState
     commit_offset: Offset
     """From the synced mark: what certainly was committed."""
@@ -50,13 +71,15 @@ class OpenedGroup:
 
     def replay_state(self) -> PartitionState:
         """The state at the log's end, from the newest checkpoint and the headers behind it."""
-        self.state, self.terms, self.batches_replayed = _replay(self.log, self.checkpoints)
+        self.state = _replay(self.log, self.checkpoints).state
         return self.state
 
     def encode_state(self, state: PartitionState, core: RaftCore) -> bytes:
-        """A checkpoint of ``state``, with the term history below its end."""
-        rows = [row for row in core.term_history.rows if row[1] < state.end_offset]
-        return state.encode(term_rows=rows)
+        """A checkpoint of ``state``, which is at the log's end, with what the core knows of it."""
+        assert state.end_offset == core.log_end
+        return state.encode(
+            term_rows=core.term_history.rows, configuration=change_to(core.configuration)
+        )
 
     def term_history(self) -> TermHistory:
         """A fresh history for the core; it keeps it up to date from here on."""
@@ -83,7 +106,7 @@ def open_group(
     path = directory.group_path(group_id)
     identity = LogIdentity(directory.directory_id, node, group_id)
     if not files.exists(path):
-        _create(files, path, identity, options)
+        _create(files, path, identity, options, directory.promises_path(group_id))
     if not files.exists(f"{path}/hard_state"):
         raise StorageError(
             f"{path} holds a replica without its votes (hard_state is missing): it may have "
@@ -94,16 +117,16 @@ def open_group(
     checkpoints = CheckpointStore(files, path, identity)
     term, voted_for = hard_state.load()
     damage = _damage(log)
-    state, replayed = PartitionState(log.start_offset), 0
-    terms: list[tuple[Term, Offset]] = []
+    replayed = _Replayed(PartitionState(log.start_offset))
     if damage is None:
         try:
-            state, terms, replayed = _replay(log, checkpoints)
+            replayed = _replay(log, checkpoints)
         except CorruptionError as error:
             damage = str(error)
         except StorageError:
             log.close()
             raise
+    terms = replayed.terms
     if terms and terms[-1][0] > term:
         log.close()
         raise CorruptionError(
@@ -118,14 +141,46 @@ def open_group(
         log=log,
         hard_state=hard_state,
         checkpoints=checkpoints,
-        state=state,
+        state=replayed.state,
         terms=terms,
-        loaded_hard_state=HardState(term, voted_for),
+        configuration=replayed.configuration,
+        configuration_changes=replayed.configuration_changes,
+        loaded_hard_state=HardState(term, voted_for, hard_state.is_newcomer),
         commit_offset=log.start_offset
         if mark is None
         else max(log.start_offset, min(mark.commit_offset, log.end_offset)),
-        batches_replayed=replayed,
+        batches_replayed=replayed.count,
         damage=damage,
+    )
+
+
+def start_core(
+    opened: OpenedGroup,
+    first: Configuration,
+    *,
+    options: RaftOptions,
+    draw: Callable[[], float],
+    now_ms: int,
+) -> RaftCore:
+    """The consensus core of a replica that was opened.
+
+    Args:
+        first: what the group began with, or any configuration that was committed since: in
+            force here until the log tells of another.
+    """
+    return RaftCore(
+        node=opened.identity.node,
+        group=opened.group_id,
+        configuration=first if opened.configuration is None else opened.configuration,
+        configuration_changes=opened.configuration_changes,
+        hard_state=opened.loaded_hard_state,
+        term_history=opened.term_history(),
+        log_start=opened.log.start_offset,
+        log_end=opened.log.end_offset,
+        commit_offset=opened.commit_offset,
+        options=options,
+        draw=draw,
+        now_ms=now_ms,
     )
 
 
@@ -135,26 +190,58 @@ def _damage(log: Log) -> str | None:
     return "; ".join(log.recovery.damage) or None
 
 
-def _create(files: FileSystem, path: str, identity: LogIdentity, options: LogOptions) -> None:
+def _create(
+    files: FileSystem, path: str, identity: LogIdentity, options: LogOptions, promises: str
+) -> None:
     """Make the files under another name, and give them theirs when all are there.
 
     So a directory of that name without its votes is damage, and never a creation that a crash
-    cut short.
+    cut short.  What an earlier replica of the group promised here holds for this one.
     """
+    promised = None
+    if files.exists(promises):
+        promised = HardStateFile.open(files, promises, identity).load()
     unfinished = f"{path}{UNFINISHED_SUFFIX}"
     if files.exists(unfinished):
         files.remove_tree(unfinished)
     files.make_directory(unfinished)
     Log.create(files, unfinished, identity, options).close()
-    HardStateFile.create(files, f"{unfinished}/hard_state", identity)
+    HardStateFile.create(files, f"{unfinished}/hard_state", identity, promised)
     files.sync_directory(unfinished)
     files.rename(unfinished, path)
     files.sync_directory(path.rpartition("/")[0])
 
 
-def _replay(
-    log: Log, checkpoints: CheckpointStore
-) -> tuple[PartitionState, list[tuple[Term, Offset]], int]:
+@dataclass(slots=True)
+class _Replayed:
+    """What the newest checkpoint and the headers behind it tell."""
+
+    state: PartitionState
+    terms: list[tuple[Term, Offset]] = field(default_factory=list)
+    configuration: Configuration | None = None
+    configuration_changes: list[tuple[Offset, Configuration]] = field(default_factory=list)
+    count: int = 0
+    """Batches behind the checkpoint."""
+
+
+def _replay(log: Log, checkpoints: CheckpointStore) -> _Replayed:
+    replayed = _from_checkpoint(log, checkpoints)
+    state, terms = replayed.state, replayed.terms
+    for header in log.headers(state.end_offset):
+        if not terms or header.term != terms[-1][0]:
+            terms.append((header.term, header.base_offset))
+        control = _control(log, header)
+        state.note(header, control)
+        if isinstance(control, ConfigurationChange):
+            change = (header.base_offset, configuration_of(control))
+            replayed.configuration_changes.append(change)
+        replayed.count += 1
+    if state.end_offset != log.end_offset:
+        raise CorruptionError(f"the headers end at {state.end_offset}, the log at {log.end_offset}")
+    return replayed
+
+
+def _from_checkpoint(log: Log, checkpoints: CheckpointStore) -> _Replayed:
     found = checkpoints.load(at_most=log.end_offset)
     if log.start_offset > 0 and (found is None or found[0] < log.start_offset):
         raise StorageError(
@@ -162,20 +249,10 @@ def _replay(
             f"read: {'; '.join(checkpoints.damaged) or 'there is none'}"
         )
     if found is None:
-        state = PartitionState(log.start_offset)
-        terms: list[tuple[Term, Offset]] = []
-    else:
-        state, rows, _ = PartitionState.decode(found[1])
-        terms = [(row.term, row.start_offset) for row in rows]
-    replayed = 0
-    for header in log.headers(state.end_offset):
-        if not terms or header.term != terms[-1][0]:
-            terms.append((header.term, header.base_offset))
-        state.note(header, _control(log, header))
-        replayed += 1
-    if state.end_offset != log.end_offset:
-        raise CorruptionError(f"the headers end at {state.end_offset}, the log at {log.end_offset}")
-    return state, terms, replayed
+        return _Replayed(PartitionState(log.start_offset))
+    state, rows, change = PartitionState.decode(found[1])
+    terms = [(row.term, row.start_offset) for row in rows]
+    return _Replayed(state, terms, None if change is None else configuration_of(change))
 
 
 def _control(log: Log, header: BatchHeader) -> Control | None:

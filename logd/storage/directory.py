@@ -3,6 +3,7 @@
     lock                      held by the process that uses the directory
     meta                      whose directory this is
     groups/<group, 20 digits> log, hard state and checkpoints of one group
+    promises/<the same>       hard state of a replica that was removed from here
     trash/                    what was deleted by a committed command
 
 Why ``meta`` is believed and nothing is guessed: a directory that was copied, restored from a
@@ -31,7 +32,9 @@ from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
     make_directory_durably,
     parent,
+    read_file,
     read_payload_file,
+    write_new_file,
     write_payload_file,
 )
 from logd.types import METADATA_GROUP, DirectoryId, GroupId, NodeId
@@ -40,9 +43,12 @@ LOCK_NAME: Final = "lock"
 META_NAME: Final = "meta"
 GROUPS_NAME: Final = "groups"
 TRASH_NAME: Final = "trash"
+PROMISES_NAME: Final = "promises"
+HARD_STATE_NAME: Final = "hard_state"
 
 _OUR_NAMES: Final = (
-    *(LOCK_NAME, META_NAME, META_NAME + UNFINISHED_SUFFIX, GROUPS_NAME, TRASH_NAME),
+    *(LOCK_NAME, META_NAME, META_NAME + UNFINISHED_SUFFIX, GROUPS_NAME),
+    *(TRASH_NAME, PROMISES_NAME),
     "lost+found",  # Of a file system of our own.
 )
 _NAME_BYTES: Final = 4096
@@ -103,7 +109,7 @@ class DataDirectory:
         except OSError as error:
             raise StorageError(f"cannot use data directory {path}: {_reason(error)}") from error
         try:
-            for name in (GROUPS_NAME, TRASH_NAME):
+            for name in (GROUPS_NAME, TRASH_NAME, PROMISES_NAME):
                 make_directory_durably(files, f"{path}/{name}")
             directory_id, meta = _read_or_draw(files, path, node_id, draw_id)
             # A process that was killed here before may have left the names unsynced.
@@ -163,6 +169,14 @@ class DataDirectory:
         assert group >= 0
         return f"{self.path}/{GROUPS_NAME}/{group:020}"
 
+    def has_group(self, group: GroupId) -> bool:
+        """Whether the group has a directory."""
+        return self._files.exists(self.group_path(group))
+
+    def promises_path(self, group: GroupId) -> str:
+        """Where the term and vote of a replica of ``group`` outlive it."""
+        return f"{self.path}/{PROMISES_NAME}/{group:020}"
+
     @property
     def trash_path(self) -> str:
         return f"{self.path}/{TRASH_NAME}"
@@ -172,12 +186,47 @@ class DataDirectory:
         names = self._files.list_directory(f"{self.path}/{GROUPS_NAME}")
         return [GroupId(int(name)) for name in names if _GROUP_NAME.fullmatch(name)]
 
+    def retire_group(self, group: GroupId) -> None:
+        """The replica was removed from this node, but the group lives on: keep its promises.
+
+        Raises:
+            StorageError: they could not be kept, or the files not moved.
+        """
+        try:
+            content = read_file(self._files, f"{self.group_path(group)}/{HARD_STATE_NAME}")
+            path = self.promises_path(group)
+            write_new_file(self._files, path, [content])
+        except OSError as error:
+            raise StorageError(f"cannot keep the promises of group {group}: {error}") from error
+        self._move_to_trash(group)
+
     def trash_group(self, group: GroupId) -> None:
-        """Move the group's files to the trash, durably and at once.
+        """Move the files of a group that is no more to the trash, durably and at once.
 
         Raises:
             StorageError: they could not be moved.
         """
+        if self._files.exists(self.promises_path(group)):
+            self.forget_promises(group)
+        self._move_to_trash(group)
+
+    def list_promises(self) -> list[GroupId]:
+        """Groups whose promises are kept, in order."""
+        names = self._files.list_directory(f"{self.path}/{PROMISES_NAME}")
+        return [GroupId(int(name)) for name in names if _GROUP_NAME.fullmatch(name)]
+
+    def forget_promises(self, group: GroupId) -> None:
+        """The group is no more, and nobody will ask.
+
+        Raises:
+            StorageError: the file could not be removed.
+        """
+        try:
+            self._files.remove(self.promises_path(group))
+        except OSError as error:
+            raise StorageError(f"cannot forget the promises of group {group}: {error}") from error
+
+    def _move_to_trash(self, group: GroupId) -> None:
         source = self.group_path(group)
         try:
             taken = self._files.list_directory(self.trash_path)

@@ -282,6 +282,22 @@ class Log:
         """Base offsets of the segments: where ``trim`` and replay can begin."""
         return tuple(segment.base_offset for segment in self._segments)
 
+    def bytes_from(self, offset: Offset) -> int:
+        """About how many bytes of batches lie at and above ``offset``.
+
+        A guess within one segment, which is not looked into.
+        """
+        total = 0
+        base, end = self._active.base_offset, self._end
+        spans = self.sealed_segments()
+        spans.append(SealedSegment(base, end.offset, end.position - FIRST_POSITION))
+        for base_offset, end_offset, size_bytes in reversed(spans):
+            if offset >= end_offset:
+                break
+            above = end_offset - max(offset, base_offset)
+            total += size_bytes * above // (end_offset - base_offset)
+        return total
+
     def sealed_segments(self) -> list[SealedSegment]:
         """Oldest first."""
         return [

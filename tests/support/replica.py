@@ -17,7 +17,6 @@ import trio
 from logd.config import BrokerConfig
 from logd.errors import LogdError
 from logd.limits import KIB
-from logd.raft.core import RaftCore
 from logd.raft.messages import (
     AppendRequest,
     AppendResponse,
@@ -35,7 +34,7 @@ from logd.record.header import decode_header, leader_part
 from logd.replication.group import Group, Outcome, Placed, Proposal
 from logd.replication.membership import Membership
 from logd.replication.node import Node
-from logd.replication.opening import open_group
+from logd.replication.opening import open_group, start_core
 from logd.replication.peer_protocol import Lane
 from logd.replication.received import check_append
 from logd.storage.directory import DataDirectory
@@ -296,15 +295,9 @@ async def open_replica(
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
-        core = RaftCore(
-            node=OURSELVES,
-            group=group_id,
-            configuration=Configuration(voters),
-            hard_state=opened.loaded_hard_state,
-            term_history=opened.term_history(),
-            log_start=opened.log.start_offset,
-            log_end=opened.log.end_offset,
-            commit_offset=opened.commit_offset,
+        core = start_core(
+            opened,
+            Configuration(voters),
             options=RaftOptions(),
             draw=lambda: 0.0,
             now_ms=node.now_ms(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from logd.errors import (
 )
 from logd.runtime.files import RealFileSystem
 from logd.storage.directory import DataDirectory
-from logd.types import GroupId, NodeId
+from logd.storage.hard_state import HardStateFile
+from logd.types import GroupId, NodeId, Term
 from tests.sim.files import SimulatedFileSystem
 
 NODE = NodeId(1)
@@ -249,3 +251,65 @@ def test_a_directory_that_cannot_be_written_is_refused_with_the_reason(
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(StorageError, match=r"Not a directory|File exists"):
         DataDirectory.open(RealFileSystem(), f"{tmp_path}/file", NODE, draw_from("first"))
+
+
+def a_replica(disk: SimulatedFileSystem, directory: DataDirectory, term: int) -> None:
+    """A group's directory, with a term and a vote in it."""
+    path = directory.group_path(GroupId(3))
+    disk.make_directory(path)
+    disk.sync_directory("/var/lib/logd/groups")
+    hard_state = HardStateFile.create(disk, f"{path}/hard_state", directory.identity(GroupId(3)))
+    hard_state.save(Term(term), NodeId(2))
+
+
+def promised(disk: SimulatedFileSystem, directory: DataDirectory) -> tuple[Term, NodeId | None]:
+    path = directory.promises_path(GroupId(3))
+    return HardStateFile.open(disk, path, directory.identity(GroupId(3))).load()
+
+
+def test_what_a_replica_promised_outlives_it(disk: SimulatedFileSystem) -> None:
+    directory = open_directory(disk, "first")
+    for term in (5, 8):
+        a_replica(disk, directory, term)
+
+        directory.retire_group(GroupId(3))
+
+        disk.crash(random.Random(term))
+        directory = open_directory(disk)
+        assert directory.list_groups() == []
+        assert directory.list_promises() == [3]
+        assert promised(disk, directory) == (term, 2)
+
+
+def test_a_replica_retired_at_a_power_cut_is_there_or_its_promises_are() -> None:
+    for count in range(40):
+        disk = SimulatedFileSystem(random.Random(1))
+        directory = open_directory(disk, "first")
+        a_replica(disk, directory, 5)
+        left = count
+
+        def fail(_operation: str, path: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError(5, "power is out", path)
+
+        disk.on_operation = fail
+        with contextlib.suppress(OSError, StorageError):
+            directory.retire_group(GroupId(3))
+        disk.on_operation = None
+        disk.crash(random.Random(count))
+        directory = open_directory(disk)
+
+        assert directory.has_group(GroupId(3)) or promised(disk, directory) == (5, 2)
+
+
+def test_the_promises_of_a_deleted_group_are_forgotten(disk: SimulatedFileSystem) -> None:
+    directory = open_directory(disk, "first")
+    a_replica(disk, directory, 5)
+    directory.retire_group(GroupId(3))
+    a_replica(disk, directory, 6)
+
+    directory.trash_group(GroupId(3))
+
+    assert directory.list_promises() == []

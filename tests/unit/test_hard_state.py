@@ -38,6 +38,22 @@ def test_a_new_node_is_in_term_0_and_has_not_voted(disk: SimulatedFileSystem) ->
     assert len(disk.content(PATH)) == FILE_BYTES
 
 
+def test_a_newcomer_keeps_what_was_promised_before_and_is_one_until_it_says_otherwise(
+    disk: SimulatedFileSystem,
+) -> None:
+    HardStateFile.create(disk, PATH, IDENTITY, (Term(7), NodeId(2)))
+    disk.crash(random.Random(1))
+    newcomer = reopen(disk)
+    assert (newcomer.load(), newcomer.is_newcomer) == ((7, 2), True)
+    newcomer.save(Term(8), None, is_newcomer=True)
+    assert reopen(disk).is_newcomer
+
+    newcomer.save(Term(8), NodeId(3))
+
+    disk.crash(random.Random(1))
+    assert not reopen(disk).is_newcomer
+
+
 def test_what_was_saved_last_survives_a_power_cut(disk: SimulatedFileSystem) -> None:
     hard_state = HardStateFile.create(disk, PATH, IDENTITY)
     for term in range(1, 20):

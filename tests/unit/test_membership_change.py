@@ -1,0 +1,396 @@
+"""Replicas of a group come and go while it serves: whole nodes, links and logs, in one process.
+
+The nodes, groups, cores, links and logs are those of production; network, files and time are
+simulated.  What metadata does in a broker (who opens and who deletes a replica) the tests do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import pytest
+import trio
+
+from logd.config import BrokerConfig
+from logd.errors import (
+    ChangeUnderWayError,
+    InvalidRequestError,
+    LearnerBehindError,
+    LogdError,
+    NotLeaderError,
+    UnavailableError,
+)
+from logd.limits import KIB
+from logd.raft.messages import Configuration
+from logd.raft.options import RaftOptions
+from logd.record.batch import seal_batch
+from logd.record.header import decode_header
+from logd.replication.group import Group, Outcome, Placed, Proposal
+from logd.replication.membership import Membership
+from logd.replication.node import Node
+from logd.replication.opening import open_group, start_core
+from logd.replication.peer_server import serve_peers
+from logd.storage.directory import DataDirectory
+from logd.storage.log import LogOptions
+from logd.types import GroupId, HostPort, NodeId, Offset
+from tests.sim.env import SimEnv
+from tests.sim.files import SimulatedFileSystem
+from tests.sim.incarnation import Incarnation
+from tests.sim.network import SimNetwork
+from tests.support.replica import PROMPT, play, until
+
+GROUP: Final = GroupId(7)
+ONE, TWO, THREE, FOUR = (NodeId(i) for i in range(1, 5))
+NODES: Final = (ONE, TWO, THREE, FOUR)
+FIRST: Final = Configuration((ONE, TWO, THREE))
+PATIENCE_MS: Final = 30_000
+
+
+class House:
+    """Nodes that hear each other, and the replicas of one group on some of them."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[NodeId, Node] = {}
+        self.directories: dict[NodeId, DataDirectory] = {}
+        self.files: dict[NodeId, SimulatedFileSystem] = {}
+        self.envs: dict[NodeId, SimEnv] = {}
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        network = SimNetwork(random.Random(1))
+        cluster = {node: HostPort(f"node{node}", 7181) for node in NODES}
+        for node in NODES:
+            files = self.files[node] = SimulatedFileSystem(random.Random(node))
+            env = self.envs[node] = SimEnv(
+                seed=1,
+                incarnation=Incarnation(f"node{node}", 1),
+                network=network,
+                files=files,
+                boot_id="boot",
+                blocking=PROMPT,
+            )
+            config = BrokerConfig(node_id=node, data_dir="/data", cluster=cluster)
+            directory = DataDirectory.open(files, "/data", node, partial(str, node))
+            self.directories[node] = directory
+            membership = Membership(node, directory, cluster, env)
+            self.nodes[node] = Node(config, env, membership)
+            listener = await env.network.listen(cluster[node])
+            await nursery.start(self.nodes[node].run)
+            nursery.start_soon(serve_peers, listener, self.nodes[node])
+        await until(lambda: all(len(n.peers_up()) == len(NODES) - 1 for n in self.nodes.values()))
+
+    def open(self, node: NodeId, first: Configuration = FIRST) -> Group:
+        """As a broker does when metadata says that it holds a replica."""
+        host = self.nodes[node]
+        options = LogOptions(segment_bytes=64 * KIB)
+        opened = open_group(self.files[node], self.directories[node], node, GROUP, options)
+        core = start_core(
+            opened,
+            first,
+            options=RaftOptions(),
+            draw=self.envs[node].rng("raft").random,
+            now_ms=host.now_ms(),
+        )
+        group = Group(opened, core, host, "orders/0")
+        host.add_group(group)
+        return group
+
+    async def retire(self, node: NodeId) -> None:
+        """As a broker does when metadata says that it holds a replica no more."""
+        await self.nodes[node].remove_group(GROUP)
+        self.directories[node].retire_group(GROUP)
+
+    async def restart(self, node: NodeId) -> Group:
+        """The replica is closed and opened again."""
+        await self.nodes[node].remove_group(GROUP)
+        return self.open(node)
+
+    def group(self, node: NodeId) -> Group:
+        return self.nodes[node].groups[GROUP]
+
+    def leaders(self) -> list[Group]:
+        groups = [n.groups[GROUP] for n in self.nodes.values() if GROUP in n.groups]
+        return [group for group in groups if group.is_ready]
+
+    async def leader(self) -> Group:
+        await until(lambda: len(self.leaders()) == 1)
+        return self.leaders()[0]
+
+    async def append(self, value: bytes = b"value") -> Offset:
+        """Append one record, wherever the leader is, and have it acknowledged."""
+        while True:
+            outcome = await propose(await self.leader(), value)
+            if isinstance(outcome, Placed):
+                return outcome.base_offset
+            assert outcome.retriable, outcome
+
+    async def change(self, voters: tuple[NodeId, ...], learners: tuple[NodeId, ...] = ()) -> None:
+        """Insist, as whoever moves replicas does."""
+        with trio.fail_after(PATIENCE_MS / 1000):
+            while True:
+                try:
+                    await (await self.leader()).change_configuration(voters, learners)
+                except LogdError as error:
+                    if not error.retriable:
+                        raise
+                    await trio.sleep(0.01)
+                else:
+                    return
+
+    async def equal(self, *nodes: NodeId) -> None:
+        """Wait until these replicas hold the same committed log."""
+        leader = await self.leader()
+        end = leader.log.end_offset
+        await until(lambda: all(self.group(node).commit_offset == end for node in nodes))
+        whole = leader.log.read(Offset(0), end, 1 << 20, cached_only=False)
+        for node in nodes:
+            assert self.group(node).log.read(Offset(0), end, 1 << 20, cached_only=False) == whole
+
+
+def is_newcomer(group: Group) -> bool:
+    return group.core.hard_state.is_newcomer
+
+
+async def propose(group: Group, value: bytes) -> Outcome:
+    batch = seal_batch(values=[value], timestamps_ms=0)
+    outcomes: list[Outcome] = []
+    done = trio.Event()
+
+    def settle(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        done.set()
+
+    deadline_ms = int(trio.current_time() * 1000) + PATIENCE_MS
+    group.propose(Proposal(batch, decode_header(batch), settle, deadline_ms=deadline_ms))
+    await done.wait()
+    return outcomes[0]
+
+
+@asynccontextmanager
+async def open_house(*members: NodeId) -> AsyncIterator[House]:
+    house = House()
+    async with trio.open_nursery() as nursery:
+        await house.start(nursery)
+        for node in members:
+            house.open(node)
+        yield house
+        nursery.cancel_scope.cancel()
+
+
+def in_a_house(*members: NodeId) -> Callable[[Callable[[House], Awaitable[None]]], None]:
+    """Play a story in which these nodes have replicas from the beginning."""
+
+    def tell(story: Callable[[House], Awaitable[None]]) -> None:
+        async def play_it() -> None:
+            async with open_house(*members) as house:
+                await story(house)
+
+        play(play_it)
+
+    return tell
+
+
+def test_a_learner_catches_up_and_takes_the_place_of_a_voter() -> None:
+    async def story(house: House) -> None:
+        for _ in range(20):
+            await house.append()
+        house.open(FOUR)
+        await house.change((ONE, TWO, THREE), (FOUR,))
+        await house.append()
+        await house.change((ONE, TWO, FOUR))
+        await house.append()
+
+        await house.equal(ONE, TWO, FOUR)
+
+        leader = await house.leader()
+        assert leader.configuration == Configuration((ONE, TWO, FOUR))
+        await until(lambda: house.group(THREE).core.configuration_is_committed)
+        assert house.group(THREE).configuration == leader.configuration
+        assert house.group(THREE).role_name == "learner"
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+def test_all_voters_can_be_replaced_and_the_last_of_the_old_ones_hands_over() -> None:
+    async def story(house: House) -> None:
+        await house.append(b"before")
+        for node in (TWO, THREE):
+            house.open(node, Configuration((ONE,)))
+        await house.change((ONE,), (TWO, THREE))
+        began = trio.current_time()
+
+        await house.change((TWO, THREE))
+
+        leader = await house.leader()
+        assert leader.core.leader in (TWO, THREE)
+        assert trio.current_time() - began < 1.0
+        await house.retire(ONE)
+        await house.append(b"after")
+        await house.equal(TWO, THREE)
+
+    async def play_it() -> None:
+        async with open_house() as house:
+            house.open(ONE, Configuration((ONE,)))
+            await story(house)
+
+    play(play_it)
+
+
+def test_what_was_appended_before_a_leader_was_left_out_is_acknowledged() -> None:
+    async def story(house: House) -> None:
+        leader = await house.leader()
+        others = tuple(n for n in (ONE, TWO, THREE) if n != leader.core.node)
+        outcomes: list[Outcome] = []
+
+        async with trio.open_nursery() as nursery:
+
+            async def append() -> None:
+                outcomes.append(await propose(leader, b"value"))
+
+            for _ in range(5):
+                nursery.start_soon(append)
+            nursery.start_soon(leader.change_configuration, others, ())
+
+        assert all(isinstance(outcome, Placed) for outcome in outcomes)
+        await until(lambda: not leader.is_leader)
+        assert (await house.leader()).core.node in others
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+def test_a_replica_that_returns_is_a_newcomer_until_it_has_caught_up() -> None:
+    async def story(house: House) -> None:
+        await house.append()
+        await house.change((ONE, TWO))
+        promised = house.group(THREE).core.term
+        await house.retire(THREE)
+        await house.append()
+
+        newcomer = house.open(THREE, Configuration((ONE, TWO)))
+
+        assert is_newcomer(newcomer)
+        assert newcomer.core.term == promised
+        await house.change((ONE, TWO), (THREE,))
+        await house.change((ONE, TWO, THREE))
+        await house.equal(ONE, TWO, THREE)
+        assert not is_newcomer(newcomer)
+        reopened = await house.restart(THREE)
+        assert not is_newcomer(reopened)
+        assert reopened.configuration == FIRST
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+def test_changes_are_refused_with_the_reason() -> None:
+    async def story(house: House) -> None:
+        await house.append()
+        leader = await house.leader()
+        follower = next(n for n in (ONE, TWO, THREE) if n != leader.core.node)
+        with pytest.raises(NotLeaderError):
+            await house.group(follower).change_configuration((ONE,), ())
+        with pytest.raises(InvalidRequestError):
+            await leader.change_configuration((), ())
+        with pytest.raises(InvalidRequestError, match="no learner"):
+            await leader.change_configuration((ONE, TWO, FOUR), ())
+        # Nobody has opened a replica there.
+        await leader.change_configuration((ONE, TWO, THREE), (FOUR,))
+        with pytest.raises(LearnerBehindError):
+            await leader.change_configuration((ONE, TWO, FOUR), ())
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+def test_one_change_at_a_time_but_the_same_one_may_be_asked_for_twice() -> None:
+    async def story(house: House) -> None:
+        leader = await house.leader()
+        kept = next(n for n in (ONE, TWO, THREE) if n != leader.core.node)
+        wanted = (leader.core.node, kept)
+        refusals: list[LogdError] = []
+
+        async def another() -> None:
+            try:
+                await leader.change_configuration((leader.core.node,), ())
+            except ChangeUnderWayError as error:
+                refusals.append(error)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leader.change_configuration, wanted, ())
+            await trio.sleep(0)
+            nursery.start_soon(leader.change_configuration, wanted, ())
+            nursery.start_soon(another)
+        await leader.change_configuration(wanted, ())
+
+        assert len(refusals) == 1
+        assert leader.configuration == Configuration(wanted)
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+def test_a_change_goes_on_when_nobody_waits_for_it_any_more() -> None:
+    async def story(house: House) -> None:
+        leader = await house.leader()
+        kept = tuple(n for n in (ONE, TWO, THREE) if n != leader.core.node)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await leader.change_configuration((leader.core.node, kept[0]), ())
+
+        await until(lambda: leader.configuration == Configuration((leader.core.node, kept[0])))
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+def test_no_change_is_begun_that_would_stop_the_group() -> None:
+    async def story(house: House) -> None:
+        leader = await house.leader()
+        gone, kept = (n for n in (ONE, TWO, THREE) if n != leader.core.node)
+        await house.nodes[gone].remove_group(GROUP)
+        # Something has to be sent before a replica that died under a live node is noticed.
+        await house.append()
+        await trio.sleep(5.0)
+
+        with pytest.raises(UnavailableError):
+            await leader.change_configuration((leader.core.node, gone), ())
+
+        await leader.change_configuration((leader.core.node, kept), ())
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+def test_a_restarted_replica_knows_the_members_from_its_log() -> None:
+    async def story(house: House) -> None:
+        await house.change((ONE, TWO))
+        await house.append()
+        for node in (ONE, TWO):
+            reopened = await house.restart(node)
+            assert reopened.configuration == Configuration((ONE, TWO))
+
+        await house.append()
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+def test_a_leader_tells_how_far_each_member_is() -> None:
+    async def story(house: House) -> None:
+        await house.append()
+        leader = await house.leader()
+        assert house.open(FOUR).member_progress() == ()
+        await house.change((ONE, TWO, THREE), (FOUR,))
+
+        def all_caught_up() -> bool:
+            return all(p.is_caught_up and p.bytes_behind == 0 for p in leader.member_progress())
+
+        await until(all_caught_up)
+
+        progress = leader.member_progress()
+        assert [(p.node, p.is_voter) for p in progress] == [
+            (ONE, True),
+            (TWO, True),
+            (THREE, True),
+            (FOUR, False),
+        ]
+        assert [p.synced_end for p in progress] == [leader.log.end_offset] * 4
+
+    in_a_house(ONE, TWO, THREE)(story)
