@@ -98,7 +98,7 @@ def test_every_kind_of_file_lies_where_the_document_says_and_has_its_header() ->
     HardStateFile.create(disk, f"{path}/hard_state", identity)
     CheckpointStore(disk, path, identity).save(Offset(1), b"state")
 
-    assert disk.list_directory("/data") == ["groups", "lock", "meta", "trash"]
+    assert disk.list_directory("/data") == ["groups", "lock", "meta", "promises", "trash"]
     assert disk.list_directory(f"/data/groups/{5:020}") == [
         f"{0:020}.log",
         f"{0:020}.log.index",
