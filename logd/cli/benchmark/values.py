@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import struct
+from functools import lru_cache
 from typing import Final
 
 from logd.cli.benchmark.settings import Settings
@@ -23,8 +24,9 @@ STAMP: Final = struct.Struct(">Q")
 Big-endian: later values sort behind earlier ones."""
 
 
+@lru_cache(maxsize=1)
 def values_of_a_call(settings: Settings) -> list[bytes]:
-    """What one ``append_many`` is given."""
+    """What one ``append_many`` is given; the same list for every producer, made once."""
     chance = random.Random(SEED)
     values: list[bytes] = []
     call_bytes = 0
