@@ -1,8 +1,9 @@
 """Where the time goes: samples brokers and client with py-spy while ``logd bench`` runs.
 
 Prints, for the leader, a follower and the client, the functions that were running, and keeps
-the stacks, from which speedscope or flamegraph.pl draw a flame graph.  Percentages are of the samples in which a process was running, so they
-say where to look; what it costs is in "CPU s per million" of the run itself.
+the stacks, from which speedscope or flamegraph.pl draw a flame graph.  Percentages are of the
+samples in which a process was running, so they say where to look; what it costs is in "CPU s
+per million" of the run itself.
 
     pip install py-spy
     python -m bench.profile latency --producers 256 --records 30000
@@ -61,8 +62,8 @@ def print_functions(title: str, raw: Path, total_cpu_s: float) -> None:
             with_callees[frame] += int(count)
     total = sum(own.values()) or 1
     print(f"\n{title}: {total_cpu_s:.1f} CPU s\n   own    all")
-    for frame, count in own.most_common(ROWS):
-        print(f"{100 * count / total:5.1f}% {100 * with_callees[frame] / total:5.1f}%  {frame}")
+    for frame, samples in own.most_common(ROWS):
+        print(f"{100 * samples / total:5.1f}% {100 * with_callees[frame] / total:5.1f}%  {frame}")
 
 
 def main() -> None:
