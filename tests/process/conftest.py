@@ -16,7 +16,7 @@ def shared_cluster(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalCluster]:
     directory = tmp_path_factory.mktemp("cluster")
-    cluster = open_cluster(directory, broker_count=BROKERS, port=None)
+    cluster = open_cluster(directory, broker_count=BROKERS, port=None, http=True)
     with stopping(cluster):
         cluster.start_all()
         yield cluster

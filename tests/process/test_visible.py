@@ -1,0 +1,74 @@
+"""Real brokers tell over HTTP how they are, also when they are not well."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from logd.cli.local_cluster import LocalCluster
+from logd.types import NodeId
+from logd_client import sync
+from tests.process.harness import BROKERS, send_signal
+from tests.process.web import get, scrape, status_of, until
+
+pytestmark = pytest.mark.process
+
+
+def test_a_scrape_counts_what_was_appended(cluster: LocalCluster) -> None:
+    topic = "scraped"
+    with sync.connect(cluster.bootstrap) as client:
+        client.admin.create_topic(topic, partitions=3, replicas=BROKERS)
+        with client.producer(topic) as producer:
+            producer.append_many([b"value"] * 5000)
+
+    scrapes = [scrape(broker) for broker in cluster.brokers]
+
+    labels = (("topic", topic),)
+    assert sum(found["logd_records_in_total", labels] for found in scrapes) >= 5000
+    assert sum(found["logd_commit_seconds_count", ()] for found in scrapes) > 0
+    assert all(found["logd_disk_free_bytes", ()] > 0 for found in scrapes)
+    assert all(found["process_resident_memory_bytes", ()] > 2**20 for found in scrapes)
+    assert sum(found["logd_controller", ()] for found in scrapes) == 1
+
+
+def test_every_broker_is_live_and_ready_and_shows_all_of_them(cluster: LocalCluster) -> None:
+    for broker in cluster.brokers:
+        until(lambda broker=broker: get(broker, "/readyz")[0] == 200, "ready")  # type: ignore[misc]
+        assert get(broker, "/livez") == (200, "ok\n")
+        status = status_of(broker)
+        assert [known["id"] for known in status["brokers"]] == [1, 2, 3]
+        assert all(known["report"] is not None for known in status["brokers"])
+
+
+def test_without_a_majority_a_broker_is_live_and_not_ready_and_says_why(
+    cluster: LocalCluster,
+) -> None:
+    survivor = cluster.brokers[0]
+    for node in (2, 3):
+        cluster.kill(NodeId(node))
+
+    until(lambda: get(survivor, "/readyz")[0] == 503, "not ready")
+
+    assert "no controller" in get(survivor, "/readyz")[1]
+    assert get(survivor, "/livez")[0] == 200
+    until(lambda: status_of(survivor)["state"] == "unavailable", "unavailable")
+    assert [known["alive"] for known in status_of(survivor)["brokers"]] == [True, False, False]
+
+
+def test_a_broker_that_hangs_is_not_live_and_its_peers_say_so(cluster: LocalCluster) -> None:
+    send_signal(cluster, NodeId(3), signal.SIGSTOP)
+
+    until(lambda: status_of(cluster.brokers[0])["state"] == "degraded", "degraded")
+
+    problems = status_of(cluster.brokers[1])["problems"]
+    assert any(problem.startswith("broker 3 at ") for problem in problems)
+    texts = [event["text"] for event in status_of(cluster.brokers[0])["events"]]
+    assert "lost broker 3" in texts
+
+
+def test_what_is_not_there_is_said_to_be_elsewhere(cluster: LocalCluster) -> None:
+    status, text = get(cluster.brokers[0], "/metric")
+
+    assert status == 404
+    assert "/metrics" in text
