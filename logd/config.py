@@ -15,10 +15,10 @@ import dataclasses
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from logd.errors import UsageError
 from logd.limits import (
@@ -38,6 +38,13 @@ TEXT_CHARACTERS_MAX: Final = 255
 
 LISTEN_DEFAULT: Final = HostPort("127.0.0.1", 7171)
 PEER_LISTEN_DEFAULT: Final = HostPort("127.0.0.1", 7181)
+
+REQUIRED: Final = ("node_id", "data_dir")
+"""Settings without a default."""
+
+ENVIRONMENT: Final = "environment"
+COMMAND_LINE: Final = "command line"
+ENVIRONMENT_PREFIX: Final = "LOGD_CONFIG_"
 
 WILDCARD_HOSTS: Final = ("0.0.0.0", "::")
 """Addresses to listen on that nobody can connect to."""
@@ -292,48 +299,93 @@ class BrokerConfig:
 # --- reading ----------------------------------------------------------------------------
 
 
+class Source(NamedTuple):
+    """The settings that were given in one place."""
+
+    place: str
+    """For people: the path of a file, ``environment``, ``command line``."""
+    values: Mapping[str, object]
+
+
+class Settings(NamedTuple):
+    """A configuration, and where each part of it comes from."""
+
+    config: BrokerConfig
+    places: Mapping[str, str]
+    """Setting → place; what is missing has its default."""
+
+
 def load_config(
     text: str, origin: str, overrides: Mapping[str, object] | None = None
 ) -> BrokerConfig:
+    """Read a TOML document; as ``read_toml`` and ``resolve``."""
+    return resolve([read_toml(text, origin), Source(COMMAND_LINE, overrides or {})]).config
+
+
+def read_toml(text: str, place: str) -> Source:
     """Read a TOML document.
 
-    Args:
-        text: the document.
-        origin: where it comes from, for messages: the path of the file.
-        overrides: settings that stand above it, such as flags; None values are not given.
-
     Raises:
-        UsageError: names ``origin``, the key, what was found and what is expected.
+        UsageError: it is none.
     """
     try:
-        values: dict[str, object] = tomllib.loads(text)
+        return Source(place, tomllib.loads(text))
     except ValueError as error:  # Of a number of thousands of digits, not a TOMLDecodeError.
-        raise UsageError(f"{origin}: not valid TOML: {error}") from error
+        raise UsageError(f"{place}: not valid TOML: {error}") from error
     except RecursionError as error:
-        raise UsageError(f"{origin}: nested too deeply") from error
-    return build_config(values, origin, overrides)
+        raise UsageError(f"{place}: nested too deeply") from error
 
 
-def build_config(
-    values: Mapping[str, object], origin: str, overrides: Mapping[str, object] | None = None
-) -> BrokerConfig:
-    """Check and convert settings by name.
+def read_environment(environment: Mapping[str, str]) -> Source:
+    """Pick the variables that are settings: ``LOGD_CONFIG_SEGMENT_BYTES=1048576``.
 
-    Addresses may be text or ``HostPort``, the cluster text or a table.
+    The prefix is a long one because others name variables too: Kubernetes gives every process
+    a ``LOGD_PORT`` where a service is called logd.
 
     Raises:
-        UsageError: names ``origin``, the key, what was found and what is expected.
+        UsageError: there is no such setting, or a number is none.
     """
-    given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    values: dict[str, object] = {}
+    for variable in sorted(environment):
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+            text = environment[variable]
+            try:
+                _check_keys([name])
+                is_number = _READERS[name] is _read_integer
+                values[name] = _parse_integer(name, text) if is_number else text
+            except UsageError as error:
+                raise UsageError(f"{ENVIRONMENT}: {variable}: {error}") from error
+    return Source(ENVIRONMENT, values)
+
+
+def resolve(sources: Sequence[Source]) -> Settings:
+    """Check and convert settings by name; a later source stands above an earlier one.
+
+    Addresses may be text or ``HostPort``, the cluster text or a table; None is not given.
+
+    Raises:
+        UsageError: names the place, the key, what was found and what is expected.
+    """
+    read: dict[str, object] = {}
+    places: dict[str, str] = {}
+    for source in sources:
+        given = {name: value for name, value in source.values.items() if value is not None}
+        try:
+            _check_keys(given)
+            read |= {name: _READERS[name](name, value) for name, value in given.items()}
+        except UsageError as error:
+            raise UsageError(f"{source.place}: {error}") from error
+        places |= dict.fromkeys(given, source.place)
     try:
-        _check_keys(values)
-        _check_keys(given)
-        read = {name: _READERS[name](name, value) for name, value in {**values, **given}.items()}
-        for name in _REQUIRED:
+        for name in REQUIRED:
             _require(name in read, f"{name} is missing")
-        return BrokerConfig(**read)  # type: ignore[arg-type]  # The readers give these types.
+        config = BrokerConfig(**read)  # type: ignore[arg-type]  # The readers give these types.
     except UsageError as error:
-        raise UsageError(f"{origin}: {error}") from error
+        used = [source.place for source in sources if source.place in places.values()]
+        where = ", ".join(used) or sources[0].place
+        raise UsageError(f"{where}: {error}") from error
+    return Settings(config, MappingProxyType(places))
 
 
 def parse_host_port(text: str) -> HostPort:
@@ -378,6 +430,7 @@ _HOST_PORT: Final = re.compile(
     r"(?:\[(?P<bracketed>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^\s:\[\],=]+))"
     r":(?P<port>[0-9]{1,6})"
 )
+_INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
 _NODE_ID: Final = re.compile(r"[0-9]{1,10}")
 
 
@@ -415,6 +468,12 @@ def _read_integer(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise UsageError(f"{name} = {_shown(value)}: expected a whole number")
     return value
+
+
+def _parse_integer(name: str, text: str) -> int:
+    if _INTEGER.fullmatch(text) is None:
+        raise UsageError(f"{name} = {_shown(text)}: expected a whole number")
+    return int(text)
 
 
 def _read_text(name: str, value: object) -> str:
@@ -461,8 +520,6 @@ _READERS: Final[Mapping[str, Callable[[str, object], object]]] = {
     for field in dataclasses.fields(BrokerConfig)
 }
 """How each setting is read, by the type it is declared with."""
-
-_REQUIRED: Final = ("node_id", "data_dir")
 
 
 def _require(holds: bool, otherwise: str) -> None:

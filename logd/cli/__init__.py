@@ -27,6 +27,7 @@ COMMANDS: Final = (
     LazyCommand(
         "partition", "logd.cli.partition:partition", "List and describe partitions, move leaders."
     ),
+    LazyCommand("config", "logd.cli.config:config", "What a broker is configured with, and why."),
     LazyCommand("segment", "logd.cli.segment:segment", "Dump, verify, reindex files offline."),
     LazyCommand("bench", "logd.cli.bench:bench", "Measure produce, consume and latency."),
 )

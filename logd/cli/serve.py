@@ -12,11 +12,11 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.options import HOST_PORT
+from logd.cli.broker_settings import broker_options, resolve_settings
 
 if TYPE_CHECKING:
     import trio
@@ -24,32 +24,12 @@ if TYPE_CHECKING:
     from logd.broker.recent_events import RecentEvents
     from logd.config import BrokerConfig
     from logd.ops.logging import LogLevel
-    from logd.types import HostPort
 
 FORCED_EXIT_CODE = 1
 
 
 @click.command()
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML; the options below stand above it.",
-)
-@click.option("--node-id", type=int, help="Unique in the cluster, for ever.")
-@click.option("--data-dir", help="Where this broker keeps its logs; made if missing.")
-@click.option("--listen", type=HOST_PORT, help="Where clients connect.")
-@click.option("--peer-listen", type=HOST_PORT, help="Where the other brokers connect.")
-@click.option("--http-listen", type=HOST_PORT, help="Where metrics and the status page are.")
-@click.option("--advertise", type=HOST_PORT, help="What clients are told, if not --listen.")
-@click.option(
-    "--cluster",
-    metavar="ID=HOST:PORT,…",
-    help="The brokers that form the cluster, each with its --peer-listen address; the same "
-    "list for all.  Default: this one alone.",
-)
-@click.option("--failure-domain", help="What this broker fails together with.")
-@click.option("--rack", help="Where it stands.")
+@broker_options
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -58,44 +38,17 @@ FORCED_EXIT_CODE = 1
 )
 @click.option("--exit-with-parent", is_flag=True, hidden=True)
 def serve(
-    config_file: Path | None,
-    node_id: int | None,
-    data_dir: str | None,
-    listen: HostPort | None,
-    peer_listen: HostPort | None,
-    http_listen: HostPort | None,
-    advertise: HostPort | None,
-    cluster: str | None,
-    failure_domain: str | None,
-    rack: str | None,
-    log_level: LogLevel,
-    exit_with_parent: bool,
+    config_file: Path | None, log_level: LogLevel, exit_with_parent: bool, **given: Any
 ) -> None:
     """Run one broker in the foreground.
 
-    From --config FILE, from the other options, or both.
+    From --config FILE, from the other options, or both; `logd config show` says what they
+    come to.
     """
     from logd.broker.recent_events import RecentEvents
-    from logd.config import build_config, load_config
     from logd.ops.logging import configure_logging
 
-    given: dict[str, object] = {
-        "node_id": node_id,
-        "data_dir": data_dir,
-        "listen": listen,
-        "peer_listen": peer_listen,
-        "http_listen": http_listen,
-        "advertise": advertise,
-        "cluster": cluster,
-        "failure_domain": failure_domain,
-        "rack": rack,
-    }
-    if config_file is None and (node_id is None or data_dir is None):
-        raise click.UsageError("give --config FILE, or --node-id and --data-dir")
-    if config_file is None:
-        config = build_config({}, "command line", given)
-    else:
-        config = load_config(_text_of(config_file), str(config_file), given)
+    config = resolve_settings(config_file, given).config
     events = RecentEvents()
     configure_logging(log_level, on_event=events.feed)
     if not config.failure_domain:
@@ -104,15 +57,6 @@ def serve(
     import trio
 
     trio.run(_serve, config, events, exit_with_parent)
-
-
-def _text_of(path: Path) -> str:
-    from logd.errors import UsageError
-
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text: {error}") from error
 
 
 async def _serve(config: BrokerConfig, events: RecentEvents, exit_with_parent: bool) -> None:

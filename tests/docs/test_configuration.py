@@ -27,8 +27,10 @@ Made from the code by `python -m tests.docs.test_configuration`; a test compares
 
 ## A broker
 
-`logd serve --config FILE` reads a TOML file. Flags of `logd serve` stand above it. A key that
-is not listed here is refused.
+`logd serve --config FILE` reads a TOML file. Above it stand variables like
+`LOGD_CONFIG_SEGMENT_BYTES=1048576`, and above those the flags of `logd serve`. A key or a
+variable that is not listed here is refused. `logd config show`, with the same file, variables and
+flags, says what they come to and where each value is from, and starts nothing.
 
 ```toml
 node_id = 1

@@ -2,7 +2,16 @@
 
 import pytest
 
-from logd.config import BrokerConfig, build_config, load_config, parse_cluster, parse_host_port
+from logd.config import (
+    BrokerConfig,
+    Source,
+    load_config,
+    parse_cluster,
+    parse_host_port,
+    read_environment,
+    read_toml,
+    resolve,
+)
 from logd.errors import UsageError
 from logd.types import HostPort, NodeId
 
@@ -58,12 +67,80 @@ def test_flags_stand_above_the_file_where_they_are_given() -> None:
 
 
 def test_flags_alone_make_a_configuration() -> None:
-    config = build_config(
-        {"node_id": 2, "data_dir": "d", "cluster": "1=a:1,2=b:2", "listen": HostPort("h", 0)},
-        "command line",
-    )
+    values = {"node_id": 2, "data_dir": "d", "cluster": "1=a:1,2=b:2", "listen": HostPort("h", 0)}
+
+    config = resolve([Source("command line", values)]).config
 
     assert config.cluster == {1: HostPort("a", 1), 2: HostPort("b", 2)}
+
+
+def test_the_environment_stands_between_the_file_and_the_flags() -> None:
+    environment = {
+        "LOGD_CONFIG_RACK": "environment",
+        "LOGD_CONFIG_FAILURE_DOMAIN": "environment",
+        "LOGD_CONFIG_SEGMENT_BYTES": "1048576",
+        "LOGD_CONFIG_CLUSTER": "1=a:1,2=b:2",
+        "LOGD_CONFIG_LISTEN": "[::1]:0",
+        "LOGD_BOOTSTRAP": "h:1",
+        "LOGD_PORT": "tcp://10.0.0.1:7171",
+        "PATH": "/bin",
+    }
+    file = MINIMAL + 'rack = "file"\nadvertise = "h:1"\n'
+
+    config, places = resolve(
+        [
+            read_toml(file, "broker.toml"),
+            read_environment(environment),
+            Source("command line", {"failure_domain": "flag", "listen": None}),
+        ]
+    )
+
+    assert (config.rack, config.failure_domain) == ("environment", "flag")
+    assert (config.segment_bytes, config.listen) == (1048576, HostPort("::1", 0))
+    assert list(config.cluster) == [1, 2]
+    assert places == {
+        "node_id": "broker.toml",
+        "data_dir": "broker.toml",
+        "advertise": "broker.toml",
+        "rack": "environment",
+        "segment_bytes": "environment",
+        "cluster": "environment",
+        "listen": "environment",
+        "failure_domain": "command line",
+    }
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "found"),
+    [
+        ("LOGD_CONFIG_SEGMENT_BYTE", "1", "unknown key 'segment_byte'; did you mean segment_bytes"),
+        ("LOGD_CONFIG_", "1", "unknown key ''"),
+        ("LOGD_CONFIG_SEGMENT_BYTES", "64MiB", "segment_bytes = '64MiB': expected a whole number"),
+        ("LOGD_CONFIG_SEGMENT_BYTES", "\u0663", "expected a whole number"),
+        ("LOGD_CONFIG_SEGMENT_BYTES", "9" * 5000, "expected a whole number"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_named_with_its_variable(
+    variable: str, text: str, found: str
+) -> None:
+    with pytest.raises(UsageError, match=f"^environment: {variable}: .*{found}"):
+        read_environment({variable: text})
+
+
+def test_settings_that_contradict_each_other_are_named_with_all_their_places() -> None:
+    sources = [
+        read_toml(MINIMAL + 'listen = "h:1"', "broker.toml"),
+        read_environment({}),
+        Source("command line", {"peer_listen": "h:1"}),
+    ]
+
+    with pytest.raises(UsageError, match=r"^broker.toml, command line: listen and peer_listen"):
+        resolve(sources)
+
+
+def test_a_flag_that_cannot_be_is_a_mistake_of_the_command_line() -> None:
+    with pytest.raises(UsageError, match=r"^command line: cluster: expected ID=HOST:PORT"):
+        load_config(MINIMAL, "broker.toml", {"cluster": "x"})
 
 
 @pytest.mark.parametrize(
