@@ -98,6 +98,17 @@ LEARNERS_MAX: Final = BROKERS_MAX
 
 METADATA_VOTERS_MAX: Final = 5
 
+METADATA_TOPICS_PER_ANSWER: Final = 1_000
+METADATA_PARTITIONS_PER_ANSWER: Final = 4_000
+"""What one answer describes; the client asks for the rest.  Small enough that a broker does
+nothing else for some milliseconds only."""
+
+TOPIC_NAMES_PER_REQUEST: Final = 256
+BROKER_DESCRIBED_BYTES_MAX: Final = 4 * KIB
+TOPIC_DESCRIBED_BYTES_MAX: Final = 1 * KIB
+"""Without its partitions."""
+PARTITION_DESCRIBED_BYTES_MAX: Final = 192
+
 # --- storage ---------------------------------------------------------------------------
 
 SEGMENT_HEADER_BYTES: Final = 4 * KIB
@@ -178,6 +189,16 @@ assert BATCH_BYTES_MAX <= PAYLOAD_DECODED_BYTES_MAX
 # A frame must carry the largest batch, or a full append request, with its header.
 assert FRAME_PREFIX_BYTES + FRAME_HEADER_BYTES_MAX + BATCH_BYTES_MAX <= FRAME_BYTES_MAX
 assert FRAME_PREFIX_BYTES + FRAME_HEADER_BYTES_MAX + APPEND_BYTES_MAX <= FRAME_BYTES_MAX
+# A description of the cluster always fits a frame, and a topic always fits an answer.
+assert (
+    BROKERS_MAX * BROKER_DESCRIBED_BYTES_MAX
+    + METADATA_TOPICS_PER_ANSWER * TOPIC_DESCRIBED_BYTES_MAX
+    + METADATA_PARTITIONS_PER_ANSWER * PARTITION_DESCRIBED_BYTES_MAX
+    + 2 * FRAME_HEADER_BYTES_MAX
+    <= FRAME_BYTES_MAX
+)
+assert PARTITIONS_PER_TOPIC_MAX <= METADATA_PARTITIONS_PER_ANSWER
+assert TOPIC_NAMES_PER_REQUEST * (NAME_CHARACTERS_MAX + 2) + KIB < FRAME_HEADER_BYTES_MAX
 # A window or a queue that cannot hold one frame would never open.
 assert FRAME_BYTES_MAX <= PEER_WINDOW_BYTES_MAX <= PEER_QUEUE_BYTES_MAX
 assert FRAME_BYTES_MAX <= CONNECTION_SEND_BYTES_MAX

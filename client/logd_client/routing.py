@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
 
 from logd.errors import (
@@ -26,6 +27,7 @@ from logd.errors import (
     UnknownTopicError,
     UsageError,
 )
+from logd.limits import TOPIC_NAMES_PER_REQUEST
 from logd.types import GroupId, HostPort, NodeId
 from logd.wire.messages import Message, MetadataRequest, MetadataResponse, PartitionInfo, TopicInfo
 from logd_client.backoff import Backoff
@@ -310,11 +312,10 @@ class Routing:
         return connection is not None and connection.is_open
 
     async def _learn_from(self, connection: Connection) -> None:
-        topics = list(self._topics_of_interest)
-        response = await connection.request(
-            MetadataRequest(topics=topics), MetadataResponse, self.request_timeout_s
-        )
-        self.view.learn(response)
+        async def ask(request: MetadataRequest) -> MetadataResponse:
+            return await connection.request(request, MetadataResponse, self.request_timeout_s)
+
+        await self._describe_by(ask, list(self._topics_of_interest), at_least=0)
 
     async def topic(self, name: str) -> TopicInfo:
         """Describe a topic, asking the cluster if it is not known here.
@@ -344,10 +345,34 @@ class Routing:
         self, topics: list[str] | None, target: Target | None = None
     ) -> MetadataResponse:
         """The cluster and ``topics`` (None: all), no older than what this client has seen."""
-        request = MetadataRequest(topics=topics, at_least=self.view.metadata_offset)
-        response = await self.call(target or self.any_connection, request, MetadataResponse)
-        self.view.learn(response)
-        return response
+
+        async def ask(request: MetadataRequest) -> MetadataResponse:
+            return await self.call(target or self.any_connection, request, MetadataResponse)
+
+        return await self._describe_by(ask, topics, at_least=self.view.metadata_offset)
+
+    async def _describe_by(
+        self,
+        ask: Callable[[MetadataRequest], Awaitable[MetadataResponse]],
+        topics: list[str] | None,
+        at_least: int,
+    ) -> MetadataResponse:
+        """All of it in one, in however many requests it takes."""
+        found: list[TopicInfo] = []
+        unknown: list[str] = []
+        response: MetadataResponse | None = None
+        for names in _requestable(topics):
+            following: str | None = ""
+            while following is not None:
+                response = await ask(
+                    MetadataRequest(topics=names, at_least=at_least, start=following)
+                )
+                self.view.learn(response)
+                found += response.topics
+                unknown += response.unknown
+                following = response.next
+        assert response is not None
+        return msgspec.structs.replace(response, topics=found, unknown=unknown)
 
     async def look_again(
         self, topic: str, group: GroupId, failures: int, suspect: NodeId | None = None
@@ -492,3 +517,11 @@ def partition_of(topic: TopicInfo, partition: int) -> PartitionInfo:
 def partitions_text(count: int) -> str:
     """The numbers of ``count`` partitions, for a message."""
     return "0" if count == 1 else f"0 to {count - 1}"
+
+
+def _requestable(names: list[str] | None) -> list[list[str] | None]:
+    """As many lists of names as fit a request each; None stays alone, and so do no names."""
+    if not names:
+        return [names]
+    starts = range(0, len(names), TOPIC_NAMES_PER_REQUEST)
+    return [names[start : start + TOPIC_NAMES_PER_REQUEST] for start in starts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -16,6 +16,7 @@ from logd.errors import (
     RequestTimeoutError,
     UnavailableError,
 )
+from logd.limits import METADATA_PARTITIONS_PER_ANSWER, METADATA_TOPICS_PER_ANSWER
 from logd.metadata.commands import AlterTopic, CreateTopic, DeleteTopic
 from logd.metadata.state import Topic, TopicAltered, TopicCreated
 from logd.raft.messages import Role, TransferLeadership
@@ -70,12 +71,14 @@ async def metadata(broker: Broker, request: MetadataRequest) -> MetadataResponse
     await broker.metadata.reach(Offset(request.at_least), METADATA_LAG_S)
     state = broker.metadata.state
     if request.topics is None:
-        topics = list(state.topics)
+        topics = [topic for topic in state.topics if topic.name >= request.start]
         unknown: list[str] = []
     else:
-        found = {name: state.topic(name) for name in request.topics}
-        topics = [topic for topic in found.values() if topic is not None]
-        unknown = [name for name, topic in found.items() if topic is None]
+        names = sorted({name for name in request.topics if name >= request.start})
+        topics = [topic for name in names if (topic := state.topic(name)) is not None]
+        unknown = [name for name in names if state.topic(name) is None]
+    count = _fitting_count(topics)
+    following = topics[count].name if count < len(topics) else None
     assert state.cluster_id is not None
     return MetadataResponse(
         cluster_id=state.cluster_id,
@@ -91,10 +94,22 @@ async def metadata(broker: Broker, request: MetadataRequest) -> MetadataResponse
             )
             for known in state.brokers
         ],
-        topics=[_topic_info(broker, topic) for topic in topics],
-        unknown=unknown,
+        topics=[_topic_info(broker, topic) for topic in topics[:count]],
+        unknown=[name for name in unknown if following is None or name < following],
         metadata_offset=broker.metadata.applied_offset,
+        next=following,
     )
+
+
+def _fitting_count(topics: Sequence[Topic]) -> int:
+    """How many of them, from the first on, one answer describes."""
+    partitions = 0
+    for count, topic in enumerate(topics[:METADATA_TOPICS_PER_ANSWER]):
+        partitions += len(topic.partitions)
+        if partitions > METADATA_PARTITIONS_PER_ANSWER:
+            assert count > 0
+            return count
+    return min(len(topics), METADATA_TOPICS_PER_ANSWER)
 
 
 def _topic_info(broker: Broker, topic: Topic) -> TopicInfo:

@@ -92,6 +92,8 @@ class MetadataRequest(Message, frozen=True, kw_only=True):
     """The answer is to know of everything below this offset of the metadata log: a client
     that passes the largest ``metadata_offset`` it was told reads its own writes, from any
     broker.  One that cannot get there in time refuses with Unavailable."""
+    start: str = ""
+    """Only topics of this name or behind it, in order of their names."""
 
 
 class BrokerInfo(Message, frozen=True, kw_only=True):
@@ -131,6 +133,8 @@ class MetadataResponse(Message, frozen=True, kw_only=True):
     """Requested names that do not exist."""
     metadata_offset: int = 0
     """How much of the metadata log the answering broker has applied (exclusive)."""
+    next: str | None = None
+    """There are more topics: ask again with this as ``start``."""
 
 
 # --- produce ----------------------------------------------------------------------------

@@ -6,10 +6,20 @@ import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 
-from logd.limits import FRAME_PREFIX_BYTES
+from logd.broker import admin
+from logd.limits import (
+    BROKER_DESCRIBED_BYTES_MAX,
+    FRAME_PREFIX_BYTES,
+    NAME_CHARACTERS_MAX,
+    PARTITION_DESCRIBED_BYTES_MAX,
+    REPLICAS_MAX,
+    TOPIC_DESCRIBED_BYTES_MAX,
+)
+from logd.metadata.topic_config import OPTIONS
 from logd.types import HostPort, NodeId
 from logd.wire import frame as frame_module
 from logd.wire.frame import (
@@ -21,14 +31,17 @@ from logd.wire.frame import (
     encode_message,
 )
 from logd.wire.messages import (
+    BrokerInfo,
     DescribeBrokerRequest,
     ErrorResponse,
     HelloRequest,
     Kind,
     Message,
     MetadataRequest,
+    PartitionInfo,
+    TopicInfo,
 )
-from logd_client import Client
+from logd_client import Client, routing
 from tests.sim.cluster import CLIENT_PORT, ClusterSettings, SimCluster, open_cluster
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import SimStream
@@ -150,6 +163,48 @@ def test_an_answer_that_fits_no_frame_is_refused(monkeypatch: pytest.MonkeyPatch
         assert "a frame takes" in decode_message(ErrorResponse, answer.header).message
 
     play(story)
+
+
+@pytest.mark.parametrize(("topics_max", "partitions_max"), [(3, 100), (100, 4), (1, 1)])
+def test_a_cluster_is_described_whole_in_however_many_answers(
+    monkeypatch: pytest.MonkeyPatch, topics_max: int, partitions_max: int
+) -> None:
+    monkeypatch.setattr(admin, "METADATA_TOPICS_PER_ANSWER", topics_max)
+    monkeypatch.setattr(admin, "METADATA_PARTITIONS_PER_ANSWER", partitions_max)
+    monkeypatch.setattr(routing, "TOPIC_NAMES_PER_REQUEST", 2)
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        names = [f"t{number}" for number in range(8)]
+        for name in names:
+            await client.admin.create_topic(name, partitions=1, replicas=1)
+
+        assert [topic.name for topic in await client.admin.list_topics()] == names
+        assert client._routing is not None
+        described = await client._routing.describe([*names, "neither", "nor"])
+        assert [topic.name for topic in described.topics] == names
+        assert described.unknown == ["neither", "nor"]
+
+    play(story)
+
+
+def test_no_description_is_larger_than_what_the_limits_say() -> None:
+    longest = 2**63 - 1
+    broker = BrokerInfo(
+        node_id=longest, host="\U0001f4a5" * 255, port=65535, rack="\U0001f4a5" * 255,
+        failure_domain="\U0001f4a5" * 255,
+    )  # fmt: skip
+    partition = PartitionInfo(
+        partition=longest, group=longest, replicas=[longest] * REPLICAS_MAX, leader=longest,
+        term=longest,
+    )  # fmt: skip
+    config = dict.fromkeys(OPTIONS, "9" * 30)
+    topic = TopicInfo(
+        name="x" * NAME_CHARACTERS_MAX, topic_id=longest, partitions=[], config=config
+    )
+
+    assert len(msgspec.msgpack.encode(broker)) <= BROKER_DESCRIBED_BYTES_MAX
+    assert len(msgspec.msgpack.encode(partition)) <= PARTITION_DESCRIBED_BYTES_MAX
+    assert len(msgspec.msgpack.encode(topic)) <= TOPIC_DESCRIBED_BYTES_MAX
 
 
 def test_a_deleted_topic_that_cannot_be_trashed_is_trashed_later() -> None:
