@@ -277,6 +277,18 @@ class LearnerBehindError(RetriableError):
     code = 51
 
 
+class RebalanceConflictError(RefusedError):
+    """Another plan or move is under way, or the cluster has changed since the plan was made."""
+
+    code = 52
+
+
+class BrokerInUseError(RefusedError):
+    """The broker still holds replicas; drain it first."""
+
+    code = 53
+
+
 # --- local ------------------------------------------------------------------------------
 
 

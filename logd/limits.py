@@ -93,6 +93,9 @@ PARTITIONS_MAX: Final = 200_000
 
 REPLICAS_MAX: Final = 7
 BROKERS_MAX: Final = 1_000
+PLAN_MOVES_MAX: Final = 10_000
+"""Moves of one rebalance plan.  What it does not reach, the next plan does."""
+
 LEARNERS_MAX: Final = BROKERS_MAX
 """Of one group: every broker that does not vote in the metadata log follows it as a learner."""
 

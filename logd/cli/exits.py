@@ -41,6 +41,8 @@ EXIT_CODES: Final[dict[type[errors.LogdError], ExitCode]] = {
     errors.UnexpectedOffsetError: ExitCode.CONFLICT,
     errors.ProducerFencedError: ExitCode.CONFLICT,
     errors.FencedError: ExitCode.CONFLICT,
+    errors.RebalanceConflictError: ExitCode.CONFLICT,
+    errors.BrokerInUseError: ExitCode.CONFLICT,
     errors.ConnectionFailedError: ExitCode.UNREACHABLE,
     errors.UnavailableError: ExitCode.UNREACHABLE,
     errors.DeliveryTimeoutError: ExitCode.UNREACHABLE,

@@ -19,7 +19,8 @@ import msgspec
 
 from logd.errors import InvalidRequestError, MalformedBatchError
 from logd.limits import FRAME_HEADER_BYTES_MAX, KIB
-from logd.types import DirectoryId, NodeId
+from logd.metadata.moves import PlannedMove
+from logd.types import DirectoryId, GroupId, NodeId
 
 COMMAND_BYTES_MAX: Final = 32 * KIB
 """Bounds what one request can make every broker keep."""
@@ -93,8 +94,121 @@ class AllocateProducerIds(MetadataCommand, frozen=True, kw_only=True):
     count: int
 
 
+class AddPartitions(MetadataCommand, frozen=True, kw_only=True):
+    """Gives a topic more partitions.  Keys may go to other ones than before."""
+
+    name: str
+    partitions: int
+    """How many it shall have."""
+
+
+class DrainBroker(MetadataCommand, frozen=True, kw_only=True):
+    """Nothing more is placed on ``node``, and what it holds is to go."""
+
+    node: NodeId
+
+
+class ResumeBroker(MetadataCommand, frozen=True, kw_only=True):
+    """Takes ``DrainBroker`` back; what has left does not return by itself."""
+
+    node: NodeId
+
+
+class RemoveBroker(MetadataCommand, frozen=True, kw_only=True):
+    """``node`` is no member any more, for ever.  It must hold nothing."""
+
+    node: NodeId
+    now_ms: int
+
+
+class StartPlan(MetadataCommand, frozen=True, kw_only=True):
+    """Moves [first, first + len(moves)) of a plan; it runs once all have arrived."""
+
+    token: str
+    purpose: str
+    layout_version: int
+    """The plan was made for this layout and is refused for another."""
+    move_count: int
+    first: int = 0
+    moves: tuple[PlannedMove, ...]
+    now_ms: int
+
+
+class CancelPlan(MetadataCommand, frozen=True, kw_only=True):
+    """No more moves of the plan are begun, and those under way are taken back."""
+
+    plan_id: int
+    now_ms: int
+
+
+class BeginMove(MetadataCommand, frozen=True, kw_only=True):
+    """The replicas of ``group`` shall be ``target``, and its leader is to see to it."""
+
+    group: GroupId
+    before: tuple[NodeId, ...]
+    """Refused if they are others by now."""
+    target: tuple[NodeId, ...]
+    reason: str
+    plan_id: int | None = None
+    now_ms: int
+
+
+class CancelMove(MetadataCommand, frozen=True, kw_only=True):
+    """The move of ``group`` is taken back, if it has not arrived."""
+
+    group: GroupId
+
+
+class FinishMove(MetadataCommand, frozen=True, kw_only=True):
+    """By a leader: the members of ``group`` are ``replicas`` now, committed in its own log."""
+
+    group: GroupId
+    replicas: tuple[NodeId, ...]
+    now_ms: int
+
+
+class SkipMove(MetadataCommand, frozen=True, kw_only=True):
+    """By the controller: a move of the plan cannot be begun (any more)."""
+
+    plan_id: int
+    group: GroupId
+    now_ms: int
+
+
+class ReplicasRetired(MetadataCommand, frozen=True, kw_only=True):
+    """By ``node``: its copies of these groups, which have moved away, are in the trash."""
+
+    node: NodeId
+    groups: tuple[GroupId, ...]
+
+
+class SetRebalancing(MetadataCommand, frozen=True, kw_only=True):
+    """Changes the settings that are given."""
+
+    throttle_bytes_per_s: int | None = None
+    concurrency: int | None = None
+    is_autonomous: bool | None = None
+
+
 Command = (
-    FormCluster | RegisterBroker | CreateTopic | DeleteTopic | AlterTopic | AllocateProducerIds
+    FormCluster
+    | RegisterBroker
+    | CreateTopic
+    | DeleteTopic
+    | AlterTopic
+    | AllocateProducerIds
+    | AddPartitions
+    | DrainBroker
+    | ResumeBroker
+    | RemoveBroker
+    | StartPlan
+    | CancelPlan
+    | BeginMove
+    | CancelMove
+    | FinishMove
+    | SkipMove
+    | ReplicasRetired
+    | SetRebalancing
 )
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

@@ -14,6 +14,8 @@ Invariants, asserted by ``check_invariants`` in tests and in the simulator:
 M1  ids are below their counters; no group belongs to two partitions.
 M2  every replica is on a registered broker, and a partition has each broker once.
 M3  the per-broker lists and loads are those of the topics.
+M4  no broker is leaving a partition that it is to hold.
+M5  a move of the running plan is running if its partition is being moved.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, assert_never
+from typing import Final
 
 import msgspec
 
@@ -38,10 +40,12 @@ from logd.limits import (
     BROKERS_MAX,
     METADATA_VOTERS_MAX,
     PARTITIONS_MAX,
+    PARTITIONS_PER_TOPIC_MAX,
     PRODUCER_IDS_PER_BLOCK,
     TOPICS_MAX,
 )
 from logd.metadata.commands import (
+    AddPartitions,
     AllocateProducerIds,
     AlterTopic,
     Command,
@@ -50,9 +54,18 @@ from logd.metadata.commands import (
     FormCluster,
     RegisterBroker,
 )
+from logd.metadata.layout import Applied, Broker, PartitionPlacement, Topic
+from logd.metadata.moves import Plan, RebalanceSettings, RemovedBroker
+from logd.metadata.moving import (
+    BrokerChanged,
+    MovingState,
+    PlacementChanged,
+    PlanChanged,
+    RebalancingSet,
+)
 from logd.metadata.names import quoted, validate_topic_name
 from logd.metadata.placement import BrokerPlacementInfo, place
-from logd.metadata.topic_config import TopicOptions, check_option_names, parse_options
+from logd.metadata.topic_config import check_option_names, parse_options
 from logd.types import (
     METADATA_GROUP,
     NO_PRODUCER,
@@ -64,66 +77,12 @@ from logd.types import (
     Offset,
     ProducerId,
     TopicId,
-    TopicPartition,
 )
 
 _TEXT_CHARACTERS_MAX: Final = 255
 """Host names (RFC 1035), domains, racks, versions and ids that brokers register."""
 
 _FEATURES_MAX: Final = 64
-
-
-class Broker(msgspec.Struct, frozen=True, kw_only=True):
-    """A broker that has registered, as of its last start."""
-
-    node: NodeId
-    directory_id: DirectoryId
-    incarnation: int
-    address: HostPort
-    """Where clients reach it."""
-    peer_address: HostPort
-    """Where brokers reach it."""
-    failure_domain: str = ""
-    rack: str = ""
-    version: str = ""
-    features: dict[str, int] = {}
-
-
-class PartitionPlacement(msgspec.Struct, frozen=True, kw_only=True):
-    """One partition and the brokers that replicate it."""
-
-    group: GroupId
-    topic: str
-    topic_id: TopicId
-    partition: int
-    replicas: tuple[NodeId, ...]
-    """The first is the preferred leader; the others campaign in this order."""
-
-    @property
-    def name(self) -> TopicPartition:
-        return TopicPartition(self.topic, self.partition)
-
-
-class Topic(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    topic_id: TopicId
-    partitions: tuple[PartitionPlacement, ...]
-    """By partition number, from 0."""
-    config: dict[str, str]
-    """The options that were set; ``options`` has the others too."""
-    created_ms: int
-
-    @property
-    def options(self) -> TopicOptions:
-        return parse_options(self.config)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
-    """What one command changed.  Groups are named so that a broker need not compare states."""
-
-    created_groups: tuple[PartitionPlacement, ...] = ()
-    deleted_groups: tuple[PartitionPlacement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,33 +122,32 @@ class ProducerIdBlock(Applied):
 
 
 Result = (
-    ClusterFormed | BrokerRegistered | TopicCreated | TopicDeleted | TopicAltered | ProducerIdBlock
+    ClusterFormed
+    | BrokerRegistered
+    | TopicCreated
+    | TopicDeleted
+    | TopicAltered
+    | ProducerIdBlock
+    | BrokerChanged
+    | PlacementChanged
+    | PlanChanged
+    | RebalancingSet
 )
 
+__all__ = ["Applied", "Broker", "MetadataState", "PartitionPlacement", "Result", "Topic"]
 
-class MetadataState:
+
+class MetadataState(MovingState):
     """All metadata of one cluster.  Everything it returns is immutable, or not to be changed."""
 
     def __init__(self) -> None:
-        self._version = Offset(0)
+        super().__init__()
         self._cluster_id: str | None = None
         self._voters: dict[NodeId, DirectoryId] = {}
-        self._brokers: dict[NodeId, Broker] = {}
-        self._topics: dict[str, Topic] = {}
         self._next_topic_id = TopicId(1)
-        self._next_group = GroupId(METADATA_GROUP + 1)
         self._next_producer_id = ProducerId(NO_PRODUCER + 1)
-        # Derived from the topics, kept so that neither queries nor placement walk them all.
-        self._placements: dict[GroupId, PartitionPlacement] = {}
-        self._held: dict[NodeId, dict[GroupId, PartitionPlacement]] = {}
-        self._leader_counts: dict[NodeId, int] = {}
 
     # --- queries ------------------------------------------------------------------------
-
-    @property
-    def version(self) -> Offset:
-        """The applied offset: everything below it in the metadata log is in this state."""
-        return self._version
 
     @property
     def cluster_id(self) -> str | None:
@@ -200,30 +158,6 @@ class MetadataState:
     def voters(self) -> Mapping[NodeId, DirectoryId]:
         """The first voters of the metadata log, by node id."""
         return MappingProxyType(self._voters)
-
-    @property
-    def brokers(self) -> tuple[Broker, ...]:
-        """By node id."""
-        return tuple(self._brokers[node] for node in sorted(self._brokers))
-
-    def broker(self, node: NodeId) -> Broker | None:
-        return self._brokers.get(node)
-
-    @property
-    def topics(self) -> tuple[Topic, ...]:
-        """By name."""
-        return tuple(self._topics[name] for name in sorted(self._topics))
-
-    def topic(self, name: str) -> Topic | None:
-        return self._topics.get(name)
-
-    def placement(self, group: GroupId) -> PartitionPlacement | None:
-        """The partition that ``group`` replicates; None for group 0 and for deleted ones."""
-        return self._placements.get(group)
-
-    def partitions_on(self, node: NodeId) -> tuple[PartitionPlacement, ...]:
-        """The partitions of which ``node`` holds a replica, by group id."""
-        return tuple(self._held.get(node, {}).values())
 
     @property
     def next_topic_id(self) -> TopicId:
@@ -261,8 +195,10 @@ class MetadataState:
                 return self._alter_topic(command)
             case AllocateProducerIds():
                 return self._allocate_producer_ids(command)
+            case AddPartitions():
+                return self._add_partitions(command)
             case _:
-                assert_never(command)
+                return self._apply_move(command)
 
     def advance(self, end_offset: Offset) -> None:
         """Step over control batches: they take offsets and change nothing here."""
@@ -295,14 +231,26 @@ class MetadataState:
         self._check_formed()
         broker = _broker_of(command)
         replaced = self._brokers.get(broker.node)
+        self._check_not_removed(broker)
         self._check_directory(broker, replaced)
         if replaced is None and len(self._brokers) >= BROKERS_MAX:
             raise InvalidRequestError(f"the cluster has {BROKERS_MAX} brokers, the most it can")
 
+        if replaced is not None:
+            broker = msgspec.structs.replace(broker, is_draining=replaced.is_draining)
+        if replaced is None or _where(replaced) != _where(broker):
+            self._layout_changed()
         self._brokers[broker.node] = broker
         self._held.setdefault(broker.node, {})
         self._leader_counts.setdefault(broker.node, 0)
         return BrokerRegistered(broker=broker, replaced=replaced)
+
+    def _check_not_removed(self, broker: Broker) -> None:
+        if broker.node in self._removed:
+            raise InvalidRequestError(
+                f"broker {broker.node} was removed from the cluster: start it with an empty data "
+                "directory, under a node id that was never used"
+            )
 
     def _check_directory(self, broker: Broker, known: Broker | None) -> None:
         """A node is its data directory: a wiped disk under an old id has forgotten its votes."""
@@ -323,22 +271,19 @@ class MetadataState:
             raise InvalidRequestError(f"the cluster has {TOPICS_MAX} topics, the most it can")
         parse_options(command.config)
         replica_lists = place(command.partitions, command.replicas, self._placement_info())
-        if len(self._placements) + len(replica_lists) > PARTITIONS_MAX:
-            raise InvalidPartitionError(
-                f"{len(replica_lists)} partitions more than the {len(self._placements)} there "
-                f"are, a cluster holds at most {PARTITIONS_MAX}"
-            )
+        self._check_partition_count(len(replica_lists))
 
         topic = Topic(
             name=command.name,
             topic_id=self._next_topic_id,
-            partitions=self._number(command.name, replica_lists),
+            partitions=self._number(command.name, self._next_topic_id, replica_lists),
             config=dict(sorted(command.config.items())),
             created_ms=command.now_ms,
         )
         self._next_topic_id = TopicId(topic.topic_id + 1)
         self._next_group = GroupId(self._next_group + len(topic.partitions))
         self._add(topic)
+        self._layout_changed()
         return TopicCreated(topic=topic, created_groups=topic.partitions)
 
     def _placement_info(self) -> dict[NodeId, BrokerPlacementInfo]:
@@ -350,31 +295,65 @@ class MetadataState:
                 leader_count=self._leader_counts[broker.node],
             )
             for broker in self.brokers
+            if not broker.is_draining
         }
 
     def _number(
-        self, name: str, replica_lists: Sequence[tuple[NodeId, ...]]
+        self,
+        name: str,
+        topic_id: TopicId,
+        replica_lists: Sequence[tuple[NodeId, ...]],
+        first: int = 0,
     ) -> tuple[PartitionPlacement, ...]:
+        """Give partitions from number ``first`` on their groups."""
         return tuple(
             PartitionPlacement(
-                group=GroupId(self._next_group + partition),
+                group=GroupId(self._next_group + at),
                 topic=name,
-                topic_id=self._next_topic_id,
-                partition=partition,
+                topic_id=topic_id,
+                partition=first + at,
                 replicas=replicas,
             )
-            for partition, replicas in enumerate(replica_lists)
+            for at, replicas in enumerate(replica_lists)
         )
+
+    def _check_partition_count(self, added: int) -> None:
+        if len(self._placements) + added > PARTITIONS_MAX:
+            raise InvalidPartitionError(
+                f"{added} partitions more than the {len(self._placements)} there "
+                f"are, a cluster holds at most {PARTITIONS_MAX}"
+            )
+
+    def _add_partitions(self, command: AddPartitions) -> TopicAltered:
+        topic = self._existing_topic(command.name)
+        there = len(topic.partitions)
+        if not there < command.partitions <= PARTITIONS_PER_TOPIC_MAX:
+            raise InvalidPartitionError(
+                f"topic {quoted(topic.name)} has {there} partitions and can only get more, "
+                f"up to {PARTITIONS_PER_TOPIC_MAX}; found {command.partitions}"
+            )
+        added = command.partitions - there
+        self._check_partition_count(added)
+        replica_count = len(topic.partitions[0].replicas)
+        replica_lists = place(added, replica_count, self._placement_info())
+
+        new = self._number(topic.name, topic.topic_id, replica_lists, first=there)
+        self._next_group = GroupId(self._next_group + added)
+        altered = msgspec.structs.replace(topic, partitions=topic.partitions + new)
+        self._topics[topic.name] = altered
+        for placement in new:
+            self._add_placement(placement)
+        self._layout_changed()
+        return TopicAltered(topic=altered, created_groups=new)
 
     def _delete_topic(self, command: DeleteTopic) -> TopicDeleted:
         topic = self._existing_topic(command.name)
 
         del self._topics[topic.name]
         for placement in topic.partitions:
-            del self._placements[placement.group]
-            self._leader_counts[placement.replicas[0]] -= 1
-            for node in placement.replicas:
-                del self._held[node][placement.group]
+            self._drop_placement(placement)
+        self._skip_deleted(topic)
+        self._layout_changed()
         return TopicDeleted(topic=topic, deleted_groups=topic.partitions)
 
     def _alter_topic(self, command: AlterTopic) -> TopicAltered:
@@ -410,14 +389,6 @@ class MetadataState:
             raise UnknownTopicError(f"no topic {quoted(name)}")
         return topic
 
-    def _add(self, topic: Topic) -> None:
-        self._topics[topic.name] = topic
-        for placement in topic.partitions:
-            self._placements[placement.group] = placement
-            self._leader_counts[placement.replicas[0]] += 1
-            for node in placement.replicas:
-                self._held[node][placement.group] = placement
-
     # --- snapshot -----------------------------------------------------------------------
 
     def snapshot(self) -> bytes:
@@ -432,6 +403,11 @@ class MetadataState:
                 next_topic_id=self._next_topic_id,
                 next_group=self._next_group,
                 next_producer_id=self._next_producer_id,
+                layout_version=self._layout_version,
+                removed=[self._removed[node] for node in sorted(self._removed)],
+                plan=self._plan,
+                next_plan_id=self._next_plan_id,
+                settings=self._settings,
             )
         )
 
@@ -455,13 +431,24 @@ class MetadataState:
         state._next_topic_id = snapshot.next_topic_id
         state._next_group = snapshot.next_group
         state._next_producer_id = snapshot.next_producer_id
+        state._layout_version = snapshot.layout_version
+        state._removed = {broker.node: broker for broker in snapshot.removed}
+        plan = snapshot.plan
+        if plan is not None and len(plan.moves) != len(plan.states):
+            raise CorruptionError(
+                f"metadata snapshot has a plan of {len(plan.moves)} moves, "
+                f"of which {len(plan.states)} have a state"
+            )
+        state._plan = plan
+        state._next_plan_id = snapshot.next_plan_id
+        state._settings = snapshot.settings
         for topic in snapshot.topics:
             _check_topic(topic, state)
             state._add(topic)
         return state
 
     def check_invariants(self) -> None:
-        """Assert M1 to M3.  Walks everything: for tests and the simulator."""
+        """Assert M1 to M5.  Walks everything: for tests and the simulator."""
         held: dict[NodeId, dict[GroupId, PartitionPlacement]] = {n: {} for n in self._brokers}
         leader_counts = dict.fromkeys(self._brokers, 0)
         placements: dict[GroupId, PartitionPlacement] = {}
@@ -476,13 +463,27 @@ class MetadataState:
                 placements[placement.group] = placement
                 # M2
                 assert len(set(placement.replicas)) == len(placement.replicas) > 0
+                # M4
+                assert not set(placement.leaving) & set(placement.holders)
                 leader_counts[placement.replicas[0]] += 1
-                for node in placement.replicas:
+                for node in placement.holders:
                     held[node][placement.group] = placement
         # M3
         assert placements == self._placements
         assert leader_counts == self._leader_counts
-        assert {n: list(h) for n, h in held.items()} == {n: list(h) for n, h in self._held.items()}
+        assert held == self._held
+        moving = {group: p for group, p in placements.items() if p.move is not None}
+        assert moving == self._moving
+        # M5
+        if self._plan is not None and not self._plan.is_over:
+            for move, progress in zip(self._plan.moves, self._plan.states, strict=True):
+                is_moving = move.group in moving
+                assert (progress == "running") == is_moving
+
+
+def _where(broker: Broker) -> tuple[DirectoryId, str, str]:
+    """What placement depends on."""
+    return broker.directory_id, broker.failure_domain, broker.rack
 
 
 # --- checks -----------------------------------------------------------------------------
@@ -547,9 +548,14 @@ class _Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     next_topic_id: TopicId
     next_group: GroupId
     next_producer_id: ProducerId
+    layout_version: Offset = Offset(0)
+    removed: list[RemovedBroker] = []
+    plan: Plan | None = None
+    next_plan_id: int = 1
+    settings: RebalanceSettings = RebalanceSettings()
 
 
-_SNAPSHOT_FORMAT: Final = 1
+_SNAPSHOT_FORMAT: Final = 2
 _SNAPSHOT_NAME: Final = b"logd metadata "
 _SNAPSHOT_MAGIC: Final = _SNAPSHOT_NAME + _SNAPSHOT_FORMAT.to_bytes(2, "little")
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -598,7 +604,7 @@ def _check_topic(topic: Topic, state: MetadataState) -> None:
         if (
             not replicas
             or len(set(replicas)) < len(replicas)
-            or any(state.broker(n) is None for n in replicas)
+            or any(state.broker(n) is None for n in placement.holders)
         ):
             raise CorruptionError(
                 f"metadata snapshot places {placement.name} on brokers {replicas}, "

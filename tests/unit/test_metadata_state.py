@@ -438,9 +438,9 @@ def outcomes(state: MetadataState, commands: list[Command]) -> list[object]:
 
 def test_a_snapshot_of_a_newer_version_is_refused() -> None:
     snapshot = bytearray(cluster().snapshot())
-    snapshot[len(b"logd metadata ")] = 2
+    snapshot[len(b"logd metadata ")] = 3
 
-    with pytest.raises(NewerFormatError, match="format 2, this version reads 1"):
+    with pytest.raises(NewerFormatError, match="format 3, this version reads 2"):
         MetadataState.restore(bytes(snapshot))
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from logd.limits import MIB
+from logd.limits import PLAN_MOVES_MAX
+from logd.metadata.moves import THROTTLE_BYTES_PER_S_DEFAULT
 from logd.types import GroupId, NodeId, TopicPartition
 
 TOLERANCE_DEFAULT: Final = 0.05
 """A broker within this share of an even load is left alone: the last few percent cost as many
 bytes as the first, and move again with the next hour's traffic."""
-
-THROTTLE_DEFAULT: Final = 50 * MIB
-PLAN_MOVES_MAX: Final = 10_000
-"""Moves of one plan.  What it does not reach, the next plan does."""
 
 
 class BrokerLoad(NamedTuple):
@@ -63,5 +60,5 @@ class Goals(NamedTuple):
 
     is_balancing: bool = True
     tolerance: float = TOLERANCE_DEFAULT
-    throttle_bytes_per_s: int = THROTTLE_DEFAULT
+    throttle_bytes_per_s: int = THROTTLE_BYTES_PER_S_DEFAULT
     moves_max: int = PLAN_MOVES_MAX

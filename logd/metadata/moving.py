@@ -1,0 +1,490 @@
+"""Moves, plans and the comings and goings of brokers: their commands, applied.
+
+See ``moves.py`` for what they mean.  As everywhere in the metadata, a command is checked whole
+before anything changes, and what was done already is not refused when it is asked again: a
+leader or a controller that has just been elected repeats what its predecessor may have done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from logd.errors import (
+    BrokerInUseError,
+    InvalidRequestError,
+    NotEnoughBrokersError,
+    RebalanceConflictError,
+    UnavailableError,
+    UnknownBrokerError,
+    UnknownTopicError,
+)
+from logd.limits import PLAN_MOVES_MAX, REPLICAS_MAX
+from logd.metadata.commands import (
+    AddPartitions,
+    AllocateProducerIds,
+    AlterTopic,
+    BeginMove,
+    CancelMove,
+    CancelPlan,
+    Command,
+    CreateTopic,
+    DeleteTopic,
+    DrainBroker,
+    FinishMove,
+    FormCluster,
+    RegisterBroker,
+    RemoveBroker,
+    ReplicasRetired,
+    ResumeBroker,
+    SetRebalancing,
+    SkipMove,
+    StartPlan,
+)
+from logd.metadata.layout import Applied, Broker, Layout, PartitionPlacement, Topic
+from logd.metadata.moves import (
+    CONCURRENCY_MAX,
+    PLAN_MOVES_PER_COMMAND_MAX,
+    REASON_CHARACTERS_MAX,
+    THROTTLE_BYTES_PER_S_MAX,
+    THROTTLE_BYTES_PER_S_MIN,
+    Move,
+    MoveState,
+    Plan,
+    PlannedMove,
+    RebalanceSettings,
+    RemovedBroker,
+    cancelled,
+    settled,
+    with_state,
+)
+from logd.types import GroupId, NodeId
+
+OtherCommand = (
+    FormCluster
+    | RegisterBroker
+    | CreateTopic
+    | DeleteTopic
+    | AlterTopic
+    | AllocateProducerIds
+    | AddPartitions
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerChanged(Applied):
+    broker: Broker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementChanged(Applied):
+    placements: tuple[PartitionPlacement, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanChanged(Applied):
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RebalancingSet(Applied):
+    settings: RebalanceSettings
+
+
+MovingResult = BrokerChanged | PlacementChanged | PlanChanged | RebalancingSet
+
+
+class MovingState(Layout):
+    """A layout that changes while it is used."""
+
+    def _apply_move(self, command: Command) -> MovingResult:
+        assert not isinstance(command, OtherCommand)
+        match command:
+            case DrainBroker():
+                return self._drain_broker(command)
+            case ResumeBroker():
+                return self._resume_broker(command)
+            case RemoveBroker():
+                return self._remove_broker(command)
+            case StartPlan():
+                return self._start_plan(command)
+            case CancelPlan():
+                return self._cancel_plan(command)
+            case BeginMove():
+                return self._begin_move(command)
+            case CancelMove():
+                return self._cancel_move(command)
+            case FinishMove():
+                return self._finish_move(command)
+            case SkipMove():
+                return self._skip_move(command)
+            case ReplicasRetired():
+                return self._replicas_retired(command)
+            case SetRebalancing():
+                return self._set_rebalancing(command)
+
+    # --- brokers ------------------------------------------------------------------------
+
+    def _drain_broker(self, command: DrainBroker) -> BrokerChanged:
+        broker = self._existing_broker(command.node)
+        if not broker.is_draining:
+            self._check_others_suffice(broker)
+        return self._set_draining(broker, is_draining=True)
+
+    def _resume_broker(self, command: ResumeBroker) -> BrokerChanged:
+        return self._set_draining(self._existing_broker(command.node), is_draining=False)
+
+    def _set_draining(self, broker: Broker, *, is_draining: bool) -> BrokerChanged:
+        if broker.is_draining != is_draining:
+            broker = msgspec.structs.replace(broker, is_draining=is_draining)
+            self._brokers[broker.node] = broker
+            self._layout_changed()
+        return BrokerChanged(broker=broker)
+
+    def _check_others_suffice(self, broker: Broker) -> None:
+        """Its replicas must find room elsewhere, and as far apart as they are."""
+        others = [b for b in self.brokers if not b.is_draining and b.node != broker.node]
+        domains = {other.failure_domain for other in others}
+        now = domains | {broker.failure_domain}
+        for placement in self.partitions_on(broker.node):
+            wanted = len(placement.replicas)
+            if wanted > len(others):
+                raise NotEnoughBrokersError(
+                    f"{placement.name} has {wanted} replicas, without broker {broker.node} there "
+                    f"are {len(others)} brokers to hold them: add one first, or give the topic "
+                    "fewer replicas"
+                )
+            if len(domains) < min(wanted, len(now)):
+                raise NotEnoughBrokersError(
+                    f"{placement.name} has {wanted} replicas in {len(now)} failure domains, and "
+                    f"broker {broker.node} is the last one of {broker.failure_domain!r}: without "
+                    "it two of them would fail together"
+                )
+
+    def _remove_broker(self, command: RemoveBroker) -> BrokerChanged:
+        broker = self._existing_broker(command.node)
+        held = len(self._held[broker.node])
+        if held:
+            raise BrokerInUseError(
+                f"broker {broker.node} still holds replicas of {held} partitions: drain it first"
+            )
+
+        del self._brokers[broker.node], self._held[broker.node], self._leader_counts[broker.node]
+        self._removed[broker.node] = RemovedBroker(
+            node=broker.node, directory_id=broker.directory_id, removed_ms=command.now_ms
+        )
+        for placement in self.leaving(broker.node):
+            self._retire(placement, broker.node)
+        self._layout_changed()
+        return BrokerChanged(broker=broker)
+
+    def _existing_broker(self, node: NodeId) -> Broker:
+        broker = self._brokers.get(node)
+        if broker is None:
+            was = "; it was removed" if node in self._removed else ""
+            raise UnknownBrokerError(f"no broker {node} is registered{was}")
+        return broker
+
+    # --- plans --------------------------------------------------------------------------
+
+    def _start_plan(self, command: StartPlan) -> PlanChanged:
+        plan: Plan | None = self._plan
+        if command.first == 0:
+            if plan is not None and plan.token == command.token:
+                return PlanChanged(plan=plan)
+            self._check_startable(command)
+            plan = Plan(
+                plan_id=self._next_plan_id,
+                token=command.token,
+                purpose=command.purpose,
+                state="arriving",
+                move_count=command.move_count,
+                moves=(),
+                states=(),
+                begun_ms=command.now_ms,
+            )
+        if plan is None or plan.token != command.token:
+            raise RebalanceConflictError("another plan has been started meanwhile")
+        if command.first < len(plan.moves):
+            return PlanChanged(plan=plan)
+        self._check_moves(command, plan)
+
+        if command.first == 0:
+            self._next_plan_id += 1
+        moves = plan.moves + command.moves
+        pending: MoveState = "pending"
+        states = (pending,) * len(moves)
+        plan = msgspec.structs.replace(plan, moves=moves, states=states)
+        if len(moves) == plan.move_count:
+            plan = settled(msgspec.structs.replace(plan, state="running"), command.now_ms)
+        self._plan = plan
+        return PlanChanged(plan=plan)
+
+    def _check_startable(self, command: StartPlan) -> None:
+        plan = self._plan
+        if plan is not None and not plan.is_over and plan.state != "arriving":
+            raise RebalanceConflictError(
+                f"plan {plan.plan_id} ({plan.purpose}) is {plan.state}, "
+                f"{plan.count('done')} of {plan.move_count} moves are done: wait for it, "
+                "or cancel it"
+            )
+        if self._moving:
+            names = ", ".join(str(p.name) for p in self.moving[:3])
+            raise RebalanceConflictError(f"{len(self._moving)} moves are under way: {names}")
+        if not 0 < len(command.token) <= REASON_CHARACTERS_MAX:
+            raise InvalidRequestError("a plan has a token")
+        if len(command.purpose) > REASON_CHARACTERS_MAX:
+            raise InvalidRequestError(f"a purpose has at most {REASON_CHARACTERS_MAX} characters")
+        if not 1 <= command.move_count <= PLAN_MOVES_MAX:
+            raise InvalidRequestError(
+                f"{command.move_count} moves, a plan has 1 to {PLAN_MOVES_MAX}"
+            )
+        if command.layout_version != self._layout_version:
+            raise RebalanceConflictError(
+                f"the plan was made for layout {command.layout_version} of the cluster, which has "
+                f"layout {self._layout_version} by now: plan again"
+            )
+
+    def _check_moves(self, command: StartPlan, plan: Plan) -> None:
+        if command.first != len(plan.moves):
+            raise InvalidRequestError(
+                f"moves from {command.first} on, expected those from {len(plan.moves)} on"
+            )
+        if not 1 <= len(command.moves) <= PLAN_MOVES_PER_COMMAND_MAX:
+            raise InvalidRequestError(
+                f"{len(command.moves)} moves, one command has 1 to {PLAN_MOVES_PER_COMMAND_MAX}"
+            )
+        if command.first + len(command.moves) > plan.move_count:
+            raise InvalidRequestError(f"more moves than the {plan.move_count} of the plan")
+        known = {move.group for move in plan.moves}
+        for move in command.moves:
+            if move.group in known:
+                raise InvalidRequestError(f"group {move.group} is in the plan twice")
+            known.add(move.group)
+            self._check_planned(move)
+
+    def _check_planned(self, move: PlannedMove) -> None:
+        placement = self._existing_placement(move.group)
+        if placement.replicas != move.before:
+            raise RebalanceConflictError(
+                f"{placement.name} has replicas {_listed(placement.replicas)}, "
+                f"the plan was made for {_listed(move.before)}: plan again"
+            )
+        self._check_target(placement, move.target)
+
+    def _cancel_plan(self, command: CancelPlan) -> PlanChanged:
+        plan = self._plan
+        if plan is None or plan.plan_id != command.plan_id:
+            raise InvalidRequestError(f"plan {command.plan_id} is not the last one")
+        if plan.is_over:
+            return PlanChanged(plan=plan)
+
+        for move, state in zip(plan.moves, plan.states, strict=True):
+            if state == "running":
+                self._mark_cancelled(self._placements[move.group])
+        self._plan = cancelled(plan, command.now_ms)
+        return PlanChanged(plan=self._plan)
+
+    def _set_rebalancing(self, command: SetRebalancing) -> RebalancingSet:
+        throttle, concurrency = command.throttle_bytes_per_s, command.concurrency
+        if throttle is not None and not (
+            THROTTLE_BYTES_PER_S_MIN <= throttle <= THROTTLE_BYTES_PER_S_MAX
+        ):
+            raise InvalidRequestError(
+                f"a throttle of {throttle} bytes/s, expected {THROTTLE_BYTES_PER_S_MIN} "
+                f"to {THROTTLE_BYTES_PER_S_MAX}"
+            )
+        if concurrency is not None and not 1 <= concurrency <= CONCURRENCY_MAX:
+            raise InvalidRequestError(
+                f"a concurrency of {concurrency}, expected 1 to {CONCURRENCY_MAX}"
+            )
+
+        old = self._settings
+        self._settings = RebalanceSettings(
+            throttle_bytes_per_s=old.throttle_bytes_per_s if throttle is None else throttle,
+            concurrency=old.concurrency if concurrency is None else concurrency,
+            is_autonomous=(
+                old.is_autonomous if command.is_autonomous is None else command.is_autonomous
+            ),
+        )
+        return RebalancingSet(settings=self._settings)
+
+    # --- moves --------------------------------------------------------------------------
+
+    def _begin_move(self, command: BeginMove) -> PlacementChanged:
+        placement = self._existing_placement(command.group)
+        under_way = placement.move
+        if under_way is not None:
+            if under_way.target == command.target and under_way.plan_id == command.plan_id:
+                return PlacementChanged(placements=(placement,))
+            raise RebalanceConflictError(
+                f"{placement.name} is being moved to {_listed(under_way.target)} already"
+            )
+        if placement.replicas != command.before:
+            raise RebalanceConflictError(
+                f"{placement.name} has replicas {_listed(placement.replicas)}, "
+                f"expected {_listed(command.before)}"
+            )
+        self._check_target(placement, command.target)
+        self._check_of_plan(command)
+        back = [node for node in command.target if node in placement.leaving]
+        if back:
+            raise UnavailableError(
+                f"{placement.name} has just left broker {_listed(tuple(back))}, which has not "
+                "cleared its copy away yet"
+            )
+
+        moved = msgspec.structs.replace(
+            placement,
+            move=Move(
+                target=command.target,
+                reason=command.reason[:REASON_CHARACTERS_MAX],
+                begun_ms=command.now_ms,
+                plan_id=command.plan_id,
+            ),
+        )
+        if set(command.target) == set(placement.replicas):
+            moved = msgspec.structs.replace(placement, replicas=command.target)
+            self._layout_changed()
+        self._replace_placement(moved)
+        if command.plan_id is not None:
+            self._note_progress(
+                command.group, "done" if moved.move is None else "running", command.now_ms
+            )
+        return PlacementChanged(placements=(moved,))
+
+    def _check_of_plan(self, command: BeginMove) -> None:
+        """A move of a plan is begun only while the plan wants it."""
+        plan = self._plan
+        if command.plan_id is None:
+            if plan is not None and not plan.is_over:
+                raise RebalanceConflictError(
+                    f"plan {plan.plan_id} ({plan.purpose}) is {plan.state}: "
+                    "wait for it or cancel it"
+                )
+            return
+        at = None if plan is None else plan.position_of(command.group)
+        if (
+            plan is None
+            or plan.plan_id != command.plan_id
+            or plan.state != "running"
+            or at is None
+            or plan.states[at] != "pending"
+        ):
+            raise RebalanceConflictError(
+                f"plan {command.plan_id} does not move group {command.group} (any more)"
+            )
+
+    def _check_target(self, placement: PartitionPlacement, target: tuple[NodeId, ...]) -> None:
+        if not 1 <= len(target) <= REPLICAS_MAX:
+            raise InvalidRequestError(
+                f"{len(target)} replicas of {placement.name}, a partition has 1 to {REPLICAS_MAX}"
+            )
+        if len(set(target)) < len(target):
+            raise InvalidRequestError(
+                f"{placement.name} to {_listed(target)}: a broker holds one replica of it"
+            )
+        for node in target:
+            broker = self._existing_broker(node)
+            if broker.is_draining and node not in placement.replicas:
+                raise RebalanceConflictError(
+                    f"{placement.name} cannot go to broker {node}, which is draining"
+                )
+
+    def _cancel_move(self, command: CancelMove) -> PlacementChanged:
+        placement = self._existing_placement(command.group)
+        if placement.move is None:
+            raise InvalidRequestError(f"{placement.name} is not being moved")
+
+        self._mark_cancelled(placement)
+        return PlacementChanged(placements=(self._placements[command.group],))
+
+    def _mark_cancelled(self, placement: PartitionPlacement) -> None:
+        assert placement.move is not None
+        move = msgspec.structs.replace(placement.move, is_cancelled=True)
+        self._replace_placement(msgspec.structs.replace(placement, move=move))
+
+    def _finish_move(self, command: FinishMove) -> PlacementChanged:
+        placement = self._existing_placement(command.group)
+        move = placement.move
+        if move is None:
+            if placement.replicas == command.replicas:
+                return PlacementChanged(placements=(placement,))
+            raise InvalidRequestError(f"{placement.name} is not being moved")
+        has_arrived = command.replicas == move.target
+        is_back = move.is_cancelled and command.replicas == placement.replicas
+        if not has_arrived and not is_back:
+            raise InvalidRequestError(
+                f"{placement.name} is being moved to {_listed(move.target)}, "
+                f"not to {_listed(command.replicas)}"
+            )
+
+        left = tuple(
+            node
+            for node in dict.fromkeys(placement.leaving + placement.holders)
+            if node not in command.replicas and node in self._brokers
+        )
+        self._replace_placement(
+            msgspec.structs.replace(placement, replicas=command.replicas, move=None, leaving=left)
+        )
+        if move.plan_id is not None:
+            self._note_progress(
+                command.group, "done" if has_arrived else "cancelled", command.now_ms
+            )
+        self._layout_changed()
+        return PlacementChanged(placements=(self._placements[command.group],))
+
+    def _skip_move(self, command: SkipMove) -> PlanChanged:
+        plan = self._plan
+        if plan is None or plan.plan_id != command.plan_id:
+            raise InvalidRequestError(f"plan {command.plan_id} is not the last one")
+        at = plan.position_of(command.group)
+        if at is None:
+            raise InvalidRequestError(f"plan {command.plan_id} has no group {command.group}")
+
+        if plan.states[at] == "pending":
+            self._plan = plan = with_state(plan, at, "skipped", command.now_ms)
+        return PlanChanged(plan=plan)
+
+    def _skip_deleted(self, topic: Topic) -> None:
+        """The partitions of ``topic`` are gone, and with them what was planned for them."""
+        groups = {placement.group for placement in topic.partitions}
+        plan = self._plan
+        if plan is None or plan.is_over:
+            return
+        for at, move in enumerate(plan.moves):
+            if move.group in groups and plan.states[at] in ("pending", "running"):
+                plan = with_state(plan, at, "skipped", plan.begun_ms)
+        self._plan = plan
+
+    def _note_progress(self, group: GroupId, state: MoveState, now_ms: int) -> None:
+        plan = self._plan
+        at = None if plan is None else plan.position_of(group)
+        assert plan is not None
+        assert at is not None
+        self._plan = with_state(plan, at, state, now_ms)
+
+    def _replicas_retired(self, command: ReplicasRetired) -> PlacementChanged:
+        changed = []
+        for group in command.groups:
+            placement = self._placements.get(group)
+            if placement is not None and command.node in placement.leaving:
+                changed.append(self._retire(placement, command.node))
+        return PlacementChanged(placements=tuple(changed))
+
+    def _retire(self, placement: PartitionPlacement, node: NodeId) -> PartitionPlacement:
+        left = tuple(other for other in placement.leaving if other != node)
+        retired = msgspec.structs.replace(placement, leaving=left)
+        self._replace_placement(retired)
+        return retired
+
+    def _existing_placement(self, group: GroupId) -> PartitionPlacement:
+        placement = self._placements.get(group)
+        if placement is None:
+            raise UnknownTopicError(f"no partition has group {group}: it may have been deleted")
+        return placement
+
+
+def _listed(nodes: tuple[NodeId, ...]) -> str:
+    return ",".join(map(str, nodes))

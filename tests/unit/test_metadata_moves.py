@@ -1,0 +1,386 @@
+"""Moves, plans, and brokers that come and go: what the metadata allows, and what it remembers."""
+
+import msgspec
+import pytest
+
+from logd.errors import (
+    BrokerInUseError,
+    InvalidPartitionError,
+    InvalidRequestError,
+    NotEnoughBrokersError,
+    RebalanceConflictError,
+    UnavailableError,
+    UnknownBrokerError,
+)
+from logd.metadata.commands import (
+    AddPartitions,
+    BeginMove,
+    CancelMove,
+    CancelPlan,
+    DeleteTopic,
+    DrainBroker,
+    FinishMove,
+    RemoveBroker,
+    ReplicasRetired,
+    ResumeBroker,
+    SetRebalancing,
+    SkipMove,
+    StartPlan,
+)
+from logd.metadata.moves import Plan, PlannedMove, reversed_moves
+from logd.metadata.state import MetadataState, PartitionPlacement
+from logd.types import GroupId, NodeId
+from tests.unit.test_metadata_state import apply, cluster, create, register
+
+GROUP = GroupId(1)
+
+
+def nodes(*numbers: int) -> tuple[NodeId, ...]:
+    return tuple(map(NodeId, numbers))
+
+
+def five_brokers(partitions: int = 1) -> MetadataState:
+    """Brokers 1 to 5; the topic's partitions are on 1, 2 and 3 first."""
+    state = cluster(3)
+    apply(state, create(partitions=partitions, replicas=3))
+    apply(state, register(4))
+    apply(state, register(5))
+    return state
+
+
+def placement(state: MetadataState, group: int = GROUP) -> PartitionPlacement:
+    found = state.placement(GroupId(group))
+    assert found is not None
+    return found
+
+
+def begin(*target: int, before: tuple[int, ...] = (1, 2, 3), **changes: object) -> BeginMove:
+    command = BeginMove(
+        group=GROUP, before=nodes(*before), target=nodes(*target), reason="asked", now_ms=5
+    )
+    return msgspec.structs.replace(command, **changes)
+
+
+def finish(*replicas: int, group: int = GROUP) -> FinishMove:
+    return FinishMove(group=GroupId(group), replicas=nodes(*replicas), now_ms=9)
+
+
+def start_plan(
+    state: MetadataState, targets: dict[int, tuple[int, ...]], **changes: object
+) -> StartPlan:
+    moves = tuple(
+        PlannedMove(GroupId(g), placement(state, g).replicas, nodes(*target), "replica balance", 10)
+        for g, target in targets.items()
+    )
+    command = StartPlan(
+        token="token",
+        purpose="rebalance",
+        layout_version=state.layout_version,
+        move_count=len(moves),
+        moves=moves,
+        now_ms=3,
+    )
+    return msgspec.structs.replace(command, **changes)
+
+
+def plan_of(state: MetadataState) -> Plan:
+    assert state.plan is not None
+    return state.plan
+
+
+def test_a_partition_under_way_is_held_by_its_old_and_its_new_brokers() -> None:
+    state = five_brokers()
+
+    apply(state, begin(1, 2, 4))
+
+    assert placement(state).replicas == (1, 2, 3)
+    assert placement(state).holders == (1, 2, 3, 4)
+    assert [p.group for p in state.partitions_on(NodeId(4))] == [GROUP]
+    assert state.moving == (placement(state),)
+
+
+def test_a_finished_move_leaves_a_copy_behind_until_its_broker_has_cleared_it_away() -> None:
+    state = five_brokers()
+    apply(state, begin(1, 2, 4))
+
+    apply(state, finish(1, 2, 4))
+
+    assert placement(state).replicas == (1, 2, 4)
+    assert placement(state).leaving == (3,)
+    assert state.partitions_on(NodeId(3)) == ()
+    with pytest.raises(UnavailableError, match="just left broker 3"):
+        apply(state, begin(1, 2, 3, before=(1, 2, 4)))
+    apply(state, ReplicasRetired(node=NodeId(3), groups=(GROUP, GroupId(99))))
+    assert placement(state).leaving == ()
+    apply(state, begin(1, 2, 3, before=(1, 2, 4)))
+
+
+def test_beginning_and_finishing_twice_is_as_good_as_once() -> None:
+    state = five_brokers()
+
+    for command in (begin(1, 2, 4), begin(1, 2, 4), finish(1, 2, 4), finish(1, 2, 4)):
+        apply(state, command)
+
+    assert placement(state).replicas == (1, 2, 4)
+
+
+def test_a_cancelled_move_ends_where_it_began_or_where_it_was_to_go() -> None:
+    for end in ((1, 2, 3), (1, 2, 4)):
+        state = five_brokers()
+        apply(state, begin(1, 2, 4))
+
+        apply(state, CancelMove(group=GROUP))
+        apply(state, finish(*end))
+
+        assert placement(state).replicas == end
+        assert placement(state).move is None
+
+
+def test_a_move_cannot_end_anywhere_else_nor_go_back_uncancelled() -> None:
+    state = five_brokers()
+    apply(state, begin(1, 2, 4))
+
+    for end in ((1, 2, 3), (1, 2, 5), (1, 2)):
+        with pytest.raises(InvalidRequestError, match="is being moved to 1,2,4"):
+            apply(state, finish(*end))
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "reason"),
+    [
+        ((), InvalidRequestError, "0 replicas"),
+        ((1, 2, 2), InvalidRequestError, "one replica"),
+        ((1, 2, 9), UnknownBrokerError, "no broker 9"),
+        ((1, 2, 3, 4, 5, 6, 7, 8), InvalidRequestError, "1 to 7"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused(
+    target: tuple[int, ...], error: type[Exception], reason: str
+) -> None:
+    state = five_brokers()
+
+    with pytest.raises(error, match=reason):
+        apply(state, begin(*target))
+
+    assert placement(state).move is None
+
+
+def test_a_move_of_what_is_moving_or_has_moved_is_refused() -> None:
+    state = five_brokers()
+    with pytest.raises(RebalanceConflictError, match="has replicas 1,2,3, expected 3,2,1"):
+        apply(state, begin(1, 2, 4, before=(3, 2, 1)))
+
+    apply(state, begin(1, 2, 4))
+    with pytest.raises(RebalanceConflictError, match="being moved to 1,2,4 already"):
+        apply(state, begin(1, 2, 5))
+
+
+def test_another_preferred_leader_is_a_move_that_is_done_at_once() -> None:
+    state = five_brokers()
+
+    apply(state, begin(3, 1, 2))
+
+    assert placement(state).replicas == (3, 1, 2)
+    assert placement(state).move is None
+
+
+def test_a_draining_broker_gets_nothing_new_until_it_is_resumed() -> None:
+    state = five_brokers()
+
+    apply(state, DrainBroker(node=NodeId(4)))
+    apply(state, create("other", partitions=8, replicas=3))
+    with pytest.raises(RebalanceConflictError, match="broker 4, which is draining"):
+        apply(state, begin(1, 2, 4))
+
+    assert state.partitions_on(NodeId(4)) == ()
+    apply(state, register(4, incarnation=2))
+    assert state.brokers[3].is_draining
+    apply(state, ResumeBroker(node=NodeId(4)))
+    apply(state, begin(1, 2, 4))
+
+
+def test_draining_what_the_replicas_need_is_refused() -> None:
+    state = cluster(3)
+    apply(state, create(partitions=1, replicas=3))
+    with pytest.raises(NotEnoughBrokersError, match="has 3 replicas, without broker 3"):
+        apply(state, DrainBroker(node=NodeId(3)))
+
+    apply(state, register(4, failure_domain="host1"))
+    with pytest.raises(NotEnoughBrokersError, match="the last one of 'host3'"):
+        apply(state, DrainBroker(node=NodeId(3)))
+    apply(state, DrainBroker(node=NodeId(1)))
+
+
+def test_a_broker_is_removed_once_it_is_empty_and_never_returns() -> None:
+    state = five_brokers()
+    with pytest.raises(BrokerInUseError, match="replicas of 1 partitions"):
+        apply(state, RemoveBroker(node=NodeId(3), now_ms=7))
+    apply(state, begin(1, 2, 4))
+    with pytest.raises(BrokerInUseError):
+        apply(state, RemoveBroker(node=NodeId(4), now_ms=7))
+    apply(state, finish(1, 2, 4))
+
+    apply(state, RemoveBroker(node=NodeId(3), now_ms=7))
+
+    assert state.broker(NodeId(3)) is None
+    assert placement(state).leaving == ()
+    with pytest.raises(InvalidRequestError, match="was removed from the cluster"):
+        apply(state, register(3))
+    with pytest.raises(UnknownBrokerError, match="it was removed"):
+        apply(state, DrainBroker(node=NodeId(3)))
+
+
+def test_a_plan_ends_with_its_last_move() -> None:
+    state = five_brokers(partitions=3)
+    apply(state, start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3), 3: (1, 3, 2)}))
+    before = {group: placement(state, group).replicas for group in (1, 2, 3)}
+    assert plan_of(state).state == "running"
+
+    for group, target in ((1, (1, 2, 4)), (2, (5, 1, 3)), (3, (1, 3, 2))):
+        apply(
+            state,
+            begin(*target, group=GroupId(group), before=before[group], plan_id=1),
+        )
+    assert plan_of(state).states == ("running", "running", "done")
+    apply(state, finish(1, 2, 4))
+    assert plan_of(state).state == "running"
+    apply(state, finish(5, 1, 3, group=2))
+
+    assert plan_of(state).state == "done"
+    assert plan_of(state).ended_ms == 9
+    assert [(m.group, m.target) for m in reversed_moves(plan_of(state))] == [
+        (3, before[3]),
+        (2, before[2]),
+        (1, before[1]),
+    ]
+
+
+def test_a_cancelled_plan_begins_nothing_and_waits_for_what_is_under_way() -> None:
+    state = five_brokers(partitions=2)
+    apply(state, start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)}))
+    apply(state, begin(1, 2, 4, plan_id=1))
+
+    apply(state, CancelPlan(plan_id=1, now_ms=8))
+
+    assert plan_of(state).states == ("running", "cancelled")
+    assert plan_of(state).state == "cancelling"
+    move = placement(state).move
+    assert move is not None
+    assert move.is_cancelled
+    apply(state, finish(1, 2, 3))
+    assert plan_of(state).states == ("cancelled", "cancelled")
+    assert plan_of(state).state == "cancelled"
+
+
+def test_two_plans_at_once_are_refused_and_asking_twice_is_not_two_plans() -> None:
+    state = five_brokers(partitions=2)
+    first = start_plan(state, {1: (1, 2, 4)})
+
+    apply(state, first)
+    apply(state, first)
+
+    assert plan_of(state).plan_id == 1
+    with pytest.raises(RebalanceConflictError, match=r"plan 1 \(rebalance\) is running, 0 of 1"):
+        apply(state, start_plan(state, {2: (5, 1, 3)}, token="other"))
+    with pytest.raises(RebalanceConflictError, match="plan 1"):
+        apply(state, begin(5, 1, 3, group=GroupId(2), before=placement(state, 2).replicas))
+
+
+def test_a_plan_for_an_older_layout_is_refused() -> None:
+    state = five_brokers()
+    command = start_plan(state, {1: (1, 2, 4)})
+    apply(state, register(1, incarnation=2))
+    apply(state, start_plan(state, {1: (1, 2, 4)}, token="fits still"))
+    apply(state, CancelPlan(plan_id=1, now_ms=4))
+    apply(state, create("other", partitions=1))
+
+    with pytest.raises(RebalanceConflictError, match="plan again"):
+        apply(state, command)
+
+
+def test_a_long_plan_arrives_in_pieces_and_runs_when_it_is_whole() -> None:
+    state = five_brokers(partitions=2)
+    whole = start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)})
+    first = msgspec.structs.replace(whole, moves=whole.moves[:1])
+    second = msgspec.structs.replace(whole, moves=whole.moves[1:], first=1)
+
+    apply(state, first)
+    assert plan_of(state).state == "arriving"
+    with pytest.raises(RebalanceConflictError, match="does not move"):
+        apply(state, begin(1, 2, 4, plan_id=1))
+    apply(state, second)
+    apply(state, second)
+
+    assert plan_of(state).state == "running"
+    assert len(plan_of(state).moves) == 2
+
+
+def test_a_plan_that_never_arrived_whole_makes_way_for_another() -> None:
+    state = five_brokers(partitions=2)
+    whole = start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)})
+    apply(state, msgspec.structs.replace(whole, moves=whole.moves[:1]))
+
+    apply(state, start_plan(state, {2: (5, 1, 3)}, token="other"))
+
+    assert plan_of(state).token == "other"
+    with pytest.raises(RebalanceConflictError, match="another plan"):
+        apply(state, msgspec.structs.replace(whole, moves=whole.moves[1:], first=1))
+
+
+def test_moves_that_cannot_be_begun_are_skipped() -> None:
+    state = five_brokers(partitions=2)
+    apply(state, start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)}))
+
+    apply(state, SkipMove(plan_id=1, group=GROUP, now_ms=4))
+    apply(state, DeleteTopic(name="orders"))
+
+    assert plan_of(state).states == ("skipped", "skipped")
+    assert plan_of(state).state == "done"
+
+
+def test_settings_change_one_at_a_time_and_within_bounds() -> None:
+    state = five_brokers()
+
+    apply(state, SetRebalancing(throttle_bytes_per_s=1_000_000))
+    apply(state, SetRebalancing(concurrency=2, is_autonomous=False))
+
+    assert state.rebalance_settings.throttle_bytes_per_s == 1_000_000
+    assert state.rebalance_settings.concurrency == 2
+    assert not state.rebalance_settings.is_autonomous
+    for bad in (SetRebalancing(throttle_bytes_per_s=1), SetRebalancing(concurrency=0)):
+        with pytest.raises(InvalidRequestError):
+            apply(state, bad)
+
+
+def test_a_topic_gets_more_partitions_and_never_fewer() -> None:
+    state = five_brokers(partitions=2)
+
+    apply(state, AddPartitions(name="orders", partitions=5))
+
+    topic = state.topic("orders")
+    assert topic is not None
+    assert [p.partition for p in topic.partitions] == [0, 1, 2, 3, 4]
+    assert [p.group for p in topic.partitions] == [1, 2, 3, 4, 5]
+    assert {len(p.replicas) for p in topic.partitions} == {3}
+    for count in (5, 4, 0, 10**6):
+        with pytest.raises(InvalidPartitionError, match="can only get more"):
+            apply(state, AddPartitions(name="orders", partitions=count))
+
+
+def test_a_snapshot_holds_moves_plans_and_removed_brokers() -> None:
+    state = five_brokers(partitions=2)
+    apply(state, RemoveBroker(node=NodeId(5), now_ms=7))
+    apply(state, start_plan(state, {1: (1, 2, 4), 2: (4, 1, 3)}))
+    apply(state, begin(1, 2, 4, plan_id=1))
+    apply(state, SetRebalancing(concurrency=2))
+
+    restored = MetadataState.restore(state.snapshot())
+
+    restored.check_invariants()
+    assert restored.snapshot() == state.snapshot()
+    assert restored.plan == state.plan
+    assert restored.moving == state.moving
+    assert restored.rebalance_settings == state.rebalance_settings
+    assert restored.layout_version == state.layout_version
+    with pytest.raises(InvalidRequestError, match="was removed"):
+        apply(restored, register(5))
