@@ -8,6 +8,7 @@ this process is seen.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -104,7 +105,7 @@ _rate_option = click.option(
 
 @click.group()
 def bench() -> None:
-    """Measure produce, consume, latency and end to end."""
+    """Measure produce, consume, latency and end to end; compare runs in a report."""
 
 
 @bench.command("produce")
@@ -194,6 +195,25 @@ def bench_end_to_end(bootstrap: str, output: str, **settings: Any) -> None:
             param_hint="--record-bytes",
         )
     _run(bootstrap, output, _checked(settings), end_to_end)
+
+
+@bench.command("report")
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="What to write; .html, or .png for the plots alone.",
+)
+def bench_report(files: tuple[Path, ...], output: Path) -> None:
+    """Compare runs: FILES are what --output json printed, one result or one per line."""
+    from logd.cli.benchmark.report import write_report
+
+    write_report(files, output)
+    click.echo(f"wrote {output}", err=True)
 
 
 def _records(settings: dict[str, Any], default: int) -> int:

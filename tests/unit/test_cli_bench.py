@@ -1,12 +1,18 @@
-"""How ``logd bench`` decides what is offered when, and what it is made of."""
+"""How ``logd bench`` decides what is offered when and of what it is made, and its report."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from logd.cli.benchmark.pace import CALLS_PER_S_MAX, pace_of
+from logd.cli.benchmark.report import read_runs, throughput_of, write_report
 from logd.cli.benchmark.settings import Settings
 from logd.cli.benchmark.values import CALL_BYTES, stamp_of, stamped, values_of_a_call
+from logd.cli.measure import Measurement, Sample, measurement
+from logd.errors import UsageError
 
 
 @pytest.mark.parametrize("rate", [1, 7, CALLS_PER_S_MAX, CALLS_PER_S_MAX + 1, 1_000_000])
@@ -55,3 +61,62 @@ def test_a_stamp_is_read_back_and_sorts_by_time() -> None:
     assert (stamp_of(early), stamp_of(late)) == (255, 256)
     assert early < late
     assert len(early) == 20
+
+
+def result(**changes: object) -> Measurement:
+    found = measurement(
+        "produce",
+        records=1000,
+        value_bytes=100_000,
+        seconds=2.0,
+        latencies_s=[0.001, 0.002],
+        cpu_s=1.0,
+        settings={"record_bytes": 100},
+    )
+    samples = [
+        Sample(at_s=0, records=0, broker_cpu_s={}),
+        Sample(at_s=0.5, records=100, broker_cpu_s={}),
+        Sample(at_s=2, records=1000, broker_cpu_s={}),
+    ]
+    return msgspec.structs.replace(found, samples=samples, **changes)
+
+
+def test_throughput_is_that_of_each_interval() -> None:
+    assert throughput_of(result().samples) == ([0.25, 1.25], [200, 600])
+
+
+def test_a_file_holds_one_run_or_one_per_line(tmp_path: Path) -> None:
+    line = msgspec.json.encode(result())
+    (tmp_path / "one.json").write_bytes(line)
+    (tmp_path / "two.json").write_bytes(line + b"\n" + line + b"\n")
+
+    assert [run.name for run in read_runs(tmp_path / "one.json")] == ["one"]
+    assert [run.name for run in read_runs(tmp_path / "two.json")] == ["two 1", "two 2"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"bench": 1}'])
+def test_what_is_no_result_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.json"
+    path.write_bytes(content)
+
+    with pytest.raises(UsageError, match=r"other\.json .*logd bench --output json prints"):
+        read_runs(path)
+
+
+def test_a_report_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.html or \.png"):
+        write_report([], tmp_path / "report.pdf")
+
+
+def test_a_page_compares_with_the_first_run_and_needs_nothing_else(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "before.json").write_bytes(msgspec.json.encode(result(records_per_s=1000.0)))
+    (tmp_path / "after<b>.json").write_bytes(msgspec.json.encode(result(records_per_s=1500.0)))
+
+    write_report([tmp_path / "before.json", tmp_path / "after<b>.json"], tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+
+    assert "<span class=better>+50&nbsp;%</span>" in page
+    assert "after&lt;b&gt;" in page
+    assert 'src="data:image/svg+xml;base64,' in page
+    assert "http" not in page
