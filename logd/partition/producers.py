@@ -117,13 +117,17 @@ class ProducerTable:
         )
 
     def note(self, header: BatchHeader) -> None:
-        """Take in a batch of an idempotent producer that is in the log now."""
+        """Take in a batch of an idempotent producer that is in the log now.
+
+        Compaction takes records out of a batch and leaves its span: that is how many
+        sequences it has.
+        """
         producer_id = header.producer_id
         append_time_ms = header.append_time_ms
         producers = self._producers
         row = _ROW.pack(
             header.base_sequence,
-            header.record_count,
+            header.offset_span,
             header.offset_span,
             header.base_offset,
             append_time_ms,
@@ -132,7 +136,7 @@ class ProducerTable:
         if producer is None:
             producers[producer_id] = _Producer(
                 header.producer_epoch,
-                header.base_sequence + header.record_count,
+                header.base_sequence + header.offset_span,
                 append_time_ms,
                 bytearray(row),
             )
@@ -146,7 +150,7 @@ class ProducerTable:
             if len(batches) == _ROWS_BYTES_MAX:
                 del batches[: _ROW.size]
             batches += row
-            producer.next_sequence = header.base_sequence + header.record_count
+            producer.next_sequence = header.base_sequence + header.offset_span
             producer.last_append_time_ms = append_time_ms
             producers.move_to_end(producer_id)
         self._expire(append_time_ms)

@@ -144,7 +144,7 @@ def seal_batch(
 
     compressed = compress(decoded, zstd_level) if codec == Codec.ZSTD else None
     payload = decoded if compressed is None else compressed
-    return _seal(
+    return seal_header(
         BatchHeader(
             header_checksum=0,
             base_offset=Offset(0),
@@ -176,7 +176,7 @@ def seal_batch(
 
 def seal_opaque(payload: bytes, *, kind: BatchKind, timestamp_ms: int) -> bytes:
     """Seal one record whose value is ``payload``: control batches, metadata commands."""
-    return _seal(
+    return seal_header(
         BatchHeader(
             header_checksum=0,
             base_offset=Offset(0),
@@ -228,7 +228,8 @@ def decode_batch(view: Buffer) -> RecordBatch:
 # --- sealing ----------------------------------------------------------------------------
 
 
-def _seal(header: BatchHeader, payload: bytes) -> bytes:
+def seal_header(header: BatchHeader, payload: bytes) -> bytes:
+    """A sealed batch with a zeroed leader's part, of a header that fits its payload."""
     size = HEADER_BYTES + len(payload)
     if size > BATCH_BYTES_MAX:
         raise RecordTooLargeError(f"batch of {size} bytes, the limit is {BATCH_BYTES_MAX}")
@@ -339,6 +340,8 @@ def _check_record_sizes(
 def _decode_payload(header: BatchHeader, payload: memoryview) -> RecordBatch:
     count = header.record_count
     base = header.base_offset
+    if not count:
+        return RecordBatch(header, [], [], [], [], [])
     if header.payload_format == PayloadFormat.OPAQUE:
         return RecordBatch(
             header,

@@ -60,7 +60,8 @@ class Codec(IntEnum):
 
 
 FLAG_COMPACTED: Final = 1
-"""Sealed anew by compaction: its offsets have gaps, which a column names."""
+"""Sealed anew by compaction: its offsets have gaps, which a column names.  It may have no
+record at all, and then no payload."""
 
 
 class Field(NamedTuple):
@@ -83,7 +84,7 @@ LAYOUT: Final = (
     Field("flags", "B", "bit 0 compacted; other bits zero"),
     Field("payload_format", "B", "1 columns, 2 opaque"),
     Field("codec", "B", "0 none, 1 zstd"),
-    Field("record_count", "I", "records in the batch, 1 to 65536"),
+    Field("record_count", "I", "records in the batch, 1 to 65536; 0 only if compacted"),
     Field("offset_span", "I", "offsets the batch covers; record_count unless compacted"),
     Field("decoded_bytes", "I", "bytes of payload after decompression"),
     Field("first_timestamp_ms", "q", "timestamp of the first record"),
@@ -173,6 +174,11 @@ class BatchHeader(NamedTuple):
     def is_compacted(self) -> bool:
         return self.flags & FLAG_COMPACTED != 0
 
+    @property
+    def is_gap(self) -> bool:
+        """Stands for batches of which compaction left nothing."""
+        return not (self.record_count or self.producer_id or self.fence_id)
+
 
 assert BatchHeader._fields == tuple(field.name for field in LAYOUT)
 
@@ -196,15 +202,17 @@ def decode_header(view: Buffer, position: int = 0) -> BatchHeader:
         header.magic == MAGIC
         and header.payload_bytes <= _PAYLOAD_BYTES_MAX
         and header.kind <= 1
-        and 0 < header.record_count <= RECORDS_PER_BATCH_MAX
+        and header.record_count <= RECORDS_PER_BATCH_MAX
         and header.base_offset >= 0
         and header.first_timestamp_ms <= header.max_timestamp_ms
         and not header.reserved
         and not header.reserved2
         and (
-            header.offset_span == header.record_count
+            header.offset_span == header.record_count > 0
             if not header.flags
-            else header.flags == FLAG_COMPACTED and header.offset_span >= header.record_count
+            else header.flags == FLAG_COMPACTED
+            and 0 < header.offset_span >= header.record_count
+            and (header.record_count or not (header.payload_bytes or header.codec))
         )
         and (
             header.decoded_bytes == header.payload_bytes
@@ -306,9 +314,10 @@ def _refusal(header: BatchHeader, position: int) -> CorruptionError:
         (header.payload_format in (1, 2), "payload_format", "1 or 2"),
         (header.codec <= 1, "codec", "0 or 1"),
         (
-            0 < header.record_count <= RECORDS_PER_BATCH_MAX,
+            (header.is_compacted or header.record_count > 0)
+            and header.record_count <= RECORDS_PER_BATCH_MAX,
             "record_count",
-            f"1 to {RECORDS_PER_BATCH_MAX}",
+            f"1 to {RECORDS_PER_BATCH_MAX}, or 0 if compacted",
         ),
         (header.base_offset >= 0, "base_offset", ">= 0"),
         (
@@ -319,11 +328,17 @@ def _refusal(header: BatchHeader, position: int) -> CorruptionError:
         (header.reserved == 0, "reserved", "0"),
         (header.reserved2 == 0, "reserved2", "0"),
         (
-            header.offset_span == header.record_count
+            header.offset_span == header.record_count > 0
             or (header.is_compacted and header.offset_span > header.record_count),
             "offset_span",
             f"record_count {header.record_count}, or more if compacted",
         ),
+        (
+            header.record_count > 0 or not header.payload_bytes,
+            "payload_bytes",
+            "0 without records",
+        ),
+        (header.record_count > 0 or not header.codec, "codec", "0 without records"),
         (
             header.codec != Codec.NONE or header.decoded_bytes == header.payload_bytes,
             "decoded_bytes",

@@ -51,6 +51,8 @@ class Hole:
     """Where the next intact batch begins, or the segment ends; its term is that batch's, or
     the largest that may lie there."""
     reason: str
+    version: int = 0
+    """Counts the compactions of the log before the hole was found: positions are of then."""
 
     @property
     def size_bytes(self) -> int:

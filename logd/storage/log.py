@@ -27,7 +27,7 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -37,9 +37,16 @@ from logd.limits import KIB, MIB, SEGMENT_BYTES_MAX
 from logd.record.header import BatchHeader
 from logd.storage.batch_read import Wanted, read_batches
 from logd.storage.batch_walk import header_at, walk_headers
-from logd.storage.file_header import LogIdentity
+from logd.storage.file_header import FileHeader, LogIdentity
 from logd.storage.holes import Hole, fill_hole, next_hole
-from logd.storage.recovery import LogEnd, Recovered, RecoveryReport, recover, segment_bases
+from logd.storage.recovery import (
+    LogEnd,
+    Recovered,
+    RecoveryReport,
+    read_segment_header,
+    recover,
+    segment_bases,
+)
 from logd.storage.segment import (
     FIRST_POSITION,
     Segment,
@@ -118,8 +125,15 @@ class SealedSegment(NamedTuple):
 
     base_offset: Offset
     end_offset: Offset
-    size_bytes: int
-    """Of its batches."""
+    prev_term: Term
+    end_term: Term
+    """Of its last batch."""
+    end_position: FilePosition
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its batches."""
+        return self.end_position - FIRST_POSITION
 
 
 class ScrubPosition(NamedTuple):
@@ -128,6 +142,8 @@ class ScrubPosition(NamedTuple):
     base_offset: Offset
     """Of the segment."""
     at: LogEnd
+    replacements: int
+    """Segments that had been replaced by then: positions are those of that time."""
 
 
 class Log:
@@ -151,7 +167,9 @@ class Log:
         self._mark = found.mark
         self._allocated = found.end.position
         self._recently_read: list[Segment] = []
-        self._truncations = 0
+        self._changes = 0
+        """Raised whenever bytes that a reader may be looking at become others."""
+        self._replacements = 0
         self._is_syncing = False
         self.recovery = found.report
         """What was found when the log was opened."""
@@ -301,7 +319,13 @@ class Log:
     def sealed_segments(self) -> list[SealedSegment]:
         """Oldest first."""
         return [
-            SealedSegment(segment.base_offset, after.base_offset, segment.end - FIRST_POSITION)
+            SealedSegment(
+                segment.base_offset,
+                after.base_offset,
+                segment.prev_term,
+                after.prev_term,
+                segment.end,
+            )
             for segment, after in pairwise(self._segments)
         ]
 
@@ -458,7 +482,7 @@ class Log:
         if offset == self._end.offset:
             return
         number = self._segment_number(self._segments, offset)
-        self._truncations += 1
+        self._changes += 1
         try:
             if number < len(self._segments) - 1:
                 self._drop_segments_behind(number)
@@ -467,7 +491,7 @@ class Log:
             raise self._fail("truncate", error) from error
         finally:
             # Again: a read that began half-way must not believe what it saw either.
-            self._truncations += 1
+            self._changes += 1
 
     def trim(self, offset: Offset, trash: str | None = None) -> None:
         """Drop the segments that lie wholly below ``offset``; never the active one.
@@ -487,6 +511,87 @@ class Log:
                 self._drop_first_segment(trash)
         except OSError as error:
             raise self._fail("trim", error) from error
+
+    def replace(self, bases: Sequence[Offset], path: str) -> bool:
+        """Put a compacted file in the place of the sealed segments that begin at ``bases``.
+
+        The file takes the first one's name, which is atomic; the others then lie below the
+        end of the one before them, which is how recovery knows that they have been replaced.
+        Exclusive, except with ``append``.
+
+        Args:
+            path: whole and synced, under an unfinished name.
+
+        Returns:
+            False if the segments are no longer there: the file was removed.
+
+        Raises:
+            CorruptionError: the file does not cover exactly what they do; it was removed.
+            StorageError: the file cannot be read; nothing was done.
+            StorageFailedError: the disk failed; the log is poisoned.
+        """
+        self._check_usable()
+        number = self._segment_number(self._segments, bases[0])
+        behind = number + len(bases)
+        replaced = self._segments[max(0, number) : behind]
+        is_there = [segment.base_offset for segment in replaced] == list(bases)
+        try:
+            if not is_there or behind >= len(self._segments):
+                self._files.remove(path)
+                return False
+            fresh = self._check_replacement(replaced[0], self._segments[behind], path)
+        except OSError as error:
+            # Nothing has been touched yet.
+            raise StorageError(f"cannot put {path} in place: {error}") from error
+        try:
+            self._put_in_place(number, replaced, fresh, path)
+        except OSError as error:
+            raise self._fail("compaction", error) from error
+        self._recently_read = [each for each in self._recently_read if each in self._segments]
+        return True
+
+    def _put_in_place(
+        self, number: int, replaced: tuple[Segment, ...], fresh: Segment, path: str
+    ) -> None:
+        segments = self._segments
+        self._changes += 1
+        try:
+            remove_indexes_durably(self._files, fresh.path)
+            self._files.rename(path, fresh.path)
+            self._files.sync_directory(self._directory)
+            behind = number + len(replaced)
+            self._segments = (*segments[:number], fresh, *segments[behind:])
+            self._replacements += 1
+            for segment in replaced[1:]:
+                self._files.remove(segment.path)
+                remove_indexes(self._files, segment.path)
+            if len(replaced) > 1:
+                self._files.sync_directory(self._directory)
+        finally:
+            # Again: what a reader saw half-way is not to be believed either.
+            self._changes += 1
+
+    def _check_replacement(self, first: Segment, after: Segment, path: str) -> Segment:
+        """The segment that ``path`` will be; it covers ``first`` up to ``after``."""
+        header, block, size = read_segment_header(self._files, path)
+        mark = newest_mark(block[:SLOTS_END], self._identity.group)
+        expected = FileHeader(self._identity, first.base_offset, first.prev_term)
+        end = LogEnd(after.base_offset, after.prev_term, FilePosition(size))
+        found = None if mark is None else LogEnd(mark.end_offset, mark.term, mark.end_position)
+        if header != expected or found != end:
+            self._files.remove(path)
+            raise CorruptionError(
+                f"{path} says {header} and ends at {found}, expected {expected} and {end}"
+            )
+        return Segment(
+            self._files,
+            first.path,
+            self._identity.group,
+            self._options.index_interval_bytes,
+            base_offset=first.base_offset,
+            prev_term=first.prev_term,
+            end=FilePosition(size),
+        )
 
     def close(self) -> None:
         """Settle what can be settled, and let go of the files.  Exclusive.
@@ -528,7 +633,7 @@ class Log:
             StorageFailedError: the disk failed, or failed before and the range is in doubt.
         """
         while True:
-            truncations = self._truncations
+            changes = self._changes
             end = self._end
             segments = self._segments
             limit = min(end_offset, end.offset)
@@ -546,10 +651,10 @@ class Log:
                 return self._read(segments, end, offset, limit, bytes_max, cached_only=cached_only)
             except OSError as error:
                 is_trimmed = segments[0] is not self._segments[0]
-                if truncations == self._truncations and not is_trimmed:
+                if changes == self._changes and not is_trimmed:
                     raise StorageFailedError(f"reading {self._directory}: {error}") from error
             except CorruptionError:
-                if truncations == self._truncations:
+                if changes == self._changes:
                     raise
 
     def headers(self, from_offset: Offset) -> Iterator[BatchHeader]:
@@ -577,7 +682,13 @@ class Log:
         Raises:
             CorruptionError: a header on the way is damaged.
         """
-        return next(self.headers(offset)).append_time_ms
+        while True:
+            changes, segments = self._changes, self._segments
+            try:
+                return next(self.headers(offset)).append_time_ms
+            except (OSError, CorruptionError):
+                if changes == self._changes and segments[0] is self._segments[0]:
+                    raise
 
     def offset_for_time(self, time_ms: int) -> Offset | None:
         """Base offset of the first batch appended at ``time_ms`` or later; None if none was.
@@ -587,13 +698,14 @@ class Log:
             OSError: the disk failed.
         """
         while True:
+            changes = self._changes
             end = self._end
             segments = self._segments
             try:
                 return self._offset_for_time(segments, end, time_ms)
-            except FileNotFoundError:
-                if segments[0] is self._segments[0]:
-                    raise  # Else it was trimmed meanwhile.
+            except (OSError, CorruptionError):
+                if changes == self._changes and segments[0] is self._segments[0]:
+                    raise  # Else it was trimmed or compacted meanwhile.
 
     def _offset_for_time(
         self, segments: tuple[Segment, ...], end: LogEnd, time_ms: int
@@ -617,7 +729,7 @@ class Log:
         """The beginning of the segment that holds ``offset``."""
         segment = self._segments[self._segment_number(self._segments, offset)]
         begin = LogEnd(segment.base_offset, segment.prev_term, FIRST_POSITION)
-        return ScrubPosition(segment.base_offset, begin)
+        return ScrubPosition(segment.base_offset, begin, self._replacements)
 
     def scrub(
         self, position: ScrubPosition, bytes_max: int
@@ -642,16 +754,21 @@ class Log:
         if after is not None:
             end = LogEnd(after.base_offset, after.prev_term, segment.end)
         at = position.at
-        if segment.base_offset != position.base_offset or at.position > end.position:
-            at = self.scrub_start(segment.base_offset).at  # Trimmed or truncated meanwhile.
+        replacements = self._replacements
+        if (segment.base_offset, replacements) != (position.base_offset, position.replacements) or (
+            at.position > end.position
+        ):
+            at = self.scrub_start(segment.base_offset).at  # Trimmed, truncated or replaced.
         try:
             file = segment.opened_file()
             at, hole = next_hole(file, self._identity.group, at, end, bytes_max)
             self._note_read(segment)
         except OSError as error:
             raise StorageFailedError(f"scrubbing {segment.path}: {error}") from error
+        if hole is not None:
+            hole = replace(hole, version=replacements)
         if at.position < end.position:
-            return ScrubPosition(segment.base_offset, at), hole
+            return ScrubPosition(segment.base_offset, at, replacements), hole
         return (None if after is None else self.scrub_start(after.base_offset)), hole
 
     def fill(self, hole: Hole, batches: bytes) -> Hole | None:
@@ -664,6 +781,8 @@ class Log:
             StorageFailedError: the disk failed; the log is poisoned.
         """
         self._check_usable()
+        if hole.version != self._replacements:
+            raise CorruptionError(f"{hole}: the log was compacted meanwhile")
         try:
             return fill_hole(self._files, self._identity.group, hole, batches)
         except OSError as error:

@@ -19,7 +19,7 @@ from logd.errors import CorruptionError, StorageError
 from logd.record.header import BatchHeader
 from logd.storage.batch_walk import walk_batches, written_end
 from logd.storage.directory import GROUPS_NAME
-from logd.storage.recovery import read_segment_header, segment_bases
+from logd.storage.recovery import find_superseded, read_segment_header, segment_bases
 from logd.storage.segment import FIRST_POSITION, Segment, base_offset_of, segment_name
 from logd.storage.segment_index import OFFSET_SUFFIX, TIME_SUFFIX, remove_indexes
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark
@@ -118,10 +118,13 @@ def find_segments(files: FileSystem, path: str) -> list[SegmentFile]:
     found: list[SegmentFile] = []
     for directory in group_directories(files, path):
         bases = segment_bases(files, directory)
-        found += [
+        inspected = [
             _inspect(files, f"{directory}/{segment_name(base)}", is_active=base == bases[-1])
             for base in bases
         ]
+        # Leftovers of a compaction under way, or cut short: what they held is in another one.
+        superseded = find_superseded([(each.base_offset, each.mark) for each in inspected])
+        found += [each for each in inspected if each.base_offset not in superseded]
     if not found:
         raise StorageError(f"{path} holds no segments, and no groups that do")
     return found

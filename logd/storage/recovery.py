@@ -17,6 +17,7 @@ the next one begins.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -124,7 +125,7 @@ def recover(
     # A process that was killed may have left names that are not durable yet; what is synced
     # from now on must not depend on them.
     files.sync_directory(directory)
-    found = inspect_segments(files, directory, identity)
+    found = _without_superseded(files, inspect_segments(files, directory, identity))
     damage = _check_chain(found)
 
     segments = tuple(_segment(files, each, identity, interval_bytes) for each in found)
@@ -136,6 +137,33 @@ def recover(
         file.truncate(end.position)
     active.end = end.position
     return Recovered(segments, end, last.mark, report)
+
+
+def _without_superseded(files: FileSystem, found: list[FoundSegment]) -> list[FoundSegment]:
+    """Finish what a compaction began that was cut short: the files that it merged into the
+    one before them lie below that one's end, and it ends where another begins."""
+    superseded = find_superseded([(each.base_offset, each.mark) for each in found])
+    for each in found:
+        if each.base_offset in superseded:
+            files.remove(each.path)
+            remove_indexes_durably(files, each.path)
+    if superseded:
+        files.sync_directory(found[0].path.rpartition("/")[0])
+    return [each for each in found if each.base_offset not in superseded]
+
+
+def find_superseded(found: Sequence[tuple[Offset, MarkSlot | None]]) -> list[Offset]:
+    """Base offsets of segments that were merged into one before them, of a log's base offsets
+    and marks in order."""
+    bases = [base for base, _ in found]
+    superseded: list[Offset] = []
+    covered = Offset(0)
+    for base, mark in found:
+        if base < covered:
+            superseded.append(base)
+        elif mark is not None and mark.end_offset in bases:
+            covered = mark.end_offset
+    return superseded
 
 
 def inspect_segments(

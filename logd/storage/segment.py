@@ -59,14 +59,22 @@ def create_segment(
 ) -> MarkSlot:
     """Create an empty segment, durably, with a mark that says that all before it is synced."""
     mark = MarkSlot(1, prev_term, base_offset, FIRST_POSITION, commit_offset)
+    block = segment_header_block(identity, base_offset, prev_term, mark)
+    write_new_file(files, f"{directory}/{segment_name(base_offset)}", [block])
+    return mark
+
+
+def segment_header_block(
+    identity: LogIdentity, base_offset: Offset, prev_term: Term, mark: MarkSlot
+) -> bytearray:
+    """The header block of a new segment file."""
     block = bytearray(SEGMENT_HEADER_BYTES)
     header = encode_file_header(SEGMENT_MAGIC, FileHeader(identity, base_offset, prev_term))
     encoded = encode_mark(mark, identity.group)
     block[: len(header)] = header
     block[mark.position : mark.position + len(encoded)] = encoded
     assert len(block) == SEGMENT_HEADER_BYTES
-    write_new_file(files, f"{directory}/{segment_name(base_offset)}", [block])
-    return mark
+    return block
 
 
 class Segment:

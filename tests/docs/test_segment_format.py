@@ -11,10 +11,11 @@ import msgspec
 
 from logd.limits import BATCH_BYTES_MAX, HEADERS_PER_BATCH_MAX, RECORD_BYTES_MAX
 from logd.record.batch import decode_batch
+from logd.record.compacted import keep_rows, make_gap
 from logd.record.control import ConfigurationChange, NoOp, RaiseFence, Trim
 from logd.record.header import HEADER_BYTES, LAYOUT, decode_header, verify_header
 from logd.record.payload import Columns
-from logd.types import GroupId
+from logd.types import GroupId, Offset, Term
 
 DOCUMENT: Final = Path(__file__).parents[2] / "segment_format.md"
 TYPE_NAMES: Final = {"Q": "u64", "q": "i64", "I": "u32", "B": "u8"}
@@ -23,7 +24,7 @@ TYPE_NAMES: Final = {"Q": "u64", "q": "i64", "I": "u32", "B": "u8"}
 def section(title: str) -> str:
     """The text of one numbered section."""
     (found,) = re.findall(
-        rf"^## \d\. {title}\n(.*?)(?=^## |\Z)",
+        rf"^## \d+\. {title}\n(.*?)(?=^## |\Z)",
         DOCUMENT.read_text(encoding="utf-8"),
         re.MULTILINE | re.DOTALL,
     )
@@ -74,6 +75,20 @@ def test_the_example_is_the_batch_it_says() -> None:
     assert batch.values == [b"hello", None]
     assert batch.headers == [(("lang", b"en"),), ()]
     assert batch.timestamps_ms[1] - batch.timestamps_ms[0] == 250
+
+
+def test_the_example_of_compaction_is_what_compaction_makes() -> None:
+    pattern = r"^[0-9a-f]{4}  ([0-9a-f ]+)$"
+    whole = bytes.fromhex("".join(re.findall(pattern, section("Payload"), re.MULTILINE)))
+    example = bytes.fromhex("".join(re.findall(pattern, section("Compaction"), re.MULTILINE)))
+    group = GroupId(12)
+
+    batch = decode_batch(whole)
+    kept = keep_rows(batch, [1], group)
+    time_ms = batch.header.append_time_ms
+    gap = make_gap(Offset(1002), Offset(1010), term=Term(3), append_time_ms=time_ms, group=group)
+    assert example == kept + gap
+    assert list(decode_batch(kept).offsets) == [1001]
 
 
 def test_the_control_payloads_are_those_of_the_code() -> None:

@@ -1,0 +1,634 @@
+"""Compaction keeps the last record of each key, every offset, and what the log's state needs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from logd.errors import CorruptionError
+from logd.limits import KIB
+from logd.partition.state import PartitionState
+from logd.record.batch import decode_batch, seal_batch, seal_opaque
+from logd.record.compacted import cut_gap, make_gap
+from logd.record.control import NoOp, decode_control, encode_control
+from logd.record.header import (
+    HEADER_BYTES,
+    LEADER_PART_BYTES,
+    BatchHeader,
+    BatchKind,
+    Codec,
+    decode_header,
+    leader_part,
+    verify_header,
+    verify_seal,
+)
+from logd.storage.compaction import CompactionRequest, CompactionResult, compact
+from logd.storage.log import Log, LogBatch, LogOptions
+from logd.types import Offset, Term
+from tests.sim.files import SimulatedFileSystem
+from tests.support.logs import DIRECTORY, GROUP, IDENTITY, read_all
+
+OPTIONS = LogOptions(segment_bytes=4 * KIB, index_interval_bytes=300, allocate_bytes=4 * KIB)
+FOR_EVER = -(2**62)
+Row = tuple[bytes | None, bytes | None]
+
+
+@pytest.fixture
+def disk() -> SimulatedFileSystem:
+    return SimulatedFileSystem(random.Random(1))
+
+
+@pytest.fixture
+def log(disk: SimulatedFileSystem) -> Log:
+    return Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+
+def put(log: Log, sealed: bytes, *, term: int = 1, time_ms: int = 0) -> None:
+    header = decode_header(sealed)
+    base = log.end_offset
+    part = leader_part(
+        sealed, base_offset=base, term=Term(term), append_time_ms=time_ms, group=GROUP
+    )
+    log.append(
+        [
+            LogBatch(
+                base_offset=base,
+                end_offset=Offset(base + header.offset_span),
+                term=Term(term),
+                append_time_ms=time_ms,
+                is_data=not header.is_control,
+                size_bytes=len(sealed),
+                buffers=(part, memoryview(sealed)[LEADER_PART_BYTES:]),
+            )
+        ]
+    )
+
+
+def append(
+    log: Log,
+    *rows: Row,
+    term: int = 1,
+    time_ms: int = 0,
+    codec: Codec = Codec.NONE,
+    producer_id: int = 0,
+    base_sequence: int = 0,
+    fence_id: int = 0,
+) -> None:
+    sealed = seal_batch(
+        values=[value for _, value in rows],
+        keys=[key for key, _ in rows],
+        timestamps_ms=list(range(len(rows))),
+        headers=[(("n", b"%d" % n),) for n in range(len(rows))],
+        codec=codec,
+        producer_id=producer_id,
+        base_sequence=base_sequence,
+        fence_id=fence_id,
+    )
+    put(log, sealed, term=term, time_ms=time_ms)
+
+
+def control(log: Log, *, term: int = 1) -> None:
+    payload = encode_control(NoOp())
+    put(log, seal_opaque(payload, kind=BatchKind.CONTROL, timestamp_ms=0), term=term)
+
+
+def seal_segment(log: Log) -> None:
+    log.sync(log.end_offset)
+    log.roll()
+
+
+def request_of(
+    log: Log,
+    *,
+    dirty_from: Offset = Offset(0),  # noqa: B008 - a NewType is an int
+    tombstones_before_ms: int = FOR_EVER,
+    segment_bytes: int = 1,
+    keys_max: int = 10_000,
+) -> CompactionRequest:
+    return CompactionRequest(
+        directory=DIRECTORY,
+        identity=IDENTITY,
+        segments=log.sealed_segments(),
+        dirty_from=dirty_from,
+        tombstones_before_ms=tombstones_before_ms,
+        segment_bytes=segment_bytes,
+        keys_max=keys_max,
+        bytes_per_s=0,
+    )
+
+
+def run(disk: SimulatedFileSystem, log: Log, request: CompactionRequest) -> CompactionResult:
+    """Compact, and put everything in place."""
+    result = compact(disk, request, lambda count: None)
+    for segment in result.segments:
+        assert log.replace(segment.replaces, segment.path)
+    return result
+
+
+def records(log: Log) -> list[tuple[int, bytes | None, bytes | None]]:
+    found = []
+    for batch in read_all(log):
+        header = decode_header(batch)
+        verify_header(batch, header, GROUP)
+        if not header.is_control:
+            decoded = decode_batch(batch)
+            found += list(zip(decoded.offsets, decoded.keys, decoded.values, strict=True))
+    return found
+
+
+def headers(log: Log) -> list[BatchHeader]:
+    return [decode_header(batch) for batch in read_all(log)]
+
+
+def assert_is_log(disk: SimulatedFileSystem, log: Log, end: int) -> Log:
+    """Contiguous, intact, and the same when it is opened again."""
+    before = read_all(log)
+    expected = log.start_offset
+    for batch in before:
+        header = decode_header(batch)
+        verify_header(batch, header, GROUP)
+        verify_seal(batch)
+        assert header.base_offset == expected
+        expected = header.end_offset
+    assert expected == end == log.end_offset
+    disk.kill()
+    log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+    assert not log.recovery.is_damaged
+    assert read_all(log) == before
+    return log
+
+
+# --- what is kept -----------------------------------------------------------------------
+
+
+def test_of_each_key_the_last_record_is_kept_at_its_offset(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append(log, (b"a", b"1"), (b"b", b"1"), (b"a", b"2"))
+    append(log, (b"c", b"1"), (b"b", b"2"))
+    append(log, (b"a", b"3"))
+    seal_segment(log)
+
+    result = run(disk, log, request_of(log))
+
+    assert records(log) == [(3, b"c", b"1"), (4, b"b", b"2"), (5, b"a", b"3")]
+    assert (result.keys, result.records_read, result.records_kept) == (3, 6, 3)
+    assert result.clean_to == 6
+    assert_is_log(disk, log, 6)
+
+
+def test_what_is_kept_of_a_record_is_all_of_it(disk: SimulatedFileSystem, log: Log) -> None:
+    append(log, (b"a", b"1"), (b"b", b"x" * 100), (b"c", None), codec=Codec.ZSTD, time_ms=77)
+    append(log, (b"a", b"2"))
+    seal_segment(log)
+
+    run(disk, log, request_of(log))
+
+    header = headers(log)[0]
+    batch = decode_batch(read_all(log)[0])
+    assert (header.append_time_ms, header.term, header.offset_span) == (77, 1, 3)
+    assert header.is_compacted
+    assert list(batch.offsets) == [1, 2]
+    assert list(batch.timestamps_ms) == [1, 2]
+    assert list(batch.headers) == [(("n", b"1"),), (("n", b"2"),)]
+    assert list(batch.values) == [b"x" * 100, None]
+
+
+def test_the_active_segment_and_what_is_above_it_is_left_alone(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append(log, (b"a", b"1"))
+    seal_segment(log)
+    append(log, (b"a", b"2"))
+
+    run(disk, log, request_of(log))
+
+    assert records(log) == [(0, b"a", b"1"), (1, b"a", b"2")]
+
+
+def test_records_without_a_key_and_control_batches_stay(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    control(log)
+    append(log, (None, b"1"), (b"a", b"1"), (None, b"2"))
+    control(log, term=2)
+    append(log, (b"a", b"2"), (None, None), term=2)
+    put(log, seal_opaque(b"opaque", kind=BatchKind.DATA, timestamp_ms=0), term=2)
+    seal_segment(log)
+
+    run(disk, log, request_of(log, tombstones_before_ms=10**9))
+
+    assert [(offset, value) for offset, _, value in records(log)] == [
+        (1, b"1"),
+        (3, b"2"),
+        (5, b"2"),
+        (6, None),
+        (7, b"opaque"),
+    ]
+    assert [header.base_offset for header in headers(log) if header.is_control] == [0, 4]
+    assert_is_log(disk, log, 8)
+
+
+def test_long_keys_are_told_apart_from_each_other_and_from_their_digests(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    from hashlib import blake2b
+
+    keys = [b"k" * 31, b"k" * 32, b"k" * 33, b"k" * 1000]
+    keys += [blake2b(key, digest_size=32).digest() for key in keys]
+    append(log, *((key, b"1") for key in keys))
+    append(log, (keys[2], b"2"))
+    seal_segment(log)
+
+    run(disk, log, request_of(log))
+
+    assert [key for _, key, _ in records(log)] == [*keys[:2], *keys[3:], keys[2]]
+
+
+def test_a_tombstone_stays_for_its_time_and_what_it_deleted_goes_at_once(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append(log, (b"a", b"1"), (b"b", b"1"), time_ms=100)
+    append(log, (b"a", None), time_ms=200)
+    append(log, (b"c", b"1"), time_ms=300)
+    seal_segment(log)
+
+    result = run(disk, log, request_of(log, tombstones_before_ms=200))
+    assert records(log) == [(1, b"b", b"1"), (2, b"a", None), (3, b"c", b"1")]
+
+    run(disk, log, request_of(log, dirty_from=result.clean_to, tombstones_before_ms=201))
+    assert records(log) == [(1, b"b", b"1"), (3, b"c", b"1")]
+    assert_is_log(disk, log, 4)
+
+
+def test_memory_is_bounded_by_going_on_where_the_map_was_full(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    for round_ in range(3):
+        for key in range(20):
+            append(log, (b"%d" % key, b"%d" % round_))
+        seal_segment(log)
+
+    dirty_from, runs, keys = Offset(0), 0, 0
+    while dirty_from < log.segment_bases[-1]:
+        result = run(disk, log, request_of(log, dirty_from=dirty_from, keys_max=7))
+        assert result.clean_to > dirty_from
+        dirty_from, runs, keys = result.clean_to, runs + 1, max(keys, result.keys)
+
+    assert runs > 3
+    assert keys == 7
+    assert [(key, value) for _, key, value in records(log)] == [
+        (b"%d" % key, b"2") for key in range(20)
+    ]
+
+
+# --- what it leaves of the log's shape --------------------------------------------------
+
+
+def test_neighbours_of_which_nothing_is_left_become_one_gap_within_their_term(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    for _ in range(3):
+        append(log, (b"a", b"1"), (b"a", b"2"))
+    for _ in range(2):
+        append(log, (b"a", b"3"), term=2)
+    append(log, (b"a", b"4"), term=2)
+    seal_segment(log)
+
+    run(disk, log, request_of(log))
+
+    assert [(h.base_offset, h.offset_span, h.term, h.is_gap) for h in headers(log)] == [
+        (0, 6, 1, True),
+        (6, 2, 2, True),
+        (8, 1, 2, False),
+    ]
+    assert (
+        read_all(log)[-1][LEADER_PART_BYTES:]
+        == seal_batch(values=[b"4"], keys=[b"a"], timestamps_ms=[0], headers=[(("n", b"0"),)])[
+            LEADER_PART_BYTES:
+        ]
+    )
+
+
+def test_every_offset_is_read_through_the_gaps(disk: SimulatedFileSystem, log: Log) -> None:
+    for number in range(40):
+        append(log, (b"%d" % (number % 5), b"x" * 50), time_ms=number)
+    seal_segment(log)
+    run(disk, log, request_of(log))
+
+    for offset in range(40):
+        found = log.read(Offset(offset), log.end_offset, 1, cached_only=False)
+        assert found is not None
+        header = decode_header(found[0])
+        assert header.base_offset <= offset < header.end_offset
+    for time_ms in range(40):
+        at = log.offset_for_time(time_ms)
+        assert at is not None
+        assert at <= time_ms
+
+
+def test_small_neighbours_are_merged_up_to_the_size_of_a_segment(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    for _ in range(6):
+        for key in range(5):
+            append(log, (b"%d" % key, b"x" * 100))
+        seal_segment(log)
+    bases = log.segment_bases
+
+    result = run(disk, log, request_of(log, segment_bytes=100 * KIB))
+
+    assert [segment.replaces for segment in result.segments] == [list(bases[:-1])]
+    assert log.segment_bases == (0, bases[-1])
+    assert len(records(log)) == 5
+    log = assert_is_log(disk, log, 30)
+    assert [n for n in disk.list_directory(DIRECTORY) if n.endswith(".log")] == [
+        f"{0:020}.log",
+        f"{bases[-1]:020}.log",
+    ]
+
+
+def test_a_log_in_which_nothing_changes_is_not_written_again(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append(log, (b"a", b"1"), (b"b", b"1"))
+    append(log, (b"a", b"2"))
+    seal_segment(log)
+    first = run(disk, log, request_of(log))
+    before = disk.content(f"{DIRECTORY}/{0:020}.log")
+
+    second = run(disk, log, request_of(log, dirty_from=first.clean_to))
+    third = run(disk, log, request_of(log))
+
+    assert second.segments == third.segments == []
+    assert disk.content(f"{DIRECTORY}/{0:020}.log") == before
+    assert not any(name.endswith(".tmp") for name in disk.list_directory(DIRECTORY))
+
+
+def test_whoever_follows_the_compacted_log_knows_the_same_producers_and_fences(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    for number in range(6):
+        append(
+            log,
+            (b"a", b"%d" % number),
+            (b"b", b"x"),
+            producer_id=1 + number % 2,
+            base_sequence=number // 2 * 2,
+            fence_id=5 if number == 2 else 0,
+        )
+    append(log, (b"a", b"end"), (b"b", b"end"))
+    seal_segment(log)
+
+    def state_of(log: Log) -> PartitionState:
+        state = PartitionState()
+        for batch in read_all(log):
+            header = decode_header(batch)
+            state.note(header, decode_control(batch[HEADER_BYTES:]) if header.is_control else None)
+        return state
+
+    before = state_of(log)
+    run(disk, log, request_of(log))
+    after = state_of(log)
+
+    assert records(log) == [(12, b"a", b"end"), (13, b"b", b"end")]
+    assert (after.end_offset, after.data_end) == (before.end_offset, before.data_end)
+    assert after.fences.rows() == before.fences.rows()
+    assert [(row.producer_id, row.next_sequence) for row in after.producers.rows()] == [
+        (row.producer_id, row.next_sequence) for row in before.producers.rows()
+    ]
+    retry = seal_batch(values=[b"4", b"x"], timestamps_ms=0, producer_id=1, base_sequence=4)
+    duplicate = after.check_append(decode_header(retry))
+    assert duplicate is not None
+    assert (duplicate.base_offset, duplicate.end_offset) == (8, 10)
+
+
+def test_a_gap_can_be_cut_anywhere() -> None:
+    gap = make_gap(Offset(10), Offset(20), term=Term(3), append_time_ms=9, group=GROUP)
+    header = decode_header(gap)
+
+    part = cut_gap(header, Offset(13), Offset(17), GROUP)
+
+    cut = decode_header(part)
+    verify_header(part, cut, GROUP)
+    verify_seal(part)
+    assert (cut.base_offset, cut.end_offset, cut.term, cut.append_time_ms) == (13, 17, 3, 9)
+    assert len(decode_batch(part)) == 0
+
+
+# --- what it does not do ----------------------------------------------------------------
+
+
+def test_damage_ends_a_compaction_and_leaves_nothing_behind(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    for _ in range(20):
+        append(log, (b"a", b"x" * 100))
+    seal_segment(log)
+    disk.flip(f"{DIRECTORY}/{0:020}.log", 4096 + 1500)
+
+    with pytest.raises(CorruptionError):
+        compact(disk, request_of(log), lambda count: None)
+
+    assert not any(name.endswith(".tmp") for name in disk.list_directory(DIRECTORY))
+
+
+def test_segments_that_were_trimmed_meanwhile_are_not_brought_back(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    for _ in range(2):
+        append(log, (b"a", b"1"), (b"a", b"2"))
+        seal_segment(log)
+    result = compact(disk, request_of(log), lambda count: None)
+    log.trim(log.segment_bases[1])
+
+    first, second = result.segments
+    assert not log.replace(first.replaces, first.path)
+    assert log.replace(second.replaces, second.path)
+    assert not any(name.endswith(".tmp") for name in disk.list_directory(DIRECTORY))
+    assert records(log) == [(3, b"a", b"2")]
+
+
+def test_a_file_that_covers_something_else_is_refused(disk: SimulatedFileSystem, log: Log) -> None:
+    for _ in range(2):
+        append(log, (b"a", b"1"), (b"a", b"2"))
+        seal_segment(log)
+    first, _ = compact(disk, request_of(log), lambda count: None).segments
+
+    with pytest.raises(CorruptionError, match="expected"):
+        log.replace(list(log.segment_bases[:2]), first.path)
+
+    assert len(records(log)) == 4
+
+
+def test_a_hole_that_was_found_before_a_compaction_is_not_filled_after_it(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append(log, (b"a", b"1"), (b"a", b"2"))
+    seal_segment(log)
+    append(log, (b"b", b"1"), (b"a", b"2"))
+    seal_segment(log)
+    path = f"{DIRECTORY}/{2:020}.log"
+    disk.flip(path, 4096 + 5)
+    _, hole = log.scrub(log.scrub_start(Offset(2)), 10_000)
+    assert hole is not None
+    disk.flip(path, 4096 + 5)
+    run(disk, log, request_of(log))
+
+    with pytest.raises(CorruptionError, match="compacted meanwhile"):
+        log.fill(hole, b"")
+
+
+def test_a_reader_goes_on_across_a_compaction(disk: SimulatedFileSystem, log: Log) -> None:
+    for _ in range(4):
+        for key in range(5):
+            append(log, (b"%d" % key, b"x" * 100))
+        seal_segment(log)
+    disk.kill()
+    log_again = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)  # Nothing open, no index loaded.
+    result = compact(disk, request_of(log_again, segment_bytes=100 * KIB), lambda count: None)
+
+    def replace(operation: str, path: str) -> None:
+        if operation == "open" and path.endswith(f"{10:020}.log"):
+            disk.on_operation = None
+            for segment in result.segments:
+                log_again.replace(segment.replaces, segment.path)
+
+    disk.on_operation = replace
+    found = log_again.read(Offset(10), Offset(20), 10_000, cached_only=False)
+
+    assert found is not None
+    assert decode_header(found[0]).base_offset <= 10 < decode_header(found[0]).end_offset
+
+
+def test_a_request_crosses_a_process_boundary(log: Log) -> None:
+    append(log, (b"a", b"1"))
+    seal_segment(log)
+    request = request_of(log)
+
+    encoded = msgspec.json.encode(request)
+
+    assert msgspec.json.decode(encoded, type=CompactionRequest) == request
+
+
+# --- any history, any crash -------------------------------------------------------------
+
+
+def expected_of(rows: Sequence[tuple[int, Row]], bound: int) -> list[tuple[int, Row]]:
+    last = {row[0]: offset for offset, row in rows if offset < bound}
+    return [
+        (offset, row)
+        for offset, row in rows
+        if row[0] is None or offset >= bound or last[row[0]] == offset
+    ]
+
+
+def random_log(
+    rng: random.Random, disk: SimulatedFileSystem, batches_max: int = 60
+) -> tuple[Log, list[tuple[int, Row]]]:
+    log = Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
+    rows: list[tuple[int, Row]] = []
+    term = 1
+    for _ in range(rng.randint(batches_max // 2, batches_max)):
+        if rng.random() < 0.1:
+            term += 1
+            control(log, term=term)
+        batch: list[Row] = [
+            (
+                rng.choice([b"%d" % rng.randrange(12), b"k" * rng.choice([31, 32, 40]), None]),
+                rng.choice([None, b"v" * rng.randrange(200)]),
+            )
+            for _ in range(rng.randint(1, 5))
+        ]
+        rows += [(log.end_offset + n, row) for n, row in enumerate(batch)]
+        producer_id = rng.randrange(4)
+        append(log, *batch, term=term, producer_id=producer_id, codec=rng.choice(list(Codec)))
+        if log.needs_roll:
+            seal_segment(log)
+    if log.end_offset > log.segment_bases[-1]:
+        seal_segment(log)
+    return log, rows
+
+
+@pytest.mark.parametrize("first", range(0, 60, 20))
+def test_any_history_compacted_in_any_steps_keeps_the_last_of_each_key(first: int) -> None:
+    for seed in range(first, first + 20):
+        rng = random.Random(seed)
+        disk = SimulatedFileSystem(rng)
+        log, rows = random_log(rng, disk)
+        end, dirty_from = log.end_offset, Offset(0)
+        while dirty_from < log.segment_bases[-1]:
+            request = request_of(
+                log,
+                dirty_from=dirty_from,
+                keys_max=rng.choice([1, 5, 1000]),
+                segment_bytes=rng.choice([1, 8 * KIB, 100 * KIB]),
+            )
+            dirty_from = run(disk, log, request).clean_to
+            expected = expected_of(rows, dirty_from)
+            assert [(o, (k, v)) for o, k, v in records(log)] == expected, seed
+        assert_is_log(disk, log, end)
+
+
+class EndOfLifeError(BaseException):
+    """The program ends here."""
+
+
+@pytest.mark.parametrize("power", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_crash_at_any_step_loses_no_last_record_and_brings_none_back(
+    seed: int, power: bool
+) -> None:
+    steps, was_cut_off = 0, True
+    while was_cut_off:
+        rng = random.Random(seed)
+        disk = SimulatedFileSystem(rng)
+        log, rows = random_log(rng, disk, batches_max=14)
+        end = log.end_offset
+        log.sync(end)
+        log.sync_mark(end)
+        request = request_of(log, segment_bytes=8 * KIB, tombstones_before_ms=10**9)
+        steps, left = steps + 1, steps + 1
+
+        def stop(operation: str, _path: str) -> None:
+            nonlocal left
+            if operation in ("size", "read", "open", "list", "map"):
+                return
+            left -= 1
+            if left < 0:
+                raise EndOfLifeError
+
+        disk.on_operation = stop
+        try:
+            run(disk, log, request)
+            was_cut_off = False
+        except EndOfLifeError:
+            pass
+        disk.on_operation = None
+        disk.crash(rng) if power else disk.kill()
+
+        log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+        assert not log.recovery.is_damaged, (seed, steps, log.recovery)
+        found = records(log)
+        # Whoever replays the log from its start has the same picture at the end.
+        assert picture(found) == picture([(o, *row) for o, row in rows]), (seed, steps)
+        assert set(found) <= {(offset, *row) for offset, row in rows}
+        assert not any(name.endswith(".tmp") for name in disk.list_directory(DIRECTORY))
+        log = assert_is_log(disk, log, end)
+    assert steps > 4
+
+
+def picture(
+    found: Sequence[tuple[int, bytes | None, bytes | None]],
+) -> dict[bytes, bytes]:
+    state: dict[bytes, bytes] = {}
+    for _, key, value in found:
+        if key is None:
+            continue
+        state.pop(key, None)
+        if value is not None:
+            state[key] = value
+    return state
