@@ -307,8 +307,10 @@ class Log:
         """
         total = 0
         base, end = self._active.base_offset, self._end
-        spans = self.sealed_segments()
-        spans.append(SealedSegment(base, end.offset, end.position - FIRST_POSITION))
+        spans = [
+            (each.base_offset, each.end_offset, each.size_bytes) for each in self.sealed_segments()
+        ]
+        spans.append((base, end.offset, end.position - FIRST_POSITION))
         for base_offset, end_offset, size_bytes in reversed(spans):
             if offset >= end_offset:
                 break
