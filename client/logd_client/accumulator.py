@@ -104,6 +104,28 @@ class OpenBatch:
             self.header_count += len(headers)
         return position
 
+    def add_plain(self, value: bytes, timestamp_ms: int, size: int, batch_bytes: int) -> int:
+        """``takes`` and ``add`` in one, for a record without key and headers among its like.
+
+        Returns its position in the batch; -1 if it was not added.
+        """
+        values = self.values
+        position = len(values)
+        size_bytes = self.size_bytes + size
+        if (
+            self.is_closed
+            or size_bytes > batch_bytes
+            or position >= RECORDS_PER_BATCH_MAX
+            or self.keys is not None
+            or self.headers is not None
+        ):
+            return -1
+        values.append(value)
+        assert isinstance(self.timestamps_ms, list)
+        self.timestamps_ms.append(timestamp_ms)
+        self.size_bytes = size_bytes
+        return position
+
     def takes(self, size: int, header_count: int, batch_bytes: int) -> bool:
         """Whether a record of ``size`` bytes still belongs here."""
         return (

@@ -208,6 +208,7 @@ class Pipeline:
         return len(self._unresolved) < self._batches_in_flight
 
     def _seal(self, batch: OpenBatch) -> SealedBatch | None:
+        batch.is_closed = True
         try:
             data = batch.seal(
                 self._codec,
@@ -325,6 +326,7 @@ class Pipeline:
         self._on_settled(batch.size_bytes)
 
     def _drop(self, batch: OpenBatch, error: LogdError) -> None:
+        batch.is_closed = True
         batch.delivery.fail(error)
         self._on_settled(batch.size_bytes)
 

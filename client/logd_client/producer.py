@@ -37,6 +37,7 @@ from logd.limits import (
     DELIVERY_TIMEOUT_MS_MAX,
     KIB,
     MIB,
+    RECORD_BYTES_MAX,
 )
 from logd.record.header import Codec
 from logd.record.payload import RecordHeaders
@@ -165,6 +166,8 @@ class Producer:
         self._budget = ByteBudget(options.buffer_bytes)
         self._partitions: list[_Partition] = []
         self._round_robin = RoundRobin(1, 0)
+        self._growing: OpenBatch | None = None
+        """What a record without key and partition joins next, unless it is closed by then."""
         self._dirty: dict[int, _Partition] = {}
         self._wake_sender = anyio.Event()
         self._wake_watch = anyio.Event()
@@ -322,6 +325,23 @@ class Producer:
             WouldBlock: ``buffer_bytes`` are in use.  Nothing was queued.
             RecordTooLargeError, InvalidPartitionError, UsageError: nothing was queued.
         """
+        growing = self._growing
+        if (
+            growing is not None
+            and type(value) is bytes
+            and key is None
+            and partition is None
+            and timestamp_ms is None
+            and not headers
+        ):
+            # The usual record joins the usual batch, which is known to the sender already.
+            size = len(value) + RECORD_OVERHEAD_BYTES
+            if size <= RECORD_BYTES_MAX and self._budget.take_now(size):
+                now_ms = self._wall_clock_ms()
+                position = growing.add_plain(value, now_ms, size, self._options.batch_bytes)
+                if position >= 0:
+                    return Ticket(growing.delivery, position).count_unawaited()
+                self._budget.give_back(size)
         self._check_open()
         checked, headers_bytes = checked_headers(headers)
         size = record_bytes(value, key, headers_bytes)
@@ -364,6 +384,8 @@ class Producer:
             or not batch.takes(size, len(headers), self._options.batch_bytes)
         ):
             batch = self._open_batch(chosen, expected_offset)
+        if key is None and partition is None:
+            self._growing = batch
         position = batch.add(value, key, headers, timestamp_ms, size)
         batch.is_closed = expected_offset is not None
         return chosen, Ticket(batch.delivery, position)

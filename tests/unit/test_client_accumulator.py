@@ -111,6 +111,19 @@ def test_a_batch_takes_records_up_to_its_size_and_none_when_closed() -> None:
     assert not batch.takes(1, 0, batch_bytes=100)
 
 
+def test_the_short_way_into_a_batch_adds_what_the_long_way_would_or_nothing() -> None:
+    batch = open_batch()
+    added = [batch.add_plain(b"x" * 30, 7, 30, batch_bytes=100) for _ in range(4)]
+
+    assert added == [0, 1, 2, -1]
+    assert (batch.values, batch.timestamps_ms, batch.size_bytes) == ([b"x" * 30] * 3, [7] * 3, 90)
+    batch.add(b"", b"key", (), 0, 1)
+    assert batch.add_plain(b"", 0, 1, batch_bytes=100) == -1
+    closed = open_batch()
+    closed.is_closed = True
+    assert closed.add_plain(b"", 0, 1, batch_bytes=100) == -1
+
+
 @pytest.mark.parametrize("headers", [[("name", "text")], [(b"name", b"x")], [("name",)], ["ab"]])
 def test_headers_are_pairs_of_a_name_and_bytes(headers: list[tuple[str, bytes]]) -> None:
     with pytest.raises(UsageError, match="pair"):
