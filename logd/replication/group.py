@@ -1184,6 +1184,8 @@ class Group:
     @property
     def may_sync_here(self) -> bool:
         """A sync now would be short, and nobody else is at the log."""
+        if self._held:
+            return False  # The core would not be told: to it the log would wait for ever.
         return self.log.unsynced_bytes <= BRIEF_SYNC_BYTES_MAX and not self._io_lock.locked()
 
     def sync_here(self) -> None:

@@ -12,7 +12,7 @@ from logd.limits import KIB
 from logd.replication.outbox import Outbox
 from logd.replication.sync_pool import BRIEF_SYNCS_IN_A_ROW
 from logd.replication.turn import Turn
-from logd.types import HostPort
+from logd.types import HostPort, Term
 from tests.sim.env import BlockingConditions
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import CALM, NetworkConditions, SimNetwork
@@ -140,5 +140,30 @@ def test_a_sync_that_fails_at_the_end_of_a_turn_stops_the_replica_and_answers_wh
 
             assert replica.group.failure is not None
             assert replica.group.commit_offset < replica.group.log.end_offset
+
+    play(story)
+
+
+def test_a_log_whose_replica_waits_for_a_vote_to_be_saved_is_not_synced_at_the_end_of_a_turn() -> (
+    None
+):
+    """Nobody would hear of that sync before the vote is saved, and it is saved after the turn."""
+
+    async def story() -> None:
+        async with open_replica(blocking=QUICK) as replica:
+            await replica.lead()
+            for _ in range(2 * BRIEF_SYNCS_IN_A_ROW):
+                replica.propose()
+                await trio.sleep(0.01)
+            assert not replica.group.needs_sync
+
+            replica.node.turn.begin()
+            replica.propose()
+            replica.group.flush()
+            replica.depose(Term(5))
+            replica.node.turn.end()
+
+            await until(lambda: not replica.group.needs_sync)
+            assert replica.group.core.term == 5
 
     play(story)
