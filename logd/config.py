@@ -177,8 +177,14 @@ class BrokerConfig:
     The first round begins when it starts.
     """
 
+    compaction_bytes_per_s: int = 32 * MIB
+    """How fast each broker reads and writes to compact its logs, one at a time. 0: no bound.
+
+    It is done by a process of its own, at the lowest priority.
+    """
+
     retention_interval_ms: int = 5000
-    """How often a broker looks for segments that retention lets go.
+    """How often a broker looks for segments to remove or to compact.
 
     A topic may exceed its `retention_bytes` by what is appended in this time.
     """
@@ -281,6 +287,7 @@ class BrokerConfig:
             ("election_timeout_ms", 10, 10_000),
             ("leader_balance_interval_ms", 0, 3_600_000),
             ("scrub_bytes_per_s", 0, 2**40),
+            ("compaction_bytes_per_s", 0, 2**40),
             ("retention_interval_ms", 10, 3_600_000),
             ("scrub_interval_s", 1, 365 * 86_400),
             ("produce_bytes_in_flight", FRAME_BYTES_MAX, 2**40),

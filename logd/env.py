@@ -174,6 +174,16 @@ class FileSystem(Protocol):
         """
 
 
+class ApartWork(Protocol):
+    """What can be run in a process of its own: a function of a module, found by its name."""
+
+    __module__: str
+    __qualname__: str
+
+    def __call__(self, files: FileSystem, request: bytes, wait_s: Callable[[float], None]) -> bytes:
+        """Do it.  Called with ``wait_s(seconds)`` now and then, it may be ended there."""
+
+
 class Env(Protocol):
     """Everything the broker is given.  One per node."""
 
@@ -204,4 +214,14 @@ class Env(Protocol):
         """Run ``function`` off the event loop and return what it returns.
 
         Not abandoned on cancellation: a half-known sync is worse than a late exit.
+        """
+
+    async def run_apart(self, work: ApartWork, request: bytes) -> bytes:
+        """Run ``work`` in a process of its own, with the least claim to the processor, and
+        return its answer.
+
+        For what takes long, decodes records or may take memory: neither the event loop nor
+        the broker's memory has to do with it.  Cancelled, the process is ended.
+
+        Raises ``OSError`` when it could not be started or did not answer.
         """

@@ -131,6 +131,9 @@ APPEND_BYTES_MAX: Final = 1 * MIB
 PEER_WINDOW_BYTES_MAX: Final = 16 * MIB
 """Append requests one follower of one group may have unacknowledged."""
 
+COMPACTION_KEYS_MAX: Final = 500_000
+"""Keys that one compaction remembers; about 150 bytes each, in a process of its own."""
+
 LAGGING_VOTER_BYTES_MAX: Final = 1 * GIB
 """Sealed segments that a leader keeps, beyond what retention says, for live voters that have
 not received them yet."""

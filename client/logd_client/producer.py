@@ -269,7 +269,8 @@ class Producer:
             value: payload; ``None`` is a tombstone, which deletes ``key`` from a compacted
                 topic.  Key, value and headers together take at most ``RECORD_BYTES_MAX``.
             key: chooses the partition (xxh3_64 modulo partition count).  Records without
-                one are spread over the partitions batch by batch.
+                one are spread over the partitions batch by batch; a compacted topic takes
+                none (UsageError).
             headers: pairs of a name and bytes; names may repeat.
             timestamp_ms: milliseconds since 1970-01-01T00:00Z; default: now.
             partition: overrides the choice made from ``key``.
@@ -294,6 +295,8 @@ class Producer:
         later, the record is not recalled: it may still be committed.
         """
         self._check_open()
+        if key is None:
+            self._check_keyless()
         checked, headers_bytes = checked_headers(headers)
         size = record_bytes(value, key, headers_bytes)
         size += RECORD_OVERHEAD_BYTES + len(checked) * HEADER_OVERHEAD_BYTES
@@ -343,6 +346,8 @@ class Producer:
                     return Ticket(growing.delivery, position).count_unawaited()
                 self._budget.give_back(size)
         self._check_open()
+        if key is None:
+            self._check_keyless()
         checked, headers_bytes = checked_headers(headers)
         size = record_bytes(value, key, headers_bytes)
         size += RECORD_OVERHEAD_BYTES + len(checked) * HEADER_OVERHEAD_BYTES
@@ -420,6 +425,15 @@ class Producer:
             return current
         return self._partitions[self._round_robin.advance(self._is_usable)]
 
+    def _check_keyless(self) -> None:
+        """A record without a key would stay in a compacted topic for ever."""
+        topic = self._routing.view.topic(self._topic)
+        if topic is not None and topic.config.get("cleanup", "delete") != "delete":
+            raise UsageError(
+                f"topic {self._topic!r} is compacted (cleanup={topic.config['cleanup']}): every "
+                "record needs a key"
+            )
+
     def _is_usable(self, partition: int) -> bool:
         return self._partitions[partition].pipeline.is_flowing
 
@@ -466,6 +480,8 @@ class Producer:
         timestamp_ms = self._wall_clock_ms() if timestamp_ms is None else timestamp_ms
         if key is not None:
             record_bytes(None, key, 0)
+        elif keys is None or None in keys:
+            self._check_keyless()
         if partition is not None:
             self._choose(None, partition)
         if keys is not None and partition is None:

@@ -23,6 +23,7 @@ import trio
 
 from logd.broker import log_events
 from logd.broker.broker import METADATA_LOG
+from logd.broker.compaction import Compaction
 from logd.broker.retention import Retention
 from logd.errors import LogdError
 from logd.metadata.state import PartitionPlacement
@@ -64,6 +65,7 @@ class Partitions:
         self._node = node
         self._directory = membership.directory
         self._is_up_to_date = False
+        self.compaction = Compaction(config, node)
         self.retention = Retention(env, node, self._directory, config.retention_interval_ms)
 
     async def open_metadata(
@@ -141,6 +143,7 @@ class Partitions:
                 group.fence_required = options.fence == "required"
                 group.log.set_options(self._log_options(options))
                 self.retention.set_policy(group, options)
+                self.compaction.set_policy(group, options)
 
     async def _open_all(self, missing: list[PartitionPlacement], metadata: MetadataService) -> None:
         limiter = trio.CapacityLimiter(OPENING_AT_ONCE)

@@ -178,6 +178,7 @@ async def _join(broker: Broker) -> None:
         await _form(broker, members)
         nursery.start_soon(partitions.run, broker.metadata)
         nursery.start_soon(partitions.retention.run)
+        nursery.start_soon(partitions.compaction.run)
         await _register(broker)
         partitions.metadata_is_up_to_date()
         nursery.start_soon(balance_leaders, broker)

@@ -33,6 +33,9 @@ from logd.metadata.names import quoted
 
 Durability = Literal["synced", "replicated"]
 FencePolicy = Literal["none", "required"]
+Cleanup = Literal["delete", "compact", "compact,delete"]
+
+TOMBSTONE_MS_DEFAULT: Final = 24 * 3600 * 1000
 
 SEGMENTS_PER_RETENTION: Final = 4
 """What retention keeps is spread over so many segments, unless the topic says otherwise: the
@@ -48,6 +51,13 @@ class TopicOptions(msgspec.Struct, frozen=True, kw_only=True):
     segment_ms: int | None = None
     retention_bytes: int | None = None
     retention_ms: int | None = None
+    cleanup: Cleanup = "delete"
+    tombstone_ms: int = TOMBSTONE_MS_DEFAULT
+
+    @property
+    def is_compacted(self) -> bool:
+        """Of each key only the last record is kept, in time."""
+        return self.cleanup != "delete"
 
     @property
     def segment_age_ms(self) -> int | None:
@@ -97,6 +107,12 @@ def parse_options(config: Mapping[str, str]) -> TopicOptions:
 
 def _check_retention(options: TopicOptions) -> None:
     """Retention removes whole segments, so it cannot keep less than one."""
+    for kept in ("retention_bytes", "retention_ms"):
+        if options.cleanup == "compact" and getattr(options, kept) is not None:
+            raise InvalidConfigError(
+                f"{kept} removes records, which cleanup=compact does not allow; choose "
+                f"cleanup=compact,delete, or leave {kept} out"
+            )
     for kept, segment, unit in (
         ("retention_bytes", "segment_bytes", "bytes"),
         ("retention_ms", "segment_ms", "ms"),
@@ -141,6 +157,14 @@ def _read_segment_bytes(text: str) -> int:
     if not SEGMENT_BYTES_MIN <= segment_bytes <= SEGMENT_BYTES_MAX:
         raise InvalidConfigError(f"allowed are {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX} bytes")
     return segment_bytes
+
+
+def _read_cleanup(text: str) -> Cleanup:
+    match text:
+        case "delete" | "compact" | "compact,delete":
+            return text
+        case _:
+            raise InvalidConfigError("allowed are delete, compact, compact,delete")
 
 
 def _read_retention_bytes(text: str) -> int:
@@ -221,6 +245,22 @@ OPTIONS: Final[Mapping[str, TopicOption]] = {
             _read_duration,
             "Records are kept at least this long after they were appended, and go with their "
             "segment when its newest is older. Not below `segment_ms`. Same form as that.",
+        ),
+        TopicOption(
+            "cleanup",
+            "delete",
+            _read_cleanup,
+            "What happens to old records: `delete` removes them as `retention_bytes` and "
+            "`retention_ms` say. `compact` keeps the last record of each key for ever, and "
+            "producers refuse records without a key. `compact,delete` does both.",
+        ),
+        TopicOption(
+            "tombstone_ms",
+            "24h",
+            _read_duration,
+            "In a compacted topic a record with a null value, which deletes its key, is kept at "
+            "least this long: whoever reads on within that time learns of it. Same form as "
+            "`segment_ms`.",
         ),
     )
 }

@@ -53,6 +53,7 @@ from logd.raft.messages import Message as RaftMessage
 from logd.raft.progress import ProgressState
 from logd.raft.quorum import is_voter
 from logd.record.batch import seal_opaque
+from logd.record.compacted import cut_gap
 from logd.record.control import (
     ConfigurationChange,
     Control,
@@ -71,16 +72,19 @@ from logd.record.header import (
 from logd.replication import log_events
 from logd.replication.counts import GroupCounts, NodeCounts
 from logd.replication.opening import change_to, configuration_of
-from logd.replication.received import ReceivedBatch
+from logd.replication.received import ReceivedBatch, split_gaps
 from logd.storage.log import LogBatch
 from logd.types import Buffer, GroupId, NodeId, Offset, Term
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from logd.env import Env
     from logd.partition.state import PartitionState
     from logd.replication.opening import OpenedGroup
     from logd.replication.peer_protocol import Lane
     from logd.replication.tail_cache import TailCache
+    from logd.storage.file_header import LogIdentity
     from logd.storage.holes import Hole
     from logd.storage.log import ScrubPosition
 
@@ -353,7 +357,7 @@ class Group:
         if not self._held:
             self._step(event, ())
         elif isinstance(event, Received):
-            self._hold_message(event, ())
+            self._hold_message(lambda: self._step(event, ()))
         else:
             self._held_news.append(lambda: self._step(event, ()))
 
@@ -361,11 +365,18 @@ class Group:
         """Take a leader's append request with its batches, already verified."""
         if self.failure is not None:
             return
-        event = Received(request, tuple(batch.span for batch in batches))
         if self._held:
-            self._hold_message(event, batches)
+            self._hold_message(lambda: self._take_append(request, batches))
         else:
-            self._step(event, batches)
+            self._take_append(request, batches)
+
+    def _take_append(self, request: AppendRequest, batches: tuple[ReceivedBatch, ...]) -> None:
+        if request.start_offset < self.core.log_end:  # It overlaps what is here.
+            batches = split_gaps(batches, self._end_of_term, self.group_id)
+        self._step(Received(request, tuple(batch.span for batch in batches)), batches)
+
+    def _end_of_term(self, term: Term) -> Offset:
+        return self.core.term_history.end_of_term(term, self.core.log_end)
 
     def propose(self, proposal: Proposal) -> None:
         """Queue a sealed batch; ``flush`` appends it.  Its ``done`` is called exactly once.
@@ -441,14 +452,14 @@ class Group:
         known = f"node {leader} does" if leader is not None else "no leader is known"
         return NotLeaderError(f"node {self._host.node} does not lead {self.name}: {known}", leader)
 
-    def _hold_message(self, event: Received, batches: tuple[ReceivedBatch, ...]) -> None:
+    def _hold_message(self, step: Callable[[], None]) -> None:
         if self._held_messages >= HELD_MESSAGES_MAX:
             return
         self._held_messages += 1
 
         def take_up() -> None:
             self._held_messages -= 1
-            self._step(event, batches)
+            step()
 
         self._held_news.append(take_up)
 
@@ -1011,6 +1022,10 @@ class Group:
         if self.core.progress(follower).in_flight_bytes == 0:
             self._lanes[follower] = "bulk"
         self._fed_from_file[follower] = True
+        first, start = decode_header(found[0]), self.core.next_offset(follower)
+        if first.base_offset < start:
+            # The follower's log ends inside a gap that compaction left in ours.
+            found[0] = memoryview(cut_gap(first, start, first.end_offset, self.group_id))
         last = decode_header(found[-1])
         request = self.core.make_append(
             follower, Offset(last.end_offset), sum(len(batch) for batch in found)
@@ -1246,6 +1261,31 @@ class Group:
                 self.fail(error)
                 return False
             return True
+
+    @property
+    def directory(self) -> str:
+        """Where its files lie."""
+        return self._opened.directory
+
+    @property
+    def identity(self) -> LogIdentity:
+        """What its files are stamped with."""
+        return self._opened.identity
+
+    async def replace(self, bases: Sequence[Offset], path: str) -> bool:
+        """Put a compacted file in the place of segments (see ``Log.replace``).
+
+        Raises:
+            StorageError, CorruptionError: the file is not what it should be.
+        """
+        async with self._io_lock:
+            if self._is_closed or self.failure is not None:
+                return False
+            try:
+                return await self._host.env.run_blocking(self.log.replace, bases, path)
+            except StorageFailedError as error:
+                self.fail(error)
+                return False
 
     def take_checkpoint(self) -> None:
         """Remember the state as it is, to be saved once it can no longer be undone.

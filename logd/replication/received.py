@@ -6,13 +6,21 @@ disk or on the way are refused here and never written, acknowledged or spread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from logd.errors import CorruptionError
 from logd.raft.messages import AppendRequest, BatchSpan
-from logd.record.header import BatchHeader, split_batches, verify_header, verify_seal
+from logd.record.compacted import cut_gap
+from logd.record.header import (
+    BatchHeader,
+    decode_header,
+    split_batches,
+    verify_header,
+    verify_seal,
+)
 from logd.storage.log import LogBatch
-from logd.types import Offset, Term
+from logd.types import Buffer, GroupId, Offset, Term
 
 
 class ReceivedBatch(NamedTuple):
@@ -39,26 +47,56 @@ def check_append(request: AppendRequest, body: bytes) -> tuple[ReceivedBatch, ..
                 f"append to group {request.group}: batch at offset {header.base_offset} of term "
                 f"{header.term}, expected offset {expected} and a term up to {request.term}"
             )
-        base, end, term = Offset(header.base_offset), Offset(header.end_offset), Term(header.term)
-        found.append(
-            ReceivedBatch(
-                header,
-                BatchSpan(base, end, term),
-                LogBatch(
-                    base_offset=base,
-                    end_offset=end,
-                    term=term,
-                    append_time_ms=header.append_time_ms,
-                    is_data=not header.is_control,
-                    size_bytes=header.size_bytes,
-                    buffers=(view,),
-                ),
-            )
-        )
-        expected = end
+        found.append(_received(header, view))
+        expected = header.end_offset
     if expected != request.end_offset:
         raise CorruptionError(
             f"append to group {request.group}: batches end at {expected}, "
             f"the request says {request.end_offset}"
         )
     return tuple(found)
+
+
+def split_gaps(
+    batches: tuple[ReceivedBatch, ...], end_of_term: Callable[[Term], Offset], group: GroupId
+) -> tuple[ReceivedBatch, ...]:
+    """Cut the gaps of a compacted log where a follower's log ends, or leaves their term.
+
+    What lies before is what the follower has; a gap that reached over it would be neither
+    present nor missing.  Other batches are the same in every log that has their term there.
+
+    Args:
+        end_of_term: where the batches of all terms up to one end in the follower's log.
+    """
+    found: list[ReceivedBatch] = []
+    for batch in batches:
+        header = batch.header
+        if header.is_gap:
+            middle = end_of_term(header.term)
+            if header.base_offset < middle < header.end_offset:
+                for start, end in (
+                    (header.base_offset, middle),
+                    (middle, header.end_offset),
+                ):
+                    part = cut_gap(header, start, end, group)
+                    found.append(_received(decode_header(part), part))
+                continue
+        found.append(batch)
+    return tuple(found)
+
+
+def _received(header: BatchHeader, view: Buffer) -> ReceivedBatch:
+    base, end, term = header.base_offset, header.end_offset, header.term
+    return ReceivedBatch(
+        header,
+        BatchSpan(base, end, term),
+        LogBatch(
+            base_offset=base,
+            end_offset=end,
+            term=term,
+            append_time_ms=header.append_time_ms,
+            is_data=not header.is_control,
+            size_bytes=header.size_bytes,
+            buffers=(view,),
+        ),
+    )

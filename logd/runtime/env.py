@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from logd.env import FileSystem, Network
+from logd.env import ApartWork, FileSystem, Network
+from logd.runtime.apart import run_apart
 from logd.runtime.files import RealFileSystem
 from logd.runtime.network import TcpNetwork
 from logd.runtime.threads import BLOCKING_THREADS, BlockingPool, open_blocking_pool
@@ -68,6 +69,10 @@ class RealEnv:
         """As ``Env.run_blocking``: cancelled before the call it is not begun, later it is
         waited for and its result returned."""
         return await self._pool.run(function, *args)
+
+    async def run_apart(self, work: ApartWork, request: bytes) -> bytes:
+        """As ``Env.run_apart``."""
+        return await run_apart(work, request)
 
 
 @asynccontextmanager

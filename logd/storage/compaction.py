@@ -31,7 +31,7 @@ from typing import Final
 import msgspec
 
 from logd.env import File, FileSystem
-from logd.errors import MalformedBatchError, RecordTooLargeError
+from logd.errors import CorruptionError, MalformedBatchError, RecordTooLargeError
 from logd.limits import MIB, PRODUCERS_PER_PARTITION_MAX
 from logd.record.batch import RecordBatch, decode_batch
 from logd.record.compacted import GAP_SPAN_MAX, keep_nothing, keep_rows, make_gap
@@ -51,6 +51,9 @@ _WRITE_BYTES: Final = 1 * MIB
 
 # A key as it is must never look like a digest.
 assert _PLAIN_KEY_BYTES_MAX < _DIGEST_BYTES
+
+_PAUSE_BYTES: Final = 4 * MIB
+"""A compaction waits after so much has been read and written, as long as its rate asks."""
 
 Throttle = Callable[[int], None]
 """Called with the bytes that were read or written since the last call; may wait."""
@@ -83,18 +86,64 @@ class CompactedSegment(msgspec.Struct, frozen=True, kw_only=True):
     path: str
 
 
-class CompactionResult(msgspec.Struct, frozen=True, kw_only=True):
+class CompactionResult(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
     """What was made."""
 
     segments: list[CompactedSegment]
     """In order; segments in which nothing changed are left out."""
     clean_to: Offset
     """The next compaction's ``dirty_from``, once these are in place."""
+    oldest_tombstone_ms: int | None
+    """When the oldest tombstone that was kept had been appended."""
     keys: int
     records_read: int
     records_kept: int
     bytes_read: int
     bytes_written: int
+
+
+class CompactionRefusal(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """Why nothing was made."""
+
+    reason: str
+    is_damage: bool
+    """A segment is not intact."""
+
+
+def compact_apart(files: FileSystem, request: bytes, wait_s: Callable[[float], None]) -> bytes:
+    """``compact`` for a process of its own: request and answer are JSON."""
+    decoded = msgspec.json.decode(request, type=CompactionRequest)
+    answer: CompactionResult | CompactionRefusal
+    try:
+        answer = compact(files, decoded, _throttled(decoded.bytes_per_s, wait_s))
+    except CorruptionError as error:
+        answer = CompactionRefusal(reason=str(error), is_damage=True)
+    except OSError as error:
+        answer = CompactionRefusal(reason=str(error), is_damage=False)
+    return msgspec.json.encode(answer)
+
+
+def read_answer(answer: bytes) -> CompactionResult | CompactionRefusal:
+    """What ``compact_apart`` said."""
+    return _ANSWER_DECODER.decode(answer)
+
+
+_ANSWER_DECODER: Final[msgspec.json.Decoder[CompactionResult | CompactionRefusal]] = (
+    msgspec.json.Decoder(CompactionResult | CompactionRefusal)
+)
+
+
+def _throttled(bytes_per_s: int, wait_s: Callable[[float], None]) -> Throttle:
+    pending = 0
+
+    def throttle(count: int) -> None:
+        nonlocal pending
+        pending += count
+        if pending >= _PAUSE_BYTES:
+            wait_s(pending / bytes_per_s if bytes_per_s else 0.0)
+            pending = 0
+
+    return throttle
 
 
 def compact(files: FileSystem, request: CompactionRequest, throttle: Throttle) -> CompactionResult:
@@ -120,6 +169,7 @@ class _Compaction:
         self._clean_to = request.dirty_from
         self._needed: frozenset[int] = frozenset()
         """Base offsets of the batches that producers and fences still need."""
+        self._oldest_tombstone_ms: int | None = None
         self._records_read = 0
         self._records_kept = 0
         self._bytes_read = 0
@@ -139,6 +189,7 @@ class _Compaction:
         return CompactionResult(
             segments=segments,
             clean_to=self._clean_to,
+            oldest_tombstone_ms=self._oldest_tombstone_ms,
             keys=len(self._latest),
             records_read=self._records_read,
             records_kept=self._records_kept,
@@ -270,8 +321,13 @@ class _Compaction:
             if get_latest(key, offset) <= offset
         ]
         keys, values = batch.keys, batch.values
-        is_recent = batch.header.append_time_ms >= self._request.tombstones_before_ms
-        if is_recent or None not in values:
+        if None not in values:
+            return rows
+        append_time_ms = batch.header.append_time_ms
+        if append_time_ms >= self._request.tombstones_before_ms:
+            # Append times never decrease, so the first that is met is the oldest.
+            if self._oldest_tombstone_ms is None and any(values[row] is None for row in rows):
+                self._oldest_tombstone_ms = append_time_ms
             return rows
         return [row for row in rows if values[row] is not None or keys[row] is None]
 

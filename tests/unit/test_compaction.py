@@ -30,6 +30,7 @@ from logd.storage.log import Log, LogBatch, LogOptions
 from logd.types import Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, read_all
+from tests.support.replica import batch_of, open_replica, play, until
 
 OPTIONS = LogOptions(segment_bytes=4 * KIB, index_interval_bytes=300, allocate_bytes=4 * KIB)
 FOR_EVER = -(2**62)
@@ -632,3 +633,43 @@ def picture(
         if value is not None:
             state[key] = value
     return state
+
+
+# --- a follower of a compacted log ------------------------------------------------------
+
+
+def test_a_gap_that_reaches_over_a_followers_end_is_taken_from_there_on() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            whole = [batch_of(Offset(offset), Term(2)) for offset in range(5)]
+            replica.append(whole, term=Term(2), start=Offset(0))
+            await until(lambda: replica.group.log.end_offset == 5)
+
+            gap = make_gap(Offset(3), Offset(8), term=Term(2), append_time_ms=0, group=GROUP)
+            replica.append([gap, batch_of(Offset(8), Term(2))], term=Term(2), start=Offset(3))
+            await until(lambda: replica.group.log.end_offset == 9)
+
+            spans = [(h.base_offset, h.end_offset) for h in replica.group.log.headers(Offset(3))]
+            assert spans == [(3, 4), (4, 5), (5, 8), (8, 9)]
+            assert replica.group.state.end_offset == 9
+
+    play(story)
+
+
+def test_a_gap_does_not_hide_that_a_follower_holds_another_terms_batches() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            whole = [batch_of(Offset(offset), Term(2)) for offset in range(5)]
+            replica.append(whole, term=Term(2), start=Offset(0))
+            stale = [batch_of(Offset(5), Term(3)), batch_of(Offset(6), Term(3))]
+            replica.append(stale, term=Term(3), start=Offset(5))
+            await until(lambda: replica.group.log.end_offset == 7)
+
+            gap = make_gap(Offset(3), Offset(9), term=Term(2), append_time_ms=0, group=GROUP)
+            replica.append([gap], term=Term(4), start=Offset(3), prev_term=Term(2))
+            await until(lambda: replica.group.log.end_offset == 9)
+
+            found = [(h.base_offset, h.term) for h in replica.group.log.headers(Offset(3))]
+            assert found == [(3, 2), (4, 2), (5, 2)]
+
+    play(story)

@@ -1,0 +1,240 @@
+"""Compaction on whole clusters: readers, followers and producers notice nothing but less."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+
+from logd.errors import LogdError, UsageError
+from logd.limits import KIB
+from logd.types import GroupId, NodeId
+from logd_client import Client
+from tests.sim.cluster import SimCluster, SimNode
+from tests.sim.test_scripted_faults import TOPIC, play
+
+pytestmark = pytest.mark.sim
+
+KEYS = 20
+
+
+async def make_topic(client: Client, **config: str) -> GroupId:
+    config = {"cleanup": "compact", "segment_bytes": "64KiB", **config}
+    topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3, config=config)
+    return GroupId(topic.partitions[0].group)
+
+
+async def append(
+    client: Client, chance: random.Random, count: int, picture: dict[bytes, bytes]
+) -> None:
+    """Overwrite and delete keys, and note what they say now."""
+    async with client.producer(TOPIC, linger_ms=0) as producer:
+        for number in range(count):
+            key = b"key%d" % chance.randrange(KEYS)
+            value = None if chance.random() < 0.2 else b"%d" % number + bytes(4 * KIB)
+            await producer.append(value, key=key)
+            picture.pop(key, None)
+            if value is not None:
+                picture[key] = value
+
+
+async def picture_of(client: Client, node: int | None = None) -> dict[bytes, bytes]:
+    """What the keys say in the end, by one replica."""
+    end = (await client.admin.offsets(TOPIC, 0)).commit_offset
+    picture: dict[bytes, bytes] = {}
+    async with client.consumer(TOPIC, start="earliest", from_replica=node) as consumer:
+        while (consumer.position(0) or 0) < end:
+            with trio.move_on_after(1):
+                record = await anext(aiter(consumer))
+                assert record.key is not None
+                picture.pop(record.key, None)
+                if record.value is not None:
+                    picture[record.key] = record.value
+    return picture
+
+
+def records_in_files(node: SimNode, group: GroupId) -> int:
+    """Memory may still have more."""
+    log = node.groups[group].log
+    return sum(
+        header.record_count for header in log.headers(log.start_offset) if not header.is_control
+    )
+
+
+def is_compacted(cluster: SimCluster, group: GroupId) -> bool:
+    """On every replica far less is left than was appended."""
+    return all(node.groups[group].log.size_bytes < 250 * KIB for node in cluster.alive())
+
+
+async def compacted(cluster: SimCluster, group: GroupId) -> None:
+    with trio.fail_after(30):
+        while not is_compacted(cluster, group):
+            await trio.sleep(0.5)
+
+
+def test_every_replica_comes_to_the_last_record_of_each_key() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        chance, picture = random.Random(1), dict[bytes, bytes]()
+        group = await make_topic(client)
+        await append(client, chance, 200, picture)
+        await compacted(cluster, group)
+
+        for node in cluster.nodes.values():
+            assert records_in_files(node, group) < 100
+            assert await picture_of(client, int(node.node)) == picture
+        # From the files, too.
+        for node in cluster.nodes.values():
+            await node.crash(power=False)
+            node.start()
+        assert await picture_of(client) == picture
+
+    play(story)
+
+
+def test_an_old_tombstone_goes_and_what_it_deleted_does_not_come_back() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        chance, picture = random.Random(2), dict[bytes, bytes]()
+        group = await make_topic(client, tombstone_ms="2s", segment_ms="1s")
+        await append(client, chance, 200, picture)
+        await compacted(cluster, group)
+        await trio.sleep(20)
+
+        for node in cluster.nodes.values():
+            assert records_in_files(node, group) <= len(picture) + KEYS // 2
+            await node.crash(power=False)
+            node.start()
+        assert await picture_of(client) == picture
+
+    play(story)
+
+
+def test_a_follower_that_was_away_catches_up_from_a_compacted_leader() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        chance, picture = random.Random(3), dict[bytes, bytes]()
+        group = await make_topic(client)
+        await append(client, chance, 30, picture)
+        leader = cluster.leader_of(group)
+        assert leader is not None
+        away = next(node for node in cluster.alive() if node is not leader)
+        await away.crash(power=True)
+        await append(client, chance, 200, picture)
+        await compacted(cluster, group)
+        away.start()
+        await caught_up(away, leader, group)
+
+        assert await picture_of(client, int(away.node)) == picture
+
+    play(story)
+
+
+def test_a_follower_whose_log_ends_inside_a_gap_of_its_leader_is_sent_the_rest() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        group = await make_topic(client)
+        async with client.producer(TOPIC, linger_ms=0, idempotent=False) as producer:
+            for _ in range(10):
+                await producer.append(bytes(4 * KIB), key=b"same")
+            leader = cluster.leader_of(group)
+            assert leader is not None
+            away = next(node for node in cluster.alive() if node is not leader)
+            await away.crash(power=False)
+            last = await producer.append(b"0", key=b"same")
+            for _ in range(60):
+                last = await producer.append(bytes(4 * KIB), key=b"same")
+        await compacted(cluster, group)
+        away_end = 10
+        spans = [
+            (header.base_offset, header.end_offset)
+            for header in leader.groups[group].log.headers(leader.groups[group].log.start_offset)
+            if header.is_gap
+        ]
+        assert any(base < away_end < end for base, end in spans), spans
+        away.start()
+        await caught_up(away, leader, group)
+
+        assert set(await picture_of(client, int(away.node))) == {b"same"}
+        assert (await client.admin.offsets(TOPIC, 0)).data_end == last.offset + 1
+
+    play(story)
+
+
+def test_a_follower_that_caught_up_from_a_compacted_leader_can_lead() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        chance, picture = random.Random(4), dict[bytes, bytes]()
+        group = await make_topic(client)
+        async with client.producer(TOPIC, linger_ms=0) as producer:
+            first = await producer.append(b"first", key=b"first")
+            picture[b"first"] = b"first"
+            leader = cluster.leader_of(group)
+            assert leader is not None
+            away = next(node for node in cluster.alive() if node is not leader)
+            await away.crash(power=True)
+            await append(client, chance, 200, picture)
+            await compacted(cluster, group)
+            away.start()
+            await caught_up(away, leader, group)
+
+            await lead(cluster, client, away, group)
+            # The same producer goes on in its sequence, which the new leader knows.
+            ack = await producer.append(b"second", key=b"first")
+            picture[b"first"] = b"second"
+            assert ack.offset > first.offset
+        assert await picture_of(client) == picture
+
+    play(story)
+
+
+def test_a_compacted_cluster_survives_the_loss_of_power_everywhere() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        chance, picture = random.Random(5), dict[bytes, bytes]()
+        group = await make_topic(client)
+        for _ in range(3):
+            await append(client, chance, 60, picture)
+            await trio.sleep(chance.random() * 6)
+            for node in cluster.nodes.values():
+                await node.crash(power=True)
+            for node in cluster.nodes.values():
+                node.start()
+        await append(client, chance, 1, picture)
+        await compacted(cluster, group)
+        for node_id in cluster.nodes:
+            assert await picture_of(client, int(node_id)) == picture
+
+    play(story)
+
+
+def test_a_record_without_a_key_is_refused_before_it_is_sent() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await make_topic(client)
+        async with client.producer(TOPIC) as producer:
+            for call in (
+                lambda: producer.append(b"value"),
+                lambda: producer.append_many([b"value"]),
+                lambda: producer.append_many([b"value"] * 2, keys=[b"key", None]),
+            ):
+                with pytest.raises(UsageError, match="every record needs a key"):
+                    await call()
+            with pytest.raises(UsageError, match="cleanup=compact"):
+                producer.append_nowait(b"value")
+            await producer.append(b"value", key=b"")
+        assert (await client.admin.offsets(TOPIC, 0)).data_end == 2
+
+    play(story)
+
+
+async def caught_up(node: SimNode, leader: SimNode, group: GroupId) -> None:
+    with trio.fail_after(30):
+        while (
+            group not in node.groups
+            or node.groups[group].commit_offset < leader.groups[group].commit_offset
+        ):
+            await trio.sleep(0.1)
+
+
+async def lead(cluster: SimCluster, client: Client, node: SimNode, group: GroupId) -> None:
+    with trio.fail_after(30):
+        while cluster.leader_of(group) is not node:
+            try:
+                await client.admin.transfer_leader(TOPIC, 0, NodeId(node.node))
+            except LogdError:
+                await trio.sleep(0.2)
