@@ -7,6 +7,7 @@ broker, a leader or a replica is missing), 5 without a majority.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -17,12 +18,11 @@ from logd.cli.exits import ExitCode
 from logd.cli.options import bootstrap_option, output_option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from logd.cli.overview import BrokerRow
+    from logd.cli.overview import BrokerNews, BrokerRow, EventRow
     from logd.wire.messages import DescribePartitionResponse, MetadataResponse
 
-PROBLEMS_SHOWN_MAX = 20
+PROBLEMS_SHOWN_MAX = 8
+EVENTS_SHOWN_MAX = 8
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +39,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     damaged: list[str]
     """Replicas with a hole that is being repaired, or shut for good; with the reason."""
     lag_max: int
+    appended: int
+    """Offsets handed out so far, in the partitions whose leaders answer."""
     problems: list[str]
+    events: list[EventRow]
+    """The last things that happened, on any broker, newest first."""
 
 
 @click.group()
@@ -48,14 +52,19 @@ def cluster() -> None:
 
 
 @cluster.command("status")
+@click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
 @bootstrap_option
 @output_option
 @click.pass_context
-def status(context: click.Context, bootstrap: str, output: str) -> None:
+def status(context: click.Context, bootstrap: str, output: str, watch: bool) -> None:
     """Health in one screen.  Exit code 6 when degraded, 5 without a majority."""
     from logd.cli.session import run_async
 
-    found = run_async(_fetch_status, bootstrap)
+    if watch:
+        from logd.cli.watching import watch_status
+
+        run_async(watch_status, bootstrap, output)
+    found = run_async(fetch_status, bootstrap)
     if output == "json":
         print_json(found)
     else:
@@ -106,8 +115,13 @@ def describe(bootstrap: str, output: str) -> None:
     run_async(fetch)
 
 
-async def _fetch_status(bootstrap: str) -> Status:
-    from logd.cli.overview import damaged_replicas, describe_partitions
+async def fetch_status(bootstrap: str) -> Status:
+    """Ask the cluster how it is.
+
+    Raises:
+        ConnectionFailedError: no broker answers.
+    """
+    from logd.cli.overview import broker_news, describe_partitions
     from logd.cli.session import connected, wait_for_controller
     from logd.errors import UnavailableError
 
@@ -122,18 +136,19 @@ async def _fetch_status(bootstrap: str) -> Status:
             for partition in topic.partitions
         ]
         answers = await describe_partitions(client, names)
-        damaged = await damaged_replicas(client, metadata)
-    return status_of(metadata, dict(zip(names, answers, strict=True)), damaged)
+        news = await broker_news(client, metadata)
+    return status_of(metadata, dict(zip(names, answers, strict=True)), news)
 
 
 def status_of(
     metadata: MetadataResponse,
     described: Mapping[tuple[str, int], DescribePartitionResponse | None],
-    damaged: Sequence[str] = (),
+    news: BrokerNews | None = None,
 ) -> Status:
     """Judge what was found.  A partition missing from ``described`` was not asked about."""
-    from logd.cli.overview import broker_rows, lag_max, missing_brokers
+    from logd.cli.overview import BrokerNews, broker_rows, lag_max, missing_brokers
 
+    damaged, events = news or BrokerNews([], [])
     problems = []
     if metadata.controller is None:
         problems.append(f"the cluster has no controller: {missing_brokers(metadata)}")
@@ -160,9 +175,11 @@ def status_of(
         partitions=sum(len(topic.partitions) for topic in metadata.topics),
         under_replicated=under_replicated,
         offline=offline,
-        damaged=list(damaged),
+        damaged=damaged,
         lag_max=max((lag_max(answer) for answer in described.values() if answer), default=0),
+        appended=sum(answer.log_end for answer in described.values() if answer),
         problems=problems,
+        events=events,
     )
 
 
@@ -183,25 +200,42 @@ def _judged_by_brokers(metadata: MetadataResponse) -> tuple[list[str], list[str]
 def _print_status(found: Status) -> None:
     from logd.cli.overview import BROKER_COLUMNS, cells
 
-    alive = sum(broker.alive for broker in found.brokers)
-    print_facts(
-        [
-            ("cluster", f"{found.cluster_id}  {found.state}"),
-            ("controller", found.controller),
-            ("brokers", f"{alive} of {len(found.brokers)} alive"),
-            ("topics", found.topics),
-            ("partitions", found.partitions),
-            ("under-replicated", len(found.under_replicated)),
-            ("offline", len(found.offline)),
-            ("damaged replicas", len(found.damaged)),
-            ("lag, at most", found.lag_max),
-        ]
-    )
+    print_facts(facts_of(found))
     click.echo()
     print_table(BROKER_COLUMNS, [cells(broker) for broker in found.brokers])
-    if found.problems:
-        click.echo()
-    for problem in found.problems[:PROBLEMS_SHOWN_MAX]:
-        click.echo(f"! {problem}")
+    for line in problem_lines(found):
+        click.echo(line)
+    if found.events:
+        click.echo("\nrecent events")
+    for event in found.events[:EVENTS_SHOWN_MAX]:
+        click.echo(f"  {event_line(event)}")
+
+
+def facts_of(found: Status) -> list[tuple[str, object]]:
+    """What fits one line each."""
+    alive = sum(broker.alive for broker in found.brokers)
+    return [
+        ("cluster", f"{found.cluster_id}  {found.state}"),
+        ("controller", found.controller),
+        ("brokers", f"{alive} of {len(found.brokers)} alive"),
+        ("topics", found.topics),
+        ("partitions", found.partitions),
+        ("under-replicated", len(found.under_replicated)),
+        ("offline", len(found.offline)),
+        ("damaged replicas", len(found.damaged)),
+        ("lag, at most", found.lag_max),
+    ]
+
+
+def problem_lines(found: Status) -> list[str]:
+    """What is wrong, below an empty line; nothing if nothing is."""
+    lines = [f"! {problem}" for problem in found.problems[:PROBLEMS_SHOWN_MAX]]
     if len(found.problems) > PROBLEMS_SHOWN_MAX:
-        click.echo(f"! and {len(found.problems) - PROBLEMS_SHOWN_MAX} more")
+        lines.append(f"! and {len(found.problems) - PROBLEMS_SHOWN_MAX} more")
+    return ["", *lines] if lines else []
+
+
+def event_line(event: EventRow) -> str:
+    """One event, by this machine's clock and zone."""
+    at = datetime.fromtimestamp(event.at_ms / 1000).astimezone()
+    return f"{at:%H:%M:%S}  broker {event.broker}  {event.text}"

@@ -42,13 +42,13 @@ def print_table(
         is_number = all(isinstance(row[at], int | float) for row in rows)
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
+        table.add_row(*(Text(cell_text(value)) for value in row))
     Console(highlight=False).print(table)
 
 
 def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """The same table for a pipe, which has no edge to wrap at, and for very long ones."""
-    texts = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    texts = [list(columns), *([cell_text(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     is_number = [all(isinstance(value, int | float) for value in column)
                  for column in zip(*rows, strict=True)]  # fmt: skip
@@ -72,7 +72,7 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     """``name  value`` lines, aligned."""
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        click.echo(f"{name:<{width}}  {_cell(value)}")
+        click.echo(f"{name:<{width}}  {cell_text(value)}")
 
 
 def say(text: str) -> None:
@@ -80,14 +80,15 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _cell(value: object) -> str:
+def cell_text(value: object) -> str:
+    """A value as people read it."""
     match value:
         case None:
             return "-"
         case bool():
             return "yes" if value else "no"
         case list() | tuple():
-            return ",".join(_cell(item) for item in value)
+            return ",".join(cell_text(item) for item in value)
         case float():
             return f"{value:,.1f}"
         case _:

@@ -8,7 +8,7 @@ metadata knows and nothing else: a gap in a table is information, an aborted com
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 import msgspec
@@ -28,6 +28,7 @@ DESCRIBES_UNDER_WAY_MAX: Final = 32
 DESCRIBE_TIMEOUT_S: Final = 3.0
 DESCRIBES_TIMEOUT_S: Final = 15.0
 """However many partitions there are, a person gets an answer in this time."""
+EVENTS_MAX: Final = 50
 
 
 class PartitionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +53,24 @@ class BrokerRow(msgspec.Struct, frozen=True, kw_only=True):
     alive: bool
     leaders: int
     replicas: int
+
+
+class EventRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened on a broker."""
+
+    at_ms: int
+    broker: int
+    level: str
+    text: str
+
+
+class BrokerNews(NamedTuple):
+    """What brokers tell of themselves."""
+
+    damaged: list[str]
+    """Replicas that they have shut or found damaged, each with the reason."""
+    events: list[EventRow]
+    """The newest first."""
 
 
 PARTITION_COLUMNS: Final = PartitionRow.__struct_fields__
@@ -168,14 +187,15 @@ async def describe_partitions(
     return answers
 
 
-async def damaged_replicas(client: Client, metadata: MetadataResponse) -> list[str]:
-    """Replicas that their brokers have shut or found damaged, each with the reason."""
+async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
+    """What the brokers that are alive tell of themselves."""
     names = {
         partition.group: f"{topic.name}/{partition.partition}"
         for topic in metadata.topics
         for partition in topic.partitions
     }
-    found: list[str] = []
+    damaged: list[str] = []
+    events: list[EventRow] = []
 
     async def ask(node_id: int) -> None:
         with anyio.move_on_after(DESCRIBE_TIMEOUT_S):
@@ -186,13 +206,18 @@ async def damaged_replicas(client: Client, metadata: MetadataResponse) -> list[s
             for replica in broker.replicas:
                 if replica.reason:
                     name = names.get(replica.group, "the metadata log")
-                    found.append(f"broker {node_id}, {name}: {replica.reason}")
+                    damaged.append(f"broker {node_id}, {name}: {replica.reason}")
+            events.extend(
+                EventRow(at_ms=event.at_ms, broker=node_id, level=event.level, text=event.text)
+                for event in broker.events
+            )
 
     async with anyio.create_task_group() as tasks:
         for broker in metadata.brokers:
             if broker.alive:
                 tasks.start_soon(ask, broker.node_id)
-    return sorted(found)
+    events.sort(key=lambda event: event.at_ms, reverse=True)
+    return BrokerNews(sorted(damaged), events[:EVENTS_MAX])
 
 
 async def partition_rows(client: Client, topics: Sequence[TopicInfo]) -> list[PartitionRow]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
 
 import pytest
 
 from logd.cli.local_cluster import LocalCluster
 from logd.types import NodeId
 from logd_client import sync
-from tests.process.harness import BROKERS, send_signal
+from tests.process.harness import BROKERS, COMMAND_TIMEOUT_S, logd_command, send_signal
 from tests.process.web import get, scrape, status_of, until
 
 pytestmark = pytest.mark.process
@@ -65,6 +67,23 @@ def test_a_broker_that_hangs_is_not_live_and_its_peers_say_so(cluster: LocalClus
     assert any(problem.startswith("broker 3 at ") for problem in problems)
     texts = [event["text"] for event in status_of(cluster.brokers[0])["events"]]
     assert "lost broker 3" in texts
+
+
+def test_a_watch_is_one_json_object_per_look_until_it_is_interrupted(
+    cluster: LocalCluster,
+) -> None:
+    command = logd_command(
+        *("cluster", "status", "--watch", "--output", "json", "--bootstrap", cluster.bootstrap)
+    )
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watch:
+        assert watch.stdout is not None
+        looks = [json.loads(watch.stdout.readline()) for _ in range(2)]
+        watch.send_signal(signal.SIGINT)
+        status = watch.wait(COMMAND_TIMEOUT_S)
+
+    assert status == 130
+    assert [look["controller"] is not None for look in looks] == [True, True]
+    assert {event["broker"] for event in looks[0]["events"]} == {1, 2, 3}
 
 
 def test_what_is_not_there_is_said_to_be_elsewhere(cluster: LocalCluster) -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-import msgspec
+import io
 
-from logd.cli.cluster import status_of
-from logd.cli.overview import broker_rows, lag_max, missing_brokers, partition_row
+import msgspec
+import pytest
+from rich.console import Console
+
+from logd.cli.cluster import Status, status_of
+from logd.cli.overview import (
+    BrokerNews,
+    EventRow,
+    broker_rows,
+    lag_max,
+    missing_brokers,
+    partition_row,
+)
+from logd.cli.watching import Pace, screen
 from logd.wire.messages import (
     BrokerInfo,
     DescribePartitionResponse,
@@ -119,7 +131,7 @@ def test_a_partition_without_an_answer_shows_only_what_metadata_knows() -> None:
 def test_a_damaged_replica_degrades_the_cluster_and_is_named() -> None:
     answers = {("t", 0): described(), ("t", 1): described()}
 
-    status = status_of(metadata(), answers, ["broker 2, t/1: a hole"])
+    status = status_of(metadata(), answers, BrokerNews(["broker 2, t/1: a hole"], []))
 
     assert status.state == "degraded"
     assert status.damaged == ["broker 2, t/1: a hole"]
@@ -145,3 +157,52 @@ def test_a_replica_that_was_not_heard_of_yet_is_not_said_to_lag() -> None:
     )
 
     assert lag_max(answer) == 3
+
+
+# --- watching ---------------------------------------------------------------------------
+
+
+def seen(status: Status, rate: float | None = None, height: int = 40) -> list[str]:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(screen(status, rate, height))
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def troubled(events: int) -> Status:
+    answers = {("t", 0): described(behind=2), ("t", 1): described()}
+    happened = [
+        EventRow(at_ms=at, broker=1, level="warning", text=f"event {at}") for at in range(events)
+    ]
+    return status_of(metadata(alive=(1, 2)), answers, BrokerNews([], happened))
+
+
+def test_the_screen_has_health_brokers_problems_and_events() -> None:
+    lines = seen(troubled(events=2), rate=1234.5)
+
+    assert lines[0].startswith("cluster c  ● degraded")
+    assert any("2 of 3 alive" in line for line in lines)
+    assert any("records in" in line and "1,234/s" in line for line in lines)
+    assert "! t/0 is under-replicated" in lines
+    assert lines[-1].endswith("broker 1  event 1")
+
+
+@pytest.mark.parametrize("height", [12, 24, 60])
+def test_the_screen_is_never_longer_for_its_events_than_the_terminal(height: int) -> None:
+    without_events = len(seen(troubled(events=0), height=height))
+
+    lines = seen(troubled(events=50), height=height)
+
+    assert len(lines) <= max(height, without_events)
+
+
+def test_the_pace_is_known_from_the_second_look_on() -> None:
+    pace, status = Pace(), troubled(events=0)
+
+    first = pace.rate(status)
+    second = pace.rate(msgspec.structs.replace(status, appended=status.appended + 10))
+    fewer_partitions_answered = pace.rate(status)
+
+    assert first is None
+    assert second is not None
+    assert second > 0
+    assert fewer_partitions_answered is None
