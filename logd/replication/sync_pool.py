@@ -71,21 +71,21 @@ class SyncPool:
     # --- on the event loop --------------------------------------------------------------------
 
     def sync_here(self) -> bool:
-        """Sync the only log that waits, if that is brief; else wake the workers.
+        """Sync the only log that waits, if that is brief; the workers take what else there is.
 
         Returns whether a log was synced: it may have answered somebody.
         """
-        if not self._may_sync_here():
-            for _ in self._queue:
-                self._workers.unpark()
-            return False
-        group = self._queue.popleft()
-        self._queued[group.group_id] = False
-        began = trio.current_time()
-        group.sync_here()
-        self._note(trio.current_time() - began <= self._env.brief_call_s)
-        self._done(group)
-        return True
+        may = self._may_sync_here()
+        if may:
+            group = self._queue.popleft()
+            self._queued[group.group_id] = False
+            began = trio.current_time()
+            group.sync_here()
+            self._note(trio.current_time() - began <= self._env.brief_call_s)
+            self._done(group)
+        for _ in self._queue:
+            self._workers.unpark()
+        return may
 
     def _may_sync_here(self) -> bool:
         # One that is queued and none that is being synced.

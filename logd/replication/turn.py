@@ -45,7 +45,7 @@ class Turn:
         """Send what is queued; sync what may be synced here, and send what that gave."""
         self._depart()
         # The followers have it by now: they sync while this node does.
-        while self._sync_here():
+        if self._sync_here():
             self._depart()
         self.is_open = False
 
