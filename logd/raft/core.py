@@ -40,6 +40,7 @@ from logd.raft.messages import (
     Received,
     Resign,
     Role,
+    SnapshotReceived,
     Synced,
     Tick,
     TimeoutNow,
@@ -219,10 +220,6 @@ class RaftCore:
         """Idle followers that an empty append request should tell the commit offset."""
         return self._leading.commit_lagging() if self._leading is not None else ()
 
-    def behind_log_start(self) -> Sequence[NodeId]:
-        """Followers that need batches below the log start: ship them state instead."""
-        return self._leading.behind_log_start() if self._leading is not None else ()
-
     def progress(self, follower: NodeId) -> Progress:
         """What the leader knows about ``follower``; to be read only."""
         assert self._leading is not None
@@ -305,7 +302,7 @@ class RaftCore:
         """The driver has removed whole segments below ``log_start``."""
         self._log.trim(log_start)
         if self._leading is not None:
-            self._leading.trim(log_start)
+            self._leading.trim(log_start, self._now_ms)
 
     def apply_configuration(
         self, offset: Offset, configuration: Configuration, now_ms: int
@@ -343,6 +340,8 @@ class RaftCore:
         match event:
             case Received():
                 self._on_received(event)
+            case SnapshotReceived():
+                self._on_snapshot_received(event)
             case Appended():
                 self._on_appended(event)
             case Synced():
@@ -391,7 +390,7 @@ class RaftCore:
             output.persist = self.hard_state
         if self._outbox:
             # Without anything to persist both are the same; with it, none may be early.
-            if output.persist is None:
+            if output.persist is None and not output.install_snapshot:
                 output.send_now = tuple(self._outbox)
             else:
                 output.send_after_persist = tuple(self._outbox)
@@ -503,6 +502,23 @@ class RaftCore:
             log.commit_offset = commit_offset
         if not appended and request.expects_answer:
             self._acknowledge()
+
+    def _on_snapshot_received(self, event: SnapshotReceived) -> None:
+        self._observe_term(event.term)
+        if event.term < self._term:
+            return  # The leader of this term knows better what we lack.
+        self._recognize(event.source)
+        self._enrolment = max(self._enrolment, event.enrolment)
+        log = self._log
+        start, terms = event.start_offset, TermHistory(event.term_rows)
+        is_here = start <= log.end and log.terms.term_at(start - 1) == terms.last_term
+        if start <= log.commit_offset or is_here:
+            return  # Late: batches came another way.
+        log.restart(start, terms)
+        self._configurations = ConfigurationHistory(event.configuration)
+        self._matched_end = start
+        self._output.install_snapshot = True
+        self._acknowledge()
 
     def _recognize(self, leader: NodeId) -> None:
         """``leader`` leads this term."""
@@ -620,7 +636,9 @@ class RaftCore:
     def _on_append_response(self, response: AppendResponse) -> None:
         self._observe_term(response.term)
         if self._leading is not None and response.term == self._term:
-            self._leading.on_append_response(response, self._now_ms)
+            is_behind = self._leading.on_append_response(response, self._now_ms)
+            if is_behind:
+                self._output.snapshot_wanted = response.source
 
     # --- elections --------------------------------------------------------------------
 

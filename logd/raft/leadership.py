@@ -113,14 +113,6 @@ class Leadership:
             and p.state is ProgressState.PIPELINE
         ]
 
-    def behind_log_start(self) -> list[NodeId]:
-        """Followers that need batches this log no longer has."""
-        return [
-            p.node
-            for p in self._progress.values()
-            if p.is_behind and p.is_up and not p.is_departing
-        ]
-
     def is_caught_up(self, follower: NodeId) -> bool:
         """Whether it has all that is committed; or lacks little, and all of it is on its way."""
         progress = self._progress.get(follower)
@@ -174,16 +166,20 @@ class Leadership:
 
     # --- events -----------------------------------------------------------------------
 
-    def on_append_response(self, response: AppendResponse, now_ms: int) -> None:
-        """A follower, or a former one, has answered in this term."""
+    def on_append_response(self, response: AppendResponse, now_ms: int) -> bool:
+        """A follower, or a former one, has answered in this term.
+
+        Returns:
+            Whether it needs batches that this log no longer has.
+        """
         progress = self._progress.get(response.source)
         if progress is None or progress.enrolment != response.enrolment:
-            return
+            return False
         self._hear(progress, response.round, now_ms)
         if response.accepted:
             self._on_accepted(progress, response, now_ms)
-        else:
-            self._on_refused(progress, response, now_ms)
+            return False
+        return self._on_refused(progress, response, now_ms) and not progress.is_departing
 
     def on_synced(self, now_ms: int) -> None:
         """This node's own log became durable further."""
@@ -201,7 +197,7 @@ class Leadership:
             self._transfer_target = None
         progress = self._progress.get(node)
         if progress is not None:
-            progress.lose_contact()
+            progress.lose_contact(self._log.start)
             self._check_agreement(now_ms)
 
     def on_peer_connected(self, node: NodeId, now_ms: int) -> None:
@@ -209,7 +205,7 @@ class Leadership:
         progress = self._progress.get(node)
         if progress is not None:
             progress.is_agreeing = False
-            progress.probe_again()
+            progress.probe_again(self._log.start)
             self._ask(progress, now_ms)
             self._check_agreement(now_ms)
 
@@ -224,7 +220,7 @@ class Leadership:
                 # A node may be alive while its replica of this group is not.
                 if progress.state is ProgressState.PROBE:
                     progress.is_agreeing = False
-                progress.probe_again()
+                progress.probe_again(self._log.start)
                 self._ask(progress, now_ms)
         self._check_agreement(now_ms)
         lost_since_ms = self._quorum_lost_since_ms
@@ -255,12 +251,13 @@ class Leadership:
         if progress is not None:
             self._ask(progress, now_ms)
 
-    def trim(self, log_start: Offset) -> None:
+    def trim(self, log_start: Offset, now_ms: int) -> None:
         """The log now starts at ``log_start``: nothing below can be sent any more."""
         for progress in self._progress.values():
             if progress.next_offset < log_start:
                 progress.probe_from(log_start)
-                progress.is_behind = True
+                if progress.is_up:
+                    progress.retry_at_ms = now_ms
 
     def reconfigure(self, offset: Offset, configuration: Configuration, now_ms: int) -> None:
         """``configuration``, appended at ``offset``, is in force: greet its new members.
@@ -315,7 +312,8 @@ class Leadership:
             if response.synced_end > self._log.commit_offset:
                 self._advance_commit()
                 self._begin_reads(now_ms)
-        if progress.state is ProgressState.PROBE and progress.is_up:
+        is_probed = progress.state is ProgressState.PROBE and progress.is_up
+        if is_probed and response.received_end >= self._log.start:
             progress.enter_pipeline(response.received_end)
             progress.retry_at_ms = now_ms + self._options.append_retry_ms
         if progress.state is ProgressState.PIPELINE and not self._awaits(progress):
@@ -323,19 +321,23 @@ class Leadership:
         if self._transfer_target == progress.node:
             self._hand_over(progress)
 
-    def _on_refused(self, progress: Progress, response: AppendResponse, now_ms: int) -> None:
-        """Go on where both logs may agree: one round trip unless terms interleave further."""
+    def _on_refused(self, progress: Progress, response: AppendResponse, now_ms: int) -> bool:
+        """Go on where both logs may agree: one round trip unless terms interleave further.
+
+        Returns:
+            Whether they agree only below the start of this one.
+        """
         if response.conflict_end < progress.match:
-            return  # Late: it has accepted more since.
+            return False  # Late: it has accepted more since.
         own_end = self._log.terms.end_of_term(response.conflict_term, self._log.end)
         candidate = max(min(response.conflict_end, own_end), progress.match)
         next_offset = max(candidate, self._log.start)
+        is_behind = candidate < self._log.start
         if progress.state is ProgressState.PROBE and next_offset >= progress.next_offset:
-            progress.is_behind = candidate < self._log.start
-            return  # A repeated refusal: nothing new to try before the probe is due again.
+            return is_behind  # Nothing new to try before the probe is due again.
         progress.probe_from(next_offset)
-        progress.is_behind = candidate < self._log.start
         self._ask(progress, now_ms)
+        return is_behind
 
     def _advance_commit(self) -> None:
         end = Offset(quorum_value(self._configuration, self._synced_end_of))

@@ -62,6 +62,14 @@ class LogState:
         self.start = offset
         self.terms.trim(offset)
 
+    def restart(self, offset: Offset, terms: TermHistory) -> None:
+        """Begin again at ``offset``, with nothing; what lies below is committed and elsewhere."""
+        assert offset > self.commit_offset
+        assert terms.last_term > 0
+        self.start = self.commit_offset = self.synced_end = self.end = offset
+        self.terms = terms
+        terms.trim(offset)
+
     def sync(self, end_offset: Offset, last_term: Term) -> bool:
         """Note that a sync has completed; False if it says nothing new about this log.
 

@@ -164,6 +164,25 @@ class Received:
     batches: tuple[BatchSpan, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotReceived:
+    """The leader of ``term`` has shipped state, because its log begins behind what we lack.
+
+    The driver has it whole, and installs it when the output says so.
+    """
+
+    source: NodeId
+    term: Term
+    enrolment: Offset
+    """As in an append request."""
+    start_offset: Offset
+    """Where the leader's log begins, and ours will."""
+    term_rows: tuple[tuple[Term, Offset], ...]
+    """The term history below it: at least the term of the batch that ends there."""
+    configuration: Configuration
+    """One that was committed: as of the state that was shipped."""
+
+
 @dataclass(frozen=True, slots=True)
 class Appended:
     """The driver has written this leader's own batches to its log (not yet synced)."""
@@ -239,6 +258,7 @@ class Resign:
 Event = (
     Tick
     | Received
+    | SnapshotReceived
     | Appended
     | Synced
     | PeerUp
@@ -256,16 +276,19 @@ class Output:
     """What the driver owes the core after one step, in this order.
 
     1. ``send_now`` at any time: nothing it says depends on this step's persistence.
-    2. ``persist`` durable, before 5.
+    2. ``persist`` durable, before 6.
     3. ``truncate_to``: cut the log there.  The core never asks to go below the commit offset.
-    4. ``append_from``: write the request's batches from this index on (None: none).
-    5. ``send_after_persist``, when 2 is durable.
-    6. the rest are facts to act on: commit offset, reads, role.
+    4. ``install_snapshot``: put the shipped state and an empty log in place of what there is,
+       durably, before 6.
+    5. ``append_from``: write the request's batches from this index on (None: none).
+    6. ``send_after_persist``, when 2 and 4 are durable.
+    7. the rest are facts to act on: commit offset, reads, role.
     """
 
     send_now: tuple[Message, ...] = ()
     persist: HardState | None = None
     truncate_to: Offset | None = None
+    install_snapshot: bool = False
     append_from: int | None = None
     send_after_persist: tuple[Message, ...] = ()
     commit_offset: Offset | None = None
@@ -280,3 +303,6 @@ class Output:
     reads_confirmed: tuple[tuple[int, Offset], ...] = ()
     """(read_id, offset): serve the read when ``offset`` is applied."""
     reads_failed: tuple[int, ...] = ()
+    snapshot_wanted: NodeId | None = None
+    """A follower that needs batches below the log start: ship it state.  Said again with each
+    probe that it refuses."""

@@ -27,7 +27,6 @@ class Progress:
         "in_flight",
         "in_flight_bytes",
         "is_agreeing",
-        "is_behind",
         "is_departing",
         "is_up",
         "match",
@@ -59,20 +58,18 @@ class Progress:
         """By the failure detector."""
         self.is_agreeing = False
         """It is up and has answered this leader in this term since it was last connected."""
-        self.is_behind = False
-        """It needs batches that the leader has trimmed away: state must be shipped first."""
         self.retry_at_ms: int | None = None
         """When silence has lasted too long; None: nothing is awaited."""
 
-    def probe_again(self) -> None:
-        """Requests may have been lost: ask where to go on.
+    def probe_again(self, log_start: Offset) -> None:
+        """Requests may have been lost: ask where to go on, at the log's start at the lowest.
 
         What is in flight stays in the books until the answer tells what has arrived, or a
         slow disk would be sent a new window with each silence.
         """
         if self.state is ProgressState.PIPELINE:
             self.state = ProgressState.PROBE
-            self.next_offset = self.match
+            self.next_offset = max(self.match, log_start)
 
     def probe_from(self, next_offset: Offset) -> None:
         """The follower refused: try at ``next_offset``."""
@@ -81,9 +78,9 @@ class Progress:
         self.next_offset = next_offset
         self._drop_in_flight_above(next_offset)
 
-    def lose_contact(self) -> None:
+    def lose_contact(self, log_start: Offset) -> None:
         """The node is down: nothing is in flight, nothing is awaited."""
-        self.probe_again()
+        self.probe_again(log_start)
         self.is_up = self.is_agreeing = False
         self.retry_at_ms = None
         self._drop_in_flight_above(self.match)
@@ -92,7 +89,6 @@ class Progress:
         """The follower accepted a probe and has everything below ``received_end``."""
         self.state = ProgressState.PIPELINE
         self.next_offset = max(self.match, received_end)
-        self.is_behind = False
         self._drop_in_flight_above(self.next_offset)
 
     def sent(self, end_offset: Offset, size_bytes: int) -> None:

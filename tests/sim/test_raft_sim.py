@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from logd.raft.messages import (
 )
 from logd.raft.quorum import is_quorum
 from logd.types import NodeId, Offset, Term
-from tests.spec.replica import NO_OP, Batch, Disk, Envelope, Replica, Value, end_of
+from tests.spec.replica import NO_OP, Batch, Disk, Envelope, Replica, Shipment, Value, end_of
 
 SEEDS = range(120)
 EVENTS = 2500
@@ -64,6 +65,8 @@ class Faults:
     reconfigure: float
     trash: float
     """A replica that a committed change has left out is deleted, and may come back empty."""
+    trim: float
+    """A replica drops what is committed from the front of its log."""
     tail_kept: float
     """Chance that a crash keeps a given unsynced batch, if all before it are kept."""
 
@@ -85,6 +88,7 @@ class Faults:
             resign=pick([0.0, 0.1]),
             reconfigure=pick([0.0, 2.0, 10.0]),
             trash=pick([0.0, 0.5, 2.0]),
+            trim=pick([0.0, 0.5, 5.0]),
             tail_kept=pick([0.0, 0.5, 0.9]),
         )
 
@@ -114,6 +118,7 @@ class Cluster:
         """How often the replica of a node was deleted."""
         self.changes = 0
         self.returns = 0
+        self.installs = 0
         self.options = RaftOptions(
             window_bytes_max=chance.choice([100, 300, 100_000]),
             check_quorum_ms=chance.choice([200, 1000]),
@@ -130,7 +135,7 @@ class Cluster:
         self.now_ms = 0
         self.disks = {node: Disk() for node in self.nodes}
         self.running: dict[NodeId, Replica] = {}
-        self.links: dict[Link, deque[Envelope]] = {
+        self.links: dict[Link, deque[Envelope | Shipment]] = {
             (a, b): deque() for a in self.nodes for b in self.nodes if a != b
         }
         self.slow_links = [link for link in self.links if chance.random() < self.faults.slow_link]
@@ -180,6 +185,7 @@ class Cluster:
             (self.do_resign, faults.resign),
             (self.do_reconfigure, faults.reconfigure),
             (self.do_trash, faults.trash),
+            (self.do_trim, faults.trim),
         ]
         self.verbs = [verb for verb, _ in actions]
         self.weights = list(accumulate(weight for _, weight in actions))
@@ -201,7 +207,8 @@ class Cluster:
             del queue[at]
         replica = self.running.get(link[1])
         if replica is not None and self.chance.random() >= self.faults.loss:
-            self.feed(replica, envelope.event, envelope.batches)
+            shipment = envelope if isinstance(envelope, Shipment) else None
+            self.feed(replica, envelope.event, envelope.batches, shipment)
 
     def do_what_is_next(self) -> None:
         """Nothing is on its way: what would happen in no time happens, or else time moves."""
@@ -389,6 +396,17 @@ class Cluster:
                     self.seen_up.pop(link, None)
             self.running[node] = self.opened(node)
 
+    def do_trim(self) -> None:
+        """Everything below some offset goes; a state from there on, or further on, is kept."""
+        replica = self.any_running()
+        if replica is None:
+            return
+        limit = min(replica.core.commit_offset, replica.disk.end)
+        ends = [b.span.end_offset for b in replica.disk.batches if b.span.end_offset <= limit]
+        if ends:
+            offset, state_offset = sorted(self.chance.choices(ends, k=2))
+            replica.trim(offset, state_offset)
+
     def is_removed(self, node: NodeId) -> bool:
         """No configuration that is committed, or may yet be, knows of ``node``.
 
@@ -407,14 +425,21 @@ class Cluster:
 
     # --- what events are made of ------------------------------------------------------
 
-    def feed(self, replica: Replica, event: Event, batches: tuple[Batch, ...] = ()) -> None:
+    def feed(
+        self,
+        replica: Replica,
+        event: Event,
+        batches: tuple[Batch, ...] = (),
+        shipment: Shipment | None = None,
+    ) -> None:
         before = replica.core.commit_offset
         output = replica.core.step(event, self.now_ms)
         if output.persist is not None and self.chance.random() < self.faults.crash_at_persist:
             self.post([Envelope(message) for message in output.send_now])
             self.crash(replica)
             return
-        envelopes = replica.carry_out(output, batches, self.now_ms)
+        envelopes = replica.carry_out(output, batches, self.now_ms, shipment)
+        self.installs += output.install_snapshot
         if output.append_from is not None:
             self.check_written(replica, len(batches) - output.append_from)
         self.observe(replica, output, before)
@@ -422,6 +447,9 @@ class Cluster:
         if output.became_leader:
             self.check_leader(replica)
             self.append(replica, NO_OP, 1)
+        if output.snapshot_wanted is not None:
+            wanted = replica.ship(output.snapshot_wanted)
+            self.post([wanted] if wanted is not None else [])
         due = replica.core.configuration_due
         if due is not None:
             self.append(replica, due, 1)
@@ -435,7 +463,7 @@ class Cluster:
         self.post(envelopes)
         self.post(replica.pump(self.batches_per_request))
 
-    def post(self, envelopes: list[Envelope]) -> None:
+    def post(self, envelopes: Sequence[Envelope | Shipment]) -> None:
         for envelope in envelopes:
             link = (envelope.message.source, envelope.message.target)
             if link not in self.cuts and link not in self.unconnected:
@@ -529,14 +557,22 @@ class Cluster:
     def check_leader(self, replica: Replica) -> None:
         """Election safety and leader completeness."""
         assert self.leaders.setdefault(replica.core.term, replica.node) == replica.node
-        assert replica.batches[: len(self.committed)] == self.committed
+        first = self.first_of(replica.disk)
+        held = len(self.committed) - first
+        assert held >= 0
+        assert replica.batches[:held] == self.committed[first:]
+
+    def first_of(self, disk: Disk) -> int:
+        """Which of the committed batches a log begins with."""
+        ends = [batch.span.end_offset for batch in self.committed]
+        return bisect_right(ends, disk.start)
 
     def check_written(self, replica: Replica, count: int) -> None:
         """Log matching, by induction: same place and term, same batch and predecessor."""
         first = len(replica.batches) - count
         for at in range(first, len(replica.batches)):
             batch = replica.batches[at]
-            previous = replica.batches[at - 1].span.term if at > 0 else Term(0)
+            previous = replica.core.term_history.term_at(batch.span.base_offset - 1)
             key = (batch.span.base_offset, batch.span.term)
             assert self.written.setdefault(key, (batch, previous)) == (batch, previous)
 
@@ -544,16 +580,20 @@ class Cluster:
         """State machine safety; and what a leader commits is durable on a quorum."""
         commit_offset = replica.core.commit_offset
         assert commit_offset > before
-        count = sum(batch.span.base_offset < commit_offset for batch in replica.batches)
-        assert end_of(replica.batches[:count]) == commit_offset
-        known = min(count, len(self.committed))
-        assert replica.batches[:known] == self.committed[:known]
-        if count > known:
-            self.committed = replica.batches[:count]
-            assert is_quorum(
-                replica.core.configuration,
-                lambda node: self.disks[node].batches[:count] == self.committed,
-            )
+        first = self.first_of(replica.disk)
+        held = sum(batch.span.base_offset < commit_offset for batch in replica.batches)
+        assert (end_of(replica.batches[:held]) or replica.disk.start) == commit_offset
+        known = min(first + held, len(self.committed))
+        assert replica.batches[: known - first] == self.committed[first:known]
+        if first + held > known:
+            self.committed += replica.batches[known - first : held]
+            assert is_quorum(replica.core.configuration, self.has_durably)
+
+    def has_durably(self, node: NodeId) -> bool:
+        """Whether all that is committed lies on the disk of ``node``, or lay there."""
+        disk = self.disks[node]
+        first = self.first_of(disk)
+        return disk.batches[: len(self.committed) - first] == self.committed[first:]
 
     # --- healing ----------------------------------------------------------------------
 
@@ -628,3 +668,4 @@ def test_the_simulation_exercises_what_it_checks() -> None:
     assert sum(cluster.reads_confirmed for cluster in clusters) > 100
     assert sum(cluster.changes for cluster in clusters) > 40
     assert sum(cluster.returns for cluster in clusters) > 5
+    assert sum(cluster.installs for cluster in clusters) > 20

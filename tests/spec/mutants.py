@@ -63,8 +63,8 @@ MUTANTS = (
     Mutant(
         "send before persisting",
         "core.py",
-        "            if output.persist is None:",
-        "            if True:",
+        "            if output.persist is None and not",
+        "            if True or not",
     ),
     Mutant(
         "keep the vote into the next term",
@@ -215,13 +215,14 @@ MUTANTS = (
     Mutant(
         "a refusal does not move the probe",
         "leadership.py",
-        "        progress.probe_from(next_offset)\n        progress.is_behind",
-        "        progress.is_behind",
+        "        progress.probe_from(next_offset)\n        self._ask",
+        "        self._ask",
     ),
     Mutant(
         "a new connection is taken to have lost nothing",
         "leadership.py",
-        "            progress.is_agreeing = False\n            progress.probe_again()\n",
+        "            progress.is_agreeing = False\n"
+        "            progress.probe_again(self._log.start)\n",
         "            progress.is_agreeing = False\n",
     ),
     Mutant(

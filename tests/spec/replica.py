@@ -22,6 +22,7 @@ from logd.raft.messages import (
     Message,
     Output,
     Received,
+    SnapshotReceived,
     Synced,
 )
 from logd.raft.term_history import TermHistory
@@ -39,6 +40,22 @@ class Batch(NamedTuple):
 
     span: BatchSpan
     value: Value
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """State on its way from a leader to a follower that needs what was trimmed."""
+
+    source: NodeId
+    target: NodeId
+    event: SnapshotReceived
+    state_offset: Offset
+    """Up to where batches are in the state: those below it are appended, and that is all."""
+    batches: tuple[Batch, ...] = ()
+
+    @property
+    def message(self) -> Shipment:
+        return self
 
 
 class Envelope(NamedTuple):
@@ -60,10 +77,16 @@ class Disk:
     batches: list[Batch] = field(default_factory=list)
     commit_offset: Offset = field(default=Offset(0))
     """Of the synced mark: what was known to be committed when the last sync completed."""
+    start: Offset = field(default=Offset(0))
+    term_rows: tuple[tuple[Term, Offset], ...] = ()
+    """Of what lies below the start."""
+    state_offset: Offset = field(default=Offset(0))
+    state_configuration: Configuration | None = None
+    """As of the state at ``state_offset``, which may lie above the end of a log that began anew."""
 
     @property
     def end(self) -> Offset:
-        return end_of(self.batches)
+        return max(self.start, end_of(self.batches))
 
 
 def end_of(batches: Sequence[Batch]) -> Offset:
@@ -91,24 +114,26 @@ class Replica:
         self.batches = list(disk.batches)
         self.syncs_done: deque[Synced] = deque()
         self._sync_count: int | None = None
-        self._commit_offset = disk.commit_offset
-        terms = TermHistory()
+        self._first = configuration
+        self._commit_offset = max(disk.commit_offset, disk.start)
+        terms = TermHistory(disk.term_rows)
         for batch in self.batches:
             terms.append(batch.span.term, batch.span.base_offset)
         self.core = RaftCore(
             node=node,
             group=GROUP,
-            configuration=configuration,
+            configuration=disk.state_configuration or configuration,
             configuration_changes=[
                 (batch.span.base_offset, batch.value)
                 for batch in self.batches
                 if isinstance(batch.value, Configuration)
+                if batch.span.base_offset >= disk.state_offset
             ],
             hard_state=disk.hard_state,
             term_history=terms,
-            log_start=Offset(0),
+            log_start=disk.start,
             log_end=disk.end,
-            commit_offset=disk.commit_offset,
+            commit_offset=self._commit_offset,
             options=options,
             draw=draw,
             now_ms=now_ms,
@@ -125,12 +150,56 @@ class Replica:
         output = self.core.step(event, now_ms)
         return output, self.carry_out(output, batches, now_ms)
 
-    def carry_out(self, output: Output, batches: Sequence[Batch], now_ms: int) -> list[Envelope]:
+    def trim(self, offset: Offset, state_offset: Offset) -> None:
+        """Drop the batches below ``offset``, with a state at ``state_offset`` to begin from."""
+        self.complete_sync()
+        disk = self.disk
+        assert disk.start <= offset <= state_offset <= min(self._commit_offset, disk.end)
+        changes = [
+            batch.value
+            for batch in self.batches
+            if isinstance(batch.value, Configuration) and batch.span.base_offset < state_offset
+        ]
+        disk.term_rows = tuple(row for row in self.core.term_history.rows if row[1] < offset)
+        if state_offset >= disk.state_offset:
+            disk.state_offset = state_offset
+            known = disk.state_configuration or self._first
+            disk.state_configuration = changes[-1] if changes else known
+        disk.start = offset
+        self.batches = [batch for batch in self.batches if batch.span.base_offset >= offset]
+        disk.batches = [batch for batch in disk.batches if batch.span.base_offset >= offset]
+        self.core.trim(offset)
+
+    def ship(self, target: NodeId) -> Shipment | None:
+        """What a follower behind the log's start needs; None if there is nothing to ship."""
+        disk, core = self.disk, self.core
+        if disk.state_configuration is None or not core.is_leader:
+            return None
+        event = SnapshotReceived(
+            source=self.node,
+            term=core.term,
+            enrolment=core.progress(target).enrolment,
+            start_offset=disk.start,
+            term_rows=disk.term_rows,
+            configuration=disk.state_configuration,
+        )
+        return Shipment(self.node, target, event, disk.state_offset)
+
+    def carry_out(
+        self,
+        output: Output,
+        batches: Sequence[Batch],
+        now_ms: int,
+        shipment: Shipment | None = None,
+    ) -> list[Envelope]:
         envelopes = [Envelope(message) for message in output.send_now]
         if output.persist is not None:
             self.disk.hard_state = output.persist
         if output.truncate_to is not None:
             self._truncate(output.truncate_to)
+        if output.install_snapshot:
+            assert shipment is not None
+            self._install(shipment)
         if output.append_from is not None:
             envelopes += self._write(batches[output.append_from :], now_ms)
         if output.commit_offset is not None:
@@ -179,21 +248,31 @@ class Replica:
         self._sync_count = None
         return True
 
+    def _install(self, shipment: Shipment) -> None:
+        self.complete_sync()  # As for a cut.
+        disk, event = self.disk, shipment.event
+        self.batches, disk.batches = [], []
+        disk.start, disk.term_rows = event.start_offset, event.term_rows
+        disk.commit_offset = event.start_offset
+        disk.state_offset = shipment.state_offset
+        disk.state_configuration = event.configuration
+
     def _truncate(self, offset: Offset) -> None:
         self.complete_sync()  # A cut waits for the sync under way; the event comes late.
-        assert self.disk.commit_offset <= offset
+        assert max(self.disk.commit_offset, self.disk.state_offset) <= offset
         self.batches = [batch for batch in self.batches if batch.span.base_offset < offset]
-        assert end_of(self.batches) == offset
+        assert (end_of(self.batches) or self.disk.start) == offset
         del self.disk.batches[len(self.batches) :]
 
     def _write(self, batches: Sequence[Batch], now_ms: int) -> list[Envelope]:
         envelopes: list[Envelope] = []
         for batch in batches:
-            assert batch.span.base_offset == end_of(self.batches)
+            assert batch.span.base_offset == (end_of(self.batches) or self.disk.start)
             self.batches.append(batch)
         for batch in batches:
-            if isinstance(batch.value, Configuration):
+            is_news = batch.span.base_offset >= self.disk.state_offset
+            if isinstance(batch.value, Configuration) and is_news:
                 output = self.core.apply_configuration(batch.span.base_offset, batch.value, now_ms)
                 envelopes += self.carry_out(output, (), now_ms)
-        assert end_of(self.batches) == self.core.log_end
+        assert (end_of(self.batches) or self.disk.start) == self.core.log_end
         return envelopes

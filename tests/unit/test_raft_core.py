@@ -32,6 +32,7 @@ from logd.raft.messages import (
     Received,
     Resign,
     Role,
+    SnapshotReceived,
     Synced,
     Tick,
     TimeoutNow,
@@ -561,14 +562,60 @@ def test_a_follower_that_needs_trimmed_batches_is_pointed_out() -> None:
     core.trim(Offset(5))
     lead(core)
 
-    core.step(refused(SECOND, core.term, 0, 2, enrolment=10), 100)
-    assert core.next_offset(SECOND) == 5
-    assert core.behind_log_start() == [SECOND]
-    assert core.sendable() == []
+    for _ in range(2):
+        output = core.step(refused(SECOND, core.term, 0, 2, enrolment=10), 100)
+        assert output.snapshot_wanted == SECOND
+        assert core.next_offset(SECOND) == 5
+        assert core.sendable() == []
 
-    core.step(accepted(SECOND, core.term, 5, enrolment=10), 100)
-    assert core.behind_log_start() == []
+    output = core.step(accepted(SECOND, core.term, 5, enrolment=10), 100)
+    assert output.snapshot_wanted is None
     assert core.sendable() == [SECOND]
+
+
+def snapshot(
+    term: int, start: int, last_term: int = 3, source: NodeId = SECOND
+) -> SnapshotReceived:
+    return SnapshotReceived(
+        source=source,
+        term=Term(term),
+        enrolment=Offset(2),
+        start_offset=Offset(start),
+        term_rows=((Term(1), Offset(0)), (Term(last_term), Offset(3))),
+        configuration=Configuration((SECOND, THIRD), (ME,)),
+    )
+
+
+def test_a_snapshot_takes_the_place_of_the_log_and_is_acknowledged_when_it_is_installed() -> None:
+    core = replica(terms=[1, 1, 2], commit_offset=1)
+
+    output = core.step(snapshot(4, 9), 0)
+
+    assert output.install_snapshot
+    assert output.persist == HardState(Term(4), None)
+    assert output.send_now == ()
+    (answer,) = output.send_after_persist
+    assert isinstance(answer, AppendResponse)
+    assert (answer.accepted, answer.synced_end, answer.enrolment) == (True, 9, 2)
+    assert (core.log_start, core.log_end, core.commit_offset, core.synced_end) == (9, 9, 9, 9)
+    assert core.last_term == 3
+    assert core.configuration.learners == (ME,)
+    core.step(request(4, 9, [4], prev_term=3, enrolment=2), 0)
+    assert core.log_end == 10
+
+
+@pytest.mark.parametrize(
+    "late",
+    [snapshot(3, 9), snapshot(4, 5), snapshot(4, 7, last_term=4)],
+    ids=["of an earlier leader", "committed here", "here already"],
+)
+def test_a_snapshot_that_comes_late_changes_nothing(late: SnapshotReceived) -> None:
+    core = replica(terms=[1, 1, 1, 4, 4, 4, 4, 4], commit_offset=6)
+
+    output = core.step(late, 0)
+
+    assert not output.install_snapshot
+    assert (core.log_start, core.log_end, core.commit_offset) == (0, 8, 6)
 
 
 def test_reads_fail_when_leadership_is_lost() -> None:
