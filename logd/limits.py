@@ -168,6 +168,11 @@ STATUS_PARTITIONS_MAX: Final = 2_000
 RECENT_EVENTS_MAX: Final = 200
 """Events kept in memory for people who ask what happened."""
 
+SNAPSHOT_BYTES_MAX: Final = 256 * MIB
+"""State shipped to one replica whose log begins anew; in memory while it is put together."""
+
+SNAPSHOT_CHUNK_BYTES: Final = MIB // 4
+
 # --- idempotence -----------------------------------------------------------------------
 
 BATCHES_IN_FLIGHT_PER_PRODUCER_MAX: Final = 16
@@ -213,6 +218,8 @@ assert FRAME_BYTES_MAX <= PRODUCE_BYTES_IN_FLIGHT_MAX
 assert 2 * BROKERS_MAX < PEER_CONNECTIONS_MAX
 # What a learner may lack must fit the window, or it would never be on its way.
 assert LEARNER_LAG_BYTES_MAX <= PEER_WINDOW_BYTES_MAX
+# A chunk must fit a frame.
+assert FRAME_PREFIX_BYTES + FRAME_HEADER_BYTES_MAX + SNAPSHOT_CHUNK_BYTES <= FRAME_BYTES_MAX
 # Index entries store file positions in 32 bits, and a segment must hold the largest batch.
 assert SEGMENT_BYTES_MAX + BATCH_BYTES_MAX < 2**32
 # Every batch that can be in flight must still be known when it is retried.

@@ -47,6 +47,7 @@ from logd.raft.messages import (
     Received,
     Resign,
     Role,
+    SnapshotReceived,
     Synced,
 )
 from logd.raft.messages import Message as RaftMessage
@@ -73,6 +74,8 @@ from logd.replication import log_events
 from logd.replication.counts import GroupCounts, NodeCounts
 from logd.replication.opening import change_to, configuration_of
 from logd.replication.received import ReceivedBatch, split_gaps
+from logd.replication.shipping import Shipper
+from logd.replication.snapshot import Snapshot, SnapshotAssembly
 from logd.storage.log import LogBatch
 from logd.types import Buffer, GroupId, NodeId, Offset, Term
 
@@ -82,7 +85,7 @@ if TYPE_CHECKING:
     from logd.env import Env
     from logd.partition.state import PartitionState
     from logd.replication.opening import OpenedGroup
-    from logd.replication.peer_protocol import Lane
+    from logd.replication.peer_protocol import AnyPeerMessage, Lane, SnapshotChunk
     from logd.replication.tail_cache import TailCache
     from logd.storage.file_header import LogIdentity
     from logd.storage.holes import Hole
@@ -210,6 +213,9 @@ class GroupHost(Protocol):
     def send(
         self, message: RaftMessage, buffers: tuple[Buffer, ...] = (), lane: Lane = "main"
     ) -> None: ...
+    def send_peer(
+        self, target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+    ) -> bool: ...
     def has_room(self, target: NodeId, lane: Lane) -> bool: ...
     def start_soon(self, function: Callable[..., object], *args: object) -> None: ...
     def mark_dirty(self, group: Group) -> None: ...
@@ -223,6 +229,12 @@ class GroupHost(Protocol):
     def leader_learnt(self, group: Group) -> None: ...
     def group_failed(self, group: Group, error: BaseException) -> None: ...
     def damage_met(self, group: Group) -> None: ...
+
+
+class Application(Protocol):
+    """A state machine that is fed from a group's log, and whose state is shipped with it."""
+
+    def on_installed(self, offset: Offset, payload: bytes) -> None: ...
 
 
 class Watcher(Protocol):
@@ -270,6 +282,10 @@ class Group:
         self._members = core.configuration.members
         """Those whose coming and going the core is told."""
         self._changes: list[_Change] = []
+        self.application: Application | None = None
+        self._shipper = Shipper(self, host)
+        self._assembly = SnapshotAssembly()
+        self._installing: Snapshot | None = None
         self._watchers: dict[int, Watcher] = {}
         self._next_watcher = 0
         self._log_time_base_ms = 0
@@ -594,7 +610,7 @@ class Group:
             self._host.leader_learnt(self)
         for message in output.send_now:
             self._host.send(message)
-        if output.persist is not None or output.truncate_to is not None:
+        if output.persist is not None or output.truncate_to is not None or output.install_snapshot:
             self._held = True
             self._host.start_soon(self._block_then_finish, output, batches)
         else:
@@ -608,12 +624,15 @@ class Group:
                     await self._persist(output.persist)
                 if output.truncate_to is not None and self.failure is None:
                     await self._truncate(output.truncate_to)
+                if output.install_snapshot and self.failure is None:
+                    await self._install()
         except (OSError, LogdError) as error:
             self.fail(error)
             return
         if self.failure is not None:
             return  # Stopped meanwhile: all who waited were told.
         self._held = False
+        self._installing = None
         self._finish(output, batches)
         self._take_held_news()
 
@@ -651,6 +670,8 @@ class Group:
             self._confirmations.pop(read_id)(self.not_leader())
         if self.core.role is Role.LEADER:
             self._send_appends()
+            if output.snapshot_wanted is not None:
+                self._shipper.ship_soon(output.snapshot_wanted)
             if self.core.commit_lagging():
                 self._host.tell_commit_later(self)
             if self._proposals and not self.core.is_transferring:
@@ -677,6 +698,110 @@ class Group:
         await self._host.env.run_blocking(self.log.truncate, offset)
         self.state = await self._host.env.run_blocking(self._opened.replay_state)
         self._note_members()
+
+    # --- snapshots ----------------------------------------------------------------------------
+
+    async def take_snapshot(self) -> Snapshot | None:
+        """What a follower behind the log's start needs; None if there is no state to begin from.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        opened = self._opened
+
+        def load() -> Snapshot | None:
+            start = self.log.start_offset
+            state = opened.checkpoints.load(self._commit_offset)
+            if state is None or not 0 < start <= state[0]:
+                return None
+            if self.application is None:
+                return Snapshot(start_offset=start, state_offset=state[0], state=state[1])
+            application = opened.applications.load()
+            if application is None or application[0] < start:
+                return None
+            return Snapshot(
+                start_offset=start,
+                state_offset=state[0],
+                state=state[1],
+                application_offset=application[0],
+                application=application[1],
+            )
+
+        async with self._io_lock:
+            if self._is_closed or self.failure is not None:
+                return None
+            return await self._host.env.run_blocking(load)
+
+    async def load_application(self) -> tuple[Offset, bytes] | None:
+        """The state that was last saved of what is fed from this log.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        async with self._io_lock:
+            return await self._host.env.run_blocking(self._opened.applications.load)
+
+    async def save_application(self, offset: Offset, payload: bytes) -> None:
+        """Keep the state of what is fed from this log, as of ``offset``, which is committed.
+
+        Raises:
+            StorageFailedError: the disk failed.
+        """
+        assert offset <= self._commit_offset
+        async with self._io_lock:
+            if not self._is_closed and self.failure is None:
+                await self._host.env.run_blocking(self._opened.applications.save, offset, payload)
+
+    def post_snapshot_chunk(self, source: NodeId, chunk: SnapshotChunk, body: Buffer) -> None:
+        """Take a piece of what a leader ships.
+
+        Raises:
+            CorruptionError: it is not what the leader sent.
+        """
+        if self.failure is not None:
+            return
+        snapshot = self._assembly.add(source, chunk, body)
+        if snapshot is None:
+            return
+        change = snapshot.decode_state().configuration
+        assert change is not None
+        event = SnapshotReceived(
+            source=source,
+            term=Term(chunk.term),
+            enrolment=Offset(chunk.enrolment),
+            start_offset=snapshot.start_offset,
+            term_rows=snapshot.terms_below_start(),
+            configuration=configuration_of(change),
+        )
+        if self._held:
+            self._held_news.append(lambda: self._take_up_snapshot(event, snapshot))
+        else:
+            self._take_up_snapshot(event, snapshot)
+
+    def _take_up_snapshot(self, event: SnapshotReceived, snapshot: Snapshot) -> None:
+        self._installing = snapshot
+        self._step(event, ())
+        if not self._held:
+            self._installing = None  # It came late.
+
+    async def _install(self) -> None:
+        """Put the snapshot, and an empty log, in the place of what there is."""
+        snapshot = self._installing
+        assert snapshot is not None
+        self._host.tail_cache.forget(self.group_id)
+        self._checkpoint = None
+        self._batches_since_checkpoint = 0
+        await self._host.env.run_blocking(self._opened.install, self._host.env.files, snapshot)
+        self.log, self.state = self._opened.log, self._opened.state
+        self._note_members()
+        log.info(
+            log_events.SNAPSHOT_INSTALLED,
+            group=self.group_id,
+            start=snapshot.start_offset,
+            offset=snapshot.state_offset,
+        )
+        if self.application is not None and snapshot.application is not None:
+            self.application.on_installed(snapshot.application_offset, snapshot.application)
 
     # --- following ----------------------------------------------------------------------------
 
@@ -714,6 +839,8 @@ class Group:
         return size
 
     def _note(self, header: BatchHeader, batch: LogBatch) -> Control | None:
+        if header.base_offset < self.state.end_offset:
+            return None  # The state was shipped, and has it.
         control = None
         if header.is_control:
             control = decode_control(b"".join(batch.buffers)[HEADER_BYTES:])
@@ -1255,6 +1382,7 @@ class Group:
                 return False
             # First: what is gone must not be asked for.
             self.core.trim(start)
+            self._host.set_deadline(self, self.core.deadline_ms)
             try:
                 await self._host.env.run_blocking(self.log.trim, start, trash)
             except (OSError, LogdError) as error:

@@ -48,6 +48,7 @@ from logd.replication.peer_protocol import (
     RepairResponse,
     ReportRequest,
     ReportResponse,
+    SnapshotChunk,
     digest_of,
 )
 from logd.replication.received import check_append
@@ -471,6 +472,10 @@ class Node:
                 self._on_ping(source, message)
             case Claims():
                 self._on_claims(source, dict(message.groups))
+            case SnapshotChunk():
+                group = self.groups.get(GroupId(message.group))
+                if group is not None:
+                    group.post_snapshot_chunk(source, message, frame.body)
             case Forward():
                 assert self.on_forward is not None
                 self.on_forward(source, message)

@@ -17,7 +17,8 @@ from logd.raft.messages import Configuration, HardState
 from logd.raft.term_history import TermHistory
 from logd.record.control import ConfigurationChange, Control, decode_control
 from logd.record.header import HEADER_BYTES, BatchHeader
-from logd.storage.checkpoint import CheckpointStore
+from logd.replication.installing import begin_install, finish_install
+from logd.storage.checkpoint import CheckpointStore, application_store
 from logd.storage.hard_state import HardStateFile
 from logd.storage.log import Log, LogIdentity, LogOptions
 from logd.storage.whole_file import UNFINISHED_SUFFIX
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from logd.env import FileSystem
     from logd.raft.options import RaftOptions
+    from logd.replication.snapshot import Snapshot
     from logd.storage.directory import DataDirectory
 
 
@@ -55,6 +57,9 @@ class OpenedGroup:
     log: Log
     hard_state: HardStateFile
     checkpoints: CheckpointStore
+    applications: CheckpointStore
+    """State of the state machine that is fed from the log, if there is one."""
+    options: LogOptions
     state: PartitionState
     terms: list[tuple[Term, Offset]]
     """Where each term begins in the log."""
@@ -73,6 +78,18 @@ class OpenedGroup:
         """The state at the log's end, from the newest checkpoint and the headers behind it."""
         self.state = _replay(self.log, self.checkpoints).state
         return self.state
+
+    def install(self, files: FileSystem, snapshot: Snapshot) -> None:
+        """Put ``snapshot`` in the place of the log and of what was derived from it.
+
+        Raises:
+            StorageError: the disk failed: the replica must stop, and a restart finds out.
+        """
+        begin_install(files, self.directory, self.identity, snapshot)
+        self.log.close()
+        finish_install(files, self.directory, self.identity, self.options)
+        self.log = Log.open(files, self.directory, self.identity, self.options)
+        self.replay_state()
 
     def encode_state(self, state: PartitionState, core: RaftCore) -> bytes:
         """A checkpoint of ``state``, which is at the log's end, with what the core knows of it."""
@@ -113,6 +130,7 @@ def open_group(
             "voted, so it stays shut; restore the file, or remove the replica"
         )
     hard_state = HardStateFile.open(files, f"{path}/hard_state", identity)
+    finish_install(files, path, identity, options)
     log = Log.open(files, path, identity, options)
     checkpoints = CheckpointStore(files, path, identity)
     term, voted_for = hard_state.load()
@@ -141,6 +159,8 @@ def open_group(
         log=log,
         hard_state=hard_state,
         checkpoints=checkpoints,
+        applications=application_store(files, path, identity),
+        options=options,
         state=replayed.state,
         terms=terms,
         configuration=replayed.configuration,
@@ -227,6 +247,10 @@ class _Replayed:
 def _replay(log: Log, checkpoints: CheckpointStore) -> _Replayed:
     replayed = _from_checkpoint(log, checkpoints)
     state, terms = replayed.state, replayed.terms
+    if state.end_offset > log.end_offset:
+        # It was shipped, and the log has not reached it yet: the batches below are in it.
+        replayed.terms = [row for row in terms if row[1] < log.end_offset]
+        return replayed
     for header in log.headers(state.end_offset):
         if not terms or header.term != terms[-1][0]:
             terms.append((header.term, header.base_offset))
@@ -243,6 +267,8 @@ def _replay(log: Log, checkpoints: CheckpointStore) -> _Replayed:
 
 def _from_checkpoint(log: Log, checkpoints: CheckpointStore) -> _Replayed:
     found = checkpoints.load(at_most=log.end_offset)
+    if log.start_offset > 0 and (found is None or found[0] < log.start_offset):
+        found = checkpoints.load()
     if log.start_offset > 0 and (found is None or found[0] < log.start_offset):
         raise StorageError(
             f"the log begins at offset {log.start_offset}, and no checkpoint from there on can be "

@@ -49,6 +49,7 @@ class PeerKind(IntEnum):
     FORWARD_RESULT = 137
     REPAIR_REQUEST = 138
     REPAIR_RESPONSE = 139
+    SNAPSHOT_CHUNK = 140
     REPORT_REQUEST = 148
     REPORT_RESPONSE = 149
 
@@ -155,6 +156,23 @@ class ReportResponse(PeerMessage, frozen=True, kw_only=True):
     request_id: int
 
 
+class SnapshotChunk(PeerMessage, frozen=True, kw_only=True):
+    """A piece of the state that a leader ships to a follower; the body is its bytes.
+
+    Never answered: an installed snapshot is acknowledged like batches are.
+    """
+
+    group: int
+    term: int
+    enrolment: int
+    """As in an append request."""
+    position: int
+    """Of the body in the whole; 0 begins anew."""
+    total_bytes: int
+    checksum: int
+    """xxh3_64 of the whole."""
+
+
 AnyPeerMessage = (
     RaftMessage
     | PeerHello
@@ -166,6 +184,7 @@ AnyPeerMessage = (
     | RepairResponse
     | ReportRequest
     | ReportResponse
+    | SnapshotChunk
 )
 
 TYPE_BY_KIND: Final[dict[int, type[AnyPeerMessage]]] = {
@@ -183,6 +202,7 @@ TYPE_BY_KIND: Final[dict[int, type[AnyPeerMessage]]] = {
     PeerKind.REPAIR_RESPONSE: RepairResponse,
     PeerKind.REPORT_REQUEST: ReportRequest,
     PeerKind.REPORT_RESPONSE: ReportResponse,
+    PeerKind.SNAPSHOT_CHUNK: SnapshotChunk,
 }
 
 KIND_BY_TYPE: Final[dict[type[AnyPeerMessage], int]] = {t: k for k, t in TYPE_BY_KIND.items()}

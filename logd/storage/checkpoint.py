@@ -15,6 +15,7 @@ from typing import Final
 from logd.env import FileSystem
 from logd.errors import CorruptionError, StorageError, StorageFailedError
 from logd.storage.file_header import (
+    APPLICATION_MAGIC,
     CHECKPOINT_MAGIC,
     FileHeader,
     LogIdentity,
@@ -25,16 +26,30 @@ from logd.types import Offset
 
 CHECKPOINTS_KEPT: Final = 2
 
-_NAME: Final = re.compile(r"checkpoint-(\d{20})", re.ASCII)
+_NUMBER: Final = re.compile(r"\d{20}", re.ASCII)
+
+
+def application_store(files: FileSystem, directory: str, identity: LogIdentity) -> CheckpointStore:
+    """Keeps the state of the state machine that a group feeds, as checkpoints are kept."""
+    return CheckpointStore(files, directory, identity, "application", APPLICATION_MAGIC)
 
 
 class CheckpointStore:
     """The checkpoints of one group on one node, beside its log."""
 
-    def __init__(self, files: FileSystem, directory: str, identity: LogIdentity) -> None:
+    def __init__(
+        self,
+        files: FileSystem,
+        directory: str,
+        identity: LogIdentity,
+        name: str = "checkpoint",
+        magic: bytes = CHECKPOINT_MAGIC,
+    ) -> None:
         self._files = files
         self._directory = directory
         self._identity = identity
+        self._prefix = f"{name}-"
+        self._magic = magic
         self.damaged: tuple[str, ...] = ()
         """What the last ``load`` had to step over, and why."""
 
@@ -46,7 +61,7 @@ class CheckpointStore:
         """
         try:
             header = FileHeader(self._identity, offset)
-            write_payload_file(self._files, self._path(offset), CHECKPOINT_MAGIC, header, payload)
+            write_payload_file(self._files, self._path(offset), self._magic, header, payload)
             for old in self._offsets()[:-CHECKPOINTS_KEPT]:
                 self._files.remove(self._path(old))
             self._remove_unfinished()
@@ -76,6 +91,21 @@ class CheckpointStore:
             self.damaged = tuple(damaged)
         return None
 
+    def remove_all(self) -> None:
+        """Remove every one: the log is about to be replaced.  Durable with what follows.
+
+        Raises:
+            StorageFailedError: the disk failed.
+        """
+        try:
+            for each in self._offsets():
+                self._files.remove(self._path(each))
+            self._remove_unfinished()
+        except OSError as error:
+            raise StorageFailedError(
+                f"removing checkpoints in {self._directory} failed: {error}"
+            ) from error
+
     def remove_above(self, offset: Offset) -> None:
         """Remove checkpoints above ``offset``: the log was truncated or replaced below them.
 
@@ -95,22 +125,23 @@ class CheckpointStore:
 
     def _read(self, offset: Offset) -> bytes:
         path = self._path(offset)
-        header, payload = read_payload_file(self._files, path, CHECKPOINT_MAGIC)
+        header, payload = read_payload_file(self._files, path, self._magic)
         refuse_foreign(path, header.identity, self._identity)
         if header.base_offset != offset:
             raise CorruptionError(f"{path}: the header says offset {header.base_offset}")
         return payload
 
     def _path(self, offset: Offset) -> str:
-        return f"{self._directory}/checkpoint-{offset:020}"
+        return f"{self._directory}/{self._prefix}{offset:020}"
 
     def _offsets(self) -> list[Offset]:
         if not self._files.is_directory(self._directory):
             return []
-        matches = map(_NAME.fullmatch, self._files.list_directory(self._directory))
-        return sorted(Offset(int(match[1])) for match in matches if match)
+        names = self._files.list_directory(self._directory)
+        numbers = [n.removeprefix(self._prefix) for n in names if n.startswith(self._prefix)]
+        return sorted(Offset(int(number)) for number in numbers if _NUMBER.fullmatch(number))
 
     def _remove_unfinished(self) -> None:
         for name in self._files.list_directory(self._directory):
-            if name.startswith("checkpoint-") and name.endswith(UNFINISHED_SUFFIX):
+            if name.startswith(self._prefix) and name.endswith(UNFINISHED_SUFFIX):
                 self._files.remove(f"{self._directory}/{name}")

@@ -53,6 +53,8 @@ DIRECTORY_ID_BYTES_MAX: Final = 64
 SEGMENT_MAGIC: Final = b"logd.seg"
 HARD_STATE_MAGIC: Final = b"logd.hst"
 CHECKPOINT_MAGIC: Final = b"logd.ckp"
+APPLICATION_MAGIC: Final = b"logd.app"
+SNAPSHOT_MAGIC: Final = b"logd.snp"
 META_MAGIC: Final = b"logd.met"
 
 assert _STRUCT.size == FILE_HEADER_BYTES

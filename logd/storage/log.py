@@ -25,6 +25,7 @@ written to; what the synced mark claims was synced before the mark was.
 from __future__ import annotations
 
 import errno
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -75,6 +76,9 @@ __all__ = [
 _ALLOCATE_BYTES_MIN: Final = 64 * KIB
 _SEALED_OPEN_MAX: Final = 4
 """Sealed segments of one log that stay open after a read."""
+
+_SEGMENT_FILE: Final = re.compile(r"\d{20}\.log", re.ASCII)
+"""How the names of segments, of their indexes and of what was never finished begin."""
 
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -225,6 +229,19 @@ class Log:
         except OSError as error:
             raise StorageError(f"cannot open the log in {directory}: {error}") from error
         return log
+
+    @staticmethod
+    def remove(files: FileSystem, directory: str) -> None:
+        """Remove all files of the log in ``directory``, which is not open.
+
+        Durable with what follows; a crash may leave some of them.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        for name in files.list_directory(directory):
+            if _SEGMENT_FILE.match(name):
+                files.remove(f"{directory}/{name}")
 
     @staticmethod
     def exists(files: FileSystem, directory: str) -> bool:

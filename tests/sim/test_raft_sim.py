@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -147,6 +147,8 @@ class Cluster:
         self.leaders: dict[Term, NodeId] = {}
         self.written: dict[tuple[Offset, Term], tuple[Batch, Term]] = {}
         self.committed: list[Batch] = []
+        self.committed_in: list[Term] = []
+        """The term of the leader that committed each."""
         self.voted: dict[tuple[NodeId, Term], NodeId] = {}
         self.reads: dict[tuple[NodeId, int, int], Offset] = {}
         self.proposals = 0
@@ -558,9 +560,9 @@ class Cluster:
         """Election safety and leader completeness."""
         assert self.leaders.setdefault(replica.core.term, replica.node) == replica.node
         first = self.first_of(replica.disk)
-        held = len(self.committed) - first
-        assert held >= 0
-        assert replica.batches[:held] == self.committed[first:]
+        # Votes may be late: a leader need not have what a later one has committed already.
+        known = bisect_left(self.committed_in, replica.core.term)
+        assert replica.batches[: max(0, known - first)] == self.committed[first:known]
 
     def first_of(self, disk: Disk) -> int:
         """Which of the committed batches a log begins with."""
@@ -586,7 +588,9 @@ class Cluster:
         known = min(first + held, len(self.committed))
         assert replica.batches[: known - first] == self.committed[first:known]
         if first + held > known:
-            self.committed += replica.batches[known - first : held]
+            news = replica.batches[known - first : held]
+            self.committed += news
+            self.committed_in += [replica.core.term] * len(news)
             assert is_quorum(replica.core.configuration, self.has_durably)
 
     def has_durably(self, node: NodeId) -> bool:

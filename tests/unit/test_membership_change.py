@@ -6,6 +6,8 @@ simulated.  What metadata does in a broker (who opens and who deletes a replica)
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -30,13 +32,15 @@ from logd.raft.options import RaftOptions
 from logd.record.batch import seal_batch
 from logd.record.header import decode_header
 from logd.replication.group import Group, Outcome, Placed, Proposal
+from logd.replication.installing import begin_install, finish_install
 from logd.replication.membership import Membership
 from logd.replication.node import Node
 from logd.replication.opening import open_group, start_core
 from logd.replication.peer_server import serve_peers
 from logd.storage.directory import DataDirectory
+from logd.storage.hard_state import HardStateFile
 from logd.storage.log import LogOptions
-from logd.types import GroupId, HostPort, NodeId, Offset
+from logd.types import GroupId, HostPort, NodeId, Offset, Term
 from tests.sim.env import SimEnv
 from tests.sim.files import SimulatedFileSystem
 from tests.sim.incarnation import Incarnation
@@ -141,13 +145,16 @@ class House:
                     return
 
     async def equal(self, *nodes: NodeId) -> None:
-        """Wait until these replicas hold the same committed log."""
+        """Wait until these replicas hold the same committed log, from its beginning."""
+        await self.equal_from(Offset(0), *nodes)
+
+    async def equal_from(self, start: Offset, *nodes: NodeId) -> None:
         leader = await self.leader()
         end = leader.log.end_offset
         await until(lambda: all(self.group(node).commit_offset == end for node in nodes))
-        whole = leader.log.read(Offset(0), end, 1 << 20, cached_only=False)
+        whole = leader.log.read(start, end, 1 << 20, cached_only=False)
         for node in nodes:
-            assert self.group(node).log.read(Offset(0), end, 1 << 20, cached_only=False) == whole
+            assert self.group(node).log.read(start, end, 1 << 20, cached_only=False) == whole
 
 
 def is_newcomer(group: Group) -> bool:
@@ -392,5 +399,106 @@ def test_a_leader_tells_how_far_each_member_is() -> None:
             (FOUR, False),
         ]
         assert [p.synced_end for p in progress] == [leader.log.end_offset] * 4
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+# --- snapshots --------------------------------------------------------------------------
+
+
+async def trimmed(house: House, *nodes: NodeId) -> Offset:
+    """Append some segments, and drop all but the last of them from these replicas."""
+    for number in range(12):
+        await house.append(bytes([number]) * 20_000)
+    leader = await house.leader()
+    await until(lambda: all(house.group(n).commit_offset == leader.log.end_offset for n in nodes))
+    start = leader.log.segment_bases[-1]
+    assert start > 0
+    for node in nodes:
+        group = house.group(node)
+        group.take_checkpoint()
+        await trio.sleep(0.5)
+        assert await group.restorable_offset() >= start
+        assert await group.trim(start, house.directories[node].trash_path)
+    return start
+
+
+def test_a_learner_that_needs_what_was_trimmed_is_shipped_state_and_the_rest_of_the_log() -> None:
+    async def story(house: House) -> None:
+        start = await trimmed(house, ONE, TWO, THREE)
+        learner = house.open(FOUR, FIRST)
+
+        await house.change((ONE, TWO, THREE), (FOUR,))
+        await house.change((ONE, TWO, FOUR))
+        await house.append(b"after")
+
+        await house.equal_from(start, ONE, TWO, FOUR)
+        assert learner.log.start_offset == start
+        assert learner.state.encode() == (await house.leader()).state.encode()
+        reopened = await house.restart(FOUR)
+        assert reopened.configuration.voters == (ONE, TWO, FOUR)
+        assert reopened.log.start_offset == start
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+def test_a_voter_that_was_away_while_the_log_moved_on_is_shipped_state() -> None:
+    async def story(house: House) -> None:
+        await house.append()
+        leader = await house.leader()
+        away = next(n for n in (ONE, TWO, THREE) if n != leader.core.node)
+        others = tuple(n for n in (ONE, TWO, THREE) if n != away)
+        await house.nodes[away].remove_group(GROUP)
+        start = await trimmed(house, *others)
+
+        house.open(away)
+        await house.append(b"after")
+
+        await house.equal_from(start, ONE, TWO, THREE)
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+def test_a_power_cut_at_any_moment_of_an_installation_leaves_a_replica_that_catches_up() -> None:
+    async def story(house: House) -> None:
+        start = await trimmed(house, ONE, TWO, THREE)
+        snapshot = await (await house.leader()).take_snapshot()
+        assert snapshot is not None
+        files = house.files[FOUR]
+        house.open(FOUR, FIRST)
+        await house.nodes[FOUR].remove_group(GROUP)
+        directory, identity = house.directories[FOUR], house.directories[FOUR].identity(GROUP)
+        path = directory.group_path(GROUP)
+        # The term of the leader that ships is durable before anything else.
+        HardStateFile.open(files, f"{path}/hard_state", identity).save(Term(1), None)
+        starts: list[Offset] = []
+
+        for count in range(60):
+            left = count
+
+            def cut(_operation: str, name: str) -> None:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise OSError(errno.EIO, "power is out", name)
+
+            files.on_operation = cut
+            with contextlib.suppress(OSError, LogdError):
+                begin_install(files, path, identity, snapshot)
+                finish_install(files, path, identity, LogOptions())
+            files.on_operation = None
+            files.crash(random.Random(count))
+            opened = open_group(files, directory, FOUR, GROUP, LogOptions(segment_bytes=64 * KIB))
+            assert opened.damage is None
+            starts.append(opened.log.start_offset)
+            assert opened.state.end_offset == starts[-1]
+            assert not files.exists(f"{path}/install")
+            opened.close()
+        assert (starts[0], starts[-1]) == (0, start)
+        assert starts == sorted(starts)
+        house.open(FOUR, FIRST)
+        await house.change((ONE, TWO, THREE), (FOUR,))
+        await house.append(b"after")
+        await house.equal_from(start, ONE, TWO, THREE, FOUR)
 
     in_a_house(ONE, TWO, THREE)(story)
