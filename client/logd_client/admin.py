@@ -6,14 +6,20 @@ gain from copying their fields into others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Final, Literal
 
 from logd.errors import UsageError
 from logd.types import GroupId, NodeId
 from logd.wire.messages import (
+    AlterBrokerRequest,
+    AlterBrokerResponse,
     AlterTopicRequest,
     AlterTopicResponse,
+    BrokerInfo,
+    CancelPlanRequest,
+    CancelPlanResponse,
     CreateTopicRequest,
     CreateTopicResponse,
     DeleteTopicRequest,
@@ -22,9 +28,16 @@ from logd.wire.messages import (
     DescribeBrokerResponse,
     DescribePartitionRequest,
     DescribePartitionResponse,
+    DescribeRebalanceRequest,
+    DescribeRebalanceResponse,
     MetadataResponse,
     OffsetsRequest,
     OffsetsResponse,
+    PlannedMoveInfo,
+    SetRebalancingRequest,
+    SetRebalancingResponse,
+    StartPlanRequest,
+    StartPlanResponse,
     TopicInfo,
     TransferLeaderRequest,
     TransferLeaderResponse,
@@ -35,6 +48,9 @@ from logd_client.arguments import require_int, require_text
 from logd_client.connection import Connection, Lane
 from logd_client.consumer import start_of
 from logd_client.routing import Routing, Target
+
+MOVES_PER_REQUEST: Final = 200
+"""A longer plan is sent in pieces."""
 
 
 class Admin:
@@ -109,16 +125,30 @@ class Admin:
         self._routing.view.reached(response.metadata_offset)
         self._routing.view.forget_topic(name)
 
-    async def alter_topic(self, name: str, config: Mapping[str, str | None]) -> TopicInfo:
+    async def alter_topic(
+        self, name: str, config: Mapping[str, str | None], *, partitions: int | None = None
+    ) -> TopicInfo:
         """Set options of a topic; ``None`` resets one to its default.
 
+        Args:
+            partitions: how many it shall have, if more than now.  Keys then go to other
+                partitions than before, so that the order of one key's records is kept only
+                within what was written before and within what is written after.
+
         Raises:
-            UnknownTopicError, InvalidConfigError: nothing was changed.
+            UnknownTopicError, InvalidConfigError, InvalidPartitionError: nothing was changed.
         """
         require_text("a topic's name", name)
+        if partitions is not None:
+            require_int("partitions", partitions)
         response = await self._routing.call(
             self._routing.controller_connection,
-            AlterTopicRequest(name=name, config=dict(config), timeout_ms=self._timeout_ms),
+            AlterTopicRequest(
+                name=name,
+                config=dict(config),
+                partitions=partitions,
+                timeout_ms=self._timeout_ms,
+            ),
             AlterTopicResponse,
             changes_something=True,
         )
@@ -159,6 +189,101 @@ class Admin:
         """
         return await self._routing.call(
             self._node(node), DescribeBrokerRequest(), DescribeBrokerResponse
+        )
+
+    async def alter_broker(
+        self, node: int, action: Literal["drain", "resume", "remove"]
+    ) -> BrokerInfo:
+        """Drain a broker, take that back, or remove it from the cluster for ever.
+
+        Draining only says that its replicas shall go; ``start_plan`` moves them.
+
+        Raises:
+            UnknownBrokerError: no broker of that id is registered.
+            NotEnoughBrokersError: the others could not hold its replicas, or not as far apart.
+            BrokerInUseError: a broker that still holds replicas is not removed.
+        """
+        require_int("a broker's id", node)
+        response = await self._routing.call(
+            self._routing.controller_connection,
+            AlterBrokerRequest(node_id=node, action=action, timeout_ms=self._timeout_ms),
+            AlterBrokerResponse,
+            changes_something=action == "remove",
+        )
+        return response.broker
+
+    # --- rebalancing --------------------------------------------------------------------
+
+    async def describe_rebalance(self) -> DescribeRebalanceResponse:
+        """The plan that runs, or else the last one, and the settings of moves."""
+        return await self._routing.call(
+            self._routing.controller_connection,
+            DescribeRebalanceRequest(),
+            DescribeRebalanceResponse,
+        )
+
+    async def start_plan(
+        self, purpose: str, layout_version: int, moves: Sequence[PlannedMoveInfo]
+    ) -> int:
+        """Have the cluster carry out moves; they go on without this client.
+
+        Args:
+            purpose: for people.
+            layout_version: of ``describe_rebalance``, asked for before the moves were planned.
+
+        Returns:
+            The plan's id.
+
+        Raises:
+            RebalanceConflictError: a plan is running, or the cluster has changed.
+            UnavailableError: a broker that is to receive something is not alive.
+        """
+        token = f"{self._routing.environment.rng.getrandbits(128):032x}"
+        response: StartPlanResponse | None = None
+        for first in range(0, max(1, len(moves)), MOVES_PER_REQUEST):
+            response = await self._routing.call(
+                self._routing.controller_connection,
+                StartPlanRequest(
+                    token=token,
+                    purpose=purpose,
+                    layout_version=layout_version,
+                    move_count=len(moves),
+                    first=first,
+                    moves=list(moves[first : first + MOVES_PER_REQUEST]),
+                    timeout_ms=self._timeout_ms,
+                ),
+                StartPlanResponse,
+            )
+        assert response is not None
+        return response.plan_id
+
+    async def cancel_plan(self, plan_id: int) -> str:
+        """Begin no more moves and take back those under way; returns the plan's state."""
+        require_int("a plan's id", plan_id)
+        response = await self._routing.call(
+            self._routing.controller_connection,
+            CancelPlanRequest(plan_id=plan_id, timeout_ms=self._timeout_ms),
+            CancelPlanResponse,
+        )
+        return response.state
+
+    async def set_rebalancing(
+        self,
+        *,
+        throttle_bytes_per_s: int | None = None,
+        concurrency: int | None = None,
+        autonomous: bool | None = None,
+    ) -> SetRebalancingResponse:
+        """Change how moves are carried out, also those under way; None leaves as it is."""
+        return await self._routing.call(
+            self._routing.controller_connection,
+            SetRebalancingRequest(
+                throttle_bytes_per_s=throttle_bytes_per_s,
+                concurrency=concurrency,
+                autonomous=autonomous,
+                timeout_ms=self._timeout_ms,
+            ),
+            SetRebalancingResponse,
         )
 
     # --- partitions ---------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from logd import __version__
+from logd.broker.rebalancing import REBALANCING_HANDLERS, broker_info
 from logd.broker.subscriptions import start_position
 from logd.errors import (
     InvalidRequestError,
@@ -17,7 +18,7 @@ from logd.errors import (
     UnavailableError,
 )
 from logd.limits import METADATA_PARTITIONS_PER_ANSWER, METADATA_TOPICS_PER_ANSWER
-from logd.metadata.commands import AlterTopic, CreateTopic, DeleteTopic
+from logd.metadata.commands import AddPartitions, AlterTopic, CreateTopic, DeleteTopic
 from logd.metadata.state import Topic, TopicAltered, TopicCreated
 from logd.raft.messages import Role, TransferLeadership
 from logd.record.batch import seal_opaque
@@ -27,7 +28,6 @@ from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
 from logd.wire.messages import (
     AlterTopicRequest,
     AlterTopicResponse,
-    BrokerInfo,
     CreateTopicRequest,
     CreateTopicResponse,
     DeleteTopicRequest,
@@ -83,17 +83,7 @@ async def metadata(broker: Broker, request: MetadataRequest) -> MetadataResponse
     return MetadataResponse(
         cluster_id=state.cluster_id,
         controller=broker.controller,
-        brokers=[
-            BrokerInfo(
-                node_id=known.node,
-                host=known.address.host,
-                port=known.address.port,
-                rack=known.rack,
-                failure_domain=known.failure_domain,
-                alive=broker.node.is_up(known.node),
-            )
-            for known in state.brokers
-        ],
+        brokers=[broker_info(broker, known) for known in state.brokers],
         topics=[_topic_info(broker, topic) for topic in topics[:count]],
         unknown=[name for name in unknown if following is None or name < following],
         metadata_offset=broker.metadata.applied_offset,
@@ -121,6 +111,7 @@ def _topic_info(broker: Broker, topic: Topic) -> TopicInfo:
                 partition=placement.partition,
                 group=placement.group,
                 replicas=list(placement.replicas),
+                target=None if placement.move is None else list(placement.move.target),
                 leader=leader,
                 term=term,
             )
@@ -175,11 +166,19 @@ async def delete_topic(broker: Broker, request: DeleteTopicRequest) -> DeleteTop
 async def alter_topic(broker: Broker, request: AlterTopicRequest) -> AlterTopicResponse:
     _check_timeout(request.timeout_ms)
     broker.check_known()
-    result = await broker.metadata.execute(
-        AlterTopic(name=request.name, config=request.config),
-        timeout_ms=request.timeout_ms,
-        safe_to_repeat=True,
-    )
+    result: object = None
+    if request.partitions is not None:
+        result = await broker.metadata.execute(
+            AddPartitions(name=request.name, partitions=request.partitions),
+            timeout_ms=request.timeout_ms,
+            safe_to_repeat=False,
+        )
+    if request.config or result is None:
+        result = await broker.metadata.execute(
+            AlterTopic(name=request.name, config=request.config),
+            timeout_ms=request.timeout_ms,
+            safe_to_repeat=True,
+        )
     assert isinstance(result, TopicAltered)
     return AlterTopicResponse(
         topic=_topic_info(broker, result.topic), metadata_offset=broker.metadata.applied_offset
@@ -207,20 +206,28 @@ async def describe_partition(
         log_end=group.log.end_offset,
         commit_offset=group.commit_offset,
         data_end=group.committed_data_end,
+        size_bytes=group.log.size_bytes,
     )
 
 
 def _replica_info(broker: Broker, group: Group, member: NodeId) -> ReplicaInfo:
     if member == broker.node.node:
         return ReplicaInfo(
-            node_id=member, synced_end=group.core.synced_end, in_sync=True, alive=True
+            node_id=member,
+            synced_end=group.core.synced_end,
+            in_sync=True,
+            alive=True,
+            bytes_behind=0,
         )
     alive = broker.node.is_up(member)
+    synced_end = group.acknowledged_end(member)
     return ReplicaInfo(
         node_id=member,
-        synced_end=group.acknowledged_end(member),
+        synced_end=synced_end,
         in_sync=alive and group.is_in_sync(member),
         alive=alive,
+        voter=member not in group.core.configuration.learners,
+        bytes_behind=None if synced_end is None else group.log.bytes_from(synced_end),
     )
 
 
@@ -304,6 +311,7 @@ async def describe_broker(broker: Broker, request: DescribeBrokerRequest) -> Des
         ],
         peers_alive=[int(node) for node in broker.node.peers_up()],
         events=broker.events.told(broker.name_of, EVENTS_DESCRIBED_MAX),
+        disk_free_bytes=broker.disk.free_bytes,
     )
 
 
@@ -316,6 +324,8 @@ def _local_replica(group: Group) -> LocalReplicaInfo:
         log_end=group.log.end_offset,
         commit_offset=Offset(group.commit_offset),
         reason=str(group.failure or group.damage or ""),
+        size_bytes=group.log.size_bytes,
+        bytes_in=group.counts.bytes_in,
     )
 
 
@@ -329,5 +339,6 @@ ADMIN_HANDLERS: Final[dict[int, Callable[[Broker, Any], Awaitable[Message]]]] = 
     Kind.TRANSFER_LEADER: transfer_leader,
     Kind.DESCRIBE_BROKER: describe_broker,
     Kind.TRIM_PARTITION: trim_partition,
+    **REBALANCING_HANDLERS,
 }
 """Request kind → handler."""

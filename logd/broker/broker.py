@@ -82,6 +82,8 @@ class Broker:
     refusals: dict[str, int] = field(default_factory=dict)
     """Requests that were answered with an error, by its class."""
     is_stopping: bool = False
+    autonomy_notes: list[str] = field(default_factory=list)
+    """What the cluster does by itself, for people; only the controller has any."""
 
     def count_refusal(self, error: LogdError) -> None:
         """A request is answered with ``error``."""

@@ -23,7 +23,9 @@ from logd.broker.broker import Broker, ProduceBudget
 from logd.broker.disk_guard import DiskGuard
 from logd.broker.leader_balancer import balance_leaders
 from logd.broker.metadata_service import MetadataService
+from logd.broker.mover import Mover
 from logd.broker.partitions import Partitions
+from logd.broker.plan_runner import run_plans
 from logd.broker.recent_events import RecentEvents
 from logd.broker.session import Session
 from logd.errors import LogdError, RefusedError
@@ -182,6 +184,8 @@ async def _join(broker: Broker) -> None:
         await _register(broker)
         partitions.metadata_is_up_to_date()
         nursery.start_soon(balance_leaders, broker)
+        nursery.start_soon(Mover(broker).run)
+        nursery.start_soon(run_plans, broker)
 
 
 async def _report_missing(membership: Membership) -> None:

@@ -110,6 +110,7 @@ class Layout:
         self._held: dict[NodeId, dict[GroupId, PartitionPlacement]] = {}
         self._leader_counts: dict[NodeId, int] = {}
         self._moving: dict[GroupId, PartitionPlacement] = {}
+        self._leaving: dict[NodeId, dict[GroupId, PartitionPlacement]] = {}
 
     # --- queries ------------------------------------------------------------------------
 
@@ -159,7 +160,8 @@ class Layout:
 
     def leaving(self, node: NodeId) -> tuple[PartitionPlacement, ...]:
         """Partitions that have moved away from ``node``, which has not said that it is done."""
-        return tuple(p for p in self._placements.values() if node in p.leaving)
+        left = self._leaving.get(node, {})
+        return tuple(left[group] for group in sorted(left))
 
     @property
     def plan(self) -> Plan | None:
@@ -185,6 +187,8 @@ class Layout:
         self._leader_counts[placement.replicas[0]] += 1
         for node in placement.holders:
             self._held[node][placement.group] = placement
+        for node in placement.leaving:
+            self._leaving.setdefault(node, {})[placement.group] = placement
         if placement.move is not None:
             self._moving[placement.group] = placement
 
@@ -193,6 +197,8 @@ class Layout:
         self._leader_counts[placement.replicas[0]] -= 1
         for node in placement.holders:
             del self._held[node][placement.group]
+        for node in placement.leaving:
+            del self._leaving[node][placement.group]
         self._moving.pop(placement.group, None)
 
     def _replace_placement(self, placement: PartitionPlacement) -> None:

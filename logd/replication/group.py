@@ -71,6 +71,7 @@ from logd.record.header import (
     leader_part,
 )
 from logd.replication import log_events
+from logd.replication.catch_up_budget import CatchUpBudget
 from logd.replication.counts import GroupCounts, NodeCounts
 from logd.replication.opening import change_to, configuration_of
 from logd.replication.received import ReceivedBatch, split_gaps
@@ -293,6 +294,7 @@ class Group:
         self._lanes: dict[NodeId, Lane] = {}
         self._fed_from_file: dict[NodeId, bool] = {}
         """Followers whose last batches were too old for memory."""
+        self._budgets: dict[NodeId, CatchUpBudget] = {}
         self._checkpoint: tuple[Offset, bytes] | None = None
         self._batches_since_checkpoint = opened.batches_replayed
         host.set_deadline(self, core.deadline_ms)
@@ -598,6 +600,18 @@ class Group:
             is_caught_up=self.core.is_caught_up(node),
             bytes_behind=None if end_known is None else self.log.bytes_from(end_known),
         )
+
+    def limit_catch_up(self, node: NodeId, budget: CatchUpBudget | None) -> None:
+        """Feed ``node`` within ``budget``, whose owner refills it and says ``send_on``."""
+        if budget is None:
+            self._budgets.pop(node, None)
+        else:
+            self._budgets[node] = budget
+
+    def send_on(self) -> None:
+        """There may be room again for what was held back."""
+        if not self._held and self.is_leader:
+            self._send_appends()
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -1101,6 +1115,9 @@ class Group:
         lane = self._lanes.get(follower, "main")
         if not self._host.has_room(follower, lane):
             return False
+        budget = self._budgets.get(follower)
+        if budget is not None and not budget.allows(start):
+            return False
         bytes_max = min(window, APPEND_BYTES_MAX)
         cached = self._host.tail_cache.read(self.group_id, start, end, bytes_max)
         if cached is None:
@@ -1116,6 +1133,8 @@ class Group:
         size = sum(batch.size_bytes for batch in cached)
         request = self.core.make_append(follower, cached[-1].end_offset, size)
         self._host.send(request, buffers, lane)
+        if budget is not None:
+            budget.spend(start, size)
         return True
 
     async def _send_from_file(self, follower: NodeId, start: Offset, bytes_max: int) -> None:
@@ -1153,11 +1172,13 @@ class Group:
         if first.base_offset < start:
             # The follower's log ends inside a gap that compaction left in ours.
             found[0] = memoryview(cut_gap(first, start, first.end_offset, self.group_id))
+        size = sum(len(batch) for batch in found)
         last = decode_header(found[-1])
-        request = self.core.make_append(
-            follower, Offset(last.end_offset), sum(len(batch) for batch in found)
-        )
+        request = self.core.make_append(follower, Offset(last.end_offset), size)
         self._host.send(request, tuple(found), self._lanes.get(follower, "main"))
+        budget = self._budgets.get(follower)
+        if budget is not None:
+            budget.spend(start, size)
 
     async def scrub(
         self, position: ScrubPosition, bytes_max: int

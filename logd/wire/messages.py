@@ -40,6 +40,11 @@ class Kind(IntEnum):
     SUBSCRIPTION_ENDED = 16
     DESCRIBE_BROKER = 17
     TRIM_PARTITION = 18
+    ALTER_BROKER = 19
+    START_PLAN = 20
+    CANCEL_PLAN = 21
+    SET_REBALANCING = 22
+    DESCRIBE_REBALANCE = 23
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -105,6 +110,8 @@ class BrokerInfo(Message, frozen=True, kw_only=True):
     """Replicas of one partition are not put on one failure domain while there is another."""
     alive: bool = True
     """As the answering broker sees it."""
+    draining: bool = False
+    """Nothing is placed on it, and what it holds is to go."""
 
 
 class PartitionInfo(Message, frozen=True, kw_only=True):
@@ -112,6 +119,8 @@ class PartitionInfo(Message, frozen=True, kw_only=True):
     group: int
     replicas: list[int]
     """Node ids; the first is the preferred leader."""
+    target: list[int] | None = None
+    """Node ids that it is being moved to, if it is."""
     leader: int | None = None
     term: int = 0
 
@@ -292,6 +301,8 @@ class AlterTopicRequest(Message, frozen=True, kw_only=True):
     name: str
     config: dict[str, str | None]
     """Options to set; None resets one to its default."""
+    partitions: int | None = None
+    """How many it shall have: more than it has."""
     timeout_ms: int = 30_000
 
 
@@ -311,6 +322,10 @@ class ReplicaInfo(Message, frozen=True, kw_only=True):
     """Durable end of its log as the leader knows it."""
     in_sync: bool
     alive: bool
+    voter: bool = True
+    """False: it follows, and does not count (yet)."""
+    bytes_behind: int | None = None
+    """About how much it lacks; None: not heard of yet."""
 
 
 class DescribePartitionResponse(Message, frozen=True, kw_only=True):
@@ -324,6 +339,8 @@ class DescribePartitionResponse(Message, frozen=True, kw_only=True):
     log_end: int
     commit_offset: int
     data_end: int
+    size_bytes: int = 0
+    """Of its log on the leader's disk."""
 
 
 class TransferLeaderRequest(Message, frozen=True, kw_only=True):
@@ -366,6 +383,10 @@ class LocalReplicaInfo(Message, frozen=True, kw_only=True):
     commit_offset: int
     reason: str = ""
     """Why it is stopped, if it is."""
+    size_bytes: int = 0
+    """Of its log."""
+    bytes_in: int = 0
+    """Appended here as the leader since the broker started."""
 
 
 class EventInfo(Message, frozen=True, kw_only=True):
@@ -384,6 +405,102 @@ class DescribeBrokerResponse(Message, frozen=True, kw_only=True):
     replicas: list[LocalReplicaInfo]
     peers_alive: list[int]
     events: list[EventInfo] = []
+    disk_free_bytes: int = 0
+
+
+# --- rebalancing ------------------------------------------------------------------------
+
+
+class AlterBrokerRequest(Message, frozen=True, kw_only=True):
+    node_id: int
+    action: Literal["drain", "resume", "remove"]
+    timeout_ms: int = 30_000
+
+
+class AlterBrokerResponse(Message, frozen=True, kw_only=True):
+    broker: BrokerInfo
+
+
+class PlannedMoveInfo(Message, frozen=True, kw_only=True):
+    """One partition's new replicas."""
+
+    group: int
+    before: list[int]
+    """Its replicas as the plan knows them; refused if they are others by now."""
+    target: list[int]
+    reason: str = ""
+    size_bytes: int = 0
+    """To be copied, for all new replicas together."""
+    state: Literal["pending", "running", "done", "cancelled", "skipped"] = "pending"
+
+
+class StartPlanRequest(Message, frozen=True, kw_only=True):
+    """Some moves of a plan; it runs when all have arrived."""
+
+    token: str
+    """Drawn by the client: a repeated request does not start a second plan."""
+    purpose: str
+    layout_version: int
+    """As DescribeRebalance told it before the plan was made; refused if it is another by now."""
+    move_count: int
+    first: int = 0
+    """Position of the first of ``moves`` in the plan."""
+    moves: list[PlannedMoveInfo]
+    timeout_ms: int = 30_000
+
+
+class StartPlanResponse(Message, frozen=True, kw_only=True):
+    plan_id: int
+
+
+class CancelPlanRequest(Message, frozen=True, kw_only=True):
+    plan_id: int
+    timeout_ms: int = 30_000
+
+
+class CancelPlanResponse(Message, frozen=True, kw_only=True):
+    state: Literal["arriving", "running", "cancelling", "done", "cancelled"]
+
+
+class SetRebalancingRequest(Message, frozen=True, kw_only=True):
+    """Changes the settings that are given, also of what is running."""
+
+    throttle_bytes_per_s: int | None = None
+    concurrency: int | None = None
+    autonomous: bool | None = None
+    timeout_ms: int = 30_000
+
+
+class SetRebalancingResponse(Message, frozen=True, kw_only=True):
+    throttle_bytes_per_s: int
+    concurrency: int
+    autonomous: bool
+
+
+class DescribeRebalanceRequest(Message, frozen=True, kw_only=True):
+    pass
+
+
+class PlanInfo(Message, frozen=True, kw_only=True):
+    plan_id: int
+    purpose: str
+    state: Literal["arriving", "running", "cancelling", "done", "cancelled"]
+    move_count: int
+    moves: list[PlannedMoveInfo]
+    begun_ms: int
+    ended_ms: int | None = None
+
+
+class DescribeRebalanceResponse(Message, frozen=True, kw_only=True):
+    """The plan that runs, or else the last one, as the answering broker has applied it."""
+
+    layout_version: int
+    throttle_bytes_per_s: int
+    concurrency: int
+    autonomous: bool
+    plan: PlanInfo | None = None
+    autonomy: list[str] = []
+    """What the cluster does or will do by itself, and why; only the controller knows."""
 
 
 Request = (
@@ -402,6 +519,11 @@ Request = (
     | TransferLeaderRequest
     | DescribeBrokerRequest
     | TrimPartitionRequest
+    | AlterBrokerRequest
+    | StartPlanRequest
+    | CancelPlanRequest
+    | SetRebalancingRequest
+    | DescribeRebalanceRequest
 )
 
 REQUEST_BY_KIND: Final[dict[Kind, type[Message]]] = {
@@ -421,6 +543,11 @@ REQUEST_BY_KIND: Final[dict[Kind, type[Message]]] = {
     Kind.TRANSFER_LEADER: TransferLeaderRequest,
     Kind.DESCRIBE_BROKER: DescribeBrokerRequest,
     Kind.TRIM_PARTITION: TrimPartitionRequest,
+    Kind.ALTER_BROKER: AlterBrokerRequest,
+    Kind.START_PLAN: StartPlanRequest,
+    Kind.CANCEL_PLAN: CancelPlanRequest,
+    Kind.SET_REBALANCING: SetRebalancingRequest,
+    Kind.DESCRIBE_REBALANCE: DescribeRebalanceRequest,
 }
 """What a client may send."""
 
@@ -442,5 +569,10 @@ RESPONSE_BY_KIND: Final[dict[Kind, type[Message]]] = {
     Kind.SUBSCRIPTION_ENDED: SubscriptionEnded,
     Kind.DESCRIBE_BROKER: DescribeBrokerResponse,
     Kind.TRIM_PARTITION: TrimPartitionResponse,
+    Kind.ALTER_BROKER: AlterBrokerResponse,
+    Kind.START_PLAN: StartPlanResponse,
+    Kind.CANCEL_PLAN: CancelPlanResponse,
+    Kind.SET_REBALANCING: SetRebalancingResponse,
+    Kind.DESCRIBE_REBALANCE: DescribeRebalanceResponse,
 }
 """What a broker may send, answers and pushes alike."""

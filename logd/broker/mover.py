@@ -1,0 +1,236 @@
+"""Carries out the moves of the partitions that this broker leads.
+
+The metadata says where a partition shall go; its leader brings that about, one step at a time,
+and each step is decided by comparing what is with what shall be.  So whoever leads after a crash
+goes on where the last leader stopped, from the metadata and the group's own configuration alone:
+
+    a broker of the target is no member     it becomes a learner, and is fed within the throttle
+    all of them are caught up               the target votes in place of the old replicas
+    the target is the configuration         it is told to the metadata, which ends the move
+
+A move that was cancelled goes back the same way, unless it has arrived.  A broker that has been
+left out puts its copy into the trash when the end of the move is committed, and says so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from logd.broker import log_events
+from logd.errors import LearnerBehindError, LogdError
+from logd.limits import APPEND_BYTES_MAX
+from logd.metadata.commands import FinishMove, ReplicasRetired
+from logd.replication.catch_up_budget import CatchUpBudget
+from logd.types import GroupId, NodeId
+
+if TYPE_CHECKING:
+    from logd.broker.broker import Broker
+    from logd.metadata.layout import PartitionPlacement
+    from logd.metadata.moves import Move
+    from logd.replication.group import Group
+
+log = structlog.get_logger(__name__)
+
+LOOK_AGAIN_S: Final = 0.5
+"""News come as they happen; this is for those that do not."""
+
+STEP_RETRY_S: Final = 0.1
+CAUGHT_UP_POLL_S: Final = 0.05
+REFILL_INTERVAL_S: Final = 0.05
+SAVED_UP_S: Final = 0.2
+"""Of the throttle, after a pause; at least one request."""
+
+COMMAND_TIMEOUT_MS: Final = 10_000
+RETIRED_PER_COMMAND_MAX: Final = 1_000
+
+
+class Mover:
+    """The moves of one broker's partitions."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._driven: set[GroupId] = set()
+        self._budgets: dict[GroupId, dict[NodeId, CatchUpBudget]] = {}
+        self._is_telling = False
+
+    async def run(self) -> None:
+        """Look at the moves whenever something has changed, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._refill)
+            while True:
+                for placement in self._broker.metadata.state.moving:
+                    group = self._led(placement.group)
+                    if group is not None and placement.group not in self._driven:
+                        self._driven.add(placement.group)
+                        nursery.start_soon(self._drive, placement.group)
+                if not self._is_telling and self._retired():
+                    self._is_telling = True
+                    nursery.start_soon(self._tell_retired)
+                await self._news()
+
+    async def _news(self) -> None:
+        """Wait until the metadata changed, or the time is up."""
+        with trio.move_on_after(LOOK_AGAIN_S):
+            await self._broker.metadata.changed()
+
+    def _led(self, group_id: GroupId) -> Group | None:
+        group = self._broker.node.groups.get(group_id)
+        return group if group is not None and group.is_ready else None
+
+    # --- one move -----------------------------------------------------------------------------
+
+    async def _drive(self, group_id: GroupId) -> None:
+        """Bring one move to its end, or until another broker leads."""
+        state = self._broker.metadata.state
+        try:
+            while True:
+                placement, group = state.placement(group_id), self._led(group_id)
+                if placement is None or placement.move is None or group is None:
+                    return
+                try:
+                    await self._step(placement, placement.move, group)
+                except LearnerBehindError:
+                    await trio.sleep(STEP_RETRY_S)
+                except LogdError as error:
+                    log.info(
+                        log_events.MOVE_WAITS, partition=str(placement.name), reason=str(error)
+                    )
+                    await trio.sleep(STEP_RETRY_S)
+        finally:
+            self._driven.discard(group_id)
+            self._forget_budgets(group_id)
+
+    async def _step(self, placement: PartitionPlacement, move: Move, group: Group) -> None:
+        """One step towards where the partition shall be."""
+        current = group.configuration
+        target = move.target
+        if move.is_cancelled and not (current.is_joint or set(current.voters) == set(target)):
+            target = placement.replicas
+        if current.is_joint:
+            # Begun by a leader before this one; the group completes it by itself.
+            await trio.sleep(STEP_RETRY_S)
+            return
+        if set(current.voters) == set(target):
+            # Also where it is so already: this confirms that it is committed, and that we lead.
+            await group.change_configuration(current.voters, ())
+            await self._finish(placement, target)
+            return
+        newcomers = tuple(node for node in target if node not in current.voters)
+        if set(newcomers) != set(current.learners):
+            log.info(
+                log_events.MOVE_BEGUN,
+                partition=str(placement.name),
+                replicas=placement.replicas,
+                target=target,
+                reason=move.reason,
+            )
+            self._make_budgets(group, newcomers)
+            await group.change_configuration(current.voters, newcomers)
+            return
+        self._make_budgets(group, newcomers)
+        if await self._are_caught_up(placement, move, group, newcomers):
+            await group.change_configuration(target, ())
+
+    async def _are_caught_up(
+        self, placement: PartitionPlacement, move: Move, group: Group, newcomers: tuple[NodeId, ...]
+    ) -> bool:
+        """Wait for the newcomers; False if something else is to be done meanwhile."""
+        state = self._broker.metadata.state
+        while True:
+            if all(group.core.is_caught_up(node) for node in newcomers):
+                return True
+            await trio.sleep(CAUGHT_UP_POLL_S)
+            now = state.placement(placement.group)
+            if now is None or now.move != move or not group.is_ready:
+                return False
+
+    async def _finish(self, placement: PartitionPlacement, replicas: tuple[NodeId, ...]) -> None:
+        await self._broker.metadata.execute(
+            FinishMove(
+                group=placement.group,
+                replicas=replicas,
+                now_ms=self._broker.env.wall_clock_ms(),
+            ),
+            timeout_ms=COMMAND_TIMEOUT_MS,
+            safe_to_repeat=True,
+        )
+        log.info(log_events.MOVE_FINISHED, partition=str(placement.name), replicas=replicas)
+
+    # --- the throttle -------------------------------------------------------------------------
+
+    def _make_budgets(self, group: Group, newcomers: tuple[NodeId, ...]) -> None:
+        budgets = self._budgets.setdefault(group.group_id, {})
+        for node in newcomers:
+            if node not in budgets:
+                budgets[node] = CatchUpBudget(group.log.end_offset)
+                group.limit_catch_up(node, budgets[node])
+
+    def _forget_budgets(self, group_id: GroupId) -> None:
+        group = self._broker.node.groups.get(group_id)
+        for node in self._budgets.pop(group_id, {}):
+            if group is not None:
+                group.limit_catch_up(node, None)
+
+    async def _refill(self) -> None:
+        """Share the throttle: each leader takes what its part of all moves is."""
+        before = trio.current_time()
+        while True:
+            if not self._budgets:
+                await self._news()
+                before = trio.current_time()
+                continue
+            await trio.sleep(REFILL_INTERVAL_S)
+            now = trio.current_time()
+            if self._budgets:
+                self._refill_all(now - before)
+            before = now
+
+    def _refill_all(self, elapsed_s: float) -> None:
+        state = self._broker.metadata.state
+        moving = max(len(state.moving), len(self._budgets))
+        rate = state.rebalance_settings.throttle_bytes_per_s * len(self._budgets) / moving
+        groups = self._broker.node.groups
+        hungry = [
+            (group, budget)
+            for group_id, budgets in self._budgets.items()
+            if (group := groups.get(group_id)) is not None and group.is_leader
+            for node, budget in budgets.items()
+            if node in group.configuration.learners
+            and group.core.next_offset(node) < budget.end_offset
+        ]
+        for _, budget in hungry:
+            share = rate / len(hungry)
+            budget.refill(share * elapsed_s, max(share * SAVED_UP_S, APPEND_BYTES_MAX))
+        for group_id in self._budgets:
+            group = groups.get(group_id)
+            if group is not None:
+                group.send_on()
+
+    # --- what has left ------------------------------------------------------------------------
+
+    def _retired(self) -> list[GroupId]:
+        """Partitions that have left this broker, and whose copies are gone."""
+        broker = self._broker
+        return [
+            placement.group
+            for placement in broker.metadata.state.leaving(broker.node.node)
+            if placement.group not in broker.node.groups
+            and not broker.membership.directory.has_group(placement.group)
+        ]
+
+    async def _tell_retired(self) -> None:
+        groups = tuple(self._retired()[:RETIRED_PER_COMMAND_MAX])
+        try:
+            await self._broker.metadata.execute(
+                ReplicasRetired(node=self._broker.node.node, groups=groups),
+                timeout_ms=COMMAND_TIMEOUT_MS,
+                safe_to_repeat=True,
+            )
+        except LogdError as error:
+            log.info(log_events.METADATA_REFUSED, reason=str(error))
+            await trio.sleep(STEP_RETRY_S)
+        finally:
+            self._is_telling = False

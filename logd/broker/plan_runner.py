@@ -1,0 +1,86 @@
+"""Begins the moves of the running plan, a few at a time.
+
+Every broker runs this, and only the controller does anything: which moves are under way, which
+are done and which are still to come stands in the metadata, so the next controller goes on where
+the last one was lost.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from logd.broker import log_events
+from logd.errors import LogdError, RefusedError
+from logd.metadata.commands import BeginMove, SkipMove
+from logd.types import METADATA_GROUP
+
+if TYPE_CHECKING:
+    from logd.broker.broker import Broker
+    from logd.metadata.moves import Plan, PlannedMove
+
+log = structlog.get_logger(__name__)
+
+LOOK_AGAIN_S: Final = 0.5
+COMMAND_TIMEOUT_MS: Final = 10_000
+
+
+async def run_plans(broker: Broker) -> None:
+    """Look at the plan whenever the metadata changes, until cancelled."""
+    while True:
+        plan = broker.metadata.state.plan
+        if plan is not None and plan.state == "running" and is_controller(broker):
+            await _begin_some(broker, plan)
+        with trio.move_on_after(LOOK_AGAIN_S):
+            await broker.metadata.changed()
+
+
+def is_controller(broker: Broker) -> bool:
+    group = broker.node.groups.get(METADATA_GROUP)
+    return group is not None and group.is_ready
+
+
+async def _begin_some(broker: Broker, plan: Plan) -> None:
+    state = broker.metadata.state
+    room = state.rebalance_settings.concurrency - plan.count("running")
+    for move, progress in zip(plan.moves, plan.states, strict=True):
+        if room <= 0:
+            return
+        if progress == "pending" and await _is_begun(broker, plan, move):
+            room -= 1
+
+
+async def _is_begun(broker: Broker, plan: Plan, move: PlannedMove) -> bool:
+    """Begin a move; False if it could not be begun (yet)."""
+    command = BeginMove(
+        group=move.group,
+        before=move.before,
+        target=move.target,
+        reason=move.reason,
+        plan_id=plan.plan_id,
+        now_ms=broker.env.wall_clock_ms(),
+    )
+    try:
+        await broker.metadata.execute(command, timeout_ms=COMMAND_TIMEOUT_MS, safe_to_repeat=True)
+    except RefusedError as error:
+        await _skip(broker, plan, move, error)
+        return False
+    except LogdError as error:
+        # A copy that has not been cleared away, or no majority: it is tried again.
+        log.info(log_events.MOVE_WAITS, group=move.group, reason=str(error))
+        return False
+    return True
+
+
+async def _skip(broker: Broker, plan: Plan, move: PlannedMove, reason: RefusedError) -> None:
+    current = broker.metadata.state.plan
+    if current is None or current.plan_id != plan.plan_id or current.state != "running":
+        return  # Cancelled meanwhile, which is why it was refused.
+    log.warning(log_events.MOVE_SKIPPED, group=move.group, reason=str(reason))
+    command = SkipMove(plan_id=plan.plan_id, group=move.group, now_ms=broker.env.wall_clock_ms())
+    try:
+        await broker.metadata.execute(command, timeout_ms=COMMAND_TIMEOUT_MS, safe_to_repeat=True)
+    except LogdError as error:
+        log.info(log_events.METADATA_REFUSED, reason=str(error))

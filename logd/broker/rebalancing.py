@@ -1,0 +1,249 @@
+"""What clients ask about plans, moves and brokers that come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from logd.broker.plan_runner import is_controller
+from logd.errors import (
+    BrokerInUseError,
+    InvalidRequestError,
+    NotLeaderError,
+    UnavailableError,
+)
+from logd.limits import METADATA_VOTERS_MAX
+from logd.metadata.commands import (
+    CancelPlan,
+    Command,
+    DrainBroker,
+    RemoveBroker,
+    ResumeBroker,
+    SetRebalancing,
+    StartPlan,
+)
+from logd.metadata.layout import Broker as KnownBroker
+from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, Plan, PlannedMove
+from logd.metadata.moving import BrokerChanged, PlanChanged, RebalancingSet
+from logd.types import METADATA_GROUP, GroupId, NodeId
+from logd.wire.messages import (
+    AlterBrokerRequest,
+    AlterBrokerResponse,
+    BrokerInfo,
+    CancelPlanRequest,
+    CancelPlanResponse,
+    DescribeRebalanceRequest,
+    DescribeRebalanceResponse,
+    Kind,
+    Message,
+    PlanInfo,
+    PlannedMoveInfo,
+    SetRebalancingRequest,
+    SetRebalancingResponse,
+    StartPlanRequest,
+    StartPlanResponse,
+)
+
+if TYPE_CHECKING:
+    from logd.broker.broker import Broker
+
+ADMIN_TIMEOUT_MS_MAX: Final = 300_000
+
+
+def broker_info(broker: Broker, known: KnownBroker) -> BrokerInfo:
+    """A registered broker, as this one sees it."""
+    return BrokerInfo(
+        node_id=known.node,
+        host=known.address.host,
+        port=known.address.port,
+        rack=known.rack,
+        failure_domain=known.failure_domain,
+        alive=broker.node.is_up(known.node),
+        draining=known.is_draining,
+    )
+
+
+async def alter_broker(broker: Broker, request: AlterBrokerRequest) -> AlterBrokerResponse:
+    """Drain a broker, take that back, or remove it from the cluster."""
+    _check(broker, request.timeout_ms)
+    node = NodeId(request.node_id)
+    command: Command
+    match request.action:
+        case "drain":
+            command = DrainBroker(node=node)
+        case "resume":
+            command = ResumeBroker(node=node)
+        case "remove":
+            await _leave_metadata_group(broker, node)
+            command = RemoveBroker(node=node, now_ms=broker.env.wall_clock_ms())
+    result = await broker.metadata.execute(
+        command, timeout_ms=request.timeout_ms, safe_to_repeat=request.action != "remove"
+    )
+    assert isinstance(result, BrokerChanged)
+    return AlterBrokerResponse(broker=broker_info(broker, result.broker))
+
+
+async def _leave_metadata_group(broker: Broker, node: NodeId) -> None:
+    """Have ``node`` out of the metadata log before it is out of the cluster.
+
+    Its place as a voter goes to a broker that follows the log, if there is one that is alive.
+    """
+    state = broker.metadata.state
+    if state.broker(node) is None:
+        return  # The command says so.
+    held = state.partitions_on(node)
+    if held:
+        raise BrokerInUseError(
+            f"broker {node} still holds replicas of {len(held)} partitions: drain it first "
+            f"(logd broker drain {node})"
+        )
+    if not is_controller(broker):
+        raise NotLeaderError("only the controller removes a broker", broker.controller)
+    group = broker.node.groups[METADATA_GROUP]
+    configuration = group.configuration
+    if node not in configuration.members:
+        return
+    voters = tuple(voter for voter in configuration.voters if voter != node)
+    learners = tuple(learner for learner in configuration.learners if learner != node)
+    if not voters:
+        raise InvalidRequestError(f"broker {node} is the only voter of the metadata log")
+    if node in configuration.voters and len(voters) < METADATA_VOTERS_MAX:
+        heir = next(
+            (n for n in learners if broker.node.is_up(n) and group.core.is_caught_up(n)), None
+        )
+        if heir is not None:
+            voters = (*voters, heir)
+            learners = tuple(learner for learner in learners if learner != heir)
+    await group.change_configuration(voters, learners)
+    if node == broker.node.node:
+        raise NotLeaderError("the controller that is to be removed has handed over", None)
+
+
+async def start_plan(broker: Broker, request: StartPlanRequest) -> StartPlanResponse:
+    """Take some moves of a plan, or all."""
+    _check(broker, request.timeout_ms)
+    if len(request.moves) > PLAN_MOVES_PER_COMMAND_MAX:
+        raise InvalidRequestError(
+            f"{len(request.moves)} moves, one request has 1 to {PLAN_MOVES_PER_COMMAND_MAX}"
+        )
+    _check_room(broker, request)
+    command = StartPlan(
+        token=request.token,
+        purpose=request.purpose,
+        layout_version=request.layout_version,
+        move_count=request.move_count,
+        first=request.first,
+        moves=tuple(
+            PlannedMove(
+                group=GroupId(move.group),
+                before=tuple(map(NodeId, move.before)),
+                target=tuple(map(NodeId, move.target)),
+                reason=move.reason,
+                size_bytes=move.size_bytes,
+            )
+            for move in request.moves
+        ),
+        now_ms=broker.env.wall_clock_ms(),
+    )
+    result = await broker.metadata.execute(
+        command, timeout_ms=request.timeout_ms, safe_to_repeat=True
+    )
+    assert isinstance(result, PlanChanged)
+    return StartPlanResponse(plan_id=result.plan.plan_id)
+
+
+def _check_room(broker: Broker, request: StartPlanRequest) -> None:
+    """Refuse a plan that needs a broker which cannot take part now."""
+    for move in request.moves:
+        for node in move.target:
+            if node not in move.before and not broker.node.is_up(NodeId(node)):
+                raise UnavailableError(
+                    f"broker {node}, to which group {move.group} is to go, is not alive"
+                )
+
+
+async def cancel_plan(broker: Broker, request: CancelPlanRequest) -> CancelPlanResponse:
+    _check(broker, request.timeout_ms)
+    result = await broker.metadata.execute(
+        CancelPlan(plan_id=request.plan_id, now_ms=broker.env.wall_clock_ms()),
+        timeout_ms=request.timeout_ms,
+        safe_to_repeat=True,
+    )
+    assert isinstance(result, PlanChanged)
+    return CancelPlanResponse(state=result.plan.state)
+
+
+async def set_rebalancing(broker: Broker, request: SetRebalancingRequest) -> SetRebalancingResponse:
+    _check(broker, request.timeout_ms)
+    result = await broker.metadata.execute(
+        SetRebalancing(
+            throttle_bytes_per_s=request.throttle_bytes_per_s,
+            concurrency=request.concurrency,
+            is_autonomous=request.autonomous,
+        ),
+        timeout_ms=request.timeout_ms,
+        safe_to_repeat=True,
+    )
+    assert isinstance(result, RebalancingSet)
+    return SetRebalancingResponse(
+        throttle_bytes_per_s=result.settings.throttle_bytes_per_s,
+        concurrency=result.settings.concurrency,
+        autonomous=result.settings.is_autonomous,
+    )
+
+
+async def describe_rebalance(
+    broker: Broker, request: DescribeRebalanceRequest
+) -> DescribeRebalanceResponse:
+    """The plan and the settings, as this broker has applied them."""
+    broker.check_known()
+    state = broker.metadata.state
+    settings = state.rebalance_settings
+    return DescribeRebalanceResponse(
+        layout_version=state.layout_version,
+        throttle_bytes_per_s=settings.throttle_bytes_per_s,
+        concurrency=settings.concurrency,
+        autonomous=settings.is_autonomous,
+        plan=None if state.plan is None else _plan_info(state.plan),
+        autonomy=broker.autonomy_notes,
+    )
+
+
+def _plan_info(plan: Plan) -> PlanInfo:
+    return PlanInfo(
+        plan_id=plan.plan_id,
+        purpose=plan.purpose,
+        state=plan.state,
+        move_count=plan.move_count,
+        moves=[
+            PlannedMoveInfo(
+                group=move.group,
+                before=list(move.before),
+                target=list(move.target),
+                reason=move.reason,
+                size_bytes=move.size_bytes,
+                state=state,
+            )
+            for move, state in zip(plan.moves, plan.states, strict=True)
+        ],
+        begun_ms=plan.begun_ms,
+        ended_ms=plan.ended_ms,
+    )
+
+
+def _check(broker: Broker, timeout_ms: int) -> None:
+    broker.check_known()
+    if not 0 < timeout_ms <= ADMIN_TIMEOUT_MS_MAX:
+        raise InvalidRequestError(
+            f"timeout_ms is {timeout_ms}, expected 1 to {ADMIN_TIMEOUT_MS_MAX}"
+        )
+
+
+REBALANCING_HANDLERS: Final[dict[int, Callable[[Broker, Any], Awaitable[Message]]]] = {
+    Kind.ALTER_BROKER: alter_broker,
+    Kind.START_PLAN: start_plan,
+    Kind.CANCEL_PLAN: cancel_plan,
+    Kind.SET_REBALANCING: set_rebalancing,
+    Kind.DESCRIBE_REBALANCE: describe_rebalance,
+}
+"""Request kind → handler."""

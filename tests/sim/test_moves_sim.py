@@ -1,0 +1,275 @@
+"""Partitions move between brokers while they are written and read, whatever breaks meanwhile.
+
+A plan always ends as it was meant to or cleanly cancelled, every acknowledged record is read
+exactly once and in order, and what is left on the disks is what the metadata says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import pytest
+import trio
+
+from logd.errors import LogdError
+from logd.types import GroupId, NodeId
+from logd.wire.messages import PartitionInfo, PlanInfo, PlannedMoveInfo
+from logd_client import Client
+from tests.sim.checks import check_metadata, check_replicas
+from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
+from tests.sim.network import CALM
+from tests.sim.run import run_deterministic
+
+TOPIC = "t"
+PARTITIONS = 4
+PATIENCE_S = 120.0
+VALUE_BYTES = 400
+
+pytestmark = pytest.mark.sim
+
+
+def play(story: Callable[[SimCluster, Client], Awaitable[None]], seed: int = 1) -> None:
+    """Tell the story to a formed cluster of five with a topic of three replicas."""
+
+    async def main() -> None:
+        settings = ClusterSettings(brokers=5, network=CALM)
+        with trio.fail_after(PATIENCE_S):
+            async with open_cluster(seed, settings) as cluster, connected(cluster) as client:
+                while len((await client.admin.describe_cluster()).brokers) < 5:
+                    await trio.sleep(0.1)
+                await client.admin.create_topic(TOPIC, partitions=PARTITIONS, replicas=3)
+                await story(cluster, client)
+
+    run_deterministic(main, seed=seed)
+
+
+@contextlib.asynccontextmanager
+async def connected(cluster: SimCluster) -> AsyncIterator[Client]:
+    async with contextlib.AsyncExitStack() as stack:
+        client: Client | None = None
+        while client is None:
+            await trio.sleep(0.1)
+            with contextlib.suppress(LogdError):
+                client = await stack.enter_async_context(cluster.client())
+        yield client
+
+
+class Load:
+    """Writes numbered records without a pause, and reads them back while they come."""
+
+    def __init__(self, client: Client) -> None:
+        self.acknowledged: dict[int, list[int]] = {n: [] for n in range(PARTITIONS)}
+        self.read: dict[int, list[int]] = {n: [] for n in range(PARTITIONS)}
+        self.is_over = False
+        self._client = client
+        self._next = 0
+
+    async def write(self) -> None:
+        async with self._client.producer(TOPIC) as producer:
+            while not self.is_over:
+                number, partition = self._next, self._next % PARTITIONS
+                self._next += 1
+                value = str(number).encode().ljust(VALUE_BYTES)
+                await producer.append(value, partition=partition)
+                self.acknowledged[partition].append(number)
+                await trio.sleep(0.005)
+
+    async def consume(self) -> None:
+        async with self._client.consumer(TOPIC, start="earliest") as consumer:
+            async for record in consumer:
+                self.read[record.partition].append(int(record.value or b""))
+                if self.is_over and self.read == self.acknowledged:
+                    return
+
+
+async def under_load(client: Client, work: Callable[[], Awaitable[None]]) -> None:
+    """Do ``work`` while records are written and read: no error, none lost, none twice."""
+    load = Load(client)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(load.consume)
+        async with trio.open_nursery() as writing:
+            writing.start_soon(load.write)
+            await trio.sleep(0.5)
+            await work()
+            load.is_over = True
+        with trio.fail_after(30):
+            while load.read != load.acknowledged:
+                await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
+    assert all(numbers == sorted(numbers) for numbers in load.read.values())
+
+
+async def partitions_of(client: Client) -> list[PartitionInfo]:
+    return (await client.admin.describe_topic(TOPIC)).partitions
+
+
+def rotated(replicas: Sequence[int], shift: int) -> list[int]:
+    """As many brokers of the five, ``shift`` further on."""
+    return [(node + shift - 1) % 5 + 1 for node in replicas]
+
+
+async def start(client: Client, targets: dict[int, list[int]]) -> int:
+    version = (await client.admin.describe_rebalance()).layout_version
+    partitions = await partitions_of(client)
+    moves = [
+        PlannedMoveInfo(
+            group=partitions[at].group,
+            before=partitions[at].replicas,
+            target=target,
+            reason="test",
+        )
+        for at, target in targets.items()
+    ]
+    return await client.admin.start_plan("test", version, moves)
+
+
+async def ended(client: Client) -> PlanInfo:
+    """Wait until the plan is over, on every broker that can be asked."""
+    while True:
+        with contextlib.suppress(LogdError):
+            plan = (await client.admin.describe_rebalance()).plan
+            if plan is not None and plan.state in ("done", "cancelled"):
+                return plan
+        await trio.sleep(0.2)
+
+
+async def check(cluster: SimCluster, client: Client) -> None:
+    """The copies that are there are those that should be, and equal."""
+    for node in cluster.stopped():
+        node.start()
+    while True:
+        await trio.sleep(0.5)
+        wanted: dict[int, set[GroupId]] = {node: set() for node in cluster.nodes}
+        partitions = await partitions_of(client)
+        for partition in partitions:
+            for node_id in partition.replicas:
+                wanted[node_id].add(GroupId(partition.group))
+        found = {
+            node: {group for group in sim.groups if group != 0}
+            for node, sim in cluster.nodes.items()
+        }
+        states = [sim.broker.metadata.state for sim in cluster.nodes.values() if sim.broker]
+        is_cleared = all(
+            not state.leaving(node) and not state.moving
+            for state in states
+            for node in cluster.nodes
+        )
+        ends = {
+            group: {
+                sim.groups[group].commit_offset
+                for sim in cluster.nodes.values()
+                if group in sim.groups
+            }
+            for group in (GroupId(p.group) for p in partitions)
+        }
+        if found == wanted and is_cleared and all(len(end) == 1 for end in ends.values()):
+            break
+    assert check_metadata(cluster) == []
+    assert check_replicas(cluster) == []
+
+
+def test_partitions_move_to_other_brokers_under_load() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        targets = {
+            at: rotated(partition.replicas, 1)
+            for at, partition in enumerate(await partitions_of(client))
+        }
+
+        async def work() -> None:
+            await start(client, targets)
+            assert (await ended(client)).state == "done"
+
+        await under_load(client, work)
+
+        assert {at: p.replicas for at, p in enumerate(await partitions_of(client))} == targets
+        await check(cluster, client)
+
+    play(story)
+
+
+def test_a_partition_goes_to_brokers_none_of_which_had_it_and_back() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        before = (await partitions_of(client))[0].replicas
+        elsewhere = sorted(set(range(1, 6)) - set(before))
+
+        async def work() -> None:
+            for target in (elsewhere, before, elsewhere):
+                await start(client, {0: target})
+                assert (await ended(client)).state == "done"
+
+        await under_load(client, work)
+
+        assert (await partitions_of(client))[0].replicas == elsewhere
+        await check(cluster, client)
+
+    play(story)
+
+
+def test_a_cancelled_plan_leaves_every_partition_where_it_was_or_was_to_go() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        before = {at: p.replicas for at, p in enumerate(await partitions_of(client))}
+        targets = {at: rotated(replicas, 2) for at, replicas in before.items()}
+        await client.admin.set_rebalancing(throttle_bytes_per_s=64 * 1024, concurrency=2)
+
+        async def work() -> None:
+            await trio.sleep(3)
+            plan_id = await start(client, targets)
+            await trio.sleep(0.3)
+            await client.admin.cancel_plan(plan_id)
+            assert (await ended(client)).state == "cancelled"
+
+        await under_load(client, work)
+
+        for at, partition in enumerate(await partitions_of(client)):
+            assert partition.replicas in (before[at], targets[at])
+        await check(cluster, client)
+
+    play(story)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_plan_survives_crashes_of_the_controller_the_source_and_the_target(seed: int) -> None:
+    chance = random.Random(f"{seed}:moves")
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        before = {at: p.replicas for at, p in enumerate(await partitions_of(client))}
+        targets = {at: rotated(replicas, 2) for at, replicas in before.items()}
+        await client.admin.set_rebalancing(throttle_bytes_per_s=256 * 1024, concurrency=2)
+        is_cancelled = chance.random() < 0.3
+
+        async def crash_now_and_then() -> None:
+            for _ in range(4):
+                await trio.sleep(chance.uniform(0.0, 1.5))
+                controller = cluster.leader_of(GroupId(0))
+                group = GroupId((await partitions_of(client))[chance.randrange(PARTITIONS)].group)
+                leader = cluster.leader_of(group)
+                anyone = cluster.nodes[NodeId(chance.randint(1, 5))]
+                victim = chance.choice([controller, leader, anyone]) or anyone
+                if not victim.is_alive or len(cluster.alive()) < 5:
+                    continue
+                await victim.crash(power=chance.random() < 0.5)
+                await trio.sleep(chance.uniform(0.0, 3.0))
+                victim.start()
+
+        async def work() -> None:
+            await trio.sleep(2)
+            plan_id = await start(client, targets)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(crash_now_and_then)
+                if is_cancelled:
+                    await trio.sleep(chance.uniform(0.0, 3.0))
+                    await client.admin.cancel_plan(plan_id)
+            plan = await ended(client)
+            assert plan.state in ("done", "cancelled" if is_cancelled else "done")
+
+        await under_load(client, work)
+
+        for at, partition in enumerate(await partitions_of(client)):
+            assert partition.replicas in (
+                [before[at], targets[at]] if is_cancelled else [targets[at]]
+            )
+        await check(cluster, client)
+
+    play(story, seed)
