@@ -259,6 +259,7 @@ async def start_position(broker: Broker, group: Group, start: Start, value: int)
     Raises:
         OffsetOutOfRangeError: outside [log start, commit offset].
         UnavailableError: above what this replica knows to be committed, and it does not lead.
+        NotLeaderError: the same, and it has only just learnt that it does not lead.
     """
     log_start, commit = group.log_start, group.commit_offset
     match start:
@@ -276,6 +277,10 @@ async def start_position(broker: Broker, group: Group, start: Start, value: int)
                 raise UnavailableError(
                     f"offset {value} is not known to be committed here yet, only up to {commit}"
                 )
+            if value > commit:
+                # A leader that was cut off, or slept, may not have heard of its successor.
+                await group.confirmed()
+                log_start, commit = group.log_start, group.commit_offset
             if not log_start <= value <= commit:
                 raise OffsetOutOfRangeError(
                     f"offset {value} is outside the log: valid are {log_start} to {commit}",
