@@ -10,8 +10,8 @@ Bounded twice: by time (``PRODUCER_EXPIRY_MS`` of append time without a batch) a
 forget together.  A producer that was forgotten must begin anew, at sequence 0: accepting
 anything else could store a record twice.
 
-Remembered batches are rows in one ``bytearray`` per producer rather than objects: a tenth of
-the memory, and a checkpoint copies them as they are.
+Remembered batches are rows in one ``bytes`` per producer rather than objects: a tenth of the
+memory, and a checkpoint shares them as they are.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Producer:
     __slots__ = ("batches", "epoch", "last_append_time_ms", "next_sequence")
 
     def __init__(
-        self, epoch: int, next_sequence: int, last_append_time_ms: int, batches: bytearray
+        self, epoch: int, next_sequence: int, last_append_time_ms: int, batches: bytes
     ) -> None:
         self.epoch = epoch
         self.next_sequence = next_sequence
@@ -138,18 +138,18 @@ class ProducerTable:
                 header.producer_epoch,
                 header.base_sequence + header.offset_span,
                 append_time_ms,
-                bytearray(row),
+                row,
             )
             if len(producers) > PRODUCERS_PER_PARTITION_MAX:
                 producers.popitem(last=False)
         else:
             if producer.epoch != header.producer_epoch:
                 producer.epoch = header.producer_epoch
-                producer.batches.clear()
+                producer.batches = b""
             batches = producer.batches
             if len(batches) == _ROWS_BYTES_MAX:
-                del batches[: _ROW.size]
-            batches += row
+                batches = batches[_ROW.size :]
+            producer.batches = batches + row
             producer.next_sequence = header.base_sequence + header.offset_span
             producer.last_append_time_ms = append_time_ms
             producers.move_to_end(producer_id)
@@ -163,7 +163,7 @@ class ProducerTable:
                 producer.epoch,
                 producer.next_sequence,
                 producer.last_append_time_ms,
-                bytes(producer.batches),
+                producer.batches,
             )
             for producer_id, producer in self._producers.items()
         ]
@@ -185,7 +185,7 @@ class ProducerTable:
             if not 0 < size <= _ROWS_BYTES_MAX or size % _ROW.size:
                 raise CorruptionError(f"producer {row.producer_id} has {size} bytes of batches")
             table._producers[row.producer_id] = _Producer(
-                row.epoch, row.next_sequence, row.last_append_time_ms, bytearray(row.batches)
+                row.epoch, row.next_sequence, row.last_append_time_ms, row.batches
             )
         if len(table) != len(rows):
             raise CorruptionError("a checkpoint lists a producer twice")

@@ -137,25 +137,34 @@ class PartitionState:
         term_rows: Sequence[TermRow | tuple[Term, Offset]] = (),
         configuration: ConfigurationChange | None = None,
     ) -> bytes:
-        """A checkpoint of this state, with what the caller knows of the log below its end.
+        """As ``snapshot``, and encode it at once."""
+        return self.snapshot(term_rows=term_rows, configuration=configuration).encode()
+
+    def snapshot(
+        self,
+        *,
+        term_rows: Sequence[TermRow | tuple[Term, Offset]] = (),
+        configuration: ConfigurationChange | None = None,
+    ) -> StateSnapshot:
+        """What a checkpoint of this state holds, with what the caller knows of the log below
+        its end.  It does not change with the state, so it may be encoded elsewhere.
 
         Args:
             term_rows: the term history up to ``end_offset``.
             configuration: the last one below ``end_offset``; None: the group's first.
         """
-        return _CHECKPOINT_MAGIC + _ENCODER.encode(
-            _Checkpoint(
-                end_offset=self.end_offset,
-                data_end=self.data_end,
-                last_append_time_ms=self.last_append_time_ms,
-                producers=self.producers.rows(),
-                fences=self.fences.rows(),
-                fence_floor=self.fences.floor,
-                term_rows=[(term, start) for term, start in term_rows],
-                configuration=configuration,
-                trim=self.trim,
-            )
+        content = _Checkpoint(
+            end_offset=self.end_offset,
+            data_end=self.data_end,
+            last_append_time_ms=self.last_append_time_ms,
+            producers=[],
+            fences=self.fences.rows(),
+            fence_floor=self.fences.floor,
+            term_rows=[(term, start) for term, start in term_rows],
+            configuration=configuration,
+            trim=self.trim,
         )
+        return StateSnapshot(content, self.producers.rows())
 
     @staticmethod
     def decode(payload: bytes | memoryview) -> Checkpoint:
@@ -182,7 +191,7 @@ class PartitionState:
         state.data_end = read.data_end
         state.last_append_time_ms = read.last_append_time_ms
         state.trim = read.trim
-        state.producers = ProducerTable.from_rows(read.producers)
+        state.producers = ProducerTable.from_rows(_decode_pieces(read.producers))
         state.fences = FenceTable.from_rows(read.fences, read.fence_floor)
         return Checkpoint(state, rows, read.configuration)
 
@@ -195,11 +204,35 @@ class Checkpoint(NamedTuple):
     configuration: ConfigurationChange | None
 
 
+class StateSnapshot:
+    """The content of a checkpoint, not encoded yet: that takes a while for many producers.
+
+    Piece by piece, because encoding holds the interpreter: whoever runs beside it waits for
+    one piece at most.
+    """
+
+    def __init__(self, content: _Checkpoint, producers: list[ProducerRow]) -> None:
+        self._content = content
+        self._producers = producers
+
+    def encode(self) -> bytes:
+        """The checkpoint's bytes; may be called in a thread."""
+        starts = range(0, len(self._producers), _PRODUCERS_PER_PIECE)
+        pieces = [
+            msgspec.Raw(_ENCODER.encode(self._producers[start : start + _PRODUCERS_PER_PIECE]))
+            for start in starts
+        ]
+        return _CHECKPOINT_MAGIC + _ENCODER.encode(
+            msgspec.structs.replace(self._content, producers=pieces)
+        )
+
+
 class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     end_offset: Offset
     data_end: Offset
     last_append_time_ms: int
-    producers: list[ProducerRow]
+    producers: list[msgspec.Raw]
+    """Each a list of some rows."""
     fences: list[tuple[int, int]]
     fence_floor: int
     term_rows: list[tuple[Term, Offset]]
@@ -212,6 +245,15 @@ _CHECKPOINT_NAME: Final = b"logd partition "
 _CHECKPOINT_MAGIC: Final = _CHECKPOINT_NAME + _CHECKPOINT_FORMAT.to_bytes(2, "little")
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(_Checkpoint)
+_PIECE_DECODER: Final = msgspec.msgpack.Decoder(list[ProducerRow])
+_PRODUCERS_PER_PIECE: Final = 256
+
+
+def _decode_pieces(pieces: list[msgspec.Raw]) -> list[ProducerRow]:
+    try:
+        return [row for piece in pieces for row in _PIECE_DECODER.decode(piece)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptionError(f"partition checkpoint cannot be read: {error}") from error
 
 
 def _decode(payload: bytes | memoryview) -> _Checkpoint:

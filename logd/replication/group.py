@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from logd.env import Env
-    from logd.partition.state import PartitionState
+    from logd.partition.state import PartitionState, StateSnapshot
     from logd.replication.opening import OpenedGroup
     from logd.replication.peer_protocol import AnyPeerMessage, Lane, SnapshotChunk
     from logd.replication.tail_cache import TailCache
@@ -295,7 +295,7 @@ class Group:
         self._fed_from_file: dict[NodeId, bool] = {}
         """Followers whose last batches were too old for memory."""
         self._budgets: dict[NodeId, CatchUpBudget] = {}
-        self._checkpoint: tuple[Offset, bytes] | None = None
+        self._checkpoint: tuple[Offset, StateSnapshot] | None = None
         self._batches_since_checkpoint = opened.batches_replayed
         host.set_deadline(self, core.deadline_ms)
 
@@ -1448,7 +1448,10 @@ class Group:
         if self._batches_since_checkpoint == 0:
             return
         self._batches_since_checkpoint = 0
-        self._checkpoint = (self.state.end_offset, self._opened.encode_state(self.state, self.core))
+        self._checkpoint = (
+            self.state.end_offset,
+            self._opened.snapshot_state(self.state, self.core),
+        )
         self._save_due_checkpoint()
 
     def _save_due_checkpoint(self) -> None:
@@ -1459,19 +1462,19 @@ class Group:
         """
         if self._checkpoint is None:
             return
-        offset, payload = self._checkpoint
+        offset, snapshot = self._checkpoint
         if offset <= min(self.commit_offset, self.core.synced_end):
             self._checkpoint = None
-            self._host.start_soon(self._write_checkpoint, offset, payload)
+            self._host.start_soon(self._write_checkpoint, offset, snapshot)
 
-    async def _write_checkpoint(self, offset: Offset, payload: bytes) -> None:
+    async def _write_checkpoint(self, offset: Offset, snapshot: StateSnapshot) -> None:
         """Save a checkpoint.  Without it recovery replays more headers, and that is all: a full
         disk or a bad file here says nothing about the log, which finds out for itself."""
         try:
             async with self._io_lock:
                 if self.failure is None:
                     await self._host.env.run_blocking(
-                        self._opened.checkpoints.save, offset, payload
+                        lambda: self._opened.checkpoints.save(offset, snapshot.encode())
                     )
         except (OSError, LogdError) as error:
             log.warning(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from logd.errors import CorruptionError, StorageError
-from logd.partition.state import PartitionState
+from logd.partition.state import PartitionState, StateSnapshot
 from logd.raft.core import RaftCore
 from logd.raft.messages import Configuration, HardState
 from logd.raft.term_history import TermHistory
@@ -91,10 +91,10 @@ class OpenedGroup:
         self.log = Log.open(files, self.directory, self.identity, self.options)
         self.replay_state()
 
-    def encode_state(self, state: PartitionState, core: RaftCore) -> bytes:
+    def snapshot_state(self, state: PartitionState, core: RaftCore) -> StateSnapshot:
         """A checkpoint of ``state``, which is at the log's end, with what the core knows of it."""
         assert state.end_offset == core.log_end
-        return state.encode(
+        return state.snapshot(
             term_rows=core.term_history.rows, configuration=change_to(core.configuration)
         )
 

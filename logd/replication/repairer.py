@@ -40,6 +40,9 @@ log = structlog.get_logger(__name__)
 SCRUB_PIECE_BYTES: Final = MIB // 4
 """Verified in one go; a group's syncs wait that long for it."""
 
+SCRUB_LOOK_S: Final = 1.0
+"""How often the scrubber looks whether a log's next round is due."""
+
 FETCH_TIMEOUT_S: Final = 2.0
 RETRY_S: Final = 0.5
 SERVED_AT_ONCE_MAX: Final = 4
@@ -90,14 +93,22 @@ class Repairer:
                 self._node.mark_dirty(group)
 
     async def _scrub_all(self) -> None:
-        """Go round all groups, for ever, at the configured rate and not too often."""
+        """Go round all groups, for ever, at the configured rate and not too often.
+
+        One that was just opened is looked through soon: what happened to its files while
+        nobody had them open is not known.
+        """
         pause_s = SCRUB_PIECE_BYTES / self._scrub_bytes_per_s
+        due_at: dict[GroupId, float] = {}
         while True:
-            next_round = trio.current_time() + self._scrub_interval_s
-            for group in list(self._node.groups.values()):
-                if not await self._go_through(group, pause_s):
-                    self.report(group)
-            await trio.sleep_until(next_round)
+            groups = dict(self._node.groups)
+            due_at = {group_id: due_at.get(group_id, 0.0) for group_id in groups}
+            for group_id, group in groups.items():
+                if trio.current_time() >= due_at[group_id]:
+                    due_at[group_id] = trio.current_time() + self._scrub_interval_s
+                    if not await self._go_through(group, pause_s):
+                        self.report(group)
+            await trio.sleep(SCRUB_LOOK_S)
 
     async def _go_through(self, group: Group, pause_s: float) -> bool:
         """Verify a whole log and fill the holes; False if one is still open."""

@@ -5,12 +5,22 @@ from __future__ import annotations
 import pytest
 import trio
 
+from logd.limits import SEGMENT_HEADER_BYTES
 from logd.replication.peer_protocol import AnyPeerMessage, RepairRequest, RepairResponse
 from logd.storage.holes import Hole
 from logd.storage.recovery import LogEnd
 from logd.types import Buffer, FilePosition, NodeId, Offset, Term
-from tests.support.replica import GROUP, SECOND, open_replica, play
+from tests.support.replica import (
+    GROUP,
+    OURSELVES,
+    SECOND,
+    a_while,
+    open_replica,
+    play,
+    until,
+)
 
+DIRECTORY = f"/data/groups/{GROUP:020}"
 HOLE = Hole(
     path="/data/0.log",
     start=LogEnd(position=FilePosition(4096), offset=Offset(0), term=Term(1)),
@@ -49,3 +59,25 @@ def test_an_answer_to_an_earlier_life_is_not_taken_for_ours(
     play(lambda: ask_once(2))
 
     assert len(set(asked)) == 2
+
+
+def test_a_log_is_scrubbed_soon_after_it_was_opened_however_long_the_scrubber_rests() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await replica.lead()
+            files = replica.files
+            while len([n for n in files.list_directory(DIRECTORY) if n.endswith(".log")]) < 2:
+                replica.propose(bytes(4000))
+                await trio.sleep(0.01)
+            await a_while()
+        files.kill()
+        files.flip(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
+        async with open_replica(files, voters=(OURSELVES,)) as replica:
+            assert replica.node.repairer._scrub_interval_s >= 3600
+            groups = replica.node.groups
+            opened = groups.pop(GROUP)  # A broker opens its logs while it runs.
+            await a_while()
+            groups[GROUP] = opened
+            await until(lambda: replica.node.counts.holes_found > 0)
+
+    play(story)
