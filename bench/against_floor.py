@@ -31,6 +31,9 @@ from logd.cli.measure import this_machine
 
 TIMEOUT_S: Final = 300
 RUNS_DEFAULT: Final = 5
+HALF_RATE: Final = "half"
+"""Stands for half of what the same round's `produce` reached: what a cluster that is busy but
+not overloaded is offered."""
 
 
 class Figure(NamedTuple):
@@ -52,7 +55,7 @@ FIGURES: Final = {
     "connections": Figure("connections", ("latency", "--producers", "256", "--records", "30000")),
     "consume": Figure(None, ("consume", "--records", "4000000")),
     "consume-records": Figure(None, ("consume", "--records", "1000000", "--as", "records")),
-    "end-to-end": Figure(None, ("end-to-end", "--rate", "500000"), is_time=True),
+    "end-to-end": Figure(None, ("end-to-end", "--rate", HALF_RATE), is_time=True),
     "tailing-50": Figure(
         None, ("end-to-end", "--rate", "20000", "--consumers", "50"), is_time=True
     ),
@@ -85,7 +88,11 @@ def measure(names: Sequence[str], durability: Durability, runs: int) -> dict[str
     found: dict[str, list[Round]] = {name: [] for name in names}
     for number in range(runs):
         for name in names:
-            found[name].append(_round(FIGURES[name], durability, floor_first=number % 2 == 0))
+            figure = FIGURES[name]
+            if HALF_RATE in figure.arguments:
+                made = found["produce"][-1:] if "produce" in names else []
+                figure = _at_half_rate(figure, durability, made)
+            found[name].append(_round(figure, durability, floor_first=number % 2 == 0))
             last = found[name][-1]
             print(
                 f"{number + 1}/{runs} {name}: {_figure(last.product, name):,.3f}"
@@ -93,6 +100,14 @@ def measure(names: Sequence[str], durability: Durability, runs: int) -> dict[str
                 file=sys.stderr,
             )
     return found
+
+
+def _at_half_rate(figure: Figure, durability: Durability, made: Sequence[Round]) -> Figure:
+    produce = made[0].product if made else product_once(FIGURES["produce"], durability, brokers=3)
+    rate = str(round(produce["records_per_s"] / 2))
+    return figure._replace(
+        arguments=tuple(rate if word == HALF_RATE else word for word in figure.arguments)
+    )
 
 
 def _round(figure: Figure, durability: Durability, *, floor_first: bool) -> Round:

@@ -23,6 +23,7 @@ import msgspec
 from bench.against_floor import Figure, product_once
 from bench.peers.nats import Nats
 from bench.peers.peer import Peer, PeerRun, Workload
+from bench.peers.rabbitmq import RabbitMq
 from bench.peers.redis import Redis
 from logd.cli.measure import this_machine
 
@@ -61,6 +62,7 @@ PEERS: Final[tuple[Peer, ...]] = (
     Nats(synced=False),
     Redis(synced=True),
     Redis(synced=False),
+    RabbitMq(),
 )
 
 

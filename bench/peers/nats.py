@@ -17,10 +17,12 @@ from bench.peers.peer import (
     RECEIVE_BYTES,
     PeerError,
     PeerRun,
+    Server,
+    Taken,
     Workload,
     connected,
     pump,
-    servers,
+    running,
 )
 from logd.cli.local_cluster import free_ports
 
@@ -54,7 +56,7 @@ class Nats:
         ports = free_ports(SERVERS, random.Random())
         cluster_ports = free_ports(SERVERS, random.Random(), taken=ports)
         routes = ", ".join(f'"nats://{HOST}:{port}"' for port in cluster_ports)
-        commands = []
+        servers = []
         for at in range(SERVERS):
             path = directory / f"n{at}.conf"
             path.write_text(
@@ -69,22 +71,25 @@ class Nats:
                 ),
                 encoding="utf-8",
             )
-            commands.append(["nats-server", "--config", str(path)])
-        with servers(commands, directory):
+            servers.append(Server(["nats-server", "--config", str(path)]))
+        with running(servers, directory):
             leader = _create_stream(ports[0])
             with _hello(ports[int(leader.removeprefix("n"))]) as sock:
                 value = os.urandom(workload.record_bytes // 2).hex().encode()
                 chunk = (
                     b"PUB %s %s.ack %d\r\n%s\r\n" % (STREAM.encode(), INBOX, len(value), value)
                 ) * workload.per_chunk
-                pump(sock, chunk, workload._replace(records=workload.records // 2), _acknowledged)
-                return pump(sock, chunk, workload, _acknowledged)
+                pump(sock, chunk, workload._replace(records=workload.records // 2), _taken)
+                return pump(sock, chunk, workload, _taken)
 
 
-def _acknowledged(lines: bytes) -> int:
-    if b'"error"' in lines or b"-ERR" in lines:
-        raise PeerError(lines[:500].decode(errors="replace"))
-    return lines.count(b"MSG " + INBOX)
+def _taken(received: bytes) -> Taken:
+    used = received.rfind(b"\r\n") + 2
+    if used < 2:
+        return 0, 0
+    if b'"error"' in received or b"-ERR" in received:
+        raise PeerError(received[:500].decode(errors="replace"))
+    return used, received.count(b"MSG " + INBOX, 0, used)
 
 
 def _hello(port: int) -> socket.socket:

@@ -8,10 +8,13 @@ always does.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -67,24 +70,40 @@ class Peer(Protocol):
         ...
 
 
+class Server(NamedTuple):
+    """How one process is started."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str] = {}
+
+
 @contextmanager
-def servers(commands: Sequence[Sequence[str | Path]], directory: Path) -> Iterator[None]:
+def running(servers: Sequence[Server], directory: Path) -> Iterator[None]:
     """Processes for the length of the block; what they say goes to files in ``directory``."""
     with ExitStack() as stack:
-        for at, command in enumerate(commands):
+        for at, server in enumerate(servers):
             log = stack.enter_context((directory / f"server-{at}.log").open("wb"))
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=directory)
+            process = subprocess.Popen(
+                server.command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=directory,
+                env={**os.environ, **server.environment},
+                start_new_session=True,
+            )
             stack.callback(_stop, process)
         yield
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask, wait, and end whatever is left of what the process started."""
     process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def connected(port: int) -> socket.socket:
@@ -102,31 +121,36 @@ def connected(port: int) -> socket.socket:
             return sock
 
 
+Taken = tuple[int, int]
+"""Bytes that made whole replies, and the records they acknowledge."""
+
+
 def pump(
-    sock: socket.socket, chunk: bytes, workload: Workload, acknowledged: Callable[[bytes], int]
+    sock: socket.socket, chunk: bytes, workload: Workload, take: Callable[[bytes], Taken]
 ) -> PeerRun:
     """Send ``chunk`` again and again with so many under way.
 
-    ``acknowledged`` is given whole lines as they arrive, and tells how many records they
-    acknowledge.
+    ``take`` is given what has arrived and was not taken before.
     """
     chunks = -(-workload.records // workload.per_chunk)
     sent: list[float] = []
     latencies_s: list[float] = []
-    replies = 0
-    rest = b""
+    acknowledged = 0
+    received = b""
     began = time.perf_counter()
     while len(latencies_s) < chunks:
         while len(sent) < chunks and len(sent) - len(latencies_s) < workload.in_flight:
             sent.append(time.perf_counter())
             sock.sendall(chunk)
-        received = sock.recv(RECEIVE_BYTES)
-        if not received:
+        arrived = sock.recv(RECEIVE_BYTES)
+        if not arrived:
             raise PeerError("the server closed the connection")
-        whole, end, rest = (rest + received).rpartition(b"\r\n")
-        replies += acknowledged(whole + end)
+        received += arrived
+        used, records = take(received)
+        received = received[used:]
+        acknowledged += records
         now = time.perf_counter()
-        while len(latencies_s) < replies // workload.per_chunk:
+        while len(latencies_s) < acknowledged // workload.per_chunk:
             latencies_s.append(now - sent[len(latencies_s)])
     seconds = time.perf_counter() - began
     latency = latency_of(latencies_s)

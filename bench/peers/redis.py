@@ -21,10 +21,12 @@ from bench.peers.peer import (
     RECEIVE_BYTES,
     PeerError,
     PeerRun,
+    Server,
+    Taken,
     Workload,
     connected,
     pump,
-    servers,
+    running,
 )
 from logd.cli.local_cluster import free_ports
 
@@ -50,7 +52,7 @@ class Redis:
 
     def run(self, workload: Workload, directory: Path) -> PeerRun:
         ports = free_ports(SERVERS, random.Random())
-        commands = []
+        servers = []
         for at, port in enumerate(ports):
             data = directory / f"data-{at}"
             data.mkdir()
@@ -59,26 +61,31 @@ class Redis:
                 *("--dir", str(data), "--save", "", "--appendonly", "yes"),
                 *("--appendfsync", self._appendfsync, "--repl-diskless-sync-delay", "0"),
             ]
-            commands.append(command if at == 0 else [*command, "--replicaof", HOST, str(ports[0])])
+            servers.append(
+                Server(command if at == 0 else [*command, "--replicaof", HOST, str(ports[0])])
+            )
         value = os.urandom(workload.record_bytes)
         append = b"*5\r\n$4\r\nXADD\r\n$5\r\nbench\r\n$1\r\n*\r\n$1\r\nv\r\n$%d\r\n%s\r\n"
         chunk = append % (len(value), value) * workload.per_chunk + WAIT
         lines_per_chunk = LINES_PER_RECORD * workload.per_chunk + 1
-        seen = 0
+        lines_seen = 0
 
-        def acknowledged(lines: bytes) -> int:
-            """In records, as far as whole chunks go; the lines of a part wait for the rest."""
-            nonlocal seen
-            if lines.startswith(b"-") or b"\n-" in lines:
-                raise PeerError(lines[:500].decode(errors="replace"))
-            before = seen // lines_per_chunk
-            seen += lines.count(b"\r\n")
-            return (seen // lines_per_chunk - before) * workload.per_chunk
+        def taken(received: bytes) -> Taken:
+            """A chunk counts when its last line, the answer to WAIT, is there."""
+            nonlocal lines_seen
+            used = received.rfind(b"\r\n") + 2
+            if used < 2:
+                return 0, 0
+            if received.startswith(b"-") or b"\n-" in received:
+                raise PeerError(received[:500].decode(errors="replace"))
+            before = lines_seen // lines_per_chunk
+            lines_seen += received.count(b"\r\n", 0, used)
+            return used, (lines_seen // lines_per_chunk - before) * workload.per_chunk
 
-        with servers(commands, directory), connected(ports[0]) as sock:
+        with running(servers, directory), connected(ports[0]) as sock:
             _wait_for_replicas(sock)
-            pump(sock, chunk, workload._replace(records=workload.records // 2), acknowledged)
-            return pump(sock, chunk, workload, acknowledged)
+            pump(sock, chunk, workload._replace(records=workload.records // 2), taken)
+            return pump(sock, chunk, workload, taken)
 
 
 def _server() -> str | None:
