@@ -3,7 +3,8 @@
 Three ways lead here.  A read of a running group met damage; the scrubber, which verifies
 everything on the disk again and again at a bounded rate, found some; or a log was found
 damaged when it was opened.  In all three the hole is filled with what another replica has
-committed, byte for byte, and nothing else is changed.
+committed, byte for byte, and nothing else is changed.  Where logs were compacted the bytes may
+differ: then the segment is replaced, whole (``storage/segment_copy.py``).
 
 A running group with a hole below its commit offset goes on: what it promised is in its peers
 too, and it does not serve the hole.  A hole above the commit offset cannot be judged by
@@ -16,7 +17,7 @@ different places can heal each other.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -24,16 +25,21 @@ import trio
 
 from logd.errors import CorruptionError, LogdError, UnavailableError
 from logd.limits import APPEND_BYTES_MAX, MIB
+from logd.record.compacted import cut_gap
+from logd.record.header import decode_header
 from logd.replication import log_events
 from logd.replication.peer_protocol import RepairRequest, RepairResponse
 from logd.storage.holes import Hole, fill_hole
-from logd.storage.repair import mend_headers, survey_log
+from logd.storage.repair import mend_headers, put_in_place, sealed_segment_of, survey_log
+from logd.storage.segment_copy import SegmentCopy
 from logd.types import Buffer, GroupId, NodeId, Offset
 
 if TYPE_CHECKING:
     from logd.replication.group import Group
     from logd.replication.node import Node
     from logd.replication.opening import OpenedGroup
+    from logd.storage.file_header import LogIdentity
+    from logd.storage.log import SealedSegment
 
 log = structlog.get_logger(__name__)
 
@@ -137,7 +143,7 @@ class Repairer:
         left: Hole | None = hole
         members = group.core.configuration.members
         while left is not None:
-            batches = await self._fetch(group.group_id, members, left)
+            batches = await self._fetch(group.group_id, members, left.start.offset, left.end.offset)
             if batches is None:
                 group.damage = str(left)
                 return False
@@ -145,11 +151,66 @@ class Repairer:
                 left = await group.fill(left, batches)
             except LogdError as error:
                 group.damage = str(error)
-                return False
+                if not await self._replace(group, hole):
+                    return False
+                break
         group.damage = None
         self._node.counts.holes_repaired += 1
         log.info(log_events.DAMAGE_REPAIRED, group=group.group_id, hole=str(hole))
         return True
+
+    async def _replace(self, group: Group, hole: Hole) -> bool:
+        """Where logs were compacted the bytes may differ: take a peer's whole segment.
+
+        False if that cannot be done now.
+        """
+        if group.failure is not None:
+            return False
+        holding = [
+            segment
+            for segment in group.log.sealed_segments()
+            if segment.base_offset <= hole.start.offset < segment.end_offset
+        ]
+        if not holding:
+            group.roll_soon()  # Only sealed segments are replaced.
+            return False
+        (segment,) = holding
+        try:
+            path = await self._copy(
+                group.directory, group.identity, segment, group.core.configuration.members
+            )
+            return path is not None and await group.replace([segment.base_offset], path)
+        except (OSError, LogdError) as error:
+            log.error(log_events.REPAIR_REFUSED, group=group.group_id, reason=str(error))
+            return False
+
+    async def _copy(
+        self,
+        directory: str,
+        identity: LogIdentity,
+        segment: SealedSegment,
+        members: Sequence[NodeId],
+    ) -> str | None:
+        """A whole segment, from peers, in an unfinished file; None if they do not have it now.
+
+        Raises:
+            CorruptionError: what they have does not fit.
+            OSError: the disk failed.
+        """
+        env, group_id = self._node.env, identity.group
+        copy = await env.run_blocking(SegmentCopy, env.files, directory, identity, segment)
+        try:
+            while not copy.is_complete:
+                wanted = copy.wanted_from
+                batches = await self._fetch(group_id, members, wanted, segment.end_offset)
+                if batches is None:
+                    await env.run_blocking(copy.discard)
+                    return None
+                await env.run_blocking(copy.add, batches)
+            return await env.run_blocking(copy.finish)
+        except (OSError, LogdError):
+            await env.run_blocking(copy.discard)
+            raise
 
     # --- logs found damaged when they were opened -----------------------------------------------
 
@@ -182,7 +243,8 @@ class Repairer:
         for hole in survey.holes:
             left: Hole | None = hole
             while left is not None:
-                batches = await self._fetch(opened.group_id, members, left)
+                start, end = left.start.offset, left.end.offset
+                batches = await self._fetch(opened.group_id, members, start, end)
                 if batches is None:
                     return False
                 try:
@@ -191,7 +253,8 @@ class Repairer:
                     )
                 except CorruptionError as error:
                     log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
-                    return False
+                    await self._replace_shut(opened, hole, members)
+                    return False  # What is left is looked for anew.
         try:
             await env.run_blocking(mend_headers, env.files, opened.directory, opened.identity)
         except CorruptionError as error:
@@ -199,12 +262,29 @@ class Repairer:
             return False
         return True
 
+    async def _replace_shut(
+        self, opened: OpenedGroup, hole: Hole, members: Sequence[NodeId]
+    ) -> None:
+        """As ``_replace``, of a log that is not open."""
+        env = self._node.env
+        segment = await env.run_blocking(
+            sealed_segment_of, env.files, opened.directory, opened.identity, hole
+        )
+        if segment is None:
+            return
+        try:
+            path = await self._copy(opened.directory, opened.identity, segment, members)
+            if path is not None:
+                await env.run_blocking(put_in_place, env.files, path, opened.directory, segment)
+        except CorruptionError as error:
+            log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
+
     # --- asking ---------------------------------------------------------------------------------
 
     async def _fetch(
-        self, group_id: GroupId, members: Sequence[NodeId], hole: Hole
+        self, group_id: GroupId, members: Sequence[NodeId], start: Offset, end: Offset
     ) -> bytes | None:
-        """The first batches of the hole from any member that has them; None if none has."""
+        """Batches from ``start`` on from any member that has them; None if none has."""
         for member in members:
             if member == self._node.node or not self._node.is_up(member):
                 continue
@@ -217,8 +297,8 @@ class Repairer:
                 request = RepairRequest(
                     request_id=request_id,
                     group=group_id,
-                    start_offset=hole.start.offset,
-                    end_offset=hole.end.offset,
+                    start_offset=start,
+                    end_offset=end,
                 )
                 if not self._node.send_peer(member, request):
                     continue
@@ -279,7 +359,22 @@ class Repairer:
         if end > commit_offset:
             raise UnavailableError(f"offset {end} is above the commit offset, {commit_offset}")
         found = await self._node.env.run_blocking(
-            lambda: source.read(start, end, APPEND_BYTES_MAX, cached_only=False)
+            lambda: source.read(start, commit_offset, APPEND_BYTES_MAX, cached_only=False)
         )
         assert found is not None
-        return list(found)
+        return list(_within(found, start, end, GroupId(request.group)))
+
+
+def _within(
+    batches: list[memoryview], start: Offset, end: Offset, group: GroupId
+) -> Iterator[Buffer]:
+    """The batches that begin below ``end``; gaps are cut where the range begins and ends."""
+    for batch in batches:
+        header = decode_header(batch)
+        if header.is_gap and header.base_offset < end:
+            first, last = max(header.base_offset, start), min(header.end_offset, end)
+            yield cut_gap(header, first, last, group)
+        elif header.end_offset <= end:
+            yield batch
+        else:
+            return

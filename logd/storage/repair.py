@@ -15,8 +15,10 @@ from logd.env import File, FileSystem
 from logd.errors import CorruptionError
 from logd.storage.file_header import SEGMENT_MAGIC, FileHeader, LogIdentity, encode_file_header
 from logd.storage.holes import Hole, follow, holes_between
+from logd.storage.log import SealedSegment
 from logd.storage.recovery import FoundSegment, LogEnd, inspect_segments
-from logd.storage.segment import FIRST_POSITION
+from logd.storage.segment import FIRST_POSITION, segment_name
+from logd.storage.segment_index import remove_indexes_durably
 from logd.storage.synced_mark import MarkSlot, encode_mark
 from logd.types import FilePosition, Offset, Term
 
@@ -71,6 +73,33 @@ def _segment_ends(found: Sequence[FoundSegment]) -> list[LogEnd]:
         ends.append(LogEnd(after.base_offset, term, FilePosition(position)))
     ends.append(LogEnd(active.end_offset, active.term, active.end_position))
     return ends
+
+
+def sealed_segment_of(
+    files: FileSystem, directory: str, identity: LogIdentity, hole: Hole
+) -> SealedSegment | None:
+    """The sealed segment of a closed log that ``hole`` lies in; None if it is the active one."""
+    found = inspect_segments(files, directory, identity)
+    term = Term(0)
+    for segment, end in zip(found[:-1], _segment_ends(found)[:-1], strict=True):
+        if segment.header is not None:
+            term = segment.header.prev_term
+        if segment.path == hole.path:
+            return SealedSegment(segment.base_offset, end.offset, term, end.term, end.position)
+        term = end.term
+    return None
+
+
+def put_in_place(files: FileSystem, path: str, directory: str, segment: SealedSegment) -> None:
+    """Give the whole, synced file at ``path`` the place of a closed log's segment.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    target = f"{directory}/{segment_name(segment.base_offset)}"
+    remove_indexes_durably(files, target)
+    files.rename(path, target)
+    files.sync_directory(directory)
 
 
 def mend_headers(files: FileSystem, directory: str, identity: LogIdentity) -> list[str]:

@@ -9,9 +9,10 @@ import trio
 
 from logd.errors import LogdError, UsageError
 from logd.limits import KIB
+from logd.storage.synced_mark import SLOT_POSITIONS
 from logd.types import GroupId, NodeId
 from logd_client import Client
-from tests.sim.cluster import SimCluster, SimNode
+from tests.sim.cluster import DATA_DIR, SimCluster, SimNode
 from tests.sim.test_scripted_faults import TOPIC, play
 
 pytestmark = pytest.mark.sim
@@ -238,3 +239,35 @@ async def lead(cluster: SimCluster, client: Client, node: SimNode, group: GroupI
                 await client.admin.transfer_leader(TOPIC, 0, NodeId(node.node))
             except LogdError:
                 await trio.sleep(0.2)
+
+
+@pytest.mark.parametrize("is_shut", [False, True])
+def test_a_damaged_segment_is_replaced_by_what_compacted_peers_hold(is_shut: bool) -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        chance, picture = random.Random(6), dict[bytes, bytes]()
+        group = await make_topic(client)
+        await append(client, chance, 60, picture)
+        leader = cluster.leader_of(group)
+        assert leader is not None
+        away = next(node for node in cluster.alive() if node is not leader)
+        bases = away.groups[group].log.segment_bases
+        await away.crash(power=False)
+        await append(client, chance, 200, picture)
+        await compacted(cluster, group)
+        # It still has all records of its first segments, and its peers only the last ones.
+        path = f"{DATA_DIR}/groups/{group:020}/{bases[1]:020}.log"
+        away.files.flip(path, 20_000)
+        if is_shut:
+            for position in SLOT_POSITIONS:
+                away.files.overwrite(path, position, b"\xff" * 48)
+        away.start()
+        await caught_up(away, leader, group)
+        with trio.fail_after(40):
+            while away.broker is None or not away.broker.node.counts.holes_repaired:
+                away.groups[group].log.read(bases[1], bases[2], 1, cached_only=False)
+                await trio.sleep(1)
+
+        assert away.groups[group].damage is None
+        assert await picture_of(client, int(away.node)) == picture
+
+    play(story)

@@ -27,6 +27,7 @@ from logd.record.header import (
 )
 from logd.storage.compaction import CompactionRequest, CompactionResult, compact
 from logd.storage.log import Log, LogBatch, LogOptions
+from logd.storage.segment_copy import SegmentCopy
 from logd.types import Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, read_all
@@ -673,3 +674,42 @@ def test_a_gap_does_not_hide_that_a_follower_holds_another_terms_batches() -> No
             assert found == [(3, 2), (4, 2), (5, 2)]
 
     play(story)
+
+
+# --- a segment made anew of what peers hold ---------------------------------------------
+
+
+def test_a_segment_is_made_anew_of_pieces_whose_gaps_do_not_fit(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append(log, (b"a", b"1"))
+    seal_segment(log)
+    for number in range(5):
+        append(log, (b"a", b"%d" % number))
+    seal_segment(log)
+    _, segment = log.sealed_segments()
+    before = records(log)
+    whole = read_all(log)
+    copy = SegmentCopy(disk, DIRECTORY, IDENTITY, segment)
+
+    copy.add(make_gap(Offset(0), Offset(3), term=Term(1), append_time_ms=0, group=GROUP))
+    assert copy.wanted_from == 3
+    with pytest.raises(CorruptionError, match="expected"):
+        copy.add(whole[4])
+    copy.add(whole[3])
+    copy.add(make_gap(Offset(4), Offset(9), term=Term(1), append_time_ms=0, group=GROUP))
+
+    assert copy.is_complete
+    assert log.replace([segment.base_offset], copy.finish())
+    assert records(log) == [before[0], before[3]]
+    assert_is_log(disk, log, 6)
+
+
+def test_a_copy_that_is_given_up_leaves_nothing_behind(disk: SimulatedFileSystem, log: Log) -> None:
+    append(log, (b"a", b"1"))
+    seal_segment(log)
+    names = disk.list_directory(DIRECTORY)
+
+    SegmentCopy(disk, DIRECTORY, IDENTITY, log.sealed_segments()[0]).discard()
+
+    assert disk.list_directory(DIRECTORY) == names

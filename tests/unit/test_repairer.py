@@ -7,9 +7,7 @@ import trio
 
 from logd.limits import SEGMENT_HEADER_BYTES
 from logd.replication.peer_protocol import AnyPeerMessage, RepairRequest, RepairResponse
-from logd.storage.holes import Hole
-from logd.storage.recovery import LogEnd
-from logd.types import Buffer, FilePosition, NodeId, Offset, Term
+from logd.types import Buffer, NodeId, Offset
 from tests.support.replica import (
     GROUP,
     OURSELVES,
@@ -21,12 +19,6 @@ from tests.support.replica import (
 )
 
 DIRECTORY = f"/data/groups/{GROUP:020}"
-HOLE = Hole(
-    path="/data/0.log",
-    start=LogEnd(position=FilePosition(4096), offset=Offset(0), term=Term(1)),
-    end=LogEnd(position=FilePosition(8192), offset=Offset(1), term=Term(1)),
-    reason="damaged",
-)
 
 
 def test_an_answer_to_an_earlier_life_is_not_taken_for_ours(
@@ -53,7 +45,7 @@ def test_an_answer_to_an_earlier_life_is_not_taken_for_ours(
                 patch.setattr(replica.node, "send_peer", remember)
                 patch.setattr(replica.node, "is_up", lambda node: True)
                 with trio.move_on_after(60):
-                    assert await repairer._fetch(GROUP, (SECOND,), HOLE) is None
+                    assert await repairer._fetch(GROUP, (SECOND,), Offset(0), Offset(1)) is None
 
     play(lambda: ask_once(1))
     play(lambda: ask_once(2))
