@@ -67,7 +67,7 @@ fuzz: setup
 	$(BIN)/python -m tests.fuzz run --minutes $(MINUTES) $(if $(TARGET),--target $(TARGET))
 
 mutants: setup
-	$(BIN)/python -m tests.sim.mutants --table --seeds $(MUTANT_SEEDS) --every $(EVERY)
+	$(BIN)/python -m tests.sim.mutants --seeds $(MUTANT_SEEDS) --every $(EVERY) $(if $(filter 1,$(EVERY)),--write)
 
 bench: setup
 	$(BIN)/python -m bench.against_floor --runs $(RUNS) $(NAMES) $(if $(SAVE),--save $(SAVE))

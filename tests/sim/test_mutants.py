@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.mutants import FAST_TESTS, MUTANTS, Mutant, fits
+from tests.sim.mutants import FAST_TESTS, MUTANTS, fits
+from tests.spec.mutants import Mutant
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
