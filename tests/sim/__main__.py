@@ -20,7 +20,7 @@ from collections import Counter
 from tests.sim.faults import FAULTS, plan_faults
 from tests.sim.settings import Settings
 from tests.sim.shrink import shrink
-from tests.sim.verdict import Verdict, play
+from tests.sim.verdict import Verdict, collect_seldom, play
 
 SHRUNK_MAX = 3
 """So many failing seeds are made small; of the others the first lines are shown."""
@@ -55,7 +55,8 @@ def main() -> int:
     failed: list[Verdict] = []
     passed: list[Verdict] = []
     # Not a ProcessPoolExecutor: that one may hang when it replaces its workers.
-    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=20) as pool:
+    processes = multiprocessing.get_context("spawn")
+    with processes.Pool(options.jobs, collect_seldom, maxtasksperchild=20) as pool:
         for outcome in pool.imap_unordered(play, seeds):
             (failed if outcome.problem else passed).append(outcome)
             if outcome.problem:
@@ -114,16 +115,17 @@ def _commit() -> str:
 
 
 def _summarise(passed: list[Verdict], failed: list[Verdict], seconds: float) -> None:
-    print(f"\n{len(passed)} seeds passed, {len(failed)} failed in {seconds:.0f} s")
+    load = os.getloadavg()[0]
+    print(f"\n{len(passed)} seeds passed, {len(failed)} failed in {seconds:.0f} s, load {load:.1f}")
     if failed:
         print("failed:", " ".join(str(outcome.seed) for outcome in failed))
     if not passed:
         return
-    for name in ("acknowledged", "uncertain", "leader_changes"):
+    for name in ("acknowledged", "uncertain", "leader_changes", "virtual_s", "cpu_s"):
         values = sorted(getattr(outcome, name) for outcome in passed)
         print(
-            f"  {name:<21} median {statistics.median(values):>7.0f}   "
-            f"min {values[0]:>6}   max {values[-1]:>7}"
+            f"  {name:<21} median {statistics.median(values):>9.1f}   "
+            f"min {values[0]:>8.1f}   max {values[-1]:>8.1f}   sum {sum(values):>10.1f}"
         )
     exercised: Counter[str] = Counter()
     in_seeds: Counter[str] = Counter()

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "mutants.md"
 COPIED = ("logd", "client", "tests", "pyproject.toml", "segment_format.md")
 SEEDS_MAX = 60
-TEST_CPU_S = 120
+TEST_CPU_S = 60
 SEEDS_CPU_S = 900
 WAITING_MAX = 5
 """On a busy machine a test may take this many times its processor time."""

@@ -133,7 +133,14 @@ class _Run:
                     await workload.all_arrive(ends)
                 await workload.check_topics(admin)
                 readers.cancel_scope.cancel()
+            await self._check_files()
         self.wrong += check_metadata(self._cluster)
+
+    async def _check_files(self) -> None:
+        """Compare the replicas' files, as soon as the scrubbers have found what rotted."""
+        with trio.move_on_after(HEAL_S):
+            while check_replicas(self._cluster):
+                await trio.sleep(1.0)
         self.wrong += check_replicas(self._cluster)
 
     @contextlib.contextmanager

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import trio
 
 from tests.sim.faults import plan_faults
 from tests.sim.run import run_deterministic
@@ -34,6 +38,9 @@ class Verdict:
     leader_changes: int = 0
     events: tuple[tuple[str, int], ...] = ()
     digest: str = ""
+    virtual_s: float = 0.0
+    cpu_s: float = 0.0
+    """Processor time that it took; not the same every time."""
 
 
 def play(
@@ -47,6 +54,7 @@ def play(
 
     The timeline is kept of a run that fails, or, with ``timeline_events``, of any.
     """
+    began_s = time.process_time()
     trace = CountingTrace()
     shown = timeline_events or TIMELINE_EVENTS
 
@@ -65,6 +73,8 @@ def play(
             leader_changes=report.leader_changes,
             events=tuple(report.events.items()),
             digest=trace.digest,
+            virtual_s=trio.current_time(),
+            cpu_s=time.process_time() - began_s,
         )
 
     try:
@@ -82,7 +92,13 @@ def play(
             fault_numbers=tuple(fault.number for fault in planned),
             signature=" ".join(sorted({_name_of(leaf) for leaf in _leaves(error)})),
             timeline=trace.timeline(shown),
+            cpu_s=time.process_time() - began_s,
         )
+
+
+def collect_seldom() -> None:
+    """A run keeps most of what it makes until its end: looking for garbage finds little."""
+    gc.set_threshold(100_000, 50, 100)
 
 
 def _rule_of(violation: str) -> str:
