@@ -230,11 +230,11 @@ SYSTEM_MUTANTS = (
         "if False:",
     ),
     Mutant(
-        "a directory that no topic known so far needs is trash",
-        "P1: only a committed command deletes",
+        "replicas are made and thrown away by metadata from before the restart",
+        "P2: a vote outlives its replica",
         "logd/broker/partitions.py",
-        "METADATA_GROUP < group_id < next_group and group_id not in wanted",
-        "METADATA_GROUP < group_id and group_id not in wanted",
+        "            may_change = self._is_up_to_date\n",
+        "            may_change = True\n",
     ),
     Mutant(
         "a subscription skips a batch when it was slow",

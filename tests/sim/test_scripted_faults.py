@@ -73,6 +73,27 @@ def test_a_directory_of_a_topic_that_the_restarted_broker_has_not_heard_of_is_ke
     play(story)
 
 
+def test_a_replica_that_was_deleted_is_not_made_again_by_a_broker_that_restarts() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
+        node = cluster.nodes[NodeId(1)]
+        directory = f"{DATA_DIR}/groups/{topic.partitions[0].group:020}"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.admin.delete_topic, TOPIC)
+            while node.files.exists(directory):
+                await trio.sleep(0.000_1)
+        # Made again it would be empty, and vote in terms in which it has voted before.
+        await node.crash(power=True)
+        cluster.network.isolate(node.host)
+        node.start()
+        await trio.sleep(5.0)
+
+        assert not node.files.exists(directory)
+        cluster.network.heal()
+
+    play(story)
+
+
 def test_who_answers_for_a_partition_knows_of_everything_acknowledged_before() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
