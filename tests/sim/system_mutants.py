@@ -137,10 +137,8 @@ SYSTEM_MUTANTS = (
         "a deposed leader's pending appends are refused for certain",
         "P3",
         "logd/replication/group.py",
-        "                LeadershipLostError(\n"
-        '                    f"node {self._host.node} stopped leading',
-        "                NotLeaderError(\n"
-        '                    f"node {self._host.node} stopped leading',
+        "        return LeadershipLostError(\n",
+        "        return NotLeaderError(\n",
     ),
     Mutant(
         "an append whose time is up is refused for certain",
