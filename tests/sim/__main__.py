@@ -9,6 +9,7 @@ cannot pass for "nothing broke".
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import statistics
@@ -45,6 +46,7 @@ def main() -> int:
     parser.add_argument("--faults", help="replay with these faults only, by number: 3,7,9 or none")
     parser.add_argument("--messages", action="store_true", help="show what brokers say, too")
     parser.add_argument("--until-failure", action="store_true", help="end with the first")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no more after this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if options.seed is not None:
@@ -63,6 +65,8 @@ def main() -> int:
                 print(f"seed {outcome.seed} FAILED: {outcome.signature}", flush=True)
             if outcome.problem and options.until_failure:
                 return 1
+            if time.monotonic() - began > 60 * options.minutes:
+                break
             done = len(failed) + len(passed)
             if done % 20 == 0:
                 print(f"{done}/{len(seeds)} seeds, {len(failed)} failed", flush=True)
