@@ -26,7 +26,7 @@ from logd.broker import server
 from logd.broker.broker import Broker
 from logd.config import BrokerConfig
 from logd.errors import LogdError
-from logd.limits import KIB, MIB
+from logd.limits import KIB
 from logd.replication.group import Group
 from logd.types import GroupId, HostPort, NodeId
 from logd_client import Client, connect
@@ -54,7 +54,6 @@ class ClusterSettings:
     tail_cache_bytes: int = 1024 * KIB
     liveness_timeout_ms: int = 1000
     disk_free_bytes_min: int = 0
-    scrub_bytes_per_s: int = 8 * MIB
     clock_rates: tuple[float, ...] = ()
     """How fast each node's wall clock runs; a node beyond the end has a good one."""
     network: NetworkConditions = field(default_factory=NetworkConditions)
@@ -232,7 +231,6 @@ class SimCluster:
             leader_balance_interval_ms=2000,
             scrub_interval_s=1,
             disk_free_bytes_min=self.settings.disk_free_bytes_min,
-            scrub_bytes_per_s=self.settings.scrub_bytes_per_s,
         )
 
     @property

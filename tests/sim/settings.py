@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from logd.limits import KIB, MIB
+from logd.limits import KIB
 from tests.sim.cluster import ClusterSettings
 from tests.sim.env import BlockingConditions
 from tests.sim.faults import FAULTS
@@ -56,7 +56,6 @@ class Settings:
                 tail_cache_bytes=chance.choice([0, 4 * KIB, 1024 * KIB]),
                 liveness_timeout_ms=chance.choice([300, 500, 1000]),
                 disk_free_bytes_min=chance.choice([0, 64 * KIB]),
-                scrub_bytes_per_s=chance.choice([256 * KIB, 256 * KIB, 8 * MIB]),
                 clock_rates=tuple(
                     chance.choice([1.0, 1.0, 0.5, 0.999, 1.001, 2.0]) for _ in range(brokers)
                 ),
