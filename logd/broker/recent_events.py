@@ -102,7 +102,11 @@ class RecentEvents:
         name, level = str(event["event"]), str(event["level"])
         if name not in SENTENCES and level not in LOUD_LEVELS:
             return
-        fields = {key: value for key, value in event.items() if isinstance(value, str | int | list)}
+        fields = {
+            key: value
+            for key, value in event.items()
+            if isinstance(value, str | int | list | tuple)
+        }
         at = datetime.fromisoformat(event["timestamp"])
         last = self._entries[-1] if self._entries else None
         if last is not None and last.name == name and at - last.began < TOGETHER:

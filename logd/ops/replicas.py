@@ -33,11 +33,14 @@ class ReplicaFacts(NamedTuple):
     log_end: Offset
     commit: Offset
     log_bytes: int
-    members: tuple[NodeId, ...]
+    voters: tuple[NodeId, ...]
     in_sync: tuple[NodeId, ...]
     """As its leader sees it; empty unless this replica leads."""
     follower_lag: int
     """As its leader sees it: offsets that the furthest follower lacks, of those heard of."""
+    copied: float | None
+    """As its leader sees it: the share of the log that the furthest newcomer has; None: there is
+    no newcomer."""
     readers: int
     reader_lag: int
     """Committed offsets that the slowest subscription here has not been sent."""
@@ -50,7 +53,7 @@ class ReplicaFacts(NamedTuple):
 
     @property
     def is_under_replicated(self) -> bool:
-        return self.is_leading and len(self.in_sync) < len(self.members)
+        return self.is_leading and len(self.in_sync) < len(self.voters)
 
 
 class Readers(NamedTuple):
@@ -85,15 +88,16 @@ def readers_by_group(broker: Broker) -> dict[GroupId, Readers]:
 
 def _facts(broker: Broker, group: Group, readers: Readers) -> ReplicaFacts:
     core, ourselves = group.core, broker.node.node
-    members = core.configuration.members
+    # A newcomer that is being copied to is nothing that the partition lacks.
+    voters = core.configuration.voters
     in_sync: tuple[NodeId, ...] = ()
     follower_lag = 0
     if group.is_leader:
-        followers = [member for member in members if member != ourselves]
+        followers = [voter for voter in voters if voter != ourselves]
         in_sync = tuple(
-            member
-            for member in members
-            if member == ourselves or (broker.node.is_up(member) and group.is_in_sync(member))
+            voter
+            for voter in voters
+            if voter == ourselves or (broker.node.is_up(voter) and group.is_in_sync(voter))
         )
         ends = [end for f in followers if (end := group.acknowledged_end(f)) is not None]
         follower_lag = max((group.log.end_offset - end for end in ends), default=0)
@@ -108,10 +112,22 @@ def _facts(broker: Broker, group: Group, readers: Readers) -> ReplicaFacts:
         log_end=group.log.end_offset,
         commit=group.commit_offset,
         log_bytes=group.log.size_bytes,
-        members=members,
+        voters=voters,
         in_sync=in_sync,
         follower_lag=follower_lag,
+        copied=_copied(group),
         readers=readers.readers,
         reader_lag=readers.lag,
         reason=str(group.failure or group.damage or ""),
     )
+
+
+def _copied(group: Group) -> float | None:
+    newcomers = group.core.configuration.learners
+    if not newcomers or not group.is_leader:
+        return None
+    start, end = group.log.start_offset, group.log.end_offset
+    if end == start:
+        return 1.0
+    has = min((group.acknowledged_end(newcomer) or start) for newcomer in newcomers)
+    return max(0, has - start) / (end - start)

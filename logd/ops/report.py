@@ -33,9 +33,10 @@ class LedPartition(msgspec.Struct, frozen=True, kw_only=True):
     log_end: int
     commit: int
     log_bytes: int
-    members: tuple[int, ...]
+    voters: tuple[int, ...]
     in_sync: tuple[int, ...]
     follower_lag: int
+    copied: float | None
     readers: int
     reader_lag: int
     rates: Rates
@@ -135,9 +136,10 @@ def _led(row: ReplicaFacts, sampler: Sampler) -> LedPartition:
         log_end=row.log_end,
         commit=row.commit,
         log_bytes=row.log_bytes,
-        members=row.members,
+        voters=row.voters,
         in_sync=row.in_sync,
         follower_lag=row.follower_lag,
+        copied=row.copied,
         readers=row.readers,
         reader_lag=row.reader_lag,
         rates=sampler.by_group.get(row.group, NO_RATES),

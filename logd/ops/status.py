@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 REPORT_TIMEOUT_S: Final = 1.0
 FRESH_S: Final = 1.0
 EVENTS_SHOWN_MAX: Final = 60
+MOVES_SHOWN_MAX: Final = 100
 NAMES_IN_PROBLEM_MAX: Final = 3
 
 PartitionState = Literal["ok", "under_replicated", "offline"]
@@ -105,6 +106,35 @@ class TopicStatus(msgspec.Struct, frozen=True, kw_only=True):
     readers: int
 
 
+class MoveStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A partition on its way to other brokers."""
+
+    partition: str
+    before: list[int]
+    target: list[int]
+    reason: str
+    is_cancelled: bool
+    copied: float | None
+    """The share of the log that all newcomers have; None while nobody tells."""
+    log_bytes: int | None
+    begun_ms: int
+
+
+class PlanStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The rebalance plan that is carried out."""
+
+    plan_id: int
+    purpose: str
+    state: str
+    move_count: int
+    done: int
+    running: int
+    cancelled: int
+    skipped: int
+    throttle_bytes_per_s: int
+    begun_ms: int
+
+
 class EventStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Something that happened on a broker."""
 
@@ -144,6 +174,8 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     offline: int
     rates: RatesInfo
     history: HistoryInfo
+    plan: PlanStatus | None
+    moves: list[MoveStatus]
     events: list[EventStatus]
 
 
@@ -203,6 +235,7 @@ def judge(broker: Broker, reports: Mapping[NodeId, BrokerReport]) -> ClusterStat
     has_controller = broker.controller is not None
     totals = [_total_history(reports, at) for at in range(4)]
     shown, left_out = _bounded(topics)
+    moving = broker.metadata.state.moving[:MOVES_SHOWN_MAX]
     return ClusterStatus(
         cluster_id=broker.membership.cluster_id,
         state="unavailable" if not has_controller else "degraded" if problems else "ok",
@@ -225,6 +258,8 @@ def judge(broker: Broker, reports: Mapping[NodeId, BrokerReport]) -> ClusterStat
             records_out=totals[2],
             bytes_out=totals[3],
         ),
+        plan=_plan(broker),
+        moves=[_move(placement, led.get(placement.group)) for placement in moving],
         events=_events(reports),
     )
 
@@ -324,10 +359,10 @@ def _partition_status(
         )
     return PartitionStatus(
         partition=placement.partition,
-        state="ok" if len(led.in_sync) == len(led.members) else "under_replicated",
+        state="ok" if len(led.in_sync) == len(led.voters) else "under_replicated",
         leader=leader,
         term=led.term,
-        replicas=list(led.members),
+        replicas=list(led.voters),
         in_sync=list(led.in_sync),
         log_start=led.log_start,
         log_end=led.log_end,
@@ -336,6 +371,39 @@ def _partition_status(
         follower_lag=led.follower_lag,
         readers=led.readers,
         reader_lag=led.reader_lag,
+    )
+
+
+def _plan(broker: Broker) -> PlanStatus | None:
+    plan = broker.metadata.state.plan
+    if plan is None or plan.is_over:
+        return None
+    return PlanStatus(
+        plan_id=plan.plan_id,
+        purpose=plan.purpose,
+        state=plan.state,
+        move_count=plan.move_count,
+        done=plan.count("done"),
+        running=plan.count("running"),
+        cancelled=plan.count("cancelled"),
+        skipped=plan.count("skipped"),
+        throttle_bytes_per_s=broker.metadata.state.rebalance_settings.throttle_bytes_per_s,
+        begun_ms=plan.begun_ms,
+    )
+
+
+def _move(placement: PartitionPlacement, led: LedPartition | None) -> MoveStatus:
+    move = placement.move
+    assert move is not None
+    return MoveStatus(
+        partition=str(placement.name),
+        before=list(placement.replicas),
+        target=list(move.target),
+        reason=move.reason,
+        is_cancelled=move.is_cancelled,
+        copied=None if led is None else led.copied,
+        log_bytes=None if led is None else led.log_bytes,
+        begun_ms=move.begun_ms,
     )
 
 

@@ -319,6 +319,42 @@ function drawTopics(status) {
   });
 }
 
+function moveRow(move, now) {
+  const has = move.copied === null ? 0 : move.copied;
+  const bar = element("div", { class: "bar", title: `${(has * 100).toFixed(1)} % copied` },
+    element("div", {}));
+  bar.firstChild.style.width = `${has * 100}%`;
+  const size = move.log_bytes;
+  const number = (value) => element("td", { class: "number" }, value);
+  return element("tr", {},
+    element("td", {}, move.partition),
+    element("td", {}, `${move.before.join(", ")} \u2192 ${move.target.join(", ")}`),
+    element("td", { class: "wide" }, bar),
+    number(move.copied === null ? "–" : `${Math.floor(has * 100)} %`),
+    number(size === null ? "–" : `${bytes(size * has)} of ${bytes(size)}`),
+    number(duration(now - move.begun_ms)),
+    element("td", {}, move.is_cancelled ? "cancelled: goes back" : move.reason));
+}
+
+function drawMoves(status) {
+  const plan = status.plan;
+  byId("moves-section").hidden = plan === null && status.moves.length === 0;
+  draw("plan", plan, () => plan === null ? [] : [
+    `${plan.purpose}: ${exact(plan.done)} of ${plural(plan.move_count, "move")} done` +
+    (plan.state === "cancelling" ? ", being cancelled" : "") +
+    (plan.skipped ? `, ${exact(plan.skipped)} skipped` : "") +
+    `, at most ${bytes(plan.throttle_bytes_per_s)}/s`,
+  ]);
+  draw("moves", [status.moves, status.now_ms], () => {
+    if (!status.moves.length) return [element("p", { class: "empty" }, "None is under way now.")];
+    const names = ["partition", "brokers", "copied", "", "size", "for", "why"];
+    return [element("table", {},
+      element("thead", {}, element("tr", {}, ...names.map((name, at) =>
+        element("th", { class: at > 2 && at < 6 ? "number" : "" }, name)))),
+      element("tbody", {}, ...status.moves.map((move) => moveRow(move, status.now_ms))))];
+  });
+}
+
 function drawEvents(status) {
   draw("events", status.events, () => status.events.length
     ? status.events.map((event) => element("li", { class: event.level },
@@ -335,6 +371,7 @@ function drawAll(status) {
   drawTiles(status);
   drawChart(status);
   draw("brokers", status.brokers, () => status.brokers.map(brokerCard));
+  drawMoves(status);
   drawTopics(status);
   drawEvents(status);
 }
