@@ -50,6 +50,14 @@ SENTENCES: Final[dict[str, Sentence]] = {
         "hands {partition} to broker {to}, to even out leaders",
         "hands {count} partitions to others, to even out leaders",
     ),
+    broker_events.MOVE_BEGUN: Sentence(
+        "moves {partition} from {replicas} to {target}: {reason}",
+        "moves {count} partitions, {partition} among them: {reason}",
+    ),
+    broker_events.MOVE_FINISHED: Sentence(
+        "moved {partition} to {replicas}", "moved {count} partitions, {partition} among them"
+    ),
+    broker_events.MOVE_SKIPPED: Sentence("skipped the move of {partition}: {reason}"),
     broker_events.PARTITION_DAMAGED: Sentence("{partition} stays shut: {reason}"),
     broker_events.PARTITION_TRASHED: Sentence(
         "removed a deleted partition", "removed {count} deleted partitions"
@@ -103,7 +111,7 @@ class RecentEvents:
         if name not in SENTENCES and level not in LOUD_LEVELS:
             return
         fields = {
-            key: value
+            key: ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
             for key, value in event.items()
             if isinstance(value, str | int | list | tuple)
         }

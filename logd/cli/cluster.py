@@ -158,7 +158,7 @@ def status_of(
     under_replicated = [
         f"{topic}/{number}"
         for (topic, number), answer in described.items()
-        if answer and not all(replica.in_sync for replica in answer.replicas)
+        if answer and not all(replica.in_sync for replica in answer.replicas if replica.voter)
     ]
     if not described:
         offline, under_replicated = _judged_by_brokers(metadata)

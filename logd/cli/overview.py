@@ -126,7 +126,7 @@ def lag_max(described: DescribePartitionResponse) -> int:
         (
             described.log_end - replica.synced_end
             for replica in described.replicas
-            if replica.synced_end is not None
+            if replica.synced_end is not None and replica.voter
         ),
         default=0,
     )

@@ -147,6 +147,16 @@ def test_where_nobody_could_be_asked_brokers_that_are_alive_are_counted() -> Non
     assert with_majority.under_replicated == ["t/0", "t/1"]
 
 
+def test_a_newcomer_that_is_being_copied_to_takes_nothing_from_the_health() -> None:
+    answer = described()
+    newcomer = ReplicaInfo(node_id=4, synced_end=3, in_sync=False, alive=True, voter=False)
+    moving = msgspec.structs.replace(answer, replicas=[*answer.replicas, newcomer])
+
+    status = status_of(metadata(), {("t", 0): moving, ("t", 1): answer})
+
+    assert (status.state, status.under_replicated, status.lag_max) == ("ok", [], 0)
+
+
 def test_a_replica_that_was_not_heard_of_yet_is_not_said_to_lag() -> None:
     answer = msgspec.structs.replace(
         described(),

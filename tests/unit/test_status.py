@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -15,6 +16,7 @@ from logd.ops.report import decode_report, encode_report, make_report
 from logd.ops.sampler import INTERVAL_S, SAMPLES_KEPT, Sampler
 from logd.ops.status import FRESH_S, ClusterStatus, StatusBoard
 from logd.types import NodeId
+from logd.wire.messages import PlannedMoveInfo
 from logd_client import Client
 from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
 from tests.sim.run import run_deterministic
@@ -191,6 +193,46 @@ def test_partitions_in_trouble_are_shown_before_those_that_are_well(
         assert (topic.partition_count, len(topic.partitions)) == (12, 4)
         assert status.partitions_left_out == 8
         assert {row.state for row in topic.partitions} == {"offline"}
+
+    play(story)
+
+
+def test_a_move_is_shown_with_what_has_been_copied_and_takes_nothing_from_the_health() -> None:
+    async def story(watched: Watched) -> None:
+        client = watched.client
+        await client.admin.create_topic("orders", partitions=1, replicas=1)
+        async with client.producer("orders") as producer:
+            for _ in range(60):
+                await producer.append(random.Random(1).randbytes(20_000))
+        await client.admin.set_rebalancing(throttle_bytes_per_s=64 * 1024)
+        layout = (await client.admin.describe_rebalance()).layout_version
+        (partition,) = (await client.admin.describe_topic("orders")).partitions
+        before = partition.replicas[0]
+        target = before % 3 + 1
+        move = PlannedMoveInfo(
+            group=partition.group, before=[before], target=[target], reason="a test", size_bytes=1
+        )
+        await client.admin.start_plan("to try it", layout, [move])
+        await trio.sleep(3)
+
+        early = await watched.seen_by(1)
+        await trio.sleep(1)
+        later = await watched.seen_by(2)
+
+        assert (early.state, early.problems) == ("ok", [])
+        assert early.plan is not None
+        assert (early.plan.purpose, early.plan.running) == ("to try it", 1)
+        assert (early.plan.move_count, early.plan.throttle_bytes_per_s) == (1, 64 * 1024)
+        (moving,) = early.moves
+        assert (moving.partition, moving.before, moving.target) == ("orders/0", [before], [target])
+        assert moving.copied is not None
+        assert later.moves[0].copied is not None
+        assert 0 < moving.copied < later.moves[0].copied < 1
+
+        await trio.sleep(30)
+        done = await watched.seen_by(3)
+        assert (done.plan, done.moves, done.problems) == (None, [], [])
+        assert done.topics[0].partitions[0].replicas == [target]
 
     play(story)
 
