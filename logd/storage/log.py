@@ -331,8 +331,9 @@ class Log:
         for base_offset, end_offset, size_bytes in reversed(spans):
             if offset >= end_offset:
                 break
-            above = end_offset - max(offset, base_offset)
-            total += size_bytes * above // (end_offset - base_offset)
+            if end_offset > base_offset:  # Behind a roll the active one is empty.
+                above = end_offset - max(offset, base_offset)
+                total += size_bytes * above // (end_offset - base_offset)
         return total
 
     def sealed_segments(self) -> list[SealedSegment]:

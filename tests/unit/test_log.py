@@ -307,6 +307,14 @@ def test_a_full_segment_asks_to_be_rolled_and_the_next_one_goes_on(log: Log) -> 
     assert log.mark.end_offset == log.segment_bases[-1]
 
 
+def test_the_bytes_behind_an_offset_are_known_also_just_after_a_roll(log: Log) -> None:
+    written = fill_segments(log, 3)
+    assert log.segment_bases[-1] == log.end_offset  # The active segment is empty.
+
+    assert log.bytes_from(log.end_offset) == 0
+    assert log.bytes_from(Offset(0)) == sum(map(len, written))
+
+
 def test_a_rolled_segment_ends_with_its_last_batch(disk: SimulatedFileSystem, log: Log) -> None:
     written = fill_segments(log, 1)
 
