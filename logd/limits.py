@@ -168,6 +168,10 @@ STATUS_PARTITIONS_MAX: Final = 2_000
 RECENT_EVENTS_MAX: Final = 200
 """Events kept in memory for people who ask what happened."""
 
+COMMANDS_PER_SNAPSHOT: Final = 1_000
+"""A broker keeps the state of the metadata on its disk each time so many commands more have been
+applied, and drops the log below the state that it kept the time before."""
+
 SNAPSHOT_BYTES_MAX: Final = 256 * MIB
 """State shipped to one replica whose log begins anew; in memory while it is put together."""
 

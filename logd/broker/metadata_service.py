@@ -18,6 +18,7 @@ import trio
 from logd.broker import log_events
 from logd.errors import (
     ERROR_BY_CODE,
+    CorruptionError,
     LeadershipLostError,
     LogdError,
     NotLeaderError,
@@ -27,7 +28,7 @@ from logd.errors import (
     UnavailableError,
     UnknownServerError,
 )
-from logd.limits import FETCH_BYTES_MAX, PRODUCER_IDS_PER_BLOCK
+from logd.limits import COMMANDS_PER_SNAPSHOT, FETCH_BYTES_MAX, PRODUCER_IDS_PER_BLOCK
 from logd.metadata.commands import AllocateProducerIds, Command, decode_command, encode_command
 from logd.metadata.state import MetadataState, ProducerIdBlock
 from logd.record.batch import seal_opaque
@@ -52,6 +53,9 @@ class MetadataService:
 
     def __init__(self, node: Node) -> None:
         self.state = MetadataState()
+        self._commands_since_snapshot = 0
+        self._snapshot_offset = Offset(0)
+        """Of the state that was kept last."""
         self._node = node
         self._group: Group | None = None
         self._applied = Offset(0)
@@ -83,6 +87,7 @@ class MetadataService:
         """Follow ``group``, which is group 0."""
         assert group.group_id == METADATA_GROUP
         self._group = group
+        group.application = self
         group.watch(self)
 
     def on_commit(self, commit_offset: Offset) -> None:
@@ -114,10 +119,13 @@ class MetadataService:
         """Apply committed commands until cancelled."""
         assert self._group is not None
         group = self._group
+        await self._restore(group)
         while True:
             if self._applied < group.commit_offset:
                 try:
                     await self._apply_some(group)
+                    if self._commands_since_snapshot >= COMMANDS_PER_SNAPSHOT:
+                        await self._keep_state(group)
                 except (OSError, LogdError) as error:
                     # Nothing is skipped: this broker's picture grows old, its partitions serve.
                     log.error(
@@ -129,8 +137,11 @@ class MetadataService:
             await self._commits.wait()
 
     async def _apply_some(self, group: Group) -> None:
-        found = await group.read_committed(self._applied, FETCH_BYTES_MAX)
+        begin = self._applied
+        found = await group.read_committed(begin, FETCH_BYTES_MAX)
         assert found is not None
+        if self._applied != begin:
+            return  # A snapshot was installed meanwhile.
         try:
             for header, view in split_batches(memoryview(b"".join(found.buffers))):
                 if header.is_control:
@@ -139,10 +150,14 @@ class MetadataService:
                     self._apply(bytes(view[HEADER_BYTES:]), header.base_offset)
                 self._applied = header.end_offset
         finally:
-            progress, self._progress = self._progress, trio.Event()
-            progress.set()
+            self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        progress, self._progress = self._progress, trio.Event()
+        progress.set()
 
     def _apply(self, encoded: bytes, offset: Offset) -> None:
+        self._commands_since_snapshot += 1
         result: object
         try:
             result = self.state.apply(decode_command(encoded), offset)
@@ -152,6 +167,49 @@ class MetadataService:
         self._results[offset] = result
         if len(self._results) > RESULTS_KEPT_MAX:
             self._results.popitem(last=False)
+
+    # --- snapshots ----------------------------------------------------------------------------
+
+    async def _restore(self, group: Group) -> None:
+        """Begin with the state that was kept last; what follows it comes from the log."""
+        found = await group.load_application()
+        if found is not None:
+            self._take_over(*found)
+
+    def on_installed(self, offset: Offset, payload: bytes) -> None:
+        """The log begins anew further on, with this state."""
+        self._take_over(offset, payload)
+
+    def _take_over(self, offset: Offset, payload: bytes) -> None:
+        if offset <= self._applied:
+            return  # This broker was further already.
+        state = MetadataState.restore(payload)
+        if state.version != offset:
+            raise CorruptionError(
+                f"the metadata kept for offset {offset} are those of {state.version}"
+            )
+        self.state = state
+        self._applied = self._snapshot_offset = offset
+        self._commands_since_snapshot = 0
+        self._tell_progress()
+
+    async def _keep_state(self, group: Group) -> None:
+        """Keep the state on the disk, and drop the log below the state before it.
+
+        One state's worth of commands is left to those who lag, who then need no snapshot.
+        """
+        tail_start, self._snapshot_offset = self._snapshot_offset, self._applied
+        self._commands_since_snapshot = 0
+        await group.save_application(self._applied, self.state.snapshot())
+        start = max(
+            (base for base in group.log.segment_bases if base <= tail_start),
+            default=group.log.start_offset,
+        )
+        if group.log.start_offset < start <= await group.restorable_offset():
+            await group.trim(start, self._node.membership.directory.trash_path)
+            log.info(log_events.METADATA_TRIMMED, start=start, offset=self._applied)
+        if group.log.segment_bases[-1] < group.log.end_offset:
+            group.roll_soon()
 
     async def _result_of(self, offset: Offset) -> object:
         while self._applied <= offset:

@@ -18,7 +18,7 @@ from logd import config, limits
 from logd.broker import metadata_service, partitions, subscriptions
 from logd.limits import KIB
 from logd.raft.options import RaftOptions
-from logd.replication import group, repairer
+from logd.replication import group, repairer, shipping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,10 @@ class Knobs:
     """Of the metadata log, applied at a time."""
 
     scrub_piece_bytes: int = repairer.SCRUB_PIECE_BYTES
+    commands_per_snapshot: int = limits.COMMANDS_PER_SNAPSHOT
+    """Of the metadata; the log behind is dropped."""
+
+    snapshot_chunk_bytes: int = limits.SNAPSHOT_CHUNK_BYTES
 
     @classmethod
     def draw(cls, chance: random.Random) -> Knobs:
@@ -47,6 +51,8 @@ class Knobs:
             delivery_bytes=chance.choice([1, 2 * KIB, usual.delivery_bytes]),
             fetch_bytes=chance.choice([1, usual.fetch_bytes]),
             scrub_piece_bytes=chance.choice([16 * KIB, usual.scrub_piece_bytes]),
+            commands_per_snapshot=chance.choice([1, 4, usual.commands_per_snapshot]),
+            snapshot_chunk_bytes=chance.choice([64, usual.snapshot_chunk_bytes]),
         )
 
     @contextmanager
@@ -66,6 +72,8 @@ class Knobs:
             (subscriptions, "DELIVERY_BYTES", self.delivery_bytes),
             (metadata_service, "FETCH_BYTES_MAX", self.fetch_bytes),
             (repairer, "SCRUB_PIECE_BYTES", self.scrub_piece_bytes),
+            (metadata_service, "COMMANDS_PER_SNAPSHOT", self.commands_per_snapshot),
+            (shipping, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),
         ]
         with ExitStack() as stack:
             for module, name, value in replaced:

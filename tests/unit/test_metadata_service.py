@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import trio
 
+from logd.broker import metadata_service
 from logd.broker.disk_guard import DiskGuard
 from logd.broker.metadata_service import MetadataService
 from logd.errors import DiskFullError, RequestTimeoutError, UnavailableError
-from logd.metadata.commands import FormCluster
+from logd.metadata.commands import Command, CreateTopic, FormCluster, RegisterBroker
 from logd.raft.messages import PeerDown
 from logd.types import METADATA_GROUP, DirectoryId, Offset, Term
+from tests.sim.files import SimulatedFileSystem
 from tests.support.replica import (
     OURSELVES,
     SECOND,
@@ -135,5 +139,64 @@ def test_a_disk_whose_free_space_cannot_be_asked_leaves_things_as_they_are() -> 
                 await full.run()
             with pytest.raises(DiskFullError):
                 full.check()
+
+    play(story)
+
+
+def create(number: int) -> CreateTopic:
+    return CreateTopic(name=f"topic-{number}", partitions=1, replicas=1, now_ms=0)
+
+
+REGISTER = RegisterBroker(
+    node=OURSELVES,
+    directory_id=DirectoryId("directory-1"),
+    incarnation=1,
+    host="h",
+    port=1,
+    peer_host="h",
+    peer_port=2,
+)
+
+
+async def started(nursery: trio.Nursery, replica: Replica) -> MetadataService:
+    """A single voter's service that runs and has applied what is there."""
+    await until(lambda: replica.group.is_ready)
+    service = attached(replica)
+    nursery.start_soon(service.run)
+    await until(lambda: service.applied_offset == replica.group.commit_offset)
+    return service
+
+
+def test_the_state_is_kept_and_the_log_behind_it_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata_service, "COMMANDS_PER_SNAPSHOT", 5)
+    files = SimulatedFileSystem(random.Random(1))
+
+    async def story() -> None:
+        async with open_replica(files, group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica:
+            async with trio.open_nursery() as nursery:
+                service = await started(nursery, replica)
+                commands: list[Command] = [
+                    COMMAND,
+                    REGISTER,
+                    *(create(number) for number in range(30)),
+                ]
+                for command in commands:
+                    await service.execute(command, timeout_ms=9_000, safe_to_repeat=False)
+                await a_while()
+                nursery.cancel_scope.cancel()
+            assert replica.group.log.start_offset > 10
+            before = service.state
+        files.crash(random.Random(1))
+        async with (
+            open_replica(files, group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            service = await started(nursery, replica)
+            assert service.state.topics == before.topics
+            assert service.state.brokers == before.brokers
+            service.state.check_invariants()
+            await service.execute(create(30), timeout_ms=9_000, safe_to_repeat=False)
+            assert len(service.state.topics) == 31
+            nursery.cancel_scope.cancel()
 
     play(story)
