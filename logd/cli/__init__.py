@@ -23,10 +23,9 @@ COMMANDS: Final = (
     LazyCommand("produce", "logd.cli.produce:produce", "Append lines to a topic."),
     LazyCommand("consume", "logd.cli.consume:consume", "Read a topic's records."),
     LazyCommand("cluster", "logd.cli.cluster:cluster", "The cluster's health and members."),
-    LazyCommand("broker", "logd.cli.broker:broker", "List the brokers."),
-    LazyCommand(
-        "partition", "logd.cli.partition:partition", "List and describe partitions, move leaders."
-    ),
+    LazyCommand("broker", "logd.cli.broker:broker", "List, drain, remove, replace brokers."),
+    LazyCommand("rebalance", "logd.cli.rebalance:rebalance", "Even out what the brokers hold."),
+    LazyCommand("partition", "logd.cli.partition:partition", "List, describe and move partitions."),
     LazyCommand("config", "logd.cli.config:config", "What a broker is configured with, and why."),
     LazyCommand("segment", "logd.cli.segment:segment", "Dump, verify, reindex files offline."),
     LazyCommand("bench", "logd.cli.bench:bench", "Measure produce, consume and latency."),

@@ -1,16 +1,28 @@
-"""``logd broker``: the cluster's members."""
+"""``logd broker``: the cluster's members, and how they leave it."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from logd.cli.display import print_json, print_table
-from logd.cli.options import bootstrap_option, output_option
+from logd.cli.display import print_json, print_table, say
+from logd.cli.options import BYTE_RATE, bootstrap_option, output_option
+
+if TYPE_CHECKING:
+    from logd.cli.plans import Picture, SavedPlan
+
+node_argument = click.argument("node", type=click.IntRange(min=1), metavar="ID")
+throttle_option = click.option(
+    "--throttle", type=BYTE_RATE, metavar="RATE", help="For example 50MB/s."
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be moved.")
+detach_option = click.option("--detach", is_flag=True, help="Start it, and do not watch.")
 
 
 @click.group()
 def broker() -> None:
-    """List the brokers."""
+    """List, drain, resume, remove and replace brokers."""
 
 
 @broker.command("list")
@@ -30,3 +42,185 @@ def list_brokers(bootstrap: str, output: str) -> None:
             print_table(BROKER_COLUMNS, [cells(row) for row in rows])
 
     run_async(fetch)
+
+
+@broker.command("drain")
+@node_argument
+@throttle_option
+@dry_run_option
+@detach_option
+@bootstrap_option
+@output_option
+def drain(
+    node: int, throttle: int | None, dry_run: bool, detach: bool, bootstrap: str, output: str
+) -> None:
+    """Move everything off a broker, leadership included, and put nothing new on it."""
+    from logd.cli.plans import (
+        require_all_placed,
+        run_plan,
+        set_pace,
+        show_plan,
+        take_picture,
+    )
+    from logd.cli.session import connected, run_async
+
+    async def empty() -> None:
+        async with connected(bootstrap) as client:
+            picture = await take_picture(client, dead_are_lost=True)
+            made = _plan_without(picture, node, f"drain broker {node}", throttle)
+            require_all_placed(made)
+            if output != "json" or dry_run:
+                show_plan(made, output)
+            if dry_run:
+                return
+            await client.admin.alter_broker(node, "drain")
+            await set_pace(client, throttle, None)
+            version = (await client.admin.describe_rebalance()).layout_version
+            await run_plan(client, _for_layout(made, version), output, detach=detach)
+        if not detach:
+            say(f"broker {node} is empty: `logd broker remove {node}` ends its membership, "
+                f"`logd broker resume {node}` makes it available again")  # fmt: skip
+
+    run_async(empty)
+
+
+@broker.command("resume")
+@node_argument
+@bootstrap_option
+@output_option
+def resume(node: int, bootstrap: str, output: str) -> None:
+    """Take a drain back.  What has left returns with the next rebalancing."""
+    from logd.cli.session import connected, run_async
+
+    async def make_available() -> None:
+        async with connected(bootstrap) as client:
+            changed = await client.admin.alter_broker(node, "resume")
+        if output == "json":
+            print_json(changed)
+        else:
+            click.echo(f"broker {node} takes replicas again; `logd rebalance run` gives it some")
+
+    run_async(make_available)
+
+
+@broker.command("remove")
+@node_argument
+@bootstrap_option
+@output_option
+def remove(node: int, bootstrap: str, output: str) -> None:
+    """End a broker's membership for ever.  It must be empty: drain it first."""
+    from logd.cli.session import connected, run_async
+
+    async def end_membership() -> None:
+        async with connected(bootstrap) as client:
+            removed = await client.admin.alter_broker(node, "remove")
+        if output == "json":
+            print_json(removed)
+        else:
+            click.echo(f"broker {node} is no member any more; its process can be stopped")
+
+    run_async(end_membership)
+
+
+@broker.command("replace")
+@node_argument
+@click.option(
+    "--with",
+    "successor",
+    type=click.IntRange(min=1),
+    help="The broker that takes over.  Default: all others share.",
+)
+@throttle_option
+@dry_run_option
+@bootstrap_option
+@output_option
+def replace(
+    node: int,
+    successor: int | None,
+    throttle: int | None,
+    dry_run: bool,
+    bootstrap: str,
+    output: str,
+) -> None:
+    """Give everything that a broker holds to others, and remove it.
+
+    For a broker whose disk is lost: start another one under a new id with --join, then replace
+    the old one with it.
+    """
+    from logd.cli.plans import (
+        bytes_text,
+        finish,
+        follow,
+        require_all_placed,
+        set_pace,
+        show_plan,
+        start_plan,
+        take_picture,
+    )
+    from logd.cli.session import connected, require_alive, run_async
+
+    async def take_over() -> None:
+        async with connected(bootstrap) as client:
+            if successor is not None:
+                await require_alive(client, successor)
+            picture = await take_picture(client, dead_are_lost=True)
+            purpose = f"replace broker {node}" + (f" with {successor}" if successor else "")
+            made = _plan_without(picture, node, purpose, throttle, successor)
+            require_all_placed(made)
+            if output != "json" or dry_run:
+                show_plan(made, output)
+            if dry_run:
+                return
+            await client.admin.alter_broker(node, "drain")
+            await set_pace(client, throttle, None)
+            if made.moves:
+                version = (await client.admin.describe_rebalance()).layout_version
+                plan_id = await start_plan(client, _for_layout(made, version))
+                finish(await follow(client, plan_id, output), output)
+            await client.admin.alter_broker(node, "remove")
+        say(f"broker {node} is replaced and removed ({bytes_text(made.bytes)} copied)")
+
+    run_async(take_over)
+
+
+def _plan_without(
+    picture: Picture, node: int, purpose: str, throttle: int | None, successor: int | None = None
+) -> SavedPlan:
+    """A plan after which ``node`` holds nothing; ``successor`` takes what it can."""
+    from logd.errors import UnknownBrokerError
+    from logd.metadata.rebalance.cluster import Goals
+    from logd.metadata.rebalance.planner import explain, plan_only
+    from logd.types import NodeId
+
+    known = {broker.node: broker for broker in picture.brokers}
+    if node not in known:
+        raise UnknownBrokerError(f"no broker {node} in the cluster")
+    goals = Goals(
+        is_balancing=False,
+        throttle_bytes_per_s=throttle or picture.rebalance.throttle_bytes_per_s,
+    )
+    brokers = [
+        broker._replace(is_draining=broker.is_draining or broker.node == node)
+        for broker in picture.brokers
+    ]
+    # Only what this command is about: what other brokers should not hold either stays.
+    affected = [p for p in picture.partitions if node in p.replicas]
+    groups = {p.group for p in affected}
+    plan = plan_only(brokers, picture.partitions, groups, goals)
+    if successor is not None:
+        heir = NodeId(successor)
+        after = {move.group: move.after for move in plan.moves}
+        after |= {
+            p.group: tuple(heir if holder == node else holder for holder in p.replicas)
+            for p in affected
+            if heir not in p.replicas
+        }
+        plan = explain(brokers, picture.partitions, after, goals)._replace(unplaced=plan.unplaced)
+    return picture.saved(purpose, plan, goals.throttle_bytes_per_s)
+
+
+def _for_layout(plan: SavedPlan, layout_version: int) -> SavedPlan:
+    """The plan, for the cluster as it is with the broker draining."""
+    import msgspec
+
+    return msgspec.structs.replace(plan, layout_version=layout_version)

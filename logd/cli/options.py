@@ -20,6 +20,12 @@ BOOTSTRAP_DEFAULT: Final = "127.0.0.1:7171"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+_BYTES_PER_UNIT: Final = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
+}  # fmt: skip
+_BYTE_RATE: Final = re.compile(
+    r"(?P<number>\d{1,15}(\.\d+)?)\s*(?P<unit>|B|[kKMG]i?B)(/s)?", re.IGNORECASE
+)
 _PARTITION_NAME: Final = re.compile(r"(?P<topic>[^/]+)/(?P<partition>\d+)")
 
 
@@ -101,6 +107,42 @@ class SettingType(click.ParamType):  # type: ignore[type-arg]  # Not generic in 
         return name, setting
 
 
+class ByteRateType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
+    """Bytes per second."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """A number with a unit: ``50MB/s``, ``64KiB``, ``1000000``."""
+        if isinstance(value, int):
+            return value
+        match = _BYTE_RATE.fullmatch(value.strip())
+        if match is None:
+            self.fail(f"expected a rate such as 50MB/s or 64KiB/s, found {value!r}", param, ctx)
+        return int(float(match["number"]) * _BYTES_PER_UNIT[match["unit"].upper()])
+
+
+class BrokerListType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
+    """Broker ids, separated by commas, each once."""
+
+    name = "id,id,…"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Split at the commas."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in value.split(",")]
+        if not all(re.fullmatch(r"[1-9]\d{0,9}", part) for part in parts):
+            self.fail(f"expected broker ids such as 1,2,4, found {value!r}", param, ctx)
+        if len(set(parts)) < len(parts):
+            self.fail(f"a broker is named twice: {value}", param, ctx)
+        return tuple(map(int, parts))
+
+
+BROKER_LIST: Final = BrokerListType()
+BYTE_RATE: Final = ByteRateType()
 HOST_PORT: Final = HostPortType()
 PARTITION_NAME: Final = PartitionNameType()
 SETTING: Final = SettingType()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from logd.cli.display import print_facts, print_json, print_table
-from logd.cli.options import PARTITION_NAME, bootstrap_option, output_option
+from logd.cli.options import BROKER_LIST, BYTE_RATE, PARTITION_NAME, bootstrap_option, output_option
 
 
 @click.group()
 def partition() -> None:
-    """List and describe partitions, move leaders."""
+    """List, describe and move partitions and their leaders."""
 
 
 @partition.command("list")
@@ -56,6 +56,46 @@ def describe_partition(name: tuple[str, int], bootstrap: str, output: str) -> No
             print_facts(list(zip(PARTITION_COLUMNS, cells(row), strict=True)))
 
     run_async(fetch)
+
+
+@partition.command("move")
+@click.argument("name", type=PARTITION_NAME, metavar="TOPIC/N")
+@click.option(
+    "--to",
+    "targets",
+    required=True,
+    type=BROKER_LIST,
+    metavar="ID,ID,…",
+    help="The brokers that shall hold it, preferred leader first.",
+)
+@click.option("--throttle", type=BYTE_RATE, metavar="RATE", help="For example 50MB/s.")
+@click.option("--detach", is_flag=True, help="Start it, and do not watch.")
+@bootstrap_option
+@output_option
+def move(
+    name: tuple[str, int],
+    targets: tuple[int, ...],
+    throttle: int | None,
+    detach: bool,
+    bootstrap: str,
+    output: str,
+) -> None:
+    """Move a partition to other brokers, while it is written and read."""
+    from logd.cli.plans import move_plan, run_plan, set_pace
+    from logd.cli.session import connected, require_alive, require_partition, run_async
+
+    async def carry_out() -> None:
+        topic, number = name
+        async with connected(bootstrap) as client:
+            info = await require_partition(client, topic, number)
+            for node in targets:
+                if node not in info.replicas:
+                    await require_alive(client, node)
+            made = await move_plan(client, topic, number, targets)
+            await set_pace(client, throttle, None)
+            await run_plan(client, made, output, detach=detach)
+
+    run_async(carry_out)
 
 
 @partition.command("transfer-leader")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.display import count_of, print_facts, print_json, print_table
+from logd.cli.display import count_of, print_facts, print_json, print_table, say
 from logd.cli.options import SETTING, TOPIC_OR_PARTITION, bootstrap_option, output_option
 from logd.cli.start import FromOffset, FromTime, parse_start
 from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
@@ -146,32 +146,56 @@ def describe(name: str, bootstrap: str, output: str) -> None:
 @click.argument("name")
 @click.option("--config", "settings", type=SETTING, multiple=True, help="Set a topic option.")
 @click.option("--reset", "resets", multiple=True, metavar="NAME", help="Back to its default.")
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, PARTITIONS_PER_TOPIC_MAX),
+    help="Add partitions, up to this number.  Keys then go to other ones than before.",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, REPLICAS_MAX),
+    help="Copies of each partition; new ones are built like any move.",
+)
 @bootstrap_option
 @output_option
 def alter(
     name: str,
     settings: tuple[tuple[str, str], ...],
     resets: tuple[str, ...],
+    partitions: int | None,
+    replicas: int | None,
     bootstrap: str,
     output: str,
 ) -> None:
-    """Change a topic's options."""
+    """Change a topic's options, partitions or replicas."""
     changes: dict[str, str | None] = {**dict(settings), **dict.fromkeys(resets)}
-    if not changes:
-        raise click.UsageError("nothing to change: give --config NAME=VALUE or --reset NAME")
+    if not changes and partitions is None and replicas is None:
+        raise click.UsageError(
+            "nothing to change: give --config NAME=VALUE, --reset NAME, --partitions or --replicas"
+        )
     both = sorted(dict(settings).keys() & set(resets))
     if both:
         raise click.UsageError(f"both set and reset: {', '.join(both)}")
 
+    from logd.cli.plans import set_replicas
     from logd.cli.session import connected, run_async
 
     async def alter_topic() -> None:
         async with connected(bootstrap) as client:
-            altered = await client.admin.alter_topic(name, changes)
-        if output == "json":
-            print_json(altered)
-        else:
-            click.echo(f"topic {altered.name}: {_settings_text(altered.config) or 'all defaults'}")
+            if changes or partitions is not None:
+                altered = await client.admin.alter_topic(name, changes, partitions=partitions)
+                if output == "json":
+                    print_json(altered)
+                else:
+                    text = _settings_text(altered.config) or "all defaults"
+                    click.echo(f"topic {altered.name}: {text}")
+            if partitions is not None:
+                say(
+                    f"{name} has {partitions} partitions: a key may go to another one than "
+                    "before, so its older and newer records are in order only among themselves"
+                )
+            if replicas is not None:
+                await set_replicas(client, name, replicas, output)
 
     run_async(alter_topic)
 

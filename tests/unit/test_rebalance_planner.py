@@ -158,6 +158,18 @@ def test_leaders_change_without_moving_bytes() -> None:
     assert leaders == {1: 2, 2: 2, 3: 2}
 
 
+def test_only_the_first_of_the_replicas_is_chosen_the_others_keep_their_order() -> None:
+    brokers, partitions = random_cluster(seed=3)
+
+    plan = make_plan(brokers, partitions, Goals())
+
+    for move in plan.moves:
+        stays = [node for node in move.before if node in move.after]
+        others = [node for node in move.after[1:] if node in move.before]
+        assert others == [node for node in stays if node != move.after[0]]
+        assert move.added or move.after[0] != move.before[0]
+
+
 def test_leadership_is_passed_along_a_chain_where_no_broker_can_give_it_directly() -> None:
     partitions = [
         *(partition_of(n, (1, 2)) for n in range(4)),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -128,6 +128,42 @@ def make_plan(
     )
 
 
+def plan_only(
+    brokers: Sequence[BrokerLoad],
+    partitions: Sequence[PartitionLoad],
+    groups: Collection[GroupId],
+    goals: Goals,
+) -> RebalancePlan:
+    """As ``make_plan``, but only ``groups`` are moved; the others weigh on the choice."""
+    plan = make_plan(brokers, partitions, goals._replace(moves_max=len(partitions)))
+    after = {move.group: move.after for move in plan.moves if move.group in groups}
+    named = {partition.name for partition in partitions if partition.group in groups}
+    unplaced = tuple(name for name in plan.unplaced if name in named)
+    return explain(brokers, partitions, after, goals)._replace(unplaced=unplaced)
+
+
+def explain(
+    brokers: Sequence[BrokerLoad],
+    partitions: Sequence[PartitionLoad],
+    after: Mapping[GroupId, tuple[NodeId, ...]],
+    goals: Goals,
+) -> RebalancePlan:
+    """The plan that was decided elsewhere: ``after`` has the new replicas of what is moved."""
+    targets = [broker for broker in brokers if broker.is_target]
+    if not targets:
+        names = tuple(partition.name for partition in partitions)
+        balance = Balance(0.0, 0.0, 0.0, 0.0)
+        return RebalancePlan((), 0, 0.0, balance, balance, 0, names)
+    return _explained(
+        brokers,
+        partitions,
+        ranges_of(targets, partitions, goals.tolerance),
+        [after.get(partition.group, partition.replicas) for partition in partitions],
+        goals,
+        (),
+    )
+
+
 def _replica_lists(
     layout: Layout,
     brokers: Sequence[BrokerLoad],
@@ -144,9 +180,18 @@ def _replica_lists(
         is_balancing=goals.is_balancing,
     )
     return [
-        (leader, *(node for node in replicas if node != leader))
-        for replicas, leader in zip(sets, leaders, strict=True)
+        _in_order(partition.replicas, replicas, leader)
+        for partition, replicas, leader in zip(partitions, sets, leaders, strict=True)
     ]
+
+
+def _in_order(
+    before: Sequence[NodeId], replicas: Sequence[NodeId], leader: NodeId
+) -> tuple[NodeId, ...]:
+    """The preferred leader, what stays in its order, what is new."""
+    stays = [node for node in before if node in replicas]
+    new = [node for node in replicas if node not in before]
+    return (leader, *(node for node in stays + new if node != leader))
 
 
 # --- explaining -------------------------------------------------------------------------------

@@ -1,0 +1,574 @@
+"""Plans on the command line: made from a picture of the cluster, shown, saved, started, followed.
+
+The planner is a pure function and runs here, not on a broker: planning a large cluster takes
+seconds of processor time that nobody who waits for records should pay.  What it must know it asks
+the brokers: who they are, what they hold, how large it is and how fast it grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import click
+import msgspec
+
+from logd.cli.display import print_json, print_table, say
+from logd.errors import LogdError, NotEnoughBrokersError, UnavailableError, UsageError
+from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad
+from logd.metadata.rebalance.planner import (
+    Balance,
+    Move,
+    Reason,
+    RebalancePlan,
+    make_plan,
+    plan_only,
+)
+from logd.types import GroupId, NodeId, TopicPartition
+from logd.wire.messages import PlannedMoveInfo
+
+if TYPE_CHECKING:
+    from logd.wire.messages import (
+        DescribeBrokerResponse,
+        DescribeRebalanceResponse,
+        MetadataResponse,
+        PlanInfo,
+    )
+    from logd_client import Client
+
+RATE_SAMPLE_S: Final = 1.0
+"""Between two looks at what was appended: the rates that the traffic balance is made of."""
+
+DISK_SHARE_MAX: Final = 0.9
+"""Of a broker's free space that a plan may fill."""
+
+FOLLOW_INTERVAL_S: Final = 0.5
+FOLLOW_ATTEMPTS_MAX: Final = 60
+"""Looks in a row that may fail before the command gives up watching."""
+
+MOVES_SHOWN_MAX: Final = 40
+
+
+class SavedMove(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    topic: str
+    partition: int
+    group: int
+    before: list[int]
+    after: list[int]
+    reason: str
+    detail: str
+    bytes: int
+    estimated_s: float
+    balance_before: list[float]
+    balance_after: list[float]
+
+
+class SavedPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plan as a file.  The balances are: replicas, leaders, bytes, traffic."""
+
+    format: int = 1
+    cluster_id: str
+    layout_version: int
+    purpose: str
+    bytes: int
+    estimated_s: float
+    throttle_bytes_per_s: int
+    balance_before: list[float]
+    balance_after: list[float]
+    left_out: int
+    unplaced: list[str]
+    moves: list[SavedMove]
+
+
+class Picture:
+    """The cluster as a plan sees it."""
+
+    def __init__(
+        self,
+        metadata: MetadataResponse,
+        rebalance: DescribeRebalanceResponse,
+        brokers: list[BrokerLoad],
+        partitions: list[PartitionLoad],
+    ) -> None:
+        self.metadata = metadata
+        self.rebalance = rebalance
+        self.brokers = brokers
+        self.partitions = partitions
+
+    def plan(self, purpose: str, goals: Goals) -> SavedPlan:
+        """Plan for ``goals``, ready to be shown, saved or started."""
+        plan = make_plan(self.brokers, self.partitions, goals)
+        return self.saved(purpose, plan, goals.throttle_bytes_per_s)
+
+    def saved(self, purpose: str, plan: RebalancePlan, throttle_bytes_per_s: int) -> SavedPlan:
+        return SavedPlan(
+            cluster_id=self.metadata.cluster_id,
+            layout_version=self.rebalance.layout_version,
+            purpose=purpose,
+            bytes=plan.bytes,
+            estimated_s=round(plan.estimated_s, 3),
+            throttle_bytes_per_s=throttle_bytes_per_s,
+            balance_before=_rounded(plan.balance_before),
+            balance_after=_rounded(plan.balance_after),
+            left_out=plan.left_out,
+            unplaced=[str(name) for name in plan.unplaced],
+            moves=[_saved_move(move) for move in plan.moves],
+        )
+
+
+def _saved_move(move: Move) -> SavedMove:
+    return SavedMove(
+        topic=move.name.topic,
+        partition=move.name.partition,
+        group=move.group,
+        before=list(move.before),
+        after=list(move.after),
+        reason=move.reason.value,
+        detail=move.detail,
+        bytes=move.bytes,
+        estimated_s=round(move.estimated_s, 3),
+        balance_before=_rounded(move.balance_before),
+        balance_after=_rounded(move.balance_after),
+    )
+
+
+def _rounded(balance: Balance) -> list[float]:
+    return [round(share, 4) for share in balance]
+
+
+async def take_picture(client: Client, *, dead_are_lost: bool = False) -> Picture:
+    """Ask every broker what it holds.
+
+    Args:
+        dead_are_lost: plan as if brokers that are not alive never came back.
+
+    Raises:
+        UnavailableError: a broker is not alive, and may come back with what it holds.
+    """
+    rebalance = await client.admin.describe_rebalance()
+    metadata = await client.admin.describe_cluster()
+    missing = [broker.node_id for broker in metadata.brokers if not broker.alive]
+    if missing and not dead_are_lost:
+        raise UnavailableError(
+            f"broker {', '.join(map(str, missing))} is not alive: wait until it is back, or plan "
+            "without it (--replace-dead)"
+        )
+    first = await _describe_all(client, metadata)
+    await anyio.sleep(RATE_SAMPLE_S)
+    second = await _describe_all(client, metadata)
+    sizes, rates, held = _weights(first, second)
+    brokers = [
+        BrokerLoad(
+            NodeId(broker.node_id),
+            broker.failure_domain,
+            broker.rack,
+            is_draining=broker.draining,
+            is_dead=not broker.alive,
+            bytes_max=_room(second.get(broker.node_id), held.get(broker.node_id, 0)),
+        )
+        for broker in metadata.brokers
+    ]
+    partitions = [
+        PartitionLoad(
+            GroupId(partition.group),
+            TopicPartition(topic.name, partition.partition),
+            tuple(map(NodeId, partition.replicas)),
+            sizes.get(partition.group, 0),
+            rates.get(partition.group, 0),
+        )
+        for topic in metadata.topics
+        for partition in topic.partitions
+    ]
+    return Picture(metadata, rebalance, brokers, partitions)
+
+
+async def _describe_all(
+    client: Client, metadata: MetadataResponse
+) -> dict[int, DescribeBrokerResponse]:
+    found: dict[int, DescribeBrokerResponse] = {}
+
+    async def ask(node_id: int) -> None:
+        with suppress(LogdError):  # Its partitions are then weighed by their other replicas.
+            found[node_id] = await client.admin.describe_broker(node_id)
+
+    async with anyio.create_task_group() as tasks:
+        for broker in metadata.brokers:
+            if broker.alive:
+                tasks.start_soon(ask, broker.node_id)
+    return found
+
+
+def _weights(
+    first: dict[int, DescribeBrokerResponse], second: dict[int, DescribeBrokerResponse]
+) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+    """Bytes and bytes per second of each group, and the bytes that each broker holds."""
+    before = {
+        (node, replica.group): replica.bytes_in
+        for node, answer in first.items()
+        for replica in answer.replicas
+    }
+    sizes: dict[int, int] = {}
+    rates: dict[int, int] = {}
+    held: dict[int, int] = {}
+    for node, answer in second.items():
+        for replica in answer.replicas:
+            held[node] = held.get(node, 0) + replica.size_bytes
+            sizes[replica.group] = max(sizes.get(replica.group, 0), replica.size_bytes)
+            grown = replica.bytes_in - before.get((node, replica.group), replica.bytes_in)
+            rates[replica.group] = max(rates.get(replica.group, 0), grown)
+    return sizes, rates, held
+
+
+def _room(answer: DescribeBrokerResponse | None, held_bytes: int) -> int | None:
+    """Bytes of partitions that a broker may hold; None: it does not say."""
+    if answer is None or answer.disk_free_bytes == 0:
+        return None
+    return held_bytes + int(answer.disk_free_bytes * DISK_SHARE_MAX)
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def save_plan(plan: SavedPlan, path: Path) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
+
+
+def load_plan(path: Path, cluster_id: str) -> SavedPlan:
+    """Read a plan back.
+
+    Raises:
+        UsageError: the file is no plan, or one for another cluster.
+    """
+    try:
+        plan = msgspec.json.decode(path.read_bytes(), type=SavedPlan)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path}: not a rebalance plan: {error}") from error
+    if plan.format != 1:
+        raise UsageError(f"{path}: plan of format {plan.format}, this version reads 1")
+    if plan.cluster_id != cluster_id:
+        raise UsageError(
+            f"{path}: the plan is for cluster {plan.cluster_id}, this one is {cluster_id}"
+        )
+    return plan
+
+
+# --- showing ----------------------------------------------------------------------------------
+
+
+def bytes_text(count: float) -> str:
+    """``1.5 GB``."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError("the last unit takes all")
+
+
+def time_text(seconds: float) -> str:
+    """``1 h 05 min``, ``2 min 03 s``, ``4 s``."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
+
+
+def show_plan(plan: SavedPlan, output: str) -> None:
+    """The plan as a table with its sums, or as JSON."""
+    if output == "json":
+        print_json(plan)
+        return
+    print_table(
+        ("partition", "from", "to", "bytes", "time", "reason"),
+        [
+            (
+                f"{move.topic}/{move.partition}",
+                move.before,
+                move.after,
+                bytes_text(move.bytes),
+                time_text(move.estimated_s),
+                f"{move.reason}: {move.detail}",
+            )
+            for move in plan.moves[:MOVES_SHOWN_MAX]
+        ],
+        empty="nothing to move",
+    )
+    if len(plan.moves) > MOVES_SHOWN_MAX:
+        say(f"… and {len(plan.moves) - MOVES_SHOWN_MAX} moves more (--output json has all)")
+    if plan.moves:
+        names = ("replicas", "leaders", "bytes", "traffic")
+        click.echo(
+            f"{len(plan.moves)} moves, {bytes_text(plan.bytes)}, about "
+            f"{time_text(plan.estimated_s)} at {bytes_text(plan.throttle_bytes_per_s)}/s"
+        )
+        click.echo(
+            "furthest from even, before → after: "
+            + ", ".join(
+                f"{name} {before:.0%} → {after:.0%}"
+                for name, before, after in zip(
+                    names, plan.balance_before, plan.balance_after, strict=True
+                )
+            )
+        )
+    if plan.left_out:
+        say(f"{plan.left_out} moves are left for the next plan")
+    if plan.unplaced:
+        say(f"too few brokers for {len(plan.unplaced)} partitions: {', '.join(plan.unplaced[:3])}")
+
+
+# --- running ----------------------------------------------------------------------------------
+
+
+def require_all_placed(plan: SavedPlan) -> None:
+    """Refuse a plan that would leave replicas where they must not stay.
+
+    Raises:
+        NotEnoughBrokersError: names them.
+    """
+    if plan.unplaced:
+        raise NotEnoughBrokersError(
+            f"there are too few other brokers to hold {len(plan.unplaced)} partitions, among them "
+            f"{', '.join(plan.unplaced[:3])}"
+        )
+
+
+async def start_plan(client: Client, plan: SavedPlan) -> int:
+    """Have the cluster carry out a plan; returns its id."""
+    moves = [
+        PlannedMoveInfo(
+            group=move.group,
+            before=move.before,
+            target=move.after,
+            reason=f"{move.reason}: {move.detail}"[:200],
+            size_bytes=move.bytes,
+        )
+        for move in plan.moves
+    ]
+    return await client.admin.start_plan(plan.purpose, plan.layout_version, moves)
+
+
+async def move_plan(
+    client: Client, topic: str, partition: int, targets: Sequence[int]
+) -> SavedPlan:
+    """A plan of one move that a person decided on."""
+    rebalance = await client.admin.describe_rebalance()
+    info = (await client.admin.describe_topic(topic)).partitions[partition]
+    size = (await client.admin.describe_partition(topic, partition)).size_bytes
+    added = [node for node in targets if node not in info.replicas]
+    moves = [
+        SavedMove(
+            topic=topic,
+            partition=partition,
+            group=info.group,
+            before=info.replicas,
+            after=list(targets),
+            reason=Reason.ASKED.value,
+            detail="by command",
+            bytes=size * len(added),
+            estimated_s=size * len(added) / rebalance.throttle_bytes_per_s,
+            balance_before=[],
+            balance_after=[],
+        )
+    ]
+    is_there = list(targets) == info.replicas
+    return SavedPlan(
+        cluster_id="",
+        layout_version=rebalance.layout_version,
+        purpose=f"move {topic}/{partition}",
+        bytes=sum(move.bytes for move in moves),
+        estimated_s=sum(move.estimated_s for move in moves),
+        throttle_bytes_per_s=rebalance.throttle_bytes_per_s,
+        balance_before=[],
+        balance_after=[],
+        left_out=0,
+        unplaced=[],
+        moves=[] if is_there else moves,
+    )
+
+
+class MoveProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """One move under way, as the partition's leader tells."""
+
+    partition: str
+    target: list[int]
+    bytes_done: int
+    bytes_total: int
+
+
+class PlanProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """``rebalance status``."""
+
+    plan_id: int
+    purpose: str
+    state: str
+    moves: int
+    done: int
+    skipped: int
+    cancelled: int
+    bytes_done: int
+    bytes_total: int
+    bytes_per_s: float | None
+    eta_s: float | None
+    running: list[MoveProgress]
+
+
+async def plan_progress(
+    client: Client, plan: PlanInfo, names: dict[int, tuple[str, int]]
+) -> PlanProgress:
+    """Ask the leaders of the partitions that are being moved how far they are."""
+    running: dict[int, MoveProgress] = {}
+
+    async def ask(move: PlannedMoveInfo) -> None:
+        topic, partition = names[move.group]
+        with suppress(LogdError), anyio.move_on_after(FOLLOW_INTERVAL_S * 4):
+            found = await client.admin.describe_partition(topic, partition)
+            added = [node for node in move.target if node not in move.before]
+            behind = {replica.node_id: replica.bytes_behind for replica in found.replicas}
+            left = [behind.get(node) for node in added]
+            running[move.group] = MoveProgress(
+                partition=f"{topic}/{partition}",
+                target=move.target,
+                bytes_done=sum(
+                    0 if each is None else max(0, found.size_bytes - each) for each in left
+                ),
+                bytes_total=found.size_bytes * len(added),
+            )
+
+    async with anyio.create_task_group() as tasks:
+        for move in plan.moves:
+            if move.state == "running" and move.group in names:
+                tasks.start_soon(ask, move)
+    states = [move.state for move in plan.moves]
+    over = sum(move.size_bytes for move in plan.moves if move.state in ("done", "skipped"))
+    return PlanProgress(
+        plan_id=plan.plan_id,
+        purpose=plan.purpose,
+        state=plan.state,
+        moves=plan.move_count,
+        done=states.count("done"),
+        skipped=states.count("skipped"),
+        cancelled=states.count("cancelled"),
+        bytes_done=over + sum(progress.bytes_done for progress in running.values()),
+        bytes_total=sum(move.size_bytes for move in plan.moves),
+        bytes_per_s=None,
+        eta_s=None,
+        running=[running[group] for group in sorted(running)],
+    )
+
+
+def names_of(metadata: MetadataResponse) -> dict[int, tuple[str, int]]:
+    """Group → topic and partition."""
+    return {
+        partition.group: (topic.name, partition.partition)
+        for topic in metadata.topics
+        for partition in topic.partitions
+    }
+
+
+async def follow(client: Client, plan_id: int, output: str) -> PlanProgress:
+    """Show how a plan goes on until it is over.  The plan does not need anybody to look.
+
+    Raises:
+        LogdError: nobody has answered for a while.
+    """
+    from logd.cli.moving import MoveBars
+
+    names = names_of(await client.admin.describe_cluster())
+    failures = 0
+    with MoveBars(is_shown=output != "json") as bars:
+        while True:
+            try:
+                plan = (await client.admin.describe_rebalance()).plan
+                if plan is None or plan.plan_id != plan_id:
+                    raise UnavailableError(f"plan {plan_id} is not known to the broker asked")
+                progress = await plan_progress(client, plan, names)
+            except LogdError:
+                failures += 1
+                if failures >= FOLLOW_ATTEMPTS_MAX:
+                    raise
+            else:
+                failures = 0
+                bars.show(progress)
+                if progress.state in ("done", "cancelled"):
+                    return progress
+            await anyio.sleep(FOLLOW_INTERVAL_S)
+
+
+def finish(progress: PlanProgress, output: str) -> None:
+    """Say how a plan ended; the exit code too.
+
+    Raises:
+        Exit: it did not end as planned.
+    """
+    from logd.cli.exits import ExitCode
+
+    if output == "json":
+        print_json(progress)
+    else:
+        parts = [f"{progress.done} of {progress.moves} moves done"]
+        parts += [f"{progress.skipped} skipped"] if progress.skipped else []
+        parts += [f"{progress.cancelled} cancelled"] if progress.cancelled else []
+        click.echo(f"plan {progress.plan_id} ({progress.purpose}) is {progress.state}: "
+                   + ", ".join(parts))  # fmt: skip
+    if progress.state == "cancelled":
+        raise click.exceptions.Exit(ExitCode.FAILED)
+    if progress.skipped:
+        raise click.exceptions.Exit(ExitCode.DEGRADED)
+
+
+async def run_plan(client: Client, plan: SavedPlan, output: str, *, detach: bool) -> None:
+    """Start a plan and follow it."""
+    if not plan.moves:
+        if output == "json":
+            print_json(plan)
+        else:
+            click.echo("nothing to move")
+        return
+    plan_id = await start_plan(client, plan)
+    if detach:
+        shown: Any = {"plan_id": plan_id, "moves": len(plan.moves), "bytes": plan.bytes}
+        if output == "json":
+            print_json(shown)
+        else:
+            click.echo(f"plan {plan_id} runs: {len(plan.moves)} moves, {bytes_text(plan.bytes)}")
+        return
+    if output != "json":
+        say(f"plan {plan_id} runs in the cluster, also without this command; Ctrl-C ends watching, "
+            "`logd rebalance cancel` ends the plan")  # fmt: skip
+    finish(await follow(client, plan_id, output), output)
+
+
+async def set_pace(client: Client, throttle: int | None, concurrency: int | None) -> None:
+    """Change throttle and concurrency if they are given."""
+    if throttle is not None or concurrency is not None:
+        await client.admin.set_rebalancing(throttle_bytes_per_s=throttle, concurrency=concurrency)
+
+
+async def set_replicas(client: Client, topic: str, count: int, output: str) -> None:
+    """Give every partition of ``topic`` as many replicas.
+
+    Raises:
+        UnknownTopicError: there is no such topic.
+        NotEnoughBrokersError: there are fewer brokers.
+    """
+    await client.admin.describe_topic(topic)
+    picture = await take_picture(client)
+    able = sum(broker.is_target for broker in picture.brokers)
+    if count > able:
+        raise NotEnoughBrokersError(
+            f"{count} replicas need as many brokers that are alive and not draining, found {able}"
+        )
+    partitions = [
+        partition._replace(replica_count=count) if partition.name.topic == topic else partition
+        for partition in picture.partitions
+    ]
+    groups = {partition.group for partition in partitions if partition.name.topic == topic}
+    goals = Goals(is_balancing=False, throttle_bytes_per_s=picture.rebalance.throttle_bytes_per_s)
+    plan = plan_only(picture.brokers, partitions, groups, goals)
+    made = picture.saved(f"{count} replicas of {topic}", plan, goals.throttle_bytes_per_s)
+    require_all_placed(made)
+    if output != "json":
+        show_plan(made, output)
+    await run_plan(client, made, output, detach=False)

@@ -1,0 +1,118 @@
+"""Plans are shown, saved and read back, and what is no plan is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from logd.cli.exits import exit_code_for
+from logd.cli.options import BROKER_LIST, BYTE_RATE
+from logd.cli.plans import (
+    SavedPlan,
+    bytes_text,
+    load_plan,
+    require_all_placed,
+    save_plan,
+    show_plan,
+    time_text,
+)
+from logd.errors import (
+    BrokerInUseError,
+    NotEnoughBrokersError,
+    RebalanceConflictError,
+    UsageError,
+)
+
+PLAN = SavedPlan(
+    cluster_id="cluster",
+    layout_version=7,
+    purpose="rebalance",
+    bytes=0,
+    estimated_s=0.0,
+    throttle_bytes_per_s=1_000,
+    balance_before=[0.1, 0.0, 0.2, 0.0],
+    balance_after=[0.0, 0.0, 0.0, 0.0],
+    left_out=0,
+    unplaced=[],
+    moves=[],
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("50MB/s", 50_000_000),
+        ("64KiB", 65_536),
+        ("1.5GB/s", 1_500_000_000),
+        ("1000000", 1_000_000),
+        ("200 kB/s", 200_000),
+    ],
+)
+def test_a_rate_is_a_number_with_a_unit(text: str, rate: int) -> None:
+    assert BYTE_RATE.convert(text, None, None) == rate
+
+
+@pytest.mark.parametrize("text", ["", "fast", "50MB/h", "-1MB", "5 apples", "1e9"])
+def test_a_rate_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="such as 50MB/s"):
+        BYTE_RATE.convert(text, None, None)
+
+
+def test_brokers_are_named_once_each() -> None:
+    assert BROKER_LIST.convert("1, 2,4", None, None) == (1, 2, 4)
+    for text in ("", "1,,2", "0", "a,b"):
+        with pytest.raises(click.BadParameter, match="such as 1,2,4"):
+            BROKER_LIST.convert(text, None, None)
+    with pytest.raises(click.BadParameter, match="named twice"):
+        BROKER_LIST.convert("1,1", None, None)
+
+
+def test_a_plan_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
+    save_plan(PLAN, tmp_path / "plan.json")
+
+    assert load_plan(tmp_path / "plan.json", "cluster") == PLAN
+
+
+def test_a_file_that_is_no_plan_for_this_cluster_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    save_plan(PLAN, path)
+    with pytest.raises(UsageError, match="is for cluster cluster, this one is other"):
+        load_plan(path, "other")
+
+    for content in (b"", b"{}", b"[1]", b"\xff\xfe", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match="not a rebalance plan"):
+            load_plan(path, "cluster")
+
+
+def test_a_plan_without_moves_says_so() -> None:
+    @click.command()
+    def show() -> None:
+        show_plan(PLAN, "table")
+
+    assert CliRunner().invoke(show).output.strip() == "nothing to move"
+
+
+def test_replicas_that_find_no_place_stop_a_plan() -> None:
+    require_all_placed(PLAN)
+    unplaced = SavedPlan(**{**{f: getattr(PLAN, f) for f in PLAN.__struct_fields__},
+                            "unplaced": ["orders/1"]})  # fmt: skip
+
+    with pytest.raises(NotEnoughBrokersError, match="orders/1"):
+        require_all_placed(unplaced)
+
+
+def test_figures_are_for_people() -> None:
+    assert bytes_text(999) == "999 B"
+    assert bytes_text(1_500_000) == "1.5 MB"
+    assert time_text(3.6) == "4 s"
+    assert time_text(123) == "2 min 03 s"
+    assert time_text(3_900) == "1 h 05 min"
+
+
+def test_conflicts_have_their_exit_code() -> None:
+    assert exit_code_for(RebalanceConflictError("two at once")) == 4
+    assert exit_code_for(BrokerInUseError("not empty")) == 4
