@@ -205,16 +205,21 @@ def row_of(mutant: Mutant, killed_by: str) -> str:
     return f"| {mutant.name} | `{mutant.file}` | {mutant.promise} | {killed_by} |"
 
 
+UNTRIED = "not tried yet"
+
+
 def layer_of(killed_by: str) -> str:
     return next(layer for start, layer in LAYERS.items() if killed_by.startswith(start))
 
 
 def render(killed_by: Mapping[str, str]) -> str:
-    """The page, of name → what killed it; all mutants must have been killed."""
-    layers = Counter(layer_of(killed_by[mutant.name]) for mutant in MUTANTS)
+    """The page, of name → what killed it, of all that were tried."""
+    killers = {mutant.name: killed_by.get(mutant.name, UNTRIED) for mutant in MUTANTS}
+    tried = [killer for killer in killers.values() if killer != UNTRIED]
+    layers = Counter(map(layer_of, tried))
     counts = ", ".join(f"{layers[layer]} by {layer}" for layer in LAYERS.values() if layers[layer])
-    rows = [row_of(mutant, killed_by[mutant.name]) for mutant in MUTANTS]
-    summary = f"{len(MUTANTS)} mutants, all killed: {counts}."
+    rows = [row_of(mutant, killers[mutant.name]) for mutant in MUTANTS]
+    summary = f"{len(MUTANTS)} mutants, {len(tried)} tried, all of these killed: {counts}."
     return "\n".join([INTRODUCTION, summary, "", HEADING, *rows]) + "\n"
 
 
