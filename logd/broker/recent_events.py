@@ -60,7 +60,8 @@ SENTENCES: Final[dict[str, Sentence]] = {
     broker_events.MOVE_SKIPPED: Sentence("skipped the move of {partition}: {reason}"),
     broker_events.PARTITION_DAMAGED: Sentence("{partition} stays shut: {reason}"),
     broker_events.PARTITION_TRASHED: Sentence(
-        "removed a deleted partition", "removed {count} deleted partitions"
+        "removed a copy that belongs here no more",
+        "removed {count} copies that belong here no more",
     ),
     broker_events.CLIENT_REFUSED: Sentence(
         "refused {address}: {reason}", "refused {count} clients, the last {address}: {reason}"

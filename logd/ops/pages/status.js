@@ -48,8 +48,8 @@ function scaled(number, base, units) {
     at += 1;
   }
   const digits = at === 0 || number >= 100 ? 0 : number >= 10 ? 1 : 2;
-  return number.toFixed(at === 0 && number > 0 && number < 10 ? 1 : digits)
-    .replace(/\.0+$/, "") + units[at];
+  // Through a number again, because 7.50 says no more than 7.5.
+  return Number(number.toFixed(at === 0 && number > 0 && number < 10 ? 1 : digits)) + units[at];
 }
 
 const count = (number) => number === null ? "–" : scaled(number, 1000, ["", " k", " M", " G"]);
@@ -118,8 +118,8 @@ function drawTiles(status) {
       alive === status.brokers.length ? "" : "red"],
     ["Partitions", exact(status.partitions), `in ${plural(status.topics.length, "topic")}`,
       lacking || "all in sync", status.offline ? "red" : lacking ? "amber" : ""],
-    ["Lag of followers", count(lag), "", "records, of the furthest"],
-    ["Lag of readers", count(readerLag), "", `records, ${plural(readers, "subscription")}`],
+    ["Lag of followers", count(lag), "", "records at most"],
+    ["Lag of readers", count(readerLag), "", plural(readers, "subscription")],
   ];
   draw("tiles", facts, () => facts.map((fact) => tile(...fact)));
 }
@@ -328,7 +328,7 @@ function moveRow(move, now) {
   const number = (value) => element("td", { class: "number" }, value);
   return element("tr", {},
     element("td", {}, move.partition),
-    element("td", {}, `${move.before.join(", ")} \u2192 ${move.target.join(", ")}`),
+    element("td", { class: "brokers" }, `${move.before.join(", ")} \u2192 ${move.target.join(", ")}`),
     element("td", { class: "wide" }, bar),
     number(move.copied === null ? "–" : `${Math.floor(has * 100)} %`),
     number(size === null ? "–" : `${bytes(size * has)} of ${bytes(size)}`),
