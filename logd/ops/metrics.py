@@ -119,7 +119,12 @@ METRICS: Final = (
         "From a write by the leader to its commit, when its producers are acknowledged; one "
         "observation per write, which carries all batches that came together.",
     ),
-    Metric("logd_sync_seconds", _H, (), "Syncs of logs to the disk, with the wait for a thread."),
+    Metric(
+        "logd_sync_seconds",
+        _H,
+        (),
+        "Syncs of logs to the disk, with the wait for a thread if it takes one.",
+    ),
     Metric("logd_produce_bytes", _G, (), "Bytes of produce requests not answered yet."),
     Metric("logd_produce_bytes_max", _G, (), "`produce_bytes_in_flight`: then producers wait."),
     Metric("logd_tail_cache_bytes", _G, (), "Memory that the newest batches take."),

@@ -97,7 +97,7 @@ class NodeCounts:
     commit_s: Histogram = field(default_factory=Histogram)
     """From a write by the leader to its commit; one observation per write."""
     sync_s: Histogram = field(default_factory=Histogram)
-    """Syncs of logs, with the wait for a thread."""
+    """Syncs of logs, with the wait for a thread if it takes one."""
     holes_found: int = 0
     holes_repaired: int = 0
     peers_lost: int = 0

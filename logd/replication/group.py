@@ -1355,11 +1355,13 @@ class Group:
         """As ``sync_once``, on the event loop.  Only if ``may_sync_here``."""
         if self.failure is not None or self.log.failure is not None:
             return
+        began = trio.current_time()
         try:
             end, term = self.log.sync(self.commit_offset)
         except (OSError, LogdError) as error:
             self.fail(error)
             return
+        self._host.counts.sync_s.observe(trio.current_time() - began)
         self._synced(end, term)
 
     def _synced(self, end: Offset, term: Term) -> None:

@@ -441,6 +441,20 @@ def test_reading_gives_whole_committed_batches(is_cold: bool, tail_cache_bytes: 
 # --- the disk ---------------------------------------------------------------------------
 
 
+def test_a_sync_is_timed_wherever_it_is_made() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            timed = sum(replica.node.counts.sync_s.counts)
+
+            replica.group.sync_here()
+            await replica.group.sync_once()
+
+            assert sum(replica.node.counts.sync_s.counts) == timed + 2
+
+    play(story)
+
+
 def test_a_failed_sync_stops_the_replica_and_answers_all_who_wait() -> None:
     async def story() -> None:
         async with open_replica() as replica:

@@ -86,6 +86,21 @@ def test_what_is_appended_and_read_is_counted_once_per_copy() -> None:
     play(story)
 
 
+def test_every_commit_rests_on_a_sync_that_was_timed() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic("orders", partitions=1, replicas=1)
+        before = await total(cluster, "logd_sync_seconds_count")
+        commits = await total(cluster, "logd_commit_seconds_count")
+        async with client.producer("orders") as producer:
+            for _ in range(20):
+                await producer.append(b"value")
+
+        assert await total(cluster, "logd_sync_seconds_count") >= before + 20
+        assert await total(cluster, "logd_commit_seconds_count") >= commits + 20
+
+    play(story, brokers=1)
+
+
 def test_a_dead_broker_shows_in_every_survivor() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         await client.admin.create_topic("orders", partitions=6, replicas=3)
