@@ -13,7 +13,7 @@ NAMES ?=
 SAVE ?=
 BASE ?=
 
-.PHONY: setup demo test lint types check mutants bench bench-peers bench-compare sim soak fuzz clean
+.PHONY: setup demo test browser lint types check mutants bench bench-peers bench-compare sim soak fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make soak    MINUTES=20 of faults on real brokers under load, nothing lost"
 	@echo "make fuzz    MINUTES=20 looking for bytes that break a decoder; TARGET=name only one"
 	@echo "make mutants deliberate breakages, each killed by tests or simulator; EVERY=n for every n-th"
+	@echo "make browser the status page in a real browser; needs a Chromium"
 	@echo "make bench   RUNS=5 rounds of every figure beside the floor's; NAMES=\"produce latency\""
 	@echo "make bench-compare BASE=v0.1.0   which microbenchmarks changed beyond noise"
 	@echo "make bench-peers   the same records appended to other logs, in the same run"
@@ -56,6 +57,11 @@ demo: setup
 sim: setup
 	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) \
 		$(if $(FAULTS),--faults $(FAULTS)) $(if $(MESSAGES),--messages)
+
+browser: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[dev,browser]'
+	$(BIN)/pytest tests/browser
 
 soak: setup
 	$(BIN)/python scripts/soak.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 
 import h11
@@ -198,3 +200,16 @@ def test_a_bug_in_a_page_is_an_error_of_that_page_only() -> None:
         assert await visitor.get("/") == (200, PAGE)
 
     play(story)
+
+
+def test_a_broker_that_does_not_listen_does_not_pay_for_http() -> None:
+    program = (
+        "import sys, logd.broker.server, logd.ops.companion\n"
+        "print([name for name in ('h11', 'prometheus_client') if name in sys.modules])"
+    )
+
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert ran.stdout == "[]\n"
