@@ -48,6 +48,12 @@ def started(bench: subprocess.Popen[bytes]) -> list[int]:
     sys.exit("the brokers did not start")
 
 
+def session_samples(raw: Path) -> int:
+    """Samples in which a broker served a client: the leader has the most."""
+    lines = raw.read_text(encoding="utf-8").splitlines()
+    return sum(int(line.rpartition(" ")[2]) for line in lines if "broker/session.py" in line)
+
+
 def print_functions(title: str, raw: Path, total_cpu_s: float) -> None:
     """Own and cumulative time by function."""
     own: Counter[str] = Counter()
@@ -96,8 +102,8 @@ def main() -> None:
         for sampler in samplers:
             sampler.wait()
     *brokers, client = zip(used, pids, strict=True)
-    # Who leads is not asked: the leader is the broker that worked most.
-    for role, (cpu_s, pid) in zip(ROLES[:2], sorted(brokers, reverse=True), strict=False):
+    brokers.sort(key=lambda broker: -session_samples(directory / f"{broker[1]}.txt"))
+    for role, (cpu_s, pid) in zip(ROLES[:2], brokers, strict=False):
         print_functions(f"{role} (process {pid})", directory / f"{pid}.txt", cpu_s)
     print_functions("client", directory / f"{client[1]}.txt", client[0])
     print(f"\nstacks for a flame graph: {directory}")
