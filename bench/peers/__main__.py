@@ -14,7 +14,6 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +21,7 @@ import msgspec
 
 from bench.against_floor import Figure, product_once
 from bench.peers.nats import Nats
-from bench.peers.peer import Peer, PeerRun, Workload
+from bench.peers.peer import Peer, PeerError, PeerRun, Workload
 from bench.peers.rabbitmq import RabbitMq
 from bench.peers.redis import Redis
 from logd.cli.measure import this_machine
@@ -66,16 +65,23 @@ PEERS: Final[tuple[Peer, ...]] = (
 )
 
 
-def measure(peers: Sequence[Peer], runs: int) -> dict[str, dict[str, list[PeerRun]]]:
-    """Workload → peer → one run per round."""
+def measure(
+    peers: list[Peer], runs: int, missing: dict[str, str]
+) -> dict[str, dict[str, list[PeerRun]]]:
+    """Workload → peer → one run per round.  Who fails goes from ``peers`` to ``missing``."""
     found: dict[str, dict[str, list[PeerRun]]] = {
         name: {peer.name: [] for peer in peers} for name in WORKLOADS
     }
     for number in range(runs):
         for name, workload in WORKLOADS.items():
-            for peer in peers:
-                with tempfile.TemporaryDirectory(prefix="logd-peers-") as directory:
-                    run = peer.run(workload, Path(directory))
+            for peer in list(peers):
+                try:
+                    with tempfile.TemporaryDirectory(prefix="logd-peers-") as directory:
+                        run = peer.run(workload, Path(directory))
+                except (PeerError, OSError) as error:
+                    missing[peer.name] = f"it failed: {error}"
+                    peers.remove(peer)
+                    continue
                 found[name][peer.name].append(run)
                 print(f"{number + 1}/{runs} {name} {peer.name}: {run}", file=sys.stderr)
     return found
@@ -115,7 +121,7 @@ def main() -> None:
     asked = parser.parse_args()
     missing = {peer.name: reason for peer in PEERS if (reason := peer.missing())}
     peers = [peer for peer in PEERS if peer.name not in missing]
-    found = measure(peers, asked.runs)
+    found = measure(peers, asked.runs, missing)
     rows = [row(peer, found) for peer in peers]
     print(
         f"three servers each, {RECORD_BYTES}-byte records, {asked.runs} rounds, "

@@ -42,6 +42,7 @@ PUBLISH: Final = 0x02
 CONFIRM: Final = 0x03
 PUBLISH_ERROR: Final = 0x04
 CREATE: Final = 0x0D
+DELETE: Final = 0x0E
 METADATA: Final = 0x0F
 PEER_PROPERTIES: Final = 0x11
 SASL_HANDSHAKE: Final = 0x12
@@ -192,6 +193,9 @@ def _ready_stream(port: int) -> socket.socket:
             sock = _opened(port)
             if _replicas(sock) == NODES - 1:
                 return sock
+            # It was made before the other nodes had joined, and does not grow by itself.
+            sock.sendall(_frame(DELETE, struct.pack(">I", 7) + _text(STREAM)))
+            _expect(sock, DELETE)
             reason = "the stream has fewer replicas"
             sock.close()
         except (PeerError, OSError) as error:

@@ -139,7 +139,7 @@ def this_machine() -> Machine:
         cores=os.cpu_count() or 1,
         load=round(os.getloadavg()[0], 2),
         python=platform.python_version(),
-        system=f"{platform.system()} {platform.release()}",
+        system=f"{platform.system()} {platform.release().partition('-')[0]}",
     )
 
 
