@@ -164,6 +164,20 @@ class BrokerConfig:
     0 turns this off.
     """
 
+    replace_after_ms: int = 1_800_000
+    """A broker that is missing for this long is taken for lost: what it held is rebuilt elsewhere.
+
+    If there is room, and enough other brokers. Longer than a reboot should take, or every
+    maintenance copies the disk. 0 turns this off; `logd rebalance set --autonomy off` does
+    so for the whole cluster while it runs.
+    """
+
+    rebalance_interval_ms: int = 0
+    """How often the controller evens out the brokers by itself, a few partitions at a time.
+
+    0, the default, leaves that to `logd rebalance run`.
+    """
+
     scrub_bytes_per_s: int = 8 * MIB
     """How fast each broker reads its logs again to find damage, over all of them.
 
@@ -286,6 +300,8 @@ class BrokerConfig:
             ("liveness_timeout_ms", 50, 60_000),
             ("election_timeout_ms", 10, 10_000),
             ("leader_balance_interval_ms", 0, 3_600_000),
+            ("replace_after_ms", 0, 30 * 86_400_000),
+            ("rebalance_interval_ms", 0, 86_400_000),
             ("scrub_bytes_per_s", 0, 2**40),
             ("compaction_bytes_per_s", 0, 2**40),
             ("retention_interval_ms", 10, 3_600_000),

@@ -5,7 +5,7 @@ them back.  Every broker looks at its own share now and then, and hands over one
 a time while it leads at least two more than the replica it would go to.  A difference of one
 is left alone, so that a leader moved by hand stays where it was put and nothing goes to and
 fro.  Only followers that are fed from memory are considered: a broker that is still catching
-up would make the partition wait.
+up would make the partition wait.  A draining broker leads nothing and is given nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 DIFFERENCE_MIN: Final = 2
+DEPARTURES_AT_ONCE: Final = 8
+DEPARTURE_INTERVAL_S: Final = 0.5
 
 
 class Led(NamedTuple):
@@ -53,6 +55,33 @@ def choose_transfer(
     return None if best is None else (best[1], best[2])
 
 
+def choose_departures(
+    led: Sequence[Led], leader_counts: Mapping[NodeId, int]
+) -> list[tuple[GroupId, NodeId]]:
+    """Hand-overs of a broker that shall lead nothing, each to who leads least by then."""
+    counts = dict(leader_counts)
+    chosen: list[tuple[GroupId, NodeId]] = []
+    for group, successors in led:
+        if successors and len(chosen) < DEPARTURES_AT_ONCE:
+            successor = min(successors, key=lambda node: (counts.get(node, 0), node))
+            counts[successor] = counts.get(successor, 0) + 1
+            chosen.append((group, successor))
+    return chosen
+
+
+async def leave_leaders(broker: Broker) -> None:
+    """While this broker is draining, hand over whatever it leads, until cancelled."""
+    while True:
+        known = broker.metadata.state.broker(broker.node.node)
+        if known is not None and known.is_draining:
+            for group_id, successor in choose_departures(_led(broker), _leader_counts(broker)):
+                log.info(log_events.LEADER_MOVED, group=group_id, to=successor)
+                broker.node.groups[group_id].post(TransferLeadership(successor))
+            await trio.sleep(DEPARTURE_INTERVAL_S)
+        else:
+            await broker.metadata.changed()
+
+
 async def balance_leaders(broker: Broker) -> None:
     """Look every interval, until cancelled."""
     interval_s = broker.config.leader_balance_interval_ms / 1000
@@ -71,13 +100,15 @@ async def balance_leaders(broker: Broker) -> None:
 
 def _led(broker: Broker) -> list[Led]:
     node = broker.node
+    unfit = {known.node for known in broker.metadata.state.brokers if known.is_draining}
+    unfit.add(node.node)
     return [
         Led(
             group.group_id,
             [
                 voter
                 for voter in group.core.configuration.voters
-                if voter != node.node and node.is_up(voter) and group.is_in_sync(voter)
+                if voter not in unfit and node.is_up(voter) and group.is_in_sync(voter)
             ],
         )
         for group in node.groups.values()

@@ -123,8 +123,8 @@ class Mover:
             log.info(
                 log_events.MOVE_BEGUN,
                 partition=str(placement.name),
-                replicas=placement.replicas,
-                target=target,
+                replicas=list(placement.replicas),
+                target=list(target),
                 reason=move.reason,
             )
             self._make_budgets(group, newcomers)
@@ -157,7 +157,7 @@ class Mover:
             timeout_ms=COMMAND_TIMEOUT_MS,
             safe_to_repeat=True,
         )
-        log.info(log_events.MOVE_FINISHED, partition=str(placement.name), replicas=replicas)
+        log.info(log_events.MOVE_FINISHED, partition=str(placement.name), replicas=list(replicas))
 
     # --- the throttle -------------------------------------------------------------------------
 

@@ -121,10 +121,13 @@ class Partitions:
                 await self._node.remove_group(group_id)
         for group_id in await self._env.run_blocking(self._directory.list_groups):
             if self._is_handed_out(group_id, metadata) and group_id not in wanted:
-                is_deleted = metadata.state.placement(group_id) is None
-                remove = self._directory.trash_group if is_deleted else self._directory.retire_group
-                await self._env.run_blocking(remove, group_id)
-                log.info(log_events.PARTITION_TRASHED, group=group_id)
+                placement = metadata.state.placement(group_id)
+                if placement is None:
+                    await self._env.run_blocking(self._directory.trash_group, group_id)
+                    log.info(log_events.PARTITION_TRASHED, group=group_id)
+                else:
+                    await self._env.run_blocking(self._directory.retire_group, group_id)
+                    log.info(log_events.REPLICA_RETIRED, partition=str(placement.name))
         for group_id in await self._env.run_blocking(self._directory.list_promises):
             if metadata.state.placement(group_id) is None:
                 await self._env.run_blocking(self._directory.forget_promises, group_id)

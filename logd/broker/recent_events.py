@@ -63,6 +63,21 @@ SENTENCES: Final[dict[str, Sentence]] = {
         "removed a copy that belongs here no more",
         "removed {count} copies that belong here no more",
     ),
+    broker_events.REPLICA_RETIRED: Sentence(
+        "cleared away its copy of {partition}, which has moved",
+        "cleared away {count} copies of partitions that have moved",
+    ),
+    broker_events.MOVE_BEGUN: Sentence(
+        "moves {partition} from {replicas} to {target}: {reason}",
+        "moves {count} partitions, the last {partition} to {target}: {reason}",
+    ),
+    broker_events.MOVE_FINISHED: Sentence(
+        "has moved {partition} to {replicas}",
+        "has moved {count} partitions, the last {partition} to {replicas}",
+    ),
+    broker_events.MOVE_SKIPPED: Sentence("gives up a move of {partition}: {reason}"),
+    broker_events.PLAN_STARTED: Sentence("starts a plan of {moves} moves by itself: {reason}"),
+    broker_events.REPLACEMENT_IMPOSSIBLE: Sentence("cannot do all it should: {reason}"),
     broker_events.CLIENT_REFUSED: Sentence(
         "refused {address}: {reason}", "refused {count} clients, the last {address}: {reason}"
     ),

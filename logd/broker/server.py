@@ -19,9 +19,10 @@ import trio
 
 from logd import __version__
 from logd.broker import log_events
+from logd.broker.autonomy import Autonomy
 from logd.broker.broker import Broker, ProduceBudget
 from logd.broker.disk_guard import DiskGuard
-from logd.broker.leader_balancer import balance_leaders
+from logd.broker.leader_balancer import balance_leaders, leave_leaders
 from logd.broker.metadata_service import MetadataService
 from logd.broker.mover import Mover
 from logd.broker.partitions import Partitions
@@ -184,8 +185,10 @@ async def _join(broker: Broker) -> None:
         await _register(broker)
         partitions.metadata_is_up_to_date()
         nursery.start_soon(balance_leaders, broker)
+        nursery.start_soon(leave_leaders, broker)
         nursery.start_soon(Mover(broker).run)
         nursery.start_soon(run_plans, broker)
+        nursery.start_soon(Autonomy(broker).run)
 
 
 async def _report_missing(membership: Membership) -> None:

@@ -6,7 +6,7 @@ broker, a leader or a replica is missing), 5 without a majority.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -42,6 +42,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     appended: int
     """Offsets handed out so far, in the partitions whose leaders answer."""
     problems: list[str]
+    rebalancing: list[str]
+    """The plan that is carried out, and what the cluster does by itself, with the reason."""
     events: list[EventRow]
     """The last things that happened, on any broker, newest first."""
 
@@ -121,7 +123,7 @@ async def fetch_status(bootstrap: str) -> Status:
     Raises:
         ConnectionFailedError: no broker answers.
     """
-    from logd.cli.overview import broker_news, describe_partitions
+    from logd.cli.overview import broker_news, describe_partitions, rebalancing_news
     from logd.cli.session import connected, wait_for_controller
     from logd.errors import UnavailableError
 
@@ -137,13 +139,16 @@ async def fetch_status(bootstrap: str) -> Status:
         ]
         answers = await describe_partitions(client, names)
         news = await broker_news(client, metadata)
-    return status_of(metadata, dict(zip(names, answers, strict=True)), news)
+        rebalancing = await rebalancing_news(client)
+    described = dict(zip(names, answers, strict=True))
+    return status_of(metadata, described, news, rebalancing)
 
 
 def status_of(
     metadata: MetadataResponse,
     described: Mapping[tuple[str, int], DescribePartitionResponse | None],
     news: BrokerNews | None = None,
+    rebalancing: Sequence[str] = (),
 ) -> Status:
     """Judge what was found.  A partition missing from ``described`` was not asked about."""
     from logd.cli.overview import BrokerNews, broker_rows, lag_max, missing_brokers
@@ -179,6 +184,7 @@ def status_of(
         lag_max=max((lag_max(answer) for answer in described.values() if answer), default=0),
         appended=sum(answer.log_end for answer in described.values() if answer),
         problems=problems,
+        rebalancing=list(rebalancing),
         events=events,
     )
 
@@ -204,6 +210,8 @@ def _print_status(found: Status) -> None:
     click.echo()
     print_table(BROKER_COLUMNS, [cells(broker) for broker in found.brokers])
     for line in problem_lines(found):
+        click.echo(line)
+    for line in rebalancing_lines(found):
         click.echo(line)
     if found.events:
         click.echo("\nrecent events")
@@ -233,6 +241,11 @@ def problem_lines(found: Status) -> list[str]:
     if len(found.problems) > PROBLEMS_SHOWN_MAX:
         lines.append(f"! and {len(found.problems) - PROBLEMS_SHOWN_MAX} more")
     return ["", *lines] if lines else []
+
+
+def rebalancing_lines(found: Status) -> list[str]:
+    """What is being moved, below an empty line; nothing if nothing is."""
+    return ["", *found.rebalancing] if found.rebalancing else []
 
 
 def event_line(event: EventRow) -> str:

@@ -164,6 +164,25 @@ def missing_brokers(metadata: MetadataResponse) -> str:
     return f"{alive} of {len(metadata.brokers)} brokers are alive; missing: {names}"
 
 
+async def rebalancing_news(client: Client) -> list[str]:
+    """The plan that is carried out, and what the cluster does by itself; lines for people."""
+    with anyio.move_on_after(DESCRIBE_TIMEOUT_S):
+        try:
+            found = await client.admin.describe_rebalance()
+        except LogdError:
+            return []  # That the controller does not answer is shown already.
+        plan, lines = found.plan, list(found.autonomy)
+        if plan is not None and plan.state not in ("done", "cancelled"):
+            done = sum(move.state == "done" for move in plan.moves)
+            running = sum(move.state == "running" for move in plan.moves)
+            lines.append(
+                f"plan {plan.plan_id} ({plan.purpose}) is {plan.state}: {done} of "
+                f"{plan.move_count} moves done, {running} under way (logd rebalance status)"
+            )
+        return lines
+    return []
+
+
 async def describe_partitions(
     client: Client, names: Sequence[tuple[str, int]]
 ) -> list[DescribePartitionResponse | None]:

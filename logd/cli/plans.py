@@ -17,7 +17,13 @@ import click
 import msgspec
 
 from logd.cli.display import print_json, print_table, say
-from logd.errors import LogdError, NotEnoughBrokersError, UnavailableError, UsageError
+from logd.errors import (
+    DiskFullError,
+    LogdError,
+    NotEnoughBrokersError,
+    UnavailableError,
+    UsageError,
+)
 from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad
 from logd.metadata.rebalance.planner import (
     Balance,
@@ -334,8 +340,29 @@ def require_all_placed(plan: SavedPlan) -> None:
         )
 
 
+async def require_room(client: Client, plan: SavedPlan) -> None:
+    """Refuse a plan that would fill a disk.
+
+    Raises:
+        DiskFullError: names the broker, what would come and what is free.
+    """
+    coming: dict[int, int] = {}
+    for move in plan.moves:
+        added = [node for node in move.after if node not in move.before]
+        for node in added:
+            coming[node] = coming.get(node, 0) + move.bytes // len(added)
+    for node, size in sorted(coming.items()):
+        free = (await client.admin.describe_broker(node)).disk_free_bytes
+        if free and size > free * DISK_SHARE_MAX:
+            raise DiskFullError(
+                f"broker {node} would get {bytes_text(size)} and has {bytes_text(free)} free, of "
+                f"which a plan may take {DISK_SHARE_MAX:.0%}"
+            )
+
+
 async def start_plan(client: Client, plan: SavedPlan) -> int:
     """Have the cluster carry out a plan; returns its id."""
+    await require_room(client, plan)
     moves = [
         PlannedMoveInfo(
             group=move.group,

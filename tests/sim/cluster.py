@@ -54,6 +54,8 @@ class ClusterSettings:
     tail_cache_bytes: int = 1024 * KIB
     liveness_timeout_ms: int = 1000
     disk_free_bytes_min: int = 0
+    replace_after_ms: int = 0
+    rebalance_interval_ms: int = 0
     clock_rates: tuple[float, ...] = ()
     """How fast each node's wall clock runs; a node beyond the end has a good one."""
     network: NetworkConditions = field(default_factory=NetworkConditions)
@@ -229,6 +231,8 @@ class SimCluster:
             allocate_bytes=16 * KIB,
             liveness_timeout_ms=self.settings.liveness_timeout_ms,
             leader_balance_interval_ms=2000,
+            replace_after_ms=self.settings.replace_after_ms,
+            rebalance_interval_ms=self.settings.rebalance_interval_ms,
             scrub_interval_s=1,
             disk_free_bytes_min=self.settings.disk_free_bytes_min,
         )

@@ -30,11 +30,22 @@ VALUE_BYTES = 400
 pytestmark = pytest.mark.sim
 
 
-def play(story: Callable[[SimCluster, Client], Awaitable[None]], seed: int = 1) -> None:
+def play(
+    story: Callable[[SimCluster, Client], Awaitable[None]],
+    seed: int = 1,
+    *,
+    replace_after_ms: int = 0,
+    rebalance_interval_ms: int = 0,
+) -> None:
     """Tell the story to a formed cluster of five with a topic of three replicas."""
 
     async def main() -> None:
-        settings = ClusterSettings(brokers=5, network=CALM)
+        settings = ClusterSettings(
+            brokers=5,
+            network=CALM,
+            replace_after_ms=replace_after_ms,
+            rebalance_interval_ms=rebalance_interval_ms,
+        )
         with trio.fail_after(PATIENCE_S):
             async with open_cluster(seed, settings) as cluster, connected(cluster) as client:
                 while len((await client.admin.describe_cluster()).brokers) < 5:
@@ -273,3 +284,105 @@ def test_a_plan_survives_crashes_of_the_controller_the_source_and_the_target(see
         await check(cluster, client)
 
     play(story, seed)
+
+
+def test_a_broker_that_stays_dead_is_replaced_by_itself_and_one_that_returns_is_not() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        victim = NodeId((await partitions_of(client))[0].replicas[0])
+
+        async def work() -> None:
+            await cluster.nodes[victim].crash(power=False)
+            await trio.sleep(5)
+            cluster.nodes[victim].start()
+            await trio.sleep(10)
+            assert (await client.admin.describe_rebalance()).plan is None
+
+            await cluster.nodes[victim].crash(power=False)
+            plan = await ended(client)
+            assert plan.state == "done"
+            assert plan.purpose.startswith(f"by itself: replace broker {victim}, missing")
+
+        await under_load(client, work)
+
+        for partition in await partitions_of(client):
+            assert victim not in partition.replicas
+            assert len(partition.replicas) == 3
+        await check(cluster, client)
+
+    play(story, replace_after_ms=8_000)
+
+
+def test_with_autonomy_off_a_dead_broker_is_only_talked_about() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        victim = NodeId((await partitions_of(client))[0].replicas[1])
+        await client.admin.set_rebalancing(autonomous=False)
+
+        await cluster.nodes[victim].crash(power=False)
+        await trio.sleep(30)
+
+        found = await client.admin.describe_rebalance()
+        assert found.plan is None
+        assert any(f"broker {victim} has been missing" in note for note in found.autonomy)
+        assert any("autonomy is off" in note for note in found.autonomy)
+
+    play(story, replace_after_ms=5_000)
+
+
+def test_a_drain_goes_on_when_whoever_asked_for_it_has_gone() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        node = NodeId((await partitions_of(client))[0].replicas[0])
+
+        async def work() -> None:
+            await client.admin.alter_broker(node, "drain")
+            assert (await ended(client)).purpose == f"by itself: drain broker {node}"
+
+        await under_load(client, work)
+
+        assert all(node not in p.replicas for p in await partitions_of(client))
+        await client.admin.alter_broker(node, "remove")
+        assert node not in [b.node_id for b in (await client.admin.describe_cluster()).brokers]
+
+    play(story)
+
+
+def test_a_move_to_a_broker_that_is_lost_is_taken_back() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        before = (await partitions_of(client))[0].replicas
+        newcomer = min(set(range(1, 6)) - set(before))
+        await client.admin.set_rebalancing(throttle_bytes_per_s=64 * 1024)
+
+        async def work() -> None:
+            await trio.sleep(5)
+            await start(client, {0: [*before[:2], newcomer]})
+            await trio.sleep(0.2)
+            await cluster.nodes[NodeId(newcomer)].crash(power=False)
+            plan = await ended(client)
+            assert [move.state for move in plan.moves] == ["cancelled"]
+
+        await under_load(client, work)
+
+        assert (await partitions_of(client))[0].replicas == before
+
+    play(story, replace_after_ms=3_000)
+
+
+def test_an_uneven_cluster_evens_itself_out_where_that_is_wanted() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        for at, partition in enumerate(await partitions_of(client)):
+            if partition.replicas != [1, 2, 3]:
+                await start(client, {at: [1, 2, 3]})
+                await ended(client)
+        with trio.fail_after(60):
+            while True:
+                counts = [
+                    sum(node in p.replicas for p in await partitions_of(client))
+                    for node in range(1, 6)
+                ]
+                if max(counts) - min(counts) <= 1:
+                    break
+                await trio.sleep(1)
+        plan = (await client.admin.describe_rebalance()).plan
+        assert plan is not None
+        assert plan.purpose == "by itself: even out"
+
+    play(story, rebalance_interval_ms=10_000)

@@ -1,0 +1,323 @@
+"""What the cluster does about itself, without a command: replace, drain on, even out.
+
+Only the controller acts, and it only starts plans: carrying them out, showing and cancelling
+them is as with any other.  It counts from when it first saw a broker missing, so that a new
+controller waits the whole time anew rather than act on what somebody else saw.  Whatever it does
+or would do is said in ``autonomy_notes`` and in the log, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import structlog
+import trio
+
+from logd.broker import log_events
+from logd.broker.plan_runner import is_controller
+from logd.errors import LogdError
+from logd.metadata.commands import CancelMove, Command, StartPlan
+from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, PlannedMove
+from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad
+from logd.metadata.rebalance.planner import Move, RebalancePlan, make_plan, plan_only
+from logd.types import GroupId, NodeId
+
+if TYPE_CHECKING:
+    from logd.broker.broker import Broker
+
+log = structlog.get_logger(__name__)
+
+LOOK_INTERVAL_S: Final = 1.0
+REPORT_TIMEOUT_S: Final = 2.0
+COMMAND_TIMEOUT_MS: Final = 10_000
+DRAIN_GRACE_S: Final = 15.0
+"""Whoever drains a broker starts the plan too; this is for the case that it died in between."""
+
+TRY_AGAIN_S: Final = 30.0
+"""After something that cannot be done now: too few brokers, or no room."""
+
+GENTLE_MOVES_MAX: Final = 8
+GENTLE_TOLERANCE: Final = 0.1
+"""Evening out goes on by itself in small plans, and leaves alone what is nearly even."""
+
+DISK_SHARE_MAX: Final = 0.9
+
+
+class _Led(msgspec.Struct, frozen=True):
+    group: int
+    log_bytes: int
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """The part of a broker's report that planning needs."""
+
+    disk_free_bytes: int
+    led: list[_Led]
+
+
+class _Loads:
+    """What the partitions weigh, and what the disks have left, as far as brokers answer."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[GroupId, int] = {}
+        self.free: dict[NodeId, int] = {}
+
+
+class Autonomy:
+    """The controller's part in keeping the cluster whole."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._missing_since: dict[NodeId, float] = {}
+        self._draining_since: dict[NodeId, float] = {}
+        self._evened_at = trio.current_time()
+        self._not_before = 0.0
+        self._problem = ""
+
+    async def run(self) -> None:
+        """Look every second, until cancelled."""
+        while True:
+            await trio.sleep(LOOK_INTERVAL_S)
+            if not is_controller(self._broker):
+                self._missing_since.clear()
+                self._draining_since.clear()
+                self._broker.autonomy_notes = []
+                continue
+            self._look()
+            self._broker.autonomy_notes = self._notes()
+            if self._broker.metadata.state.rebalance_settings.is_autonomous:
+                try:
+                    await self._act()
+                except LogdError as error:
+                    log.info(log_events.METADATA_REFUSED, reason=str(error))
+
+    # --- seeing -------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        now = trio.current_time()
+        known = self._broker.metadata.state.brokers
+        missing = [b.node for b in known if not self._broker.node.is_up(b.node)]
+        draining = [b.node for b in known if b.is_draining]
+        for seen, since in ((missing, self._missing_since), (draining, self._draining_since)):
+            for node in [node for node in since if node not in seen]:
+                del since[node]
+            for node in seen:
+                since.setdefault(node, now)
+
+    def _lost(self) -> list[NodeId]:
+        """Brokers that have been missing for too long."""
+        replace_after_ms = self._broker.config.replace_after_ms
+        if replace_after_ms == 0:
+            return []
+        now = trio.current_time()
+        return [
+            node
+            for node, since in self._missing_since.items()
+            if (now - since) * 1000 >= replace_after_ms
+        ]
+
+    def _notes(self) -> list[str]:
+        state, config = self._broker.metadata.state, self._broker.config
+        is_on = state.rebalance_settings.is_autonomous and config.replace_after_ms > 0
+        notes: list[str] = []
+        now = trio.current_time()
+        for node, since in sorted(self._missing_since.items()):
+            held = len(state.partitions_on(node))
+            if not held:
+                continue
+            told = f"broker {node} has been missing for {now - since:.0f} s"
+            left_s = config.replace_after_ms / 1000 - (now - since)
+            if not is_on:
+                notes.append(f"{told}; its {held} replicas stay where they are: autonomy is off")
+            elif left_s > 0:
+                notes.append(f"{told}; its {held} replicas are rebuilt elsewhere in {left_s:.0f} s")
+            else:
+                notes.append(f"{told}; its {held} replicas are being rebuilt elsewhere")
+        if self._problem:
+            notes.append(self._problem)
+        return notes
+
+    # --- acting -------------------------------------------------------------------------------
+
+    async def _act(self) -> None:
+        state = self._broker.metadata.state
+        lost = self._lost()
+        await self._give_up_moves_to(lost)
+        plan = state.plan
+        if (plan is not None and not plan.is_over) or state.moving:
+            return
+        now = trio.current_time()
+        if now < self._not_before:
+            return
+        if any(state.partitions_on(node) for node in lost):
+            await self._rebuild(lost)
+            return
+        if plan is None or plan.state != "cancelled":  # Whoever cancelled it meant it.
+            due = [n for n, since in self._draining_since.items() if now - since >= DRAIN_GRACE_S]
+            if any(state.partitions_on(node) for node in due):
+                await self._empty(due)
+                return
+        interval_ms = self._broker.config.rebalance_interval_ms
+        if interval_ms and (now - self._evened_at) * 1000 >= interval_ms:
+            self._evened_at = now
+            if not self._missing_since:
+                await self._even_out()
+
+    async def _give_up_moves_to(self, lost: list[NodeId]) -> None:
+        """A newcomer that does not come back would be waited for for ever."""
+        for placement in self._broker.metadata.state.moving:
+            move = placement.move
+            assert move is not None
+            newcomers = set(move.target) - set(placement.replicas)
+            if not move.is_cancelled and newcomers & set(lost):
+                log.warning(
+                    log_events.MOVE_SKIPPED,
+                    partition=str(placement.name),
+                    reason=f"broker {min(newcomers & set(lost))} is lost",
+                )
+                await self._execute(CancelMove(group=placement.group))
+
+    async def _rebuild(self, lost: list[NodeId]) -> None:
+        groups = {p.group for node in lost for p in self._broker.metadata.state.partitions_on(node)}
+        minutes = self._broker.config.replace_after_ms / 60_000
+        names = ", ".join(map(str, sorted(lost)))
+        await self._plan_for(groups, f"replace broker {names}, missing for {minutes:g} min")
+
+    async def _empty(self, draining: list[NodeId]) -> None:
+        state = self._broker.metadata.state
+        groups = {p.group for node in draining for p in state.partitions_on(node)}
+        await self._plan_for(groups, f"drain broker {', '.join(map(str, sorted(draining)))}")
+
+    async def _plan_for(self, groups: set[GroupId], purpose: str) -> None:
+        """Plan what must be, for these groups alone, and start it."""
+        version = self._broker.metadata.state.layout_version
+        loads = await self._ask_for_loads()
+        brokers, partitions = self._picture(loads)
+        goals = Goals(is_balancing=False)
+        plan = await self._broker.env.run_blocking(
+            lambda: plan_only(brokers, partitions, groups, goals)
+        )
+        self._problem = ""
+        moves = self._with_room(plan, partitions, loads.free)
+        if len(moves) < len(plan.moves) or plan.unplaced:
+            left = len(plan.moves) - len(moves) + len(plan.unplaced)
+            why = "too few brokers" if plan.unplaced else "no room on the other disks"
+            self._problem = f"{purpose}: {why} for {left} of {len(groups)} partitions"
+            log.warning(log_events.REPLACEMENT_IMPOSSIBLE, reason=self._problem)
+            self._not_before = trio.current_time() + TRY_AGAIN_S
+        await self._start(moves, purpose, version)
+
+    async def _even_out(self) -> None:
+        version = self._broker.metadata.state.layout_version
+        brokers, partitions = self._picture(await self._ask_for_loads())
+        goals = Goals(tolerance=GENTLE_TOLERANCE, moves_max=GENTLE_MOVES_MAX)
+        plan = await self._broker.env.run_blocking(lambda: make_plan(brokers, partitions, goals))
+        await self._start(list(plan.moves), "even out", version)
+
+    async def _start(self, moves: list[Move], purpose: str, layout_version: int) -> None:
+        if not moves:
+            return
+        log.warning(log_events.PLAN_STARTED, reason=purpose, moves=len(moves))
+        token = f"autonomy {self._broker.env.rng('autonomy').getrandbits(64):016x}"
+        for first in range(0, len(moves), PLAN_MOVES_PER_COMMAND_MAX):
+            await self._execute(
+                StartPlan(
+                    token=token,
+                    purpose=f"by itself: {purpose}",
+                    layout_version=layout_version,
+                    move_count=len(moves),
+                    first=first,
+                    moves=tuple(
+                        PlannedMove(
+                            group=move.group,
+                            before=move.before,
+                            target=move.after,
+                            reason=f"{move.reason}: {move.detail}",
+                            size_bytes=move.bytes,
+                        )
+                        for move in moves[first : first + PLAN_MOVES_PER_COMMAND_MAX]
+                    ),
+                    now_ms=self._broker.env.wall_clock_ms(),
+                )
+            )
+
+    async def _execute(self, command: Command) -> None:
+        await self._broker.metadata.execute(
+            command, timeout_ms=COMMAND_TIMEOUT_MS, safe_to_repeat=True
+        )
+
+    # --- what is known ------------------------------------------------------------------------
+
+    async def _ask_for_loads(self) -> _Loads:
+        """Ask all brokers that are alive; those that do not answer are planned for unseen."""
+        loads, node = _Loads(), self._broker.node
+        loads.free[node.node] = self._broker.disk.free_bytes
+        for group in node.groups.values():
+            loads.sizes[group.group_id] = group.log.size_bytes
+
+        async def ask(peer: NodeId) -> None:
+            answer = await node.reports.ask(peer, REPORT_TIMEOUT_S)
+            if answer is None:
+                return
+            try:
+                report = msgspec.msgpack.decode(answer, type=_Report)
+            except msgspec.DecodeError:
+                return  # Of another version.
+            loads.free[peer] = report.disk_free_bytes
+            loads.sizes.update((GroupId(row.group), row.log_bytes) for row in report.led)
+
+        async with trio.open_nursery() as nursery:
+            for peer in node.peers_up():
+                nursery.start_soon(ask, peer)
+        return loads
+
+    def _picture(self, loads: _Loads) -> tuple[list[BrokerLoad], list[PartitionLoad]]:
+        state = self._broker.metadata.state
+        partitions = [
+            PartitionLoad(
+                placement.group,
+                placement.name,
+                placement.replicas,
+                loads.sizes.get(placement.group, 0),
+            )
+            for topic in state.topics
+            for placement in topic.partitions
+        ]
+        brokers = [
+            BrokerLoad(
+                known.node,
+                known.failure_domain,
+                known.rack,
+                is_draining=known.is_draining,
+                # Also one that may come back: nothing can be put on it now.
+                is_dead=known.node in self._missing_since,
+                bytes_max=self._room(known.node, loads),
+            )
+            for known in state.brokers
+        ]
+        return brokers, partitions
+
+    def _room(self, node: NodeId, loads: _Loads) -> int | None:
+        free = loads.free.get(node, 0)
+        if free == 0:
+            return None
+        held = self._broker.metadata.state.partitions_on(node)
+        return int(free * DISK_SHARE_MAX) + sum(loads.sizes.get(p.group, 0) for p in held)
+
+    def _with_room(
+        self, plan: RebalancePlan, partitions: list[PartitionLoad], free: Mapping[NodeId, int]
+    ) -> list[Move]:
+        """The moves for which the disks have room."""
+        sizes = {partition.group: partition.size_bytes for partition in partitions}
+        left = {node: int(count * DISK_SHARE_MAX) for node, count in free.items() if count}
+        fitting = []
+        for move in plan.moves:
+            size = sizes[move.group]
+            if all(left.get(node, size) >= size for node in move.added):
+                fitting.append(move)
+                for node in move.added:
+                    if node in left:
+                        left[node] -= size
+        return fitting
