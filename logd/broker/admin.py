@@ -311,6 +311,7 @@ async def describe_broker(broker: Broker, request: DescribeBrokerRequest) -> Des
         ],
         peers_alive=[int(node) for node in broker.node.peers_up()],
         events=broker.events.told(broker.name_of, EVENTS_DESCRIBED_MAX),
+        disk_full=broker.disk.is_full,
         disk_free_bytes=broker.disk.free_bytes,
     )
 

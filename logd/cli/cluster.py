@@ -153,7 +153,7 @@ def status_of(
     """Judge what was found.  A partition missing from ``described`` was not asked about."""
     from logd.cli.overview import BrokerNews, broker_rows, lag_max, missing_brokers
 
-    damaged, events = news or BrokerNews([], [])
+    damaged, events, full = news or BrokerNews([], [], [])
     problems = []
     if metadata.controller is None:
         problems.append(f"the cluster has no controller: {missing_brokers(metadata)}")
@@ -170,6 +170,7 @@ def status_of(
     problems += [f"{name} has no leader that answers" for name in offline]
     problems += [f"{name} is under-replicated" for name in under_replicated]
     problems += damaged
+    problems += [f"broker {node} refuses appends: its disk is full" for node in full]
     state: Literal["ok", "degraded", "unavailable"] = "degraded" if problems else "ok"
     return Status(
         cluster_id=metadata.cluster_id,

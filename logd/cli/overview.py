@@ -71,6 +71,8 @@ class BrokerNews(NamedTuple):
     """Replicas that they have shut or found damaged, each with the reason."""
     events: list[EventRow]
     """The newest first."""
+    full: list[int]
+    """Brokers that refuse appends because their disks are full."""
 
 
 PARTITION_COLUMNS: Final = PartitionRow.__struct_fields__
@@ -215,6 +217,7 @@ async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
     }
     damaged: list[str] = []
     events: list[EventRow] = []
+    full: list[int] = []
 
     async def ask(node_id: int) -> None:
         with anyio.move_on_after(DESCRIBE_TIMEOUT_S):
@@ -222,6 +225,8 @@ async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
                 broker = await client.admin.describe_broker(node_id)
             except LogdError:
                 return  # That it does not answer is shown already.
+            if broker.disk_full:
+                full.append(node_id)
             for replica in broker.replicas:
                 if replica.reason:
                     name = names.get(replica.group, "the metadata log")
@@ -236,7 +241,7 @@ async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
             if broker.alive:
                 tasks.start_soon(ask, broker.node_id)
     events.sort(key=lambda event: event.at_ms, reverse=True)
-    return BrokerNews(sorted(damaged), events[:EVENTS_MAX])
+    return BrokerNews(sorted(damaged), events[:EVENTS_MAX], sorted(full))
 
 
 async def partition_rows(client: Client, topics: Sequence[TopicInfo]) -> list[PartitionRow]:

@@ -405,6 +405,8 @@ class DescribeBrokerResponse(Message, frozen=True, kw_only=True):
     replicas: list[LocalReplicaInfo]
     peers_alive: list[int]
     events: list[EventInfo] = []
+    disk_full: bool = False
+    """Appends to what it leads are refused for want of space."""
     disk_free_bytes: int = 0
 
 

@@ -131,11 +131,20 @@ def test_a_partition_without_an_answer_shows_only_what_metadata_knows() -> None:
 def test_a_damaged_replica_degrades_the_cluster_and_is_named() -> None:
     answers = {("t", 0): described(), ("t", 1): described()}
 
-    status = status_of(metadata(), answers, BrokerNews(["broker 2, t/1: a hole"], []))
+    status = status_of(metadata(), answers, BrokerNews(["broker 2, t/1: a hole"], [], []))
 
     assert status.state == "degraded"
     assert status.damaged == ["broker 2, t/1: a hole"]
     assert status.problems == ["broker 2, t/1: a hole"]
+
+
+def test_a_full_disk_degrades_the_cluster_and_is_named() -> None:
+    answers = {("t", 0): described(), ("t", 1): described()}
+
+    status = status_of(metadata(), answers, BrokerNews([], [], [3]))
+
+    assert status.state == "degraded"
+    assert status.problems == ["broker 3 refuses appends: its disk is full"]
 
 
 def test_where_nobody_could_be_asked_brokers_that_are_alive_are_counted() -> None:
@@ -183,7 +192,7 @@ def troubled(events: int) -> Status:
     happened = [
         EventRow(at_ms=at, broker=1, level="warning", text=f"event {at}") for at in range(events)
     ]
-    return status_of(metadata(alive=(1, 2)), answers, BrokerNews([], happened))
+    return status_of(metadata(alive=(1, 2)), answers, BrokerNews([], happened, []))
 
 
 def test_the_screen_has_health_brokers_problems_and_events() -> None:
