@@ -103,6 +103,14 @@ class BrokerConfig:
     is a cluster of its own.
     """
 
+    join: HostPort | None = None
+    """Where any member of a cluster listens for brokers (its `peer_listen`), as `HOST:PORT`: this
+    broker becomes a member of that cluster.
+
+    For a broker with an empty data directory, under an id that was never used, and without
+    `cluster`. Later starts do not need it.
+    """
+
     failure_domain: str = ""
     """What this broker fails together with; by default the name of the machine.
 
@@ -283,7 +291,16 @@ class BrokerConfig:
         )
         _check_no_duplicate_addresses(self.cluster)
         if len(self.cluster) == 1:
+            _require(
+                self.join is None or self.peer_listen.host not in WILDCARD_HOSTS,
+                f"peer_listen = {str(self.peer_listen)!r}: other brokers cannot connect to that "
+                "address, and who joins is known to them by it",
+            )
             return
+        _require(
+            self.join is None,
+            "join and cluster are both given: a broker founds a cluster, or joins one",
+        )
         for node, address in self.cluster.items():
             _require(
                 address.host not in WILDCARD_HOSTS and address.port != 0,

@@ -11,6 +11,7 @@ and recovery does the rest.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,6 +23,13 @@ from logd.broker import log_events
 from logd.broker.autonomy import Autonomy
 from logd.broker.broker import Broker, ProduceBudget
 from logd.broker.disk_guard import DiskGuard
+from logd.broker.joining import (
+    answer_join,
+    ask_until_known,
+    follow_brokers,
+    join_cluster,
+    keep_metadata_members,
+)
 from logd.broker.leader_balancer import balance_leaders, leave_leaders
 from logd.broker.metadata_service import MetadataService
 from logd.broker.mover import Mover
@@ -166,6 +174,9 @@ async def _run_with_directory(
 async def _join(broker: Broker) -> None:
     """Become part of the cluster, and then of its work."""
     config, node, membership = broker.config, broker.node, broker.membership
+    node.on_join = functools.partial(answer_join, broker)
+    if config.join is not None and membership.directory.members is None:
+        await join_cluster(broker, _registration(broker))
     async with trio.open_nursery() as waiting:
         waiting.start_soon(_report_missing, membership)
         members = await membership.formed()
@@ -178,6 +189,9 @@ async def _join(broker: Broker) -> None:
     broker.metadata.attach(group)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(broker.metadata.run)
+        nursery.start_soon(follow_brokers, broker)
+        if config.join is not None:
+            nursery.start_soon(ask_until_known, broker, _registration(broker))
         await _form(broker, members)
         nursery.start_soon(partitions.run, broker.metadata)
         nursery.start_soon(partitions.retention.run)
@@ -186,6 +200,7 @@ async def _join(broker: Broker) -> None:
         partitions.metadata_is_up_to_date()
         nursery.start_soon(balance_leaders, broker)
         nursery.start_soon(leave_leaders, broker)
+        nursery.start_soon(keep_metadata_members, broker)
         nursery.start_soon(Mover(broker).run)
         nursery.start_soon(run_plans, broker)
         nursery.start_soon(Autonomy(broker).run)
@@ -224,19 +239,7 @@ async def _form(broker: Broker, members: dict[int, str]) -> None:
 
 async def _register(broker: Broker) -> None:
     """Tell the cluster where this broker is reached, until it has been committed."""
-    config = broker.config
-    command = RegisterBroker(
-        node=config.node_id,
-        directory_id=broker.membership.directory.directory_id,
-        incarnation=broker.node.incarnation,
-        host=broker.address.host,
-        port=broker.address.port,
-        peer_host=broker.peer_address.host,
-        peer_port=broker.peer_address.port,
-        failure_domain=config.failure_domain,
-        rack=config.rack,
-        version=__version__,
-    )
+    command = _registration(broker)
     while True:
         try:
             await broker.metadata.execute(
@@ -248,8 +251,24 @@ async def _register(broker: Broker) -> None:
             log.warning(log_events.METADATA_REFUSED, reason=str(error))
             await trio.sleep(0.1)
         else:
-            log.info(log_events.BROKER_REGISTERED, node=config.node_id, address=str(broker.address))
+            log.info(log_events.BROKER_REGISTERED, node=command.node, address=str(broker.address))
             return
+
+
+def _registration(broker: Broker) -> RegisterBroker:
+    config = broker.config
+    return RegisterBroker(
+        node=config.node_id,
+        directory_id=broker.membership.directory.directory_id,
+        incarnation=broker.node.incarnation,
+        host=broker.address.host,
+        port=broker.address.port,
+        peer_host=broker.peer_address.host,
+        peer_port=broker.peer_address.port,
+        failure_domain=config.failure_domain,
+        rack=config.rack,
+        version=__version__,
+    )
 
 
 async def _serve_clients(listener: Listener, broker: Broker) -> None:

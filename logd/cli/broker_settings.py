@@ -40,6 +40,11 @@ _OPTIONS: Final = (
         help="The brokers that form the cluster, each with its --peer-listen address; the same "
         "list for all.  Default: this one alone.",
     ),
+    click.option(
+        "--join",
+        type=HOST_PORT,
+        help="Become a member of a cluster: the --peer-listen address of any of its brokers.",
+    ),
     click.option("--failure-domain", help="What this broker fails together with."),
     click.option("--rack", help="Where it stands."),
 )

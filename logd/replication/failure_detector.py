@@ -38,6 +38,10 @@ class FailureDetector:
         self._timeout_ms = timeout_ms
         self._peers = {peer: _Peer() for peer in peers}
 
+    def add(self, node: NodeId) -> None:
+        """Another peer; it counts as dead until it is heard."""
+        self._peers.setdefault(node, _Peer())
+
     def is_up(self, node: NodeId) -> bool:
         """Whether the node counts as alive.  Unknown nodes do not."""
         peer = self._peers.get(node)

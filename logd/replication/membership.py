@@ -1,5 +1,8 @@
 """Which nodes and which data directories make up this cluster.
 
+What a cluster is founded with is a list; what becomes of it the metadata say, and this is told
+of each broker that joined or was removed.
+
 The first start of a cluster needs all listed nodes, all with empty directories: each waits
 until it has seen every other, and only then writes down who they are.  From then on a node
 is its directory: one that comes back with a wiped disk is somebody else, and may not vote
@@ -15,7 +18,7 @@ import trio
 
 from logd.errors import ForeignDirectoryError
 from logd.replication.peer_protocol import ClusterView
-from logd.types import HostPort, NodeId
+from logd.types import DirectoryId, HostPort, NodeId
 
 if TYPE_CHECKING:
     from logd.env import Env
@@ -39,12 +42,17 @@ class Membership:
         self._listed = sorted(cluster)
         self._env = env
         self._views: dict[NodeId, ClusterView] = {}
+        self._registered: dict[NodeId, DirectoryId] = {}
+        self._removed: dict[NodeId, None] = {}
         self._changed = trio.Event()
         self._check_list()
 
     def _check_list(self) -> None:
         members = self.directory.members
-        if members is not None and sorted(members) != self._listed:
+        is_founder = members is not None and self.node in members
+        if members is not None and is_founder and sorted(members) != self._listed:
+            if self._listed == [self.node]:
+                return  # Started without a list: the directory knows.
             raise ForeignDirectoryError(
                 f"the data directory of node {self.node} belongs to a cluster of nodes "
                 f"{', '.join(map(str, sorted(members)))}; it was started with a cluster list of "
@@ -71,17 +79,40 @@ class Membership:
 
     def refusal(self, view: ClusterView) -> str | None:
         """Why we will not talk to the node of ``view``; None if we will."""
-        if view.node not in self._listed or view.node == self.node:
-            return f"node {view.node} is not a peer of node {self.node} ({self._cluster_list})"
-        if view.cluster_list != self._cluster_list:
-            return (
-                f"the cluster lists differ: node {view.node} was started with "
-                f"{view.cluster_list}, node {self.node} with {self._cluster_list}"
-            )
+        node, members = NodeId(view.node), self.directory.members
+        if node == self.node:
+            return f"node {node} is not a peer of node {self.node} ({self._cluster_list})"
         ours, theirs = self.cluster_id, view.cluster_id
         if ours is not None and theirs is not None and ours != theirs:
-            return f"node {view.node} belongs to cluster {theirs}, node {self.node} to {ours}"
-        return self._wrong_directory(self.directory.members, view)
+            return f"node {node} belongs to cluster {theirs}, node {self.node} to {ours}"
+        if node in self._removed:
+            return (
+                f"node {node} was removed from this cluster: to have the machine back, start it "
+                "with an empty data directory, a node id that was never used, and --join"
+            )
+        if node in self._registered:
+            return self._wrong_directory({node: self._registered[node]}, view)
+        if members is not None and node not in members:
+            return (
+                f"node {node} is not a member of the cluster of node {self.node}: start it with an "
+                "empty data directory and --join"
+            )
+        if members is None and node not in self._listed:
+            return f"node {node} is not a peer of node {self.node} ({self._cluster_list})"
+        if view.cluster_list != self._cluster_list and node in self._listed:
+            return (
+                f"the cluster lists differ: node {node} was started with "
+                f"{view.cluster_list}, node {self.node} with {self._cluster_list}"
+            )
+        return self._wrong_directory(members, view)
+
+    def register(self, node: NodeId, directory_id: DirectoryId) -> None:
+        """``node`` is a member, with this data directory: the metadata say so."""
+        self._registered[node] = directory_id
+
+    def remove(self, node: NodeId) -> None:
+        """``node`` is a member no more."""
+        self._removed[node] = None
 
     def _wrong_directory(self, members: dict[int, str] | None, view: ClusterView) -> str | None:
         if members is None or members.get(view.node) == view.directory_id:
@@ -89,7 +120,8 @@ class Membership:
         return (
             f"node {view.node} has data directory {view.directory_id}, but the cluster was "
             f"formed with {members.get(view.node)}: start it with its old data directory; "
-            "a wiped replica cannot vote under its old name"
+            "a wiped replica cannot vote under its old name. If its disk is lost, start it "
+            "under a node id that was never used, with --join"
         )
 
     def learn(self, view: ClusterView) -> None:

@@ -10,7 +10,7 @@ logs.  Nothing is acknowledged after that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -39,8 +39,11 @@ from logd.replication.peer_protocol import (
     TYPE_BY_KIND,
     AnyPeerMessage,
     Claims,
+    ClusterView,
     Forward,
     ForwardResult,
+    JoinRequest,
+    JoinResponse,
     Lane,
     PeerHello,
     Ping,
@@ -58,7 +61,7 @@ from logd.replication.sync_pool import SyncPool
 from logd.replication.tail_cache import TailCache
 from logd.replication.timers import GroupTimers
 from logd.replication.turn import Turn
-from logd.types import GroupId, NodeId, Term
+from logd.types import GroupId, HostPort, NodeId, Term
 from logd.wire.frame import Frame, decode_message
 
 if TYPE_CHECKING:
@@ -71,6 +74,8 @@ log = structlog.get_logger(__name__)
 COMMIT_NOTICE_S: Final = 0.005
 """An idle follower learns the commit offset this much later; a busy one with the next
 append.  Only readers of followers can tell."""
+
+LANES: Final[tuple[Lane, ...]] = ("main", "bulk")
 
 EXPIRY_INTERVAL_S: Final = 0.1
 
@@ -101,18 +106,21 @@ class Node:
         self.incarnation = env.rng("incarnation").getrandbits(48)
         self.on_forward: Callable[[NodeId, Forward], None] | None = None
         self.on_forward_result: Callable[[ForwardResult], None] | None = None
+        self.on_join: Callable[[JoinRequest], Awaitable[JoinResponse]] | None = None
         self.on_group_failed: Callable[[Group, BaseException], None] | None = None
         self._config = config
-        peers = tuple(n for n in sorted(config.cluster) if n != self.node)
+        self._addresses = {n: a for n, a in sorted(config.cluster.items()) if n != self.node}
+        peers = tuple(self._addresses)
         self._syncs = SyncPool(env)
         self.turn = Turn(self._syncs.sync_here)
         """Open while one piece of work is done: outboxes and syncs wait for its end."""
         self._detector = FailureDetector(peers, config.liveness_timeout_ms)
         self._links: dict[tuple[NodeId, Lane], PeerLink] = {
-            (peer, lane): PeerLink(peer, config.cluster[peer], lane, env, self, self.turn)
-            for peer in peers
-            for lane in ("main", "bulk")
+            (peer, lane): PeerLink(peer, address, lane, env, self, self.turn)
+            for peer, address in self._addresses.items()
+            for lane in LANES
         }
+        self._link_scopes: dict[tuple[NodeId, Lane], trio.CancelScope] = {}
         self._claims: dict[NodeId, dict[int, int]] = {peer: {} for peer in peers}
         self._claims_dirty = False
         self._unclaimed: dict[GroupId, int] = {}
@@ -141,9 +149,44 @@ class Node:
             nursery.start_soon(self._expire)
             nursery.start_soon(self._watch_peers)
             nursery.start_soon(self.repairer.run)
-            for link in self._links.values():
-                nursery.start_soon(link.run)
+            for peer in self._addresses:
+                self._start_links(peer)
             task_status.started()
+
+    def set_peer(self, node: NodeId, address: HostPort) -> None:
+        """``node`` is a broker of this cluster, and listens there."""
+        assert node != self.node
+        if self._addresses.get(node) == address:
+            return
+        self.drop_peer(node)
+        self._addresses[node] = address
+        self._detector.add(node)
+        self._claims.setdefault(node, {})
+        for lane in LANES:
+            self._links[node, lane] = PeerLink(node, address, lane, self.env, self, self.turn)
+        if self._nursery is not None:
+            self._start_links(node)
+
+    def drop_peer(self, node: NodeId) -> None:
+        """Dial ``node`` no more."""
+        self._addresses.pop(node, None)
+        for lane in LANES:
+            self._links.pop((node, lane), None)
+            scope = self._link_scopes.pop((node, lane), None)
+            if scope is not None:
+                scope.cancel()
+
+    def _start_links(self, node: NodeId) -> None:
+        for lane in LANES:
+            scope = self._link_scopes[node, lane] = trio.CancelScope()
+            self.start_soon(_run_link, self._links[node, lane], scope)
+
+    def refusal(self, view: ClusterView) -> str | None:
+        """Why a node that greets is not let in; None if it is."""
+        refused = self.membership.refusal(view)
+        if refused is None and NodeId(view.node) not in self._claims:
+            return f"node {self.node} has not heard of node {view.node} yet"
+        return refused
 
     def add_group(self, group: Group) -> None:
         """Take up a group that was opened; peers that are alive are made known to it."""
@@ -161,7 +204,8 @@ class Node:
                 group.post(PeerDown(member))
                 continue
             group.post(PeerUp(member))
-            if self._links[member, "main"].is_connected:
+            link = self._links.get((member, "main"))
+            if link is not None and link.is_connected:
                 group.post(PeerConnected(member))
 
     async def remove_group(self, group_id: GroupId) -> None:
@@ -197,8 +241,8 @@ class Node:
         self, target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
     ) -> bool:
         """Send what is not about one group's consensus; False if there is no connection."""
-        link = self._links[target, "bulk" if buffers else "main"]
-        if not link.is_connected:
+        link = self._links.get((target, "bulk" if buffers else "main"))
+        if link is None or not link.is_connected:
             return False
         link.send(message, buffers)
         return True
@@ -401,8 +445,9 @@ class Node:
 
     def on_link_up(self, node: NodeId, lane: Lane, answer: PeerHello) -> None:
         self.membership.learn(answer.view)
-        if lane == "main":
-            self._links[node, lane].send(self._own_claims())
+        link = self._links.get((node, "main"))
+        if lane == "main" and link is not None:
+            link.send(self._own_claims())
         self._post_to_shared(node, PeerConnected(node))
 
     def on_link_down(self, node: NodeId, lane: Lane) -> None:
@@ -523,3 +568,8 @@ class Node:
             core = group.core
             if core.leader == source and claims.get(group.group_id, 0) < core.term:
                 group.post(LeaderDisclaimed(source, core.term))
+
+
+async def _run_link(link: PeerLink, scope: trio.CancelScope) -> None:
+    with scope:
+        await link.run()

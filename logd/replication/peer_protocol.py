@@ -50,6 +50,8 @@ class PeerKind(IntEnum):
     REPAIR_REQUEST = 138
     REPAIR_RESPONSE = 139
     SNAPSHOT_CHUNK = 140
+    JOIN_REQUEST = 141
+    JOIN_RESPONSE = 142
     REPORT_REQUEST = 148
     REPORT_RESPONSE = 149
 
@@ -156,6 +158,35 @@ class ReportResponse(PeerMessage, frozen=True, kw_only=True):
     request_id: int
 
 
+class JoinRequest(PeerMessage, frozen=True, kw_only=True):
+    """In place of a greeting: a broker asks a member to be registered.  Answered, once."""
+
+    protocol: int
+    command: bytes
+    """Its registration."""
+
+
+class KnownPeer(PeerMessage, frozen=True, kw_only=True):
+    """Where a broker listens for others, and the directory that it is."""
+
+    host: str
+    port: int
+    directory_id: str
+
+
+class JoinResponse(PeerMessage, frozen=True, kw_only=True):
+    """What a new broker needs to begin, or why it is refused."""
+
+    refused: str = ""
+    is_final: bool = False
+    """Asking again cannot help."""
+    cluster_id: str = ""
+    members: dict[int, str] = {}
+    """The founders: directory id by node."""
+    peers: dict[int, KnownPeer] = {}
+    """Those who vote in the metadata log."""
+
+
 class SnapshotChunk(PeerMessage, frozen=True, kw_only=True):
     """A piece of the state that a leader ships to a follower; the body is its bytes.
 
@@ -185,6 +216,8 @@ AnyPeerMessage = (
     | ReportRequest
     | ReportResponse
     | SnapshotChunk
+    | JoinRequest
+    | JoinResponse
 )
 
 TYPE_BY_KIND: Final[dict[int, type[AnyPeerMessage]]] = {
@@ -203,6 +236,8 @@ TYPE_BY_KIND: Final[dict[int, type[AnyPeerMessage]]] = {
     PeerKind.REPORT_REQUEST: ReportRequest,
     PeerKind.REPORT_RESPONSE: ReportResponse,
     PeerKind.SNAPSHOT_CHUNK: SnapshotChunk,
+    PeerKind.JOIN_REQUEST: JoinRequest,
+    PeerKind.JOIN_RESPONSE: JoinResponse,
 }
 
 KIND_BY_TYPE: Final[dict[type[AnyPeerMessage], int]] = {t: k for k, t in TYPE_BY_KIND.items()}

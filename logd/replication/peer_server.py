@@ -21,7 +21,13 @@ from logd.limits import (
 )
 from logd.replication import log_events
 from logd.replication.inbox import next_frame
-from logd.replication.peer_protocol import PEER_PROTOCOL_VERSION, Lane, PeerHello, PeerKind
+from logd.replication.peer_protocol import (
+    PEER_PROTOCOL_VERSION,
+    JoinRequest,
+    Lane,
+    PeerHello,
+    PeerKind,
+)
 from logd.types import NodeId
 from logd.wire.frame import FLAG_LONG, FrameDecoder, decode_message, encode_message
 
@@ -70,6 +76,8 @@ class _PeerServer:
         try:
             with trio.fail_after(HANDSHAKE_TIMEOUT_S):
                 hello = await _greet(stream, decoder, self._node)
+            if hello is None:
+                return
             decoder.frame_bytes_max = FRAME_BYTES_MAX
             await self._serve_link(stream, decoder, hello)
         except LogdError as error:
@@ -112,12 +120,17 @@ def _too_slow(decoder: FrameDecoder) -> str:
     return f"no progress: {decoder.pending_bytes} bytes of an unfinished frame"
 
 
-async def _greet(stream: ByteStream, decoder: FrameDecoder, node: Node) -> PeerHello:
+async def _greet(stream: ByteStream, decoder: FrameDecoder, node: Node) -> PeerHello | None:
+    """Exchange greetings; None if it was somebody who wants to join, and has its answer."""
     while (frame := decoder.next_frame()) is None:
         received = await stream.receive_into(decoder.writable())
         if received == 0:
             raise ProtocolError("the connection was closed before a greeting")
         decoder.received(received)
+    if frame.kind == PeerKind.JOIN_REQUEST and node.on_join is not None:
+        joined = await node.on_join(decode_message(JoinRequest, frame.header))
+        await stream.send([encode_message(PeerKind.JOIN_RESPONSE, joined, 0)])
+        return None
     if frame.kind != PeerKind.PEER_HELLO:
         raise ProtocolError(f"frame kind {frame.kind} on the peer listener, expected a greeting")
     hello = decode_message(PeerHello, frame.header)
@@ -126,7 +139,7 @@ async def _greet(stream: ByteStream, decoder: FrameDecoder, node: Node) -> PeerH
             f"peer protocol {hello.protocol}, node {node.node} speaks {PEER_PROTOCOL_VERSION}"
         )
     else:
-        refused = node.membership.refusal(hello.view)
+        refused = node.refusal(hello.view)
     answer = node.greeting(hello.lane)
     if refused is not None:
         answer = PeerHello(

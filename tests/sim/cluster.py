@@ -215,15 +215,25 @@ class SimCluster:
         self.nodes = {
             NodeId(node): SimNode(self, NodeId(node)) for node in range(1, settings.brokers + 1)
         }
+        self.founders = tuple(self.nodes)
         self._clients = 0
 
+    def join(self, node: NodeId) -> SimNode:
+        """A new machine, whose broker joins the cluster."""
+        assert node not in self.nodes
+        joined = self.nodes[node] = SimNode(self, node)
+        joined.start()
+        return joined
+
     def config_of(self, node: NodeId) -> BrokerConfig:
+        is_founder = node in self.founders
         return BrokerConfig(
             node_id=node,
             data_dir=DATA_DIR,
             listen=HostPort(f"node{node}", CLIENT_PORT),
             peer_listen=HostPort(f"node{node}", PEER_PORT),
-            cluster={n: HostPort(f"node{n}", PEER_PORT) for n in self.nodes},
+            cluster={n: HostPort(f"node{n}", PEER_PORT) for n in self.founders if is_founder},
+            join=None if is_founder else HostPort("node1", PEER_PORT),
             failure_domain=f"node{node}",
             segment_bytes=self.settings.segment_bytes,
             index_interval_bytes=self.settings.index_interval_bytes,
@@ -302,11 +312,10 @@ async def open_cluster(
 @contextmanager
 def _brokers_shown(cluster: SimCluster) -> Iterator[None]:
     """Let the cluster look into its brokers: which leads, what each holds."""
-    by_host = {node.host: node for node in cluster.nodes.values()}
 
     def make(**parts: Any) -> Broker:
         broker = Broker(**parts)
-        by_host[HOST.get()].broker = broker
+        next(n for n in cluster.nodes.values() if n.host == HOST.get()).broker = broker
         return broker
 
     replaced: Any = server

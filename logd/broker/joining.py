@@ -1,0 +1,219 @@
+"""How a broker joins a cluster that exists, and how all of them learn of it.
+
+A broker that is started with the peer address of any member asks it to be registered.  The
+member has that committed in the metadata log, and answers who votes there and who founded the
+cluster; the controller makes the new broker a learner of the metadata log, from which it
+learns all the rest.  From then on it is a broker like any other.
+
+What brokers know of one another comes from the metadata: who may connect, with which data
+directory, and where to find it.  The list that a cluster was founded with only says where to
+begin.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from logd.broker import log_events
+from logd.errors import ForeignDirectoryError, LogdError, ProtocolError, RefusedError
+from logd.limits import (
+    FRAME_UNAUTHENTICATED_BYTES_MAX,
+    HANDSHAKE_TIMEOUT_S,
+    METADATA_VOTERS_MAX,
+    RECEIVE_BYTES,
+)
+from logd.metadata.commands import RegisterBroker, decode_command, encode_command
+from logd.replication.peer_protocol import (
+    PEER_PROTOCOL_VERSION,
+    JoinRequest,
+    JoinResponse,
+    KnownPeer,
+    PeerKind,
+)
+from logd.types import METADATA_GROUP, DirectoryId, HostPort, NodeId
+from logd.wire.frame import FrameDecoder, decode_message, encode_message
+
+if TYPE_CHECKING:
+    from logd.broker.broker import Broker
+    from logd.replication.group import Group
+
+log = structlog.get_logger(__name__)
+
+RETRY_S: Final = 0.5
+ASK_AGAIN_S: Final = 5.0
+JOIN_TIMEOUT_MS: Final = 5_000
+ADJUST_INTERVAL_S: Final = 1.0
+"""How often the controller looks whether other brokers should vote in the metadata log."""
+
+assert RECEIVE_BYTES > FRAME_UNAUTHENTICATED_BYTES_MAX
+
+
+# --- asking -----------------------------------------------------------------------------
+
+
+async def join_cluster(broker: Broker, command: RegisterBroker) -> None:
+    """Ask until a member has had this broker registered; remember what cluster that is.
+
+    Raises:
+        ForeignDirectoryError: the cluster refuses this broker for good; says why.
+    """
+    directory = broker.membership.directory
+    while True:
+        response = await _ask(broker, command)
+        if response is not None:
+            break
+        await trio.sleep(RETRY_S)
+    await broker.env.run_blocking(directory.form, response.members)
+    await broker.env.run_blocking(directory.set_cluster_id, response.cluster_id)
+    log.info(log_events.CLUSTER_JOINED, cluster_id=response.cluster_id)
+
+
+async def ask_until_known(broker: Broker, command: RegisterBroker) -> None:
+    """Learn of those who vote in the metadata log, while that log has not told it yet."""
+    while not broker.metadata.is_known:
+        await _ask(broker, command)
+        with trio.move_on_after(ASK_AGAIN_S):
+            while not broker.metadata.is_known:
+                await broker.metadata.changed()
+
+
+async def _ask(broker: Broker, command: RegisterBroker) -> JoinResponse | None:
+    """One attempt; None if it came to nothing, for now."""
+    address = broker.config.join
+    assert address is not None
+    try:
+        with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+            response = await _exchange(broker, address, command)
+    except (OSError, LogdError, trio.TooSlowError) as error:
+        log.warning(log_events.JOIN_FAILED, address=str(address), reason=str(error) or "no answer")
+        return None
+    if response.refused:
+        if response.is_final:
+            raise ForeignDirectoryError(f"the cluster at {address} refuses: {response.refused}")
+        log.warning(log_events.JOIN_FAILED, address=str(address), reason=response.refused)
+        return None
+    for node, peer in response.peers.items():
+        if node != broker.node.node:
+            broker.membership.register(NodeId(node), DirectoryId(peer.directory_id))
+            broker.node.set_peer(NodeId(node), HostPort(peer.host, peer.port))
+    return response
+
+
+async def _exchange(broker: Broker, address: HostPort, command: RegisterBroker) -> JoinResponse:
+    stream = await broker.env.network.connect(address)
+    try:
+        request = JoinRequest(protocol=PEER_PROTOCOL_VERSION, command=encode_command(command))
+        await stream.send([encode_message(PeerKind.JOIN_REQUEST, request, 0)])
+        decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
+        while (frame := decoder.next_frame()) is None:
+            received = await stream.receive_into(decoder.writable())
+            if received == 0:
+                raise ProtocolError(
+                    f"{address} closed the connection: it has to be the address where a member "
+                    "listens for brokers"
+                )
+            decoder.received(received)
+        if frame.kind != PeerKind.JOIN_RESPONSE:
+            raise ProtocolError(f"{address} answers with a frame of kind {frame.kind}")
+        return decode_message(JoinResponse, frame.header)
+    finally:
+        stream.abort()
+
+
+# --- answering --------------------------------------------------------------------------
+
+
+async def answer_join(broker: Broker, request: JoinRequest) -> JoinResponse:
+    """Have a broker registered that wants to join, and tell it where to begin."""
+    if request.protocol != PEER_PROTOCOL_VERSION:
+        return JoinResponse(
+            refused=f"peer protocol {request.protocol}, this cluster speaks "
+            f"{PEER_PROTOCOL_VERSION}",
+            is_final=True,
+        )
+    members = broker.membership.directory.members
+    if members is None or not broker.metadata.is_known:
+        return JoinResponse(refused=f"broker {broker.node.node} is no member of a cluster yet")
+    try:
+        command = decode_command(request.command)
+        if not isinstance(command, RegisterBroker):
+            raise ProtocolError(f"{type(command).__name__} is no registration")
+        await broker.metadata.execute(command, timeout_ms=JOIN_TIMEOUT_MS, safe_to_repeat=True)
+    except LogdError as error:
+        return JoinResponse(refused=str(error), is_final=isinstance(error, RefusedError))
+    cluster_id = broker.metadata.state.cluster_id
+    assert cluster_id is not None
+    return JoinResponse(cluster_id=cluster_id, members=members, peers=_where_to_begin(broker))
+
+
+def _where_to_begin(broker: Broker) -> dict[int, KnownPeer]:
+    """Those who vote in the metadata log: one of them will lead the new broker's replica."""
+    state = broker.metadata.state
+    group = broker.node.groups[METADATA_GROUP]
+    configuration = group.configuration
+    found: dict[int, KnownPeer] = {}
+    for node in dict.fromkeys(configuration.voters + configuration.voters_outgoing):
+        known = state.broker(node)
+        if known is not None:
+            found[node] = KnownPeer(
+                host=known.peer_address.host,
+                port=known.peer_address.port,
+                directory_id=known.directory_id,
+            )
+    return found
+
+
+# --- what all of them learn -------------------------------------------------------------
+
+
+async def follow_brokers(broker: Broker) -> None:
+    """Keep the links to the other brokers equal to the metadata, until cancelled."""
+    node, membership = broker.node, broker.membership
+    while True:
+        state = broker.metadata.state
+        for other in state.brokers:
+            if other.node != node.node:
+                membership.register(other.node, other.directory_id)
+                if other.node not in broker.config.cluster:
+                    node.set_peer(other.node, other.peer_address)
+        for removed in state.removed_brokers.values():
+            membership.remove(removed.node)
+            node.drop_peer(removed.node)
+        await broker.metadata.changed()
+
+
+async def keep_metadata_members(broker: Broker) -> None:
+    """As the controller: let every broker follow the metadata log, and enough of them vote."""
+    while True:
+        group = broker.node.groups.get(METADATA_GROUP)
+        if group is not None and group.is_ready:
+            try:
+                await _adjust_members(broker, group)
+            except LogdError as error:
+                log.info(log_events.METADATA_REFUSED, reason=str(error))
+        with trio.move_on_after(ADJUST_INTERVAL_S):
+            await broker.metadata.changed()
+
+
+async def _adjust_members(broker: Broker, group: Group) -> None:
+    current = group.configuration
+    state = broker.metadata.state
+    removed = list(state.removed_brokers)
+    registered = [other.node for other in state.brokers]
+    voters = [node for node in current.voters if node not in removed]
+    caught_up = [p.node for p in group.member_progress() if p.is_caught_up and not p.is_voter]
+    for node in sorted(caught_up):
+        if node in registered and len(voters) < voters_wanted(len(registered)):
+            voters.append(node)
+    learners = [node for node in registered if node not in voters]
+    is_as_wanted = voters == list(current.voters) and sorted(learners) == sorted(current.learners)
+    if voters and not is_as_wanted and not current.is_joint:
+        await group.change_configuration(tuple(voters), tuple(learners))
+
+
+def voters_wanted(brokers: int) -> int:
+    """How many of so many brokers vote in the metadata log: an odd number, and not many."""
+    return next(count for count in (METADATA_VOTERS_MAX, 3, 1, 0) if count <= brokers)

@@ -1,0 +1,109 @@
+"""Brokers join a cluster that exists, follow its metadata, vote in it, and hold replicas."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from logd.broker.joining import voters_wanted
+from logd.errors import LogdError
+from logd.raft.messages import Configuration
+from logd.types import METADATA_GROUP, NodeId
+from logd_client import Client
+from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
+from tests.sim.knobs import Knobs
+from tests.sim.network import CALM
+from tests.sim.run import run_deterministic
+
+PATIENCE_S = 60
+FOUR, FIVE = NodeId(4), NodeId(5)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(PATIENCE_S):
+        while not condition():
+            await trio.sleep(0.05)
+
+
+async def connected(cluster: SimCluster, stack: contextlib.AsyncExitStack) -> Client:
+    while True:
+        with contextlib.suppress(LogdError):
+            return await stack.enter_async_context(cluster.client())
+        await trio.sleep(0.2)
+
+
+async def created(client: Client, name: str, replicas: int) -> None:
+    with trio.fail_after(PATIENCE_S):
+        while True:
+            try:
+                await client.admin.create_topic(name, partitions=1, replicas=replicas)
+            except LogdError as error:
+                if error.code == 21:  # It exists: an earlier attempt had succeeded.
+                    return
+                await trio.sleep(0.2)
+            else:
+                return
+
+
+def metadata_members(cluster: SimCluster) -> Configuration | None:
+    leader = cluster.leader_of(METADATA_GROUP)
+    return None if leader is None else leader.groups[METADATA_GROUP].configuration
+
+
+def brokers_known_to(cluster: SimCluster, node: NodeId) -> int:
+    broker = cluster.nodes[node].broker
+    return 0 if broker is None else len(broker.metadata.state.brokers)
+
+
+@pytest.mark.parametrize(("seed", "commands_per_snapshot"), [(1, 1000), (2, 2)])
+def test_brokers_join_hold_replicas_and_vote(seed: int, commands_per_snapshot: int) -> None:
+    settings = ClusterSettings(
+        brokers=3, network=CALM, knobs=Knobs(commands_per_snapshot=commands_per_snapshot)
+    )
+
+    async def story() -> None:
+        async with open_cluster(seed, settings) as cluster, contextlib.AsyncExitStack() as stack:
+            client = await connected(cluster, stack)
+            for number in range(6):
+                await created(client, f"before-{number}", 3)
+
+            cluster.join(FOUR)
+            await until(lambda: brokers_known_to(cluster, FOUR) == 4)
+            members = metadata_members(cluster)
+            assert members is not None
+            assert sorted(members.voters) == [1, 2, 3]
+            cluster.join(FIVE)
+            await until(lambda: brokers_known_to(cluster, FIVE) == 5)
+
+            await until(
+                lambda: (
+                    sorted((metadata_members(cluster) or Configuration(())).voters)
+                    == [1, 2, 3, 4, 5]
+                )
+            )
+            await created(client, "wide", 5)
+            async with client.producer("wide") as producer:
+                for _ in range(5):
+                    await producer.append(b"value")
+            # Two of the founders go: with the two that joined there is still a majority.
+            for founder in (NodeId(1), NodeId(2)):
+                await cluster.nodes[founder].crash(power=True)
+            async with client.producer("wide") as producer:
+                ack = await producer.append(b"after")
+            assert ack.offset > 5
+            await created(client, "later", 3)
+            # One that joined comes back, also with the broker gone that it was told to ask.
+            await cluster.nodes[FIVE].crash(power=True)
+            cluster.nodes[NodeId(2)].start()
+            cluster.nodes[FIVE].start()
+            await until(lambda: brokers_known_to(cluster, FIVE) == 5)
+            await until(lambda: len(cluster.nodes[FIVE].groups) >= 2)
+
+    run_deterministic(story, seed=seed)
+
+
+def test_enough_brokers_vote_and_an_odd_number_of_them() -> None:
+    assert [voters_wanted(count) for count in (1, 2, 3, 4, 5, 6, 50)] == [1, 1, 3, 3, 5, 5, 5]

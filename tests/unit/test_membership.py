@@ -1,0 +1,102 @@
+"""Who may connect: what the cluster was founded with, and what became of it since."""
+
+from __future__ import annotations
+
+import random
+
+from logd.replication.membership import Membership
+from logd.replication.peer_protocol import ClusterView
+from logd.storage.directory import DataDirectory
+from logd.types import DirectoryId, HostPort, NodeId
+from tests.sim.env import SimEnv
+from tests.sim.files import SimulatedFileSystem
+from tests.sim.incarnation import Incarnation
+from tests.sim.network import SimNetwork
+from tests.support.replica import PROMPT
+
+ONE, TWO, FOUR = NodeId(1), NodeId(2), NodeId(4)
+CLUSTER = {node: HostPort(f"node{node}", 7181) for node in (ONE, TWO)}
+FOUNDERS = {1: "d1", 2: "d2"}
+
+
+def membership(*, formed: bool = True) -> Membership:
+    files = SimulatedFileSystem(random.Random(1))
+    env = SimEnv(
+        seed=1,
+        incarnation=Incarnation("node1", 1),
+        network=SimNetwork(random.Random(1)),
+        files=files,
+        boot_id="boot",
+        blocking=PROMPT,
+    )
+    directory = DataDirectory.open(files, "/data", ONE, lambda: "d1")
+    if formed:
+        directory.form(FOUNDERS)
+        directory.set_cluster_id("a-cluster")
+    return Membership(ONE, directory, CLUSTER, env)
+
+
+def view(
+    node: int, directory_id: str, cluster_list: str = "1=node1:7181,2=node2:7181"
+) -> ClusterView:
+    return ClusterView(
+        node=node, directory_id=directory_id, cluster_list=cluster_list, cluster_id="a-cluster"
+    )
+
+
+def test_a_founder_is_let_in_with_the_directory_it_founded_with() -> None:
+    def story(ours: Membership) -> None:
+        assert ours.refusal(view(TWO, "d2")) is None
+
+    tell(story)
+
+
+def test_a_wiped_founder_is_told_what_it_is_and_the_way_out() -> None:
+    def story(ours: Membership) -> None:
+        refusal = ours.refusal(view(TWO, "another"))
+
+        assert refusal is not None
+        assert "start it with its old data directory" in refusal
+        assert "--join" in refusal
+
+    tell(story)
+
+
+def test_a_broker_that_joined_is_let_in_once_it_is_registered() -> None:
+    def story(ours: Membership) -> None:
+        before = ours.refusal(view(FOUR, "d4", cluster_list="4=node4:7181"))
+        assert before is not None
+        assert "--join" in before
+
+        ours.register(FOUR, DirectoryId("d4"))
+
+        assert ours.refusal(view(FOUR, "d4", cluster_list="4=node4:7181")) is None
+        wiped = ours.refusal(view(FOUR, "another", cluster_list="4=node4:7181"))
+        assert wiped is not None
+        assert "never used" in wiped
+
+    tell(story)
+
+
+def test_a_removed_broker_is_told_what_it_is_and_the_way_out() -> None:
+    def story(ours: Membership) -> None:
+        ours.register(TWO, DirectoryId("d2"))
+
+        ours.remove(TWO)
+
+        refusal = ours.refusal(view(TWO, "d2"))
+        assert refusal is not None
+        assert "was removed" in refusal
+        assert "never used" in refusal
+
+    tell(story)
+
+
+def test_lists_are_compared_while_a_cluster_forms() -> None:
+    def story(ours: Membership) -> None:
+        refusal = ours.refusal(view(TWO, "d2", cluster_list="2=node2:7181"))
+
+        assert refusal is not None
+        assert "lists differ" in refusal
+
+    tell(story, formed=False)
