@@ -51,8 +51,6 @@ class Membership:
         members = self.directory.members
         is_founder = members is not None and self.node in members
         if members is not None and is_founder and sorted(members) != self._listed:
-            if self._listed == [self.node]:
-                return  # Started without a list: the directory knows.
             raise ForeignDirectoryError(
                 f"the data directory of node {self.node} belongs to a cluster of nodes "
                 f"{', '.join(map(str, sorted(members)))}; it was started with a cluster list of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from logd.replication.membership import Membership
 from logd.replication.peer_protocol import ClusterView
@@ -12,7 +13,7 @@ from tests.sim.env import SimEnv
 from tests.sim.files import SimulatedFileSystem
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import SimNetwork
-from tests.support.replica import PROMPT
+from tests.support.replica import PROMPT, play
 
 ONE, TWO, FOUR = NodeId(1), NodeId(2), NodeId(4)
 CLUSTER = {node: HostPort(f"node{node}", 7181) for node in (ONE, TWO)}
@@ -34,6 +35,13 @@ def membership(*, formed: bool = True) -> Membership:
         directory.form(FOUNDERS)
         directory.set_cluster_id("a-cluster")
     return Membership(ONE, directory, CLUSTER, env)
+
+
+def tell(story: Callable[[Membership], None], *, formed: bool = True) -> None:
+    async def play_it() -> None:
+        story(membership(formed=formed))
+
+    play(play_it)
 
 
 def view(
