@@ -134,10 +134,6 @@ PEER_WINDOW_BYTES_MAX: Final = 16 * MIB
 COMPACTION_KEYS_MAX: Final = 500_000
 """Keys that one compaction remembers; about 150 bytes each, in a process of its own."""
 
-LAGGING_VOTER_BYTES_MAX: Final = 1 * GIB
-"""Sealed segments that a leader keeps, beyond what retention says, for live voters that have
-not received them yet."""
-
 PEER_QUEUE_BYTES_MAX: Final = 64 * MIB
 """Frames queued to one peer, over all groups; beyond it groups wait for the queue."""
 

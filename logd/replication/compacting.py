@@ -57,6 +57,8 @@ class LogCompactor:
         self._group = group
         self._host = host
         self._clock = LogClock()
+        self._log = group.log
+        self._replacements = group.log.replacements
         self._clean_to = Offset(0)
         self._oldest_tombstone_ms: int | None = None
         self._tombstones_removed_ms = 0
@@ -76,6 +78,11 @@ class LogCompactor:
         group, run_blocking = self._group, self._host.env.run_blocking
         if group.commit_offset <= group.log.start_offset:
             return
+        if group.log is not self._log or group.log.replacements != self._replacements:
+            # Installed or repaired: what was clean may hold again what had been left out.
+            self._clean_to = Offset(0)
+            self._oldest_tombstone_ms = None
+            self._log, self._replacements = group.log, group.log.replacements
         last = Offset(group.commit_offset - 1)
         append_time_ms = await run_blocking(group.log.append_time_at, last)
         now_ms = self._clock.now_ms(append_time_ms, self._host.now_ms())
@@ -139,7 +146,8 @@ class LogCompactor:
         group = self._group
         before = group.log.size_bytes
         for made in result.segments:
-            await group.replace(made.replaces, made.path)
+            if await group.replace(made.replaces, made.path):
+                self._replacements += 1
         if group.failure is not None:
             return
         self._clean_to = result.clean_to

@@ -1393,15 +1393,17 @@ class Group:
             )
         return Offset(0) if found is None else found[0]
 
-    async def trim(self, start: Offset, trash: str) -> bool:
-        """Drop the segments below ``start``; False if the group stopped.
+    async def trim(self, offset: Offset, trash: str) -> bool:
+        """Drop the segments below ``offset``; False if there are none, or the group stopped.
 
         Args:
-            start: a segment's base offset; committed, and not above ``restorable_offset``.
+            offset: committed, and not above ``restorable_offset``.
             trash: where the segments go.
         """
         async with self._io_lock:
-            if self._is_closed or self.failure is not None:
+            # Judged here: another log may have been installed since it was decided.
+            start = max((base for base in self.log.segment_bases if base <= offset), default=offset)
+            if self._is_closed or self.failure is not None or start <= self.log.start_offset:
                 return False
             # First: what is gone must not be asked for.
             self.core.trim(start)

@@ -4,6 +4,8 @@ What a trimmed batch did to the partition's state (producers, fences, terms) has
 it.  So the log never begins above a checkpoint that was read back intact just before: recovery
 starts from that one.  Where none reaches far enough one is taken, and the next round goes on.
 
+A follower that needs what was trimmed is shipped state (``shipping.py``).
+
 The core is told before the files go, so that it asks for nothing that is gone.  A crash in
 between leaves more than was meant to stay, and the next round finds that.
 """
@@ -15,7 +17,6 @@ from typing import TYPE_CHECKING
 import structlog
 
 from logd.errors import CorruptionError, LogdError
-from logd.limits import LAGGING_VOTER_BYTES_MAX
 from logd.replication import log_events
 from logd.storage.retention import LogClock, RetentionPolicy, retained_start, wants_roll
 from logd.types import Offset
@@ -70,7 +71,7 @@ class Trimmer:
                 policy,
                 log_time_ms=log_time_ms,
                 trimmed_to=trimmed_to,
-                limit=min(commit_offset, self._needed_from()),
+                limit=commit_offset,
             )
         )
         if start > group_log.start_offset:
@@ -82,39 +83,12 @@ class Trimmer:
         ):
             group.roll_soon()
 
-    def _needed_from(self) -> Offset:
-        """What live voters lack is not taken away from them, up to a bound.
-
-        By the leader: only it knows.
-        """
-        group = self._group
-        acknowledged = [
-            group.core.progress(voter).match
-            for voter in group.core.configuration.voters
-            if group.core.is_leader
-            and voter != self._host.node
-            and group.core.progress(voter).is_up
-        ]
-        size_bytes = 0
-        bound = group.log.start_offset
-        for segment in reversed(group.log.sealed_segments()):
-            size_bytes += segment.size_bytes
-            if size_bytes > LAGGING_VOTER_BYTES_MAX:
-                bound = segment.base_offset
-                break
-        return max(bound, min(acknowledged, default=group.commit_offset))
-
     async def _trim(self, start: Offset, trash: str) -> None:
         group = self._group
         restorable = await group.restorable_offset()
         if restorable < start:
             group.take_checkpoint()
-            start = max(
-                (base for base in group.log.segment_bases if base <= restorable),
-                default=group.log.start_offset,
-            )
-        if start <= group.log.start_offset:
-            return
         was = group.log.start_offset
-        if await group.trim(start, trash):
-            log.info(log_events.LOG_TRIMMED, group=group.group_id, start=was, end=start)
+        if await group.trim(min(start, restorable), trash):
+            end = group.log.start_offset
+            log.info(log_events.LOG_TRIMMED, group=group.group_id, start=was, end=end)

@@ -336,6 +336,11 @@ class Log:
                 total += size_bytes * above // (end_offset - base_offset)
         return total
 
+    @property
+    def replacements(self) -> int:
+        """How often a file took the place of segments since the log was opened."""
+        return self._replacements
+
     def sealed_segments(self) -> list[SealedSegment]:
         """Oldest first."""
         return [

@@ -12,14 +12,13 @@ from logd.limits import KIB
 from logd.record.batch import seal_opaque
 from logd.record.control import Trim, encode_control
 from logd.record.header import BatchKind
-from logd.replication import trimming
 from logd.replication.opening import open_group
 from logd.replication.trimming import Trimmer
 from logd.storage.directory import DataDirectory
 from logd.storage.log import Log, LogOptions
 from logd.storage.retention import LogClock, RetentionPolicy, retained_start, wants_roll
 from logd.storage.whole_file import make_directory_durably
-from logd.types import NodeId, Offset, Term
+from logd.types import Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.logs import DIRECTORY, IDENTITY, append_some, read_all
 from tests.support.replica import (
@@ -346,30 +345,6 @@ def test_an_idle_partition_loses_what_is_too_old_without_anybody_writing(
             outcomes = replica.propose()
             await until(lambda: len(outcomes) == 1)
             assert replica.group.commit_offset == 3
-
-    play(story)
-
-
-def test_a_leader_keeps_what_a_live_voter_lacks_up_to_a_bound(
-    disk: SimulatedFileSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def story() -> None:
-        async with open_replica(disk, segment_bytes=8 * KIB) as replica:
-            await replica.lead()
-            for _ in range(40):
-                replica.propose(bytes(1024))
-                await trio.sleep(0.01)
-            await replica.commit()  # By the second voter; the third has nothing yet.
-            trimmer = trimmer_of(replica)
-            policy = RetentionPolicy(bytes_max=1)
-            await trimmer.apply(policy, TRASH)
-            assert replica.group.log.start_offset == 0
-
-            monkeypatch.setattr(trimming, "LAGGING_VOTER_BYTES_MAX", 20 * KIB)
-            await trimmer.apply(policy, TRASH)
-            kept = replica.group.log.size_bytes
-            assert 20 * KIB < kept < 40 * KIB
-            assert NodeId(3) in replica.group.core.configuration.voters
 
     play(story)
 
