@@ -62,6 +62,8 @@ FAST_TESTS = {
         "tests/unit/test_checkpoint.py",
         "tests/unit/test_data_directory.py",
         "tests/unit/test_repair.py",
+        "tests/unit/test_retention.py",
+        "tests/unit/test_compaction.py",
     ),
     "logd/partition": (
         "tests/unit/test_producer_table.py",
@@ -74,7 +76,10 @@ FAST_TESTS = {
         "tests/unit/test_failure_detector.py",
         "tests/unit/test_peer_link.py",
         "tests/unit/test_repair.py",
+        "tests/unit/test_retention.py",
+        "tests/unit/test_compaction.py",
         "tests/sim/test_repair_sim.py",
+        "tests/sim/test_compaction_sim.py",
         "tests/sim/test_scripted_faults.py",
     ),
     "logd/broker": (

@@ -162,7 +162,13 @@ class _Run:
             if self._settings.conditional_writers:
                 topics[CONDITIONAL_TOPIC] = 1
             made = [
-                await _create(admin, name, partitions=count, replicas=min(3, brokers))
+                await _create(
+                    admin,
+                    name,
+                    partitions=count,
+                    replicas=min(3, brokers),
+                    config=dict(self._settings.retention) if name == TOPIC else {},
+                )
                 for name, count in topics.items()
             ]
         for number in range(round(brokers * self._settings.cold_share)):
@@ -183,7 +189,14 @@ class _Run:
             for node in topic.partitions[where.partition].replicas:
                 with self._in_time(f"give what node {node} has of {where}"):
                     records = await self._copy_of(client, where, node, offsets.commit_offset)
-                self.workload.history.read_finally(f"node{node}", where, records)
+                    # Afterwards: what was read below it was there, and need not be any more.
+                    held = await client.admin.offsets(
+                        where.topic, where.partition, from_replica=node
+                    )
+                kept = [record for record in records if record[0] >= held.log_start]
+                self.workload.history.read_finally(
+                    f"node{node}", where, kept, log_start=held.log_start
+                )
         return ends
 
     async def _copy_of(
@@ -191,7 +204,11 @@ class _Run:
     ) -> list[tuple[int, bytes]]:
         records: list[tuple[int, bytes]] = []
         async with client.consumer(
-            where.topic, start="earliest", partitions=[where.partition], from_replica=node
+            where.topic,
+            start="earliest",
+            partitions=[where.partition],
+            from_replica=node,
+            on_trimmed="earliest" if self._settings.retention else "raise",
         ) as consumer:
             while (consumer.position(where.partition) or 0) < end:
                 with trio.move_on_after(0.5):
@@ -205,12 +222,16 @@ class _Run:
         return records
 
 
-async def _create(admin: Client, name: str, *, partitions: int, replicas: int) -> TopicInfo:
+async def _create(
+    admin: Client, name: str, *, partitions: int, replicas: int, config: dict[str, str]
+) -> TopicInfo:
     """Create a topic on a cluster that may still change its controller: an attempt that was
     not answered may have taken effect."""
     while True:
         try:
-            return await admin.admin.create_topic(name, partitions=partitions, replicas=replicas)
+            return await admin.admin.create_topic(
+                name, partitions=partitions, replicas=replicas, config=config
+            )
         except TopicExistsError:
             return await admin.admin.describe_topic(name)
         except LogdError:

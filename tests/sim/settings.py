@@ -42,6 +42,8 @@ class Settings:
     """Mean time between two calls of a producer."""
     cold_share: float
     """Of the nodes, so many never find anything in their page cache."""
+    retention: tuple[tuple[str, str], ...]
+    """Options of the topic that most write to and read; empty: it keeps everything."""
 
     @classmethod
     def draw(cls, seed: int) -> Settings:
@@ -75,4 +77,8 @@ class Settings:
             faults={kind: chance.choice([1, 3]) for kind in kinds},
             pause_s=chance.choice([0.05, 0.1, 0.2]),
             cold_share=chance.choice([0.0, 0.0, 0.5]),
+            # Last: a knob that is added moves no other draw of the seed.
+            retention=chance.choice(
+                [(), (), (), (("retention_bytes", "64KiB"),), (("retention_ms", "8s"),)]
+            ),
         )

@@ -348,8 +348,10 @@ class Workload:
                 except LogdError as error:
                     # A replica may lag behind the position, or hold none of the partitions;
                     # whoever leads has all that a reader was ever given.
-                    if isinstance(error, OffsetOutOfRangeError) and node is None:
-                        self.wrong.append(f"{reader.name} at {reader.positions}: {error}")
+                    if isinstance(error, OffsetOutOfRangeError):
+                        has_leapt = await self._leap(client, reader, node)
+                        if node is None and not has_leapt:
+                            self.wrong.append(f"{reader.name} at {reader.positions}: {error}")
                     self.cluster.trace.note(reader.name, "reading_failed", error=repr(error))
                     await trio.sleep(RETRY_S)
 
@@ -360,8 +362,30 @@ class Workload:
                 try:
                     await self._read_on(client, reader, replica)
                 except LogdError as error:
+                    if isinstance(error, OffsetOutOfRangeError):
+                        await self._leap(client, reader, replica)
                     self.cluster.trace.note(reader.name, "reading_failed", error=repr(error))
                     await trio.sleep(RETRY_S)
+
+    async def _leap(self, client: Client, reader: Reader, node: int | None) -> bool:
+        """Go on where the log begins now, where that is behind the position: what lay between
+        was trimmed, and nobody is to be given it.  False if there was no such partition."""
+        has_leapt = False
+        if reader.topic != TOPIC or not self.settings.retention:
+            return False
+        with contextlib.suppress(LogdError):
+            for placed in (await client.admin.describe_topic(TOPIC)).partitions:
+                partition = placed.partition
+                if node is not None and node not in placed.replicas:
+                    continue
+                held = await client.admin.offsets(TOPIC, partition, from_replica=node)
+                if held.log_start > reader.positions[partition]:
+                    has_leapt = True
+                    reader.positions[partition] = held.log_start
+                    where = TopicPartition(TOPIC, partition)
+                    self.history.seek(reader.name, where, held.log_start)
+                    self.cluster.trace.record(reader.name, "leapt", to=held.log_start)
+        return has_leapt
 
     async def _read_on(self, client: Client, reader: Reader, node: int | None) -> None:
         async with client.consumer(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 import pytest
+import trio
 
 from logd.errors import CorruptionError
 from logd.limits import KIB
@@ -25,13 +26,21 @@ from logd.record.header import (
     verify_header,
     verify_seal,
 )
+from logd.replication.compacting import CompactionPolicy, LogCompactor
 from logd.storage.compaction import CompactionRequest, CompactionResult, compact
 from logd.storage.log import Log, LogBatch, LogOptions
 from logd.storage.segment_copy import SegmentCopy
 from logd.types import Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, read_all
-from tests.support.replica import batch_of, open_replica, play, until
+from tests.support.replica import (
+    OURSELVES,
+    Replica,
+    batch_of,
+    open_replica,
+    play,
+    until,
+)
 
 OPTIONS = LogOptions(segment_bytes=4 * KIB, index_interval_bytes=300, allocate_bytes=4 * KIB)
 FOR_EVER = -(2**62)
@@ -713,3 +722,71 @@ def test_a_copy_that_is_given_up_leaves_nothing_behind(disk: SimulatedFileSystem
     SegmentCopy(disk, DIRECTORY, IDENTITY, log.sealed_segments()[0]).discard()
 
     assert disk.list_directory(DIRECTORY) == names
+
+
+# --- a replica --------------------------------------------------------------------------
+
+
+async def commit_rows(replica: Replica, *rows: Row) -> None:
+    sealed = seal_batch(
+        values=[value for _, value in rows], keys=[key for key, _ in rows], timestamps_ms=0
+    )
+    await replica.group.commit(sealed, replica.node.now_ms() + 10_000)
+
+
+async def roll(replica: Replica) -> None:
+    """Seal the active segment, and wait for the checkpoint."""
+    bases = len(replica.group.log.segment_bases)
+    replica.group.roll_soon()
+    await until(lambda: len(replica.group.log.segment_bases) > bases)
+    await trio.sleep(1)
+
+
+def test_what_was_repaired_is_compacted_anew_before_a_tombstone_goes() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            group, files = replica.group, replica.files
+            await replica.lead()
+            await commit_rows(replica, (b"a", b"1"), (b"b", b"1"))
+            await roll(replica)
+            await commit_rows(replica, (b"a", None))
+            await roll(replica)
+            first = group.log.sealed_segments()[0]
+            original = b"".join(read_all(group.log))[: first.size_bytes]
+            compactor = LogCompactor(group, replica.node)
+            await compactor.apply(CompactionPolicy(60_000, 1, 0))
+            assert [value for _, _, value in records(group.log)] == [b"1", None]
+
+            # A peer that has not compacted gives back what it has.
+            copy = SegmentCopy(files, group.directory, group.identity, first)
+            copy.add(original)
+            assert await group.replace([first.base_offset], copy.finish())
+            await trio.sleep(100)
+            await compactor.apply(CompactionPolicy(60_000, 1, 0))
+
+            assert [(key, value) for _, key, value in records(group.log)] == [(b"b", b"1")]
+
+    play(story)
+
+
+def test_a_log_is_compacted_again_when_half_as_much_has_come_since() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await replica.lead()
+            compactor = LogCompactor(replica.group, replica.node)
+            policy = CompactionPolicy(60_000, 1, 0)
+            for key in range(10):
+                await commit_rows(replica, (b"%d" % key, bytes(1000)))
+            await roll(replica)
+            await compactor.apply(policy)
+            kept = []
+            for _ in range(8):
+                await commit_rows(replica, (b"0", bytes(1000)))
+                await roll(replica)
+                await compactor.apply(policy)
+                kept.append(len(records(replica.group.log)))
+
+            assert kept[:3] == [11, 12, 13]
+            assert min(kept[3:]) == 10
+
+    play(story)
