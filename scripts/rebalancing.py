@@ -1,0 +1,98 @@
+"""Even out five brokers, two of them empty, under load and kills; then drain and remove one.
+
+    python scripts/rebalancing.py                                        60 partitions, 3 GiB
+    python scripts/rebalancing.py --fill 300MB --rounds 20 --kills 3     with SIGKILLs, many times
+
+Prints what it measured beside what is required.  Exit code 1 if anything required does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from logd.cli.local_cluster import open_cluster, stopping
+from logd.cli.options import BYTE_RATE
+from logd.limits import GIB
+from tests.process.rebalancing import BROKERS, Figures, Size, rebalance_under_load
+
+THROTTLE_DEVIATION_MAX = 0.15
+IMBALANCE_MAX = 0.10
+SLOWDOWN_MAX = 3.0
+
+
+def size_of(text: str) -> int:
+    """Bytes, with a unit."""
+    return BYTE_RATE.convert(text, None, None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
+    parser.add_argument("--partitions", type=int, default=60)
+    parser.add_argument("--fill", type=size_of, default=3 * GIB)
+    parser.add_argument("--throttle", type=size_of, default=50_000_000)
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=1)
+    arguments = parser.parse_args()
+    failures = 0
+    for number in range(1, arguments.rounds + 1):
+        size = Size(
+            partitions=arguments.partitions,
+            fill_bytes=arguments.fill,
+            throttle_bytes_per_s=arguments.throttle,
+            kills=arguments.kills,
+            seed=number,
+        )
+        directory = Path(tempfile.mkdtemp(prefix="logd-rebalancing-"))
+        cluster = open_cluster(directory, broker_count=BROKERS, port=None)
+        with stopping(cluster):
+            cluster.start_all()
+            figures = rebalance_under_load(cluster, size)
+        wrong = report(number, size, figures)
+        failures += len(wrong)
+        if not wrong:
+            shutil.rmtree(directory)
+    return 1 if failures else 0
+
+
+def report(number: int, size: Size, figures: Figures) -> list[str]:
+    """Print one round; returns what does not hold."""
+    ideal_s = figures.planned_bytes / size.throttle_bytes_per_s
+    checks = [
+        ("the plan ends as planned", figures.run_outcome == "done", figures.run_outcome),
+        (
+            "every load is within 10 % of even",
+            max(figures.balance_after[:3]) <= IMBALANCE_MAX,
+            f"replicas, leaders, bytes: {figures.balance_after[:3]}",
+        ),
+        ("a broker is drained and removed", figures.drained and figures.removed, ""),
+        (
+            "nothing is lost, twice or out of order",
+            (figures.missing, figures.twice, figures.out_of_order) == (0, 0, 0),
+            f"{figures.acknowledged} acknowledged",
+        ),
+    ]
+    if not size.kills:
+        checks += [
+            (
+                "the throttle is kept within 15 %",
+                abs(figures.run_s - ideal_s) <= THROTTLE_DEVIATION_MAX * ideal_s,
+                f"{figures.run_s:.1f} s for {ideal_s:.1f} s",
+            ),
+            (
+                "produce p99 is at most three times that of before",
+                figures.p99_during_ms <= SLOWDOWN_MAX * figures.p99_before_ms,
+                f"{figures.p99_before_ms:.1f} ms before, {figures.p99_during_ms:.1f} ms during",
+            ),
+        ]
+    print(f"round {number}")
+    for what, holds, found in checks:
+        print(f"  {'ok  ' if holds else 'FAIL'}  {what}  {found}")
+    return [what for what, holds, _ in checks if not holds]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

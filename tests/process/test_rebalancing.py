@@ -1,0 +1,36 @@
+"""Real brokers are evened out, drained and removed under load, whoever is killed meanwhile.
+
+Small; ``scripts/rebalancing.py`` does it in full size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from logd.cli.local_cluster import open_cluster, stopping
+from logd.limits import MIB
+from tests.process.harness import require_no_bug_reported
+from tests.process.rebalancing import BROKERS, Size, rebalance_under_load
+
+pytestmark = pytest.mark.process
+
+
+@pytest.mark.parametrize("kills", [0, 2])
+def test_two_empty_brokers_get_their_share_and_another_leaves(tmp_path: Path, kills: int) -> None:
+    cluster = open_cluster(tmp_path, broker_count=BROKERS, port=None)
+    size = Size(partitions=6, fill_bytes=24 * MIB, throttle_bytes_per_s=10 * MIB, kills=kills)
+
+    with stopping(cluster):
+        cluster.start_all()
+        figures = rebalance_under_load(cluster, size)
+
+    assert figures.run_outcome == "done"
+    assert set(figures.replicas) == {1, 2, 3, 4, 5}
+    assert max(figures.replicas.values()) - min(figures.replicas.values()) <= 1
+    assert figures.drained
+    assert figures.removed
+    assert figures.acknowledged > 0
+    assert (figures.missing, figures.twice, figures.out_of_order) == (0, 0, 0)
+    require_no_bug_reported(cluster)
