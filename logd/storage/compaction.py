@@ -270,11 +270,11 @@ class _Compaction:
             yield from self._finished(writer)
 
     def _finished(self, writer: _Writer) -> Iterator[CompactedSegment]:
-        self._bytes_written += writer.bytes_written
         if writer.is_changed:
             yield writer.finish()
         else:
             writer.discard()
+        self._bytes_written += writer.bytes_written
 
     def _write_batch(self, writer: _Writer, header: BatchHeader, batch: memoryview) -> None:
         if header.is_gap:

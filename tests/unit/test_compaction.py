@@ -187,6 +187,7 @@ def test_of_each_key_the_last_record_is_kept_at_its_offset(
 
     assert records(log) == [(3, b"c", b"1"), (4, b"b", b"2"), (5, b"a", b"3")]
     assert (result.keys, result.records_read, result.records_kept) == (3, 6, 3)
+    assert result.bytes_written == log.size_bytes
     assert result.clean_to == 6
     assert_is_log(disk, log, 6)
 

@@ -25,6 +25,7 @@ from tests.support.replica import (
     GROUP,
     OURSELVES,
     Replica,
+    a_while,
     batch_of,
     open_replica,
     play,
@@ -415,6 +416,27 @@ def test_a_trim_holds_from_its_commit_on_and_not_before(disk: SimulatedFileSyste
                 assert replica.group.log_start == 0
                 await replica.commit()
             assert replica.group.log_start == 2
+
+    play(story)
+
+
+def test_a_commit_of_what_lies_before_a_trim_does_not_put_it_in_force(
+    disk: SimulatedFileSystem,
+) -> None:
+    async def story() -> None:
+        async with open_replica(disk) as replica:
+            await replica.lead()
+            replica.propose()
+            await a_while()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trim, replica, 1)
+                await until(lambda: replica.group.log.end_offset == 3)
+                await until(lambda: not replica.group.needs_sync)
+                replica.acknowledge(Offset(2))
+                await until(lambda: replica.group.commit_offset == 2)
+                assert replica.group.log_start == 0
+                await replica.commit()
+            assert replica.group.log_start == 1
 
     play(story)
 
