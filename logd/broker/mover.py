@@ -40,8 +40,11 @@ LOOK_AGAIN_S: Final = 0.5
 STEP_RETRY_S: Final = 0.1
 CAUGHT_UP_POLL_S: Final = 0.05
 REFILL_INTERVAL_S: Final = 0.05
-SAVED_UP_S: Final = 0.2
-"""Of the throttle, after a pause; at least one request."""
+SAVED_UP_S: Final = 2.0
+"""Of the throttle, while moves are made ready or have just been finished."""
+
+CATCHING_UP_FACTOR: Final = 1.5
+"""Times the throttle, while there is something saved up: the rate holds on average."""
 
 COMMAND_TIMEOUT_MS: Final = 10_000
 RETIRED_PER_COMMAND_MAX: Final = 1_000
@@ -55,6 +58,7 @@ class Mover:
         self._driven: set[GroupId] = set()
         self._budgets: dict[GroupId, dict[NodeId, CatchUpBudget]] = {}
         self._is_telling = False
+        self._saved_bytes = 0.0
 
     async def run(self) -> None:
         """Look at the moves whenever something has changed, until cancelled."""
@@ -179,6 +183,7 @@ class Mover:
         before = trio.current_time()
         while True:
             if not self._budgets:
+                self._saved_bytes = 0.0
                 await self._news()
                 before = trio.current_time()
                 continue
@@ -201,9 +206,13 @@ class Mover:
             if node in group.configuration.learners
             and group.core.next_offset(node) < budget.end_offset
         ]
+        saved_max = rate * SAVED_UP_S + APPEND_BYTES_MAX
+        self._saved_bytes = min(self._saved_bytes + rate * elapsed_s, saved_max)
         for _, budget in hungry:
-            share = rate / len(hungry)
-            budget.refill(share * elapsed_s, max(share * SAVED_UP_S, APPEND_BYTES_MAX))
+            grant = min(self._saved_bytes, rate * elapsed_s * CATCHING_UP_FACTOR) / len(hungry)
+            before = budget.bytes_left
+            budget.refill(grant, max(grant, APPEND_BYTES_MAX))
+            self._saved_bytes -= budget.bytes_left - before
         for group_id in self._budgets:
             group = groups.get(group_id)
             if group is not None:
