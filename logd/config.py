@@ -208,7 +208,7 @@ class BrokerConfig:
     retention_interval_ms: int = 5000
     """How often a broker looks for segments to remove or to compact.
 
-    A topic may exceed its `retention_bytes` by what is appended in this time.
+    `retention_bytes` is also looked after whenever a log begins a new segment.
     """
 
     produce_bytes_in_flight: int = PRODUCE_BYTES_IN_FLIGHT_MAX

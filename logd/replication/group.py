@@ -230,6 +230,7 @@ class GroupHost(Protocol):
     def leader_learnt(self, group: Group) -> None: ...
     def group_failed(self, group: Group, error: BaseException) -> None: ...
     def damage_met(self, group: Group) -> None: ...
+    def segment_rolled(self, group: Group) -> None: ...
 
 
 class Application(Protocol):
@@ -890,6 +891,7 @@ class Group:
         self._held = False
         self.post(Synced(self.log.end_offset, self.log.last_term))
         self._take_held_news()
+        self._host.segment_rolled(self)
 
     # --- leading ------------------------------------------------------------------------------
 

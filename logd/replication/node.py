@@ -108,6 +108,7 @@ class Node:
         self.on_forward_result: Callable[[ForwardResult], None] | None = None
         self.on_join: Callable[[JoinRequest], Awaitable[JoinResponse]] | None = None
         self.on_group_failed: Callable[[Group, BaseException], None] | None = None
+        self.on_segment_rolled: Callable[[Group], None] | None = None
         self._config = config
         self._addresses = {n: a for n, a in sorted(config.cluster.items()) if n != self.node}
         peers = tuple(self._addresses)
@@ -302,6 +303,10 @@ class Node:
         self.leadership_changed(group)
         if self.on_group_failed is not None:
             self.on_group_failed(group, error)
+
+    def segment_rolled(self, group: Group) -> None:
+        if self.on_segment_rolled is not None:
+            self.on_segment_rolled(group)
 
     # --- shared tasks ---------------------------------------------------------------------------
 

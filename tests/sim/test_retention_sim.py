@@ -52,6 +52,21 @@ def test_every_replica_keeps_within_a_size_that_is_set_while_it_runs() -> None:
     play(story)
 
 
+def test_a_size_is_kept_to_between_the_rounds_too_whatever_the_rate() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        group = await make_topic(client, retention_bytes="128KiB", segment_bytes="64KiB")
+        largest = 0
+        async with client.producer(TOPIC) as producer:
+            for _ in range(40):
+                await producer.append_many([VALUE] * 5)
+                await trio.sleep(0.1)
+                sizes = [node.groups[group].log.size_bytes for node in cluster.alive()]
+                largest = max(largest, *sizes)
+        assert largest < (128 + 2 * 64) * KIB
+
+    play(story)
+
+
 def test_a_cluster_that_trimmed_survives_the_loss_of_power_everywhere() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         group = await make_topic(client, retention_bytes="128KiB", segment_bytes="64KiB")
