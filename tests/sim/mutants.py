@@ -72,6 +72,7 @@ FAST_TESTS = {
     ),
     "logd/replication": (
         "tests/unit/test_group.py",
+        "tests/unit/test_membership_change.py",
         "tests/unit/test_tail_cache.py",
         "tests/unit/test_failure_detector.py",
         "tests/unit/test_peer_link.py",

@@ -144,11 +144,15 @@ class Replica:
         return self.batches[len(self.disk.batches) :]
 
     def step(
-        self, event: Event, now_ms: int, batches: Sequence[Batch] = ()
+        self,
+        event: Event,
+        now_ms: int,
+        batches: Sequence[Batch] = (),
+        shipment: Shipment | None = None,
     ) -> tuple[Output, list[Envelope]]:
         """Step the core and do what it asks, except leading (``append`` the no-op next)."""
         output = self.core.step(event, now_ms)
-        return output, self.carry_out(output, batches, now_ms)
+        return output, self.carry_out(output, batches, now_ms, shipment)
 
     def trim(self, offset: Offset, state_offset: Offset) -> None:
         """Drop the batches below ``offset``, with a state at ``state_offset`` to begin from."""

@@ -4,8 +4,9 @@
 everything else is one event or the delivery of one message.  Time stands still but for
 ``time``; each message waits on its link until it is delivered, dropped or doubled.
 
-    nodes 1 2 3 [learners=4,5] [window=BYTES] [request=BATCHES]
-                                  a cluster; detectors have heard nobody yet; a batch has 100
+    nodes 1 2 3 [learners=4,5] [spares=6] [window=BYTES] [request=BATCHES]
+                                  a cluster, and nodes that have no part in it;
+                                  detectors have heard nobody yet; a batch has 100
                                   bytes, a request as many batches as are given (2)
     log N TERM,TERM,… [term=T]    N's log as recovered: one offset per batch; its hard state
     up N N… / down N by M…        every node named (or M…) hears, or gives up, N…
@@ -20,6 +21,11 @@ everything else is one event or the delivery of one message.  Time stands still 
     crash N [keep=K]              N loses its memory, and its unsynced batches but K
     connect A->B                  A has a new connection to B
     disclaim A->B                 A tells B that it does not lead B's term
+    change N voters=A,… [learners=B,…]
+                                  N is asked for these members; a refusal is named
+    trim N OFFSET                 N drops what lies below, and has its state as of its commit
+    remove N                      N's replica is deleted, and a newcomer takes its place; what
+                                  is on its way stays on its way
     read N / transfer N M / resign N
     show N…                       role, term, leader, log, offsets
 """
@@ -28,11 +34,13 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from logd.errors import RequestError
 from logd.raft.core import RaftOptions
 from logd.raft.messages import (
     AppendRequest,
@@ -57,10 +65,12 @@ from logd.raft.messages import (
     VoteResponse,
 )
 from logd.types import NodeId, Offset, Term
-from tests.spec.replica import NO_OP, Batch, Disk, Envelope, Replica
+from tests.spec.replica import NO_OP, Batch, Disk, Envelope, Replica, Shipment, Value
 
 FILES = sorted((Path(__file__).parent / "testdata").glob("*.txt"))
 CASE = re.compile(r"^(?P<command>[a-z].*)\n----\n(?P<expected>(?:.+\n)*)", re.MULTILINE)
+
+FACT = re.compile(r"\d+(:| commits| serves| refuses| installs| appends \S+ voters)")
 
 SETTLE_ROUNDS_MAX = 200
 
@@ -77,7 +87,7 @@ class Interpreter:
         self._batches_per_request = 2
         self._disks: dict[NodeId, Disk] = {}
         self._replicas: dict[NodeId, Replica] = {}
-        self._links: dict[Link, deque[Envelope]] = {}
+        self._links: dict[Link, deque[Envelope | Shipment]] = {}
         self._reads = 0
 
     def run(self, command: str) -> str:
@@ -91,15 +101,21 @@ class Interpreter:
     # --- setting up -------------------------------------------------------------------
 
     def _do_nodes(
-        self, *names: str, learners: str = "", window: str = "100000", request: str = "2"
+        self,
+        *names: str,
+        learners: str = "",
+        spares: str = "",
+        window: str = "100000",
+        request: str = "2",
     ) -> Iterator[str]:
         voters = _nodes(names)
+        others = _nodes(spares.split(",")) if spares else ()
         followers = _nodes(learners.split(",")) if learners else ()
         self._configuration = Configuration(voters, followers)
         self._options = RaftOptions(window_bytes_max=int(window))
         self._batches_per_request = int(request)
         self._disks, self._replicas = {}, {}
-        for node in voters + followers:
+        for node in voters + followers + others:
             self._disks[node] = Disk()
             self._start(node)
         self._links = {(a, b): deque() for a in self._disks for b in self._disks if a != b}
@@ -215,6 +231,28 @@ class Interpreter:
         for _ in range(int(count)):
             yield from self._append(self._replicas[_node(name)], "value")
 
+    def _do_change(self, name: str, voters: str, learners: str = "") -> Iterator[str]:
+        replica = self._replicas[_node(name)]
+        followers = _nodes(learners.split(",")) if learners else ()
+        try:
+            first = replica.core.first_step_to(Configuration(_nodes(voters.split(",")), followers))
+        except RequestError as error:
+            yield f"{name} refuses: {type(error).__name__}"
+        else:
+            yield from self._append(replica, first)
+
+    def _do_trim(self, name: str, offset: str) -> Iterator[str]:
+        replica = self._replicas[_node(name)]
+        replica.trim(Offset(int(offset)), replica.core.commit_offset)
+        yield from ()
+
+    def _do_remove(self, name: str) -> Iterator[str]:
+        node = _node(name)
+        promised = self._disks[node].hard_state
+        self._disks[node] = Disk(replace(promised, is_newcomer=True))
+        self._start(node)
+        yield from ()
+
     def _do_sync(self, name: str) -> Iterator[str]:
         yield from self._do_sync_begin(name)
         yield from self._do_sync_end(name)
@@ -250,9 +288,11 @@ class Interpreter:
             replica = self._replicas[node]
             core = replica.core
             terms = ",".join(str(batch.span.term) for batch in replica.batches) or "empty"
+            start = f" start={core.log_start}" if core.log_start else ""
+            newcomer = " newcomer" if core.hard_state.is_newcomer else ""
             yield (
                 f"{node}: {core.role.name} term={core.term} leader={core.leader} log={terms} "
-                f"synced={core.synced_end} commit={core.commit_offset}"
+                f"synced={core.synced_end} commit={core.commit_offset}{start}{newcomer}"
             )
 
     # --- what commands are made of ----------------------------------------------------
@@ -268,23 +308,36 @@ class Interpreter:
             tail=tail or [],
         )
 
-    def _deliver(self, target: NodeId, envelope: Envelope) -> Iterator[str]:
-        yield from self._feed(target, envelope.event, envelope.batches)
+    def _deliver(self, target: NodeId, envelope: Envelope | Shipment) -> Iterator[str]:
+        shipment = envelope if isinstance(envelope, Shipment) else None
+        yield from self._feed(target, envelope.event, envelope.batches, shipment)
 
-    def _feed(self, node: NodeId, event: Event, batches: tuple[Batch, ...] = ()) -> Iterator[str]:
+    def _feed(
+        self,
+        node: NodeId,
+        event: Event,
+        batches: tuple[Batch, ...] = (),
+        shipment: Shipment | None = None,
+    ) -> Iterator[str]:
         replica = self._replicas[node]
         role = replica.core.role
-        output, envelopes = replica.step(event, self._now_ms, batches)
+        output, envelopes = replica.step(event, self._now_ms, batches, shipment)
         yield from self._describe(node, role, output, batches)
         yield from self._post(envelopes)
         if output.became_leader:
             yield from self._append(replica, NO_OP)
+        if output.snapshot_wanted is not None:
+            wanted = replica.ship(output.snapshot_wanted)
+            yield from self._post([wanted] if wanted is not None else [])
+        if replica.core.configuration_due is not None:
+            yield from self._append(replica, replica.core.configuration_due)
         yield from self._post(replica.pump(self._batches_per_request))
 
-    def _append(self, replica: Replica, value: str) -> Iterator[str]:
+    def _append(self, replica: Replica, value: Value) -> Iterator[str]:
         role, offset = replica.core.role, replica.core.log_end
         output, envelopes = replica.append(value, 1, self._now_ms)
-        yield f"{replica.node} appends [{offset},{offset + 1}) {value}"
+        shown = value if isinstance(value, str) else _describe_members(value)
+        yield f"{replica.node} appends [{offset},{offset + 1}) {shown}"
         yield from self._describe(replica.node, role, output, ())
         yield from self._post(envelopes)
         yield from self._post(replica.pump(self._batches_per_request))
@@ -301,6 +354,8 @@ class Interpreter:
             yield f"{node} persists term={output.persist.term} vote={output.persist.voted_for}"
         if output.truncate_to is not None:
             yield f"{node} truncates to {output.truncate_to}"
+        if output.install_snapshot:
+            yield f"{node} installs a log from {core.log_start}"
         if output.append_from is not None:
             new = batches[output.append_from :]
             yield f"{node} writes [{new[0].span.base_offset},{new[-1].span.end_offset})"
@@ -311,15 +366,26 @@ class Interpreter:
         for read_id in output.reads_failed:
             yield f"{node} refuses read {read_id}"
 
-    def _post(self, envelopes: list[Envelope]) -> Iterator[str]:
+    def _post(self, envelopes: Sequence[Envelope | Shipment]) -> Iterator[str]:
         for envelope in envelopes:
             message = envelope.message
             self._links[(message.source, message.target)].append(envelope)
             yield f"{message.source}->{message.target} {_describe_message(message)}"
 
 
-def _describe_message(message: Message) -> str:
+def _describe_members(configuration: Configuration) -> str:
+    voters = ",".join(map(str, configuration.voters))
+    before = ",".join(map(str, configuration.voters_outgoing))
+    learners = ",".join(map(str, configuration.learners))
+    between = f" from {before}" if before else ""
+    return f"voters {voters}{between}" + (f" learners {learners}" if learners else "")
+
+
+def _describe_message(message: Message | Shipment) -> str:
     match message:
+        case Shipment():
+            span = f"from {message.event.start_offset}, state at {message.state_offset}"
+            return f"Snapshot term={message.event.term} {span}"
         case VoteRequest():
             kind = "PreVote" if message.pre_vote else "Vote"
             waived = " transfer" if message.transfer else ""
@@ -350,8 +416,8 @@ def _describe_message(message: Message) -> str:
 
 
 def _facts(lines: Iterator[str]) -> Iterator[str]:
-    """Role changes, commits and reads: what is left when messages are taken for granted."""
-    return (line for line in lines if re.match(r"\d+(:| commits| serves| refuses)", line))
+    """Roles, commits, reads, members: what is left when messages are taken for granted."""
+    return (line for line in lines if FACT.match(line))
 
 
 def _node(name: str) -> NodeId:

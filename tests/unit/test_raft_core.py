@@ -26,6 +26,7 @@ from logd.raft.messages import (
     Configuration,
     HardState,
     Output,
+    PeerConnected,
     PeerDown,
     PeerUp,
     ReadRequested,
@@ -573,6 +574,18 @@ def test_a_follower_that_needs_trimmed_batches_is_pointed_out() -> None:
     assert core.sendable() == [SECOND]
 
 
+def test_a_follower_is_never_probed_below_the_start_of_the_log() -> None:
+    core = replica(terms=[1] * 10, commit_offset=8)
+    lead(core)
+    core.step(accepted(SECOND, core.term, 3, enrolment=10), 100)
+    core.make_append(SECOND, Offset(8), 100)
+    core.trim(Offset(5))
+
+    core.step(PeerConnected(SECOND), 100)
+
+    assert core.next_offset(SECOND) == 5
+
+
 def snapshot(
     term: int, start: int, last_term: int = 3, source: NodeId = SECOND
 ) -> SnapshotReceived:
@@ -602,6 +615,17 @@ def test_a_snapshot_takes_the_place_of_the_log_and_is_acknowledged_when_it_is_in
     assert core.configuration.learners == (ME,)
     core.step(request(4, 9, [4], prev_term=3, enrolment=2), 0)
     assert core.log_end == 10
+
+
+def test_a_snapshot_is_acknowledged_after_it_even_if_nothing_is_persisted() -> None:
+    core = replica(terms=[1], term=4)
+
+    output = core.step(snapshot(4, 9), 0)
+
+    assert output.persist is None
+    assert output.install_snapshot
+    assert output.send_now == ()
+    assert len(output.send_after_persist) == 1
 
 
 @pytest.mark.parametrize(
@@ -761,6 +785,21 @@ def test_a_node_becomes_a_voter_by_way_of_a_caught_up_learner() -> None:
     assert core.first_step_to(with_fourth) == Configuration(
         (ME, SECOND, FOURTH), (), (ME, SECOND, THIRD)
     )
+
+
+def test_a_learner_has_not_caught_up_before_it_has_what_made_it_one() -> None:
+    core = ready_leader()
+    core.step(PeerUp(FOURTH), 100)
+    change(core, Configuration((ME, SECOND, THIRD), (FOURTH,)))
+    core.step(accepted(SECOND, 1, 2), 100)
+    core.step(accepted(FOURTH, 1, 1, enrolment=1), 100)
+
+    # All that it lacks is on its way; but it is still a newcomer, perhaps.
+    core.make_append(FOURTH, Offset(2), 100)
+
+    assert not core.is_caught_up(FOURTH)
+    core.step(accepted(FOURTH, 1, 2, enrolment=1), 100)
+    assert core.is_caught_up(FOURTH)
 
 
 def test_no_change_is_begun_whose_voters_do_not_follow() -> None:
