@@ -25,16 +25,20 @@ from contextlib import AbstractAsyncContextManager, ExitStack
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from logd.errors import LogdError, UsageError
 from logd.wire.messages import (
+    BrokerInfo,
     DescribeBrokerResponse,
     DescribePartitionResponse,
+    DescribeRebalanceResponse,
     MetadataResponse,
     OffsetsResponse,
+    PlannedMoveInfo,
+    SetRebalancingResponse,
     TopicInfo,
 )
 from logd_client import client as asynchronous
@@ -184,8 +188,42 @@ class Admin:
     def delete_topic(self, name: str) -> None:
         self._portal.call(self._admin.delete_topic, name)
 
-    def alter_topic(self, name: str, config: Mapping[str, str | None]) -> TopicInfo:
-        return self._portal.call(self._admin.alter_topic, name, config)
+    def alter_topic(
+        self, name: str, config: Mapping[str, str | None], *, partitions: int | None = None
+    ) -> TopicInfo:
+        return self._portal.call(
+            partial(self._admin.alter_topic, name, config, partitions=partitions)
+        )
+
+    def alter_broker(self, node: int, action: Literal["drain", "resume", "remove"]) -> BrokerInfo:
+        return self._portal.call(self._admin.alter_broker, node, action)
+
+    def describe_rebalance(self) -> DescribeRebalanceResponse:
+        return self._portal.call(self._admin.describe_rebalance)
+
+    def start_plan(
+        self, purpose: str, layout_version: int, moves: Sequence[PlannedMoveInfo]
+    ) -> int:
+        return self._portal.call(self._admin.start_plan, purpose, layout_version, moves)
+
+    def cancel_plan(self, plan_id: int) -> str:
+        return self._portal.call(self._admin.cancel_plan, plan_id)
+
+    def set_rebalancing(
+        self,
+        *,
+        throttle_bytes_per_s: int | None = None,
+        concurrency: int | None = None,
+        autonomous: bool | None = None,
+    ) -> SetRebalancingResponse:
+        return self._portal.call(
+            partial(
+                self._admin.set_rebalancing,
+                throttle_bytes_per_s=throttle_bytes_per_s,
+                concurrency=concurrency,
+                autonomous=autonomous,
+            )
+        )
 
     def list_topics(self) -> list[TopicInfo]:
         return self._portal.call(self._admin.list_topics)

@@ -42,6 +42,9 @@ GENTLE_MOVES_MAX: Final = 8
 GENTLE_TOLERANCE: Final = 0.1
 """Evening out goes on by itself in small plans, and leaves alone what is nearly even."""
 
+GENTLE_EVALUATIONS_MAX: Final = 20_000
+"""It costs the controller processor time that clients wait for."""
+
 DISK_SHARE_MAX: Final = 0.9
 
 
@@ -212,7 +215,11 @@ class Autonomy:
     async def _even_out(self) -> None:
         version = self._broker.metadata.state.layout_version
         brokers, partitions = self._picture(await self._ask_for_loads())
-        goals = Goals(tolerance=GENTLE_TOLERANCE, moves_max=GENTLE_MOVES_MAX)
+        goals = Goals(
+            tolerance=GENTLE_TOLERANCE,
+            moves_max=GENTLE_MOVES_MAX,
+            evaluations_max=GENTLE_EVALUATIONS_MAX,
+        )
         plan = await self._broker.env.run_blocking(lambda: make_plan(brokers, partitions, goals))
         await self._start(list(plan.moves), "even out", version)
 

@@ -12,6 +12,8 @@ from logd.metadata.rebalance.shares import ranges_of
 from logd.types import GroupId, NodeId, TopicPartition
 from tests.support.optimum import Excess, fewest_bytes
 
+QUICKLY = Goals(evaluations_max=5_000)
+
 
 def brokers_of(*domains: str) -> list[BrokerLoad]:
     """Brokers 1, 2, ... on these hosts."""
@@ -43,7 +45,7 @@ def replica_counts(partitions: list[PartitionLoad], plan: RebalancePlan) -> Coun
 def test_an_even_cluster_needs_no_moves() -> None:
     partitions = [partition_of(n, ((1, 2, 3), (2, 3, 1), (3, 1, 2))[n % 3]) for n in range(6)]
 
-    plan = make_plan(brokers_of("a", "b", "c"), partitions, Goals())
+    plan = make_plan(brokers_of("a", "b", "c"), partitions, QUICKLY)
 
     assert plan.moves == ()
     assert plan.balance_before == plan.balance_after == (0, 0, 0, 0)
@@ -54,7 +56,7 @@ def test_brokers_that_joined_get_their_share_and_no_byte_is_moved_twice() -> Non
         partition_of(n, ((1, 2, 3), (2, 3, 1), (3, 1, 2))[n % 3], rate=10) for n in range(60)
     ]
 
-    plan = make_plan(brokers_of(*"abcde"), partitions, Goals())
+    plan = make_plan(brokers_of(*"abcde"), partitions, QUICKLY)
 
     assert set(replica_counts(partitions, plan).values()) <= {35, 36, 37}
     assert 70 * MIB <= plan.bytes <= 72 * MIB
@@ -67,7 +69,9 @@ def test_brokers_that_joined_get_their_share_and_no_byte_is_moved_twice() -> Non
 def test_every_move_states_its_bytes_its_time_and_the_balance_around_it() -> None:
     partitions = [partition_of(n, (1, 2, 3), size_bytes=10 * MIB) for n in range(12)]
 
-    plan = make_plan(brokers_of(*"abcd"), partitions, Goals(throttle_bytes_per_s=5 * MIB))
+    plan = make_plan(
+        brokers_of(*"abcd"), partitions, QUICKLY._replace(throttle_bytes_per_s=5 * MIB)
+    )
 
     for move in plan.moves:
         assert move.bytes == len(move.added) * 10 * MIB
@@ -88,7 +92,7 @@ def test_a_draining_broker_is_emptied_and_nothing_else_is_touched() -> None:
         partition_of(2, (2, 3, 4)),
     ]
 
-    plan = make_plan(brokers, partitions, Goals(is_balancing=False))
+    plan = make_plan(brokers, partitions, QUICKLY._replace(is_balancing=False))
 
     assert {move.name.partition for move in plan.moves} == {0, 2}
     assert {move.reason for move in plan.moves} == {Reason.DRAINING}
@@ -106,7 +110,7 @@ def test_replicas_that_were_lost_come_before_everything_else() -> None:
         *(partition_of(n, (2, 3, 4)) for n in range(2, 12)),
     ]
 
-    plan = make_plan(brokers, partitions, Goals())
+    plan = make_plan(brokers, partitions, QUICKLY)
 
     ranks = [list(Reason).index(move.reason) for move in plan.moves]
     assert ranks[:2] == sorted(ranks[:2])
@@ -118,7 +122,7 @@ def test_replicas_that_were_lost_come_before_everything_else() -> None:
 def test_replicas_on_one_host_are_separated_even_if_that_unbalances() -> None:
     brokers = brokers_of("a", "a", "b")
 
-    plan = make_plan(brokers, [partition_of(n, (1, 2)) for n in range(4)], Goals())
+    plan = make_plan(brokers, [partition_of(n, (1, 2)) for n in range(4)], QUICKLY)
 
     assert {move.reason for move in plan.moves} == {Reason.FAILURE_DOMAIN}
     assert len(plan.moves) == 4
@@ -129,7 +133,7 @@ def test_a_lone_host_is_not_asked_to_hold_a_partition_twice() -> None:
     brokers = brokers_of("a", "a", "a", "b")
     partitions = [partition_of(n, (1, 4)) for n in range(12)]
 
-    plan = make_plan(brokers, partitions, Goals())
+    plan = make_plan(brokers, partitions, QUICKLY)
 
     assert replica_counts(partitions, plan) == {1: 4, 2: 4, 3: 4, 4: 12}
 
@@ -140,7 +144,7 @@ def test_bytes_are_evened_out_where_the_counts_are_even_already() -> None:
         *(partition_of(n, (2,), size_bytes=3 * MIB) for n in range(10, 20)),
     ]
 
-    plan = make_plan(brokers_of("a", "b"), partitions, Goals())
+    plan = make_plan(brokers_of("a", "b"), partitions, QUICKLY)
 
     assert replica_counts(partitions, plan) == {1: 10, 2: 10}
     assert plan.balance_after.bytes <= 0.05
@@ -150,7 +154,7 @@ def test_bytes_are_evened_out_where_the_counts_are_even_already() -> None:
 def test_leaders_change_without_moving_bytes() -> None:
     partitions = [partition_of(n, (1, 2, 3)) for n in range(6)]
 
-    plan = make_plan(brokers_of(*"abc"), partitions, Goals())
+    plan = make_plan(brokers_of(*"abc"), partitions, QUICKLY)
 
     assert plan.bytes == 0
     assert {move.reason for move in plan.moves} == {Reason.LEADERS}
@@ -161,7 +165,7 @@ def test_leaders_change_without_moving_bytes() -> None:
 def test_only_the_first_of_the_replicas_is_chosen_the_others_keep_their_order() -> None:
     brokers, partitions = random_cluster(seed=3)
 
-    plan = make_plan(brokers, partitions, Goals())
+    plan = make_plan(brokers, partitions, QUICKLY)
 
     for move in plan.moves:
         stays = [node for node in move.before if node in move.after]
@@ -176,13 +180,13 @@ def test_leadership_is_passed_along_a_chain_where_no_broker_can_give_it_directly
         *(partition_of(n, (2, 3)) for n in range(4, 6)),
     ]
 
-    plan = make_plan(brokers_of(*"abc"), partitions, Goals(tolerance=10.0))
+    plan = make_plan(brokers_of(*"abc"), partitions, QUICKLY._replace(tolerance=10.0))
     assert plan.moves == ()
 
     leaders = Counter(
         nodes[0]
         for nodes in layout_after(
-            partitions, make_plan(brokers_of(*"abc"), partitions, Goals(tolerance=0.0))
+            partitions, make_plan(brokers_of(*"abc"), partitions, QUICKLY._replace(tolerance=0.0))
         ).values()
     )
     assert leaders == {1: 2, 2: 2, 3: 2}
@@ -192,7 +196,7 @@ def test_more_replicas_are_added_and_surplus_ones_taken_away() -> None:
     more = partition_of(0, (1,))._replace(replica_count=3)
     fewer = partition_of(1, (1, 2, 3))._replace(replica_count=1)
 
-    plan = make_plan(brokers_of(*"abc"), [more, fewer], Goals(is_balancing=False))
+    plan = make_plan(brokers_of(*"abc"), [more, fewer], QUICKLY._replace(is_balancing=False))
 
     assert {len(move.before): len(move.after) for move in plan.moves} == {1: 3, 3: 1}
     assert {move.reason for move in plan.moves} == {Reason.REPLICA_COUNT}
@@ -203,7 +207,7 @@ def test_what_cannot_be_placed_stays_where_it_is_and_is_named() -> None:
     brokers[2] = brokers[2]._replace(is_draining=True)
     partition = partition_of(7, (1, 2, 3))
 
-    plan = make_plan(brokers, [partition], Goals(is_balancing=False))
+    plan = make_plan(brokers, [partition], QUICKLY._replace(is_balancing=False))
 
     assert plan.unplaced == (partition.name,)
     assert layout_after([partition], plan)[partition.group] == (1, 2, 3)
@@ -214,7 +218,7 @@ def test_a_disk_without_room_gets_nothing() -> None:
     brokers[1] = brokers[1]._replace(bytes_max=2 * MIB)
     partitions = [partition_of(n, (1,)) for n in range(12)]
 
-    plan = make_plan(brokers, partitions, Goals())
+    plan = make_plan(brokers, partitions, QUICKLY)
 
     counts = replica_counts(partitions, plan)
     assert counts[2] <= 2
@@ -224,7 +228,7 @@ def test_a_disk_without_room_gets_nothing() -> None:
 def test_a_plan_is_bounded_and_says_what_is_left_out() -> None:
     partitions = [partition_of(n, (1,)) for n in range(20)]
 
-    plan = make_plan(brokers_of("a", "b"), partitions, Goals(moves_max=3))
+    plan = make_plan(brokers_of("a", "b"), partitions, QUICKLY._replace(moves_max=3))
 
     assert len(plan.moves) == 3
     assert plan.left_out > 0
@@ -257,12 +261,12 @@ def random_cluster(seed: int) -> tuple[list[BrokerLoad], list[PartitionLoad]]:
 def test_equal_clusters_give_equal_plans_in_whatever_order_they_are_listed() -> None:
     brokers, partitions = random_cluster(seed=1)
 
-    plan = make_plan(brokers, partitions, Goals())
+    plan = make_plan(brokers, partitions, QUICKLY)
 
-    assert make_plan(brokers[::-1], partitions[::-1], Goals()) == plan
+    assert make_plan(brokers[::-1], partitions[::-1], QUICKLY) == plan
 
 
-@pytest.mark.parametrize("seeds", [range(6), range(6, 12)], ids=str)
+@pytest.mark.parametrize("seeds", [range(4), range(4, 8)], ids=str)
 def test_about_as_few_bytes_are_moved_as_a_solver_needs_for_the_same_balance(
     seeds: range,
 ) -> None:

@@ -12,6 +12,9 @@ TOLERANCE_DEFAULT: Final = 0.05
 """A broker within this share of an even load is left alone: the last few percent cost as many
 bytes as the first, and move again with the next hour's traffic."""
 
+EVALUATIONS_DEFAULT: Final = 300_000
+"""Some seconds, where no plan is found that is provably good."""
+
 
 class BrokerLoad(NamedTuple):
     """One broker, as a place for replicas."""
@@ -62,3 +65,5 @@ class Goals(NamedTuple):
     tolerance: float = TOLERANCE_DEFAULT
     throttle_bytes_per_s: int = THROTTLE_BYTES_PER_S_DEFAULT
     moves_max: int = PLAN_MOVES_MAX
+    evaluations_max: int = EVALUATIONS_DEFAULT
+    """How thoroughly to look for a plan that moves fewer bytes."""

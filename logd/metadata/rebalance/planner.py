@@ -116,7 +116,7 @@ def make_plan(
     if goals.is_balancing:
         evened = copy.deepcopy(layout)
         even_out(evened)
-        layout = refined(layout, evened)
+        layout = refined(layout, evened, goals.evaluations_max)
     after = _replica_lists(layout, brokers, partitions, goals)
     return _explained(
         brokers,

@@ -41,10 +41,6 @@ ROOM_WEIGHT: Final = 1e8
 REPLICAS_WEIGHT: Final = 1e6
 BYTES_WEIGHT: Final = 1e4
 TRAFFIC_WEIGHT: Final = 1e2
-EVALUATIONS_MAX: Final = 100_000
-"""Bounds the thorough part, to a second or two; a count, because a clock would make two plans
-of one cluster differ."""
-
 EVALUATIONS_PER_ROUND_MAX: Final = 60_000
 """A neighbourhood larger than this is looked at in part: what moved, and who is out of range."""
 
@@ -501,17 +497,17 @@ def _per_replica(
 # --- the thorough part ------------------------------------------------------------------------
 
 
-def refined(layout: Layout, evened: Layout) -> Layout:
+def refined(layout: Layout, evened: Layout, evaluations_max: int) -> Layout:
     """The better of two searches: from the layout as it must be, and from the even one.
 
     The first finds the moves that are few and fit, the second those that take many steps.
     """
     enough = round(_least_bytes(layout) * GOOD_ENOUGH)
-    refine(evened, enough)
+    refine(evened, enough, evaluations_max)
     if len(layout.sizes) * len(layout.targets) > TWO_STARTS_MAX:
         return evened
     if not _is_good_enough(evened, enough):
-        refine(layout, enough)
+        refine(layout, enough, evaluations_max)
         if layout.cost() < evened.cost() - GAIN_MIN:
             return layout
     return evened
@@ -547,7 +543,7 @@ def _is_good_enough(layout: Layout, enough: int) -> bool:
     return layout.bytes_moved <= enough and layout.cost() < 1
 
 
-def refine(layout: Layout, enough: int) -> None:
+def refine(layout: Layout, enough: int, evaluations_max: int) -> None:
     """Tabu search: always the best step that is not forbidden, and the best layout is kept.
 
     A search that finds nothing better for some rounds goes back to the best layout, takes a few
@@ -555,9 +551,11 @@ def refine(layout: Layout, enough: int) -> None:
 
     Args:
         enough: a layout without penalties that moves no more bytes ends the search.
+        evaluations_max: bounds the search: a count, because a clock would make two plans of one
+            cluster differ.
     """
-    search = _TabuSearch(layout)
-    while search.evaluations < EVALUATIONS_MAX and not _is_good_enough(layout, enough):
+    search = _TabuSearch(layout, evaluations_max)
+    while search.evaluations < evaluations_max and not _is_good_enough(layout, enough):
         if not search.descend():
             return
         search.return_to_best()
@@ -568,8 +566,9 @@ def refine(layout: Layout, enough: int) -> None:
 
 
 class _TabuSearch:
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, evaluations_max: int) -> None:
         self.evaluations = 0
+        self._evaluations_max = evaluations_max
         self.best_cost = layout.cost()
         self._layout = layout
         self._cost = self.best_cost
@@ -582,7 +581,7 @@ class _TabuSearch:
     def descend(self) -> bool:
         """Until nothing better was found for a while; False if there is no step at all."""
         since = 0
-        while since < ROUNDS_WITHOUT_GAIN_MAX and self.evaluations < EVALUATIONS_MAX:
+        while since < ROUNDS_WITHOUT_GAIN_MAX and self.evaluations < self._evaluations_max:
             found = self._best_step()
             if found is None:
                 return self._round > 0
