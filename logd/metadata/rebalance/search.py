@@ -51,6 +51,9 @@ GOOD_ENOUGH: Final = 1.03
 TWO_STARTS_MAX: Final = 2_000
 """Partitions times brokers, beyond which a second search finds nothing."""
 
+LARGE_CLUSTER_DIVISOR: Final = 4
+"""There the greedy part finds nearly everything, and an evaluation gains less."""
+
 KICKS: Final = 4
 MASK_64: Final = 2**64 - 1
 TABU_ROUNDS: Final = 7
@@ -503,9 +506,10 @@ def refined(layout: Layout, evened: Layout, evaluations_max: int) -> Layout:
     The first finds the moves that are few and fit, the second those that take many steps.
     """
     enough = round(_least_bytes(layout) * GOOD_ENOUGH)
-    refine(evened, enough, evaluations_max)
     if len(layout.sizes) * len(layout.targets) > TWO_STARTS_MAX:
+        refine(evened, enough, evaluations_max // LARGE_CLUSTER_DIVISOR)
         return evened
+    refine(evened, enough, evaluations_max)
     if not _is_good_enough(evened, enough):
         refine(layout, enough, evaluations_max)
         if layout.cost() < evened.cost() - GAIN_MIN:
