@@ -318,6 +318,13 @@ SYSTEM_MUTANTS = (
         "            if False:\n",
     ),
     Mutant(
+        "a leader that does not claim its group is believed for ever",
+        "liveness: a new leader in bounded time",
+        "logd/replication/node.py",
+        "            self._check_claims()\n",
+        "",
+    ),
+    Mutant(
         "whoever waits for a log that failed is not answered",
         "P3",
         "logd/replication/group.py",

@@ -25,6 +25,7 @@ from logd.raft.messages import (
     AppendResponse,
     PeerConnected,
     PeerDown,
+    PeerUp,
     TimeoutNow,
     TransferLeadership,
 )
@@ -815,5 +816,34 @@ def test_a_replica_whose_hard_state_is_behind_its_log_is_not_opened() -> None:
         with pytest.raises(CorruptionError, match="lost votes"):
             async with open_replica(files, voters=ALONE):
                 pass
+
+    play(story)
+
+def test_a_leader_that_does_not_claim_its_group_is_not_believed_for_long() -> None:
+    """It failed, and said so before its last message was taken up here."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            core = replica.group.core
+            replica.group.post(PeerUp(THIRD))
+            replica.append([], term=Term(5))
+            await until(lambda: core.leader == THIRD)
+            await until(lambda: core.leader is None)
+
+            assert core.term >= 5
+
+    play(story)
+
+
+def test_a_leader_that_claims_its_group_is_believed() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            core = replica.group.core
+            replica.group.post(PeerUp(THIRD))
+            replica.append([], term=Term(5))
+            replica.node._on_claims(THIRD, {GROUP: 5})
+            await trio.sleep(5)
+
+            assert core.leader == THIRD
 
     play(story)
