@@ -87,7 +87,6 @@ _STALL_REPEAT_S: Final = 0.25
 _SILENCE_GRACE_S: Final = 5.0
 """A broker answers within the request's timeout; silent for this much longer it is gone."""
 
-_WATCH_S: Final = 0.25
 _SEALED_BYTES_PER_TURN: Final = 256 * KIB
 """Sealing is computing: after this much the sender lets others run."""
 
@@ -784,17 +783,17 @@ class Producer:
         while True:
             await self._wake_watch.wait()
             now = self._clock()
-            deadlines: list[float] = []
+            due: list[float] = []
             for partition in self._partitions:
                 self._expire(partition, now)
-                self._check_for_stall(partition, now)
+                stalls_at = self._check_for_stall(partition, now)
                 deadline = partition.pipeline.next_deadline()
                 if deadline is not None:
-                    deadlines.append(deadline)
-            if not deadlines:
+                    due += (deadline, stalls_at)
+            if not due:
                 self._wake_watch = anyio.Event()
                 continue
-            await anyio.sleep(min(_WATCH_S, max(min(deadlines) - now, 0.001)))
+            await anyio.sleep(max(min(due) - now, 0.001))
 
     def _expire(self, partition: _Partition, now: float) -> None:
         deadline = partition.pipeline.next_deadline()
@@ -806,12 +805,14 @@ class Producer:
             self._note_failure(delivery)
         self._mark_dirty(partition)
 
-    def _check_for_stall(self, partition: _Partition, now: float) -> None:
+    def _check_for_stall(self, partition: _Partition, now: float) -> float:
+        """Ask who leads if it is time to; returns when that is, at the earliest."""
         sent_at = partition.pipeline.oldest_sent_at()
         if sent_at is None or partition.connection is None:
-            return
-        if now < max(sent_at + _STALL_S, partition.checked_at + _STALL_REPEAT_S):
-            return
+            return now + _STALL_S
+        stalls_at = max(sent_at + _STALL_S, partition.checked_at + _STALL_REPEAT_S)
+        if now < stalls_at:
+            return stalls_at
         partition.checked_at = now
         if now >= sent_at + self._routing.request_timeout_s + _SILENCE_GRACE_S:
             partition.connection.fail_if_silent_since(
@@ -820,6 +821,7 @@ class Producer:
         elif self._options.idempotent and not partition.is_asking:
             partition.is_asking = True
             self._routing.tasks.start_soon(self._leave_if_deposed, partition, partition.connection)
+        return now + _STALL_REPEAT_S
 
     async def _leave_if_deposed(self, partition: _Partition, connection: Connection) -> None:
         """Ask the others who leads; go there if it is no longer the broker that is silent."""

@@ -41,6 +41,10 @@ BUFFERS_PER_SEND_MAX: Final = 1024
 BYTES_PER_YIELD: Final = 1 * MIB
 OPERATION_COST_BYTES: Final = 64 * KIB
 
+MORE_FOLLOWS_BYTES: Final = 4 * KIB
+"""Who received less waits for more without asking first: after a small request nothing
+follows before its answer, and a system call that says so is one too many."""
+
 BACKLOG: Final = 1024
 """Connections that wait to be accepted: a whole fleet reconnects at once after an election.
 The kernel caps it at ``net.core.somaxconn``."""
@@ -68,6 +72,8 @@ class TcpStream:
         self._peer_name = str(peer)
         self._is_closed = False
         self._until_yield = BYTES_PER_YIELD
+        self._is_drained = False
+        """The last receive got so little that there is hardly more already."""
 
     @property
     def peer_name(self) -> str:
@@ -75,6 +81,8 @@ class TcpStream:
 
     async def receive_into(self, buffer: memoryview) -> int:
         await self._begin()
+        if self._is_drained:
+            await self._wait(trio.lowlevel.wait_readable)
         while True:
             try:
                 count = self._socket.recv_into(buffer)
@@ -82,6 +90,7 @@ class TcpStream:
                 await self._wait(trio.lowlevel.wait_readable)
             else:
                 self._until_yield -= count
+                self._is_drained = count < MORE_FOLLOWS_BYTES
                 return count
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
