@@ -8,10 +8,11 @@ import pytest
 
 from logd.errors import CorruptionError
 from logd.limits import SEGMENT_HEADER_BYTES
+from logd.record.header import leader_part
 from logd.storage.holes import Hole, fill_hole
 from logd.storage.log import Log, LogOptions, ScrubPosition
 from logd.storage.repair import Survey, mend_headers, survey_log
-from logd.types import Offset
+from logd.types import Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, append_some, read_all
 
@@ -130,6 +131,20 @@ def test_batches_of_other_offsets_are_not_filled_in() -> None:
     with pytest.raises(CorruptionError, match="expected offset 0"):
         fill_hole(files, GROUP, hole, written[1])
     assert files.content(hole.path) == before
+
+
+def test_batches_of_a_term_that_cannot_lie_there_are_not_filled_in() -> None:
+    """They were appended there too, by a leader whose batches were replaced."""
+    files, written = fresh()
+    hole = hole_of(files)
+    batch = written[hole.start.offset]
+    late = Term(hole.end.term + 1)
+    part = leader_part(
+        batch, base_offset=hole.start.offset, term=late, append_time_ms=0, group=GROUP
+    )
+
+    with pytest.raises(CorruptionError, match=f"of term {late}, expected"):
+        fill_hole(files, GROUP, hole, part + batch[len(part) :])
 
 
 def test_batches_of_another_length_are_not_filled_in() -> None:
