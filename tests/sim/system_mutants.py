@@ -483,11 +483,11 @@ SYSTEM_MUTANTS = (
         ':\n            raise CorruptionError(\n                f"{hole}: offered',
     ),
     Mutant(
-        "a log that ends below its mark is opened",
+        "a sealed segment that ends below its mark is opened",
         "P5: a replica with a hole does not vote",
         "logd/storage/recovery.py",
-        "    if mark is not None and size >= mark.end_position:\n        marked",
-        "    if mark is not None and size >= 0:\n        marked",
+        "        if sealed.mark is not None and sealed.size < sealed.mark.end_position:\n",
+        "        if False:\n",
     ),
     Mutant(
         "damage above the commit offset is filled by peers",
