@@ -264,6 +264,21 @@ def test_what_is_pipelined_behind_a_refused_batch_goes_on_in_the_next_epoch() ->
     assert [decode_batch(batch.data).values for batch in taken] == [[b"b", b"c"], [b"d"]]
 
 
+def test_nothing_is_sealed_behind_a_hole_that_no_leader_would_take() -> None:
+    bench = Bench()
+    bench.put(b"too large")
+    bench.put(b"behind it")
+    failed, behind = bench.take_all()
+
+    bench.refuse(failed, InvalidBatchError("refused for good"))
+    bench.put(b"later")
+    meanwhile = bench.take_all()
+    bench.refuse(behind, gap())
+
+    assert meanwhile == []
+    assert [sequence_of(batch) for batch in bench.take_all()] == [(1, 0), (1, 1)]
+
+
 def test_a_batch_in_doubt_behind_a_hole_is_settled_in_its_own_epoch_first() -> None:
     bench = Bench()
     bench.put(b"a", deadline=10)

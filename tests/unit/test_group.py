@@ -819,6 +819,7 @@ def test_a_replica_whose_hard_state_is_behind_its_log_is_not_opened() -> None:
 
     play(story)
 
+
 def test_a_leader_that_does_not_claim_its_group_is_not_believed_for_long() -> None:
     """It failed, and said so before its last message was taken up here."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from logd.errors import UnavailableError
 from logd.limits import SEGMENT_HEADER_BYTES
 from logd.replication.peer_protocol import AnyPeerMessage, RepairRequest, RepairResponse
 from logd.types import Buffer, NodeId, Offset
@@ -71,5 +72,44 @@ def test_a_log_is_scrubbed_soon_after_it_was_opened_however_long_the_scrubber_re
             await a_while()
             groups[GROUP] = opened
             await until(lambda: replica.node.counts.holes_found > 0)
+
+    play(story)
+
+
+def test_damage_above_the_commit_offset_stops_the_replica_instead_of_asking_its_peers() -> None:
+    """Which bytes belong there is for the leader to say; a peer may hold what was replaced."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            replica.propose(bytes(2000))
+            await until(lambda: not replica.group.needs_sync)
+            assert replica.group.commit_offset < replica.group.log.end_offset
+            replica.files.flip(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
+            replica.node.repairer.report(replica.group)
+            await until(lambda: replica.group.failure is not None)
+
+            assert "damage above the commit offset" in str(replica.group.failure)
+
+    play(story)
+
+
+def test_only_what_is_committed_is_given_to_those_that_repair() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            replica.propose()
+            await until(lambda: not replica.group.needs_sync)
+            committed, end = replica.group.commit_offset, replica.group.log.end_offset
+
+            def wanting(end_offset: Offset) -> RepairRequest:
+                return RepairRequest(
+                    request_id=1, group=GROUP, start_offset=Offset(0), end_offset=end_offset
+                )
+
+            repairer = replica.node.repairer
+            assert await repairer._read(wanting(committed))
+            with pytest.raises(UnavailableError, match="above the commit offset"):
+                await repairer._read(wanting(end))
 
     play(story)
