@@ -259,6 +259,8 @@ class Group:
         self.failure: BaseException | None = None
         self.damage: str | None = None
         """A hole that could not be filled yet, for people."""
+        self.let_go_elsewhere = Offset(0)
+        """Below it a peer has trimmed its log: what is damaged here need not be repaired."""
         self.counts = GroupCounts()
         self.fence_required = False
         """The topic refuses appends that carry no fencing token."""
@@ -887,7 +889,8 @@ class Group:
         if self.failure is not None:
             return
         log.debug(log_events.SEGMENT_ROLLED, group=self.group_id, base_offset=self.log.end_offset)
-        self._take_checkpoint()
+        if self._batches_since_checkpoint:
+            self._take_checkpoint()
         self._held = False
         self.post(Synced(self.log.end_offset, self.log.last_term))
         self._take_held_news()
@@ -1451,8 +1454,6 @@ class Group:
             self._take_checkpoint()
 
     def _take_checkpoint(self) -> None:
-        if self._batches_since_checkpoint == 0:
-            return
         self._batches_since_checkpoint = 0
         self._checkpoint = (
             self.state.end_offset,

@@ -144,6 +144,9 @@ class RepairResponse(PeerMessage, frozen=True, kw_only=True):
 
     request_id: int
     refused: str = ""
+    log_start: int = 0
+    """Where the answering replica's log begins: what lies below it was let go by a committed
+    rule, and need not be anywhere."""
 
 
 class ReportRequest(PeerMessage, frozen=True, kw_only=True):

@@ -131,6 +131,8 @@ class Repairer:
                 break
             position = following
             await trio.sleep(pause_s)
+        if is_whole:
+            group.damage = None
         return is_whole or group.failure is not None
 
     async def _repair(self, group: Group, hole: Hole) -> bool:
@@ -309,6 +311,10 @@ class Repairer:
             for response, body in answers:
                 if body:
                     return body
+                group = self._node.groups.get(group_id)
+                if group is not None:
+                    start_there = Offset(response.log_start)
+                    group.let_go_elsewhere = max(group.let_go_elsewhere, start_there)
                 log.info(
                     log_events.REPAIR_REFUSED,
                     group=group_id,
@@ -336,11 +342,13 @@ class Repairer:
                 buffers = await self._read(request)
             except (LogdError, OSError) as error:
                 refused = str(error)
-        self._node.send_peer(
-            source,
-            RepairResponse(request_id=request.request_id, refused=refused),
-            tuple(buffers),
+        group = self._node.groups.get(GroupId(request.group))
+        response = RepairResponse(
+            request_id=request.request_id,
+            refused=refused,
+            log_start=0 if group is None else group.log.start_offset,
         )
+        self._node.send_peer(source, response, tuple(buffers))
 
     async def _read(self, request: RepairRequest) -> list[Buffer]:
         """Batches from the start on, whole, verified and committed.

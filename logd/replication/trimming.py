@@ -4,7 +4,8 @@ What a trimmed batch did to the partition's state (producers, fences, terms) has
 it.  So the log never begins above a checkpoint that was read back intact just before: recovery
 starts from that one.  Where none reaches far enough one is taken, and the next round goes on.
 
-A follower that needs what was trimmed is shipped state (``shipping.py``).
+A follower that needs what was trimmed is shipped state (``shipping.py``).  A replica with a
+hole that its peers have trimmed lets that go as well: nobody could fill it.
 
 The core is told before the files go, so that it asks for nothing that is gone.  A crash in
 between leaves more than was meant to stay, and the next round finds that.
@@ -54,6 +55,9 @@ class Trimmer:
         group_log, commit_offset = group.log, group.commit_offset
         if commit_offset <= group_log.start_offset:
             return
+        if group.damage is not None and group_log.start_offset < group.let_go_elsewhere:
+            # First of all: what is damaged cannot be read, and nobody has it any more.
+            await self._trim(min(group.let_go_elsewhere, commit_offset), trash)
         log_time_ms = 0
         if policy.needs_time:
             last = Offset(commit_offset - 1)

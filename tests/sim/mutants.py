@@ -76,6 +76,7 @@ FAST_TESTS = {
         "tests/unit/test_tail_cache.py",
         "tests/unit/test_failure_detector.py",
         "tests/unit/test_peer_link.py",
+        "tests/unit/test_repairer.py",
         "tests/unit/test_repair.py",
         "tests/unit/test_retention.py",
         "tests/unit/test_compaction.py",

@@ -6,8 +6,10 @@ import pytest
 import trio
 
 from logd.errors import UnavailableError
-from logd.limits import SEGMENT_HEADER_BYTES
+from logd.limits import KIB, SEGMENT_HEADER_BYTES
 from logd.replication.peer_protocol import AnyPeerMessage, RepairRequest, RepairResponse
+from logd.replication.trimming import Trimmer
+from logd.storage.retention import KEEP_EVERYTHING
 from logd.types import Buffer, NodeId, Offset
 from tests.support.replica import (
     GROUP,
@@ -19,6 +21,7 @@ from tests.support.replica import (
     until,
 )
 
+TRASH = "/data/trash"
 DIRECTORY = f"/data/groups/{GROUP:020}"
 
 
@@ -111,5 +114,43 @@ def test_only_what_is_committed_is_given_to_those_that_repair() -> None:
             assert await repairer._read(wanting(committed))
             with pytest.raises(UnavailableError, match="above the commit offset"):
                 await repairer._read(wanting(end))
+
+    play(story)
+
+
+def test_damage_that_its_peers_have_let_go_is_let_go_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody could fill it any more, and what cannot be read stood in the way of retention."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,), segment_bytes=8 * KIB) as replica:
+            await replica.lead()
+            group, files = replica.group, replica.files
+            while len(group.log.segment_bases) < 4:
+                replica.propose(bytes(3000))
+                await a_while()
+            bases, end = group.log.segment_bases, group.log.end_offset
+            files.flip(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
+            files.make_directory(TRASH)
+
+            def refuse(
+                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+            ) -> bool:
+                assert isinstance(message, RepairRequest)
+                refusal = RepairResponse(
+                    request_id=message.request_id, refused="trimmed", log_start=bases[2]
+                )
+                replica.node.repairer.on_response(refusal, b"")
+                return True
+
+            monkeypatch.setattr(replica.node, "send_peer", refuse)
+            monkeypatch.setattr(replica.node, "is_up", lambda node: True)
+            monkeypatch.setattr(
+                type(group.core.configuration), "members", property(lambda _: (OURSELVES, SECOND))
+            )
+            replica.node.repairer.report(group)
+            await until(lambda: group.damage is not None)
+            await Trimmer(group, replica.node).apply(KEEP_EVERYTHING, TRASH)
+            assert (group.log.start_offset, group.log.end_offset) == (bases[2], end)
+            await until(lambda: group.damage is None)
 
     play(story)
