@@ -155,7 +155,7 @@ class World:
             await raw.send(*self.produce(bytes(seal_batch(values=[b"v"], timestamps_ms=0))))
             frame = await raw.frame()
             assert frame is not None
-            assert not frame.is_error
+            assert not frame.is_error, frame.header
             assert decode_message(ProduceResponse, frame.header).end_offset > 0
 
     def produce(self, batch: bytes) -> tuple[bytes, bytes]:
@@ -179,6 +179,8 @@ def live(story: Callable[[World], Awaitable[None]], seed: int = 1, brokers: int 
                 while not world.group:
                     with suppress(LogdError):
                         async with cluster.client() as client:
+                            while len((await client.admin.describe_cluster()).brokers) < brokers:
+                                await trio.sleep(0.1)
                             topic = await client.admin.create_topic(TOPIC, partitions=1)
                             world.group = topic.partitions[0].group
             await story(world)
@@ -437,7 +439,7 @@ def test_a_full_memory_budget_stops_the_reading_of_sockets_and_opens_again() -> 
                     for _ in range(50):
                         frame = await raw.frame()
                         assert frame is not None
-                        assert not frame.is_error
+                        assert not frame.is_error, frame.header
                         answered.append(decode_message(ProduceResponse, frame.header).base_offset)
 
         node.set_blocking(STANDS_STILL)
@@ -572,7 +574,7 @@ def test_a_batch_whose_length_lies_is_refused_and_the_connection_goes_on() -> No
             await raw.send(*world.produce(good))
             frame = await raw.frame()
             assert frame is not None
-            assert not frame.is_error
+            assert not frame.is_error, frame.header
 
     live(story)
 
@@ -595,7 +597,7 @@ def test_a_compression_bomb_is_stored_and_served_but_only_a_reader_would_open_it
                 await raw.send(*world.produce(lying))
                 frame = await raw.frame()
                 assert frame is not None
-                assert not frame.is_error
+                assert not frame.is_error, frame.header
                 offset = decode_message(ProduceResponse, frame.header).base_offset
                 fetch = FetchRequest(group=world.group, offset=offset)
                 await raw.send(encode_message(Kind.FETCH, fetch, 9))
@@ -663,7 +665,10 @@ def test_requests_with_extreme_fields_are_answered_or_refused(seed: int) -> None
             for _ in range(12):
                 raw = await world.connect()
                 await raw.greet()
-                header = msgspec.msgpack.encode(extreme(cls, world.group, chance))
+                fields = extreme(cls, world.group, chance)
+                if cls is DeleteTopicRequest and fields.get("name") == TOPIC:
+                    continue  # Asked for by its name, it would be gone, and rightly so.
+                header = msgspec.msgpack.encode(fields)
                 body = chance.randbytes(chance.choice((0, 0, 10, 200)))
                 await raw.send(frame_prefix(kind, 0, header, 5, len(body)) + body)
                 await raw.send(encode_message(Kind.METADATA, MetadataRequest(topics=[]), 6))

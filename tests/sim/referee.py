@@ -46,7 +46,11 @@ class Committed:
         self.end = end
         self._end_by_term[group.core.term] = end
         if terms.term_at(end - 1) != self._terms.last_term:
-            self._terms = TermHistory((term, start) for term, start in terms.rows if start < end)
+            rows = [(term, start) for term, start in terms.rows if start < end]
+            # A log that was trimmed does not know the terms of what it let go.
+            first_term, first_start = rows[0]
+            older = [(t, at) for t, at in self._terms.rows if t < first_term and at < first_start]
+            self._terms = TermHistory(older + rows)
 
     def check_leader(self, group: Group) -> None:
         """A leader was elected in its core's term."""
@@ -60,7 +64,10 @@ class Committed:
         )
 
     def _agrees_below(self, end: Offset, terms: TermHistory) -> bool:
-        return end == 0 or terms.term_at(end - 1) == self._terms.term_at(end - 1)
+        if end == 0:
+            return True
+        is_known_there = bool(terms.rows) and terms.rows[0][1] < end
+        return not is_known_there or terms.term_at(end - 1) == self._terms.term_at(end - 1)
 
 
 class Referee:
