@@ -210,6 +210,7 @@ class Admin:
             AlterBrokerResponse,
             changes_something=action == "remove",
         )
+        self._routing.view.reached(response.metadata_offset)
         return response.broker
 
     # --- rebalancing --------------------------------------------------------------------

@@ -80,7 +80,9 @@ async def alter_broker(broker: Broker, request: AlterBrokerRequest) -> AlterBrok
         command, timeout_ms=request.timeout_ms, safe_to_repeat=request.action != "remove"
     )
     assert isinstance(result, BrokerChanged)
-    return AlterBrokerResponse(broker=broker_info(broker, result.broker))
+    return AlterBrokerResponse(
+        broker=broker_info(broker, result.broker), metadata_offset=broker.metadata.applied_offset
+    )
 
 
 async def _leave_metadata_group(broker: Broker, node: NodeId) -> None:

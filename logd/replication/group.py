@@ -1410,6 +1410,8 @@ class Group:
             start = max((base for base in self.log.segment_bases if base <= offset), default=offset)
             if self._is_closed or self.failure is not None or start <= self.log.start_offset:
                 return False
+            if self._held:
+                return False  # The core may be ahead: another log may be about to be installed.
             # First: what is gone must not be asked for.
             self.core.trim(start)
             self._host.set_deadline(self, self.core.deadline_ms)

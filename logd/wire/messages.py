@@ -421,6 +421,8 @@ class AlterBrokerRequest(Message, frozen=True, kw_only=True):
 
 class AlterBrokerResponse(Message, frozen=True, kw_only=True):
     broker: BrokerInfo
+    metadata_offset: int = 0
+    """Behind the command; as in MetadataResponse."""
 
 
 class PlannedMoveInfo(Message, frozen=True, kw_only=True):
