@@ -84,18 +84,25 @@ def descriptor_count(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def logged_events(broker: LocalBroker) -> Iterator[dict[str, Any]]:
-    """What the broker has logged so far; lines that are no events are left out."""
-    for line in broker.log_path.read_bytes().splitlines():
-        if line.startswith(b"{"):
-            yield msgspec.json.decode(line)
+def logged_bytes(broker: LocalBroker) -> int:
+    """How much the broker has logged so far: where what comes next will begin."""
+    return broker.log_path.stat().st_size
 
 
-def wait_for_event(broker: LocalBroker, **fields: object) -> dict[str, Any]:
-    """The first logged event with these fields."""
+def logged_events(broker: LocalBroker, after_bytes: int = 0) -> Iterator[dict[str, Any]]:
+    """What the broker has logged from a position on; lines that are no events are left out."""
+    with broker.log_path.open("rb") as file:
+        file.seek(after_bytes)
+        for line in file.read().splitlines():
+            if line.startswith(b"{"):
+                yield msgspec.json.decode(line)
+
+
+def wait_for_event(broker: LocalBroker, after_bytes: int, **fields: object) -> dict[str, Any]:
+    """The first event with these fields that was logged from a position on."""
     deadline = time.monotonic() + LOG_TIMEOUT_S
     while time.monotonic() < deadline:
-        for event in logged_events(broker):
+        for event in logged_events(broker, after_bytes):
             if event.items() >= fields.items():
                 return event
         time.sleep(POLL_S)

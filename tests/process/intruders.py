@@ -16,7 +16,7 @@ from logd.limits import FRAME_BYTES_MAX, FRAME_UNAUTHENTICATED_BYTES_MAX
 from logd.replication.peer_protocol import ClusterView, PeerHello, PeerKind, Ping
 from logd.wire.frame import encode_message, frame_prefix
 from logd.wire.messages import HelloRequest, Kind, MetadataRequest
-from tests.process.harness import wait_for_event
+from tests.process.harness import logged_bytes, wait_for_event
 
 Port = Literal["client", "peer"]
 CLOSE_TIMEOUT_S: Final = 3.0
@@ -161,6 +161,8 @@ def intrude(broker: LocalBroker, intruder: Intruder) -> str:
         AssertionError: it did not close the connection, or logged nothing about it.
     """
     address = broker.address if intruder.port == "client" else broker.peer_address
+    # Who came from the same port earlier, and was shut out for another reason, is not meant.
+    already_logged = logged_bytes(broker)
     with socket.create_connection((address.host, address.port)) as connection:
         ours = "{}:{}".format(*connection.getsockname())
         connection.settimeout(intruder.closed_within_s)
@@ -180,4 +182,4 @@ def intrude(broker: LocalBroker, intruder: Intruder) -> str:
                 f"{intruder} was not closed within {intruder.closed_within_s} s"
             ) from None
     event = "client_refused" if intruder.port == "client" else "peer_refused"
-    return str(wait_for_event(broker, event=event, address=ours)["reason"])
+    return str(wait_for_event(broker, already_logged, event=event, address=ours)["reason"])
