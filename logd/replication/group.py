@@ -873,8 +873,13 @@ class Group:
             self.roll_soon()
 
     def roll_soon(self) -> None:
-        """Seal the active segment, which holds something, as soon as the group is free."""
-        if not self._held and self.failure is None:
+        """Seal the active segment, unless it is empty or the group has something else to do.
+
+        Whoever asks may have judged a while ago: another roll, a truncation or an installed
+        snapshot may have left the active segment empty since.
+        """
+        is_empty = self.log.end_offset == self.log.segment_bases[-1]
+        if not self._held and self.failure is None and not is_empty:
             self._held = True
             self._host.start_soon(self._roll)
 

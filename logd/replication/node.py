@@ -136,23 +136,27 @@ class Node:
         self.repairer = Repairer(self, config.scrub_bytes_per_s, config.scrub_interval_s)
         self.reports = Reports(self)
         self._nursery: trio.Nursery | None = None
+        self._has_ended = False
 
     # --- life ---------------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled.  Accepting links is the peer server's part."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._pump)
-            nursery.start_soon(self._timers.run)
-            nursery.start_soon(self._syncs.run)
-            nursery.start_soon(self._tell_commits)
-            nursery.start_soon(self._expire)
-            nursery.start_soon(self._watch_peers)
-            nursery.start_soon(self.repairer.run)
-            for peer in self._addresses:
-                self._start_links(peer)
-            task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._pump)
+                nursery.start_soon(self._timers.run)
+                nursery.start_soon(self._syncs.run)
+                nursery.start_soon(self._tell_commits)
+                nursery.start_soon(self._expire)
+                nursery.start_soon(self._watch_peers)
+                nursery.start_soon(self.repairer.run)
+                for peer in self._addresses:
+                    self._start_links(peer)
+                task_status.started()
+        finally:
+            self._has_ended = True
 
     def set_peer(self, node: NodeId, address: HostPort) -> None:
         """``node`` is a broker of this cluster, and listens there."""
@@ -254,6 +258,10 @@ class Node:
 
     def start_soon(self, function: Callable[..., object], *args: object) -> None:
         assert self._nursery is not None
+        if self._has_ended:
+            # Those that were cancelled with the node may still come back from a slow disk.  What
+            # they begin now is given up, as it would have been a moment ago.
+            return
         self._nursery.start_soon(function, *args)  # type: ignore[arg-type]
 
     def mark_dirty(self, group: Group) -> None:

@@ -278,6 +278,25 @@ def test_proposals_wait_while_the_segment_is_rolled() -> None:
     play(story)
 
 
+def test_a_roll_that_comes_after_another_one_leaves_the_empty_segment_alone() -> None:
+    """Retention judges in a thread; by the time it asks, the segment it saw may be sealed."""
+
+    async def story() -> None:
+        async with open_replica(voters=ALONE) as replica:
+            await replica.lead()
+            group = replica.group
+            group.roll_soon()
+            await a_while()
+            group.roll_soon()
+            outcomes = replica.propose()
+            await until(lambda: group.commit_offset == 2)
+
+            assert offset_of(outcomes) == 1
+            assert group.log.segment_bases == (0, 1)
+
+    play(story)
+
+
 def test_one_flush_does_not_write_more_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_module, "BYTES_PER_FLUSH_MAX", 4 * KIB)
 
@@ -779,6 +798,19 @@ def test_closing_in_the_middle_of_a_truncation_and_a_roll_ends_well() -> None:
                 await a_while()
 
         run_deterministic(story, seed=pause_ms, time_limit_s=600)
+
+
+def test_what_comes_back_from_the_disk_after_the_node_has_ended_begins_nothing_new() -> None:
+    async def story() -> None:
+        async with open_replica(voters=ALONE) as replica:
+            await replica.lead()
+            node, group = replica.node, replica.group
+        group.roll_soon()
+        await node.close()
+
+        assert group.log.segment_bases == (0,)
+
+    play(story)
 
 
 def test_a_disk_that_fails_at_the_very_end_does_not_keep_the_node_from_closing() -> None:
