@@ -223,9 +223,13 @@ class Session:
         if frame.kind == Kind.CREDIT:
             self._subscriptions.add_credit(decode_message(Credit, _short_header(frame)))
             return
+        if frame.kind == Kind.WATCH_CREDIT:
+            return
         self._in_flight += 1
         try:
             request = decode_message(request_type, _short_header(frame))
+            if Kind.COORDINATE <= frame.kind <= Kind.RAISE_FENCE:
+                raise UnsupportedVersionError("this version does not serve coordination yet")
             if frame.kind == Kind.PRODUCE:
                 assert isinstance(request, ProduceRequest)
                 start_produce(self, frame.correlation_id, request, frame.body)

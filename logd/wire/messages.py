@@ -15,6 +15,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from logd.wire import coordination
+
 PROTOCOL_VERSION: Final = 1
 
 
@@ -45,6 +47,15 @@ class Kind(IntEnum):
     CANCEL_PLAN = 21
     SET_REBALANCING = 22
     DESCRIBE_REBALANCE = 23
+    COORDINATE = 24
+    QUERY = 25
+    KEEP_ALIVE = 26
+    WATCH = 27
+    WATCH_EVENTS = 28
+    WATCH_ENDED = 29
+    UNWATCH = 30
+    RAISE_FENCE = 31
+    WATCH_CREDIT = 32
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -507,6 +518,127 @@ class DescribeRebalanceResponse(Message, frozen=True, kw_only=True):
     """What the cluster does or will do by itself, and why; only the controller knows."""
 
 
+# --- coordination -----------------------------------------------------------------------
+
+
+class CoordinateRequest(Message, frozen=True, kw_only=True):
+    """The body is one ``Command`` of ``wire/coordination.py``."""
+
+    group: int
+    """The partition of ``__coordination`` that the namespace lives in."""
+    namespace: str
+    session: int = 0
+    sequence: int = 0
+    """Per session, from 1; 0: a command that carries no session."""
+    acknowledged: int = 0
+    """The client has the results of all sequences below."""
+    timeout_ms: int = 30_000
+
+
+class CoordinateResponse(Message, frozen=True, kw_only=True):
+    """The body is a ``Result``: the command is committed, and applied here."""
+
+
+class QueryRequest(Message, frozen=True, kw_only=True):
+    """The body is one ``Query``."""
+
+    group: int
+    namespace: str
+    wait_ms: int = 0
+    """For ReadClaim: hold the answer until the ticket is granted or gone, or this has passed."""
+    timeout_ms: int = 30_000
+
+
+class QueryResponse(Message, frozen=True, kw_only=True):
+    """The body is an ``Answer``: it knows of all that was acknowledged before the question."""
+
+
+class KeepAliveRequest(Message, frozen=True, kw_only=True):
+    """Renews sessions: each lives for its full time from when this arrived."""
+
+    group: int
+    sessions: list[int]
+
+
+class KeepAliveResponse(Message, frozen=True, kw_only=True):
+    """Sent once it is certain that this broker led when the request had arrived."""
+
+    expired: list[int] = []
+    """Those of them that are no more."""
+
+
+class WatchRequest(Message, frozen=True, kw_only=True):
+    """Push what changes from now on, or from a revision on."""
+
+    watch: int
+    """Chosen by the client, unique on its connection; an existing one is replaced."""
+    generation: int
+    """Echoed in every push; raised on each watch, so stale frames can be dropped."""
+    group: int
+    namespace: str
+    kind: coordination.Kind
+    start: bytes = b""
+    """The first name."""
+    end: bytes | None = None
+    """Names below this one; None: exactly ``start``; empty: all from ``start`` on."""
+    revision: int | None = None
+    """From this one on, itself included; None: from now on."""
+    credit_bytes: int = 0
+
+
+class WatchResponse(Message, frozen=True, kw_only=True):
+    revision: int
+    """All events behind it are pushed: the last one, or the one before that asked for."""
+
+
+class WatchEvents(Message, frozen=True, kw_only=True):
+    """Pushed, correlation id 0.  The body is an array of ``Event``: all of their revisions."""
+
+    watch: int
+    generation: int
+    revision: int
+    """All events up to and with this revision have been delivered: resume behind it."""
+
+
+class WatchEnded(Message, frozen=True, kw_only=True):
+    """Pushed, correlation id 0: no more events for this generation."""
+
+    watch: int
+    generation: int
+    error: ErrorResponse
+
+
+class UnwatchRequest(Message, frozen=True, kw_only=True):
+    watch: int
+
+
+class UnwatchResponse(Message, frozen=True, kw_only=True):
+    pass
+
+
+class WatchCredit(Message, frozen=True, kw_only=True):
+    """One-way: the client can take this many more bytes of events."""
+
+    watch: int
+    generation: int
+    bytes: int
+
+
+class RaiseFenceRequest(Message, frozen=True, kw_only=True):
+    """Have a partition refuse appends with an older token of this fence from now on."""
+
+    group: int
+    """Any partition but those of topics that belong to logd."""
+    fence_id: int
+    token: int
+    timeout_ms: int = 30_000
+
+
+class RaiseFenceResponse(Message, frozen=True, kw_only=True):
+    offset: int
+    """One past the committed fence: who reads up to it has read all that older tokens wrote."""
+
+
 Request = (
     HelloRequest
     | MetadataRequest
@@ -528,6 +660,12 @@ Request = (
     | CancelPlanRequest
     | SetRebalancingRequest
     | DescribeRebalanceRequest
+    | CoordinateRequest
+    | QueryRequest
+    | KeepAliveRequest
+    | WatchRequest
+    | UnwatchRequest
+    | RaiseFenceRequest
 )
 
 REQUEST_BY_KIND: Final[dict[Kind, type[Message]]] = {
@@ -552,6 +690,13 @@ REQUEST_BY_KIND: Final[dict[Kind, type[Message]]] = {
     Kind.CANCEL_PLAN: CancelPlanRequest,
     Kind.SET_REBALANCING: SetRebalancingRequest,
     Kind.DESCRIBE_REBALANCE: DescribeRebalanceRequest,
+    Kind.COORDINATE: CoordinateRequest,
+    Kind.QUERY: QueryRequest,
+    Kind.KEEP_ALIVE: KeepAliveRequest,
+    Kind.WATCH: WatchRequest,
+    Kind.UNWATCH: UnwatchRequest,
+    Kind.RAISE_FENCE: RaiseFenceRequest,
+    Kind.WATCH_CREDIT: WatchCredit,
 }
 """What a client may send."""
 
@@ -578,5 +723,13 @@ RESPONSE_BY_KIND: Final[dict[Kind, type[Message]]] = {
     Kind.CANCEL_PLAN: CancelPlanResponse,
     Kind.SET_REBALANCING: SetRebalancingResponse,
     Kind.DESCRIBE_REBALANCE: DescribeRebalanceResponse,
+    Kind.COORDINATE: CoordinateResponse,
+    Kind.QUERY: QueryResponse,
+    Kind.KEEP_ALIVE: KeepAliveResponse,
+    Kind.WATCH: WatchResponse,
+    Kind.WATCH_EVENTS: WatchEvents,
+    Kind.WATCH_ENDED: WatchEnded,
+    Kind.UNWATCH: UnwatchResponse,
+    Kind.RAISE_FENCE: RaiseFenceResponse,
 }
 """What a broker may send, answers and pushes alike."""
