@@ -376,15 +376,18 @@ class Workload:
         with contextlib.suppress(LogdError):
             for placed in (await client.admin.describe_topic(TOPIC)).partitions:
                 partition = placed.partition
-                if partition not in reader.positions:
+                if partition not in reader.positions or (
+                    node is not None and node not in placed.replicas
+                ):
                     continue  # Of a replica that holds only some of them.
-                held = await client.admin.offsets(TOPIC, partition, from_replica=node)
-                if held.log_start > reader.positions[partition]:
-                    has_leapt = True
-                    reader.positions[partition] = held.log_start
-                    where = TopicPartition(TOPIC, partition)
-                    self.history.seek(reader.name, where, held.log_start)
-                    self.cluster.trace.record(reader.name, "leapt", to=held.log_start)
+                with contextlib.suppress(LogdError):
+                    held = await client.admin.offsets(TOPIC, partition, from_replica=node)
+                    if held.log_start > reader.positions[partition]:
+                        has_leapt = True
+                        reader.positions[partition] = held.log_start
+                        where = TopicPartition(TOPIC, partition)
+                        self.history.seek(reader.name, where, held.log_start)
+                        self.cluster.trace.record(reader.name, "leapt", to=held.log_start)
         return has_leapt
 
     async def _read_on(self, client: Client, reader: Reader, node: int | None) -> None:
