@@ -34,7 +34,7 @@ def start_produce(
     broker = session.broker
     header = _check(request, batch)
     group = broker.group(request.group)
-    if not group.is_leader:
+    if not group.takes_proposals:
         raise group.not_leader()
     broker.disk.check()
     cost = len(batch) + BATCH_OVERHEAD_BYTES

@@ -56,6 +56,11 @@ log = structlog.get_logger(__name__)
 HAND_OVER_S: Final = 1.0
 """How long a stopping broker waits for its successors."""
 
+HAND_OVER_POLL_S: Final = 0.02
+
+FAREWELL_S: Final = 0.1
+"""How long it goes on telling its clients where to go."""
+
 REGISTER_TIMEOUT_MS: Final = 5_000
 ACCEPT_RETRY_S: Final = 0.1
 
@@ -163,7 +168,7 @@ async def _run_with_directory(
             log.info(log_events.BROKER_STOPPING, node=config.node_id)
             broker.is_stopping = True
             client_listener.close()
-            await _hand_over(node)
+            await _hand_over(broker)
             nursery.cancel_scope.cancel()
         await node.close()
     finally:
@@ -306,11 +311,21 @@ async def _serve_clients(listener: Listener, broker: Broker) -> None:
             nursery.start_soon(serve, session)
 
 
-async def _hand_over(node: Node) -> None:
-    """Give leadership away, as far as there is somebody to take it, within a bounded time."""
+async def _hand_over(broker: Broker) -> None:
+    """Give leadership away, as far as there is somebody to take it, within a bounded time.
+
+    Clients are served meanwhile, and a little longer: who asks here learns where to go on, which
+    takes less time than to find out after a lost connection.
+    """
+    node = broker.node
     for group in list(node.groups.values()):
         if group.is_leader:
             group.post(TransferLeadership(None))
     with trio.move_on_after(HAND_OVER_S):
-        while any(g.is_leader and g.core.is_transferring for g in list(node.groups.values())):
-            await node.leadership_news(0.1)
+        while any(
+            (g.is_leader and g.core.is_transferring) or g.awaits_successor
+            for g in list(node.groups.values())
+        ):
+            await node.leadership_news(HAND_OVER_POLL_S)
+    if broker.sessions:
+        await trio.sleep(FAREWELL_S)

@@ -465,6 +465,7 @@ class RaftCore:
         """Be a follower that knows no leader."""
         if self._leading is not None:
             self._output.lost_leadership = True
+            self._output.handed_over = self._leading.has_named_successor
             self._output.reads_confirmed = self._leading.reads.take_confirmed()
             self._output.reads_failed = self._leading.reads.fail()
             self._leading = None

@@ -77,6 +77,11 @@ class Leadership:
         return self._transfer_target
 
     @property
+    def has_named_successor(self) -> bool:
+        """Somebody who has everything was told to lead in this one's place."""
+        return self._transfer_target is not None and self._transfer_sent
+
+    @property
     def deadline_ms(self) -> int | None:
         """When the passing of time alone will require something."""
         deadlines = [p.retry_at_ms for p in self._progress.values() if p.retry_at_ms is not None]
@@ -287,6 +292,7 @@ class Leadership:
         """
         successor = self._best_successor()
         if successor is not None and self._progress[successor].match >= self._log.commit_offset:
+            self._transfer_target, self._transfer_sent = successor, True
             self._outbox.append(
                 TimeoutNow(group=self._group, source=self._node, target=successor, term=self.term)
             )

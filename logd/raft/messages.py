@@ -297,6 +297,8 @@ class Output:
     """The driver appends the no-op of the new term next, before any other batch."""
     lost_leadership: bool = False
     """To be acted on before ``commit_offset``, which another leader may have told."""
+    handed_over: bool = False
+    """It lost its leadership to a successor that it had named: another will lead in a moment."""
     left_out: bool = False
     """It leads no more because ``commit_offset`` commits a change that leaves it out.  To be
     acted on after that: what it proposed is committed."""

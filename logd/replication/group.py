@@ -105,6 +105,10 @@ PROPOSALS_PER_FLUSH_MAX: Final = 512
 BYTES_PER_FLUSH_MAX: Final = 8 * MIB
 """The same bound in bytes; the last batch may pass it."""
 
+SUCCESSOR_AWAITED_S: Final = 0.2
+"""Who asks a leader that has just handed over is answered once its successor is known, or after
+this time: sent away at once, they could only guess where to go."""
+
 BRIEF_SYNC_BYTES_MAX: Final = 64 * KIB
 """A sync of more may take a while, and the event loop has better things to do meanwhile."""
 
@@ -277,6 +281,8 @@ class Group:
         self._is_closed = False
         self._proposals: deque[Proposal] = deque()
         self._waiting: deque[Proposal] = deque()
+        self.awaits_successor = False
+        """Leadership was handed over, and it is not known yet that it was taken."""
         self._waiting_elsewhere: list[Proposal] = []
         """Waiting for the commit of what another request appended."""
         self._confirmations: dict[int, Callable[[LogdError | None], None]] = {}
@@ -321,6 +327,11 @@ class Group:
     @property
     def is_leader(self) -> bool:
         return self.core.role is Role.LEADER and self.failure is None
+
+    @property
+    def takes_proposals(self) -> bool:
+        """Leads, or will know in a moment who does."""
+        return self.is_leader or self.awaits_successor
 
     @property
     def is_ready(self) -> bool:
@@ -406,7 +417,10 @@ class Group:
         would only delay it: it is appended at once.
         """
         if not self.is_leader:
-            proposal.finish(self.not_leader())
+            if self.awaits_successor:
+                self._proposals.append(proposal)
+            else:
+                proposal.finish(self.not_leader())
             return
         is_alone = not self._waiting and not self._proposals
         self._proposals.append(proposal)
@@ -625,6 +639,8 @@ class Group:
         output = self.core.step(event, self._host.now_ms())
         if before != (self.core.leader, self.core.term):
             self._host.leader_learnt(self)
+            if self.awaits_successor and self.core.leader is not None:
+                self._end_wait_for_successor()
         for message in output.send_now:
             self._host.send(message)
         if output.persist is not None or output.truncate_to is not None or output.install_snapshot:
@@ -668,7 +684,7 @@ class Group:
         for message in output.send_after_persist:
             self._host.send(message)
         if output.lost_leadership and not output.left_out:
-            self._on_leadership_lost()
+            self._on_leadership_lost(output)
         if output.became_leader:
             self._on_elected()
             if self.failure is not None:
@@ -679,7 +695,7 @@ class Group:
             if due is not None:
                 self._append_configuration(due)
         if output.left_out:
-            self._on_leadership_lost()
+            self._on_leadership_lost(output)
         for read_id, offset in output.reads_confirmed:
             assert offset <= self.commit_offset
             self._confirmations.pop(read_id)(None)
@@ -923,11 +939,25 @@ class Group:
         )
         self._append_own([(self._place(no_op, decode_header(no_op)), None)])
 
-    def _on_leadership_lost(self) -> None:
+    def _on_leadership_lost(self, output: Output) -> None:
         log.info(log_events.LEADERSHIP_LOST, group=self.group_id, term=self.core.term)
         self.counts.leaderships_lost += 1
+        if output.handed_over and self.core.leader is None:
+            self.awaits_successor = True
+            self._host.start_soon(self._await_successor, self.core.term)
         self._host.leadership_changed(self)
         self._end_leading()
+
+    async def _await_successor(self, term: Term) -> None:
+        await trio.sleep(SUCCESSOR_AWAITED_S)
+        if self.awaits_successor and self.core.term == term:
+            self._end_wait_for_successor()
+
+    def _end_wait_for_successor(self) -> None:
+        """Send away whoever has asked meanwhile: there is a leader, or none to be seen."""
+        self.awaits_successor = False
+        if not self.is_leader:
+            self._send_away()
 
     def _end_leading(self) -> None:
         """Answer those who wait for a commit, and tell those who follow the leader."""
@@ -939,6 +969,10 @@ class Group:
             proposal.finish(self._lost_leadership())
         for change in self._changes:
             change.settle(self._lost_leadership() if change.is_begun else self.not_leader())
+        if not self.awaits_successor:
+            self._send_away()
+
+    def _send_away(self) -> None:
         self._refuse_proposals(self.not_leader())
         for watcher in list(self._watchers.values()):
             watcher.on_leadership_lost()
@@ -955,6 +989,7 @@ class Group:
         will never be carried out, and then nobody has been told yet.
         """
         assert self.failure is not None
+        self.awaits_successor = False
         confirmations, self._confirmations = self._confirmations, {}
         self._end_leading()
         for confirm in confirmations.values():
@@ -977,7 +1012,8 @@ class Group:
         if self._held or self.failure is not None:
             return
         if not self.is_leader:
-            self._refuse_proposals(self.not_leader())
+            if not self.awaits_successor:
+                self._refuse_proposals(self.not_leader())
             return
         # While leadership is handed over nothing is added, or the successor never catches up.
         if self._proposals and not self.core.is_transferring:

@@ -154,6 +154,7 @@ class Replica:
         start: Offset | None = None,
         prev_term: Term | None = None,
         commit_offset: Offset = Offset(0),  # noqa: B008 - a NewType is an int
+        source: NodeId = THIRD,
     ) -> None:
         """What the third voter, as leader of ``term``, appends here."""
         core = self.group.core
@@ -161,7 +162,7 @@ class Replica:
         body = b"".join(batches)
         request = AppendRequest(
             group=self.group.group_id,
-            source=THIRD,
+            source=source,
             target=OURSELVES,
             term=term,
             start_offset=begin,

@@ -26,8 +26,10 @@ from logd.raft.messages import (
     PeerConnected,
     PeerDown,
     PeerUp,
+    Received,
     TimeoutNow,
     TransferLeadership,
+    VoteRequest,
 )
 from logd.record.batch import seal_opaque
 from logd.record.header import BatchKind, decode_header
@@ -42,6 +44,7 @@ from tests.support.replica import (
     OURSELVES,
     SECOND,
     THIRD,
+    Replica,
     a_while,
     batch_of,
     offset_of,
@@ -258,6 +261,77 @@ def test_nothing_is_appended_while_leadership_is_handed_over() -> None:
             await until(lambda: replica.group.log.end_offset == 2)
             await replica.commit()
             assert offset_of(outcomes) == 1
+
+    play(story)
+
+
+async def hand_over(replica: Replica) -> Term:
+    """The second voter is told to lead, and asks for our vote; the term it campaigns in."""
+    replica.group.post(TransferLeadership(SECOND))
+    await until(lambda: bool(replica.sent(TimeoutNow)))
+    term = Term(replica.group.core.term + 1)
+    request = VoteRequest(
+        group=GROUP,
+        source=SECOND,
+        target=OURSELVES,
+        term=term,
+        last_term=replica.group.core.last_term,
+        end_offset=replica.group.core.log_end,
+        pre_vote=False,
+        transfer=True,
+    )
+    replica.group.post(Received(request))
+    await until(lambda: replica.group.awaits_successor)
+    return term
+
+
+def test_who_asks_during_a_hand_over_is_told_the_successor_once_that_leads() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            follower = Follower()
+            replica.group.watch(follower)
+            term = await hand_over(replica)
+            outcomes = replica.propose()
+            await trio.sleep(0.05)
+            assert outcomes == []
+            assert follower.losses == 0
+
+            replica.append([], term=term, source=SECOND)
+
+            refusal = refusal_of(outcomes)
+            assert isinstance(refusal, NotLeaderError)
+            assert refusal.leader == SECOND
+            assert not refusal.may_have_applied
+            assert follower.losses == 1
+
+    play(story)
+
+
+def test_nobody_waits_long_for_a_successor_that_does_not_come_forward() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            await hand_over(replica)
+            outcomes = replica.propose()
+
+            await until(lambda: bool(outcomes))
+
+            assert isinstance(refusal_of(outcomes), NotLeaderError)
+            assert isinstance(refusal_of(replica.propose()), NotLeaderError)
+
+    play(story)
+
+
+def test_a_replica_that_stops_during_a_hand_over_answers_all_who_wait() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            await hand_over(replica)
+            outcomes = replica.propose()
+            replica.group.fail(OSError(errno.EIO, "simulated failure"))
+
+            assert isinstance(refusal_of(outcomes), NotLeaderError)
 
     play(story)
 
