@@ -289,6 +289,59 @@ class BrokerInUseError(RefusedError):
     code = 53
 
 
+class SessionExpiredError(RefusedError):
+    """The session is unknown, closed or expired, and all that it held has been given back.
+
+    The command took no effect now.  Whoever sent it more than once cannot know whether an
+    earlier copy did, and sets ``may_have_applied``.
+    """
+
+    code = 60
+
+
+class NotHeldError(RefusedError):
+    """The ticket or claim is not, or no longer, this session's: the lease is lost."""
+
+    code = 61
+
+
+class ConflictError(RefusedError):
+    """It does not fit what is there: another capacity, another's member, not a number."""
+
+    code = 62
+
+
+class CompactedError(RefusedError):
+    """The events that were asked for are no longer kept.  Read the state, then watch from there.
+
+    ``oldest`` is the first revision from which a watch can still begin.
+    """
+
+    code = 63
+
+    def __init__(self, message: str, oldest: int = -1) -> None:
+        super().__init__(message)
+        self.oldest = oldest
+
+
+class QuotaExceededError(RefusedError):
+    """A namespace, or what holds it, is full.  The message says of what, and the figure."""
+
+    code = 64
+
+
+class WouldWaitError(RetriableError):
+    """The lock cannot be had at once, and the caller did not want to queue."""
+
+    code = 65
+
+
+class UnknownNameError(RefusedError):
+    """Nothing of that name is there."""
+
+    code = 66
+
+
 # --- local ------------------------------------------------------------------------------
 
 

@@ -191,6 +191,85 @@ DELIVERY_TIMEOUT_MS_MAX: Final = 3600 * 1000
 
 PRODUCER_IDS_PER_BLOCK: Final = 1_000
 
+# --- coordination ----------------------------------------------------------------------
+
+SESSION_TTL_MS_MIN: Final = 1_000
+SESSION_TTL_MS_MAX: Final = 24 * 3600 * 1000
+KEY_BYTES_MAX: Final = KIB
+VALUE_BYTES_MAX: Final = 64 * KIB
+"""Of a key, or the payload of a queue's item."""
+
+DATA_BYTES_MAX: Final = 4 * KIB
+"""What a candidate, a holder or a member shows of itself."""
+
+TEXT_BYTES_MAX: Final = 200
+"""A client's description of itself, the reason of a failed item."""
+
+PERMITS_MAX: Final = 1_000_000
+OPERATIONS_PER_TRANSACTION_MAX: Final = 512
+"""Comparisons and operations of both branches, together."""
+
+KEYS_DELETED_MAX: Final = 10_000
+"""By one operation: a larger range is deleted in parts, so that no command takes long."""
+
+DELAY_MS_MAX: Final = 366 * 24 * 3600 * 1000
+VISIBILITY_MS_MIN: Final = 100
+VISIBILITY_MS_MAX: Final = 24 * 3600 * 1000
+ATTEMPTS_MAX: Final = 10_000
+PRIORITY_MAX: Final = 2**31 - 1
+"""Either way from 0."""
+
+DEAD_ITEMS_MAX: Final = 100_000
+"""Of one queue, whatever its options say."""
+
+ITEMS_PER_COMMAND_MAX: Final = 1_024
+COMMAND_BYTES_MAX: Final = 3 * MIB
+"""Keys, values and payloads of one command."""
+
+RESULT_BYTES_MAX: Final = MIB
+"""Keys, values and payloads in the result of one command, unless the first alone is larger."""
+
+ANSWER_BYTES_MAX: Final = 4 * MIB
+ANSWER_ENTRIES_MAX: Final = 10_000
+"""Of what a question finds; whoever wants more asks again from where it ended."""
+
+HOLDERS_PER_ANSWER_MAX: Final = 500
+NAMES_PER_ANSWER_MAX: Final = 1_000
+
+RESULTS_PER_SESSION_MAX: Final = 1_024
+"""Results that a session has not acknowledged.  A client's window must be smaller."""
+
+NAMESPACES_PER_PARTITION_MAX: Final = 4_096
+SESSIONS_PER_NAMESPACE_MAX: Final = 20_000
+KEYS_PER_NAMESPACE_MAX: Final = 200_000
+KEY_BYTES_PER_NAMESPACE_MAX: Final = 64 * MIB
+"""Keys with their values."""
+
+TICKETS_PER_NAMESPACE_MAX: Final = 50_000
+"""Of locks, semaphores and elections: who holds and who waits."""
+
+MEMBERS_PER_GROUP_MAX: Final = 1_000
+MEMBERS_PER_NAMESPACE_MAX: Final = 20_000
+SHARDS_PER_GROUP_MAX: Final = 10_000
+SHARDS_PER_NAMESPACE_MAX: Final = 50_000
+QUEUES_PER_NAMESPACE_MAX: Final = 1_000
+ITEMS_PER_NAMESPACE_MAX: Final = 500_000
+"""Waiting, claimed and dead, of all queues."""
+
+ITEM_BYTES_PER_NAMESPACE_MAX: Final = 64 * MIB
+RESULT_BYTES_PER_NAMESPACE_MAX: Final = 32 * MIB
+"""Results kept for sessions that have not acknowledged them."""
+
+STATE_BYTES_PER_PARTITION_MAX: Final = 160 * MIB
+"""All of that over all namespaces of a partition, as counted for quotas."""
+
+RECORD_OVERHEAD_BYTES: Final = 64
+"""What quotas count for anything that is kept, besides its bytes."""
+
+EVENTS_PER_NAMESPACE_MAX: Final = 10_000
+EVENT_BYTES_PER_NAMESPACE_MAX: Final = 8 * MIB
+"""Events that are kept for watches that resume; in memory only."""
+
 # --- how they depend on one another ----------------------------------------------------
 
 # A record must fit a batch, with room for its column overhead and the header.
@@ -226,3 +305,14 @@ assert SEGMENT_BYTES_MAX + BATCH_BYTES_MAX < 2**32
 assert BATCHES_IN_FLIGHT_PER_PRODUCER_MAX <= PRODUCER_BATCHES_REMEMBERED
 # A producer may be forgotten only when none of its batches can still be retried.
 assert DELIVERY_TIMEOUT_MS_MAX < PRODUCER_EXPIRY_MS
+# The largest command fits a batch, with what stands around its bytes; and its result a frame.
+assert COMMAND_BYTES_MAX + 256 * KIB < BATCH_BYTES_MAX
+assert VALUE_BYTES_MAX + KEY_BYTES_MAX < RESULT_BYTES_MAX < ANSWER_BYTES_MAX
+assert ANSWER_BYTES_MAX + ANSWER_ENTRIES_MAX * 64 + MIB < FRAME_BYTES_MAX
+# A whole group, its shards, those who wait for a lock and all sessions fit an answer.
+assert MEMBERS_PER_GROUP_MAX * (DATA_BYTES_MAX + KIB) < FRAME_BYTES_MAX - MIB
+assert SHARDS_PER_GROUP_MAX * (2 * NAME_CHARACTERS_MAX + 64) < FRAME_BYTES_MAX - MIB
+assert 2 * HOLDERS_PER_ANSWER_MAX * (DATA_BYTES_MAX + KIB) < FRAME_BYTES_MAX - MIB
+assert SESSIONS_PER_NAMESPACE_MAX * (TEXT_BYTES_MAX + 64) < FRAME_BYTES_MAX - MIB
+# What is counted is at most what a snapshot may be, which has less around each record.
+assert STATE_BYTES_PER_PARTITION_MAX < SNAPSHOT_BYTES_MAX

@@ -98,14 +98,14 @@ class Put(_Part, frozen=True, kw_only=True, tag_field="o", tag="put"):
 
 
 class Delete(_Part, frozen=True, kw_only=True, tag_field="o", tag="delete"):
-    """One key, or ``[key, end)``."""
+    """One key, or ``[key, end)``; an empty ``end`` is behind all keys."""
 
     key: bytes
     end: bytes | None = None
 
 
 class Get(_Part, frozen=True, kw_only=True, tag_field="o", tag="get"):
-    """One key, or ``[key, end)`` in order of the keys."""
+    """One key, or ``[key, end)`` in order of the keys; an empty ``end`` is behind all keys."""
 
     key: bytes
     end: bytes | None = None
@@ -148,9 +148,10 @@ class Acquire(_Command, frozen=True, kw_only=True, tag=20):
     permits: int = 1
     """How many of a semaphore's."""
     capacity: int = 0
-    """Of the semaphore: set by the first, refused if it differs while anybody holds or waits."""
+    """Of a semaphore, at least 1: set by the first, refused with Conflict if it differs while
+    anybody holds or waits."""
     queue: bool = True
-    """False: only if it can be had now."""
+    """False: only if it can be had now, else refused with WouldWait."""
     data: bytes = b""
     """A candidate's, shown to observers; a holder's, for people."""
 
@@ -172,7 +173,8 @@ class Proclaim(_Command, frozen=True, kw_only=True, tag=22):
 
 
 class HandOver(_Command, frozen=True, kw_only=True, tag=23):
-    """The leader steps back in favour of ``to`` (a ticket), or of who is next.  Answer: Done."""
+    """The leader steps back in favour of ``to`` (a ticket), or of who is next.  Answer: Done;
+    refused with Conflict if nobody is there to hand over to: then it still leads."""
 
     name: str
     ticket: int
@@ -396,7 +398,7 @@ class Claim(_Result, frozen=True, kw_only=True, tag=5):
     token: int | None = None
     """None: still waiting."""
     position: int = 0
-    """How many stand before it."""
+    """How many hold or wait before it."""
 
 
 class ItemsPut(_Result, frozen=True, kw_only=True, tag=6):

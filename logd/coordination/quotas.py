@@ -1,0 +1,89 @@
+"""What a namespace may hold, and how much of it there is.
+
+Counted, not measured: a record counts its bytes and a constant for what stands around it, the
+same on every replica, so that a refusal is.  Usage is derived: restoring a state counts anew.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from logd import limits
+from logd.errors import QuotaExceededError
+
+SESSIONS: Final = "sessions"
+KEYS: Final = "keys"
+KEY_BYTES: Final = "bytes of keys and values"
+TICKETS: Final = "places at locks, semaphores and elections"
+MEMBERS: Final = "members"
+SHARDS: Final = "shards"
+QUEUES: Final = "queues"
+ITEMS: Final = "items"
+ITEM_BYTES: Final = "bytes of items"
+RESULT_BYTES: Final = "bytes of results that were not acknowledged"
+
+QUOTAS: Final = {
+    SESSIONS: limits.SESSIONS_PER_NAMESPACE_MAX,
+    KEYS: limits.KEYS_PER_NAMESPACE_MAX,
+    KEY_BYTES: limits.KEY_BYTES_PER_NAMESPACE_MAX,
+    TICKETS: limits.TICKETS_PER_NAMESPACE_MAX,
+    MEMBERS: limits.MEMBERS_PER_NAMESPACE_MAX,
+    SHARDS: limits.SHARDS_PER_NAMESPACE_MAX,
+    QUEUES: limits.QUEUES_PER_NAMESPACE_MAX,
+    ITEMS: limits.ITEMS_PER_NAMESPACE_MAX,
+    ITEM_BYTES: limits.ITEM_BYTES_PER_NAMESPACE_MAX,
+    RESULT_BYTES: limits.RESULT_BYTES_PER_NAMESPACE_MAX,
+}
+
+_BYTES_OF_ONE: Final = {
+    what: 1 if what in (KEY_BYTES, ITEM_BYTES, RESULT_BYTES) else limits.RECORD_OVERHEAD_BYTES
+    for what in QUOTAS
+}
+
+
+class PartitionUsage:
+    """Bytes of all namespaces together."""
+
+    __slots__ = ("state_bytes",)
+
+    def __init__(self) -> None:
+        self.state_bytes = 0
+
+
+class Usage:
+    """What one namespace holds."""
+
+    __slots__ = ("_counts", "_partition")
+
+    def __init__(self, partition: PartitionUsage) -> None:
+        self._counts = dict.fromkeys(QUOTAS, 0)
+        self._partition = partition
+
+    def count(self, what: str) -> int:
+        return self._counts[what]
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(self._counts.values())
+
+    def require(self, what: str, more: int) -> None:
+        """Raise QuotaExceededError unless there is room for ``more``."""
+        if more <= 0:
+            return
+        if self._counts[what] + more > QUOTAS[what]:
+            raise QuotaExceededError(
+                f"the namespace holds {self._counts[what]:,} {what}, at most {QUOTAS[what]:,} "
+                f"are allowed, {more:,} more were asked for"
+            )
+        needed = self._partition.state_bytes + more * _BYTES_OF_ONE[what]
+        if needed > limits.STATE_BYTES_PER_PARTITION_MAX:
+            raise QuotaExceededError(
+                f"the namespaces that share a partition would hold {needed:,} bytes, "
+                f"at most {limits.STATE_BYTES_PER_PARTITION_MAX:,} are allowed"
+            )
+
+    def add(self, what: str, more: int) -> None:
+        """Count what came, or went (negative)."""
+        self._counts[what] += more
+        assert self._counts[what] >= 0
+        self._partition.state_bytes += more * _BYTES_OF_ONE[what]

@@ -1,0 +1,152 @@
+"""Sessions: who a command comes from, what it was answered, and what goes when it goes.
+
+A session keeps the results that its client has not acknowledged, so a command that is sent again
+is answered with what it was answered before.  Sequences may be applied in any order (a client
+pipelines, and a lost command is sent again behind later ones), each once.
+
+The bound on results is no client's fate: its window is smaller.  A command beyond the bound is
+refused without a trace, so that it can be sent again once older results were acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from logd.coordination import quotas
+from logd.coordination.quotas import Usage
+from logd.errors import InvalidRequestError, OverloadedError
+from logd.limits import (
+    RECORD_OVERHEAD_BYTES,
+    RESULT_BYTES_PER_NAMESPACE_MAX,
+    RESULTS_PER_SESSION_MAX,
+)
+from logd.wire.coordination import (
+    ItemsClaimed,
+    ItemsPut,
+    ItemsSettled,
+    Refused,
+    Result,
+    Transacted,
+)
+
+_ID_BYTES: Final = 9
+
+
+class Session:
+    """One client's, in one namespace.
+
+    What it holds is kept as sets without order: whatever is given back is sorted first, so that
+    a restored replica does it in the same order.
+    """
+
+    __slots__ = (
+        "acknowledged",
+        "claims",
+        "client",
+        "keys",
+        "members",
+        "opened_ms",
+        "results",
+        "session",
+        "tickets",
+        "token",
+        "ttl_ms",
+    )
+
+    def __init__(
+        self, session: int, *, token: bytes, client: str, ttl_ms: int, opened_ms: int
+    ) -> None:
+        self.session = session
+        self.token = token
+        self.client = client
+        self.ttl_ms = ttl_ms
+        self.opened_ms = opened_ms
+        self.acknowledged = 1
+        self.results: dict[int, Result] = {}
+        self.keys: set[bytes] = set()
+        self.tickets: dict[int, tuple[str, str]] = {}
+        """Ticket → kind and name."""
+        self.members: set[tuple[str, str]] = set()
+        """Group and member."""
+        self.claims: set[tuple[str, int]] = set()
+        """Queue and item."""
+
+    @property
+    def holds(self) -> int:
+        return len(self.keys) + len(self.tickets) + len(self.members) + len(self.claims)
+
+    def earlier_result(self, sequence: int) -> Result | None:
+        """What this command was answered, if it was applied before.
+
+        Raises:
+            InvalidRequestError: it was applied, and its result acknowledged.
+        """
+        known = self.results.get(sequence)
+        if known is None and sequence < self.acknowledged:
+            raise InvalidRequestError(
+                f"the result of command {sequence} of session {self.session} was acknowledged: "
+                "it is not applied again"
+            )
+        return known
+
+    def check_room(self, usage: Usage) -> None:
+        """Raise OverloadedError unless one more result can be kept."""
+        if len(self.results) >= RESULTS_PER_SESSION_MAX:
+            raise OverloadedError(
+                f"session {self.session} has {len(self.results)} results that it has not "
+                f"acknowledged, at most {RESULTS_PER_SESSION_MAX} are kept"
+            )
+        if usage.count(quotas.RESULT_BYTES) > RESULT_BYTES_PER_NAMESPACE_MAX:
+            raise OverloadedError(
+                f"the namespace holds {usage.count(quotas.RESULT_BYTES):,} {quotas.RESULT_BYTES}, "
+                f"at most {RESULT_BYTES_PER_NAMESPACE_MAX:,} are kept"
+            )
+
+
+def keep_result(session: Session, sequence: int, result: Result, usage: Usage) -> None:
+    session.results[sequence] = result
+    usage.add(quotas.RESULT_BYTES, result_bytes(result))
+
+
+def acknowledge(session: Session, acknowledged: int, usage: Usage) -> None:
+    """Forget the results below ``acknowledged``."""
+    if acknowledged <= session.acknowledged:
+        return
+    results = session.results
+    below: Iterable[int] = range(session.acknowledged, acknowledged)
+    if acknowledged - session.acknowledged > len(results):
+        below = [sequence for sequence in results if sequence < acknowledged]
+    for sequence in below:
+        result = results.pop(sequence, None)
+        if result is not None:
+            usage.add(quotas.RESULT_BYTES, -result_bytes(result))
+    session.acknowledged = acknowledged
+
+
+def forget_results(session: Session, usage: Usage) -> None:
+    """The session ends: nobody can ask for its results any more."""
+    for result in session.results.values():
+        usage.add(quotas.RESULT_BYTES, -result_bytes(result))
+    session.results.clear()
+
+
+def result_bytes(result: Result) -> int:
+    """As counted for quotas."""
+    match result:
+        case Transacted():
+            found = [entry for part in result.results for entry in part.found]
+            contents = sum(len(entry.key) + len(entry.value) for entry in found)
+            records = 1 + len(result.results) + len(found)
+        case ItemsClaimed():
+            contents = sum(len(item.key) + len(item.payload) for item in result.items)
+            records = 1 + len(result.items)
+        case ItemsPut():
+            contents, records = _ID_BYTES * len(result.items), 1
+        case ItemsSettled():
+            contents, records = _ID_BYTES * (len(result.settled) + len(result.stale)), 1
+        case Refused():
+            contents, records = len(result.message), 1
+        case _:
+            contents, records = 0, 1
+    return contents + RECORD_OVERHEAD_BYTES * records

@@ -1,0 +1,274 @@
+"""The state of one partition of ``__coordination``: what a replica makes of its log.
+
+Every replica applies the same entries at the same revisions and reaches the same state, so nothing
+is used but the entries: no clock, no chance, no order from outside.  An entry is judged whole
+before anything changes, or put back; what a client sent never raises, it is refused.
+
+Time is that of the entries.  What is due by an entry's time is brought about before the entry, so
+a claim that has run out by log time is lost to whatever comes after, whether or not the leader had
+proposed an ``Advance`` yet.
+
+Results of a session's commands are part of the state: a command that comes again is answered with
+what it was answered before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from logd.coordination.checks import check_entry
+from logd.coordination.events import compacted
+from logd.coordination.names import check_name
+from logd.coordination.namespace import Namespace
+from logd.coordination.quotas import PartitionUsage
+from logd.coordination.sessions import Session, acknowledge, keep_result
+from logd.coordination.snapshots import Frozen, read_snapshot
+from logd.errors import (
+    QuotaExceededError,
+    RequestError,
+    SessionExpiredError,
+)
+from logd.limits import NAMESPACES_PER_PARTITION_MAX
+from logd.types import Offset
+from logd.wire.coordination import (
+    Advance,
+    Answer,
+    CloseSession,
+    Done,
+    Entry,
+    Event,
+    ExpireSession,
+    Kind,
+    OpenSession,
+    Query,
+    Refused,
+    Result,
+)
+
+
+class CoordinationState:
+    """Sessions, keys, locks, groups and queues of the namespaces of one partition."""
+
+    def __init__(self) -> None:
+        self._applied = Offset(0)
+        self._log_time_ms = 0
+        self._namespaces: dict[str, Namespace] = {}
+        self._where: dict[int, Namespace] = {}
+        """Session → its namespace."""
+        self._usage = PartitionUsage()
+        self._events: list[tuple[str, Event]] = []
+        self._events_forgotten = Offset(0)
+        """No namespace has events below, unless its ring does."""
+
+    # --- the log ------------------------------------------------------------------------
+
+    @property
+    def applied(self) -> Offset:
+        """End of what has been applied."""
+        return self._applied
+
+    @property
+    def log_time_ms(self) -> int:
+        """Of the last entry that was applied."""
+        return self._log_time_ms
+
+    @property
+    def due_ms(self) -> int | None:
+        """Log time from which an ``Advance`` would change something."""
+        return None
+
+    def check(self, entry: Entry) -> None:
+        """Accept what a client may propose, whatever the state.
+
+        Raises:
+            RequestError: says what is wrong with it.
+        """
+        check_entry(entry)
+
+    def apply(self, entry: Entry, revision: Offset) -> Result:
+        """The next entry of the log, at its offset.  What a client sent wrongly is Refused."""
+        assert revision >= self._applied
+        self._applied = Offset(revision + 1)
+        self._log_time_ms = max(self._log_time_ms, entry.time_ms)
+        try:
+            return self._apply(entry, revision)
+        except RequestError as refused:
+            return _refused(refused, revision)
+
+    def advance(self, end_offset: Offset) -> None:
+        """Control batches lie up to here: nothing changes, but so far the log has been applied."""
+        self._applied = max(self._applied, end_offset)
+
+    def take_events(self) -> list[tuple[str, Event]]:
+        """Namespaces and events since the last call, in order of revisions."""
+        events, self._events = self._events, []
+        return events
+
+    # --- questions ----------------------------------------------------------------------
+
+    def answer(self, namespace: str, query: Query) -> Answer:
+        """What the applied state says; a question that makes no sense is Refused."""
+        revision = max(self._applied - 1, 0)
+        space = self._namespaces.get(namespace)
+        try:
+            check_name("namespace", namespace)
+            if space is None:
+                space = Namespace(namespace, PartitionUsage(), self._applied, _ignore)
+            return space.answer(query, revision, self._log_time_ms)
+        except RequestError as refused:
+            return _refused(refused, revision)
+
+    def history(
+        self, namespace: str, kind: Kind, start: bytes, end: bytes | None, from_revision: int
+    ) -> list[Event]:
+        """Events about ``start``, or ``[start, end)`` (an empty ``end`` is behind everything),
+        from a revision on, for a watch that resumes.
+
+        Raises:
+            CompactedError: some are no longer kept; names the oldest revision available.
+        """
+        space = self._namespaces.get(namespace)
+        if space is not None:
+            return space.ring.between(kind, start, end, from_revision)
+        if from_revision < self._events_forgotten:
+            raise compacted(from_revision, self._events_forgotten)
+        return []
+
+    def sessions(self) -> Iterator[tuple[int, int]]:
+        """Each live session and its time to live in milliseconds."""
+        for session, space in self._where.items():
+            yield session, space.sessions[session].ttl_ms
+
+    def session_ttl_ms(self, namespace: str, session: int) -> int | None:
+        """The time to live of a session of this namespace; None if there is no such session."""
+        space = self._where.get(session)
+        if space is None or space.name != namespace:
+            return None
+        return space.sessions[session].ttl_ms
+
+    # --- snapshots ----------------------------------------------------------------------
+
+    def freeze(self) -> Frozen:
+        """The state as it is now, to be encoded in parts while this one goes on.
+
+        Takes time for each record, but not for its bytes: records are replaced, never changed.
+        """
+        return Frozen.of(self._applied, self._log_time_ms, self._namespaces.values())
+
+    def snapshot(self) -> bytes:
+        """The whole state; ``restore`` reads it."""
+        return b"".join(self.freeze().parts())
+
+    @classmethod
+    def restore(cls, payload: bytes | memoryview) -> CoordinationState:
+        """The state that ``snapshot`` was taken of.
+
+        Raises:
+            NewerFormatError: it was written by a later version.
+            CorruptionError: it is not a snapshot.
+        """
+        state = cls()
+        read_snapshot(payload, state._begin, state._restored_namespace)
+        for space in state._namespaces.values():
+            for session in space.sessions:
+                state._where[session] = space
+        return state
+
+    def check_invariants(self) -> None:
+        """What must hold between any two entries; for tests and the simulator."""
+        for session, space in self._where.items():
+            assert session in space.sessions
+        assert len(self._where) == sum(len(s.sessions) for s in self._namespaces.values())
+        for space in self._namespaces.values():
+            space.check_invariants()
+
+    def _begin(self, applied: int, log_time_ms: int) -> None:
+        self._applied = Offset(applied)
+        self._events_forgotten = Offset(applied)
+        self._log_time_ms = log_time_ms
+
+    def _restored_namespace(self, name: str) -> Namespace:
+        return self._add_namespace(name)
+
+    # --- inside -------------------------------------------------------------------------
+
+    def _apply(self, entry: Entry, revision: Offset) -> Result:
+        match entry.command:
+            case OpenSession():
+                return self._open(entry, entry.command, revision)
+            case ExpireSession():
+                return self._end(entry.command.session, revision)
+            case Advance():
+                return Done(revision=revision)
+            case CloseSession() if self._session_of(entry) is None:
+                return Done(revision=revision)
+            case _:
+                return self._apply_once(entry, revision)
+
+    def _open(self, entry: Entry, command: OpenSession, revision: Offset) -> Result:
+        check_entry(entry)
+        space = self._namespaces.get(entry.namespace)
+        if space is None:
+            if len(self._namespaces) >= NAMESPACES_PER_PARTITION_MAX:
+                raise QuotaExceededError(
+                    f"a partition holds at most {NAMESPACES_PER_PARTITION_MAX:,} namespaces"
+                )
+            space = self._add_namespace(entry.namespace)
+        opened = space.open(command, revision, self._log_time_ms)
+        self._where[opened.session] = space
+        return opened
+
+    def _add_namespace(self, name: str) -> Namespace:
+        space = Namespace(name, self._usage, self._events_forgotten, self._events_append)
+        self._namespaces[name] = space
+        return space
+
+    def _events_append(self, event: tuple[str, Event]) -> None:
+        self._events.append(event)
+
+    def _session_of(self, entry: Entry) -> Session | None:
+        space = self._where.get(entry.session)
+        if space is None or space.name != entry.namespace:
+            return None
+        return space.sessions[entry.session]
+
+    def _apply_once(self, entry: Entry, revision: Offset) -> Result:
+        """A command of a session, unless it was applied before."""
+        session = self._session_of(entry)
+        if session is None:
+            raise SessionExpiredError(
+                f"session {entry.session} of namespace {entry.namespace} is closed or expired"
+            )
+        earlier = session.earlier_result(entry.sequence)
+        if earlier is not None:
+            return earlier
+        check_entry(entry)
+        space = self._where[entry.session]
+        acknowledge(session, entry.acknowledged, space.usage)
+        session.check_room(space.usage)
+        if type(entry.command) is CloseSession:
+            return self._end(entry.session, revision)
+        try:
+            result = space.execute(entry.command, session, revision, self._log_time_ms)
+        except RequestError as refused:
+            result = _refused(refused, revision)
+        keep_result(session, entry.sequence, result, space.usage)
+        return result
+
+    def _end(self, session: int, revision: Offset) -> Result:
+        """A session goes; a namespace in which nothing is left goes with it."""
+        space = self._where.pop(session, None)
+        if space is not None:
+            space.end_session(space.sessions[session], revision, self._log_time_ms)
+            if space.is_empty:
+                self._events_forgotten = Offset(revision + 1)
+                del self._namespaces[space.name]
+        return Done(revision=revision)
+
+
+def _refused(error: RequestError, revision: int) -> Refused:
+    return Refused(revision=revision, code=error.code, message=str(error))
+
+
+def _ignore(event: tuple[str, Event]) -> None:
+    pass
