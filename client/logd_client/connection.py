@@ -42,6 +42,10 @@ from logd.wire.messages import (
     Message,
     SubscriptionEnded,
     UnsubscribeRequest,
+    UnwatchRequest,
+    WatchCredit,
+    WatchEnded,
+    WatchEvents,
 )
 from logd_client.environment import Environment
 from logd_client.refusals import error_from_response
@@ -69,6 +73,11 @@ class Lane(Enum):
     CONTROL = "control"
     PRODUCE = "produce"
     CONSUME = "consume"
+    COORDINATE = "coordinate"
+    WAIT = "wait"
+    """Questions whose answer may be held back."""
+    SESSION = "session"
+    """Keep-alives: nothing may stand in their way."""
 
 
 class Answer(NamedTuple):
@@ -87,6 +96,16 @@ class SubscriptionSink(Protocol):
     def on_delivered(self, message: Deliver, body: Buffer) -> None: ...
 
     def on_ended(self, message: SubscriptionEnded, error: LogdError) -> None: ...
+
+    def on_connection_lost(self, connection: Connection, error: LogdError) -> None: ...
+
+
+class WatchSink(Protocol):
+    """Takes what a broker pushes for one watch.  Called in the reader's task."""
+
+    def on_events(self, message: WatchEvents, body: Buffer) -> None: ...
+
+    def on_ended(self, message: WatchEnded, error: LogdError) -> None: ...
 
     def on_connection_lost(self, connection: Connection, error: LogdError) -> None: ...
 
@@ -120,6 +139,7 @@ class Connection:
         self._is_sending = False
         """The writer's task is: what is queued meanwhile goes with it."""
         self._sinks: dict[int, SubscriptionSink] = {}
+        self._watches: dict[int, WatchSink] = {}
         self._scope = anyio.CancelScope()
         self._error: LogdError | None = None
 
@@ -179,10 +199,21 @@ class Connection:
                 self._wake_writer.set()
                 return
 
-    def post_credit(self, credit: Credit) -> None:
-        """Queue the one message that is not answered.  Dropped if the connection has ended."""
+    def post(self, message: Message, on_done: Completion, body: Buffer = b"") -> None:
+        """As ``submit``; while others wait for answers it leaves with what this turn of the event
+        loop has yet to send, since many small sends cost more than one."""
+        is_alone = not self._pending
+        self.enqueue(message, on_done, body)
+        if is_alone:
+            self.flush()
+        else:
+            self._wake_writer.set()
+
+    def post_credit(self, credit: Credit | WatchCredit) -> None:
+        """Queue a message that is not answered.  Dropped if the connection has ended."""
         if self._error is None:
-            self._queue.append((_UNANSWERED, encode_message(Kind.CREDIT, credit)))
+            kind = Kind.CREDIT if isinstance(credit, Credit) else Kind.WATCH_CREDIT
+            self._queue.append((_UNANSWERED, encode_message(kind, credit)))
             self._wake_writer.set()
 
     async def request(self, message: Message, expected: type[R], timeout_s: float) -> R:
@@ -196,9 +227,15 @@ class Connection:
 
         Cancelled, the request may still be carried out.
         """
+        answer = (await self.exchange(message, b"", timeout_s)).message
+        assert isinstance(answer, expected)
+        return answer
+
+    async def exchange(self, message: Message, body: Buffer, timeout_s: float) -> Answer:
+        """``request`` for messages with a body, either way."""
         waiter = _Waiter()
         sent_at = self._clock()
-        self.submit(message, waiter.settle)
+        self.post(message, waiter.settle, body)
         with anyio.move_on_after(timeout_s):
             await waiter.settled.wait()
         if waiter.outcome is None:
@@ -209,8 +246,7 @@ class Connection:
             raise error
         if isinstance(waiter.outcome, LogdError):
             raise waiter.outcome
-        assert isinstance(waiter.outcome.message, expected)
-        return waiter.outcome.message
+        return waiter.outcome
 
     async def say_hello(self, client: str, cluster_id: str | None, timeout_s: float) -> None:
         """Do the handshake.
@@ -237,6 +273,14 @@ class Connection:
 
     def remove_sink(self, subscription: int) -> None:
         self._sinks.pop(subscription, None)
+
+    def add_watch(self, watch: int, sink: WatchSink) -> None:
+        """Deliver what is pushed for ``watch`` to ``sink``."""
+        assert self._watches.get(watch, sink) is sink
+        self._watches[watch] = sink
+
+    def remove_watch(self, watch: int) -> None:
+        self._watches.pop(watch, None)
 
     # --- life and death -----------------------------------------------------------------
 
@@ -274,6 +318,9 @@ class Connection:
         sinks, self._sinks = self._sinks, {}
         for sink in sinks.values():
             sink.on_connection_lost(self, error)
+        watches, self._watches = self._watches, {}
+        for watch in watches.values():
+            watch.on_connection_lost(self, error)
 
     def _fate(self, correlation_id: int, error: LogdError) -> LogdError:
         if isinstance(error, ProtocolError):
@@ -388,8 +435,22 @@ class Connection:
             sink = self._sinks.get(ended.subscription)
             if sink is not None:
                 sink.on_ended(ended, error_from_response(ended.error, self.name))
+        elif frame.kind == Kind.WATCH_EVENTS:
+            self._on_events(decode_message(WatchEvents, frame.header, ProtocolError), frame.body)
+        elif frame.kind == Kind.WATCH_ENDED:
+            watch_ended = decode_message(WatchEnded, frame.header, ProtocolError)
+            watch = self._watches.get(watch_ended.watch)
+            if watch is not None:
+                watch.on_ended(watch_ended, error_from_response(watch_ended.error, self.name))
         else:
             raise ProtocolError(f"pushed frame of unknown kind {frame.kind}")
+
+    def _on_events(self, events: WatchEvents, body: Buffer) -> None:
+        watch = self._watches.get(events.watch)
+        if watch is not None:
+            watch.on_events(events, body)
+        elif self.is_open:
+            self.submit(UnwatchRequest(watch=events.watch), _ignore)
 
 
 class _Waiter:
