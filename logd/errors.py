@@ -10,6 +10,7 @@ Families differ by what the caller must do, because that is all a caller can act
     │   └── RefusedError           the same request will never succeed; fix the caller
     ├── ConnectionFailedError      no broker answered; says which address and why
     ├── DeliveryTimeoutError       not acknowledged in time; may have been applied
+    ├── LeaseLostError             what was granted may be another's by now
     ├── StorageError               this node's disk or data directory cannot be used
     └── UsageError                 the local program misused the API or configuration
 
@@ -378,6 +379,39 @@ class WouldBlock(LogdError):  # noqa: N818 - the name is part of the public surf
 
     code = 104
     retriable = True
+
+
+class AcquireTimeoutError(LogdError):
+    """The lock was not granted in time; the place in its queue was given back."""
+
+    code = 106
+    retriable = True
+
+
+class LeaseLostError(LogdError):
+    """What was granted ended without having been given back: its session was lost, and somebody
+    else may have been granted it.  What was written with its fence is refused from then on."""
+
+    code = 107
+
+
+class CompareFailedError(LogdError):
+    """The key is not as it was expected to be; nothing was changed.
+
+    ``revision`` is that of its last change as it is now, 0 if there is no such key.
+    """
+
+    code = 108
+
+    def __init__(self, message: str, revision: int = 0) -> None:
+        super().__init__(message)
+        self.revision = revision
+
+
+class ClaimLostError(LogdError):
+    """The item's claim had run out: it was handed to somebody else, or will be."""
+
+    code = 109
 
 
 class StorageError(LogdError):

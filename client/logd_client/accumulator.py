@@ -33,6 +33,7 @@ RECORD_OVERHEAD_BYTES: Final = 24
 """What the columns may add to one record: lengths, a key's length, a timestamp's distance."""
 
 HEADER_OVERHEAD_BYTES: Final = 12
+NO_FENCE: Final = (0, 0)
 BATCH_TARGET_BYTES_MIN: Final = 1 * KIB
 BATCH_TARGET_BYTES_MAX: Final = 2 * MIB
 
@@ -47,6 +48,7 @@ class OpenBatch:
         "deadline",
         "delivery",
         "expected_offset",
+        "fence",
         "header_count",
         "headers",
         "is_closed",
@@ -69,6 +71,7 @@ class OpenBatch:
         size_bytes: int = 0,
         is_closed: bool = False,
         expected_offset: int | None = None,
+        fence: tuple[int, int] = NO_FENCE,
     ) -> None:
         self.delivery = delivery
         self.opened_at = opened_at
@@ -82,6 +85,8 @@ class OpenBatch:
         self.is_closed = is_closed
         """Takes no more records; may be sent at once, whatever its age."""
         self.expected_offset = expected_offset
+        self.fence = fence
+        """Fence id and token that all of its records carry."""
 
     def add(
         self, value: Value, key: bytes | None, headers: RecordHeaders, timestamp_ms: int, size: int
@@ -152,6 +157,8 @@ class OpenBatch:
             producer_id=producer_id,
             producer_epoch=producer_epoch,
             base_sequence=base_sequence,
+            fence_id=self.fence[0],
+            fence_token=self.fence[1],
         )
 
 

@@ -27,6 +27,9 @@ from logd_client.consumer import (
     OnTrimmed,
     Starts,
 )
+from logd_client.coordination.calls import Calls
+from logd_client.coordination.session import SESSION_TTL_MS_DEFAULT, Sessions, require_ttl
+from logd_client.coordination.surface import Coordination
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import (
     BATCH_BYTES_DEFAULT,
@@ -53,6 +56,7 @@ def connect(
     client_id: str = CLIENT_ID_DEFAULT,
     connect_timeout_ms: int = CONNECT_TIMEOUT_MS_DEFAULT,
     request_timeout_ms: int = REQUEST_TIMEOUT_MS_DEFAULT,
+    session_ttl_ms: int = SESSION_TTL_MS_DEFAULT,
     transport: Transport | None = None,
     clock: Callable[[], float] | None = None,
     wall_clock_ms: Callable[[], int] = wall_clock_ms,
@@ -68,6 +72,9 @@ def connect(
         client_id: names this client in the brokers' logs.
         connect_timeout_ms: how long meeting the cluster, and each connection, may take.
         request_timeout_ms: how long one request, with its repetitions, may take.
+        session_ttl_ms: how long locks, memberships and the like stay this client's after the
+            brokers heard from it last.  Shorter: a crash keeps others waiting less; longer: it
+            gets over longer pauses.
         transport: makes connections; default: TCP.
         clock: monotonic seconds; default: the event loop's.
         wall_clock_ms: milliseconds since 1970-01-01T00:00Z, for records' timestamps.
@@ -91,6 +98,7 @@ def connect(
     if len(client_id) > _CLIENT_ID_CHARACTERS_MAX:
         raise UsageError(f"client_id is longer than {_CLIENT_ID_CHARACTERS_MAX} characters")
     addresses = parse_bootstrap(bootstrap)
+    require_ttl("session_ttl_ms", session_ttl_ms)
 
     def make_routing(tasks: TaskGroup) -> Routing:
         environment = Environment(
@@ -108,14 +116,23 @@ def connect(
             request_timeout_s=request_timeout_ms / 1000,
         )
 
-    return Client(make_routing)
+    def make_sessions(routing: Routing) -> Sessions:
+        return Sessions(Calls(routing), client_id, session_ttl_ms)
+
+    return Client(make_routing, make_sessions)
 
 
-class Client:
+class Client(Coordination):
     """One cluster.  Made by ``connect``; may be used from many tasks at once."""
 
-    def __init__(self, make_routing: Callable[[TaskGroup], Routing]) -> None:
+    def __init__(
+        self,
+        make_routing: Callable[[TaskGroup], Routing],
+        make_sessions: Callable[[Routing], Sessions],
+    ) -> None:
         self._make_routing = make_routing
+        self._make_sessions = make_sessions
+        self._sessions: Sessions | None = None
         self._tasks: TaskGroup | None = None
         self._routing: Routing | None = None
 
@@ -140,6 +157,8 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
+        if self._sessions is not None:
+            await self._sessions.aclose()
         if self._routing is not None:
             self._routing.close()
         return await self._leave(kind, error, traceback)
@@ -255,6 +274,12 @@ class Client:
             on_trimmed=on_trimmed,
         )
         return Consumer(self._open_routing(), topic, options)
+
+    def _open_sessions(self) -> Sessions:
+        routing = self._open_routing()
+        if self._sessions is None:
+            self._sessions = self._make_sessions(routing)
+        return self._sessions
 
     def _open_routing(self) -> Routing:
         if self._routing is None:

@@ -52,6 +52,7 @@ from logd_client.accumulator import (
     BATCH_TARGET_BYTES_MAX,
     BATCH_TARGET_BYTES_MIN,
     HEADER_OVERHEAD_BYTES,
+    NO_FENCE,
     RECORD_OVERHEAD_BYTES,
     Keys,
     OpenBatch,
@@ -65,6 +66,7 @@ from logd_client.arguments import require_between, require_one_of
 from logd_client.backoff import Backoff
 from logd_client.budget import ByteBudget
 from logd_client.connection import Answer, Connection, Lane
+from logd_client.coordination.fences import Fence, HasFence, fence_of, raise_fences
 from logd_client.delivery import Ack, AckRange, Delivery, Ticket
 from logd_client.partitioner import RoundRobin, partition_for_key
 from logd_client.pipeline import Pipeline, SealedBatch
@@ -257,6 +259,7 @@ class Producer:
         timestamp_ms: int | None = None,
         partition: int | None = None,
         expected_offset: int | None = None,
+        fence: Fence | HasFence | None = None,
     ) -> Ack:
         """Append one record and wait until it is committed.
 
@@ -275,6 +278,8 @@ class Producer:
             partition: overrides the choice made from ``key``.
             expected_offset: append only if no record lies at or above this offset, and the
                 log reaches up to it.  Needs ``partition``.
+            fence: a lease, or its ``fence``: append only if the partition has seen no newer
+                token of that lock, election or shard.
 
         Returns:
             Topic, partition and offset, the time of the append at the leader, and what
@@ -283,6 +288,8 @@ class Producer:
         Raises:
             RecordTooLargeError: above the limit.  Nothing was sent.
             UnexpectedOffsetError: ``expected_offset`` did not hold; has ``log_end``.
+            FencedError: the partition has seen a newer token: this lease is over.  Nothing was
+                appended, by no attempt (``may_have_applied`` is False).
             InvalidPartitionError: the topic has no such partition.
             DeliveryTimeoutError: not acknowledged within ``delivery_timeout_ms``.  Its
                 ``may_have_applied`` says whether the record may still be committed.
@@ -294,6 +301,7 @@ class Producer:
         later, the record is not recalled: it may still be committed.
         """
         self._check_open()
+        carried = NO_FENCE if fence is None else fence_of(fence)
         if key is None:
             self._check_keyless()
         checked, headers_bytes = checked_headers(headers)
@@ -303,7 +311,7 @@ class Producer:
             await self._budget.take(size)
             self._check_open_or_give_back(size)
         chosen, ticket = self._add(
-            value, key, checked, timestamp_ms, partition, size, expected_offset=expected_offset
+            value, key, checked, timestamp_ms, partition, size, carried, expected_offset
         )
         self._send_at_once(chosen)
         return await ticket
@@ -316,6 +324,7 @@ class Producer:
         headers: Sequence[tuple[str, bytes]] = (),
         timestamp_ms: int | None = None,
         partition: int | None = None,
+        fence: Fence | HasFence | None = None,
     ) -> Ticket:
         """Queue one record.  Arguments as ``append``.
 
@@ -334,6 +343,7 @@ class Producer:
             and key is None
             and partition is None
             and timestamp_ms is None
+            and fence is None
             and not headers
         ):
             # The usual record joins the usual batch, which is known to the sender already.
@@ -345,6 +355,7 @@ class Producer:
                     return Ticket(growing.delivery, position).count_unawaited()
                 self._budget.give_back(size)
         self._check_open()
+        carried = NO_FENCE if fence is None else fence_of(fence)
         if key is None:
             self._check_keyless()
         checked, headers_bytes = checked_headers(headers)
@@ -355,7 +366,7 @@ class Producer:
                 f"{self._budget.used_bytes} bytes are waiting to be acknowledged, "
                 f"the buffer holds {self._options.buffer_bytes}"
             )
-        chosen, ticket = self._add(value, key, checked, timestamp_ms, partition, size)
+        chosen, ticket = self._add(value, key, checked, timestamp_ms, partition, size, carried)
         self._mark_dirty(chosen)
         return ticket.count_unawaited()
 
@@ -367,7 +378,7 @@ class Producer:
         timestamp_ms: int | None,
         partition: int | None,
         size: int,
-        *,
+        fence: tuple[int, int],
         expected_offset: int | None = None,
     ) -> tuple[_Partition, Ticket]:
         """Put a record, whose ``size`` is already taken from the buffer, into a batch."""
@@ -385,16 +396,19 @@ class Producer:
         if (
             batch is None
             or expected_offset is not None
+            or batch.fence != fence
             or not batch.takes(size, len(headers), self._options.batch_bytes)
         ):
-            batch = self._open_batch(chosen, expected_offset)
-        if key is None and partition is None:
+            batch = self._open_batch(chosen, expected_offset, fence)
+        if key is None and partition is None and fence is NO_FENCE:
             self._growing = batch
         position = batch.add(value, key, headers, timestamp_ms, size)
         batch.is_closed = expected_offset is not None
         return chosen, Ticket(batch.delivery, position)
 
-    def _open_batch(self, partition: _Partition, expected_offset: int | None) -> OpenBatch:
+    def _open_batch(
+        self, partition: _Partition, expected_offset: int | None, fence: tuple[int, int]
+    ) -> OpenBatch:
         now = self._clock()
         delivery = Delivery(self._topic, partition.number)
         batch = OpenBatch(
@@ -405,6 +419,7 @@ class Producer:
             keys=None,
             timestamps_ms=[],
             expected_offset=expected_offset,
+            fence=fence,
         )
         partition.pipeline.enqueue(batch)
         return batch
@@ -444,6 +459,7 @@ class Producer:
         keys: Sequence[bytes | None] | None = None,
         timestamp_ms: int | None = None,
         partition: int | None = None,
+        fence: Fence | HasFence | None = None,
     ) -> tuple[AckRange, ...]:
         """Append many records and wait until all are committed: the fast path.
 
@@ -457,6 +473,7 @@ class Producer:
             keys: one key, or ``None``, per record; not together with ``key``.
             timestamp_ms: of all records, milliseconds since 1970-01-01T00:00Z; default: now.
             partition: the partition of all records, overriding the keys' choice.
+            fence: of all records, as for ``append``; whose refusal is one of the failures.
 
         Returns:
             Ranges of acknowledged records in input order: each covers the next ``count``
@@ -472,6 +489,7 @@ class Producer:
         be committed.
         """
         self._check_open()
+        carried = NO_FENCE if fence is None else fence_of(fence)
         if key is not None and keys is not None:
             raise UsageError("give key or keys, not both")
         if timestamp_ms is not None and type(timestamp_ms) is not int:
@@ -484,7 +502,7 @@ class Producer:
         if partition is not None:
             self._choose(None, partition)
         if keys is not None and partition is None:
-            return await self._append_grouped(values, keys, timestamp_ms)
+            return await self._append_grouped(values, keys, timestamp_ms, carried)
 
         slices = Slices(values, key if keys is None else keys)
         outcome = _Outcome()
@@ -492,14 +510,18 @@ class Producer:
             part_keys = key if keys is None else _as_list(keys[start:end])
             chosen = self._choose(key, partition)
             delivery = await self._enqueue(
-                chosen, _as_list(values[start:end]), part_keys, timestamp_ms, size
+                chosen, _as_list(values[start:end]), part_keys, timestamp_ms, size, carried
             )
             outcome.add_batch(range(start, end), delivery)
         outcome.add_too_large(slices.too_large)
         return await outcome.wait()
 
     async def _append_grouped(
-        self, values: Sequence[Value], keys: Sequence[bytes | None], timestamp_ms: int
+        self,
+        values: Sequence[Value],
+        keys: Sequence[bytes | None],
+        timestamp_ms: int,
+        fence: tuple[int, int],
     ) -> tuple[AckRange, ...]:
         """Each record goes where its key says; keyless ones are spread together."""
         Slices(values, keys)  # Refuses wrong types before anything is queued.
@@ -510,7 +532,12 @@ class Producer:
             slices = Slices(group_values, group_keys)
             for start, end, size in slices.bounds(self._options.batch_bytes):
                 delivery = await self._enqueue(
-                    chosen, group_values[start:end], group_keys[start:end], timestamp_ms, size
+                    chosen,
+                    group_values[start:end],
+                    group_keys[start:end],
+                    timestamp_ms,
+                    size,
+                    fence,
                 )
                 outcome.add_batch(positions[start:end], delivery)
             outcome.add_too_large((positions[at], size) for at, size in slices.too_large)
@@ -530,7 +557,13 @@ class Producer:
         return [(self._partitions[number], positions) for number, positions in groups.items()]
 
     async def _enqueue(
-        self, partition: _Partition, values: list[Value], keys: Keys, timestamp_ms: int, size: int
+        self,
+        partition: _Partition,
+        values: list[Value],
+        keys: Keys,
+        timestamp_ms: int,
+        size: int,
+        fence: tuple[int, int],
     ) -> Delivery:
         if not self._budget.take_now(size):
             await self._budget.take(size)
@@ -548,10 +581,30 @@ class Producer:
                 timestamps_ms=timestamp_ms,
                 size_bytes=size,
                 is_closed=True,
+                fence=fence,
             )
         )
         self._mark_dirty(partition)
         return delivery
+
+    async def raise_fence(self, lease: Fence | HasFence) -> dict[int, int]:
+        """Have every partition of the topic refuse what is older than this lease, although
+        nothing has been written with it yet.
+
+        Returns:
+            By partition the offset below which lies all that older tokens have written: who has
+            read up to it has read all that an earlier holder did.
+
+        Raises:
+            FencedError: a newer token is known already: this lease is over.
+            LogdError: a partition could not be reached in time.
+
+        Cancelled, some partitions may have been raised; raising one again changes nothing.
+        """
+        self._check_open()
+        topic = await self._routing.topic(self._topic)
+        offsets = await raise_fences(self._routing, [topic], fence_of(lease))
+        return {partition: offset for (_, partition), offset in sorted(offsets.items())}
 
     async def flush(self) -> None:
         """Send everything appended so far without lingering, and wait for it.

@@ -10,6 +10,7 @@ from typing import Final
 
 from logd.errors import (
     ERROR_BY_CODE,
+    CompactedError,
     LogdError,
     NotLeaderError,
     OffsetOutOfRangeError,
@@ -40,6 +41,8 @@ def _construct(response: ErrorResponse, text: str) -> LogdError:
                      log_end=_detail(response, "log_end"))  # fmt: skip
     if issubclass(found, UnexpectedOffsetError):
         return found(text, log_end=_detail(response, "log_end"))
+    if issubclass(found, CompactedError):
+        return found(text, oldest=_detail(response, "oldest"))
     return found(text)
 
 

@@ -1,0 +1,281 @@
+"""Assignments: shards spread over the members of a group, each owned by one at a time.
+
+    await client.assignments("indexers").set([f"shard-{n}" for n in range(64)])
+    await client.assignments("indexers").work("host-1", run_shard)     # in each worker
+
+``run_shard(shard)`` runs for each shard that this member owns, in a scope that is cancelled when
+the shard is to move.  The new owner gets it once the old one has stopped (or its session is
+gone), with a larger token: what the old one still writes with its fence is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from logd.errors import LogdError, RefusedError, SessionExpiredError
+from logd.wire.coordination import (
+    Assign,
+    Assignment,
+    Done,
+    LetGo,
+    ReadAssignment,
+    ReportLoad,
+    fence_id_of,
+)
+from logd_client.backoff import Backoff
+from logd_client.coordination.fences import Fence
+from logd_client.coordination.members import Group
+from logd_client.coordination.names import Name, checked_name
+from logd_client.coordination.session import Session, Sessions
+from logd_client.coordination.watches import Watch
+
+REVIEW_S: Final = 30.0
+"""A worker looks at the whole assignment this often, besides hearing of changes."""
+
+
+class OwnedShard:
+    """A shard while this member owns it."""
+
+    def __init__(self, session: Session, group: Name, shard: str, token: int) -> None:
+        self.shard = shard
+        self.token = token
+        """The fencing token of this ownership: grows with every change of owner."""
+        self._session = session
+        self._group = group
+        self.is_revoked = False
+        """It is to move: this member is to stop."""
+
+    def __repr__(self) -> str:
+        return f"<OwnedShard {self._group}/{self.shard} token={self.token}>"
+
+    @property
+    def fence(self) -> Fence:
+        """What appends carry: ``producer.append(..., fence=shard)``."""
+        return shard_fence(self._group, self.shard, self.token)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the session is lost, by the clock as it is now."""
+        return self._session.is_lost()
+
+    def check(self) -> None:
+        """Go on only if it is owned, as far as this process knows.
+
+        Raises:
+            SessionExpiredError: it is not.
+        """
+        self._session.check()
+
+
+def shard_fence(group: Name, shard: str, token: int) -> Fence:
+    """The fence of one ownership of one shard."""
+    return Fence(fence_id_of(group.namespace, "assignment", f"{group.name}/{shard}"), token)
+
+
+class Assignments:
+    """The shards of one group.  Made by ``Client.assignments``."""
+
+    def __init__(self, sessions: Sessions, name: Name, ttl_ms: int | None) -> None:
+        self._sessions = sessions
+        self._name = name
+        self._group = Group(sessions, name, ttl_ms)
+
+    async def set(self, shards: Sequence[str], weights: Sequence[float] = ()) -> None:
+        """Spread ``shards`` over the members of the group from now on; an empty list ends it.
+
+        What need not move stays where it is.  Cancelled, it may have been set.
+
+        Args:
+            shards: their names; they replace those of before.
+            weights: what each costs, or nothing: all alike.
+        """
+        assign = Assign(
+            group=self._name.name,
+            shards=[checked_name(shard) for shard in shards],
+            weights=[float(weight) for weight in weights],
+        )
+        await self._sessions.call(self._name.namespace, assign, Done)
+
+    async def list(self) -> Assignment:
+        """Who owns what.  Cancelling it changes nothing."""
+        answer = await self._sessions.calls.query(
+            self._name.namespace, ReadAssignment(group=self._name.name)
+        )
+        assert isinstance(answer, Assignment)
+        return answer
+
+    def watch(self, revision: int | None = None) -> Watch:
+        """Owners as they change: ``async with assignments.watch() as events``."""
+        return Watch(
+            self._sessions.calls,
+            self._name.namespace,
+            "assignment",
+            self._name.name.encode(),
+            None,
+            revision,
+        )
+
+    async def verify(self, shard: str, token: int) -> bool:
+        """Whether ``token`` owns ``shard`` at this moment; see ``Place.verify``."""
+        found = await self.list()
+        return any(row.shard == shard and row.token == token and row.owner for row in found.shards)
+
+    def worker(self, member: str | None = None, data: bytes | str = b"") -> Worker:
+        """A member that owns shards; ``await worker.run(run_shard)``."""
+        return Worker(self._sessions, self._name, self._group, self, member, data)
+
+    async def work(
+        self,
+        member: str | None,
+        run_shard: Callable[[OwnedShard], Awaitable[None]],
+        *,
+        data: bytes | str = b"",
+    ) -> None:
+        """``worker(member, data).run(run_shard)``."""
+        await self.worker(member, data).run(run_shard)
+
+
+class Worker:
+    """A member and the shards that it owns.  Made by ``Assignments.worker``."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        name: Name,
+        group: Group,
+        assignments: Assignments,
+        member: str | None,
+        data: bytes | str,
+    ) -> None:
+        self._sessions = sessions
+        self._name = name
+        self._assignments = assignments
+        self._membership = group.join(member, data)
+        self.member = self._membership.member
+        self.owned: dict[str, OwnedShard] = {}
+        """What runs now."""
+        self._scopes: dict[str, anyio.CancelScope] = {}
+        self._stopped: list[str] = []
+        """Shards that are to be let go."""
+        self._changed = anyio.Event()
+        self._wake_let_go = anyio.Event()
+
+    async def run(self, run_shard: Callable[[OwnedShard], Awaitable[None]]) -> None:
+        """Join, and run ``run_shard`` for each shard owned, until cancelled.
+
+        A shard's task is cancelled when the shard is to move, and the shard is let go once it
+        has ended: clean up in ``finally``, shielded if it must be.  One that returns by itself
+        keeps its shard; it is not run again.  An exception of one ends the worker.
+
+        Raises:
+            LeaseLostError: the session was lost; all tasks were cancelled before.
+
+        Cancelled, it ends the tasks and leaves the group.
+        """
+        async with self._membership:
+            session = await self._sessions.get(self._name.namespace, self._membership.ttl_ms)
+            async with self._assignments.watch() as watch, anyio.create_task_group() as tasks:
+                tasks.start_soon(self._listen, watch)
+                tasks.start_soon(self._let_go, session)
+                while True:
+                    self._changed = anyio.Event()
+                    found = await self._assignments.list()
+                    self._follow(found, session, tasks, run_shard)
+                    with anyio.move_on_after(REVIEW_S):
+                        await self._changed.wait()
+
+    async def report_load(self, loads: Mapping[str, float]) -> None:
+        """Tell what shards cost; the next spreading weighs by it.  Cancelled, it may be told."""
+        session = await self._sessions.get(self._name.namespace, self._membership.ttl_ms)
+        report = ReportLoad(
+            group=self._name.name,
+            member=self.member,
+            loads={checked_name(shard): float(load) for shard, load in loads.items()},
+        )
+        await session.call(report, Done)
+
+    # --- inside -------------------------------------------------------------------------
+
+    async def _listen(self, watch: Watch) -> None:
+        async for _ in watch:
+            while watch.take_arrived() is not None:
+                pass  # One look at the whole follows any number of changes.
+            self._changed.set()
+
+    def _follow(
+        self,
+        found: Assignment,
+        session: Session,
+        tasks: TaskGroup,
+        run_shard: Callable[[OwnedShard], Awaitable[None]],
+    ) -> None:
+        mine = {row.shard: row for row in found.shards if row.owner == self.member}
+        for shard, owned in self.owned.items():
+            row = mine.get(shard)
+            if row is None or row.revoked or row.token != owned.token:
+                owned.is_revoked = True
+                self._scopes[shard].cancel()
+        for shard, row in mine.items():
+            if shard in self.owned:
+                continue
+            if row.revoked:
+                self._stop(shard)  # Never begun here, or let go before the answer was lost.
+                continue
+            owned = OwnedShard(session, self._name, shard, row.token)
+            self.owned[shard] = owned
+            self._scopes[shard] = anyio.CancelScope()
+            tasks.start_soon(self._run_one, owned, self._scopes[shard], run_shard)
+
+    async def _run_one(
+        self,
+        owned: OwnedShard,
+        scope: anyio.CancelScope,
+        run_shard: Callable[[OwnedShard], Awaitable[None]],
+    ) -> None:
+        with scope:
+            await run_shard(owned)
+            await anyio.sleep_forever()  # Done with it, and its owner still.
+        del self.owned[owned.shard], self._scopes[owned.shard]
+        self._stop(owned.shard)
+        self._changed.set()
+
+    def _stop(self, shard: str) -> None:
+        if shard not in self._stopped:
+            self._stopped.append(shard)
+        self._wake_let_go.set()
+
+    async def _let_go(self, session: Session) -> None:
+        """Tell the cluster which shards have stopped, so that their new owners can begin."""
+        backoff = Backoff(self._sessions.calls.routing.environment.rng)
+        while True:
+            await self._wake_let_go.wait()
+            self._wake_let_go = anyio.Event()
+            stopped, self._stopped = self._stopped, []
+            if not stopped:
+                continue
+            try:
+                await self._tell_let_go(session, stopped)
+            except SessionExpiredError:
+                return  # They are others' already.
+            except LogdError:
+                self._stopped += stopped
+                self._wake_let_go.set()
+                await anyio.sleep(backoff.next_delay_s())
+            else:
+                backoff.reset()
+
+    async def _tell_let_go(self, session: Session, shards: list[str]) -> None:
+        let_go = LetGo(group=self._name.name, member=self.member, shards=shards)
+        try:
+            await session.call(let_go, Done)
+        except RefusedError as error:
+            if isinstance(error, SessionExpiredError):
+                raise
+            if len(shards) > 1:
+                # One that is this member's no more spoils it for all: each by itself.
+                for shard in shards:
+                    await self._tell_let_go(session, [shard])

@@ -1,0 +1,317 @@
+"""Asking the coordination log: find a namespace's leader, ask it, ask again.
+
+A command of a session carries a sequence, and the log keeps its result until we say that we
+have it.  So a command whose answer was lost is simply sent again, wherever the leader is by
+then, and takes effect once.  That is also why silence is not waited out: an attempt ends after
+a second or two and the next one goes to whoever leads.
+
+Questions that may be held back (``wait_ms``) travel on a connection of their own, and only so
+many at a time: a broker reads no further from a connection with too many requests open, and a
+thousand who wait for locks must not keep those who hold them from giving them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio
+import msgspec
+
+from logd.errors import (
+    ERROR_BY_CODE,
+    LogdError,
+    NotLeaderError,
+    ProtocolError,
+    RequestTimeoutError,
+    SessionExpiredError,
+    UnavailableError,
+    UnknownServerError,
+    UnknownTopicError,
+    UsageError,
+)
+from logd.limits import REQUESTS_IN_FLIGHT_MAX
+from logd.types import GroupId, NodeId
+from logd.wire.coordination import (
+    COORDINATION_TOPIC,
+    Answer,
+    Command,
+    Query,
+    Refused,
+    Result,
+    partition_of,
+)
+from logd.wire.messages import (
+    CoordinateRequest,
+    KeepAliveRequest,
+    KeepAliveResponse,
+    Message,
+    QueryRequest,
+    TopicInfo,
+)
+from logd_client.backoff import Backoff
+from logd_client.connection import Answer as ConnectionAnswer
+from logd_client.connection import Connection, Lane
+from logd_client.routing import Routing
+
+ATTEMPT_TIMEOUT_S: Final = 2.0
+"""A leader that says nothing for this long may be none any more."""
+
+ATTEMPT_TIMEOUT_S_MAX: Final = 16.0
+"""It may also only be slow: each attempt waits twice as long as the one before."""
+
+WAIT_S_MAX: Final = 5.0
+"""How long a question is held back at most; then it is asked again."""
+
+WAIT_S_CROWDED: Final = 0.5
+"""The same while others are in line to ask."""
+
+WAITERS_MAX: Final = REQUESTS_IN_FLIGHT_MAX // 2
+
+CREATION_TIMEOUT_S: Final = 15.0
+"""How long the topic may take to come to be, the first time that anybody asks for it."""
+
+_COMMANDS: Final = msgspec.msgpack.Encoder()
+_RESULTS: Final = msgspec.msgpack.Decoder(Result)
+_ANSWERS: Final = msgspec.msgpack.Decoder(Answer)
+
+
+class Calls:
+    """The way to the coordination log, for all of one client."""
+
+    def __init__(self, routing: Routing) -> None:
+        self.routing = routing
+        self.clock = routing.environment.clock
+        self._waiters = anyio.CapacityLimiter(WAITERS_MAX)
+
+    # --- commands -----------------------------------------------------------------------
+
+    async def command(
+        self,
+        namespace: str,
+        command: Command,
+        *,
+        session: int = 0,
+        sequence: int = 0,
+        acknowledged: Callable[[], int] = lambda: 0,
+        on_sent: Callable[[float], None] | None = None,
+        timeout_s: float | None = None,
+    ) -> Result:
+        """Have ``command`` carried out, once, and return its result.
+
+        Args:
+            sequence: 0 for what may be repeated without harm.
+            acknowledged: the session's, at the time of each attempt.
+            on_sent: gets the time of each attempt before it is sent.
+
+        Raises:
+            LogdError: it was refused, with ``may_have_applied`` False; or time is up, and
+                ``may_have_applied`` says whether an attempt may still take effect.
+
+        Cancelled, it may still be carried out.
+        """
+        body = _encoded(command)
+
+        def request(group: GroupId, timeout_ms: int) -> Message:
+            if on_sent is not None:
+                on_sent(self.clock())
+            return CoordinateRequest(
+                group=group,
+                namespace=namespace,
+                session=session,
+                sequence=sequence,
+                acknowledged=acknowledged(),
+                timeout_ms=timeout_ms,
+            )
+
+        answer, is_in_doubt = await self._ask(namespace, request, body, Lane.COORDINATE, timeout_s)
+        result: Result = _decoded(_RESULTS, answer)
+        if isinstance(result, Refused):
+            error = error_from_refusal(result)
+            # The results of a session go with it, also that of an earlier attempt.
+            error.may_have_applied = is_in_doubt and isinstance(error, SessionExpiredError)
+            raise error
+        return result
+
+    # --- questions ----------------------------------------------------------------------
+
+    async def query(
+        self, namespace: str, query: Query, *, wait_s: float = 0, timeout_s: float | None = None
+    ) -> Answer:
+        """Read.  The answer knows of all that was acknowledged before the call.
+
+        Args:
+            wait_s: at least about how long it may be held back, if the query can be.
+
+        Raises:
+            LogdError: it was refused, or could not be answered in time.
+        """
+        body = _encoded(query)
+        if not wait_s:
+            ask = _query_of(namespace, 0)
+            answer, _ = await self._ask(namespace, ask, body, Lane.COORDINATE, timeout_s)
+            return _checked(answer)
+        async with self._waiters:
+            held_s = min(wait_s, WAIT_S_MAX)
+            if self._waiters.statistics().tasks_waiting:
+                held_s = min(held_s, WAIT_S_CROWDED)
+            ask = _query_of(namespace, int(held_s * 1000))
+            answer, _ = await self._ask(namespace, ask, body, Lane.WAIT, timeout_s, held_s=held_s)
+            return _checked(answer)
+
+    # --- keep-alives --------------------------------------------------------------------
+
+    async def keep_alive(self, group: GroupId, sessions: list[int], timeout_s: float) -> list[int]:
+        """Renew sessions, in one attempt; those that have expired.
+
+        Raises:
+            LogdError: the leader could not be asked.
+        """
+        connection = await self.routing.leader_connection(group, Lane.SESSION, 0)
+        try:
+            request = KeepAliveRequest(group=group, sessions=sessions)
+            response = (await connection.exchange(request, b"", timeout_s)).message
+        except NotLeaderError as error:
+            self._note_leader(group, error)
+            raise
+        assert isinstance(response, KeepAliveResponse)
+        return response.expired
+
+    # --- finding and asking the leader ----------------------------------------------------
+
+    async def group_of(self, namespace: str) -> GroupId:
+        """Where a namespace lives.  The first to ask ever makes the cluster create the topic.
+
+        Raises:
+            LogdError: nobody could tell.
+        """
+        known = self.routing.view.topic(COORDINATION_TOPIC)
+        topic = known if known is not None else await self._await_topic()
+        number = partition_of(namespace, len(topic.partitions))
+        return next(GroupId(row.group) for row in topic.partitions if row.partition == number)
+
+    async def _await_topic(self) -> TopicInfo:
+        deadline = self.clock() + CREATION_TIMEOUT_S
+        backoff = Backoff(self.routing.environment.rng)
+        while True:
+            try:
+                return await self.routing.topic(COORDINATION_TOPIC)
+            except UnknownTopicError as error:
+                delay_s = backoff.next_delay_s()
+                if self.clock() + delay_s >= deadline:
+                    raise UnavailableError(
+                        f"the cluster has no topic {COORDINATION_TOPIC} yet, although it was asked "
+                        f"for {CREATION_TIMEOUT_S:g} s: is there a majority of the controllers?"
+                    ) from error
+                await anyio.sleep(delay_s)
+
+    async def find_leader(
+        self, group: GroupId, lane: Lane, failures: int, suspect: NodeId | None
+    ) -> Connection:
+        """The connection to ask next; after a failure the cluster is asked first who leads."""
+        if failures:
+            await self.look_again(group, failures, suspect)
+        return await self.routing.leader_connection(group, lane, failures)
+
+    async def look_again(self, group: GroupId, failures: int, suspect: NodeId | None) -> None:
+        """Ask the cluster who leads; see ``Routing.look_again``."""
+        await self.routing.look_again(COORDINATION_TOPIC, group, failures, suspect)
+
+    async def _ask(
+        self,
+        namespace: str,
+        request: Callable[[GroupId, int], Message],
+        body: bytes,
+        lane: Lane,
+        timeout_s: float | None,
+        *,
+        held_s: float = 0,
+    ) -> tuple[ConnectionAnswer, bool]:
+        """The answer, and whether an earlier attempt may have taken effect."""
+        backoff = Backoff(self.routing.environment.rng)
+        timeout_s = self.routing.request_timeout_s if timeout_s is None else timeout_s
+        deadline = self.clock() + timeout_s + held_s
+        attempt_s = ATTEMPT_TIMEOUT_S
+        is_in_doubt = False
+        is_redirected = False
+        suspect: NodeId | None = None
+        while True:
+            left_s = max(deadline - self.clock(), 0.001)
+            try:
+                group = await self.group_of(namespace)
+                failures = 0 if is_redirected else backoff.failures
+                connection = await self.find_leader(group, lane, failures, suspect)
+                suspect = connection.node
+                this_s = min(attempt_s + held_s, left_s)
+                message = request(group, max(1, int(this_s * 1000)))
+                return await connection.exchange(message, body, this_s), is_in_doubt
+            except LogdError as error:
+                is_in_doubt = is_in_doubt or error.may_have_applied
+                delay_s = backoff.next_delay_s()
+                is_over = self.clock() + delay_s >= deadline
+                if is_over or not (error.retriable or isinstance(error, UnknownTopicError)):
+                    error.may_have_applied = is_in_doubt
+                    raise
+                is_redirected = self._is_redirected(error, namespace) and backoff.failures == 1
+                if isinstance(error, RequestTimeoutError):
+                    attempt_s = min(2 * attempt_s, ATTEMPT_TIMEOUT_S_MAX)
+            if not is_redirected:
+                await anyio.sleep(delay_s)
+
+    def _is_redirected(self, error: LogdError, namespace: str) -> bool:
+        topic = self.routing.view.topic(COORDINATION_TOPIC)
+        if not isinstance(error, NotLeaderError) or topic is None:
+            return False
+        number = partition_of(namespace, len(topic.partitions))
+        for row in topic.partitions:
+            if row.partition == number:
+                self._note_leader(GroupId(row.group), error)
+        return error.leader is not None
+
+    def _note_leader(self, group: GroupId, error: NotLeaderError) -> None:
+        leader = None if error.leader is None else NodeId(error.leader)
+        self.routing.view.note_leader(group, leader)
+
+
+def _query_of(namespace: str, wait_ms: int) -> Callable[[GroupId, int], Message]:
+    def request(group: GroupId, timeout_ms: int) -> Message:
+        return QueryRequest(
+            group=group, namespace=namespace, wait_ms=wait_ms, timeout_ms=timeout_ms
+        )
+
+    return request
+
+
+def error_from_refusal(refused: Refused) -> LogdError:
+    """The exception for a command that was judged and took no effect."""
+    found = ERROR_BY_CODE.get(refused.code)
+    if found is None:
+        error: LogdError = UnknownServerError(
+            f"error code {refused.code}, unknown to this client: {refused.message}"
+        )
+    else:
+        error = found(refused.message)
+    error.may_have_applied = False
+    return error
+
+
+def _checked(received: ConnectionAnswer) -> Answer:
+    answer: Answer = _decoded(_ANSWERS, received)
+    if isinstance(answer, Refused):
+        raise error_from_refusal(answer)
+    return answer
+
+
+def _encoded(message: Command | Query) -> bytes:
+    try:
+        return _COMMANDS.encode(message)
+    except (TypeError, ValueError, OverflowError) as error:
+        # An argument of the caller's: half a character, a number beyond 64 bits.
+        raise UsageError(f"{type(message).__name__} cannot be sent: {error}") from error
+
+
+def _decoded(decoder: Any, answer: ConnectionAnswer) -> Any:
+    try:
+        return decoder.decode(answer.body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"a result cannot be read: {error}") from error

@@ -1,0 +1,109 @@
+"""Fencing tokens carried to the log, which refuses those who were replaced.
+
+A lease that is checked by its holder's clock protects nothing from a holder that stands still
+between the check and the write.  So the write carries the lease's token, and the partition's
+leader refuses one that is older than the newest it has seen (``FencedError``,
+``may_have_applied=False``).  Raising a fence makes a partition see a token before anything is
+written with it: from then on nothing of an earlier holder can land.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import anyio
+
+from logd.errors import LogdError, UsageError
+from logd.types import GroupId
+from logd.wire.messages import RaiseFenceRequest, RaiseFenceResponse, TopicInfo
+from logd_client.arguments import require_text
+from logd_client.routing import Routing
+
+_RAISES_AT_ONCE = 64
+
+
+class Fence(NamedTuple):
+    """What an append carries: which lock, election or shard, and which grant of it."""
+
+    id: int
+    token: int
+
+
+class HasFence(Protocol):
+    """A lease, or whatever else has been granted."""
+
+    @property
+    def fence(self) -> Fence: ...
+
+
+def fence_of(fence: Fence | HasFence) -> Fence:
+    """The fence of a lease; a fence stays as it is.
+
+    Raises:
+        UsageError: it is neither, or a lease that several may hold.
+    """
+    found: object = fence
+    if not isinstance(found, Fence):
+        found = getattr(found, "fence", None)
+    if not isinstance(found, Fence):
+        raise UsageError(f"fence must be a lease, or a lease's fence, not {fence!r}")
+    return found
+
+
+async def topics_of(routing: Routing, names: Sequence[str]) -> list[TopicInfo]:
+    """Describe topics that are to be protected.
+
+    Raises:
+        UnknownTopicError: there is no such topic.
+        UsageError: not a list of names.
+    """
+    if isinstance(names, str):
+        raise UsageError(f"protects must be a list of topics, not the str {names!r}")
+    for name in names:
+        require_text("a topic", name)
+    return [await routing.topic(name) for name in names]
+
+
+async def raise_fences(
+    routing: Routing, topics: Sequence[TopicInfo], fence: Fence
+) -> dict[tuple[str, int], int]:
+    """Have every partition of ``topics`` refuse what is older than ``fence``.
+
+    Returns:
+        By topic and partition the offset below which all lies that older tokens have written.
+
+    Raises:
+        FencedError: a partition has seen a newer token: this lease is over.
+        LogdError: a partition could not be reached in time; others may have been raised.
+
+    Cancelled, some partitions may have been raised: that is harmless.
+    """
+    offsets: dict[tuple[str, int], int] = {}
+    failures: list[LogdError] = []
+    limit = anyio.CapacityLimiter(_RAISES_AT_ONCE)
+
+    async def raise_one(topic: str, partition: int, group: GroupId) -> None:
+        request = RaiseFenceRequest(
+            group=group,
+            fence_id=fence.id,
+            token=fence.token,
+            timeout_ms=int(routing.request_timeout_s * 1000),
+        )
+        async with limit:
+            try:
+                # Repeated it changes nothing, so it may be repeated.
+                response = await routing.call_leader(group, request, RaiseFenceResponse)
+            except LogdError as error:
+                failures.append(error)
+                tasks.cancel_scope.cancel()
+            else:
+                offsets[topic, partition] = response.offset
+
+    async with anyio.create_task_group() as tasks:
+        for topic in topics:
+            for row in topic.partitions:
+                tasks.start_soon(raise_one, topic.name, row.partition, GroupId(row.group))
+    if failures:
+        raise failures[0]
+    return offsets

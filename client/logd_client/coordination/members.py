@@ -1,0 +1,247 @@
+"""Group membership: who is there, kept true by sessions.
+
+    async with client.members("workers").join("host-1", b"10.0.0.1:80"):
+        ...                                       # a member for as long as the body runs
+
+    async with client.members("workers").follow() as views:
+        async for members in views: ...           # the whole group, after each change
+
+A member goes when it leaves or when its session is lost, so the list is a liveness view: a
+crashed member is listed for its session's time to live at most.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import anyio
+
+from logd.errors import LeaseLostError, LogdError, UsageError
+from logd.wire.coordination import Done, Event, Join, Leave, Member, Members, ReadMembers
+from logd_client.coordination.leases import settle
+from logd_client.coordination.names import Name, checked_bytes, checked_name
+from logd_client.coordination.session import Session, Sessions
+from logd_client.coordination.watches import Watch
+
+
+class Group:
+    """A group of members.  Made by ``Client.members``."""
+
+    def __init__(self, sessions: Sessions, name: Name, ttl_ms: int | None) -> None:
+        self._sessions = sessions
+        self._name = name
+        self._ttl_ms = ttl_ms
+
+    def join(self, member: str | None = None, data: bytes | str = b"") -> Membership:
+        """Be a member: ``async with group.join(name, data) as membership``.
+
+        The body is cancelled when the session is lost, and ``LeaseLostError`` raised then.
+
+        Args:
+            member: unique in the group; default: drawn at random.
+            data: shown to whoever lists or watches.
+
+        Raises, on entering:
+            ConflictError: another client's session has a member of that name.
+
+        Leaving leaves the group; cancelled too.
+        """
+        if member is None:
+            member = self._sessions.calls.routing.environment.rng.randbytes(8).hex()
+        return Membership(
+            self._sessions,
+            self._name,
+            checked_name(member),
+            checked_bytes("data", data),
+            self._ttl_ms,
+        )
+
+    async def list(self) -> Members:
+        """All members, in order of their names, and the revision that this is true of.
+        Cancelling it changes nothing."""
+        answer = await self._sessions.calls.query(
+            self._name.namespace, ReadMembers(group=self._name.name)
+        )
+        assert isinstance(answer, Members)
+        return answer
+
+    def watch(self, revision: int | None = None) -> Watch:
+        """Who joined, changed or left (``event.subject``): ``async with group.watch() as events``.
+
+        Args:
+            revision: the first whose events are wanted, for example one behind that of a list;
+                default: from now on.
+        """
+        return Watch(
+            self._sessions.calls,
+            self._name.namespace,
+            "member",
+            self._name.name.encode(),
+            None,
+            revision,
+        )
+
+    def follow(self) -> GroupView:
+        """The members as they are after each change, the present ones first."""
+        return GroupView(self)
+
+
+class Membership:
+    """One member.  Made by ``Group.join``; use as a context manager."""
+
+    def __init__(
+        self, sessions: Sessions, group: Name, member: str, data: bytes, ttl_ms: int | None
+    ) -> None:
+        self.member = member
+        self._sessions = sessions
+        self._group = group
+        self._data = data
+        self.ttl_ms = ttl_ms
+        self._session: Session | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._error: LogdError | None = None
+
+    async def join(self) -> Session:
+        """Join, without a scope around what follows; the session that it hangs on.
+
+        Cancelled, the member leaves again.
+        """
+        if self._session is not None:
+            raise UsageError("a membership is entered once; make another one")
+        session = await self._sessions.get(self._group.namespace, self.ttl_ms)
+        join = Join(group=self._group.name, member=self.member, data=self._data)
+        try:
+            await session.call(join, Done)
+        except LogdError as error:
+            if error.may_have_applied:
+                await settle(self._sessions, session, self._leave_command())
+            raise
+        except BaseException:
+            await settle(self._sessions, session, self._leave_command())
+            raise
+        self._session = session
+        session.on_loss[self] = self._on_lost
+        return session
+
+    async def update(self, data: bytes | str) -> None:
+        """Change the data.  Cancelled, they may have been changed.
+
+        Raises:
+            SessionExpiredError: this is no member any more.
+        """
+        if self._session is None:
+            raise UsageError("not a member: enter the context first")
+        join = Join(group=self._group.name, member=self.member, data=checked_bytes("data", data))
+        await self._session.call(join, Done)
+
+    async def leave(self) -> None:
+        """Leave the group.  Not a member any more, it does nothing.  Cancelled, it leaves all
+        the same."""
+        session, self._session = self._session, None
+        if session is None:
+            return
+        session.on_loss.pop(self, None)
+        if not session.is_lost():
+            await settle(self._sessions, session, self._leave_command())
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its session is lost."""
+        if self._session is not None:
+            self._session.is_lost()
+        return self._error is not None
+
+    async def __aenter__(self) -> Membership:
+        session = await self.join()
+        self._scope = anyio.CancelScope()
+        self._scope.__enter__()
+        if session.is_lost():
+            self._scope.cancel()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        scope, self._scope = self._scope, None
+        assert scope is not None
+        is_lost = self.is_lost
+        is_swallowed = bool(scope.__exit__(kind, error, traceback))
+        await self.leave()
+        if is_lost and (error is None or is_swallowed):
+            raise LeaseLostError(
+                f"member {self.member} of {self._group} is lost: {self._error}"
+            ) from self._error
+        return is_swallowed
+
+    def _leave_command(self) -> Leave:
+        return Leave(group=self._group.name, member=self.member)
+
+    def _on_lost(self, error: LogdError) -> None:
+        self._error = error
+        if self._scope is not None:
+            self._scope.cancel()
+
+
+class GroupView:
+    """A group as it is after each change.  Made by ``Group.follow``."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._watch = group.watch()
+        self._members: dict[str, Member] = {}
+        self._read_at = -1
+        self._is_first_told = False
+
+    async def __aenter__(self) -> GroupView:
+        """Begin, with who is there now.  Raises as ``Watch``."""
+        await self._watch.__aenter__()
+        try:
+            found = await self._group.list()
+        except BaseException:
+            await self._watch.aclose()
+            raise
+        self._read_at = found.revision
+        self._members = {member.member: member for member in found.members}
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._watch.aclose()
+
+    def __aiter__(self) -> GroupView:
+        return self
+
+    async def __anext__(self) -> tuple[Member, ...]:
+        if not self._is_first_told:
+            self._is_first_told = True
+            return self._present()
+        while (event := await self._watch.next()) is not None:
+            if event.revision > self._read_at:
+                self._apply(event)
+                return self._present()
+        raise StopAsyncIteration
+
+    def _present(self) -> tuple[Member, ...]:
+        return tuple(self._members[name] for name in sorted(self._members))
+
+    def _apply(self, event: Event) -> None:
+        if event.change == "left":
+            self._members.pop(event.subject, None)
+            return
+        known = self._members.get(event.subject)
+        joined = event.revision if event.change == "joined" or known is None else known.joined
+        client = "" if known is None else known.client
+        self._members[event.subject] = Member(
+            member=event.subject,
+            session=event.session,
+            client=client,
+            joined=joined,
+            data=event.value,
+        )

@@ -1,0 +1,545 @@
+"""Work queues: put, claim, complete; retries with back-off, dead letters, order per key.
+
+    queue = client.queue("emails")
+    await queue.put(b"hello")
+    await queue.work(send_email, concurrency=8)        # in each worker
+
+An item that was claimed and neither completed nor renewed in time is handed out again, with a
+larger token; the earlier claim can complete it no more.  So an item's *handler* may run more
+than once, at the same time even, and its *completion* is taken once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
+
+import anyio
+import msgspec
+
+from logd.errors import (
+    ClaimLostError,
+    LogdError,
+    NotHeldError,
+    SessionExpiredError,
+    UnknownNameError,
+    UsageError,
+)
+from logd.limits import ITEMS_PER_COMMAND_MAX
+from logd.wire.coordination import (
+    ClaimedItem,
+    ClaimItems,
+    CompleteItems,
+    ConfigureQueue,
+    DeadItem,
+    DeleteQueue,
+    Done,
+    Item,
+    ItemClaim,
+    ItemsClaimed,
+    ItemsPut,
+    ItemsSettled,
+    PutItems,
+    QueueOptions,
+    QueueStatistics,
+    ReadQueue,
+    RedriveItems,
+    ReleaseItems,
+    RenewItems,
+    fence_id_of,
+)
+from logd_client.arguments import require_between
+from logd_client.backoff import Backoff
+from logd_client.coordination.fences import Fence
+from logd_client.coordination.names import Name, checked_bytes
+from logd_client.coordination.session import PendingCommand, Session, Sessions
+from logd_client.coordination.watches import Watch
+
+POLL_S: Final = 5.0
+"""Whoever waits for items looks again this often, besides hearing that one is ready."""
+
+STOPPED: Final = "the worker stopped"
+RENEWALS_PER_VISIBILITY: Final = 3
+REASON_CHARACTERS_MAX: Final = 60
+DEAD_ITEMS_SHOWN: Final = 100
+SETTLE_TIMEOUT_S: Final = 10.0
+"""How long a worker that is cancelled waits until an item is given back."""
+
+
+class Claim:
+    """An item that was handed out, until it is settled or its time runs out."""
+
+    __slots__ = ("_claimed_at", "_visibility_s", "item", "queue", "session")
+
+    def __init__(
+        self,
+        queue: Queue,
+        session: Session,
+        item: ClaimedItem,
+        claimed_at: float,
+        visibility_s: float | None,
+    ) -> None:
+        self.queue = queue
+        self.session = session
+        self.item = item
+        self._claimed_at = claimed_at
+        self._visibility_s = visibility_s
+
+    def __repr__(self) -> str:
+        return f"<Claim item={self.id} token={self.token} attempt={self.attempt}>"
+
+    @property
+    def id(self) -> int:
+        return self.item.item
+
+    @property
+    def token(self) -> int:
+        """Grows with each claim of the item."""
+        return self.item.token
+
+    @property
+    def payload(self) -> bytes:
+        return self.item.payload
+
+    @property
+    def key(self) -> bytes:
+        return self.item.key
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first."""
+        return self.item.attempt
+
+    @property
+    def put_ms(self) -> int:
+        return self.item.put_ms
+
+    @property
+    def fence(self) -> Fence:
+        """What appends carry, so that those of a claim that was lost are refused."""
+        name = self.queue.name
+        return Fence(fence_id_of(name.namespace, "queue", f"{name.name}/{self.id}"), self.token)
+
+    async def complete(self) -> None:
+        """The item is done: it is never handed out again.
+
+        Raises:
+            ClaimLostError: the claim had run out; it is handed to somebody else, or was.
+            LogdError: the cluster could not be reached; see ``may_have_applied``.
+
+        Cancelled, it may have been completed.
+        """
+        await self.queue.complete(self)
+
+    async def release(
+        self, reason: str = "", *, delay_s: float | None = None, dead: bool = False
+    ) -> None:
+        """Give the item back, to be handed out again after ``delay_s`` (default: the queue's
+        back-off), or ``dead`` to the dead letters.  Raises and is cancelled as ``complete``."""
+        await self.queue.release(self, reason=reason, delay_s=delay_s, dead=dead)
+
+    async def renew(self, visibility_s: float | None = None) -> None:
+        """Hold it for longer, from now.  Raises ``NotHeldError`` if it had run out."""
+        await self.queue.renew(self, visibility_s=visibility_s)
+
+
+class Queue:
+    """A work queue.  Made by ``Client.queue``."""
+
+    def __init__(self, sessions: Sessions, name: Name) -> None:
+        self.name = name
+        self._sessions = sessions
+
+    # --- putting ------------------------------------------------------------------------
+
+    async def put(
+        self,
+        payload: bytes | str,
+        *,
+        key: bytes | str = b"",
+        delay_s: float = 0,
+        priority: int = 0,
+    ) -> int:
+        """Put one item; its id.  It is in the queue, once, when this returns.
+
+        Args:
+            key: items of one key are handed out one at a time, in order.
+            delay_s: not handed out before.
+            priority: higher ones first, among those that are due.
+
+        Raises:
+            QuotaExceededError: the namespace is full; the message has the figure.
+            LogdError: refused, or not answered in time; see ``may_have_applied``.
+
+        Cancelled, it may have been put.
+        """
+        ids = await self.put_many([make_item(payload, key=key, delay_s=delay_s, priority=priority)])
+        return ids[0]
+
+    async def put_many(self, items: Sequence[Item | bytes | str]) -> list[int]:
+        """Put items; their ids in order.  Items of one call, up to
+        ``ITEMS_PER_COMMAND_MAX``, are put together or not at all.  Raises as ``put``."""
+        whole = [item if isinstance(item, Item) else make_item(item) for item in items]
+        ids: list[int] = []
+        for at in range(0, len(whole), ITEMS_PER_COMMAND_MAX):
+            command = PutItems(queue=self.name.name, items=whole[at : at + ITEMS_PER_COMMAND_MAX])
+            put = await self._sessions.call(self.name.namespace, command, ItemsPut)
+            ids += put.items
+        return ids
+
+    # --- claiming -----------------------------------------------------------------------
+
+    async def claim(
+        self, count: int = 1, *, visibility_s: float | None = None, wait_s: float = 0
+    ) -> list[Claim]:
+        """Take up to ``count`` items that are due; perhaps none.
+
+        Args:
+            visibility_s: how long the claims hold unless renewed; default: the queue's.
+            wait_s: wait so long for the first, if none is due.
+
+        Raises:
+            LogdError: refused, or the cluster cannot be reached.
+
+        Cancelled, what was claimed meanwhile is given back at once.
+        """
+        require_between("count", count, 1, ITEMS_PER_COMMAND_MAX)
+        claims = await self._claim_now(count, visibility_s)
+        if claims or not wait_s:
+            return claims
+        deadline = self._sessions.calls.clock() + wait_s
+        async with self.watch() as watch:
+            while True:
+                claims = await self._claim_now(count, visibility_s)
+                left_s = deadline - self._sessions.calls.clock()
+                if claims or left_s <= 0:
+                    return claims
+                await _wait_for_event(watch, min(left_s, POLL_S))
+
+    async def _claim_now(self, count: int, visibility_s: float | None) -> list[Claim]:
+        session = await self._sessions.get(self.name.namespace)
+        command = ClaimItems(
+            queue=self.name.name, count=count, visibility_ms=_ms_of("visibility_s", visibility_s)
+        )
+        pending = await session.prepare(command)
+        asked_at = self._sessions.calls.clock()
+        try:
+            claimed = await pending.result(ItemsClaimed)
+        except LogdError:
+            pending.finish()
+            raise
+        except BaseException:
+            # Cancelled: whatever was claimed is somebody else's to do.
+            self._sessions.calls.routing.tasks.start_soon(self._unclaim, pending)
+            raise
+        pending.finish()
+        return [Claim(self, session, item, asked_at, visibility_s) for item in claimed.items]
+
+    async def _unclaim(self, pending: PendingCommand) -> None:
+        try:
+            if not pending.is_sent:
+                return
+            claimed = await pending.result(ItemsClaimed)
+            if claimed.items:
+                claims = [ItemClaim(item=one.item, token=one.token) for one in claimed.items]
+                release = ReleaseItems(
+                    queue=self.name.name, claims=claims, reason="the claimer gave up", delay_ms=0
+                )
+                await pending.session.call(release, ItemsSettled)
+        except LogdError:
+            return  # The claims run out.
+        finally:
+            pending.finish()
+
+    # --- settling -----------------------------------------------------------------------
+
+    async def complete(self, *claims: Claim) -> None:
+        """Done with these.  Raises as ``Claim.complete``, naming those that were lost; the
+        others are completed."""
+        await self._settle(claims, lambda named: CompleteItems(queue=self.name.name, claims=named))
+
+    async def release(
+        self,
+        *claims: Claim,
+        reason: str = "",
+        delay_s: float | None = None,
+        dead: bool = False,
+    ) -> None:
+        """Give claims back; see ``Claim.release``."""
+        delay_ms = _ms_of("delay_s", delay_s)
+        await self._settle(
+            claims,
+            lambda named: ReleaseItems(
+                queue=self.name.name,
+                claims=named,
+                reason=reason[:REASON_CHARACTERS_MAX],
+                delay_ms=delay_ms,
+                dead=dead,
+            ),
+        )
+
+    async def renew(self, *claims: Claim, visibility_s: float | None = None) -> None:
+        """Hold claims for longer, from now; all of them, or ``NotHeldError`` and none."""
+        visibility_ms = _ms_of("visibility_s", visibility_s)
+        for session, named in _by_session(claims):
+            command = RenewItems(queue=self.name.name, claims=named, visibility_ms=visibility_ms)
+            await session.call(command, Done)
+
+    async def _settle(
+        self,
+        claims: Iterable[Claim],
+        command: Callable[[list[ItemClaim]], CompleteItems | ReleaseItems],
+    ) -> None:
+        stale: list[int] = []
+        for session, named in _by_session(claims):
+            try:
+                settled = await session.call(command(named), ItemsSettled)
+            except SessionExpiredError as error:
+                if error.may_have_applied:
+                    raise
+                stale += [claim.item for claim in named]
+            else:
+                stale += settled.stale
+        if stale:
+            raise ClaimLostError(
+                f"queue {self.name}: the claims of items {', '.join(map(str, stale))} had run out"
+            )
+
+    # --- looking after it ---------------------------------------------------------------
+
+    async def configure(self, **options: int) -> QueueOptions:
+        """Make the queue, or change its options: ``attempts_max``, ``backoff_ms``,
+        ``backoff_max_ms``, ``visibility_ms``, ``dead_items_max``; what is not named keeps its
+        value.  Cancelled, it may have been done.
+
+        Raises:
+            UsageError: there is no such option.
+        """
+        unknown = sorted(options.keys() - set(QueueOptions.__struct_fields__))
+        if unknown:
+            raise UsageError(
+                f"a queue has no option {unknown[0]!r}, expected one of "
+                f"{', '.join(QueueOptions.__struct_fields__)}"
+            )
+        for name, value in options.items():
+            require_between(name, value, 0)
+        try:
+            current = (await self.statistics()).options
+        except UnknownNameError:
+            current = QueueOptions()
+        changed = msgspec.structs.replace(current, **options)
+        command = ConfigureQueue(queue=self.name.name, options=changed)
+        await self._sessions.call(self.name.namespace, command, Done)
+        return changed
+
+    async def statistics(self, *, dead: int = 0) -> QueueStatistics:
+        """Depth, oldest age, in flight, dead, completed; and ``dead`` of the dead items.
+
+        Raises:
+            UnknownNameError: there is no such queue.
+        """
+        answer = await self._sessions.calls.query(
+            self.name.namespace, ReadQueue(queue=self.name.name, dead=dead)
+        )
+        assert isinstance(answer, QueueStatistics)
+        return answer
+
+    async def dead_letters(self, count: int = DEAD_ITEMS_SHOWN) -> list[DeadItem]:
+        """The newest dead items, each with why it died."""
+        return (await self.statistics(dead=count)).dead_items
+
+    async def redrive(self, *items: int) -> list[int]:
+        """Let dead items begin anew, those named or all; which ones did.  Cancelled, it may have
+        been done."""
+        command = RedriveItems(queue=self.name.name, items=list(items))
+        settled = await self._sessions.call(self.name.namespace, command, ItemsSettled)
+        return settled.settled
+
+    async def delete(self) -> None:
+        """Delete the queue with all its items.  Cancelled, it may have been done."""
+        command = DeleteQueue(queue=self.name.name)
+        await self._sessions.call(self.name.namespace, command, Done)
+
+    def watch(self, revision: int | None = None) -> Watch:
+        """Hear when items become ready: ``async with queue.watch() as events``."""
+        return Watch(
+            self._sessions.calls,
+            self.name.namespace,
+            "queue",
+            self.name.name.encode(),
+            None,
+            revision,
+        )
+
+    # --- working ------------------------------------------------------------------------
+
+    async def work(
+        self,
+        handler: Callable[[Claim], Awaitable[None]],
+        *,
+        concurrency: int = 1,
+        batch: int | None = None,
+        visibility_s: float | None = None,
+        until_empty: bool = False,
+    ) -> int:
+        """Claim items, run ``handler`` for each, complete those that return; how many did.
+
+        Claims are renewed while their handlers run.  An item whose handler raises is released
+        with the exception as its reason: it is tried again after the back-off, and dead after
+        ``attempts_max``.  A handler whose claim is lost is cancelled: its item is another's.
+
+        Args:
+            concurrency: handlers that run at the same time.
+            batch: items claimed at once; default: as many as there is room for.
+            visibility_s: how long a claim holds without renewal; default: the queue's.
+            until_empty: return when nothing is due, instead of waiting for more.
+
+        Cancelled, running handlers are cancelled and their items given back.
+        """
+        require_between("concurrency", concurrency, 1, ITEMS_PER_COMMAND_MAX)
+        worker = _QueueWorker(self, handler, concurrency, batch or concurrency, visibility_s)
+        await worker.run(until_empty=until_empty)
+        return worker.completed
+
+
+class _QueueWorker:
+    """One ``Queue.work``."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        handler: Callable[[Claim], Awaitable[None]],
+        concurrency: int,
+        batch: int,
+        visibility_s: float | None,
+    ) -> None:
+        self.completed = 0
+        self._queue = queue
+        self._handler = handler
+        self._room = concurrency
+        self._batch = batch
+        self._visibility_s = visibility_s
+        self._renewal_s = 1.0
+        self._wake = anyio.Event()
+        self._backoff = Backoff(queue._sessions.calls.routing.environment.rng)
+
+    async def run(self, *, until_empty: bool) -> None:
+        queue = self._queue
+        visibility_s = self._visibility_s
+        if visibility_s is None:
+            try:
+                visibility_s = (await queue.statistics()).options.visibility_ms / 1000
+            except UnknownNameError:
+                visibility_s = QueueOptions().visibility_ms / 1000
+        self._renewal_s = visibility_s / RENEWALS_PER_VISIBILITY
+        in_flight = self._room
+        async with queue.watch() as watch, anyio.create_task_group() as tasks:
+            while True:
+                while not self._room:
+                    self._wake = anyio.Event()
+                    await self._wake.wait()
+                try:
+                    claims = await queue.claim(
+                        min(self._room, self._batch), visibility_s=self._visibility_s
+                    )
+                except LogdError as error:
+                    if not (error.retriable or isinstance(error, SessionExpiredError)):
+                        raise
+                    await anyio.sleep(self._backoff.next_delay_s())
+                    continue
+                self._backoff.reset()
+                for claim in claims:
+                    self._room -= 1
+                    tasks.start_soon(self._run_one, claim)
+                if not claims:
+                    if until_empty and self._room == in_flight:
+                        return
+                    await self._wait(watch, until_empty=until_empty)
+
+    async def _wait(self, watch: Watch, *, until_empty: bool) -> None:
+        """Until there may be something to claim, or a handler has ended."""
+        if until_empty:
+            self._wake = anyio.Event()
+            with anyio.move_on_after(POLL_S):
+                await self._wake.wait()
+        else:
+            await _wait_for_event(watch, POLL_S)
+
+    async def _run_one(self, claim: Claim) -> None:
+        is_done = False
+        reason = STOPPED
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._renew, claim, tasks.cancel_scope)
+                try:
+                    await self._handler(claim)
+                    is_done = True
+                except Exception as error:
+                    reason = f"{type(error).__name__}: {error}"
+                tasks.cancel_scope.cancel()
+        finally:
+            self._room += 1
+            self._wake.set()
+            with anyio.move_on_after(SETTLE_TIMEOUT_S, shield=True):
+                await self._settle(claim, is_done, reason)
+
+    async def _renew(self, claim: Claim, scope: anyio.CancelScope) -> None:
+        """Keep the claim while its handler runs; a lost one ends the handler."""
+        backoff = Backoff(self._queue._sessions.calls.routing.environment.rng)
+        while True:
+            await anyio.sleep(self._renewal_s)
+            try:
+                await claim.renew(self._visibility_s)
+            except (NotHeldError, SessionExpiredError):
+                scope.cancel()
+                return
+            except LogdError:
+                await anyio.sleep(backoff.next_delay_s())
+
+    async def _settle(self, claim: Claim, is_done: bool, reason: str) -> None:
+        try:
+            if is_done:
+                await claim.complete()
+                self.completed += 1
+            else:
+                await claim.release(reason, delay_s=0 if reason is STOPPED else None)
+        except LogdError:
+            return  # It was lost, or its time will run out: it is handed out again.
+
+
+async def _wait_for_event(watch: Watch, timeout_s: float) -> None:
+    with anyio.move_on_after(timeout_s):
+        await watch.next()
+    while watch.take_arrived() is not None:
+        pass
+
+
+def make_item(
+    payload: bytes | str, *, key: bytes | str = b"", delay_s: float = 0, priority: int = 0
+) -> Item:
+    """An item to be put; arguments as ``Queue.put``."""
+    delay_ms = _ms_of("delay_s", delay_s)
+    assert delay_ms is not None
+    return Item(
+        payload=checked_bytes("payload", payload),
+        key=checked_bytes("key", key),
+        delay_ms=delay_ms,
+        priority=priority,
+    )
+
+
+def _by_session(claims: Iterable[Claim]) -> list[tuple[Session, list[ItemClaim]]]:
+    found: dict[int, tuple[Session, list[ItemClaim]]] = {}
+    for claim in claims:
+        _, named = found.setdefault(claim.session.id, (claim.session, []))
+        named.append(ItemClaim(item=claim.id, token=claim.token))
+    return list(found.values())
+
+
+def _ms_of(name: str, seconds: float | None) -> int | None:
+    if seconds is None:
+        return None
+    given: object = seconds
+    if type(given) not in (int, float) or not 0 <= seconds < 1e9:
+        raise UsageError(f"{name} must be a number of seconds, not {seconds!r}")
+    return int(seconds * 1000)

@@ -1,0 +1,398 @@
+"""Sessions: one per client and namespace, kept alive by one small message.
+
+All that a client holds in a namespace hangs on its session: locks, candidacies, memberships,
+ephemeral keys, claims.  The brokers let a session go when nothing was heard of it for its time
+to live.  The client has to know before they do, so it counts from when it *sent* the last
+renewal that was acknowledged, on its own monotonic clock, and gives up at ``SAFE_SHARE`` of the
+time to live: clocks that run a little faster or slower do not matter then, and what depends on
+the session is cancelled before anybody else can be given it.  What no counting can exclude, a
+process that stands still in the middle of a write, is the fencing token's business.
+
+Once lost, a session stays lost, also if the brokers would still renew it: what hung on it has
+been told.  The next use opens another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+import anyio
+
+from logd.errors import LogdError, SessionExpiredError, UsageError
+from logd.limits import (
+    RESULTS_PER_SESSION_MAX,
+    SESSION_TTL_MS_MAX,
+    SESSION_TTL_MS_MIN,
+    TEXT_BYTES_MAX,
+)
+from logd.types import GroupId
+from logd.wire.coordination import CloseSession, Command, Done, Opened, OpenSession, Result
+from logd_client.arguments import require_between
+from logd_client.backoff import Backoff
+from logd_client.coordination.calls import Calls
+from logd_client.routing import FAILURES_BEFORE_DOUBTING_THE_TOPIC
+
+SESSION_TTL_MS_DEFAULT: Final = 30_000
+SAFE_SHARE: Final = 0.8
+"""Of the time to live, what the client counts on."""
+
+RENEWALS_PER_TTL: Final = 3
+KEEP_ALIVE_TIMEOUT_S_MAX: Final = 2.0
+SESSIONS_PER_KEEP_ALIVE: Final = 4096
+WINDOW: Final = RESULTS_PER_SESSION_MAX // 2
+"""How far the newest command may be ahead of the oldest that is not answered."""
+
+CLOSE_TIMEOUT_S: Final = 2.0
+"""How long leaving a client may take to give back what it holds; else it expires."""
+
+# A lost renewal can be repeated before the session is given up.
+assert 2 / RENEWALS_PER_TTL < SAFE_SHARE < 1
+
+R = TypeVar("R", bound=Result)
+OnLoss = Callable[[LogdError], None]
+
+
+class Session:
+    """One session.  Made by ``Sessions.get``."""
+
+    def __init__(self, calls: Calls, namespace: str, group: GroupId, opened: Opened) -> None:
+        self.calls = calls
+        self.namespace = namespace
+        self.group = group
+        self.id = opened.session
+        self.ttl_s = opened.ttl_ms / 1000
+        self.error: LogdError | None = None
+        """Why it is lost, if it is."""
+        self.on_loss: dict[object, OnLoss] = {}
+        """What has to end with it."""
+        self.trouble: LogdError | None = None
+        """What stood in the way of the last renewal."""
+        self._renewed_at = 0.0
+        self._next_sequence = 1
+        self._unanswered: dict[int, None] = {}
+        """Sequences in increasing order."""
+        self._answered = anyio.Event()
+
+    # --- how long it lasts ----------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float:
+        """When it is to be given up, unless it is renewed before."""
+        return self._renewed_at + self.ttl_s * SAFE_SHARE
+
+    @property
+    def renew_at(self) -> float:
+        return self._renewed_at + self.ttl_s / RENEWALS_PER_TTL
+
+    def start(self, sent_at: float) -> None:
+        """It was asked for at ``sent_at``, the first time."""
+        self._renewed_at = sent_at
+
+    def renewed(self, sent_at: float) -> None:
+        """A renewal that was sent at ``sent_at`` was acknowledged."""
+        if not self.is_lost():
+            self._renewed_at = max(self._renewed_at, sent_at)
+            self.trouble = None
+
+    def is_lost(self) -> bool:
+        """Whether it is lost, judged by the clock and not by when its keeper last had its turn."""
+        if self.error is None and self.calls.clock() >= self.deadline:
+            reason = "" if self.trouble is None else f"; the last attempt met: {self.trouble}"
+            self.lose(
+                SessionExpiredError(
+                    f"session {self.id} was not renewed for "
+                    f"{self.calls.clock() - self._renewed_at:.1f} s, its time to live is "
+                    f"{self.ttl_s:g} s{reason}"
+                )
+            )
+        return self.error is not None
+
+    def lose(self, error: LogdError) -> None:
+        """Tell all that depends on it.  The first call counts."""
+        if self.error is not None:
+            return
+        self.error = error
+        dependants, self.on_loss = self.on_loss, {}
+        for on_loss in dependants.values():
+            on_loss(error)
+
+    def check(self) -> None:
+        """Raise why it is lost, if it is."""
+        if self.is_lost():
+            assert self.error is not None
+            raise self.error.with_traceback(None)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """The body is cancelled when the session is lost; then why is raised."""
+        self.check()
+        with anyio.CancelScope() as scope:
+            self.on_loss[scope] = lambda _: scope.cancel()
+            try:
+                yield
+            finally:
+                self.on_loss.pop(scope, None)
+        if scope.cancelled_caught:
+            self.check()
+
+    # --- commands -----------------------------------------------------------------------
+
+    @property
+    def acknowledged(self) -> int:
+        """The results of all sequences below are here."""
+        return next(iter(self._unanswered), self._next_sequence)
+
+    async def call(
+        self, command: Command, expected: type[R], *, timeout_s: float | None = None
+    ) -> R:
+        """Have a command carried out, once.
+
+        Raises:
+            SessionExpiredError: the session is lost.
+            LogdError: as ``Calls.command``.
+
+        Cancelled, it may still be carried out.
+        """
+        pending = await self.prepare(command)
+        try:
+            return await pending.result(expected, timeout_s=timeout_s)
+        finally:
+            pending.finish()
+
+    async def prepare(self, command: Command) -> PendingCommand:
+        """Give a command its place in the session."""
+        self.check()
+        while self._next_sequence - self.acknowledged >= WINDOW:
+            await self._answered.wait()
+            self.check()
+        sequence = self._next_sequence
+        self._next_sequence += 1
+        self._unanswered[sequence] = None
+        return PendingCommand(self, command, sequence)
+
+    def finish(self, sequence: int) -> None:
+        """Nobody will ask for that result again."""
+        self._unanswered.pop(sequence, None)
+        self._answered.set()
+        self._answered = anyio.Event()
+
+
+class PendingCommand:
+    """A command with its sequence: its result can be asked for again, also after the task that
+    wanted it was cancelled."""
+
+    __slots__ = ("command", "is_sent", "sequence", "session")
+
+    def __init__(self, session: Session, command: Command, sequence: int) -> None:
+        self.session = session
+        self.command = command
+        self.sequence = sequence
+        self.is_sent = False
+
+    async def result(self, expected: type[R], *, timeout_s: float | None = None) -> R:
+        """Its result, carried out once however often this is called."""
+        session = self.session
+        sent_at: list[float] = []
+        try:
+            result = await session.calls.command(
+                session.namespace,
+                self.command,
+                session=session.id,
+                sequence=self.sequence,
+                acknowledged=self._acknowledged,
+                on_sent=sent_at.append,
+                timeout_s=timeout_s,
+            )
+        except SessionExpiredError as error:
+            session.lose(error)
+            raise
+        finally:
+            self.is_sent = self.is_sent or bool(sent_at)
+        session.renewed(sent_at[0])
+        assert isinstance(result, expected)
+        return result
+
+    def _acknowledged(self) -> int:
+        return self.session.acknowledged
+
+    def finish(self) -> None:
+        """Nobody will ask for the result again."""
+        self.session.finish(self.sequence)
+
+
+class Sessions:
+    """All sessions of one client, and what keeps them alive."""
+
+    def __init__(self, calls: Calls, client_id: str, ttl_ms: int) -> None:
+        require_ttl("session_ttl_ms", ttl_ms)
+        self.calls = calls
+        self._routing = calls.routing
+        self._client_id = client_id.encode()[:TEXT_BYTES_MAX].decode(errors="ignore")
+        self._ttl_ms = ttl_ms
+        self._sessions: dict[tuple[str, int], Session] = {}
+        self._opening: dict[tuple[str, int], anyio.Lock] = {}
+        self._renewing: set[GroupId] = set()
+        self._wake = anyio.Event()
+        self._is_keeping = False
+        self._is_closed = False
+
+    async def get(self, namespace: str, ttl_ms: int | None = None) -> Session:
+        """The session of a namespace, opened if there is none.
+
+        Asked for another time to live than the client's, it is one of its own.
+
+        Raises:
+            UsageError: the time to live is out of range.
+            LogdError: it could not be opened.
+
+        Cancelled, a session may be left that expires by itself.
+        """
+        key = (namespace, self._ttl_ms if ttl_ms is None else require_ttl("ttl", ttl_ms))
+        session = self._sessions.get(key)
+        if session is not None and not session.is_lost():
+            return session
+        async with self._opening.setdefault(key, anyio.Lock()):
+            session = self._sessions.get(key)
+            if session is None or session.is_lost():
+                session = self._sessions[key] = await self._open(*key)
+            return session
+
+    async def call(
+        self, namespace: str, command: Command, expected: type[R], *, timeout_s: float | None = None
+    ) -> R:
+        """Have a command carried out in whichever session there is: one that had been lost
+        unnoticed is replaced by another, if the command certainly took no effect in it.
+
+        Raises and is cancelled as ``Session.call``.
+        """
+        session = await self.get(namespace)
+        try:
+            return await session.call(command, expected, timeout_s=timeout_s)
+        except SessionExpiredError as error:
+            if error.may_have_applied:
+                raise
+        session = await self.get(namespace)
+        return await session.call(command, expected, timeout_s=timeout_s)
+
+    async def _open(self, namespace: str, ttl_ms: int) -> Session:
+        if self._is_closed:
+            raise UsageError("the client is closed: make another one with connect(...)")
+        token = self._routing.environment.rng.randbytes(16)
+        sent_at: list[float] = []
+        command = OpenSession(token=token, ttl_ms=ttl_ms, client=self._client_id)
+        opened = await self.calls.command(namespace, command, on_sent=sent_at.append)
+        assert isinstance(opened, Opened)
+        group = await self.calls.group_of(namespace)
+        session = Session(self.calls, namespace, group, opened)
+        session.start(sent_at[0])
+        session.check()
+        self._keep_soon()
+        return session
+
+    def _keep_soon(self) -> None:
+        self._wake.set()
+        if not self._is_keeping:
+            self._is_keeping = True
+            self._routing.tasks.start_soon(self._keep)
+
+    # --- keeping them alive -------------------------------------------------------------
+
+    def _alive(self) -> list[Session]:
+        for key, session in list(self._sessions.items()):
+            if session.is_lost():
+                del self._sessions[key]
+        return list(self._sessions.values())
+
+    async def _keep(self) -> None:
+        """Renew what is due, and notice what is lost, for as long as the client is open."""
+        while True:
+            self._wake = anyio.Event()
+            alive = self._alive()
+            now = self.calls.clock()
+            for session in alive:
+                if session.renew_at <= now and session.group not in self._renewing:
+                    self._renewing.add(session.group)
+                    self._routing.tasks.start_soon(self._renew, session.group)
+            times = [session.deadline for session in alive]
+            times += [s.renew_at for s in alive if s.group not in self._renewing]
+            with anyio.move_on_after(max(min(times) - now, 0.001) if times else None):
+                await self._wake.wait()
+
+    async def _renew(self, group: GroupId) -> None:
+        """Renew all sessions of one partition, however many attempts it takes."""
+        backoff = Backoff(self._routing.environment.rng)
+        try:
+            while sessions := [one for one in self._alive() if one.group == group]:
+                sent_at = self.calls.clock()
+                try:
+                    expired = await self._renew_once(group, sessions)
+                except LogdError as error:
+                    for session in sessions:
+                        session.trouble = error
+                    await self._look_again(group, backoff)
+                    continue
+                for session in sessions:
+                    if session.id in expired:
+                        session.lose(
+                            SessionExpiredError(f"session {session.id} has expired at the broker")
+                        )
+                    else:
+                        session.renewed(sent_at)
+                return
+        finally:
+            self._renewing.discard(group)
+            self._wake.set()
+
+    async def _renew_once(self, group: GroupId, sessions: list[Session]) -> set[int]:
+        shortest_s = min(session.ttl_s for session in sessions)
+        timeout_s = min(shortest_s / (2 * RENEWALS_PER_TTL), KEEP_ALIVE_TIMEOUT_S_MAX)
+        ids = [session.id for session in sessions]
+        expired: set[int] = set()
+        for at in range(0, len(ids), SESSIONS_PER_KEEP_ALIVE):
+            part = ids[at : at + SESSIONS_PER_KEEP_ALIVE]
+            expired.update(await self.calls.keep_alive(group, part, timeout_s))
+        return expired
+
+    async def _look_again(self, group: GroupId, backoff: Backoff) -> None:
+        await anyio.sleep(backoff.next_delay_s())
+        failures = min(backoff.failures, FAILURES_BEFORE_DOUBTING_THE_TOPIC - 1)
+        suspect = self._routing.view.leader(group)
+        try:
+            await self.calls.look_again(group, failures, suspect)
+        except LogdError:
+            return  # The next attempt will say what is wrong.
+
+    # --- the end ------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Give back all that is held.  Bounded, also if no broker answers: then it expires."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        sessions = self._alive()
+        self._sessions.clear()
+        with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            async with anyio.create_task_group() as tasks:
+                for session in sessions:
+                    tasks.start_soon(self._close, session)
+
+    async def _close(self, session: Session) -> None:
+        try:
+            closing = await session.prepare(CloseSession())
+            session.lose(UsageError("the client was closed"))
+            await closing.result(Done, timeout_s=CLOSE_TIMEOUT_S)
+        except LogdError:
+            return  # It is gone, or will expire.
+
+
+def require_ttl(name: str, ttl_ms: object) -> int:
+    """``ttl_ms`` itself.
+
+    Raises:
+        UsageError: says which times are possible.
+    """
+    require_between(name, ttl_ms, SESSION_TTL_MS_MIN, SESSION_TTL_MS_MAX)
+    assert isinstance(ttl_ms, int)
+    return ttl_ms

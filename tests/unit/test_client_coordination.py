@@ -1,0 +1,240 @@
+"""Parts of the client's coordination that need no broker."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import anyio
+import pytest
+
+from logd.errors import (
+    InvalidNameError,
+    LogdError,
+    QuotaExceededError,
+    SessionExpiredError,
+    UnknownServerError,
+    UsageError,
+)
+from logd.record.batch import decode_batch
+from logd.record.header import Codec
+from logd.types import GroupId
+from logd.wire.coordination import CloseSession, Opened, Refused
+from logd_client.accumulator import NO_FENCE, OpenBatch
+from logd_client.coordination.calls import Calls, error_from_refusal
+from logd_client.coordination.fences import Fence, fence_of
+from logd_client.coordination.keys import delete, prefix_end, put
+from logd_client.coordination.names import checked_key, parse_name
+from logd_client.coordination.queues import make_item
+from logd_client.coordination.session import SAFE_SHARE, WINDOW, Session, require_ttl
+from logd_client.delivery import Delivery
+
+
+class HandClock:
+    """What a session uses of ``Calls``: time, which the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def clock(self) -> float:
+        return self.now
+
+
+def open_session(hand: HandClock, ttl_s: float = 10.0) -> Session:
+    opened = Opened(revision=7, session=7, ttl_ms=int(ttl_s * 1000))
+    session = Session(cast("Calls", hand), "default", GroupId(5), opened)
+    session.start(hand.now)
+    return session
+
+
+# --- names ------------------------------------------------------------------------------
+
+
+def test_a_name_without_a_namespace_is_in_the_default_one() -> None:
+    assert parse_name("compactor") == ("default", "compactor")
+    assert parse_name("orders/compactor") == ("orders", "compactor")
+    assert str(parse_name("orders/compactor")) == "orders/compactor"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/", "a/", "/a", "a/b/c", ".", "..", "ns/..", "a b", "ä", "x" * 201, b"a", 7, None]
+)
+def test_what_is_no_name_is_refused(name: object) -> None:
+    with pytest.raises(InvalidNameError):
+        parse_name(name)
+
+
+def test_keys_are_bytes_or_text_of_a_bounded_length() -> None:
+    assert checked_key("ü") == "ü".encode()
+    assert checked_key(b"\xff") == b"\xff"
+    for key in ("", b"", "x" * 1025, 7, "\ud800"):
+        with pytest.raises(UsageError):
+            checked_key(key)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "end"),
+    [(b"a", b"b"), (b"a\xff", b"b"), (b"", b""), (b"\xff\xff", b""), (b"ab\x00", b"ab\x01")],
+)
+def test_the_end_of_a_prefix_is_the_first_key_behind_all_that_begin_so(
+    prefix: bytes, end: bytes
+) -> None:
+    assert prefix_end(prefix) == end
+
+
+def test_parts_of_a_transaction_are_checked_where_they_are_made() -> None:
+    assert put("k", "v").value == b"v"
+    assert delete("a", "").end == b""
+    with pytest.raises(UsageError):
+        put("k", 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("delay_s", [-1, float("nan"), "1", True, 1e12])
+def test_a_delay_is_a_number_of_seconds(delay_s: object) -> None:
+    with pytest.raises(UsageError, match="delay_s"):
+        make_item(b"x", delay_s=delay_s)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ttl_ms", [0, 999, 24 * 3600 * 1000 + 1, 1.5, True])
+def test_a_time_to_live_has_bounds(ttl_ms: object) -> None:
+    with pytest.raises(UsageError, match="ttl"):
+        require_ttl("ttl", ttl_ms)
+
+
+# --- refusals and fences ----------------------------------------------------------------
+
+
+def test_a_refused_command_certainly_took_no_effect() -> None:
+    error = error_from_refusal(Refused(revision=3, code=QuotaExceededError.code, message="full"))
+    unknown = error_from_refusal(Refused(revision=3, code=9_999, message="?"))
+
+    assert isinstance(error, QuotaExceededError)
+    assert not error.may_have_applied
+    assert isinstance(unknown, UnknownServerError)
+    assert not unknown.may_have_applied
+
+
+def test_a_fence_is_taken_from_whatever_was_granted() -> None:
+    class Granted:
+        fence = Fence(9, 4)
+
+    assert fence_of(Granted()) == fence_of(Fence(9, 4)) == (9, 4)
+    for wrong in ((9, 4), 9, None):
+        with pytest.raises(UsageError, match="fence"):
+            fence_of(wrong)  # type: ignore[arg-type]
+
+
+def test_a_batch_carries_its_fence() -> None:
+
+    def sealed(fence: tuple[int, int]) -> bytes:
+        batch = OpenBatch(
+            Delivery("t", 0),
+            opened_at=0,
+            deadline=1,
+            values=[b"v"],
+            keys=None,
+            timestamps_ms=[1],
+            fence=fence,
+        )
+        return batch.seal(Codec.NONE, producer_id=1, producer_epoch=0, base_sequence=0)
+
+    fenced = decode_batch(sealed((9, 4))).header
+    plain = decode_batch(sealed(NO_FENCE)).header
+
+    assert (fenced.fence_id, fenced.fence_token) == (9, 4)
+    assert (plain.fence_id, plain.fence_token) == (0, 0)
+
+
+# --- sessions ---------------------------------------------------------------------------
+
+
+def test_a_session_is_given_up_before_its_time_to_live_is_over() -> None:
+    hand = HandClock()
+    session = open_session(hand, ttl_s=10)
+    lost: list[LogdError] = []
+    session.on_loss["lock"] = lost.append
+
+    hand.now += 10 * SAFE_SHARE - 0.01
+    assert not session.is_lost()
+    hand.now += 0.01
+
+    assert session.is_lost()
+    assert [type(error) for error in lost] == [SessionExpiredError]
+    with pytest.raises(SessionExpiredError, match="not renewed"):
+        session.check()
+
+
+def test_a_renewal_counts_from_when_it_was_sent() -> None:
+    hand = HandClock()
+    session = open_session(hand, ttl_s=10)
+
+    sent_at = hand.now + 3
+    hand.now += 5
+    session.renewed(sent_at)
+
+    assert session.deadline == sent_at + 10 * SAFE_SHARE
+
+
+def test_a_renewal_that_is_answered_too_late_revives_nothing() -> None:
+    hand = HandClock()
+    session = open_session(hand, ttl_s=10)
+
+    sent_at = hand.now + 5
+    hand.now += 60  # The process stood still.
+    session.renewed(sent_at)
+    session.renewed(hand.now)
+
+    assert session.is_lost()
+
+
+def test_an_older_renewal_does_not_shorten_a_newer_one() -> None:
+    hand = HandClock()
+    session = open_session(hand, ttl_s=10)
+
+    hand.now += 6
+    session.renewed(hand.now)
+    session.renewed(hand.now - 4)
+
+    assert session.deadline == hand.now + 10 * SAFE_SHARE
+
+
+@pytest.mark.anyio
+async def test_a_session_acknowledges_only_what_lies_below_everything_unanswered(
+    anyio_backend: object,
+) -> None:
+
+    session = open_session(HandClock())
+
+    first, second, third = [await session.prepare(CloseSession()) for _ in range(3)]
+    assert [first.sequence, second.sequence, third.sequence] == [1, 2, 3]
+    assert session.acknowledged == 1
+    second.finish()
+    assert session.acknowledged == 1
+    first.finish()
+    assert session.acknowledged == 3
+    third.finish()
+
+    assert session.acknowledged == 4
+
+
+@pytest.mark.anyio
+async def test_the_window_keeps_results_within_what_the_log_remembers(
+    anyio_backend: object,
+) -> None:
+
+    session = open_session(HandClock())
+    pending = [await session.prepare(CloseSession()) for _ in range(WINDOW)]
+    beyond: list[int] = []
+
+    async def one_more() -> None:
+        beyond.append((await session.prepare(CloseSession())).sequence)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(one_more)
+        await anyio.wait_all_tasks_blocked()
+        assert beyond == []
+        pending[1].finish()  # Not the oldest: the log must keep the first result still.
+        await anyio.wait_all_tasks_blocked()
+        assert beyond == []
+        pending[0].finish()
+
+    assert beyond == [WINDOW + 1]
