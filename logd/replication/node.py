@@ -52,6 +52,8 @@ from logd.replication.peer_protocol import (
     ReportRequest,
     ReportResponse,
     SnapshotChunk,
+    StateRequest,
+    StateResponse,
     digest_of,
 )
 from logd.replication.received import check_append
@@ -433,6 +435,7 @@ class Node:
 
     def _peer_up(self, node: NodeId) -> None:
         log.info(log_events.PEER_UP, peer=node)
+        self.repairer.patience.hope()
         self._post_to_shared(node, PeerUp(node))
 
     def _peer_down(self, node: NodeId) -> None:
@@ -539,8 +542,10 @@ class Node:
                 self.on_forward(source, message)
             case RepairRequest():
                 self.repairer.on_request(source, message)
-            case RepairResponse():
+            case RepairResponse() | StateResponse():
                 self.repairer.on_response(message, frame.body)
+            case StateRequest():
+                self.repairer.on_state_request(source, message)
             case ReportRequest():
                 self.reports.on_request(source, message)
             case ReportResponse():

@@ -52,6 +52,8 @@ class PeerKind(IntEnum):
     SNAPSHOT_CHUNK = 140
     JOIN_REQUEST = 141
     JOIN_RESPONSE = 142
+    STATE_REQUEST = 143
+    STATE_RESPONSE = 144
     REPORT_REQUEST = 148
     REPORT_RESPONSE = 149
 
@@ -149,6 +151,26 @@ class RepairResponse(PeerMessage, frozen=True, kw_only=True):
     rule, and need not be anywhere."""
 
 
+class StateRequest(PeerMessage, frozen=True, kw_only=True):
+    """Asks for the state in place of batches that the answering replica has trimmed: for one
+    whose log is damaged and lies wholly below.  Any replica may answer, not only the leader."""
+
+    request_id: int
+    group: int
+    position: int = 0
+    """The piece that is wanted begins here; 0 begins anew."""
+
+
+class StateResponse(PeerMessage, frozen=True, kw_only=True):
+    """The body is a piece of a snapshot; empty when refused."""
+
+    request_id: int
+    refused: str = ""
+    total_bytes: int = 0
+    checksum: int = 0
+    """xxh3_64 of the whole: pieces of another one do not go together with those before."""
+
+
 class ReportRequest(PeerMessage, frozen=True, kw_only=True):
     """Asks a broker how it is, for a status page that somebody looks at."""
 
@@ -216,6 +238,8 @@ AnyPeerMessage = (
     | ForwardResult
     | RepairRequest
     | RepairResponse
+    | StateRequest
+    | StateResponse
     | ReportRequest
     | ReportResponse
     | SnapshotChunk
@@ -241,6 +265,8 @@ TYPE_BY_KIND: Final[dict[int, type[AnyPeerMessage]]] = {
     PeerKind.SNAPSHOT_CHUNK: SnapshotChunk,
     PeerKind.JOIN_REQUEST: JoinRequest,
     PeerKind.JOIN_RESPONSE: JoinResponse,
+    PeerKind.STATE_REQUEST: StateRequest,
+    PeerKind.STATE_RESPONSE: StateResponse,
 }
 
 KIND_BY_TYPE: Final[dict[type[AnyPeerMessage], int]] = {t: k for k, t in TYPE_BY_KIND.items()}

@@ -23,14 +23,21 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from logd.errors import CorruptionError, LogdError, UnavailableError
-from logd.limits import APPEND_BYTES_MAX, MIB
+from logd.errors import CorruptionError, LogdError, StorageError, UnavailableError
+from logd.limits import APPEND_BYTES_MAX, MIB, SNAPSHOT_BYTES_MAX, SNAPSHOT_CHUNK_BYTES
 from logd.record.compacted import cut_gap
 from logd.record.header import decode_header
 from logd.replication import log_events
-from logd.replication.peer_protocol import RepairRequest, RepairResponse
-from logd.storage.holes import Hole, fill_hole
-from logd.storage.repair import mend_headers, put_in_place, sealed_segment_of, survey_log
+from logd.replication.mending import Mender
+from logd.replication.patience import Patience
+from logd.replication.peer_protocol import (
+    RepairRequest,
+    RepairResponse,
+    StateRequest,
+    StateResponse,
+)
+from logd.replication.snapshot import Snapshot, checksum_of, decode_snapshot, encode_snapshot
+from logd.storage.holes import Hole
 from logd.storage.segment_copy import SegmentCopy
 from logd.types import Buffer, GroupId, NodeId, Offset
 
@@ -50,7 +57,6 @@ SCRUB_LOOK_S: Final = 1.0
 """How often the scrubber looks whether a log's next round is due."""
 
 FETCH_TIMEOUT_S: Final = 2.0
-RETRY_S: Final = 0.5
 SERVED_AT_ONCE_MAX: Final = 4
 
 
@@ -64,16 +70,21 @@ class Repairer:
         self._shut: dict[GroupId, OpenedGroup] = {}
         self._reported: deque[Group] = deque()
         self._wanted = trio.Event()
-        self._waiting: dict[int, tuple[trio.Event, list[tuple[RepairResponse, bytes]]]] = {}
+        self._waiting: dict[
+            int, tuple[trio.Event, list[tuple[RepairResponse | StateResponse, bytes]]]
+        ] = {}
         # An answer meant for an earlier life of this broker must not be taken for ours.
         self._next_request = node.incarnation
         self._serving = trio.CapacityLimiter(SERVED_AT_ONCE_MAX)
+        self._state_kept: tuple[NodeId, GroupId, bytes] | None = None
+        self.patience = Patience()
 
     # --- running groups -----------------------------------------------------------------------
 
     def report(self, group: Group) -> None:
-        """A read has met damage in ``group``'s log: look through it at once."""
-        if group not in self._reported:
+        """A read has met damage in ``group``'s log: look through it soon, unless that has just
+        been tried in vain."""
+        if group not in self._reported and not self.patience.is_resting(group.group_id):
             self._reported.append(group)
             self._wanted.set()
 
@@ -92,11 +103,16 @@ class Repairer:
             group = self._reported[0]
             is_whole = await self._go_through(group, pause_s=0.0)
             self._reported.popleft()
-            if not is_whole:
-                await trio.sleep(RETRY_S)
-                self.report(group)
-            else:
+            if is_whole:
+                self.patience.restore(group.group_id)
                 self._node.mark_dirty(group)
+            elif not self.patience.is_resting(group.group_id):
+                self._node.start_soon(self._report_again, group)
+
+    async def _report_again(self, group: Group) -> None:
+        await self.patience.rest(group.group_id)
+        if self._node.groups.get(group.group_id) is group:
+            self.report(group)
 
     async def _scrub_all(self) -> None:
         """Go round all groups, for ever, at the configured rate and not too often.
@@ -145,7 +161,10 @@ class Repairer:
         left: Hole | None = hole
         members = group.core.configuration.members
         while left is not None:
-            batches = await self._fetch(group.group_id, members, left.start.offset, left.end.offset)
+            batches, let_go = await self.fetch(
+                group.group_id, members, left.start.offset, left.end.offset
+            )
+            group.let_go_elsewhere = max(group.let_go_elsewhere, let_go)
             if batches is None:
                 group.damage = str(left)
                 return False
@@ -178,7 +197,7 @@ class Repairer:
             return False
         (segment,) = holding
         try:
-            path = await self._copy(
+            path = await self.copy(
                 group.directory, group.identity, segment, group.core.configuration.members
             )
             return path is not None and await group.replace([segment.base_offset], path)
@@ -186,7 +205,7 @@ class Repairer:
             log.error(log_events.REPAIR_REFUSED, group=group.group_id, reason=str(error))
             return False
 
-    async def _copy(
+    async def copy(
         self,
         directory: str,
         identity: LogIdentity,
@@ -204,7 +223,7 @@ class Repairer:
         try:
             while not copy.is_complete:
                 wanted = copy.wanted_from
-                batches = await self._fetch(group_id, members, wanted, segment.end_offset)
+                batches, _ = await self.fetch(group_id, members, wanted, segment.end_offset)
                 if batches is None:
                     await env.run_blocking(copy.discard)
                     return None
@@ -221,109 +240,117 @@ class Repairer:
 
         Raises:
             CorruptionError: no peer can give back what is missing.
+            StorageError, OSError: the disk failed.
         """
         group_id = opened.group_id
         self._node.counts.holes_found += 1
         log.error(log_events.DAMAGE_FOUND, group=group_id, hole=opened.damage)
         self._shut[group_id] = opened
         try:
-            is_whole = False
-            while not is_whole:
-                is_whole = await self._mend_once(opened, members)
-                await trio.sleep(0 if is_whole else RETRY_S)
+            await Mender(self, self._node, opened, members).run()
         finally:
-            del self._shut[group_id]
+            self.serve_no_more(group_id)
             opened.close()
         self._node.counts.holes_repaired += 1
         log.info(log_events.DAMAGE_REPAIRED, group=group_id, hole=opened.damage)
 
-    async def _mend_once(self, opened: OpenedGroup, members: Sequence[NodeId]) -> bool:
-        env = self._node.env
-        survey = await env.run_blocking(survey_log, env.files, opened.directory, opened.identity)
-        if survey.beyond_repair is not None:
-            raise CorruptionError(survey.beyond_repair)
-        for hole in survey.holes:
-            left: Hole | None = hole
-            while left is not None:
-                start, end = left.start.offset, left.end.offset
-                batches = await self._fetch(opened.group_id, members, start, end)
-                if batches is None:
-                    return False
-                try:
-                    left = await env.run_blocking(
-                        fill_hole, env.files, opened.group_id, left, batches
-                    )
-                except CorruptionError as error:
-                    log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
-                    await self._replace_shut(opened, hole, members)
-                    return False  # What is left is looked for anew.
-        try:
-            await env.run_blocking(mend_headers, env.files, opened.directory, opened.identity)
-        except CorruptionError as error:
-            log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
-            return False
-        return True
-
-    async def _replace_shut(
-        self, opened: OpenedGroup, hole: Hole, members: Sequence[NodeId]
-    ) -> None:
-        """As ``_replace``, of a log that is not open."""
-        env = self._node.env
-        segment = await env.run_blocking(
-            sealed_segment_of, env.files, opened.directory, opened.identity, hole
-        )
-        if segment is None:
-            return
-        try:
-            path = await self._copy(opened.directory, opened.identity, segment, members)
-            if path is not None:
-                await env.run_blocking(put_in_place, env.files, path, opened.directory, segment)
-        except CorruptionError as error:
-            log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
+    def serve_no_more(self, group_id: GroupId) -> None:
+        """The files of a shut log are about to go, or to be opened for good."""
+        self._shut.pop(group_id, None)
 
     # --- asking ---------------------------------------------------------------------------------
 
-    async def _fetch(
+    async def fetch(
         self, group_id: GroupId, members: Sequence[NodeId], start: Offset, end: Offset
-    ) -> bytes | None:
-        """Batches from ``start`` on from any member that has them; None if none has."""
+    ) -> tuple[bytes | None, Offset]:
+        """Batches from ``start`` on from any member that has them; None if none has.
+
+        And where the logs of those begin that refused: what lies below was let go there.
+        """
+        let_go = Offset(0)
         for member in members:
-            if member == self._node.node or not self._node.is_up(member):
+            request = RepairRequest(
+                request_id=self._new_request(), group=group_id, start_offset=start, end_offset=end
+            )
+            answer = await self._ask(member, request)
+            if answer is None:
                 continue
-            request_id = self._next_request
-            self._next_request += 1
-            answered = trio.Event()
-            answers: list[tuple[RepairResponse, bytes]] = []
-            self._waiting[request_id] = (answered, answers)
+            response, body = answer
+            if body:
+                return body, let_go
+            if isinstance(response, RepairResponse):
+                let_go = max(let_go, Offset(response.log_start))
+            log.info(
+                log_events.REPAIR_REFUSED, group=group_id, peer=member, reason=response.refused
+            )
+        return None, let_go
+
+    async def fetch_state(self, group_id: GroupId, members: Sequence[NodeId]) -> Snapshot | None:
+        """The state of any member whose log does not begin at 0; None if none gives it."""
+        for member in members:
             try:
-                request = RepairRequest(
-                    request_id=request_id,
-                    group=group_id,
-                    start_offset=start,
-                    end_offset=end,
-                )
-                if not self._node.send_peer(member, request):
-                    continue
-                with trio.move_on_after(FETCH_TIMEOUT_S):
-                    await answered.wait()
-            finally:
-                del self._waiting[request_id]
-            for response, body in answers:
-                if body:
-                    return body
-                group = self._node.groups.get(group_id)
-                if group is not None:
-                    start_there = Offset(response.log_start)
-                    group.let_go_elsewhere = max(group.let_go_elsewhere, start_there)
-                log.info(
-                    log_events.REPAIR_REFUSED,
-                    group=group_id,
-                    peer=member,
-                    reason=response.refused,
-                )
+                snapshot = await self._fetch_state_of(group_id, member)
+            except LogdError as error:
+                log.error(log_events.REPAIR_REFUSED, group=group_id, peer=member, reason=str(error))
+                continue
+            if snapshot is not None:
+                return snapshot
         return None
 
-    def on_response(self, response: RepairResponse, body: Buffer) -> None:
+    async def _fetch_state_of(self, group_id: GroupId, member: NodeId) -> Snapshot | None:
+        """Piece by piece; None if it does not answer, refuses, or has another state by now.
+
+        Raises:
+            CorruptionError: what it sent is not a state.
+        """
+        received = bytearray()
+        first: StateResponse | None = None
+        while first is None or len(received) < first.total_bytes:
+            request = StateRequest(
+                request_id=self._new_request(), group=group_id, position=len(received)
+            )
+            answer = await self._ask(member, request)
+            if answer is None:
+                return None
+            response, body = answer
+            if not isinstance(response, StateResponse) or not body:
+                log.info(
+                    log_events.REPAIR_REFUSED, group=group_id, peer=member, reason=response.refused
+                )
+                return None
+            first = first or response
+            if (response.total_bytes, response.checksum) != (first.total_bytes, first.checksum):
+                return None
+            received += body
+            if len(received) > SNAPSHOT_BYTES_MAX:
+                raise CorruptionError(f"a state of more than {SNAPSHOT_BYTES_MAX} bytes")
+        if checksum_of(received) != first.checksum:
+            raise CorruptionError(f"{len(received)} bytes of a state, with another checksum")
+        return decode_snapshot(received)
+
+    def _new_request(self) -> int:
+        self._next_request += 1
+        return self._next_request
+
+    async def _ask(
+        self, member: NodeId, request: RepairRequest | StateRequest
+    ) -> tuple[RepairResponse | StateResponse, bytes] | None:
+        """What ``member`` answers; None if it is not there or says nothing in time."""
+        if member == self._node.node or not self._node.is_up(member):
+            return None
+        answered = trio.Event()
+        answers: list[tuple[RepairResponse | StateResponse, bytes]] = []
+        self._waiting[request.request_id] = (answered, answers)
+        try:
+            if not self._node.send_peer(member, request):
+                return None
+            with trio.move_on_after(FETCH_TIMEOUT_S):
+                await answered.wait()
+        finally:
+            del self._waiting[request.request_id]
+        return answers[0] if answers else None
+
+    def on_response(self, response: RepairResponse | StateResponse, body: Buffer) -> None:
         waiting = self._waiting.get(response.request_id)
         if waiting is not None:
             waiting[1].append((response, bytes(body)))
@@ -333,6 +360,9 @@ class Repairer:
 
     def on_request(self, source: NodeId, request: RepairRequest) -> None:
         self._node.start_soon(self._serve, source, request)
+
+    def on_state_request(self, source: NodeId, request: StateRequest) -> None:
+        self._node.start_soon(self._serve_state, source, request)
 
     async def _serve(self, source: NodeId, request: RepairRequest) -> None:
         refused = ""
@@ -349,6 +379,45 @@ class Repairer:
             log_start=0 if group is None else group.log.start_offset,
         )
         self._node.send_peer(source, response, tuple(buffers))
+
+    async def _serve_state(self, source: NodeId, request: StateRequest) -> None:
+        refused, encoded = "", b""
+        async with self._serving:
+            try:
+                encoded = await self._state_for(source, request)
+            except (LogdError, OSError) as error:
+                refused = str(error)
+        end = request.position + SNAPSHOT_CHUNK_BYTES
+        body = memoryview(encoded)[request.position : end]
+        if end >= len(encoded):
+            self._state_kept = None
+        response = StateResponse(
+            request_id=request.request_id,
+            refused=refused,
+            total_bytes=len(encoded),
+            checksum=checksum_of(encoded),
+        )
+        self._node.send_peer(source, response, (body,) if body else ())
+
+    async def _state_for(self, source: NodeId, request: StateRequest) -> bytes:
+        """The state that a piece is wanted of; it is kept until the last piece is sent."""
+        kept = self._state_kept
+        if request.position > 0 and kept is not None and kept[:2] == (source, request.group):
+            return kept[2]
+        group = self._node.groups.get(GroupId(request.group))
+        if group is None:
+            raise UnavailableError(f"node {self._node.node} has no replica of that group open")
+        snapshot = await group.take_snapshot()
+        if snapshot is None:
+            group.take_checkpoint()  # For the next time.
+            raise UnavailableError(f"there is no state of {group.name} to begin from yet")
+        encoded = encode_snapshot(snapshot)
+        if len(encoded) > SNAPSHOT_BYTES_MAX:
+            raise StorageError(
+                f"a state of {len(encoded)} bytes, at most {SNAPSHOT_BYTES_MAX} are shipped"
+            )
+        self._state_kept = (source, GroupId(request.group), encoded)
+        return encoded
 
     async def _read(self, request: RepairRequest) -> list[Buffer]:
         """Batches from the start on, whole, verified and committed.

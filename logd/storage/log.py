@@ -521,7 +521,8 @@ class Log:
     def trim(self, offset: Offset, trash: str | None = None) -> None:
         """Drop the segments that lie wholly below ``offset``; never the active one.
 
-        Exclusive, except with ``append``: that one only looks at the last segment.
+        Exclusive, except with ``append``: that one only looks at the last segment.  A damaged
+        log may be trimmed, too: what goes need not be intact.
 
         Args:
             trash: a directory on the same disk that takes the segment files; None removes
@@ -530,7 +531,8 @@ class Log:
         Raises:
             StorageFailedError: the disk failed; the log is poisoned.
         """
-        self._check_usable()
+        if self.failure is not None:
+            raise self._failed()
         try:
             while len(self._segments) > 1 and self._segments[1].base_offset <= offset:
                 self._drop_first_segment(trash)

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from logd.env import File, FileSystem
 from logd.errors import CorruptionError
+from logd.storage.batch_walk import walk_batches
 from logd.storage.file_header import SEGMENT_MAGIC, FileHeader, LogIdentity, encode_file_header
 from logd.storage.holes import Hole, follow, holes_between
 from logd.storage.log import SealedSegment
@@ -29,6 +30,8 @@ class Survey:
 
     holes: tuple[Hole, ...]
     """To be filled from peers."""
+    end_offset: Offset = Offset(0)  # noqa: RUF009 - a NewType is an int
+    """Behind everything that the log can have promised."""
     beyond_repair: str | None = None
     """What no peer can give back; the replica stays shut."""
 
@@ -42,9 +45,9 @@ def survey_log(files: FileSystem, directory: str, identity: LogIdentity) -> Surv
     found = inspect_segments(files, directory, identity)
     active = found[-1]
     if active.mark is None:
-        return Survey((), f"{active.path}: both synced marks are unreadable")
+        return Survey((), beyond_repair=f"{active.path}: both synced marks are unreadable")
     if found[0].header is None and found[0].base_offset != 0:
-        return Survey((), f"{found[0].path}: which term it follows is not known")
+        return Survey((), beyond_repair=f"{found[0].path}: which term it follows is not known")
     holes: list[Hole] = []
     term = Term(0)
     for segment, end in zip(found, _segment_ends(found), strict=True):
@@ -56,7 +59,7 @@ def survey_log(files: FileSystem, directory: str, identity: LogIdentity) -> Surv
             holes += holes_between(file, identity.group, start, end)
         finally:
             file.close()
-    return Survey(tuple(holes))
+    return Survey(tuple(holes), _tail_end(files, active, identity).offset)
 
 
 def _segment_ends(found: Sequence[FoundSegment]) -> list[LogEnd]:
@@ -75,19 +78,43 @@ def _segment_ends(found: Sequence[FoundSegment]) -> list[LogEnd]:
     return ends
 
 
-def sealed_segment_of(
+def segment_with(
     files: FileSystem, directory: str, identity: LogIdentity, hole: Hole
 ) -> SealedSegment | None:
-    """The sealed segment of a closed log that ``hole`` lies in; None if it is the active one."""
+    """The segment of a closed log that ``hole`` lies in; None if it is gone.
+
+    The active one, too: it ends where the last intact batch does.
+    """
     found = inspect_segments(files, directory, identity)
+    ends = [*_segment_ends(found)[:-1], _tail_end(files, found[-1], identity)]
     term = Term(0)
-    for segment, end in zip(found[:-1], _segment_ends(found)[:-1], strict=True):
+    for segment, end in zip(found, ends, strict=True):
         if segment.header is not None:
             term = segment.header.prev_term
         if segment.path == hole.path:
             return SealedSegment(segment.base_offset, end.offset, term, end.term, end.position)
         term = end.term
     return None
+
+
+def _tail_end(files: FileSystem, active: FoundSegment, identity: LogIdentity) -> LogEnd:
+    """Where the batches behind the active segment's mark end: they may have been promised."""
+    mark = active.mark
+    assert mark is not None
+    at = LogEnd(mark.end_offset, mark.term, mark.end_position)
+    file = files.open(active.path, writable=False)
+    try:
+        for position, header, _ in walk_batches(
+            file, at.position, FilePosition(file.size()), identity.group
+        ):
+            if header.base_offset != at.offset or header.term < at.term:
+                break
+            at = LogEnd(header.end_offset, header.term, FilePosition(position + header.size_bytes))
+    except CorruptionError:
+        pass  # A torn tail: recovery cuts it.
+    finally:
+        file.close()
+    return at
 
 
 def put_in_place(files: FileSystem, path: str, directory: str, segment: SealedSegment) -> None:

@@ -74,6 +74,7 @@ class Knobs:
             (repairer, "SCRUB_PIECE_BYTES", self.scrub_piece_bytes),
             (metadata_service, "COMMANDS_PER_SNAPSHOT", self.commands_per_snapshot),
             (shipping, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),
+            (repairer, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),
         ]
         with ExitStack() as stack:
             for module, name, value in replaced:

@@ -504,6 +504,21 @@ SYSTEM_MUTANTS = (
         "        if False:\n",
     ),
     Mutant(
+        "what lies behind the mark of a damaged log counts as never promised",
+        "P1: what was acknowledged is not given up for a peer's state",
+        "logd/storage/repair.py",
+        "            at = LogEnd(header.end_offset, header.term, FilePosition(position + "
+        "header.size_bytes))\n    except",
+        "            break\n    except",
+    ),
+    Mutant(
+        "a hole that nobody can fill is looked for all the time",
+        "P6: repair leaves the disk to others",
+        "logd/replication/patience.py",
+        "        self._waits_s[group_id] = min(2 * wait_s, WAIT_S_MAX)\n",
+        "",
+    ),
+    Mutant(
         "a data directory of another node is taken",
         "P2: a vote is cast by one node",
         "logd/storage/directory.py",

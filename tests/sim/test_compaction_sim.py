@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from logd.errors import LogdError, UsageError
-from logd.limits import KIB
+from logd.limits import KIB, SEGMENT_HEADER_BYTES
 from logd.storage.synced_mark import SLOT_POSITIONS
-from logd.types import GroupId, NodeId
+from logd.types import GroupId, NodeId, Offset
 from logd_client import Client
 from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
 from tests.sim.network import CALM
@@ -259,8 +259,8 @@ async def lead(cluster: SimCluster, client: Client, node: SimNode, group: GroupI
                 await trio.sleep(0.2)
 
 
-@pytest.mark.parametrize("is_shut", [False, True])
-def test_a_damaged_segment_is_replaced_by_what_compacted_peers_hold(is_shut: bool) -> None:
+@pytest.mark.parametrize("found", ["running", "shut", "shut, in its last segment"])
+def test_a_damaged_segment_is_replaced_by_what_compacted_peers_hold(found: str) -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         chance, picture = random.Random(6), dict[bytes, bytes]()
         group = await make_topic(client)
@@ -268,21 +268,23 @@ def test_a_damaged_segment_is_replaced_by_what_compacted_peers_hold(is_shut: boo
         leader = cluster.leader_of(group)
         assert leader is not None
         away = next(node for node in cluster.alive() if node is not leader)
+        await trio.sleep(1)  # Its mark is where its log ends.
         bases = away.groups[group].log.segment_bases
         await away.crash(power=False)
         await append(client, chance, 200, picture)
         await compacted(cluster, group)
         # It still has all records of its first segments, and its peers only the last ones.
-        path = f"{DATA_DIR}/groups/{group:020}/{bases[1]:020}.log"
-        away.files.flip(path, 20_000)
-        if is_shut:
+        damaged = bases[-1] if "last" in found else bases[1]
+        path = f"{DATA_DIR}/groups/{group:020}/{damaged:020}.log"
+        away.files.flip(path, SEGMENT_HEADER_BYTES + 50 if "last" in found else 20_000)
+        if found == "shut":
             for position in SLOT_POSITIONS:
                 away.files.overwrite(path, position, b"\xff" * 48)
         away.start()
         await caught_up(away, leader, group)
         with trio.fail_after(40):
             while away.broker is None or not away.broker.node.counts.holes_repaired:
-                away.groups[group].log.read(bases[1], bases[2], 1, cached_only=False)
+                away.groups[group].log.read(damaged, Offset(damaged + 1), 1, cached_only=False)
                 await trio.sleep(1)
 
         assert away.groups[group].damage is None

@@ -9,16 +9,18 @@ import pytest
 import trio
 
 from logd.errors import LogdError
-from logd.limits import SEGMENT_HEADER_BYTES
-from logd.types import GroupId, NodeId
+from logd.limits import KIB, SEGMENT_HEADER_BYTES
+from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
 from logd_client import Client
 from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
+from tests.sim.knobs import Knobs
 from tests.sim.network import CALM
 from tests.sim.run import run_deterministic
 
 TOPIC = "t"
 RECORDS = 400
 REPAIRED_S = 60.0
+MARKS = 512
 
 pytestmark = pytest.mark.sim
 
@@ -152,3 +154,152 @@ def test_two_replicas_damaged_in_different_places_heal_each_other() -> None:
             await all_there(client, NodeId(2))
 
     run_deterministic(story, seed=7)
+
+
+# --- damage where peers have trimmed ------------------------------------------------------
+
+
+def trimming(**knobs: int) -> ClusterSettings:
+    return ClusterSettings(segment_bytes=16 * KIB, network=CALM, knobs=Knobs(**knobs))
+
+
+async def formed(cluster: SimCluster, stack: contextlib.AsyncExitStack) -> Client:
+    client = await connected(cluster, stack)
+    while len((await client.admin.describe_cluster()).brokers) < 3:
+        await trio.sleep(0.1)
+    return client
+
+
+async def trimming_topic(client: Client) -> GroupId:
+    topic = await client.admin.create_topic(
+        TOPIC,
+        partitions=1,
+        replicas=3,
+        config={"retention_bytes": "128KiB"},
+    )
+    return GroupId(topic.partitions[0].group)
+
+
+async def append_kib(client: Client, count: int) -> None:
+    async with client.producer(TOPIC) as producer:
+        for _ in range(count // 8):
+            await producer.append(bytes(8 * KIB))
+
+
+def start_of(cluster: SimCluster, group: GroupId) -> int:
+    """Below it nobody who runs has anything."""
+    return min(node.groups[group].log.start_offset for node in cluster.alive())
+
+
+async def trimmed_beyond(cluster: SimCluster, client: Client, group: GroupId, offset: int) -> None:
+    while start_of(cluster, group) < offset:
+        await append_kib(client, 64)
+        await trio.sleep(1)
+
+
+async def taken_up(cluster: SimCluster, victim: SimNode, group: GroupId) -> None:
+    """The replica is whole, and has caught up with a leader."""
+    with trio.fail_after(REPAIRED_S):
+        while True:
+            leader = cluster.leader_of(group)
+            if leader is not None and group in victim.groups:
+                end = leader.groups[group].log.end_offset
+                if victim.groups[group].core.synced_end == end:
+                    return
+            await trio.sleep(0.1)
+
+
+def overwrite(node: SimNode, path: str, position: int = SEGMENT_HEADER_BYTES) -> None:
+    node.files.overwrite(path, position, b"\xa5" * 3000)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_log_below_what_its_peers_have_is_replaced_by_their_state(seed: int) -> None:
+    """Nobody can fill its holes any more, and nobody would begin to feed a replica that is shut."""
+
+    async def story() -> None:
+        async with (
+            open_cluster(
+                seed,
+                trimming(snapshot_chunk_bytes=50),
+            ) as cluster,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            client = await formed(cluster, stack)
+            group = await trimming_topic(client)
+            await append_kib(client, 200)
+            victim = cluster.nodes[NodeId(1 + seed)]
+            await victim.stop()
+            overwrite(victim, segments(victim, group)[-1 if seed else 1])
+            await trimmed_beyond(cluster, client, group, 40)
+
+            victim.start()
+            await taken_up(cluster, victim, group)
+
+            # It votes: with one of the others gone nothing would be committed else.
+            other = next(node for node in cluster.alive() if node is not victim)
+            await other.crash(power=True)
+            with trio.fail_after(REPAIRED_S):
+                await append_kib(client, 8)
+
+    run_deterministic(story, seed=seed)
+
+
+def test_damage_that_peers_have_trimmed_is_let_go_and_all_else_is_kept() -> None:
+    async def story() -> None:
+        async with (
+            open_cluster(1, trimming()) as cluster,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            client = await formed(cluster, stack)
+            group = await trimming_topic(client)
+            await append_kib(client, 200)
+            victim = cluster.nodes[NodeId(1)]
+            await victim.stop()
+            first, *_, last = segments(victim, group)
+            overwrite(victim, first)
+            overwrite(victim, first, MARKS)  # Else nobody would look there at the start.
+            end = int(last.rpartition("/")[2].partition(".")[0])
+            await append_kib(client, 40)
+            await trio.sleep(12)
+            start = start_of(cluster, group)
+            assert start < end
+
+            victim.start()
+            await taken_up(cluster, victim, group)
+
+            names = {event.name for event in cluster.trace.events if event.source == "node1"}
+            assert "snapshot_installed" not in names
+            log = victim.groups[group].log
+            assert 0 < log.start_offset <= start
+            assert Offset(end) in log.segment_bases
+
+    run_deterministic(story, seed=1)
+
+
+def test_damaged_metadata_below_what_the_others_kept_are_replaced_by_their_state() -> None:
+    async def story() -> None:
+        async with (
+            open_cluster(2, trimming(commands_per_snapshot=2)) as cluster,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            client = await formed(cluster, stack)
+            await client.admin.create_topic("first", partitions=1, replicas=3)
+            victim = cluster.nodes[NodeId(2)]
+            await victim.stop()
+            overwrite(victim, segments(victim, METADATA_GROUP)[-1])
+            for number in range(12):
+                with contextlib.suppress(LogdError):
+                    await client.admin.create_topic(f"topic-{number}", partitions=1, replicas=2)
+
+            victim.start()
+
+            topics = {topic.name for topic in await client.admin.list_topics()}
+            with trio.fail_after(REPAIRED_S):
+                while victim.broker is None or len(victim.broker.metadata.state.topics) < len(
+                    topics
+                ):
+                    await trio.sleep(0.1)
+            victim.broker.metadata.state.check_invariants()
+
+    run_deterministic(story, seed=2)

@@ -11,7 +11,7 @@ from logd.limits import SEGMENT_HEADER_BYTES
 from logd.record.header import leader_part
 from logd.storage.holes import Hole, fill_hole
 from logd.storage.log import Log, LogOptions, ScrubPosition
-from logd.storage.repair import Survey, mend_headers, survey_log
+from logd.storage.repair import Survey, mend_headers, segment_with, survey_log
 from logd.types import Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, append_some, read_all
@@ -58,9 +58,9 @@ def reopened(files: SimulatedFileSystem) -> Log:
 
 
 def test_an_intact_log_has_no_holes() -> None:
-    files, _ = fresh()
+    files, written = fresh()
 
-    assert survey_log(files, DIRECTORY, IDENTITY) == Survey(())
+    assert survey_log(files, DIRECTORY, IDENTITY) == Survey((), Offset(len(written)))
     assert mend_headers(files, DIRECTORY, IDENTITY) == []
 
 
@@ -228,3 +228,37 @@ def test_a_scrub_finds_damage_in_a_running_log_and_fills_it_in_place(seed: int) 
     assert scrub_all(log, bytes_max=1000) == []
     written += append_some(log, 5, term=4)
     assert read_all(log) == written
+
+
+def test_all_that_a_damaged_log_may_have_promised_lies_below_the_end_of_its_survey() -> None:
+    """The mark lags by a sync: what is intact behind it may have been acknowledged."""
+    files = SimulatedFileSystem(random.Random(1))
+    log = Log.create(files, DIRECTORY, IDENTITY, LogOptions(segment_bytes=65536))
+    append_some(log, 2)
+    log.sync(Offset(0))
+    append_some(log, 2)
+    log.sync(Offset(0))
+    files.kill()
+    (path,) = segments(files)
+    files.flip(path, SEGMENT_HEADER_BYTES + 60)
+
+    survey = survey_log(files, DIRECTORY, IDENTITY)
+
+    assert survey.holes[0].end.offset == 1
+    assert survey.end_offset == 4
+
+
+def test_the_segment_of_a_hole_reaches_to_the_next_one_or_to_the_end_of_the_log() -> None:
+    files, written = fresh()
+    first, second, *_, last = segments(files)
+    for path in (first, last):
+        files.flip(path, SEGMENT_HEADER_BYTES + 60)
+    sealed, active = survey_log(files, DIRECTORY, IDENTITY).holes
+
+    found = segment_with(files, DIRECTORY, IDENTITY, sealed)
+    assert found is not None
+    assert (found.base_offset, found.end_offset) == (0, int(second[-24:-4]))
+
+    found = segment_with(files, DIRECTORY, IDENTITY, active)
+    assert found is not None
+    assert (found.base_offset, found.end_offset) == (int(last[-24:-4]), len(written))

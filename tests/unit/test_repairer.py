@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import trio
 
 from logd.errors import UnavailableError
 from logd.limits import KIB, SEGMENT_HEADER_BYTES
+from logd.replication.patience import WAIT_S_MAX
 from logd.replication.peer_protocol import AnyPeerMessage, RepairRequest, RepairResponse
 from logd.replication.trimming import Trimmer
 from logd.storage.retention import KEEP_EVERYTHING
@@ -49,7 +52,8 @@ def test_an_answer_to_an_earlier_life_is_not_taken_for_ours(
                 patch.setattr(replica.node, "send_peer", remember)
                 patch.setattr(replica.node, "is_up", lambda node: True)
                 with trio.move_on_after(60):
-                    assert await repairer._fetch(GROUP, (SECOND,), Offset(0), Offset(1)) is None
+                    fetched, _ = await repairer.fetch(GROUP, (SECOND,), Offset(0), Offset(1))
+                    assert fetched is None
 
     play(lambda: ask_once(1))
     play(lambda: ask_once(2))
@@ -152,5 +156,50 @@ def test_damage_that_its_peers_have_let_go_is_let_go_too(monkeypatch: pytest.Mon
             await Trimmer(group, replica.node).apply(KEEP_EVERYTHING, TRASH)
             assert (group.log.start_offset, group.log.end_offset) == (bases[2], end)
             await until(lambda: group.damage is None)
+
+    play(story)
+
+
+def test_a_hole_that_nobody_can_fill_is_looked_for_less_and_less_until_a_peer_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each attempt reads the whole log, and asks every peer."""
+    asked_at: list[float] = []
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await replica.lead()
+            group, files = replica.group, replica.files
+            replica.propose(bytes(3000))
+            await until(lambda: group.commit_offset == 2)
+            await a_while()
+            files.flip(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
+
+            def remember(
+                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+            ) -> bool:
+                asked_at.append(trio.current_time())
+                return False
+
+            monkeypatch.setattr(replica.node, "send_peer", remember)
+            monkeypatch.setattr(replica.node, "is_up", lambda node: True)
+            monkeypatch.setattr(
+                type(group.core.configuration), "members", property(lambda _: (OURSELVES, SECOND))
+            )
+            repairer = replica.node.repairer
+            repairer.report(group)
+            for _ in range(120):
+                await trio.sleep(1)
+                repairer.report(group)  # Somebody reads it all the time.
+
+            waits = [after - before for before, after in pairwise(asked_at)]
+            assert waits[0] < 1
+            assert waits == sorted(waits)
+            assert waits[-1] == pytest.approx(WAIT_S_MAX, abs=0.1)
+
+            was_asked = len(asked_at)
+            repairer.patience.hope()
+            await a_while()
+            assert len(asked_at) == was_asked + 1
 
     play(story)

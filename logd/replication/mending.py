@@ -1,0 +1,183 @@
+"""Makes a log whole that was found damaged when it was opened.
+
+The replica stays shut meanwhile: it neither votes nor leads, and gives its intact part to
+others that repair.  Each round surveys the whole log and does what can be done:
+
+- a hole is filled from peers, byte for byte, or where they were compacted its segment is copied;
+- a hole that nobody can fill because it lies where peers have trimmed is let go with its
+  segments, as a running replica would have, if a checkpoint reaches over them;
+- if peers have trimmed everything that this log holds, it is replaced by their state.
+
+That last step needs no leader and breaks no promise: all that this replica ever acknowledged
+lies below the place where the peer's log begins, and was committed, applied and let go by a
+committed rule.  The state that takes its place is the outcome of exactly that.  Its vote
+stays, and its term does not go back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import structlog
+
+from logd.errors import CorruptionError
+from logd.replication import log_events
+from logd.replication.installing import begin_install, finish_install
+from logd.storage.holes import Hole, fill_hole
+from logd.storage.repair import (
+    Survey,
+    mend_headers,
+    put_in_place,
+    segment_with,
+    survey_log,
+)
+from logd.types import METADATA_GROUP, NodeId, Offset, Term
+
+if TYPE_CHECKING:
+    from logd.replication.node import Node
+    from logd.replication.opening import OpenedGroup
+    from logd.replication.repairer import Repairer
+    from logd.replication.snapshot import Snapshot
+
+log = structlog.get_logger(__name__)
+
+
+class _Progress(Enum):
+    WHOLE = "whole"
+    BETTER = "better"
+    NONE = "none"
+
+
+class Mender:
+    """Mends one closed log."""
+
+    def __init__(
+        self, repairer: Repairer, node: Node, opened: OpenedGroup, members: Sequence[NodeId]
+    ) -> None:
+        self._repairer = repairer
+        self._node = node
+        self._env = node.env
+        self._opened = opened
+        self._members = members
+
+    async def run(self) -> None:
+        """Return when the log is whole.
+
+        Raises:
+            CorruptionError: no peer can give back what is missing.
+            StorageError, OSError: the disk failed.
+        """
+        group_id, patience = self._opened.group_id, self._repairer.patience
+        while (progress := await self._mend_once()) is not _Progress.WHOLE:
+            if progress is _Progress.BETTER:
+                patience.restore(group_id)
+            await patience.rest(group_id)
+        patience.restore(group_id)
+
+    async def _mend_once(self) -> _Progress:
+        env, opened = self._env, self._opened
+        survey = await env.run_blocking(survey_log, env.files, opened.directory, opened.identity)
+        if survey.beyond_repair is not None:
+            raise CorruptionError(survey.beyond_repair)
+        left_open: list[Hole] = []
+        let_go = Offset(0)
+        for hole in survey.holes:
+            left: Hole | None = hole
+            while left is not None:
+                batches, trimmed_there = await self._repairer.fetch(
+                    opened.group_id, self._members, left.start.offset, left.end.offset
+                )
+                let_go = max(let_go, trimmed_there)
+                if batches is None:
+                    left_open.append(left)
+                    break
+                try:
+                    left = await env.run_blocking(
+                        fill_hole, env.files, opened.group_id, left, batches
+                    )
+                except CorruptionError as error:
+                    log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
+                    # What is left is looked for anew.
+                    return _Progress.BETTER if await self._copy(hole) else _Progress.NONE
+        if left_open:
+            return await self._let_go(survey, left_open, let_go)
+        try:
+            await env.run_blocking(mend_headers, env.files, opened.directory, opened.identity)
+        except CorruptionError as error:
+            log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
+            return _Progress.NONE
+        return _Progress.WHOLE
+
+    async def _copy(self, hole: Hole) -> bool:
+        """Where logs were compacted the bytes may differ: take a peer's whole segment."""
+        env, opened = self._env, self._opened
+        segment = await env.run_blocking(
+            segment_with, env.files, opened.directory, opened.identity, hole
+        )
+        if segment is None:
+            return False
+        try:
+            path = await self._repairer.copy(
+                opened.directory, opened.identity, segment, self._members
+            )
+            if path is None:
+                return False
+            await env.run_blocking(put_in_place, env.files, path, opened.directory, segment)
+        except CorruptionError as error:
+            log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
+            return False
+        return True
+
+    # --- what peers have trimmed ----------------------------------------------------------------
+
+    async def _let_go(self, survey: Survey, holes: Sequence[Hole], limit: Offset) -> _Progress:
+        """Let go of holes below ``limit``, where a peer's log begins."""
+        if limit >= survey.end_offset:
+            snapshot = await self._repairer.fetch_state(self._opened.group_id, self._members)
+            if snapshot is None or snapshot.start_offset < survey.end_offset:
+                return _Progress.NONE
+            return await self._install(snapshot)
+        opened = self._opened
+        restorable = await self._env.run_blocking(self._restorable, survey.end_offset)
+        bases = opened.log.segment_bases
+        start = max((base for base in bases if base <= min(limit, restorable)), default=bases[0])
+        # Each hole makes it worth while: what is gone is no longer in the way of the others.
+        if not any(hole.end.offset <= start for hole in holes):
+            return _Progress.NONE
+        trash = self._node.membership.directory.trash_path
+        await self._env.run_blocking(opened.log.trim, start, trash)
+        log.info(log_events.LOG_TRIMMED, group=opened.group_id, start=bases[0], end=start)
+        return _Progress.BETTER
+
+    def _restorable(self, end: Offset) -> Offset:
+        """A log that begins at or below this offset has the state to begin with."""
+        found = self._opened.checkpoints.load(at_most=end)
+        restorable = Offset(0) if found is None else found[0]
+        if self._opened.group_id == METADATA_GROUP:
+            kept = self._opened.applications.load()
+            restorable = min(restorable, Offset(0) if kept is None else kept[0])
+        return restorable
+
+    async def _install(self, snapshot: Snapshot) -> _Progress:
+        opened, files = self._opened, self._env.files
+
+        def install() -> None:
+            last_term = Term(snapshot.decode_state().term_rows[-1].term)
+            if last_term > opened.hard_state.load()[0]:
+                # First: a log may not reach beyond its votes.  None was cast in that term.
+                opened.hard_state.save(last_term, None, is_newcomer=opened.hard_state.is_newcomer)
+            begin_install(files, opened.directory, opened.identity, snapshot)
+            opened.log.close()
+            finish_install(files, opened.directory, opened.identity, opened.options)
+
+        self._repairer.serve_no_more(opened.group_id)
+        await self._env.run_blocking(install)
+        log.info(
+            log_events.SNAPSHOT_INSTALLED,
+            group=opened.group_id,
+            start=snapshot.start_offset,
+            offset=snapshot.state_offset,
+        )
+        return _Progress.WHOLE
