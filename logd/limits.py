@@ -223,6 +223,9 @@ DEAD_ITEMS_MAX: Final = 100_000
 """Of one queue, whatever its options say."""
 
 ITEMS_PER_COMMAND_MAX: Final = 1_024
+DUE_PER_COMMAND_MAX: Final = 1_000
+"""Items whose time has come that one command moves; the next one goes on."""
+
 COMMAND_BYTES_MAX: Final = 3 * MIB
 """Keys, values and payloads of one command."""
 

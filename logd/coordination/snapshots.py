@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import xxhash
 
+from logd.coordination.assignments import Shard
 from logd.coordination.locks import Lock, LockKind, Ticket
+from logd.coordination.members import MemberRecord
 from logd.coordination.namespace import Namespace
+from logd.coordination.queues import DeadRecord, Queue, QueueCounts, QueueItem
 from logd.coordination.sessions import Session, keep_result
 from logd.errors import CorruptionError, NewerFormatError
-from logd.wire.coordination import KeyValue, Result
+from logd.wire.coordination import KeyValue, QueueOptions, Result
 
 _FORMAT: Final = 1
 _NAME: Final = b"logd coordination "
@@ -50,6 +54,21 @@ class _LockRecord(msgspec.Struct, frozen=True, array_like=True):
     waiting: list[Ticket]
 
 
+class _QueueRecord(msgspec.Struct, frozen=True, array_like=True):
+    name: str
+    options: QueueOptions
+    counts: QueueCounts
+    overdue: list[int]
+
+
+class _ItemsRecord(msgspec.Struct, frozen=True, array_like=True):
+    """Some of a queue's items."""
+
+    queue: str
+    items: list[QueueItem]
+    dead: list[DeadRecord]
+
+
 class _Header(msgspec.Struct, frozen=True):
     applied: int
     log_time_ms: int
@@ -59,11 +78,12 @@ class _Section(NamedTuple):
     """How records of one kind are taken from a namespace, and put into one."""
 
     record: Any
-    take: Callable[[Namespace], Sequence[Any]]
+    take: Callable[[Namespace, int], Sequence[Any]]
     put: Callable[[Namespace, list[Any]], None]
+    per_part: int = _RECORDS_PER_PART
 
 
-def _take_sessions(space: Namespace) -> list[_SessionRecord]:
+def _take_sessions(space: Namespace, _now_ms: int) -> list[_SessionRecord]:
     return [
         _SessionRecord(
             session.session,
@@ -93,7 +113,7 @@ def _put_sessions(space: Namespace, records: list[_SessionRecord]) -> None:
             keep_result(session, sequence, result, space.usage)
 
 
-def _take_locks(space: Namespace) -> list[_LockRecord]:
+def _take_locks(space: Namespace, _now_ms: int) -> list[_LockRecord]:
     return [
         _LockRecord(
             lock.kind,
@@ -112,13 +132,50 @@ def _put_locks(space: Namespace, records: list[_LockRecord]) -> None:
         space.locks.restore(lock, record.holders, record.waiting)
 
 
+def _take_queues(space: Namespace, now_ms: int) -> list[_QueueRecord]:
+    return [
+        _QueueRecord(queue.name, queue.options, copy(queue.counts), queue.overdue(now_ms))
+        for queue in space.work.all()
+    ]
+
+
+def _put_queues(space: Namespace, records: list[_QueueRecord]) -> None:
+    for record in records:
+        queue = Queue(record.name, record.options)
+        queue.counts = record.counts
+        space.work.begin_restore(queue, record.overdue)
+
+
+def _take_items(space: Namespace, _now_ms: int) -> list[_ItemsRecord]:
+    taken = []
+    for queue in space.work.all():
+        items, dead = list(queue.items.values()), list(queue.dead.values())
+        for start in range(0, max(len(items), len(dead)), _RECORDS_PER_PART):
+            part = slice(start, start + _RECORDS_PER_PART)
+            taken.append(_ItemsRecord(queue.name, items[part], dead[part]))
+    return taken
+
+
+def _put_items(space: Namespace, records: list[_ItemsRecord]) -> None:
+    for record in records:
+        space.work.restore_items(record.queue, record.items, record.dead)
+
+
 _END: Final = 0
 _HEADER: Final = 1
 _NAMESPACE: Final = 2
 _SECTIONS: Final = {
     3: _Section(_SessionRecord, _take_sessions, _put_sessions),
-    4: _Section(KeyValue, lambda space: space.keys.all(), lambda space, r: space.keys.restore(r)),
-    5: _Section(_LockRecord, _take_locks, _put_locks),
+    4: _Section(KeyValue, lambda space, _: space.keys.all(), lambda s, r: s.keys.restore(r)),
+    5: _Section(_LockRecord, _take_locks, _put_locks, per_part=100),
+    6: _Section(
+        MemberRecord, lambda space, _: space.groups.all(), lambda s, r: s.groups.restore(r)
+    ),
+    7: _Section(
+        Shard, lambda space, _: space.assignments.all(), lambda s, r: s.assignments.restore(r)
+    ),
+    8: _Section(_QueueRecord, _take_queues, _put_queues),
+    9: _Section(_ItemsRecord, _take_items, _put_items, per_part=1),
 }
 """Sessions first: what follows belongs to them."""
 
@@ -145,7 +202,7 @@ class Frozen:
         frozen: list[tuple[int, Any]] = []
         for space in spaces:
             frozen.append((_NAMESPACE, space.name))
-            frozen += [(kind, section.take(space)) for kind, section in _SECTIONS.items()]
+            frozen += [(k, section.take(space, log_time_ms)) for k, section in _SECTIONS.items()]
         return cls(_Header(applied, log_time_ms), frozen)
 
     def parts(self) -> Iterator[bytes]:
@@ -163,8 +220,9 @@ class Frozen:
             if kind == _NAMESPACE:
                 yield _part(kind, frozen)
                 continue
-            for start in range(0, len(frozen), _RECORDS_PER_PART):
-                yield _part(kind, frozen[start : start + _RECORDS_PER_PART])
+            count = _SECTIONS[kind].per_part
+            for start in range(0, len(frozen), count):
+                yield _part(kind, frozen[start : start + count])
 
 
 def read_snapshot(

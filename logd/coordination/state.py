@@ -23,12 +23,13 @@ from logd.coordination.namespace import Namespace
 from logd.coordination.quotas import PartitionUsage
 from logd.coordination.sessions import Session, acknowledge, keep_result
 from logd.coordination.snapshots import Frozen, read_snapshot
+from logd.coordination.timers import Place, Timers
 from logd.errors import (
     QuotaExceededError,
     RequestError,
     SessionExpiredError,
 )
-from logd.limits import NAMESPACES_PER_PARTITION_MAX
+from logd.limits import DUE_PER_COMMAND_MAX, NAMESPACES_PER_PARTITION_MAX
 from logd.types import Offset
 from logd.wire.coordination import (
     Advance,
@@ -56,6 +57,7 @@ class CoordinationState:
         self._where: dict[int, Namespace] = {}
         """Session → its namespace."""
         self._usage = PartitionUsage()
+        self._timers = Timers(self._queue_due_ms)
         self._events: list[tuple[str, Event]] = []
         self._events_forgotten = Offset(0)
         """No namespace has events below, unless its ring does."""
@@ -75,7 +77,8 @@ class CoordinationState:
     @property
     def due_ms(self) -> int | None:
         """Log time from which an ``Advance`` would change something."""
-        return None
+        first = self._timers.first()
+        return None if first is None else first[0]
 
     def check(self, entry: Entry) -> None:
         """Accept what a client may propose, whatever the state.
@@ -90,6 +93,8 @@ class CoordinationState:
         assert revision >= self._applied
         self._applied = Offset(revision + 1)
         self._log_time_ms = max(self._log_time_ms, entry.time_ms)
+        if self._timers.may_be_due(self._log_time_ms):
+            self._bring_about_what_is_due(revision)
         try:
             return self._apply(entry, revision)
         except RequestError as refused:
@@ -113,7 +118,7 @@ class CoordinationState:
         try:
             check_name("namespace", namespace)
             if space is None:
-                space = Namespace(namespace, PartitionUsage(), self._applied, _ignore)
+                space = Namespace(namespace, PartitionUsage(), self._applied, _ignore, _ignore)
             return space.answer(query, revision, self._log_time_ms)
         except RequestError as refused:
             return _refused(refused, revision)
@@ -170,6 +175,7 @@ class CoordinationState:
         state = cls()
         read_snapshot(payload, state._begin, state._restored_namespace)
         for space in state._namespaces.values():
+            space.work.finish_restore(state._log_time_ms)
             for session in space.sessions:
                 state._where[session] = space
         return state
@@ -219,11 +225,27 @@ class CoordinationState:
         return opened
 
     def _add_namespace(self, name: str) -> Namespace:
-        space = Namespace(name, self._usage, self._events_forgotten, self._events_append)
+        space = Namespace(
+            name, self._usage, self._events_forgotten, self._emit, self._timers.schedule
+        )
         self._namespaces[name] = space
         return space
 
-    def _events_append(self, event: tuple[str, Event]) -> None:
+    def _bring_about_what_is_due(self, revision: Offset) -> None:
+        """A bounded part of it: what is left is still due, and the leader asks again."""
+        for _ in range(DUE_PER_COMMAND_MAX):
+            first = self._timers.first()
+            if first is None or first[0] > self._log_time_ms:
+                return
+            namespace, queue = first[1]
+            self._namespaces[namespace].work.take_due(queue, revision, self._log_time_ms)
+
+    def _queue_due_ms(self, place: Place) -> int | None:
+        namespace, queue = place
+        space = self._namespaces.get(namespace)
+        return None if space is None else space.work.due_ms(queue)
+
+    def _emit(self, event: tuple[str, Event]) -> None:
         self._events.append(event)
 
     def _session_of(self, entry: Entry) -> Session | None:
@@ -270,5 +292,5 @@ def _refused(error: RequestError, revision: int) -> Refused:
     return Refused(revision=revision, code=error.code, message=str(error))
 
 
-def _ignore(event: tuple[str, Event]) -> None:
-    pass
+def _ignore(*ignored: object) -> None:
+    """For a namespace that is not there: it only answers."""
