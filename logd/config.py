@@ -223,6 +223,13 @@ class BrokerConfig:
     What is no longer in it is read from the files, usually from the system's page cache.
     """
 
+    coordination_partitions: int = 4
+    """Partitions of the topic that locks, members, queues and keys live in, made when it is first
+    needed; the setting of the broker that is asked for it counts, and later changes do not.
+
+    A namespace lies in one of them, so this bounds over how many leaders namespaces spread.
+    """
+
     def __post_init__(self) -> None:
         if not self.cluster:
             object.__setattr__(self, "cluster", {self.node_id: self.peer_listen})
@@ -325,6 +332,7 @@ class BrokerConfig:
             ("scrub_interval_s", 1, 365 * 86_400),
             ("produce_bytes_in_flight", FRAME_BYTES_MAX, 2**40),
             ("tail_cache_bytes", 0, 2**40),
+            ("coordination_partitions", 1, 64),
         ):
             found = getattr(self, name)
             _require(low <= found <= high, f"{name} = {found}: expected {low} to {high}")

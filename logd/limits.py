@@ -273,6 +273,27 @@ EVENTS_PER_NAMESPACE_MAX: Final = 10_000
 EVENT_BYTES_PER_NAMESPACE_MAX: Final = 8 * MIB
 """Events that are kept for watches that resume; in memory only."""
 
+COORDINATION_ENTRIES_PER_BATCH_MAX: Final = 512
+"""Commands in one batch: bounds the time for which applying it holds the event loop."""
+
+COORDINATION_BATCH_BYTES_MAX: Final = 1 * MIB
+"""Bytes of commands in one batch, unless a single one is larger."""
+
+COORDINATION_BATCHES_IN_FLIGHT_MAX: Final = 2
+"""Batches of one partition that are not committed yet; what comes meanwhile gathers."""
+
+COORDINATION_COMMANDS_PER_SNAPSHOT: Final = 20_000
+COORDINATION_BYTES_PER_SNAPSHOT: Final = 64 * MIB
+"""After so much of either a replica keeps its state anew, so that it starts quickly."""
+
+COORDINATION_TIMEOUT_MS_MAX: Final = 300_000
+COORDINATION_WAIT_MS_MAX: Final = 60_000
+SESSIONS_PER_KEEP_ALIVE_MAX: Final = 4_096
+WATCHES_PER_CONNECTION_MAX: Final = 4_096
+WATCHES_PER_NAMESPACE_MAX: Final = 20_000
+WATCH_EVENTS_BYTES: Final = 256 * KIB
+"""What one push to a watch that catches up has, unless one revision has more."""
+
 # --- how they depend on one another ----------------------------------------------------
 
 # A record must fit a batch, with room for its column overhead and the header.
@@ -317,5 +338,10 @@ assert MEMBERS_PER_GROUP_MAX * (DATA_BYTES_MAX + KIB) < FRAME_BYTES_MAX - MIB
 assert SHARDS_PER_GROUP_MAX * (2 * NAME_CHARACTERS_MAX + 64) < FRAME_BYTES_MAX - MIB
 assert 2 * HOLDERS_PER_ANSWER_MAX * (DATA_BYTES_MAX + KIB) < FRAME_BYTES_MAX - MIB
 assert SESSIONS_PER_NAMESPACE_MAX * (TEXT_BYTES_MAX + 64) < FRAME_BYTES_MAX - MIB
+# A batch of commands fits, also one of a single large command, with its namespace.
+assert COORDINATION_BATCH_BYTES_MAX < BATCH_BYTES_MAX
+assert COORDINATION_ENTRIES_PER_BATCH_MAX <= RECORDS_PER_BATCH_MAX
+# The sessions of a keep-alive fit the header of a frame.
+assert SESSIONS_PER_KEEP_ALIVE_MAX * 9 + KIB < FRAME_HEADER_BYTES_MAX
 # What is counted is at most what a snapshot may be, which has less around each record.
 assert STATE_BYTES_PER_PARTITION_MAX < SNAPSHOT_BYTES_MAX

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from logd import __version__
+from logd.broker.coordination.fencing import raise_fence
+from logd.broker.coordination.topic import ensure_topic
 from logd.broker.rebalancing import REBALANCING_HANDLERS, broker_info
 from logd.broker.subscriptions import start_position
 from logd.errors import (
@@ -25,6 +27,7 @@ from logd.record.batch import seal_opaque
 from logd.record.control import Trim, encode_control
 from logd.record.header import BatchKind
 from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
+from logd.wire.coordination import COORDINATION_TOPIC
 from logd.wire.messages import (
     AlterTopicRequest,
     AlterTopicResponse,
@@ -69,6 +72,8 @@ async def metadata(broker: Broker, request: MetadataRequest) -> MetadataResponse
     """The cluster as this broker has applied it, with leaders as far as it knows."""
     broker.check_known()
     await broker.metadata.reach(Offset(request.at_least), METADATA_LAG_S)
+    if request.topics is not None and COORDINATION_TOPIC in request.topics:
+        await ensure_topic(broker)
     state = broker.metadata.state
     if request.topics is None:
         topics = [topic for topic in state.topics if topic.name >= request.start]
@@ -266,8 +271,8 @@ async def trim_partition(broker: Broker, request: TrimPartitionRequest) -> TrimP
     if (request.before_offset is None) == (request.before_time_ms is None):
         raise InvalidRequestError("expected one of before_offset and before_time_ms")
     group = broker.leading_group(request.group)
-    if group.group_id == METADATA_GROUP:
-        raise InvalidRequestError("the metadata log is not trimmed by command")
+    if group.group_id == METADATA_GROUP or group.application is not None:
+        raise InvalidRequestError(f"{group.name} is not trimmed by command")
     if request.before_offset is None:
         assert request.before_time_ms is not None
         start = await start_position(broker, group, "time", request.before_time_ms)
@@ -340,6 +345,7 @@ ADMIN_HANDLERS: Final[dict[int, Callable[[Broker, Any], Awaitable[Message]]]] = 
     Kind.TRANSFER_LEADER: transfer_leader,
     Kind.DESCRIBE_BROKER: describe_broker,
     Kind.TRIM_PARTITION: trim_partition,
+    Kind.RAISE_FENCE: raise_fence,
     **REBALANCING_HANDLERS,
 }
 """Request kind → handler."""

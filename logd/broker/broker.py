@@ -13,6 +13,7 @@ from logd.replication.group import Group
 from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId
 
 if TYPE_CHECKING:
+    from logd.broker.coordination.service import Coordination
     from logd.broker.disk_guard import DiskGuard
     from logd.broker.metadata_service import MetadataService
     from logd.broker.session import Session
@@ -70,6 +71,7 @@ class Broker:
     metadata: MetadataService
     disk: DiskGuard
     budget: ProduceBudget
+    coordination: Coordination
     address: HostPort
     """What clients are told."""
     peer_address: HostPort

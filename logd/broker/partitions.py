@@ -35,8 +35,10 @@ from logd.replication.group import Group
 from logd.replication.opening import OpenedGroup, open_group, start_core
 from logd.storage.log import LogOptions
 from logd.types import METADATA_GROUP, GroupId, NodeId
+from logd.wire.coordination import COORDINATION_TOPIC
 
 if TYPE_CHECKING:
+    from logd.broker.coordination.service import Coordination
     from logd.broker.metadata_service import MetadataService
     from logd.config import BrokerConfig
     from logd.env import Env
@@ -59,8 +61,10 @@ class Partitions:
         env: Env,
         node: Node,
         membership: Membership,
+        coordination: Coordination,
     ) -> None:
         self._config = config
+        self._coordination = coordination
         self._env = env
         self._node = node
         self._directory = membership.directory
@@ -173,7 +177,12 @@ class Partitions:
                 self._node.shut[placement.group] = BEING_REPAIRED
                 self._node.start_soon(self._mend, placement, options)
                 return
-            self._add(opened, Configuration(placement.replicas), str(placement.name))
+            self._add(
+                opened,
+                Configuration(placement.replicas),
+                str(placement.name),
+                is_coordination=placement.topic == COORDINATION_TOPIC,
+            )
         except (OSError, LogdError) as error:
             # This replica stays shut; the others serve.  A restart tries again.
             self._node.shut[placement.group] = str(error)
@@ -232,8 +241,17 @@ class Partitions:
         else:
             await self._node.repairer.mend(opened, members)
 
-    def _add(self, opened: OpenedGroup, configuration: Configuration, name: str) -> Group:
+    def _add(
+        self,
+        opened: OpenedGroup,
+        configuration: Configuration,
+        name: str,
+        *,
+        is_coordination: bool = False,
+    ) -> Group:
         group = Group(opened, self._core(opened, configuration), self._node, name)
+        if is_coordination:
+            self._coordination.attach(group)
         self._node.add_group(group)
         return group
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from logd.errors import CorruptionError, InvalidBatchError, InvalidRequestError, LogdError
 from logd.limits import DELIVERY_TIMEOUT_MS_MAX
-from logd.record.header import BatchHeader, decode_header, verify_seal
+from logd.record.header import BatchHeader, PayloadFormat, decode_header, verify_seal
 from logd.replication.group import Outcome, Placed, Proposal
 from logd.types import METADATA_GROUP
 from logd.wire.messages import Kind, ProduceRequest, ProduceResponse
@@ -36,6 +36,8 @@ def start_produce(
     group = broker.group(request.group)
     if not group.takes_proposals:
         raise group.not_leader()
+    if group.application is not None:
+        raise InvalidRequestError(f"{group.name} takes commands, not records")
     broker.disk.check()
     cost = len(batch) + BATCH_OVERHEAD_BYTES
     broker.budget.take(cost)
@@ -89,4 +91,6 @@ def _check(request: ProduceRequest, batch: Buffer) -> BatchHeader:
         raise InvalidBatchError(f"the batch is not intact: {error}") from error
     if header.is_control or header.is_compacted:
         raise InvalidBatchError("producers may not write control or compacted batches")
+    if header.payload_format == PayloadFormat.ENTRIES:
+        raise InvalidBatchError("producers may not write entries of the coordination log")
     return header

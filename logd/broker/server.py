@@ -22,6 +22,7 @@ from logd import __version__
 from logd.broker import log_events
 from logd.broker.autonomy import Autonomy
 from logd.broker.broker import Broker, ProduceBudget
+from logd.broker.coordination.service import Coordination
 from logd.broker.disk_guard import DiskGuard
 from logd.broker.joining import (
     answer_join,
@@ -141,6 +142,7 @@ async def _run_with_directory(
         metadata=MetadataService(node),
         disk=DiskGuard(env, config.data_dir, config.disk_free_bytes_min),
         budget=ProduceBudget(config.produce_bytes_in_flight),
+        coordination=Coordination(node, directory.trash_path),
         address=config.advertise or client_listener.address,
         peer_address=config.peer_address if config.peer_address.port else peer_listener.address,
         started_ms=node.now_ms(),
@@ -187,7 +189,7 @@ async def _join(broker: Broker) -> None:
         members = await membership.formed()
         waiting.cancel_scope.cancel()
     listed = tuple(NodeId(n) for n in sorted(members))
-    partitions = Partitions(config, broker.env, node, membership)
+    partitions = Partitions(config, broker.env, node, membership, broker.coordination)
     group = await partitions.open_metadata(
         listed[:METADATA_VOTERS_MAX], listed[METADATA_VOTERS_MAX:]
     )

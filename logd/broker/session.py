@@ -21,6 +21,8 @@ import trio
 from logd import __version__
 from logd.broker import log_events
 from logd.broker.admin import ADMIN_HANDLERS
+from logd.broker.coordination.handlers import COORDINATION_HANDLERS
+from logd.broker.coordination.watches import ConnectionWatches
 from logd.broker.produce import start_produce
 from logd.broker.reading import READ_HANDLERS
 from logd.broker.subscriptions import Subscriptions, Turn
@@ -71,6 +73,8 @@ from logd.wire.messages import (
     SubscriptionEnded,
     UnsubscribeRequest,
     UnsubscribeResponse,
+    WatchCredit,
+    WatchEnded,
 )
 
 if TYPE_CHECKING:
@@ -89,6 +93,7 @@ class Session:
         self._decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX)
         self._outbox = Outbox(CONNECTION_SEND_BYTES_MAX, broker.node.turn, self._on_room)
         self._subscriptions = Subscriptions(broker, self)
+        self._watches = ConnectionWatches(self)
         self._in_flight = 0
         self._relief = trio.lowlevel.ParkingLot()
         self._is_closed = False
@@ -103,6 +108,10 @@ class Session:
     def subscriptions(self) -> Subscriptions:
         return self._subscriptions
 
+    @property
+    def watches(self) -> ConnectionWatches:
+        return self._watches
+
     async def run(self) -> None:
         """Serve until the client leaves, breaks the protocol, or the broker stops."""
         try:
@@ -111,11 +120,13 @@ class Session:
                     self._nursery = nursery
                     nursery.start_soon(self._send)
                     nursery.start_soon(self._subscriptions.run)
+                    nursery.start_soon(self._watches.run)
                     await self._survives(self._receive)
                     nursery.cancel_scope.cancel()
         finally:
             self._is_closed = True
             self._subscriptions.close()
+            self._watches.close()
             self._stream.abort()
 
     async def _survives(self, part: Callable[[], Awaitable[None]]) -> bool:
@@ -224,15 +235,18 @@ class Session:
             self._subscriptions.add_credit(decode_message(Credit, _short_header(frame)))
             return
         if frame.kind == Kind.WATCH_CREDIT:
+            self._watches.add_credit(decode_message(WatchCredit, _short_header(frame)))
             return
         self._in_flight += 1
         try:
             request = decode_message(request_type, _short_header(frame))
-            if Kind.COORDINATE <= frame.kind <= Kind.RAISE_FENCE:
-                raise UnsupportedVersionError("this version does not serve coordination yet")
             if frame.kind == Kind.PRODUCE:
                 assert isinstance(request, ProduceRequest)
                 start_produce(self, frame.correlation_id, request, frame.body)
+                return
+            coordinate = COORDINATION_HANDLERS.get(frame.kind)
+            if coordinate is not None:
+                coordinate(self, frame.correlation_id, request, frame.body)
                 return
             assert self._nursery is not None
             if isinstance(request, SubscribeRequest | UnsubscribeRequest):
@@ -296,6 +310,14 @@ class Session:
         self._settle()
         self._queue((head,) if body is None else (head, *body.buffers), len(head) + body_bytes)
 
+    def answer_with(self, kind: int, correlation_id: int, message: Message, body: bytes) -> None:
+        """Queue the answer to a request, with a body that is no batch."""
+        head = encode_message(
+            kind, message, correlation_id, body_bytes=len(body), flags=FLAG_RESPONSE
+        )
+        self._settle()
+        self._queue((head, body), len(head) + len(body))
+
     def fail(self, kind: int, correlation_id: int, error: LogdError) -> None:
         """Queue the refusal of a request."""
         self.broker.count_refusal(error)
@@ -329,7 +351,23 @@ class Session:
         head = encode_message(Kind.SUBSCRIPTION_ENDED, message, 0, flags=FLAG_PUSH)
         self._queue((head,), len(head))
 
+    @property
+    def takes_events(self) -> bool:
+        """There is room for what watches have to say."""
+        return self._outbox.has_room and not self._is_closed
+
+    def push_events(self, frame: Sequence[bytes], size_bytes: int) -> None:
+        """Push a frame to whoever watches."""
+        self._queue(frame, size_bytes)
+
+    def end_watch(self, watch: int, generation: int, error: LogdError) -> None:
+        """Tell a watch that no more will come."""
+        message = WatchEnded(watch=watch, generation=generation, error=_error_message(error))
+        head = encode_message(Kind.WATCH_ENDED, message, 0, flags=FLAG_PUSH)
+        self._queue((head,), len(head))
+
     def _on_room(self) -> None:
+        self._watches.room_is_back()
         self._relief.unpark()
         self._subscriptions.room_is_back()
 
@@ -361,7 +399,7 @@ def _short_header(frame: Frame) -> Buffer:
 def _error_message(error: LogdError) -> ErrorResponse:
     details = {
         name: getattr(error, name)
-        for name in ("leader", "log_start", "log_end")
+        for name in ("leader", "log_start", "log_end", "oldest")
         if getattr(error, name, None) is not None
     }
     return ErrorResponse(

@@ -77,6 +77,15 @@ class CreateTopic(MetadataCommand, frozen=True, kw_only=True):
     now_ms: int
 
 
+class CreateInternalTopic(MetadataCommand, frozen=True, kw_only=True):
+    """A topic of logd's own, which users neither create nor delete."""
+
+    name: str
+    partitions: int
+    config: dict[str, str] = {}
+    now_ms: int
+
+
 class DeleteTopic(MetadataCommand, frozen=True, kw_only=True):
     name: str
 
@@ -194,6 +203,7 @@ Command = (
     FormCluster
     | RegisterBroker
     | CreateTopic
+    | CreateInternalTopic
     | DeleteTopic
     | AlterTopic
     | AllocateProducerIds

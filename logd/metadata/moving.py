@@ -29,6 +29,7 @@ from logd.metadata.commands import (
     CancelMove,
     CancelPlan,
     Command,
+    CreateInternalTopic,
     CreateTopic,
     DeleteTopic,
     DrainBroker,
@@ -65,6 +66,7 @@ OtherCommand = (
     FormCluster
     | RegisterBroker
     | CreateTopic
+    | CreateInternalTopic
     | DeleteTopic
     | AlterTopic
     | AllocateProducerIds

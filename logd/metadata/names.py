@@ -36,6 +36,19 @@ def validate_topic_name(name: str) -> None:
         )
 
 
+def validate_internal_name(name: str) -> None:
+    """Accept a name that logd may give to a topic of its own.
+
+    Raises:
+        InvalidNameError: says what was found and what is allowed.
+    """
+    _validate_characters(name)
+    if not name.startswith(INTERNAL_PREFIX):
+        raise InvalidNameError(
+            f"topic name {quoted(name)} of logd's own begins with {INTERNAL_PREFIX!r}"
+        )
+
+
 def quoted(text: str) -> str:
     """``text`` fit for an error message: escaped, and shortened in the middle."""
     if len(text) <= _QUOTED_CHARACTERS_MAX:

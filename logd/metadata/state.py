@@ -49,6 +49,7 @@ from logd.metadata.commands import (
     AllocateProducerIds,
     AlterTopic,
     Command,
+    CreateInternalTopic,
     CreateTopic,
     DeleteTopic,
     FormCluster,
@@ -63,7 +64,7 @@ from logd.metadata.moving import (
     PlanChanged,
     RebalancingSet,
 )
-from logd.metadata.names import quoted, validate_topic_name
+from logd.metadata.names import INTERNAL_PREFIX, quoted, validate_internal_name, validate_topic_name
 from logd.metadata.placement import BrokerPlacementInfo, place
 from logd.metadata.topic_config import check_option_names, parse_options
 from logd.types import (
@@ -189,6 +190,8 @@ class MetadataState(MovingState):
                 return self._register_broker(command)
             case CreateTopic():
                 return self._create_topic(command)
+            case CreateInternalTopic():
+                return self._create_internal_topic(command)
             case DeleteTopic():
                 return self._delete_topic(command)
             case AlterTopic():
@@ -265,20 +268,39 @@ class MetadataState(MovingState):
     def _create_topic(self, command: CreateTopic) -> TopicCreated:
         self._check_formed()
         validate_topic_name(command.name)
-        if command.name in self._topics:
-            raise TopicExistsError(f"topic {quoted(command.name)} exists")
+        return self._add_topic(
+            command.name, command.partitions, command.replicas, command.config, command.now_ms
+        )
+
+    def _create_internal_topic(self, command: CreateInternalTopic) -> TopicCreated:
+        self._check_formed()
+        validate_internal_name(command.name)
+        return self._add_topic(
+            command.name, command.partitions, None, command.config, command.now_ms
+        )
+
+    def _add_topic(
+        self,
+        name: str,
+        partitions: int,
+        replicas: int | None,
+        config: Mapping[str, str],
+        now_ms: int,
+    ) -> TopicCreated:
+        if name in self._topics:
+            raise TopicExistsError(f"topic {quoted(name)} exists")
         if len(self._topics) >= TOPICS_MAX:
             raise InvalidRequestError(f"the cluster has {TOPICS_MAX} topics, the most it can")
-        parse_options(command.config)
-        replica_lists = place(command.partitions, command.replicas, self._placement_info())
+        parse_options(config)
+        replica_lists = place(partitions, replicas, self._placement_info())
         self._check_partition_count(len(replica_lists))
 
         topic = Topic(
-            name=command.name,
+            name=name,
             topic_id=self._next_topic_id,
-            partitions=self._number(command.name, self._next_topic_id, replica_lists),
-            config=dict(sorted(command.config.items())),
-            created_ms=command.now_ms,
+            partitions=self._number(name, self._next_topic_id, replica_lists),
+            config=dict(sorted(config.items())),
+            created_ms=now_ms,
         )
         self._next_topic_id = TopicId(topic.topic_id + 1)
         self._next_group = GroupId(self._next_group + len(topic.partitions))
@@ -384,9 +406,12 @@ class MetadataState(MovingState):
             raise UnavailableError("the cluster has not been formed yet")
 
     def _existing_topic(self, name: str) -> Topic:
+        """A topic that users may change."""
         topic = self._topics.get(name)
         if topic is None:
             raise UnknownTopicError(f"no topic {quoted(name)}")
+        if name.startswith(INTERNAL_PREFIX):
+            raise InvalidRequestError(f"topic {quoted(name)} belongs to logd")
         return topic
 
     # --- snapshot -----------------------------------------------------------------------

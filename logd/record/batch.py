@@ -16,6 +16,7 @@ from itertools import repeat
 from operator import add
 from typing import Final
 
+import msgspec
 from xxhash import xxh3_64
 
 from logd.errors import CorruptionError, MalformedBatchError, RecordTooLargeError, UsageError
@@ -58,6 +59,7 @@ from logd.types import Buffer, Offset, Term
 TIMESTAMP_MS_MAX: Final = 2**62 - 1
 """Either side of 1970: the difference of two timestamps always fits in 64 bits."""
 
+_ENTRIES_DECODER: Final = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _NO_LEADER_PART: Final = bytes(LEADER_PART_BYTES)
 _BYTES_TYPES: Final = frozenset((bytes, bytearray, memoryview, type(None)))
 
@@ -176,6 +178,23 @@ def seal_batch(
 
 def seal_opaque(payload: bytes, *, kind: BatchKind, timestamp_ms: int) -> bytes:
     """Seal one record whose value is ``payload``: control batches, metadata commands."""
+    return _seal_own(payload, kind, PayloadFormat.OPAQUE, 1, timestamp_ms)
+
+
+def seal_entries(payload: bytes, *, count: int, timestamp_ms: int) -> bytes:
+    """Seal a MessagePack array of ``count`` elements, each of which has an offset of its own.
+
+    Raises:
+        RecordTooLargeError: it does not fit a batch.
+    """
+    assert 0 < count <= RECORDS_PER_BATCH_MAX
+    return _seal_own(payload, BatchKind.DATA, PayloadFormat.ENTRIES, count, timestamp_ms)
+
+
+def _seal_own(
+    payload: bytes, kind: BatchKind, payload_format: PayloadFormat, count: int, timestamp_ms: int
+) -> bytes:
+    """Seal what a broker has to say itself."""
     return seal_header(
         BatchHeader(
             header_checksum=0,
@@ -187,10 +206,10 @@ def seal_opaque(payload: bytes, *, kind: BatchKind, timestamp_ms: int) -> bytes:
             payload_bytes=len(payload),
             kind=kind,
             flags=0,
-            payload_format=PayloadFormat.OPAQUE,
+            payload_format=payload_format,
             codec=Codec.NONE,
-            record_count=1,
-            offset_span=1,
+            record_count=count,
+            offset_span=count,
             decoded_bytes=len(payload),
             first_timestamp_ms=timestamp_ms,
             max_timestamp_ms=timestamp_ms,
@@ -351,6 +370,15 @@ def _decode_payload(header: BatchHeader, payload: memoryview) -> RecordBatch:
             [bytes(payload)],
             [NO_HEADERS],
         )
+    if header.payload_format == PayloadFormat.ENTRIES:
+        return RecordBatch(
+            header,
+            range(base, base + count),
+            [header.first_timestamp_ms] * count,
+            [None] * count,
+            _decode_entries(payload, count),
+            [NO_HEADERS] * count,
+        )
     decoded = decompress(payload, header.decoded_bytes) if header.codec else payload
     columns = decode_columns(decoded)
     return RecordBatch(
@@ -361,6 +389,16 @@ def _decode_payload(header: BatchHeader, payload: memoryview) -> RecordBatch:
         _expand("values", columns.values, count),
         expand_headers(columns.headers, count),
     )
+
+
+def _decode_entries(payload: memoryview, count: int) -> list[bytes]:
+    try:
+        entries = [bytes(entry) for entry in _ENTRIES_DECODER.decode(payload)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedBatchError(f"entries: {error}") from error
+    if len(entries) != count:
+        raise MalformedBatchError(f"{len(entries)} entries, {count} records")
+    return entries
 
 
 def _expand(

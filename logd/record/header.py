@@ -49,6 +49,8 @@ class PayloadFormat(IntEnum):
     COLUMNS = 1
     OPAQUE = 2
     """One record whose value is the whole payload."""
+    ENTRIES = 3
+    """One record per element of a MessagePack array: commands of the coordination log."""
 
 
 @unique
@@ -82,7 +84,7 @@ LAYOUT: Final = (
     Field("payload_bytes", "I", "bytes of payload behind the header, as stored"),
     Field("kind", "B", "0 data, 1 control"),
     Field("flags", "B", "bit 0 compacted; other bits zero"),
-    Field("payload_format", "B", "1 columns, 2 opaque"),
+    Field("payload_format", "B", "1 columns, 2 opaque, 3 entries"),
     Field("codec", "B", "0 none, 1 zstd"),
     Field("record_count", "I", "records in the batch, 1 to 65536; 0 only if compacted"),
     Field("offset_span", "I", "offsets the batch covers; record_count unless compacted"),
@@ -222,9 +224,12 @@ def decode_header(view: Buffer, position: int = 0) -> BatchHeader:
         and (
             not header.kind
             if header.payload_format == 1
-            else header.payload_format == 2
-            and header.record_count == 1
-            and not header.codec
+            else not header.codec
+            and (
+                header.record_count == 1
+                if header.payload_format == 2
+                else header.payload_format == 3 and not header.kind
+            )
             and not header.flags
         )
     ):
@@ -311,7 +316,7 @@ def _refusal(header: BatchHeader, position: int) -> CorruptionError:
         (header.payload_bytes <= _PAYLOAD_BYTES_MAX, "payload_bytes", f"<= {_PAYLOAD_BYTES_MAX}"),
         (header.kind <= 1, "kind", "0 or 1"),
         (header.flags <= FLAG_COMPACTED, "flags", "0 or 1"),
-        (header.payload_format in (1, 2), "payload_format", "1 or 2"),
+        (header.payload_format in (1, 2, 3), "payload_format", "1, 2 or 3"),
         (header.codec <= 1, "codec", "0 or 1"),
         (
             (header.is_compacted or header.record_count > 0)
@@ -354,9 +359,13 @@ def _refusal(header: BatchHeader, position: int) -> CorruptionError:
             "payload_format",
             "2 in a control batch",
         ),
-        (header.record_count == 1, "record_count", "1 in an opaque batch"),
-        (header.codec == Codec.NONE, "codec", "0 in an opaque batch"),
-        (header.flags == 0, "flags", "0 in an opaque batch"),
+        (
+            header.record_count == 1 or header.payload_format == PayloadFormat.ENTRIES,
+            "record_count",
+            "1 in an opaque batch",
+        ),
+        (header.codec == Codec.NONE, "codec", "0 in a batch that is opaque or of entries"),
+        (header.flags == 0, "flags", "0 in a batch that is opaque or of entries"),
     ):
         if not holds:
             return CorruptionError(f"batch at {position}: {name} is {found[name]}, not {expected}")

@@ -243,6 +243,15 @@ class Application(Protocol):
     def on_installed(self, offset: Offset, payload: bytes) -> None: ...
 
 
+class ProposalSource(Protocol):
+    """Seals batches as late as can be: when the group is about to append."""
+
+    @property
+    def has_proposals(self) -> bool: ...
+
+    def take_proposals(self) -> list[Proposal]: ...
+
+
 class Watcher(Protocol):
     """Somebody who follows a group's commit offset: a subscription, an applier."""
 
@@ -293,6 +302,8 @@ class Group:
         """Those whose coming and going the core is told."""
         self._changes: list[_Change] = []
         self.application: Application | None = None
+        self.source: ProposalSource | None = None
+        """Asked for more whenever the group, as the leader, appends what has gathered."""
         self._shipper = Shipper(self, host)
         self._assembly = SnapshotAssembly()
         self._installing: Snapshot | None = None
@@ -428,6 +439,20 @@ class Group:
             self._host.flush_soon(self)
         else:
             self._host.mark_dirty(self)
+
+    def flush_soon(self) -> None:
+        """Append what the source has: now, or by the pump if something else is under way."""
+        if self.is_leader:
+            self._host.flush_soon(self)
+
+    def flush_later(self) -> None:
+        """Have the pump append what the source has gathered until then."""
+        if self.is_leader:
+            self._host.mark_dirty(self)
+
+    @property
+    def _has_proposals(self) -> bool:
+        return bool(self._proposals) or (self.source is not None and self.source.has_proposals)
 
     async def commit(self, batch: Buffer, deadline_ms: int) -> Placed:
         """Have a sealed batch of this broker's own committed; says where it lies.
@@ -672,7 +697,7 @@ class Group:
     def _take_held_news(self) -> None:
         while self._held_news and not self._held:
             self._held_news.popleft()()
-        if not self._held and self._proposals:
+        if not self._held and self._has_proposals:
             self._host.mark_dirty(self)
 
     def _finish(self, output: Output, batches: tuple[ReceivedBatch, ...]) -> None:
@@ -707,7 +732,7 @@ class Group:
                 self._shipper.ship_soon(output.snapshot_wanted)
             if self.core.commit_lagging():
                 self._host.tell_commit_later(self)
-            if self._proposals and not self.core.is_transferring:
+            if self._has_proposals and not self.core.is_transferring:
                 self._host.mark_dirty(self)
         self._save_due_checkpoint()
         self._host.set_deadline(self, self.core.deadline_ms)
@@ -1016,6 +1041,8 @@ class Group:
                 self._refuse_proposals(self.not_leader())
             return
         # While leadership is handed over nothing is added, or the successor never catches up.
+        if self.source is not None and not self.core.is_transferring:
+            self._proposals.extend(self.source.take_proposals())
         if self._proposals and not self.core.is_transferring:
             self._flush_proposals()
         else:
@@ -1268,6 +1295,12 @@ class Group:
                 raise
         assert found is not None
         return found
+
+    def read_tail(self, offset: Offset, bytes_max: int) -> list[LogBatch] | None:
+        """As ``read_committed``, from memory and at once; None if it is not there."""
+        if offset >= self.commit_offset:
+            return None
+        return self._host.tail_cache.read(self.group_id, offset, self.commit_offset, bytes_max)
 
     async def read_committed(self, offset: Offset, bytes_max: int) -> CommittedBatches | None:
         """Whole verified batches from the one containing ``offset``, below the commit offset.

@@ -17,7 +17,13 @@ from logd.limits import (
     RECORD_BYTES_MAX,
     RECORDS_PER_BATCH_MAX,
 )
-from logd.record.batch import TIMESTAMP_MS_MAX, decode_batch, seal_batch, seal_opaque
+from logd.record.batch import (
+    TIMESTAMP_MS_MAX,
+    decode_batch,
+    seal_batch,
+    seal_entries,
+    seal_opaque,
+)
 from logd.record.header import (
     HEADER_BYTES,
     BatchKind,
@@ -142,6 +148,22 @@ def test_an_opaque_batch_is_one_record_of_raw_bytes() -> None:
     assert batch.keys == [None]
     assert batch.timestamps_ms == [77]
     assert batch.header.is_control
+
+
+def test_a_batch_of_entries_has_a_record_and_an_offset_for_each() -> None:
+    batch = decode_batch(seal_entries(b"\x93\x01\xa1a\x92\x02\xc0", count=3, timestamp_ms=77))
+
+    assert batch.values == [b"\x01", b"\xa1a", b"\x92\x02\xc0"]
+    assert list(batch.offsets) == [0, 1, 2]
+    assert batch.keys == [None] * 3
+    assert batch.timestamps_ms == [77] * 3
+    assert not batch.header.is_control
+
+
+@pytest.mark.parametrize("payload", [b"\x91\x01", b"\x92\x01\x02\x03", b"\x80", b"", b"\x92\x01"])
+def test_entries_that_are_not_as_many_as_the_header_says_are_malformed(payload: bytes) -> None:
+    with pytest.raises(MalformedBatchError):
+        decode_batch(seal_entries(payload, count=2, timestamp_ms=0))
 
 
 def test_a_compacted_batch_keeps_its_gaps() -> None:

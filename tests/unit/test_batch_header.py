@@ -168,8 +168,8 @@ def test_a_header_is_decoded_at_any_position_without_the_rest() -> None:
         ({"kind": 2}, "kind is 2, not 0 or 1"),
         ({"flags": 2}, "flags is 2, not 0 or 1"),
         ({"flags": 3, "offset_span": 9}, "flags is 3"),
-        ({"payload_format": 0}, "payload_format is 0, not 1 or 2"),
-        ({"payload_format": 3}, "payload_format is 3, not 1 or 2"),
+        ({"payload_format": 0}, "payload_format is 0, not 1, 2 or 3"),
+        ({"payload_format": 4}, "payload_format is 4, not 1, 2 or 3"),
         ({"codec": 2}, "codec is 2, not 0 or 1"),
         ({"record_count": 0, "offset_span": 0}, "record_count is 0, not 1 to 65536"),
         (
@@ -189,6 +189,9 @@ def test_a_header_is_decoded_at_any_position_without_the_rest() -> None:
         ({"payload_format": 2}, "record_count is 2, not 1 in an opaque batch"),
         ({"payload_format": 2, "record_count": 1, "offset_span": 1, "codec": 1}, "codec is 1"),
         ({"payload_format": 2, "record_count": 1, "offset_span": 1, "flags": 1}, "flags is 1"),
+        ({"payload_format": 3, "kind": 1}, "payload_format is 3, not 2 in a control batch"),
+        ({"payload_format": 3, "codec": 1}, "codec is 1"),
+        ({"payload_format": 3, "flags": 1}, "flags is 1"),
     ],
 )
 def test_a_header_that_breaks_a_rule_is_refused_by_name(fields: dict[str, int], rule: str) -> None:
@@ -200,6 +203,7 @@ def test_the_extremes_of_every_rule_are_accepted() -> None:
     decode_header(patched(GOLDEN, record_count=65_536, offset_span=65_536))
     decode_header(patched(GOLDEN, flags=1, offset_span=2**32 - 1))
     decode_header(patched(GOLDEN, codec=1, decoded_bytes=PAYLOAD_DECODED_BYTES_MAX))
+    decode_header(patched(GOLDEN, payload_format=3, record_count=65_536, offset_span=65_536))
     largest = BATCH_BYTES_MAX - HEADER_BYTES
     decode_header(patched(GOLDEN, payload_bytes=largest, decoded_bytes=largest))
 

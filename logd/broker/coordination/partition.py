@@ -1,0 +1,653 @@
+"""One partition of the coordination log on this broker: applied always, served while leading.
+
+Every replica applies what is committed, so that whoever is elected serves at once.  Usually that
+happens within the very call that moves the commit offset, from memory, so that the answer leaves
+with the turn in which the followers' acknowledgements came in.  A replica that has much to catch
+up with applies it piece by piece in a task of its own.
+
+What only the leader knows (deadlines of sessions, watches, who waits for what) begins when the
+no-op of its term is applied, and with it all that earlier leaders have committed, and ends with
+its leadership.  Nothing of it decides what the log says: a leader that was deposed without
+knowing can answer nobody, because a command's answer needs its commit, and any other a round that
+confirms its leadership, begun after the question came in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import structlog
+import trio
+
+from logd.broker import log_events
+from logd.broker.coordination.claim_waits import ClaimWait, ClaimWaits
+from logd.broker.coordination.commands import (
+    ENTRY_OVERHEAD_BYTES,
+    NEVER_MS,
+    CommandQueue,
+    Flight,
+    PendingCommand,
+)
+from logd.broker.coordination.confirmations import Confirmations, Confirmed
+from logd.broker.coordination.session_clock import SessionClock
+from logd.broker.coordination.watches import PartitionWatches
+from logd.coordination.state import CoordinationState
+from logd.errors import CorruptionError, LeadershipLostError, LogdError, UnavailableError
+from logd.limits import (
+    COORDINATION_BYTES_PER_SNAPSHOT,
+    COORDINATION_COMMANDS_PER_SNAPSHOT,
+    FETCH_BYTES_MAX,
+)
+from logd.record.header import HEADER_BYTES, split_batches
+from logd.types import Offset
+from logd.wire.coordination import (
+    Advance,
+    Answer,
+    Claim,
+    CloseSession,
+    Command,
+    Entry,
+    ExpireSession,
+    Opened,
+    OpenSession,
+    Query,
+    ReadClaim,
+    Result,
+)
+
+if TYPE_CHECKING:
+    from logd.replication.group import Group
+    from logd.replication.node import Node
+
+log = structlog.get_logger(__name__)
+
+APPLIED_AT_ONCE_MAX: Final = 2_048
+"""Entries applied without a pause; what is more goes to the task, which lets others run."""
+
+READ_AGAIN_S: Final = 1.0
+LOOK_AGAIN_MS: Final = 500
+"""The clock of sessions looks at least so often while there are any."""
+
+EXPIRE_REQUESTS_MS: Final = 100
+"""How often those whose time is up are looked for."""
+
+PROGRESS_MS: Final = 10_000
+"""How often a watch that saw nothing learns how far things are."""
+
+TIME_KEPT_MS: Final = 10_000
+"""While something is to become due, log time is committed at least so often: what the clock
+showed since the last commit is lost with a leader."""
+
+_DECODER: Final = msgspec.msgpack.Decoder(list[Entry])
+
+QueryAnswer = Callable[[Answer | LogdError], None]
+KeptAlive = Callable[[list[int] | LogdError], None]
+
+
+class CoordinationPartition:
+    """Feeds one replica's state, and serves it while this broker leads."""
+
+    def __init__(self, group: Group, node: Node, trash_path: str) -> None:
+        self.group = group
+        self.state = CoordinationState()
+        self.watches = PartitionWatches()
+        self.entries_applied = 0
+        self.sessions_expired = 0
+        self._node = node
+        self._trash_path = trash_path
+        self._applied = Offset(0)
+        self._is_behind = True
+        """The task applies; else whoever moves the commit offset does."""
+        self._is_serving = False
+        self._queue = CommandQueue()
+        self._confirmations = Confirmations(group)
+        self._after_applied: list[tuple[Offset, Confirmed]] = []
+        """Confirmed, and waiting until what was committed is applied."""
+        self._clock = SessionClock()
+        self._claim_waits = ClaimWaits()
+        self._expiring_waits: list[tuple[list[int], KeptAlive]] = []
+        self._log_time_base_ms = 0
+        self._last_time_ms = 0
+        self._is_advancing = False
+        self._noticed_due_ms: float = math.inf
+        """When the clock will look for what is due by log time."""
+        self._is_expiring_requests = False
+        """The clock looks for those whose time is up."""
+        self._work = trio.Event()
+        self._clock_news = trio.Event()
+        self._snapshot_offset = Offset(0)
+        self._snapshot_bytes = 0
+        self._commands_since_snapshot = 0
+        self._bytes_since_snapshot = 0
+
+    def attach(self) -> None:
+        """Follow the group.  Before it takes any news."""
+        self.group.application = self
+        self.group.source = self._queue
+        self.group.watch(self)
+
+    # --- facts ----------------------------------------------------------------------------------
+
+    @property
+    def applied_offset(self) -> Offset:
+        return self._applied
+
+    @property
+    def revision(self) -> int:
+        """The last that has been applied."""
+        return max(self._applied - 1, 0)
+
+    @property
+    def is_serving(self) -> bool:
+        return self._is_serving
+
+    @property
+    def session_count(self) -> int:
+        """As the leader counts them."""
+        return len(self._clock)
+
+    def check_serving(self) -> None:
+        """Refuse unless this broker leads, and knows all that earlier leaders have committed.
+
+        Raises:
+            NotLeaderError, UnavailableError: another broker does, or this one soon will.
+        """
+        if self._is_serving:
+            return
+        if not self.group.is_leader:
+            raise self.group.not_leader()
+        raise UnavailableError(f"{self.group.name} has a new leader that is taking over")
+
+    # --- commands -------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        namespace: str,
+        session: int,
+        sequence: int,
+        acknowledged: int,
+        command: Command,
+        *,
+        size_bytes: int,
+        deadline_ms: int,
+        answer: Callable[[Result | LogdError], None],
+    ) -> None:
+        """Have a client's command committed and applied; ``answer`` is called once.
+
+        Raises:
+            RequestError: refused at once; nothing was done.
+        """
+        self.check_serving()
+        time_ms = self._log_time_ms()
+        entry = Entry(namespace, session, sequence, acknowledged, time_ms, command)
+        self.state.check(entry)
+        self._last_time_ms = time_ms
+        self._clock.renew(session, self._node.now_ms())
+        size_bytes += ENTRY_OVERHEAD_BYTES + len(namespace)
+        self._add(PendingCommand(entry, size_bytes, deadline_ms, answer))
+
+    def _add(self, command: PendingCommand) -> None:
+        is_alone = self._queue.is_idle
+        self._queue.add(command)
+        if is_alone:
+            self.group.flush_soon()
+            if not self._is_expiring_requests and not self._queue.is_idle:
+                self._clock_news.set()
+        elif self._queue.has_proposals:
+            self.group.flush_later()
+
+    def _propose_own(self, command: Command, answer: Callable[[Result | LogdError], None]) -> None:
+        self._last_time_ms = time_ms = self._log_time_ms()
+        entry = Entry("", 0, 0, 0, time_ms, command)
+        self._add(PendingCommand(entry, ENTRY_OVERHEAD_BYTES, NEVER_MS, answer))
+
+    def _log_time_ms(self) -> int:
+        """The last committed time, and what has passed since this broker began to lead."""
+        return max(self._log_time_base_ms + self._node.now_ms(), self._last_time_ms)
+
+    # --- questions ------------------------------------------------------------------------------
+
+    def confirmed(self, then: Confirmed) -> None:
+        """Call ``then(None)`` once it is certain that this broker led after the call, and all
+        that was committed before it is applied; else ``then(error)``.
+
+        Raises:
+            NotLeaderError, UnavailableError: it does not serve.
+        """
+        self.check_serving()
+
+        def answered(doubt: LogdError | None) -> None:
+            if doubt is not None:
+                then(doubt)
+            elif self._applied >= self.group.commit_offset:
+                then(None)
+            else:
+                self._after_applied.append((self.group.commit_offset, then))
+
+        self._confirmations.add(answered)
+
+    def query(self, namespace: str, query: Query, wait_ms: int, answer: QueryAnswer) -> None:
+        """Answer from the applied state, once that is known to be current.
+
+        Raises:
+            NotLeaderError, UnavailableError: it does not serve.
+        """
+
+        def confirmed(doubt: LogdError | None) -> None:
+            if doubt is not None:
+                answer(doubt)
+                return
+            found = self.state.answer(namespace, query)
+            if wait_ms and isinstance(query, ReadClaim) and _still_waits(found):
+                self._wait_for_claim(namespace, query, wait_ms, answer)
+            else:
+                answer(found)
+
+        self.confirmed(confirmed)
+
+    def _wait_for_claim(
+        self, namespace: str, query: ReadClaim, wait_ms: int, answer: QueryAnswer
+    ) -> None:
+        deadline_ms = self._node.now_ms() + wait_ms
+
+        def look(may_have_changed: bool) -> None:
+            if not self._is_serving:
+                answer(self.group.not_leader())
+                return
+            found = self.state.answer(namespace, query)
+            if not may_have_changed:
+                # It says that the ticket still waits: that is to be current.
+                try:
+                    self.query(namespace, query, 0, answer)
+                except LogdError as error:
+                    answer(error)
+            elif _still_waits(found):
+                self._claim_waits.add(ClaimWait(namespace, query, deadline_ms, look))
+            else:
+                answer(found)
+
+        self._claim_waits.add(ClaimWait(namespace, query, deadline_ms, look))
+        self._clock_news.set()
+
+    # --- sessions -------------------------------------------------------------------------------
+
+    def keep_alive(self, sessions: list[int], answer: KeptAlive) -> None:
+        """Renew sessions, and say which of them are no more.
+
+        They are renewed at once: that only puts off their expiry.  What is promised to the client
+        waits for the confirmation, and for those whose expiry is on its way.
+
+        Raises:
+            NotLeaderError, UnavailableError: it does not serve.
+        """
+        self.check_serving()
+        now_ms = self._node.now_ms()
+        for session in sessions:
+            self._clock.renew(session, now_ms)
+
+        def confirmed(doubt: LogdError | None) -> None:
+            if doubt is not None:
+                answer(doubt)
+            else:
+                self._answer_keep_alive(sessions, answer)
+
+        self.confirmed(confirmed)
+
+    def _answer_keep_alive(self, sessions: list[int], answer: KeptAlive) -> None:
+        if not self._is_serving:
+            answer(self.group.not_leader())
+        elif any(map(self._clock.is_expiring, sessions)):
+            self._expiring_waits.append((sessions, answer))
+        else:
+            answer([session for session in sessions if not self._clock.knows(session)])
+
+    def _end_session(self, session: int) -> None:
+        self._clock.close(session)
+        if self._expiring_waits:
+            waits, self._expiring_waits = self._expiring_waits, []
+            for sessions, answer in waits:
+                self._answer_keep_alive(sessions, answer)
+
+    # --- applying -------------------------------------------------------------------------------
+
+    def on_commit(self, commit_offset: Offset) -> None:
+        if self._is_behind:
+            self._work.set()
+            return
+        if not self._apply_here(commit_offset):
+            self._is_behind = True
+            self._work.set()
+            return
+        self._caught_up()
+
+    def _apply_here(self, commit_offset: Offset) -> bool:
+        """Apply from memory, without waiting; False if that does not reach far enough."""
+        left = APPLIED_AT_ONCE_MAX
+        while self._applied < commit_offset:
+            flight = self._queue.placed_at(self._applied)
+            if flight is not None:
+                self._apply([command.entry for command in flight.commands], flight)
+                continue
+            if left <= 0:
+                return False
+            tail = self.group.read_tail(self._applied, FETCH_BYTES_MAX)
+            batch = None if tail is None else tail[0]
+            if batch is None or batch.base_offset != self._applied:
+                return False
+            left -= batch.end_offset - batch.base_offset
+            if batch.is_data:
+                payload = memoryview(b"".join(batch.buffers))[HEADER_BYTES:]
+                self._apply_payload(payload)
+            else:
+                self._step_over(batch.end_offset)
+        return True
+
+    def _apply_payload(self, payload: memoryview) -> None:
+        self._bytes_since_snapshot += len(payload)
+        self._apply(_decode(payload), None)
+
+    def _step_over(self, end_offset: Offset) -> None:
+        """A control batch: it takes an offset and changes nothing."""
+        self.state.advance(end_offset)
+        self._applied = end_offset
+
+    def _apply(self, entries: list[Entry], flight: Flight | None) -> None:
+        """Apply one batch, whose first entry lies at the applied offset."""
+        state, base = self.state, self._applied
+        results = [
+            state.apply(entry, Offset(base + number)) for number, entry in enumerate(entries)
+        ]
+        self._applied = Offset(base + len(entries))
+        self.entries_applied += len(entries)
+        self._commands_since_snapshot += len(entries)
+        if self._is_serving:
+            self._note_sessions(entries, results)
+        events = state.take_events()
+        if events and self._is_serving:
+            self.watches.publish(events, self.revision)
+            self._claim_waits.wake_for(events)
+        if flight is not None:
+            for command, result in zip(flight.commands, results, strict=True):
+                self._bytes_since_snapshot += command.size_bytes
+                command.finish(result)
+
+    def _note_sessions(self, entries: list[Entry], results: list[Result]) -> None:
+        """What the leader's clock has to know of a batch."""
+        has_ended = False
+        for entry, result in zip(entries, results, strict=True):
+            command = entry.command
+            if type(command) is OpenSession:
+                if isinstance(result, Opened):
+                    self._clock.open(result.session, result.ttl_ms, self._node.now_ms())
+                    self._clock_news.set()
+            elif type(command) is ExpireSession:
+                self._end_session(command.session)
+                has_ended = True
+            elif type(command) is CloseSession and not self._lives(entry):
+                self._end_session(entry.session)
+                has_ended = True
+        if has_ended:
+            self._claim_waits.wake_all()
+
+    def _lives(self, entry: Entry) -> bool:
+        return self.state.session_ttl_ms(entry.namespace, entry.session) is not None
+
+    def _caught_up(self) -> None:
+        """All that is known to be committed has been applied."""
+        self._is_behind = False
+        if not self._is_serving:
+            if self.group.is_ready:
+                self._begin_serving()
+        else:
+            self._answer_confirmed()
+            if self._queue.has_proposals:
+                self.group.flush_later()
+            due_ms = self.state.due_ms
+            if due_ms is not None and due_ms < self._noticed_due_ms:
+                self._clock_news.set()
+        if self._snapshot_is_due:
+            self._work.set()
+
+    def _answer_confirmed(self) -> None:
+        if self._after_applied:
+            waits, self._after_applied = self._after_applied, []
+            for offset, then in waits:
+                if offset <= self._applied:
+                    then(None)
+                else:
+                    self._after_applied.append((offset, then))
+
+    # --- leading --------------------------------------------------------------------------------
+
+    def _begin_serving(self) -> None:
+        now_ms = self._node.now_ms()
+        committed_ms = self.state.log_time_ms or self._node.env.wall_clock_ms()
+        self._last_time_ms = committed_ms
+        self._log_time_base_ms = committed_ms - now_ms
+        self._clock.begin(self.state.sessions(), now_ms)
+        self._is_advancing = False
+        self._is_serving = True
+        self._clock_news.set()
+        log.info(
+            log_events.COORDINATION_SERVED,
+            partition=self.group.name,
+            sessions=len(self._clock),
+            revision=self.revision,
+        )
+
+    def on_leadership_lost(self) -> None:
+        error = self.group.not_leader()
+        self._queue.refuse_gathered(error)
+        if self._is_serving:
+            self._is_serving = False
+            self._clock.end()
+            self.watches.end_all(error)
+            self._claim_waits.wake_all()
+            waits, self._expiring_waits = self._expiring_waits, []
+            for _, answer in waits:
+                answer(error)
+            unapplied, self._after_applied = self._after_applied, []
+            for _, then in unapplied:
+                then(error)
+        self._work.set()
+        self._clock_news.set()
+
+    async def keep_time(self) -> None:
+        """Propose what time brings about, while this broker leads; ends with the group."""
+        progress_at_ms = expire_at_ms = 0
+        while self.group.failure is None:
+            self._clock_news = trio.Event()
+            wait_ms: float = math.inf
+            if self._is_serving:
+                now_ms = self._node.now_ms()
+                self._expire_sessions(now_ms)
+                self._advance_if_due()
+                if now_ms >= expire_at_ms:
+                    self._queue.expire(now_ms)
+                    self._claim_waits.expire(now_ms)
+                    expire_at_ms = now_ms + EXPIRE_REQUESTS_MS
+                if now_ms >= progress_at_ms:
+                    self.watches.tell_progress(self.revision)
+                    progress_at_ms = now_ms + PROGRESS_MS
+                wait_ms = self._next_look_in_ms()
+            with trio.move_on_after(wait_ms / 1000):
+                await self._clock_news.wait()
+
+    def _next_look_in_ms(self) -> float:
+        waits: list[float] = [math.inf]
+        self._is_expiring_requests = not self._queue.is_idle or len(self._claim_waits) > 0
+        if self._is_expiring_requests:
+            waits.append(EXPIRE_REQUESTS_MS)
+        if len(self.watches):
+            waits.append(PROGRESS_MS)
+        next_session = self._clock.next_in_ms
+        if next_session is not None:
+            waits.append(min(next_session + 1, LOOK_AGAIN_MS))
+        advance = self._advance_in_ms()
+        due_ms = self.state.due_ms
+        self._noticed_due_ms = math.inf if due_ms is None else due_ms
+        if advance is not None:
+            waits.append(max(advance, 1))
+        return min(waits)
+
+    def _expire_sessions(self, now_ms: int) -> None:
+        for session in self._clock.take_due(now_ms):
+            log.info(log_events.SESSION_EXPIRED, partition=self.group.name, session=session)
+            self.sessions_expired += 1
+            self._propose_own(ExpireSession(session=session), _ignore)
+
+    def _advance_in_ms(self) -> int | None:
+        """When log time is to be committed; None if nothing depends on it."""
+        due_ms = self.state.due_ms
+        if due_ms is None or self._is_advancing:
+            return None
+        return min(due_ms, self.state.log_time_ms + TIME_KEPT_MS) - self._log_time_ms()
+
+    def _advance_if_due(self) -> None:
+        due_in_ms = self._advance_in_ms()
+        if due_in_ms is None or due_in_ms > 0:
+            return
+        self._is_advancing = True
+
+        def done(outcome: Result | LogdError) -> None:
+            self._is_advancing = False
+            self._clock_news.set()
+
+        self._propose_own(Advance(), done)
+
+    # --- the task -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Begin with the state that was kept last, and apply what is too much to be applied at
+        once; keep the state now and then.  Ends with the group."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.keep_time)
+            await self._restore()
+            while self.group.failure is None:
+                self._work = trio.Event()
+                try:
+                    if self._is_behind:
+                        await self._catch_up()
+                    if self._snapshot_is_due:
+                        await self._keep_state()
+                except (OSError, LogdError) as error:
+                    # Nothing is skipped: this replica serves nobody until it can read on.
+                    log.error(
+                        log_events.COORDINATION_UNREADABLE,
+                        partition=self.group.name,
+                        offset=self._applied,
+                        reason=str(error),
+                    )
+                    await trio.sleep(READ_AGAIN_S)
+                    continue
+                if self.group.failure is None:
+                    await self._work.wait()
+            self._queue.forget_placed(UnavailableError(f"the replica of {self.group.name} stopped"))
+            nursery.cancel_scope.cancel()
+
+    async def _catch_up(self) -> None:
+        while self._applied < self.group.commit_offset and self.group.failure is None:
+            begin = self._applied
+            found = await self.group.read_committed(begin, FETCH_BYTES_MAX)
+            assert found is not None
+            if self._applied != begin:
+                continue  # Another log was installed meanwhile.
+            for header, view in split_batches(memoryview(b"".join(found.buffers))):
+                if self._applied != header.base_offset:
+                    break  # The same, between two batches.
+                if header.is_control:
+                    self._step_over(header.end_offset)
+                    continue
+                flight = self._queue.placed_at(header.base_offset)
+                if flight is None:
+                    self._apply_payload(view[HEADER_BYTES:])
+                else:
+                    self._apply([command.entry for command in flight.commands], flight)
+                await trio.lowlevel.checkpoint()
+        if self._applied >= self.group.commit_offset:
+            self._caught_up()
+
+    # --- snapshots ------------------------------------------------------------------------------
+
+    async def _restore(self) -> None:
+        """Begin with the state that was kept last; what follows it comes from the log."""
+        try:
+            found = await self.group.load_application()
+            if found is not None:
+                self._take_over(*found)
+            elif self.group.log.start_offset > self._applied:
+                raise CorruptionError(
+                    f"the log begins at {self.group.log.start_offset}, and no state was kept"
+                )
+        except LogdError as error:
+            # It would have to guess what came before: better that this replica stops.
+            self.group.fail(error)
+
+    def on_installed(self, offset: Offset, payload: bytes) -> None:
+        """The log begins anew further on, with this state."""
+        self._take_over(offset, payload)
+
+    def _take_over(self, offset: Offset, payload: bytes) -> None:
+        if offset <= self._applied:
+            return  # This replica was further already.
+        state = CoordinationState.restore(payload)
+        if state.applied > offset:
+            raise CorruptionError(f"the state kept for offset {offset} is that of {state.applied}")
+        state.advance(offset)
+        self._queue.forget_placed(
+            LeadershipLostError("this broker has fallen behind: what came of it is not known here")
+        )
+        self.state = state
+        self._applied = self._snapshot_offset = offset
+        self._commands_since_snapshot = self._bytes_since_snapshot = 0
+        self._snapshot_bytes = len(payload)
+        self._is_behind = True
+        self._work.set()
+
+    @property
+    def _snapshot_is_due(self) -> bool:
+        """Often enough that a start is quick; not so often that keeping it is the main work."""
+        return self._bytes_since_snapshot >= COORDINATION_BYTES_PER_SNAPSHOT or (
+            self._commands_since_snapshot >= COORDINATION_COMMANDS_PER_SNAPSHOT
+            and self._bytes_since_snapshot >= self._snapshot_bytes
+        )
+
+    async def _keep_state(self) -> None:
+        """Keep the state on the disk, and drop the log below the state before it.
+
+        One state's worth of commands is left to those who lag, who then need no snapshot.
+        """
+        group, offset = self.group, self._applied
+        tail_start, self._snapshot_offset = self._snapshot_offset, offset
+        self._commands_since_snapshot = self._bytes_since_snapshot = 0
+        parts = self.state.freeze().parts()
+        payload = await self._node.env.run_blocking(lambda: b"".join(parts))
+        self._snapshot_bytes = len(payload)
+        await group.save_application(offset, payload)
+        start = max(
+            (base for base in group.log.segment_bases if base <= tail_start),
+            default=group.log.start_offset,
+        )
+        if group.log.start_offset < start <= await group.restorable_offset():
+            await group.trim(start, self._trash_path)
+            log.info(log_events.COORDINATION_TRIMMED, partition=group.name, start=start)
+        if group.log.segment_bases[-1] < group.log.end_offset:
+            group.roll_soon()
+
+
+def _decode(payload: memoryview) -> list[Entry]:
+    try:
+        return _DECODER.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptionError(f"entries of the coordination log: {error}") from error
+
+
+def _still_waits(answer: Answer) -> bool:
+    return isinstance(answer, Claim) and answer.token is None
+
+
+def _ignore(outcome: Result | LogdError) -> None:
+    pass

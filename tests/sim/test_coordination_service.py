@@ -1,0 +1,576 @@
+"""The broker's side of coordination, over the wire, in a simulated cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+import trio
+
+from logd.broker.coordination.partition import CoordinationPartition
+from logd.errors import (
+    InvalidNameError,
+    InvalidRequestError,
+    LogdError,
+    NotHeldError,
+    SessionExpiredError,
+)
+from logd.record.batch import seal_batch
+from logd.types import GroupId, HostPort, NodeId
+from logd.wire.coordination import (
+    COORDINATION_TOPIC,
+    Acquire,
+    Claim,
+    CloseSession,
+    Done,
+    Get,
+    Keys,
+    Opened,
+    OpenSession,
+    Put,
+    ReadClaim,
+    ReadKeys,
+    Release,
+    Transact,
+    Transacted,
+)
+from logd.wire.messages import (
+    DeleteTopicRequest,
+    DeleteTopicResponse,
+    Kind,
+    ProduceRequest,
+    ProduceResponse,
+    WatchCredit,
+    WatchRequest,
+    WatchResponse,
+)
+from tests.sim.cluster import CLIENT_PORT, ClusterSettings, SimCluster, open_cluster
+from tests.sim.incarnation import Incarnation
+from tests.sim.network import CALM
+from tests.sim.run import run_deterministic
+from tests.support.coordination_wire import WireClient, WireSession
+
+pytestmark = pytest.mark.sim
+
+TTL_MS = 5_000
+
+
+class World:
+    """A cluster and one client of it."""
+
+    def __init__(self, cluster: SimCluster, nursery: trio.Nursery) -> None:
+        self.cluster = cluster
+        self._host = cluster.network.attach(Incarnation("wire", 1))
+        self.client = WireClient(
+            self._host.connect_stream,
+            [HostPort(f"node{node}", CLIENT_PORT) for node in cluster.nodes],
+            nursery,
+        )
+        self._tokens = 0
+
+    async def session(self, namespace: str = "n", ttl_ms: int = TTL_MS) -> WireSession:
+        self._tokens += 1
+        return await self.client.open_session(namespace, self._tokens.to_bytes(16, "big"), ttl_ms)
+
+    async def group(self, namespace: str = "n") -> GroupId:
+        return GroupId(await self.client.group_of(namespace))
+
+    async def leader(self, namespace: str = "n") -> NodeId:
+        group = await self.group(namespace)
+        while (leader := self.cluster.leader_of(group)) is None:
+            await trio.sleep(0.05)
+        return leader.node
+
+    async def partition(self, node: NodeId, namespace: str = "n") -> CoordinationPartition:
+        broker = self.cluster.nodes[node].broker
+        assert broker is not None
+        group = await self.group(namespace)
+        return next(p for p in broker.coordination if p.group.group_id == group)
+
+
+def live(story: Callable[[World], Awaitable[None]], brokers: int = 1, seed: int = 1) -> None:
+    async def run() -> None:
+        settings = ClusterSettings(brokers=brokers, network=CALM)
+        async with open_cluster(seed, settings) as cluster, trio.open_nursery() as nursery:
+            await _all_registered(cluster, brokers)
+            await story(World(cluster, nursery))
+            nursery.cancel_scope.cancel()
+
+    run_deterministic(run, seed=seed, time_limit_s=600)
+
+
+async def _all_registered(cluster: SimCluster, brokers: int) -> None:
+    """Return once each partition of a new topic gets all the replicas that it can have."""
+    while True:
+        with suppress(LogdError):
+            async with cluster.client() as client:
+                if len((await client.admin.describe_cluster()).brokers) == brokers:
+                    return
+        await trio.sleep(0.1)
+
+
+async def put(session: WireSession, key: bytes, value: bytes) -> Transacted:
+    result = await session.do(Transact(then=[Put(key=key, value=value)]))
+    assert isinstance(result, Transacted)
+    return result
+
+
+async def value_of(world: World, key: bytes, namespace: str = "n") -> bytes | None:
+    answer = await world.client.query(namespace, ReadKeys(get=Get(key=key)))
+    assert isinstance(answer, Keys)
+    return answer.found[0].value if answer.found else None
+
+
+async def acquire(session: WireSession, name: str = "l") -> Claim:
+    claim = await session.do(Acquire(kind="lock", name=name))
+    assert isinstance(claim, Claim)
+    return claim
+
+
+@pytest.mark.parametrize("brokers", [1, 3])
+def test_what_was_answered_is_what_everybody_reads(brokers: int) -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+
+        first = await put(session, b"k", b"1")
+        second = await put(session, b"k", b"2")
+
+        assert second.revision > first.revision
+        assert await value_of(world, b"k") == b"2"
+
+    live(story, brokers)
+
+
+def test_commands_that_arrive_together_share_batches_and_have_revisions_of_their_own() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        revisions: list[int] = []
+
+        async def one(number: int) -> None:
+            revisions.append((await put(session, b"k%d" % number, b"v")).revision)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(300):
+                nursery.start_soon(one, number)
+
+        partition = await world.partition(await world.leader())
+        assert len(set(revisions)) == 300
+        assert partition.entries_applied >= 301
+        assert partition.group.counts.batches_in < 100
+        assert partition.state.applied == partition.applied_offset == partition.group.commit_offset
+
+    live(story, brokers=3)
+
+
+def test_every_replica_applies_and_a_new_leader_serves_what_the_last_one_answered() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        await put(session, b"k", b"1")
+        leader = await world.leader()
+
+        await world.cluster.nodes[leader].crash(power=False)
+
+        assert await value_of(world, b"k") == b"1"
+        await put(session, b"k", b"2")
+        assert await value_of(world, b"k") == b"2"
+
+    live(story, brokers=3)
+
+
+def test_a_repeated_command_is_answered_as_before_and_not_done_again() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        command = Acquire(kind="lock", name="l")
+        send = world.client.command
+
+        first = await send("n", command, session=session.session, sequence=1)
+        again = await send("n", command, session=session.session, sequence=1)
+        leader = await world.leader()
+        await world.cluster.nodes[leader].crash(power=False)
+        elsewhere = await send("n", command, session=session.session, sequence=1)
+
+        assert first == again == elsewhere
+
+    live(story, brokers=3)
+
+
+def test_the_same_command_twice_in_one_batch_is_done_once() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        results = []
+
+        async def send() -> None:
+            command = Transact(then=[Put(key=b"k", value=b"v")])
+            result = await world.client.command("n", command, session=session.session, sequence=1)
+            results.append(result)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(send)
+
+        assert len(results) == 5
+        assert len({result.revision for result in results}) == 1
+
+    live(story)
+
+
+def test_a_session_that_is_kept_alive_lives_and_one_that_is_not_expires() -> None:
+    async def story(world: World) -> None:
+        kept, left = await world.session(), await world.session()
+        assert (await acquire(left)).token is not None
+        waiting = await acquire(kept)
+        assert waiting.token is None
+
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kept.stay)
+            answer = await world.client.query(
+                "n", ReadClaim(kind="lock", name="l", ticket=waiting.ticket), wait_ms=60_000
+            )
+            waited_s = trio.current_time() - began
+            await trio.sleep(3 * TTL_MS / 1000)
+            nursery.cancel_scope.cancel()
+
+        assert isinstance(answer, Claim)
+        assert answer.token is not None
+        assert TTL_MS / 1000 - 0.1 <= waited_s < TTL_MS / 1000 + 1
+        assert not kept.is_expired
+        assert await world.client.keep_alive("n", [kept.session, left.session]) == [left.session]
+        with pytest.raises(SessionExpiredError):
+            await acquire(left)
+
+    live(story)
+
+
+def test_a_new_leader_gives_every_session_a_full_time_to_live() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        await trio.sleep(TTL_MS / 1000 * 0.8)
+        leader = await world.leader()
+
+        await world.cluster.nodes[leader].crash(power=False)
+        await world.leader()
+        await trio.sleep(TTL_MS / 1000 * 0.8)
+
+        await put(session, b"k", b"v")
+
+    live(story, brokers=3)
+
+
+def test_commands_keep_a_session_alive() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        for number in range(5):
+            await trio.sleep(TTL_MS / 1000 * 0.7)
+            await put(session, b"k", b"%d" % number)
+
+    live(story)
+
+
+def test_time_for_which_the_broker_stood_still_counts_for_no_session() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        node = world.cluster.nodes[await world.leader()]
+
+        node.pause()
+        await trio.sleep(3 * TTL_MS / 1000)
+        node.resume()
+        await trio.sleep(0.5)
+
+        assert await world.client.keep_alive("n", [session.session]) == []
+
+    live(story)
+
+
+def test_a_jump_of_the_wall_clock_expires_nothing() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        for node in world.cluster.nodes.values():
+            node.set_clock_skew(10 * 24 * 3600 * 1000)
+        await trio.sleep(TTL_MS / 1000 * 0.7)
+        first = await put(session, b"k", b"1")
+        partition = await world.partition(await world.leader())
+        before_ms = partition.state.log_time_ms
+        for node in world.cluster.nodes.values():
+            node.set_clock_skew(-10 * 24 * 3600 * 1000)
+        await trio.sleep(1.0)
+        await put(session, b"k", b"2")
+
+        assert first.revision
+        assert 900 <= partition.state.log_time_ms - before_ms <= 1_200
+
+    live(story)
+
+
+def test_a_ticket_that_is_waited_for_is_told_when_it_is_granted_and_when_it_is_gone() -> None:
+    async def story(world: World) -> None:
+        holder, waiter = await world.session(), await world.session()
+        held, ticket = await acquire(holder), await acquire(waiter)
+        answers: list[object] = []
+
+        async def wait() -> None:
+            query = ReadClaim(kind="lock", name="l", ticket=ticket.ticket)
+            answers.append(await world.client.query("n", query, wait_ms=4_000))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.sleep(0.5)
+            assert not answers
+            await holder.do(Release(kind="lock", name="l", ticket=held.ticket))
+        again = await acquire(holder)
+        ticket = again
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.sleep(0.5)
+            await holder.do(CloseSession())
+
+        granted, gone = answers
+        assert isinstance(granted, Claim)
+        assert granted.token is not None
+        assert getattr(gone, "code", None) == NotHeldError.code
+
+    live(story)
+
+
+def test_a_wait_that_is_over_says_that_the_ticket_still_waits() -> None:
+    async def story(world: World) -> None:
+        holder, waiter = await world.session(), await world.session()
+        await acquire(holder)
+        ticket = await acquire(waiter)
+
+        began = trio.current_time()
+        answer = await world.client.query(
+            "n", ReadClaim(kind="lock", name="l", ticket=ticket.ticket), wait_ms=1_000
+        )
+
+        assert isinstance(answer, Claim)
+        assert answer.token is None
+        assert 1.0 <= trio.current_time() - began < 1.5
+
+    live(story)
+
+
+def test_a_namespace_is_served_only_by_the_partition_that_it_lives_in() -> None:
+    async def story(world: World) -> None:
+        home = await world.group("n")
+        elsewhere = next(group for group in world.client.groups if group != home)
+        world.client.groups = [elsewhere] * len(world.client.groups)
+
+        with pytest.raises(InvalidRequestError, match="does not live in __coordination/"):
+            await world.session("n")
+
+    live(story)
+
+
+def test_only_the_leader_may_say_that_a_session_has_expired() -> None:
+    async def story(world: World) -> None:
+        from logd.wire.coordination import Advance, ExpireSession
+
+        session = await world.session()
+        for command in (ExpireSession(session=session.session), Advance()):
+            with pytest.raises(LogdError):
+                await world.client.command("n", command)
+        assert await world.client.keep_alive("n", [session.session]) == []
+
+    live(story)
+
+
+def test_the_topic_belongs_to_the_brokers() -> None:
+    async def story(world: World) -> None:
+        group = await world.group()
+        leader = await world.leader()
+        connection = await world.client.connection(HostPort(f"node{leader}", CLIENT_PORT))
+        batch = bytes(seal_batch(values=[b"v"], timestamps_ms=0))
+
+        with pytest.raises(InvalidRequestError, match="takes commands, not records"):
+            await connection.ask(Kind.PRODUCE, ProduceRequest(group=group), ProduceResponse, batch)
+        with pytest.raises(InvalidRequestError, match="belongs to logd"):
+            await connection.ask(
+                Kind.DELETE_TOPIC,
+                DeleteTopicRequest(name=COORDINATION_TOPIC),
+                DeleteTopicResponse,
+            )
+        async with world.cluster.client() as client:
+            with pytest.raises(InvalidNameError):
+                await client.admin.create_topic(COORDINATION_TOPIC)
+
+    live(story)
+
+
+# --- watches ----------------------------------------------------------------------------
+
+
+async def watch(
+    world: World,
+    number: int,
+    *,
+    start: bytes = b"k",
+    end: bytes | None = None,
+    revision: int | None = None,
+    credit: int = 1 << 20,
+) -> WatchResponse:
+    leader = await world.leader()
+    connection = await world.client.connection(HostPort(f"node{leader}", CLIENT_PORT))
+    request = WatchRequest(
+        watch=number,
+        generation=1,
+        group=await world.group(),
+        namespace="n",
+        kind="key",
+        start=start,
+        end=end,
+        revision=revision,
+        credit_bytes=credit,
+    )
+    answer, _ = await connection.ask(Kind.WATCH, request, WatchResponse)
+    return answer
+
+
+async def seen(world: World, number: int, after_s: float = 1.0) -> list[bytes]:
+    """Values that a watch was told of, in order; frames must follow one another."""
+    await trio.sleep(after_s)
+    leader = await world.leader()
+    connection = await world.client.connection(HostPort(f"node{leader}", CLIENT_PORT))
+    values, last = [], 0
+    for told, events in connection.events:
+        if told.watch != number:
+            continue
+        for event in events:
+            assert last < event.revision <= told.revision
+            values.append(event.value)
+        assert told.revision >= last
+        last = told.revision
+    return values
+
+
+def test_watches_are_told_of_all_changes_from_their_revision_on_each_once() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        for value in (b"1", b"2"):
+            await put(session, b"k", value)
+        second = await put(session, b"k", b"3")
+        await watch(world, 1)
+        await watch(world, 2, revision=second.revision)
+        await watch(world, 3, start=b"", end=b"")
+        await watch(world, 4, start=b"a", end=b"j")
+        for value in (b"4", b"5"):
+            await put(session, b"k", value)
+        await put(session, b"b", b"other")
+
+        assert await seen(world, 1) == [b"4", b"5"]
+        assert await seen(world, 2) == [b"3", b"4", b"5"]
+        assert await seen(world, 3) == [b"4", b"5", b"other"]
+        assert await seen(world, 4) == [b"other"]
+
+    live(story)
+
+
+def test_a_watch_without_credit_catches_up_when_it_gets_some() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        await watch(world, 1, credit=1)
+        for number in range(20):
+            await put(session, b"k", b"%d" % number)
+        assert await seen(world, 1) == [b"0"]
+
+        leader = await world.leader()
+        connection = await world.client.connection(HostPort(f"node{leader}", CLIENT_PORT))
+        await connection.send(Kind.WATCH_CREDIT, WatchCredit(watch=1, generation=1, bytes=1 << 20))
+        await trio.sleep(0.5)
+        await put(session, b"k", b"20")
+
+        assert await seen(world, 1) == [b"%d" % number for number in range(21)]
+
+    live(story)
+
+
+def test_a_watch_is_ended_when_another_broker_leads_and_resumes_there_without_a_gap() -> None:
+    async def story(world: World) -> None:
+        session = await world.session(ttl_ms=60_000)
+        first = await put(session, b"k", b"1")
+        await watch(world, 1)
+        leader = await world.leader()
+        connection = await world.client.connection(HostPort(f"node{leader}", CLIENT_PORT))
+        await put(session, b"k", b"2")
+
+        await world.cluster.nodes[leader].crash(power=False)
+        await trio.sleep(5)
+        await put(session, b"k", b"3")
+        told = connection.events[-1][0].revision
+        await watch(world, 1, revision=told + 1)
+
+        assert [event.value for _, events in connection.events for event in events] == [b"2"]
+        assert await seen(world, 1) == [b"3"]
+        assert first.revision <= told
+
+    live(story, brokers=3)
+
+
+# --- snapshots --------------------------------------------------------------------------
+
+
+def test_a_broker_that_starts_again_has_the_state_it_kept_and_a_short_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from logd.broker.coordination import partition as module
+
+    monkeypatch.setattr(module, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
+
+    async def story(world: World) -> None:
+        session = await world.session(ttl_ms=60_000)
+        for number in range(400):
+            await put(session, b"k%d" % (number % 7), b"%d" % number * 20)
+        node = world.cluster.nodes[await world.leader()]
+        partition = await world.partition(node.node)
+        assert partition.group.log.start_offset > 100
+        await node.stop()
+        node.start()
+
+        assert await value_of(world, b"k0") == b"399" * 20
+        assert (await world.client.keep_alive("n", [session.session])) == []
+        partition = await world.partition(node.node)
+        assert partition.entries_applied < 150
+
+    live(story)
+
+
+def test_a_replica_that_lacks_what_was_trimmed_is_sent_the_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from logd.broker.coordination import partition as module
+
+    monkeypatch.setattr(module, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
+
+    async def story(world: World) -> None:
+        session = await world.session(ttl_ms=60_000)
+        leader = await world.leader()
+        lagging = next(n for n in world.cluster.nodes.values() if n.node != leader)
+        await lagging.crash(power=False)
+        for number in range(400):
+            await put(session, b"k%d" % (number % 7), b"%d" % number * 20)
+        lagging.start()
+        await trio.sleep(20)
+
+        mine = await world.partition(lagging.node)
+        theirs = await world.partition(await world.leader())
+        assert mine.group.log.start_offset > 100
+        assert mine.applied_offset == theirs.applied_offset
+        assert mine.state.snapshot() == theirs.state.snapshot()
+
+    live(story, brokers=3)
+
+
+def test_sessions_are_opened_once_however_often_they_are_asked_for() -> None:
+    async def story(world: World) -> None:
+        command = OpenSession(token=b"t" * 16, ttl_ms=TTL_MS)
+        first = await world.client.command("n", command)
+        second = await world.client.command("n", command)
+
+        assert isinstance(first, Opened)
+        assert isinstance(second, Opened)
+        assert first.session == second.session
+        done = await world.client.command("n", CloseSession(), session=first.session, sequence=1)
+        assert isinstance(done, Done)
+
+    live(story)
