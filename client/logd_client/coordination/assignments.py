@@ -108,7 +108,7 @@ class Assignments:
         assert isinstance(answer, Assignment)
         return answer
 
-    def watch(self, revision: int | None = None) -> Watch:
+    def watch(self, revision: int | None = None, *, tells_gaps: bool = False) -> Watch:
         """Owners as they change: ``async with assignments.watch() as events``."""
         return Watch(
             self._sessions.calls,
@@ -117,6 +117,7 @@ class Assignments:
             self._name.name.encode(),
             None,
             revision,
+            tells_gaps=tells_gaps,
         )
 
     async def verify(self, shard: str, token: int) -> bool:
@@ -178,7 +179,10 @@ class Worker:
         """
         async with self._membership:
             session = await self._sessions.get(self._name.namespace, self._membership.ttl_ms)
-            async with self._assignments.watch() as watch, anyio.create_task_group() as tasks:
+            async with (
+                self._assignments.watch(tells_gaps=True) as watch,
+                anyio.create_task_group() as tasks,
+            ):
                 tasks.start_soon(self._listen, watch)
                 tasks.start_soon(self._let_go, session)
                 while True:

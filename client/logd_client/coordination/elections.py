@@ -21,7 +21,7 @@ from logd.wire.coordination import Acquire, Done, Event, HandOver, Holders, Proc
 from logd_client.coordination.leases import Lease, LeaseContext, Place, read_holders
 from logd_client.coordination.names import Name, checked_bytes
 from logd_client.coordination.session import Sessions
-from logd_client.coordination.watches import Watch
+from logd_client.coordination.watches import GAP, Watch
 
 
 class Leader(NamedTuple):
@@ -148,9 +148,14 @@ class Observation:
         self._sessions = sessions
         self._name = name
         self._watch = Watch(
-            sessions.calls, name.namespace, "election", name.name.encode(), None, None
+            sessions.calls,
+            name.namespace,
+            "election",
+            name.name.encode(),
+            None,
+            None,
+            tells_gaps=True,
         )
-        self._first: Leader | None = None
         self._is_first_told = False
         self._read_at = -1
         self._current: Leader | None = None
@@ -183,7 +188,11 @@ class Observation:
             self._is_first_told = True
             return self._current
         while (event := await self._watch.next()) is not None:
-            if event.revision > self._read_at and self._is_news(event):
+            if event.change == GAP:
+                is_news = await self._look_again()
+            else:
+                is_news = event.revision > self._read_at and self._is_news(event)
+            if is_news:
                 return self._current
         raise StopAsyncIteration
 
@@ -197,6 +206,13 @@ class Observation:
             return await self.__anext__()
         except StopAsyncIteration:
             raise UsageError("the observation was closed") from None
+
+    async def _look_again(self) -> bool:
+        """Events were missed; whether somebody else, or nobody, leads now."""
+        holders = await read_holders(self._sessions, "election", self._name)
+        before, self._current = self._current, leader_of(holders)
+        self._read_at = holders.revision
+        return before != self._current
 
     def _is_news(self, event: Event) -> bool:
         current = self._current

@@ -177,6 +177,7 @@ class KeyValues:
         prefix: bytes | str | None = None,
         end: bytes | str | None = None,
         revision: int | None = None,
+        tells_gaps: bool = False,
     ) -> Watch:
         """Changes of a key, of a range ``[key, end)``, or of a prefix, in order:
         ``async with kv.watch("k") as events``.
@@ -184,6 +185,8 @@ class KeyValues:
         Args:
             revision: the first whose changes are wanted, for example one behind that of a
                 read; default: from now on.
+            tells_gaps: an event of the change "gap" stands for changes that are no longer kept;
+                whoever is told reads anew.
 
         Raises, on entering and while iterating:
             CompactedError: those changes are no longer kept; has ``oldest``.
@@ -197,7 +200,15 @@ class KeyValues:
             assert key is not None
             start = checked_bytes("key", key)
             bound = None if end is None else checked_bytes("end", end)
-        return Watch(self._sessions.calls, self._namespace, "key", start, bound, revision)
+        return Watch(
+            self._sessions.calls,
+            self._namespace,
+            "key",
+            start,
+            bound,
+            revision,
+            tells_gaps=tells_gaps,
+        )
 
     async def session_id(self) -> int:
         """Of the session that ephemeral keys hang on."""

@@ -21,7 +21,7 @@ from logd.wire.coordination import Done, Event, Join, Leave, Member, Members, Re
 from logd_client.coordination.leases import settle
 from logd_client.coordination.names import Name, checked_bytes, checked_name
 from logd_client.coordination.session import Session, Sessions
-from logd_client.coordination.watches import Watch
+from logd_client.coordination.watches import GAP, Watch
 
 
 class Group:
@@ -79,6 +79,18 @@ class Group:
             self._name.name.encode(),
             None,
             revision,
+        )
+
+    def watch_for_gaps(self) -> Watch:
+        """As ``watch``, from now on, and told what was missed instead of ending."""
+        return Watch(
+            self._sessions.calls,
+            self._name.namespace,
+            "member",
+            self._name.name.encode(),
+            None,
+            None,
+            tells_gaps=True,
         )
 
     def follow(self) -> GroupView:
@@ -190,7 +202,7 @@ class GroupView:
 
     def __init__(self, group: Group) -> None:
         self._group = group
-        self._watch = group.watch()
+        self._watch = group.watch_for_gaps()
         self._members: dict[str, Member] = {}
         self._read_at = -1
         self._is_first_told = False
@@ -199,13 +211,16 @@ class GroupView:
         """Begin, with who is there now.  Raises as ``Watch``."""
         await self._watch.__aenter__()
         try:
-            found = await self._group.list()
+            await self._look()
         except BaseException:
             await self._watch.aclose()
             raise
+        return self
+
+    async def _look(self) -> None:
+        found = await self._group.list()
         self._read_at = found.revision
         self._members = {member.member: member for member in found.members}
-        return self
 
     async def __aexit__(
         self,
@@ -223,6 +238,9 @@ class GroupView:
             self._is_first_told = True
             return self._present()
         while (event := await self._watch.next()) is not None:
+            if event.change == GAP:
+                await self._look()
+                return self._present()
             if event.revision > self._read_at:
                 self._apply(event)
                 return self._present()

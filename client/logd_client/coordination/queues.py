@@ -208,7 +208,7 @@ class Queue:
         if claims or not wait_s:
             return claims
         deadline = self._sessions.calls.clock() + wait_s
-        async with self.watch() as watch:
+        async with self.watch(tells_gaps=True) as watch:
             while True:
                 claims = await self._claim_now(count, visibility_s)
                 left_s = deadline - self._sessions.calls.clock()
@@ -360,7 +360,7 @@ class Queue:
         command = DeleteQueue(queue=self.name.name)
         await self._sessions.call(self.name.namespace, command, Done)
 
-    def watch(self, revision: int | None = None) -> Watch:
+    def watch(self, revision: int | None = None, *, tells_gaps: bool = False) -> Watch:
         """Hear when items become ready: ``async with queue.watch() as events``."""
         return Watch(
             self._sessions.calls,
@@ -369,6 +369,7 @@ class Queue:
             self.name.name.encode(),
             None,
             revision,
+            tells_gaps=tells_gaps,
         )
 
     # --- working ------------------------------------------------------------------------
@@ -433,7 +434,7 @@ class _QueueWorker:
                 visibility_s = QueueOptions().visibility_ms / 1000
         self._renewal_s = visibility_s / RENEWALS_PER_VISIBILITY
         in_flight = self._room
-        async with queue.watch() as watch, anyio.create_task_group() as tasks:
+        async with queue.watch(tells_gaps=True) as watch, anyio.create_task_group() as tasks:
             while True:
                 while not self._room:
                     self._wake = anyio.Event()

@@ -82,7 +82,7 @@ class DoubleBarrier(_Recipe):
         """Wait until all members have left.  Cancelled, this one has left, or will with its
         session."""
         await self.kv.delete(self._mine)
-        async with self.kv.watch(prefix=self._members) as events:
+        async with self.kv.watch(prefix=self._members, tells_gaps=True) as events:
             while (await self.kv.prefix(self._members, keys_only=True)).found:
                 await events.next()
         # Whoever comes first tidies up for the next time.
@@ -118,7 +118,7 @@ class Latch(_Recipe):
 
     async def wait(self) -> None:
         """Until nothing is left.  Cancelling the wait changes nothing."""
-        async with self.kv.watch(self.key) as events:
+        async with self.kv.watch(self.key, tells_gaps=True) as events:
             while await self.left():
                 await events.next()
 
@@ -171,12 +171,12 @@ class NumberSequence(_Recipe):
 
 
 async def _wait_until_gone(kv: KeyValues, key: str) -> None:
-    async with kv.watch(key) as events:
+    async with kv.watch(key, tells_gaps=True) as events:
         while await kv.get(key) is not None:
             await events.next()
 
 
 async def _wait_until_there(kv: KeyValues, key: str) -> None:
-    async with kv.watch(key) as events:
+    async with kv.watch(key, tells_gaps=True) as events:
         while await kv.get(key) is None:
             await events.next()

@@ -11,13 +11,22 @@ from collections.abc import Sequence
 from typing import Final
 
 from logd.errors import UsageError
-from logd.wire.coordination import DEFAULT_NAMESPACE, LockMode
+from logd.wire.coordination import (
+    DEFAULT_NAMESPACE,
+    Kind,
+    ListNames,
+    LockMode,
+    Names,
+    ReadSessions,
+    SessionInfo,
+)
+from logd.wire.coordination import Sessions as SessionsAnswer
 from logd_client.coordination.assignments import Assignments
 from logd_client.coordination.elections import Election
 from logd_client.coordination.keys import KeyValues
 from logd_client.coordination.locks import Lock, Semaphore
 from logd_client.coordination.members import Group
-from logd_client.coordination.names import parse_name
+from logd_client.coordination.names import checked_name, parse_name
 from logd_client.coordination.queues import Queue
 from logd_client.coordination.recipes import Barrier, Counter, DoubleBarrier, Latch, NumberSequence
 from logd_client.coordination.session import Sessions, require_ttl
@@ -143,6 +152,26 @@ class Coordination:
     def sequence(self, name: str, *, block: int = SEQUENCE_BLOCK_DEFAULT) -> NumberSequence:
         """Numbers that nobody else gets, taken from the log ``block`` at a time."""
         return NumberSequence(self._open_sessions(), parse_name(name), block)
+
+    async def list_names(self, kind: Kind, namespace: str = DEFAULT_NAMESPACE) -> list[str]:
+        """The names of all locks (or semaphores, elections, groups, queues) that there are in a
+        namespace.  A lock is there while somebody holds it or waits."""
+        calls = self._open_sessions().calls
+        names: list[str] = []
+        start: str | None = ""
+        while start is not None:
+            query = ListNames(kind=kind, start=start)
+            answer = await calls.query(checked_name(namespace), query)
+            assert isinstance(answer, Names)
+            names += answer.names
+            start = answer.next
+        return names
+
+    async def list_sessions(self, namespace: str = DEFAULT_NAMESPACE) -> list[SessionInfo]:
+        """All sessions of a namespace, and how much each holds."""
+        answer = await self._open_sessions().calls.query(checked_name(namespace), ReadSessions())
+        assert isinstance(answer, SessionsAnswer)
+        return answer.sessions
 
 
 def _ttl_ms(ttl_s: float | None) -> int | None:

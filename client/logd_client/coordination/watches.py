@@ -6,7 +6,8 @@ that revision at whoever leads: nothing is skipped and nothing told twice.  A si
 asked whether it still leads: one that is gone does not say so.
 
 What the brokers no longer have in memory cannot be told: ``CompactedError`` names the oldest
-revision from which a watch can begin.
+revision from which a watch can begin.  Whoever watches only to know when to look again is told of
+a *gap* instead, and looks.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ CREDIT_BYTES: Final = MIB
 
 QUIET_S: Final = 2.0
 PROBE_TIMEOUT_S: Final = 2.0
+GAP: Final = "gap"
+"""The change of an event that stands for those that were missed."""
 
 _EVENTS: Final = msgspec.msgpack.Decoder(list[Event])
 
@@ -60,6 +63,8 @@ class Watch:
         start: bytes,
         end: bytes | None,
         revision: int | None,
+        *,
+        tells_gaps: bool = False,
     ) -> None:
         if revision is not None and revision < 0:
             raise UsageError(f"revisions are not negative, found {revision}")
@@ -67,6 +72,7 @@ class Watch:
         self._routing = calls.routing
         self._namespace = namespace
         self._kind: Kind = kind
+        self._tells_gaps = tells_gaps
         self._start = start
         self._end = end
         self._resume_at = revision
@@ -235,6 +241,12 @@ class Watch:
 
     def _on_trouble(self, error: LogdError) -> None:
         self.trouble = error
+        if isinstance(error, CompactedError) and self._tells_gaps:
+            gap = Event(revision=0, kind=self._kind, name=self._start, change=GAP)
+            self._arrived.append(([gap], 0))
+            self._resume_at = None
+            self._changed.set()
+            return
         if not error.retriable or isinstance(error, CompactedError):
             self._failure = error
             self._attached.set()
