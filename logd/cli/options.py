@@ -171,3 +171,64 @@ def output_option(command: Command) -> Command:
         show_default=True,
         help="A table for people or JSON for programs.",
     )(command)
+
+
+COMMAND_SETTINGS: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+"""Of commands that run somebody's command: what follows its name is the command's own."""
+
+DEFAULT_TTL_S: Final = 15.0
+
+
+def ttl_option(command: Command) -> Command:
+    """``--ttl``: of the session that everything hangs on."""
+    return click.option(
+        "--ttl",
+        "ttl_s",
+        type=click.FloatRange(1, 24 * 3600),
+        default=DEFAULT_TTL_S,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long it stays ours after the cluster heard from us last.",
+    )(command)
+
+
+def namespace_option(command: Command) -> Command:
+    """``--namespace``."""
+    return click.option("--namespace", default="default", show_default=True, help="Where to look.")(
+        command
+    )
+
+
+def hold_option(command: Command) -> Command:
+    """``--hold``: for jobs that several machines begin at about the same time."""
+    return click.option(
+        "--hold",
+        "hold_s",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        metavar="SECONDS",
+        help="Keep it for at least so long, also if the command ends before: whoever comes a "
+        "little later with --wait 0 does not run it again.",
+    )(command)
+
+
+def wait_option(command: Command) -> Command:
+    """``--wait``."""
+    return click.option(
+        "--wait",
+        "wait_s",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="Give up after so long; 0: only if nobody has it.  Default: wait for ever.",
+    )(command)
+
+
+def protect_option(command: Command) -> Command:
+    """``--protect``."""
+    return click.option(
+        "--protect",
+        "protects",
+        multiple=True,
+        metavar="TOPIC",
+        help="Topics to which earlier holders write no more, with their fence.  May be repeated.",
+    )(command)

@@ -47,28 +47,33 @@ def run_async(function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
 
 
 @asynccontextmanager
-async def connected(bootstrap: str, *, needs_controller: bool = True) -> AsyncIterator[Client]:
-    """A client for the length of one command.
+async def connected(
+    bootstrap: str, *, needs_controller: bool = True, **options: Any
+) -> AsyncIterator[Client]:
+    """A client for the length of one command; ``options`` are further ones of ``connect``.
 
     Raises:
         ConnectionFailedError: no address answered; names each with its reason.
         UnavailableError: brokers answer, but no majority of them; names the missing ones.
     """
-    async with _connect(bootstrap) as client:
+    async with _connect(bootstrap, options) as client:
         if needs_controller:
             await wait_for_controller(client)
         yield client
 
 
 @asynccontextmanager
-async def _connect(bootstrap: str) -> AsyncIterator[Client]:
+async def _connect(bootstrap: str, options: dict[str, Any]) -> AsyncIterator[Client]:
     is_met = False
     try:
         async with connect(
             bootstrap,
-            client_id="logd",
-            connect_timeout_ms=CONNECT_TIMEOUT_MS,
-            request_timeout_ms=REQUEST_TIMEOUT_MS,
+            **{
+                "client_id": "logd",
+                "connect_timeout_ms": CONNECT_TIMEOUT_MS,
+                "request_timeout_ms": REQUEST_TIMEOUT_MS,
+                **options,
+            },
         ) as client:
             is_met = True
             yield client

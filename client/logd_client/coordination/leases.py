@@ -92,7 +92,12 @@ class Lease:
         """
         if not self._is_exclusive:
             raise UsageError(f"{self._kind} {self.name} is shared: its holders have no order")
-        return Fence(fence_id_of(self._place.namespace, self._kind, self._place.name), self.token)
+        return Fence(self.fence_id, self.token)
+
+    @property
+    def fence_id(self) -> int:
+        """The number by which appends name it."""
+        return fence_id_of(self._place.namespace, self._kind, self._place.name)
 
     @property
     def session_id(self) -> int:

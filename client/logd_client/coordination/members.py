@@ -112,6 +112,7 @@ class Membership:
         self._session: Session | None = None
         self._scope: anyio.CancelScope | None = None
         self._error: LogdError | None = None
+        self._is_over = anyio.Event()
 
     async def join(self) -> Session:
         """Join, without a scope around what follows; the session that it hangs on.
@@ -153,6 +154,7 @@ class Membership:
         if session is None:
             return
         session.on_loss.pop(self, None)
+        self._is_over.set()
         if not session.is_lost():
             await settle(self._sessions, session, self._leave_command())
 
@@ -162,6 +164,16 @@ class Membership:
         if self._session is not None:
             self._session.is_lost()
         return self._error is not None
+
+    async def wait_until_over(self) -> None:
+        """Wait until it is lost or was left.  Cancelling the wait changes nothing."""
+        await self._is_over.wait()
+
+    def lost_error(self) -> LeaseLostError:
+        """What to raise for its loss."""
+        error = LeaseLostError(f"member {self.member} of {self._group} is lost: {self._error}")
+        error.__cause__ = self._error
+        return error
 
     async def __aenter__(self) -> Membership:
         session = await self.join()
@@ -183,9 +195,7 @@ class Membership:
         is_swallowed = bool(scope.__exit__(kind, error, traceback))
         await self.leave()
         if is_lost and (error is None or is_swallowed):
-            raise LeaseLostError(
-                f"member {self.member} of {self._group} is lost: {self._error}"
-            ) from self._error
+            raise self.lost_error()
         return is_swallowed
 
     def _leave_command(self) -> Leave:
@@ -193,6 +203,7 @@ class Membership:
 
     def _on_lost(self, error: LogdError) -> None:
         self._error = error
+        self._is_over.set()
         if self._scope is not None:
             self._scope.cancel()
 

@@ -25,7 +25,7 @@ from logd.errors import (
     UnknownNameError,
     UsageError,
 )
-from logd.limits import ITEMS_PER_COMMAND_MAX
+from logd.limits import ITEMS_PER_COMMAND_MAX, TEXT_BYTES_MAX
 from logd.wire.coordination import (
     ClaimedItem,
     ClaimItems,
@@ -60,29 +60,36 @@ POLL_S: Final = 5.0
 
 STOPPED: Final = "the worker stopped"
 RENEWALS_PER_VISIBILITY: Final = 3
-REASON_CHARACTERS_MAX: Final = 60
 DEAD_ITEMS_SHOWN: Final = 100
 SETTLE_TIMEOUT_S: Final = 10.0
 """How long a worker that is cancelled waits until an item is given back."""
 
 
+class ItemFailedError(Exception):
+    """Raised by a handler to give its item back with a reason of its own."""
+
+    def __init__(self, reason: str, *, delay_s: float | None = None, dead: bool = False) -> None:
+        """``delay_s`` and ``dead`` as for ``Claim.release``."""
+        super().__init__(reason)
+        self.delay_s = delay_s
+        self.dead = dead
+
+
 class Claim:
     """An item that was handed out, until it is settled or its time runs out."""
 
-    __slots__ = ("_claimed_at", "_visibility_s", "item", "queue", "session")
+    __slots__ = ("_visibility_s", "item", "queue", "session")
 
     def __init__(
         self,
         queue: Queue,
         session: Session,
         item: ClaimedItem,
-        claimed_at: float,
         visibility_s: float | None,
     ) -> None:
         self.queue = queue
         self.session = session
         self.item = item
-        self._claimed_at = claimed_at
         self._visibility_s = visibility_s
 
     def __repr__(self) -> str:
@@ -139,8 +146,11 @@ class Claim:
         await self.queue.release(self, reason=reason, delay_s=delay_s, dead=dead)
 
     async def renew(self, visibility_s: float | None = None) -> None:
-        """Hold it for longer, from now.  Raises ``NotHeldError`` if it had run out."""
-        await self.queue.renew(self, visibility_s=visibility_s)
+        """Hold it for longer, from now; as long as it was claimed for, unless told otherwise.
+        Raises ``NotHeldError`` if it had run out."""
+        await self.queue.renew(
+            self, visibility_s=self._visibility_s if visibility_s is None else visibility_s
+        )
 
 
 class Queue:
@@ -216,13 +226,20 @@ class Queue:
                     return claims
                 await _wait_for_event(watch, min(left_s, POLL_S))
 
+    async def adopt(self, item: int, token: int, session: int) -> Claim:
+        """A claim that another process made, and whose session it left open
+        (``Coordination.leave_sessions_open``): to complete, renew or release it here."""
+        adopted = await self._sessions.adopt(self.name.namespace, session)
+        return Claim(
+            self, adopted, ClaimedItem(item=item, token=token, payload=b""), visibility_s=None
+        )
+
     async def _claim_now(self, count: int, visibility_s: float | None) -> list[Claim]:
         session = await self._sessions.get(self.name.namespace)
         command = ClaimItems(
             queue=self.name.name, count=count, visibility_ms=_ms_of("visibility_s", visibility_s)
         )
         pending = await session.prepare(command)
-        asked_at = self._sessions.calls.clock()
         try:
             claimed = await pending.result(ItemsClaimed)
         except LogdError:
@@ -233,7 +250,7 @@ class Queue:
             self._sessions.calls.routing.tasks.start_soon(self._unclaim, pending)
             raise
         pending.finish()
-        return [Claim(self, session, item, asked_at, visibility_s) for item in claimed.items]
+        return [Claim(self, session, item, visibility_s) for item in claimed.items]
 
     async def _unclaim(self, pending: PendingCommand) -> None:
         try:
@@ -272,7 +289,7 @@ class Queue:
             lambda named: ReleaseItems(
                 queue=self.name.name,
                 claims=named,
-                reason=reason[:REASON_CHARACTERS_MAX],
+                reason=reason.encode(errors="replace")[:TEXT_BYTES_MAX].decode(errors="ignore"),
                 delay_ms=delay_ms,
                 dead=dead,
             ),
@@ -387,7 +404,7 @@ class Queue:
 
         Claims are renewed while their handlers run.  An item whose handler raises is released
         with the exception as its reason: it is tried again after the back-off, and dead after
-        ``attempts_max``.  A handler whose claim is lost is cancelled: its item is another's.
+        ``attempts_max``; ``ItemFailedError`` says otherwise.  A handler whose claim is lost is cancelled: its item is another's.
 
         Args:
             concurrency: handlers that run at the same time.
@@ -467,22 +484,23 @@ class _QueueWorker:
             await _wait_for_event(watch, POLL_S)
 
     async def _run_one(self, claim: Claim) -> None:
-        is_done = False
-        reason = STOPPED
+        failure: ItemFailedError | None = ItemFailedError(STOPPED, delay_s=0)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._renew, claim, tasks.cancel_scope)
                 try:
                     await self._handler(claim)
-                    is_done = True
+                    failure = None
+                except ItemFailedError as error:
+                    failure = error
                 except Exception as error:
-                    reason = f"{type(error).__name__}: {error}"
+                    failure = ItemFailedError(f"{type(error).__name__}: {error}")
                 tasks.cancel_scope.cancel()
         finally:
             self._room += 1
             self._wake.set()
             with anyio.move_on_after(SETTLE_TIMEOUT_S, shield=True):
-                await self._settle(claim, is_done, reason)
+                await self._settle(claim, failure)
 
     async def _renew(self, claim: Claim, scope: anyio.CancelScope) -> None:
         """Keep the claim while its handler runs; a lost one ends the handler."""
@@ -497,13 +515,13 @@ class _QueueWorker:
             except LogdError:
                 await anyio.sleep(backoff.next_delay_s())
 
-    async def _settle(self, claim: Claim, is_done: bool, reason: str) -> None:
+    async def _settle(self, claim: Claim, failure: ItemFailedError | None) -> None:
         try:
-            if is_done:
+            if failure is None:
                 await claim.complete()
                 self.completed += 1
             else:
-                await claim.release(reason, delay_s=0 if reason is STOPPED else None)
+                await claim.release(str(failure), delay_s=failure.delay_s, dead=failure.dead)
         except LogdError:
             return  # It was lost, or its time will run out: it is handed out again.
 

@@ -74,6 +74,7 @@ class Session:
         self._unanswered: dict[int, None] = {}
         """Sequences in increasing order."""
         self._answered = anyio.Event()
+        self._is_adopted = False
 
     # --- how long it lasts ----------------------------------------------------------------
 
@@ -142,7 +143,15 @@ class Session:
     @property
     def acknowledged(self) -> int:
         """The results of all sequences below are here."""
+        if self._is_adopted:
+            return 0
         return next(iter(self._unanswered), self._next_sequence)
+
+    def adopt(self, first_sequence: int) -> None:
+        """Another client opened it and may still use it: sequences begin far from that one's,
+        and its results are not acknowledged in its place."""
+        self._next_sequence = first_sequence
+        self._is_adopted = True
 
     async def call(
         self, command: Command, expected: type[R], *, timeout_s: float | None = None
@@ -164,7 +173,9 @@ class Session:
     async def prepare(self, command: Command) -> PendingCommand:
         """Give a command its place in the session."""
         self.check()
-        while self._next_sequence - self.acknowledged >= WINDOW:
+        while (
+            len(self._unanswered) and self._next_sequence - next(iter(self._unanswered)) >= WINDOW
+        ):
             await self._answered.wait()
             self.check()
         sequence = self._next_sequence
@@ -237,6 +248,8 @@ class Sessions:
         self._wake = anyio.Event()
         self._is_keeping = False
         self._is_closed = False
+        self.leaves_open = False
+        """Leaving the client closes no session: they expire unless somebody goes on with them."""
 
     async def get(self, namespace: str, ttl_ms: int | None = None) -> Session:
         """The session of a namespace, opened if there is none.
@@ -275,6 +288,22 @@ class Sessions:
                 raise
         session = await self.get(namespace)
         return await session.call(command, expected, timeout_s=timeout_s)
+
+    async def adopt(self, namespace: str, session_id: int) -> Session:
+        """A session that another process opened, and left open, to settle what it claimed.
+
+        It is not kept alive beyond what is done in it, and not closed.
+
+        Raises:
+            UsageError: the id is no session's.
+        """
+        require_between("session", session_id, 1)
+        group = await self.calls.group_of(namespace)
+        opened = Opened(revision=session_id, session=session_id, ttl_ms=self._ttl_ms)
+        session = Session(self.calls, namespace, group, opened)
+        session.adopt(self._routing.environment.rng.randrange(2**32, 2**62))
+        session.start(self.calls.clock())
+        return session
 
     async def _open(self, namespace: str, ttl_ms: int) -> Session:
         if self._is_closed:
@@ -371,7 +400,7 @@ class Sessions:
         if self._is_closed:
             return
         self._is_closed = True
-        sessions = self._alive()
+        sessions = [] if self.leaves_open else self._alive()
         self._sessions.clear()
         with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             async with anyio.create_task_group() as tasks:

@@ -13,6 +13,7 @@ from typing import Final
 from logd.errors import UsageError
 from logd.wire.coordination import (
     DEFAULT_NAMESPACE,
+    Holders,
     Kind,
     ListNames,
     LockMode,
@@ -24,6 +25,7 @@ from logd.wire.coordination import Sessions as SessionsAnswer
 from logd_client.coordination.assignments import Assignments
 from logd_client.coordination.elections import Election
 from logd_client.coordination.keys import KeyValues
+from logd_client.coordination.leases import LeaseKind, read_holders
 from logd_client.coordination.locks import Lock, Semaphore
 from logd_client.coordination.members import Group
 from logd_client.coordination.names import checked_name, parse_name
@@ -153,6 +155,11 @@ class Coordination:
         """Numbers that nobody else gets, taken from the log ``block`` at a time."""
         return NumberSequence(self._open_sessions(), parse_name(name), block)
 
+    def leave_sessions_open(self) -> None:
+        """Closing this client gives nothing back: it is held until its sessions expire, or until
+        another process settles it (``Queue.adopt``)."""
+        self._open_sessions().leaves_open = True
+
     async def list_names(self, kind: Kind, namespace: str = DEFAULT_NAMESPACE) -> list[str]:
         """The names of all locks (or semaphores, elections, groups, queues) that there are in a
         namespace.  A lock is there while somebody holds it or waits."""
@@ -166,6 +173,10 @@ class Coordination:
             names += answer.names
             start = answer.next
         return names
+
+    async def read_holders(self, kind: LeaseKind, name: str) -> Holders:
+        """Who holds a lock, semaphore or election, since when, and who waits."""
+        return await read_holders(self._open_sessions(), kind, parse_name(name))
 
     async def list_sessions(self, namespace: str = DEFAULT_NAMESPACE) -> list[SessionInfo]:
         """All sessions of a namespace, and how much each holds."""

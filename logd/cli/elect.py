@@ -1,0 +1,247 @@
+"""``logd elect``: run a command while leading; see and watch who leads."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import click
+
+from logd.cli.display import print_json, say
+from logd.cli.options import (
+    COMMAND_SETTINGS,
+    bootstrap_option,
+    hold_option,
+    namespace_option,
+    output_option,
+    protect_option,
+    ttl_option,
+    wait_option,
+)
+
+if TYPE_CHECKING:
+    from logd_client import Client
+    from logd_client.coordination.elections import Leader, Leadership
+
+RESIGN_TIMEOUT_S: Final = 10.0
+"""How long `elect resign` waits until somebody else leads, or nobody."""
+
+
+@click.group()
+def elect() -> None:
+    """Run a command while leading; see and watch who leads."""
+
+
+@elect.command("run", context_settings=COMMAND_SETTINGS)
+@click.argument("name")
+@click.argument("command", nargs=-1, required=True)
+@ttl_option
+@wait_option
+@protect_option
+@click.option("--data", default="", help="Shown to observers; for example an address.")
+@click.option("--again", is_flag=True, help="Stand again whenever leadership has ended.")
+@hold_option
+@bootstrap_option
+def run(
+    name: str,
+    command: tuple[str, ...],
+    ttl_s: float,
+    wait_s: float | None,
+    protects: tuple[str, ...],
+    data: str,
+    again: bool,
+    hold_s: float,
+    bootstrap: str,
+) -> None:
+    """Stand for election NAME, and run COMMAND while leading.
+
+    In the crontab of each of several machines, to run a job on one of them:
+
+    0 3 * * * logd elect run nightly --wait 0 --hold 60 -- ./nightly.sh
+
+    COMMAND finds LOGD_FENCE_ID, LOGD_FENCE_TOKEN and both as LOGD_FENCE in its environment, and is
+    ended when leadership is lost, or when somebody says `logd elect resign NAME`.
+
+    Exits with COMMAND's code; 4 if somebody else leads (with --wait), or leadership was lost.
+    """
+    if again and wait_s is not None:
+        raise click.UsageError("--again stands for ever: it does not go with --wait")
+    from logd.cli.holding import client_name, leave_with
+    from logd.cli.session import connected, run_async
+    from logd.errors import LeaseLostError
+
+    async def stand() -> int:
+        async with connected(bootstrap, client_id=client_name()) as client:
+            while True:
+                try:
+                    code = await _lead(
+                        client, name, command, ttl_s, wait_s, protects, data, hold_s, bootstrap
+                    )
+                except LeaseLostError as error:
+                    if not again:
+                        raise
+                    say(f"logd: {error}: standing again")
+                else:
+                    if not again:
+                        return code
+
+    leave_with(run_async(stand))
+
+
+async def _lead(
+    client: Client,
+    name: str,
+    command: tuple[str, ...],
+    ttl_s: float,
+    wait_s: float | None,
+    protects: tuple[str, ...],
+    data: str,
+    hold_s: float,
+    bootstrap: str,
+) -> int:
+    """One leadership."""
+    from logd.cli.holding import fence_environment, run_while_held
+
+    campaign = client.election(name, protects=protects, ttl_s=ttl_s).campaign(
+        data, timeout_s=wait_s
+    )
+    leadership = await (campaign.win_now() if wait_s == 0 else campaign.win())
+    if leadership is None:
+        raise await _led_by_another(client, name)
+    environment = fence_environment(
+        bootstrap, leadership.name, leadership.fence_id, leadership.token
+    )
+    code = 0
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_listen_for_resignation, client, leadership, tasks.cancel_scope)
+            code = await run_while_held(command, environment, leadership, ttl_s, hold_s)
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise
+    finally:
+        await leadership.release()
+    return code
+
+
+async def _led_by_another(client: Client, name: str) -> Exception:
+    from logd.errors import WouldWaitError
+
+    holders = (await client.election(name).candidates()).holders
+    return WouldWaitError(f"{name} is led by {holders[0].client if holders else 'somebody else'}")
+
+
+def _resignation_key(name: str) -> tuple[str, str]:
+    """Namespace and key by which a leader is asked to resign."""
+    from logd_client.coordination.names import parse_name
+
+    parsed = parse_name(name)
+    return parsed.namespace, f"logd.resign/{parsed.name}"
+
+
+async def _listen_for_resignation(
+    client: Client, leadership: Leadership, scope: anyio.CancelScope
+) -> None:
+    namespace, key = _resignation_key(leadership.name)
+    kv = client.kv(namespace)
+    async with kv.watch(key, tells_gaps=True) as events:
+        while True:
+            asked = await kv.get(key)
+            if asked is not None and asked.value == str(leadership.token).encode():
+                say("logd: asked to resign: ending the command")
+                scope.cancel()
+                return
+            await events.next()
+
+
+@elect.command("resign")
+@click.argument("name")
+@bootstrap_option
+def resign(name: str, bootstrap: str) -> None:
+    """Have the `logd elect run` that leads NAME end its command, and let the next one lead."""
+    from logd.cli.session import connected, run_async
+    from logd.errors import RequestTimeoutError, UnknownNameError
+
+    async def ask() -> None:
+        async with connected(bootstrap) as client:
+            election = client.election(name)
+            async with election.observe() as leaders:
+                leader = await leaders.next()
+                if leader is None:
+                    raise UnknownNameError(f"nobody leads {name}")
+                namespace, key = _resignation_key(name)
+                await client.kv(namespace).put(key, str(leader.token).encode(), ephemeral=True)
+                with anyio.move_on_after(RESIGN_TIMEOUT_S):
+                    while True:
+                        found = await leaders.next()
+                        if found is None or found.token != leader.token:
+                            click.echo(f"leader with token {leader.token} has resigned")
+                            return
+        raise RequestTimeoutError(
+            f"the leader of {name} (token {leader.token}) did not resign within "
+            f"{RESIGN_TIMEOUT_S:g} s: is it a `logd elect run`?"
+        )
+
+    run_async(ask)
+
+
+@elect.command("list")
+@namespace_option
+@bootstrap_option
+@output_option
+def list_elections(namespace: str, bootstrap: str, output: str) -> None:
+    """Elections that somebody leads or stands for."""
+    from logd.cli.lock import show_holders
+
+    show_holders("election", namespace, bootstrap, output)
+
+
+@elect.command("describe")
+@click.argument("name")
+@bootstrap_option
+@output_option
+def describe(name: str, bootstrap: str, output: str) -> None:
+    """Who leads NAME, and who stands in line."""
+    from logd.cli.lock import describe_holders
+
+    describe_holders("election", name, bootstrap, output)
+
+
+@elect.command("observe")
+@click.argument("name")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after so many leaders.")
+@bootstrap_option
+@output_option
+def observe(name: str, count: int | None, bootstrap: str, output: str) -> None:
+    """Leaders as they come, the present one first; nothing leads between two."""
+    from logd.cli.session import connected, run_async
+
+    async def follow() -> None:
+        told = 0
+        async with connected(bootstrap) as client, client.election(name).observe() as leaders:
+            async for leader in leaders:
+                _show(leader, output)
+                told += 1
+                if told == count:
+                    return
+
+    run_async(follow)
+
+
+def _show(leader: Leader | None, output: str) -> None:
+    from logd.cli.consume import text_or_base64
+
+    row: dict[str, Any] = {"leader": leader is not None}
+    if leader is not None:
+        row |= {"token": leader.token, "session": leader.session, "ticket": leader.ticket}
+        row |= text_or_base64("data", leader.data)
+    if output == "json":
+        print_json(row)
+    elif leader is None:
+        click.echo("nobody leads")
+    else:
+        click.echo(f"token {leader.token}  {leader.data.decode(errors='backslashreplace')}")
+    sys.stdout.flush()

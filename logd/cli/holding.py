@@ -1,0 +1,177 @@
+"""Running somebody's command while something is held: a lock, a leadership, a membership.
+
+The command is told what was granted in its environment, gets our standard streams, and is ended
+when the grant is lost: SIGTERM, then SIGKILL while there is still time before anybody else can be
+granted it.  Signals that ask us to end are passed on, and what was held is given back when
+the command has ended.
+
+Without a terminal the command runs in a session of its own, so that what it started ends with it.
+With one it stays in ours: a command that a person may type to must not be in the background.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+import anyio
+import anyio.abc
+import click
+
+from logd.cli.display import say
+from logd.cli.exits import ExitCode
+from logd.errors import LeaseLostError
+
+TERM_SHARE: Final = 0.1
+"""Of the time to live: how long a command may take to end by itself when the grant is lost.  What
+is left until others can be granted it is twice that."""
+
+SIGNAL_EXIT_BASE: Final = 128
+"""As shells report a command that a signal ended."""
+
+NOT_FOUND_EXIT: Final = 127
+_PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+class Held(Protocol):
+    """What the command depends on."""
+
+    @property
+    def is_lost(self) -> bool: ...
+    async def wait_until_over(self) -> None: ...
+    def lost_error(self) -> LeaseLostError: ...
+
+
+def client_name() -> str:
+    """Who we are, for whoever lists the holders."""
+    return f"logd@{socket.gethostname()[:100]}:{os.getpid()}"
+
+
+def fence_environment(bootstrap: str, name: str, fence_id: int, token: int) -> dict[str, str]:
+    """What a command is told of what it holds."""
+    return {
+        "LOGD_BOOTSTRAP": bootstrap,
+        "LOGD_FENCE_NAME": name,
+        "LOGD_FENCE_ID": str(fence_id),
+        "LOGD_FENCE_TOKEN": str(token),
+        "LOGD_FENCE": f"{fence_id}:{token}",
+    }
+
+
+async def run_while_held(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    held: Held,
+    ttl_s: float,
+    hold_s: float = 0,
+    *,
+    passes_signals: bool = True,
+) -> int:
+    """Run ``command`` to its end, and wait until it was held for ``hold_s``; its exit code, as a
+    shell would tell it.
+
+    Raises:
+        LeaseLostError: what it depended on was lost, and it was ended.
+    """
+    until = anyio.current_time() + hold_s
+    process = await _start(command, environment)
+    async with anyio.create_task_group() as tasks:
+        if passes_signals:
+            tasks.start_soon(_pass_signals_on, process)
+        tasks.start_soon(_end_when_lost, process, held, ttl_s)
+        try:
+            code = await process.wait()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await _end(process, ttl_s * TERM_SHARE)
+            raise
+        tasks.cancel_scope.cancel()
+    if held.is_lost:
+        raise held.lost_error()
+    await anyio.sleep_until(until)
+    return SIGNAL_EXIT_BASE - code if code < 0 else code
+
+
+async def run_until_signalled(function: Callable[[], Awaitable[None]]) -> int:
+    """Run ``function`` to its end, or until a signal asks us to end: then it is cancelled, and
+    gives back what it holds.  Returns the exit code."""
+    code = 0
+
+    async def listen(scope: anyio.CancelScope) -> None:
+        nonlocal code
+        with anyio.open_signal_receiver(*_PASSED_ON) as signals:
+            async for number in signals:
+                code = 0 if number == signal.SIGTERM else SIGNAL_EXIT_BASE + number
+                scope.cancel()
+                return
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listen, tasks.cancel_scope)
+        await function()
+        tasks.cancel_scope.cancel()
+    return code
+
+
+async def _start(command: Sequence[str], environment: Mapping[str, str]) -> anyio.abc.Process:
+    try:
+        return await anyio.open_process(
+            list(command),
+            stdin=None,
+            stdout=None,
+            stderr=None,
+            env={**os.environ, **environment},
+            start_new_session=_is_apart(),
+        )
+    except OSError as error:
+        say(f"logd: {command[0]}: {error.strerror}")
+        raise click.exceptions.Exit(NOT_FOUND_EXIT) from error
+
+
+def _is_apart() -> bool:
+    return not sys.stdin.isatty()
+
+
+def _send(process: anyio.abc.Process, number: int) -> None:
+    if process.returncode is not None:
+        return
+    try:
+        if _is_apart():
+            os.killpg(process.pid, number)
+        else:
+            os.kill(process.pid, number)
+    except ProcessLookupError:
+        return
+
+
+async def _pass_signals_on(process: anyio.abc.Process) -> None:
+    with anyio.open_signal_receiver(*_PASSED_ON) as signals:
+        async for number in signals:
+            # From a terminal an interrupt reaches the command by itself.
+            if number != signal.SIGINT or _is_apart():
+                _send(process, number)
+
+
+async def _end_when_lost(process: anyio.abc.Process, held: Held, ttl_s: float) -> None:
+    await held.wait_until_over()
+    if held.is_lost:
+        say(f"logd: {held.lost_error()}: ending the command")
+        await _end(process, ttl_s * TERM_SHARE)
+
+
+async def _end(process: anyio.abc.Process, grace_s: float) -> None:
+    _send(process, signal.SIGTERM)
+    with anyio.move_on_after(grace_s):
+        await process.wait()
+        return
+    _send(process, signal.SIGKILL)
+    await process.wait()
+
+
+def leave_with(code: int) -> None:
+    """End as the command did."""
+    if code != ExitCode.OK:
+        raise click.exceptions.Exit(code)

@@ -1,0 +1,256 @@
+"""``logd kv``: keys of a namespace."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from logd.cli.display import print_json, print_table, say
+from logd.cli.options import SETTING, bootstrap_option, namespace_option, output_option
+
+if TYPE_CHECKING:
+    from logd.wire.coordination import Compare, KeyValue, Operation
+
+_NOTHING_THERE: Final = 3
+
+
+@click.group()
+def kv() -> None:
+    """Get, put, delete, compare and watch keys."""
+
+
+@kv.command("get")
+@click.argument("key")
+@namespace_option
+@bootstrap_option
+@output_option
+def get(key: str, namespace: str, bootstrap: str, output: str) -> None:
+    """The value of KEY, and nothing else (with --output json also its revisions).
+
+    Exits with 3 if there is no such key.
+    """
+    from logd.cli.session import connected, run_async
+
+    async def fetch() -> KeyValue | None:
+        async with connected(bootstrap) as client:
+            return await client.kv(namespace).get(key)
+
+    found = run_async(fetch)
+    if found is None:
+        say(f"logd: no key {key} in namespace {namespace}")
+        raise click.exceptions.Exit(_NOTHING_THERE)
+    if output == "json":
+        print_json(_row(found))
+    else:
+        sys.stdout.buffer.write(found.value + b"\n")
+
+
+def _row(found: KeyValue) -> dict[str, Any]:
+    from logd.cli.consume import text_or_base64
+
+    return {
+        **text_or_base64("key", found.key),
+        **text_or_base64("value", found.value),
+        "revision": found.revision,
+        "created": found.created,
+        **({"session": found.session} if found.session else {}),
+    }
+
+
+@kv.command("put")
+@click.argument("key")
+@click.argument("value", required=False)
+@click.option("--if-revision", type=click.IntRange(min=0), help="Only if the key is at it; 0: new.")
+@click.option("--if-value", help="Only if this is its value.")
+@namespace_option
+@bootstrap_option
+def put(
+    key: str,
+    value: str | None,
+    if_revision: int | None,
+    if_value: str | None,
+    namespace: str,
+    bootstrap: str,
+) -> None:
+    """Set KEY to VALUE, or to what standard input holds; prints the revision.
+
+    Exits with 4 if a condition does not hold.
+    """
+    from logd.cli.session import connected, run_async
+
+    stored = sys.stdin.buffer.read() if value is None else value.encode()
+
+    async def change() -> int:
+        async with connected(bootstrap) as client:
+            keys = client.kv(namespace)
+            if if_revision is None and if_value is None:
+                return await keys.put(key, stored)
+            return await keys.cas(key, stored, revision=if_revision, expected=if_value)
+
+    click.echo(run_async(change))
+
+
+@kv.command("delete")
+@click.argument("key")
+@click.option("--prefix", is_flag=True, help="All keys that begin with KEY.")
+@namespace_option
+@bootstrap_option
+def delete(key: str, prefix: bool, namespace: str, bootstrap: str) -> None:
+    """Delete KEY; prints how many there were.  Exits with 3 if there was none."""
+    from logd.cli.session import connected, run_async
+
+    async def change() -> int:
+        from logd_client.coordination.keys import prefix_end
+
+        async with connected(bootstrap) as client:
+            end = prefix_end(key.encode()) if prefix else None
+            return await client.kv(namespace).delete(key, end)
+
+    count = run_async(change)
+    click.echo(count)
+    if not count:
+        raise click.exceptions.Exit(_NOTHING_THERE)
+
+
+@kv.command("list")
+@click.argument("prefix", default="")
+@click.option("--limit", type=click.IntRange(min=0), default=0, help="At most so many.")
+@click.option("--keys-only", is_flag=True, help="Without the values.")
+@namespace_option
+@bootstrap_option
+@output_option
+def list_keys(
+    prefix: str, limit: int, keys_only: bool, namespace: str, bootstrap: str, output: str
+) -> None:
+    """Keys that begin with PREFIX, in order."""
+    from logd.cli.session import connected, run_async
+
+    async def fetch() -> None:
+        async with connected(bootstrap) as client:
+            found = await client.kv(namespace).prefix(prefix, limit=limit, keys_only=keys_only)
+        rows = [_row(one) for one in found.found]
+        if output == "json":
+            print_json({"revision": found.revision, "count": found.count, "keys": rows})
+            return
+        columns = ("key", "value", "revision", "created", "session")
+        shown = [[row.get(column) for column in columns] for row in rows]
+        print_table(columns, shown, empty="no keys")
+        if found.count > len(rows):
+            say(f"{len(rows)} of {found.count} keys are shown")
+
+    run_async(fetch)
+
+
+@kv.command("watch")
+@click.argument("key")
+@click.option("--prefix", is_flag=True, help="All keys that begin with KEY.")
+@click.option("--from", "revision", type=click.IntRange(min=0), help="From this revision on.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after so many changes.")
+@namespace_option
+@bootstrap_option
+@output_option
+def watch(
+    key: str,
+    prefix: bool,
+    revision: int | None,
+    count: int | None,
+    namespace: str,
+    bootstrap: str,
+    output: str,
+) -> None:
+    """Changes of KEY as they happen, in order, each once."""
+    from logd.cli.member import show_events
+    from logd.cli.session import connected, run_async
+
+    async def follow() -> None:
+        async with connected(bootstrap) as client:
+            keys = client.kv(namespace)
+            if prefix:
+                events = keys.watch(prefix=key, revision=revision)
+            else:
+                events = keys.watch(key, revision=revision)
+            await show_events(events, count, output)
+
+    run_async(follow)
+
+
+@kv.command("txn")
+@click.option("--if", "values", type=SETTING, multiple=True, help="KEY=VALUE: it has that value.")
+@click.option("--if-revision", "revisions", type=SETTING, multiple=True, help="KEY=REVISION.")
+@click.option("--if-exists", "present", multiple=True, metavar="KEY", help="There is such a key.")
+@click.option("--if-missing", "missing", multiple=True, metavar="KEY", help="There is none.")
+@click.option("--put", "puts", type=SETTING, multiple=True, help="KEY=VALUE, if all hold.")
+@click.option("--delete", "deletes", multiple=True, metavar="KEY", help="If all hold.")
+@click.option("--add", "adds", type=SETTING, multiple=True, help="KEY=NUMBER, if all hold.")
+@click.option("--get", "gets", multiple=True, metavar="KEY", help="If all hold.")
+@click.option("--else-put", "else_puts", type=SETTING, multiple=True, help="If one does not.")
+@click.option("--else-delete", "else_deletes", multiple=True, metavar="KEY")
+@click.option("--else-get", "else_gets", multiple=True, metavar="KEY")
+@namespace_option
+@bootstrap_option
+@output_option
+def txn(namespace: str, bootstrap: str, output: str, **parts: tuple[Any, ...]) -> None:
+    """Compare any keys and change any keys, at one revision.
+
+    logd kv txn --if-missing lead --put lead=me --put since=now --else-get lead
+
+    Exits with 4 if a condition did not hold (what --else… names is done then).
+    """
+    from logd.cli.session import connected, run_async
+
+    compare = _comparisons(parts)
+    then = _operations(parts, "puts", "deletes", "adds", "gets")
+    otherwise = _operations(parts, "else_puts", "else_deletes", "", "else_gets")
+    if not (then or otherwise):
+        raise click.UsageError("nothing to do: give --put, --delete, --add or --get")
+
+    async def change() -> Any:
+        async with connected(bootstrap) as client:
+            return await client.kv(namespace).transact(
+                compare=compare, then=then, otherwise=otherwise
+            )
+
+    done = run_async(change)
+    found = [_row(one) for result in done.results for one in result.found]
+    if output == "json":
+        print_json({"succeeded": done.succeeded, "revision": done.revision, "found": found})
+    else:
+        click.echo("done" if done.succeeded else "a condition did not hold")
+        for row in found:
+            click.echo(f"{row.get('key')}={row.get('value')}  revision {row['revision']}")
+    if not done.succeeded:
+        raise click.exceptions.Exit(4)
+
+
+def _comparisons(parts: dict[str, tuple[Any, ...]]) -> list[Compare]:
+    from logd.wire.coordination import Compare
+
+    try:
+        revisions = [(key, int(text)) for key, text in parts["revisions"]]
+    except ValueError:
+        raise click.UsageError("--if-revision takes KEY=REVISION, a number") from None
+    return [
+        *(Compare(key=key.encode(), value=value.encode()) for key, value in parts["values"]),
+        *(Compare(key=key.encode(), revision=revision) for key, revision in revisions),
+        *(Compare(key=key.encode(), exists=True) for key in parts["present"]),
+        *(Compare(key=key.encode(), exists=False) for key in parts["missing"]),
+    ]
+
+
+def _operations(
+    parts: dict[str, tuple[Any, ...]], puts: str, deletes: str, adds: str, gets: str
+) -> list[Operation]:
+    from logd.wire.coordination import Delete, Get, Increment, Put
+
+    try:
+        numbers = [(key, int(text)) for key, text in parts.get(adds, ())]
+    except ValueError:
+        raise click.UsageError("--add takes KEY=NUMBER, a whole one") from None
+    return [
+        *(Put(key=key.encode(), value=value.encode()) for key, value in parts[puts]),
+        *(Delete(key=key.encode()) for key in parts[deletes]),
+        *(Increment(key=key.encode(), by=number) for key, number in numbers),
+        *(Get(key=key.encode()) for key in parts[gets]),
+    ]

@@ -1,0 +1,206 @@
+"""``logd lock``: run a command while holding a lock; see who holds and who waits."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from logd.cli.display import print_facts, print_json, print_table
+from logd.cli.options import (
+    COMMAND_SETTINGS,
+    bootstrap_option,
+    hold_option,
+    namespace_option,
+    output_option,
+    protect_option,
+    ttl_option,
+    wait_option,
+)
+
+if TYPE_CHECKING:
+    from logd.wire.coordination import Holder, Holders
+
+HOLDER_COLUMNS = ("ticket", "token", "client", "session", "since", "mode", "permits", "data")
+
+
+@click.group()
+def lock() -> None:
+    """Run a command while holding a lock; see who holds and who waits."""
+
+
+@lock.command("run", context_settings=COMMAND_SETTINGS)
+@click.argument("name")
+@click.argument("command", nargs=-1, required=True)
+@ttl_option
+@wait_option
+@click.option("--shared", is_flag=True, help="Beside others that share it.")
+@click.option(
+    "--capacity",
+    type=click.IntRange(min=1),
+    help="A semaphore: so many permits there are, for all who name it.",
+)
+@click.option("--permits", type=click.IntRange(min=1), default=1, help="How many to take of it.")
+@protect_option
+@click.option("--data", default="", help="Shown to whoever lists the holders.")
+@hold_option
+@bootstrap_option
+def run(
+    name: str,
+    command: tuple[str, ...],
+    ttl_s: float,
+    wait_s: float | None,
+    shared: bool,
+    capacity: int | None,
+    permits: int,
+    protects: tuple[str, ...],
+    data: str,
+    hold_s: float,
+    bootstrap: str,
+) -> None:
+    """Run COMMAND while holding the lock NAME (or namespace/NAME).
+
+    logd lock run nightly --wait 0 -- ./backup.sh
+
+    COMMAND finds LOGD_FENCE_ID and LOGD_FENCE_TOKEN in its environment, for what it writes to:
+    `logd produce TOPIC --fence "$LOGD_FENCE"` is refused once somebody else has the lock.
+    COMMAND is ended when the lock is lost.
+
+    Exits with COMMAND's code; 4 if the lock was not obtained, or was lost.
+    """
+    if shared and (protects or capacity is not None):
+        raise click.UsageError("--shared goes with neither --protect nor --capacity")
+    if capacity is not None and protects:
+        raise click.UsageError("a semaphore has many holders: it protects no topic")
+    from logd.cli.holding import client_name, fence_environment, leave_with, run_while_held
+    from logd.cli.session import connected, run_async
+
+    async def hold() -> int:
+        async with connected(bootstrap, client_id=client_name()) as client:
+            if capacity is not None:
+                wanted: Any = client.semaphore(
+                    name, capacity, permits=permits, ttl_s=ttl_s, data=data
+                )
+            else:
+                wanted = client.lock(
+                    name,
+                    mode="shared" if shared else "exclusive",
+                    protects=protects,
+                    ttl_s=ttl_s,
+                    data=data,
+                )
+            lease = await (wanted.try_acquire() if wait_s == 0 else wanted.acquire(wait_s))
+            if lease is None:
+                holders = await wanted.holders()
+                raise _held_by_others(name, holders)
+            try:
+                environment = fence_environment(bootstrap, lease.name, lease.fence_id, lease.token)
+                return await run_while_held(command, environment, lease, ttl_s, hold_s)
+            finally:
+                await lease.release()
+
+    leave_with(run_async(hold))
+
+
+def _held_by_others(name: str, holders: Holders) -> Exception:
+    from logd.errors import WouldWaitError
+
+    who = ", ".join(holder.client or f"session {holder.session}" for holder in holders.holders)
+    return WouldWaitError(f"{name} is held by {who or 'somebody else'}")
+
+
+@lock.command("list")
+@namespace_option
+@click.option("--semaphores", is_flag=True, help="Semaphores instead of locks.")
+@bootstrap_option
+@output_option
+def list_locks(namespace: str, semaphores: bool, bootstrap: str, output: str) -> None:
+    """Locks that somebody holds or waits for."""
+    show_holders("semaphore" if semaphores else "lock", namespace, bootstrap, output)
+
+
+def show_holders(kind: Any, namespace: str, bootstrap: str, output: str) -> None:
+    """One line per lock, semaphore or election."""
+    from logd.cli.session import connected, run_async
+
+    async def fetch() -> None:
+        async with connected(bootstrap) as client:
+            names = await client.list_names(kind, namespace)
+            found = [(one, await client.read_holders(kind, f"{namespace}/{one}")) for one in names]
+        rows = [
+            {
+                "name": f"{namespace}/{one}",
+                "holders": [holder.client for holder in holders.holders],
+                "token": max((holder.token or 0 for holder in holders.holders), default=None),
+                "since": since_text(holders.holders[0]) if holders.holders else None,
+                "waiting": len(holders.waiting),
+            }
+            for one, holders in found
+        ]
+        if output == "json":
+            print_json(rows)
+        else:
+            columns = ("name", "holders", "token", "since", "waiting")
+            print_table(columns, [list(row.values()) for row in rows], empty=f"no {kind}s")
+
+    run_async(fetch)
+
+
+@lock.command("describe")
+@click.argument("name")
+@click.option("--semaphore", is_flag=True, help="NAME is a semaphore.")
+@bootstrap_option
+@output_option
+def describe(name: str, semaphore: bool, bootstrap: str, output: str) -> None:
+    """Who holds NAME, since when, and who waits."""
+    describe_holders("semaphore" if semaphore else "lock", name, bootstrap, output)
+
+
+def describe_holders(kind: Any, name: str, bootstrap: str, output: str) -> None:
+    """All that hold something and all that wait."""
+    from logd.cli.session import connected, run_async
+
+    async def fetch() -> None:
+        async with connected(bootstrap) as client:
+            found = await client.read_holders(kind, name)
+        holders = [holder_row(holder) for holder in found.holders]
+        waiting = [holder_row(holder) for holder in found.waiting]
+        if output == "json":
+            print_json(
+                {
+                    "name": name,
+                    "revision": found.revision,
+                    "capacity": found.capacity,
+                    "holders": holders,
+                    "waiting": waiting,
+                }
+            )
+            return
+        print_facts([(kind, name), ("capacity", found.capacity), ("waiting", len(waiting))])
+        click.echo()
+        rows = [[row.get(column) for column in HOLDER_COLUMNS] for row in (*holders, *waiting)]
+        print_table(HOLDER_COLUMNS, rows, empty="nobody holds it, nobody waits")
+
+    run_async(fetch)
+
+
+def holder_row(holder: Holder) -> dict[str, Any]:
+    """One place, as it is shown."""
+    from logd.cli.consume import text_or_base64
+
+    return {
+        "ticket": holder.ticket,
+        "token": holder.token,
+        "client": holder.client,
+        "session": holder.session,
+        "since": since_text(holder),
+        "mode": holder.mode,
+        "permits": holder.permits,
+        **text_or_base64("data", holder.data),
+    }
+
+
+def since_text(holder: Holder) -> str:
+    """When it was granted, or began to wait."""
+    return datetime.fromtimestamp(holder.since_ms / 1000, UTC).isoformat(timespec="milliseconds")

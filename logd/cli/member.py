@@ -1,0 +1,143 @@
+"""``logd member``: be a member of a group; see and watch who is."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from logd.cli.display import print_json, print_table, say
+from logd.cli.options import COMMAND_SETTINGS, bootstrap_option, output_option, ttl_option
+
+if TYPE_CHECKING:
+    from logd.wire.coordination import Member
+
+
+@click.group()
+def member() -> None:
+    """Be a member of a group; see and watch who is."""
+
+
+@member.command("join", context_settings=COMMAND_SETTINGS)
+@click.argument("group")
+@click.argument("name")
+@click.argument("command", nargs=-1)
+@click.option("--data", default="", help="Shown to whoever lists; for example an address.")
+@ttl_option
+@bootstrap_option
+def join(
+    group: str, name: str, command: tuple[str, ...], data: str, ttl_s: float, bootstrap: str
+) -> None:
+    """Be the member NAME of GROUP while COMMAND runs, or until Ctrl-C.
+
+    logd member join web host-1 --data 10.0.0.1:80 -- ./serve
+
+    Exits with COMMAND's code; 4 if another has that name, or the membership was lost.
+    """
+    from logd.cli.holding import (
+        client_name,
+        leave_with,
+        run_until_signalled,
+        run_while_held,
+    )
+    from logd.cli.session import connected, run_async
+
+    async def stay() -> int:
+        async with connected(bootstrap, client_id=client_name()) as client:
+            membership = client.members(group, ttl_s=ttl_s).join(name, data)
+            await membership.join()
+            try:
+                if command:
+                    environment = {
+                        "LOGD_BOOTSTRAP": bootstrap,
+                        "LOGD_GROUP": group,
+                        "LOGD_MEMBER": name,
+                    }
+                    return await run_while_held(command, environment, membership, ttl_s)
+                say(f"member {name} of {group}; Ctrl-C leaves")
+                code = await run_until_signalled(membership.wait_until_over)
+                if membership.is_lost:
+                    raise membership.lost_error()
+                return code
+            finally:
+                await membership.leave()
+
+    leave_with(run_async(stay))
+
+
+@member.command("list")
+@click.argument("group")
+@bootstrap_option
+@output_option
+def list_members(group: str, bootstrap: str, output: str) -> None:
+    """Who is in GROUP."""
+    from logd.cli.session import connected, run_async
+
+    async def fetch() -> None:
+        async with connected(bootstrap) as client:
+            found = await client.members(group).list()
+        rows = [_row(one) for one in found.members]
+        if output == "json":
+            print_json({"group": group, "revision": found.revision, "members": rows})
+        else:
+            columns = ("member", "client", "session", "joined", "data")
+            shown = [[row.get(column) for column in columns] for row in rows]
+            print_table(columns, shown, empty="no members")
+
+    run_async(fetch)
+
+
+def _row(one: Member) -> dict[str, Any]:
+    from logd.cli.consume import text_or_base64
+
+    return {
+        "member": one.member,
+        "client": one.client,
+        "session": one.session,
+        "joined": one.joined,
+        **text_or_base64("data", one.data),
+    }
+
+
+@member.command("watch")
+@click.argument("group")
+@click.option("--from", "revision", type=click.IntRange(min=0), help="From this revision on.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after so many changes.")
+@bootstrap_option
+@output_option
+def watch(group: str, revision: int | None, count: int | None, bootstrap: str, output: str) -> None:
+    """Who joins, changes and leaves, as it happens."""
+    from logd.cli.session import connected, run_async
+
+    async def follow() -> None:
+        async with connected(bootstrap) as client:
+            await show_events(client.members(group).watch(revision), count, output)
+
+    run_async(follow)
+
+
+async def show_events(watch: Any, count: int | None, output: str) -> None:
+    """Events as lines."""
+    from logd.cli.consume import text_or_base64
+
+    told = 0
+    async with watch as events:
+        async for event in events:
+            row = {
+                "revision": event.revision,
+                "change": event.change,
+                **text_or_base64("name", event.name),
+                **({"subject": event.subject} if event.subject else {}),
+                **({"owner": event.owner} if event.owner else {}),
+                **({"token": event.token} if event.token else {}),
+                **text_or_base64("value", event.value),
+            }
+            if output == "json":
+                print_json(row)
+            else:
+                click.echo("  ".join(str(value) for value in row.values() if value != ""))
+            sys.stdout.flush()
+            told += 1
+            if told == count:
+                return

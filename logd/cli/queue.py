@@ -1,0 +1,438 @@
+"""``logd queue``: put, claim, complete, and look after work queues."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import click
+
+from logd.cli.display import count_of, print_facts, print_json, print_table, say
+from logd.cli.options import COMMAND_SETTINGS, bootstrap_option, output_option, ttl_option
+from logd.limits import ITEMS_PER_COMMAND_MAX
+
+if TYPE_CHECKING:
+    from logd_client import Client
+    from logd_client.coordination.queues import Claim
+
+
+@click.group()
+def queue() -> None:
+    """Put, claim and work on the items of queues."""
+
+
+# --- putting and working ------------------------------------------------------------------
+
+
+@queue.command("put")
+@click.argument("name")
+@click.argument("payloads", nargs=-1)
+@click.option("--key", default="", help="Items of one key are worked on one at a time, in order.")
+@click.option(
+    "--delay", "delay_s", type=click.FloatRange(min=0), default=0, metavar="SECONDS",
+    help="Not handed out before.",
+)  # fmt: skip
+@click.option("--priority", type=int, default=0, help="Higher ones first.")
+@bootstrap_option
+@output_option
+def put(
+    name: str,
+    payloads: tuple[str, ...],
+    key: str,
+    delay_s: float,
+    priority: int,
+    bootstrap: str,
+    output: str,
+) -> None:
+    """Put an item for each PAYLOAD, or for each line of standard input."""
+    from logd.cli.session import connected, run_async
+
+    lines: Sequence[str | bytes] = payloads or sys.stdin.buffer.read().splitlines()
+
+    async def put_all() -> list[int]:
+        from logd_client.coordination.queues import make_item
+
+        items = [make_item(line, key=key, delay_s=delay_s, priority=priority) for line in lines]
+        async with connected(bootstrap) as client:
+            return await client.queue(name).put_many(items)
+
+    ids = run_async(put_all)
+    if output == "json":
+        print_json({"items": ids})
+    else:
+        click.echo(f"put {count_of(len(ids), 'item')} into {name}")
+
+
+@queue.command("work", context_settings=COMMAND_SETTINGS)
+@click.argument("name")
+@click.argument("command", nargs=-1, required=True)
+@click.option(
+    "--concurrency", type=click.IntRange(1, ITEMS_PER_COMMAND_MAX), default=1, show_default=True,
+    help="Commands that run at the same time.",
+)  # fmt: skip
+@click.option("--until-empty", is_flag=True, help="End when nothing is due.")
+@ttl_option
+@bootstrap_option
+def work(
+    name: str,
+    command: tuple[str, ...],
+    concurrency: int,
+    until_empty: bool,
+    ttl_s: float,
+    bootstrap: str,
+) -> None:
+    """Run COMMAND for each item: its payload on standard input, its id in LOGD_ITEM.
+
+    Code 0 completes the item.  Any other gives it back, to be tried again after the queue's
+    back-off, and to be a dead letter after too many attempts; what COMMAND wrote to its standard
+    error is the reason.
+    """
+    from logd.cli.holding import client_name, leave_with, run_until_signalled
+    from logd.cli.session import connected, run_async
+
+    async def run_all() -> None:
+        async with connected(
+            bootstrap, client_id=client_name(), session_ttl_ms=int(ttl_s * 1000)
+        ) as client:
+            completed = await client.queue(name).work(
+                run_one, concurrency=concurrency, until_empty=until_empty
+            )
+        say(f"completed {count_of(completed, 'item')}")
+
+    async def run_one(claim: Claim) -> None:
+        await _run_for(claim, command, name, bootstrap)
+
+    leave_with(run_async(run_until_signalled, run_all))
+
+
+async def _run_for(claim: Claim, command: Sequence[str], name: str, bootstrap: str) -> None:
+    import os
+
+    from logd_client.coordination.queues import ItemFailedError
+
+    environment = {
+        **os.environ,
+        "LOGD_BOOTSTRAP": bootstrap,
+        "LOGD_QUEUE": name,
+        "LOGD_ITEM": str(claim.id),
+        "LOGD_KEY": claim.key.decode(errors="backslashreplace"),
+        "LOGD_ATTEMPT": str(claim.attempt),
+        "LOGD_FENCE_ID": str(claim.fence.id),
+        "LOGD_FENCE_TOKEN": str(claim.token),
+        "LOGD_FENCE": f"{claim.fence.id}:{claim.token}",
+    }
+    done = await anyio.run_process(
+        list(command),
+        input=claim.payload,
+        stdout=None,
+        stderr=subprocess.PIPE,
+        check=False,
+        env=environment,
+    )
+    sys.stderr.buffer.write(done.stderr)
+    sys.stderr.flush()
+    if done.returncode:
+        last_words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise ItemFailedError(f"code {done.returncode} {' '.join(last_words)}".strip())
+
+
+# --- by hand ------------------------------------------------------------------------------
+
+
+@queue.command("claim")
+@click.argument("name")
+@click.option("--count", type=click.IntRange(1, ITEMS_PER_COMMAND_MAX), default=1)
+@click.option(
+    "--visibility", "visibility_s", type=click.FloatRange(1, 24 * 3600), default=60,
+    show_default=True, metavar="SECONDS", help="How long the claim holds.",
+)  # fmt: skip
+@click.option(
+    "--wait", "wait_s", type=click.FloatRange(min=0), default=0, metavar="SECONDS",
+    help="Wait so long for an item.",
+)  # fmt: skip
+@bootstrap_option
+@output_option
+def claim(
+    name: str, count: int, visibility_s: float, wait_s: float, bootstrap: str, output: str
+) -> None:
+    """Take items that are due, each told with a CLAIM to complete, release or renew it by.
+
+    Exits with 3 if nothing is due.
+    """
+    from logd.cli.session import connected, run_async
+
+    async def take() -> list[dict[str, Any]]:
+        async with connected(
+            bootstrap, client_id="logd queue claim", session_ttl_ms=int(visibility_s * 1000)
+        ) as client:
+            client.leave_sessions_open()
+            claims = await client.queue(name).claim(count, visibility_s=visibility_s, wait_s=wait_s)
+            return [_claim_row(one) for one in claims]
+
+    rows = run_async(take)
+    if output == "json":
+        for row in rows:
+            print_json(row)
+    elif rows:
+        columns = ("claim", "attempt", "key", "payload")
+        print_table(columns, [[row.get(column) for column in columns] for row in rows])
+    if not rows:
+        say(f"nothing is due in {name}")
+        raise click.exceptions.Exit(3)
+
+
+def _claim_row(one: Claim) -> dict[str, Any]:
+    from logd.cli.consume import text_or_base64
+
+    return {
+        "claim": f"{one.id}:{one.token}:{one.session.id}",
+        "item": one.id,
+        "token": one.token,
+        "attempt": one.attempt,
+        **text_or_base64("key", one.key),
+        **text_or_base64("payload", one.payload),
+    }
+
+
+class _ClaimType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
+    """What ``queue claim`` told."""
+
+    name = "claim"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int, int]:
+        """Item, token and session."""
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(":")
+        if len(parts) != 3 or not all(part.isdecimal() and len(part) < 20 for part in parts):
+            self.fail(f"expected ITEM:TOKEN:SESSION as `queue claim` tells it, found {value!r}")
+        item, token, session = map(int, parts)
+        return item, token, session
+
+
+_CLAIM: Final = _ClaimType()
+
+
+@queue.command("complete")
+@click.argument("name")
+@click.argument("claim", type=_CLAIM)
+@bootstrap_option
+def complete(name: str, claim: tuple[int, int, int], bootstrap: str) -> None:
+    """The item of CLAIM is done: it is never handed out again.  Exits with 4 if the claim was
+    lost."""
+    from logd.cli.session import connected, run_async
+
+    async def settle() -> None:
+        async with connected(bootstrap) as client:
+            await (await _adopted(client, name, claim)).complete()
+
+    run_async(settle)
+
+
+@queue.command("release")
+@click.argument("name")
+@click.argument("claim", type=_CLAIM)
+@click.option("--reason", default="", help="Kept with the item if it dies.")
+@click.option(
+    "--delay", "delay_s", type=click.FloatRange(min=0), metavar="SECONDS",
+    help="Before it is handed out again.  Default: the queue's back-off.",
+)  # fmt: skip
+@click.option("--dead", is_flag=True, help="To the dead letters at once.")
+@bootstrap_option
+def release(
+    name: str,
+    claim: tuple[int, int, int],
+    reason: str,
+    delay_s: float | None,
+    dead: bool,
+    bootstrap: str,
+) -> None:
+    """Give the item of CLAIM back."""
+    from logd.cli.session import connected, run_async
+
+    async def settle() -> None:
+        async with connected(bootstrap) as client:
+            held = await _adopted(client, name, claim)
+            await held.release(reason, delay_s=delay_s, dead=dead)
+
+    run_async(settle)
+
+
+@queue.command("renew")
+@click.argument("name")
+@click.argument("claim", type=_CLAIM)
+@click.option(
+    "--visibility", "visibility_s", type=click.FloatRange(1, 24 * 3600), default=60,
+    show_default=True, metavar="SECONDS", help="How long it holds from now.",
+)  # fmt: skip
+@bootstrap_option
+def renew(name: str, claim: tuple[int, int, int], visibility_s: float, bootstrap: str) -> None:
+    """Hold CLAIM for longer; not longer than `queue claim` was told at most."""
+    from logd.cli.session import connected, run_async
+
+    async def settle() -> None:
+        async with connected(bootstrap) as client:
+            await (await _adopted(client, name, claim)).renew(visibility_s)
+
+    run_async(settle)
+
+
+async def _adopted(client: Client, name: str, claim: tuple[int, int, int]) -> Claim:
+    item, token, session = claim
+    return await client.queue(name).adopt(item, token, session)
+
+
+# --- looking after it ---------------------------------------------------------------------
+
+
+@queue.command("list")
+@click.option("--namespace", default="default", show_default=True, help="Where to look.")
+@bootstrap_option
+@output_option
+def list_queues(namespace: str, bootstrap: str, output: str) -> None:
+    """Every queue, and how full it is."""
+    from logd.cli.session import connected, run_async
+
+    columns = ("name", "ready", "delayed", "in_flight", "dead", "completed", "oldest_ms")
+
+    async def fetch() -> list[dict[str, Any]]:
+        rows = []
+        async with connected(bootstrap) as client:
+            for one in await client.list_names("queue", namespace):
+                found = await client.queue(f"{namespace}/{one}").statistics()
+                row = {column: getattr(found, column) for column in columns[1:]}
+                rows.append({"name": f"{namespace}/{one}", **row})
+        return rows
+
+    rows = run_async(fetch)
+    if output == "json":
+        print_json(rows)
+    else:
+        print_table(columns, [list(row.values()) for row in rows], empty="no queues")
+
+
+@queue.command("stats")
+@click.argument("name")
+@bootstrap_option
+@output_option
+def stats(name: str, bootstrap: str, output: str) -> None:
+    """How full NAME is, how old its oldest item, and its options."""
+    import msgspec
+
+    from logd.cli.session import connected, run_async
+
+    async def fetch() -> Any:
+        async with connected(bootstrap) as client:
+            return await client.queue(name).statistics()
+
+    found = run_async(fetch)
+    facts = {
+        "queue": name,
+        "ready": found.ready,
+        "delayed": found.delayed,
+        "in_flight": found.in_flight,
+        "dead": found.dead,
+        "completed": found.completed,
+        "oldest_ms": found.oldest_ms,
+        **msgspec.structs.asdict(found.options),
+    }
+    if output == "json":
+        print_json(facts)
+    else:
+        print_facts(list(facts.items()))
+
+
+@queue.command("configure")
+@click.argument("name")
+@click.option("--attempts-max", type=click.IntRange(min=1), help="After so many an item is dead.")
+@click.option("--backoff-ms", type=click.IntRange(min=0), help="Before the second attempt.")
+@click.option("--backoff-max-ms", type=click.IntRange(min=0), help="It is doubled up to this.")
+@click.option("--visibility-ms", type=click.IntRange(min=1), help="How long a claim holds.")
+@click.option("--dead-items-max", type=click.IntRange(min=0), help="The oldest go first.")
+@bootstrap_option
+def configure(name: str, bootstrap: str, **options: int | None) -> None:
+    """Make queue NAME, or change its options."""
+    from logd.cli.session import connected, run_async
+
+    given = {option: value for option, value in options.items() if value is not None}
+
+    async def change() -> None:
+        async with connected(bootstrap) as client:
+            await client.queue(name).configure(**given)
+
+    run_async(change)
+
+
+@queue.command("dead")
+@click.argument("name")
+@click.option("--count", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@bootstrap_option
+@output_option
+def dead(name: str, count: int, bootstrap: str, output: str) -> None:
+    """Items that were given up, the newest first, each with why."""
+    from logd.cli.consume import text_or_base64
+    from logd.cli.session import connected, run_async
+
+    async def fetch() -> list[dict[str, Any]]:
+        async with connected(bootstrap) as client:
+            found = await client.queue(name).dead_letters(count)
+        return [
+            {
+                "item": one.item,
+                "attempts": one.attempts,
+                "died_ms": one.died_ms,
+                "reason": one.reason,
+                **text_or_base64("payload", one.payload),
+            }
+            for one in found
+        ]
+
+    rows = run_async(fetch)
+    if output == "json":
+        print_json(rows)
+    else:
+        columns = ("item", "attempts", "died_ms", "reason", "payload")
+        shown = [[row.get(column) for column in columns] for row in rows]
+        print_table(columns, shown, empty="no dead items")
+
+
+@queue.command("redrive")
+@click.argument("name")
+@click.argument("items", type=int, nargs=-1)
+@click.option("--all", "all_items", is_flag=True, help="All dead items.")
+@bootstrap_option
+def redrive(name: str, items: tuple[int, ...], all_items: bool, bootstrap: str) -> None:
+    """Let dead items begin anew."""
+    if bool(items) == all_items:
+        raise click.UsageError("name items, or say --all")
+    from logd.cli.session import connected, run_async
+
+    async def begin() -> list[int]:
+        async with connected(bootstrap) as client:
+            return await client.queue(name).redrive(*items)
+
+    begun = run_async(begin)
+    click.echo(f"{count_of(len(begun), 'item')} of {name} begin anew")
+
+
+@queue.command("delete")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@bootstrap_option
+def delete(name: str, yes: bool, bootstrap: str) -> None:
+    """Delete NAME with all its items."""
+    from logd.cli.session import connected, run_async
+
+    if not yes:
+        click.confirm(f"delete queue {name} with all its items?", abort=True)
+
+    async def remove() -> None:
+        async with connected(bootstrap) as client:
+            await client.queue(name).delete()
+
+    run_async(remove)
