@@ -9,7 +9,7 @@ import anyio
 import click
 
 from logd.cli.display import count_of, print_json, print_table, say
-from logd.cli.options import COMMAND_SETTINGS, bootstrap_option, output_option, ttl_option
+from logd.cli.options import bootstrap_option, output_option, ttl_option
 from logd.limits import SHARDS_PER_GROUP_MAX
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def watch(group: str, revision: int | None, count: int | None, bootstrap: str, o
     run_async(follow)
 
 
-@assign.command("work", context_settings=COMMAND_SETTINGS)
+@assign.command("work")
 @click.argument("group")
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True)

@@ -10,7 +10,6 @@ import click
 
 from logd.cli.display import print_json, say
 from logd.cli.options import (
-    COMMAND_SETTINGS,
     bootstrap_option,
     hold_option,
     namespace_option,
@@ -33,7 +32,7 @@ def elect() -> None:
     """Run a command while leading; see and watch who leads."""
 
 
-@elect.command("run", context_settings=COMMAND_SETTINGS)
+@elect.command("run")
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True)
 @ttl_option

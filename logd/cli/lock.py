@@ -9,7 +9,6 @@ import click
 
 from logd.cli.display import print_facts, print_json, print_table
 from logd.cli.options import (
-    COMMAND_SETTINGS,
     bootstrap_option,
     hold_option,
     namespace_option,
@@ -30,7 +29,7 @@ def lock() -> None:
     """Run a command while holding a lock; see who holds and who waits."""
 
 
-@lock.command("run", context_settings=COMMAND_SETTINGS)
+@lock.command("run")
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True)
 @ttl_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from logd.cli.display import print_json, print_table, say
-from logd.cli.options import COMMAND_SETTINGS, bootstrap_option, output_option, ttl_option
+from logd.cli.options import bootstrap_option, output_option, ttl_option
 
 if TYPE_CHECKING:
     from logd.wire.coordination import Member
@@ -19,7 +19,7 @@ def member() -> None:
     """Be a member of a group; see and watch who is."""
 
 
-@member.command("join", context_settings=COMMAND_SETTINGS)
+@member.command("join")
 @click.argument("group")
 @click.argument("name")
 @click.argument("command", nargs=-1)

@@ -173,9 +173,6 @@ def output_option(command: Command) -> Command:
     )(command)
 
 
-COMMAND_SETTINGS: Final = {"ignore_unknown_options": True, "allow_interspersed_args": False}
-"""Of commands that run somebody's command: what follows its name is the command's own."""
-
 DEFAULT_TTL_S: Final = 15.0
 
 

@@ -11,7 +11,7 @@ import anyio
 import click
 
 from logd.cli.display import count_of, print_facts, print_json, print_table, say
-from logd.cli.options import COMMAND_SETTINGS, bootstrap_option, output_option, ttl_option
+from logd.cli.options import bootstrap_option, output_option, ttl_option
 from logd.limits import ITEMS_PER_COMMAND_MAX
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def put(
         click.echo(f"put {count_of(len(ids), 'item')} into {name}")
 
 
-@queue.command("work", context_settings=COMMAND_SETTINGS)
+@queue.command("work")
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True)
 @click.option(

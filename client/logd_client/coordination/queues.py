@@ -404,7 +404,8 @@ class Queue:
 
         Claims are renewed while their handlers run.  An item whose handler raises is released
         with the exception as its reason: it is tried again after the back-off, and dead after
-        ``attempts_max``; ``ItemFailedError`` says otherwise.  A handler whose claim is lost is cancelled: its item is another's.
+        ``attempts_max``; ``ItemFailedError`` says otherwise.  A handler whose claim is lost is
+        cancelled: its item is another's.
 
         Args:
             concurrency: handlers that run at the same time.
