@@ -22,6 +22,7 @@ from logd_client.producer import BUFFER_BYTES_DEFAULT
 
 if TYPE_CHECKING:
     from logd_client import AckRange, Producer
+    from logd_client.coordination.fences import Fence
 
 CALLS_UNDER_WAY_MAX: Final = 4
 RECORDS_PER_CALL_MAX: Final = 32_768
@@ -46,7 +47,10 @@ class AppendLane:
         producer: Producer,
         tasks: anyio.abc.TaskGroup,
         on_appended: OnAppended,
+        fence: Fence | None = None,
     ) -> None:
+        """``fence`` is carried by all that is appended."""
+        self._fence = fence
         self._producer = producer
         self._tasks = tasks
         self._on_appended = on_appended
@@ -79,6 +83,8 @@ class AppendLane:
     ) -> None:
         began = time.perf_counter()
         task_status.started()
-        acks = await self._producer.append_many(values, keys=keys, partition=partition)
+        acks = await self._producer.append_many(
+            values, keys=keys, partition=partition, fence=self._fence
+        )
         self._slots.release()
         self._on_appended(acks, time.perf_counter() - began)

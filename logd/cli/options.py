@@ -141,6 +141,26 @@ class BrokerListType(click.ParamType):  # type: ignore[type-arg]  # Not generic 
         return tuple(map(int, parts))
 
 
+class FenceType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
+    """``ID:TOKEN``, as ``logd lock run`` tells its command."""
+
+    name = "id:token"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Two numbers."""
+        if isinstance(value, tuple):
+            return value
+        fence_id, _, token = value.partition(":")
+        if not re.fullmatch(r"\d{1,20}", fence_id) or not re.fullmatch(r"\d{1,19}", token):
+            self.fail(f"expected ID:TOKEN as $LOGD_FENCE holds it, found {value!r}", param, ctx)
+        if not 0 < int(fence_id) < 2**64:
+            self.fail(f"a fence's id is 1 to {2**64 - 1}, found {fence_id}", param, ctx)
+        return int(fence_id), int(token)
+
+
+FENCE: Final = FenceType()
 BROKER_LIST: Final = BrokerListType()
 BYTE_RATE: Final = ByteRateType()
 HOST_PORT: Final = HostPortType()

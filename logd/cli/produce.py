@@ -24,7 +24,7 @@ import msgspec
 from logd.cli.display import count_of, print_json, say
 from logd.cli.exits import ExitCode
 from logd.cli.lines import READ_BYTES, LineCutter
-from logd.cli.options import bootstrap_option, output_option
+from logd.cli.options import FENCE, bootstrap_option, output_option
 from logd.cli.progress import RecordProgress
 from logd.errors import UsageError
 from logd.limits import RECORD_BYTES_MAX
@@ -86,6 +86,11 @@ class Summary:
 @click.option(
     "--compression", type=click.Choice(["zstd", "none"]), default="none", show_default=True
 )
+@click.option(
+    "--fence",
+    type=FENCE,
+    help="Refused once the topic has seen a newer token: $LOGD_FENCE of `logd lock run`.",
+)
 @bootstrap_option
 @output_option
 @click.pass_context
@@ -96,6 +101,7 @@ def produce(
     key_separator: str | None,
     partition: int | None,
     compression: Compression,
+    fence: tuple[int, int] | None,
     bootstrap: str,
     output: str,
 ) -> None:
@@ -113,7 +119,7 @@ def produce(
     names = files or (STANDARD_INPUT,)
     try:
         oversized_count = run_async(
-            _produce, bootstrap, topic, names, separator, partition, compression, summary
+            _produce, bootstrap, topic, names, separator, partition, compression, fence, summary
         )
     except BaseException:
         if summary.records:
@@ -132,6 +138,7 @@ async def _produce(
     separator: bytes | None,
     partition: int | None,
     compression: Compression,
+    fence: tuple[int, int] | None,
     summary: Summary,
 ) -> int:
     """Append all lines, counted in ``summary``; return how many lines were too long."""
@@ -140,7 +147,9 @@ async def _produce(
     from logd.cli import patience
     from logd.cli.appending import RECORDS_PER_CALL_MAX, AppendLane
     from logd.cli.session import connected, require_partition
+    from logd_client.coordination.fences import Fence
 
+    carried = None if fence is None else Fence(*fence)
     oversized_count = 0
     is_typed = STANDARD_INPUT in files and _is_terminal_input()
     async with connected(bootstrap) as client:
@@ -169,7 +178,7 @@ async def _produce(
                     )
                 )
                 async with anyio.create_task_group() as tasks:
-                    lane = AppendLane(producer, tasks, count)
+                    lane = AppendLane(producer, tasks, count, carried)
                     for name in files:
                         cutter = LineCutter()
                         async for lines in _lines_of(name, cutter):
