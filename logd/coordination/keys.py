@@ -98,8 +98,9 @@ class KeySpace:
     def restore(self, entries: Iterable[KeyValue]) -> None:
         for entry in entries:
             self._found[entry.key] = entry
-            self._count(entry, 1)
             self._own(entry)
+            self._count_bytes(None, entry)
+            self._usage.add(quotas.KEYS, 1)
         self._order.update(self._found)
 
     def check_invariants(self) -> None:
@@ -135,9 +136,11 @@ class KeySpace:
 
     def _put(self, key: bytes, value: bytes, owner: int, revision: int) -> KeyValue:
         found = self._found.get(key)
-        self._usage.require(quotas.KEYS, 0 if found else 1)
+        if found is None:
+            self._usage.require(quotas.KEYS, 1)
         grown = len(value) - len(found.value) if found else len(value) + len(key)
-        self._usage.require(quotas.KEY_BYTES, grown)
+        if grown > 0:
+            self._usage.require(quotas.KEY_BYTES, grown)
         created = found.created if found else revision
         entry = KeyValue(key=key, value=value, revision=revision, created=created, session=owner)
         self._set(key, entry)
@@ -210,19 +213,20 @@ class KeySpace:
         self._exchange(key, found, entry)
 
     def _exchange(self, key: bytes, found: KeyValue | None, entry: KeyValue | None) -> None:
-        if found is not None:
-            self._count(found, -1)
-            self._disown(found)
-        if entry is None:
-            if found is not None:
-                del self._found[key]
-                self._order.remove(key)
-            return
-        self._found[key] = entry
-        self._count(entry, 1)
-        self._own(entry)
-        if found is None:
-            self._order.add(key)
+        if found is not None and found.session:
+            self._sessions[found.session].keys.discard(key)
+        if entry is not None:
+            self._found[key] = entry
+            self._own(entry)
+            self._count_bytes(found, entry)
+            if found is None:
+                self._order.add(key)
+                self._usage.add(quotas.KEYS, 1)
+        elif found is not None:
+            del self._found[key]
+            self._order.remove(key)
+            self._count_bytes(found, None)
+            self._usage.add(quotas.KEYS, -1)
 
     def _put_back(self) -> None:
         for key, before in self._before.items():
@@ -248,17 +252,15 @@ class KeySpace:
                 self._emit(Event(revision=revision, kind="key", name=key, change="deleted"))
         self._before.clear()
 
-    def _count(self, entry: KeyValue, sign: int) -> None:
-        self._usage.add(quotas.KEYS, sign)
-        self._usage.add(quotas.KEY_BYTES, sign * (len(entry.key) + len(entry.value)))
+    def _count_bytes(self, before: KeyValue | None, after: KeyValue | None) -> None:
+        gone = len(before.key) + len(before.value) if before else 0
+        come = len(after.key) + len(after.value) if after else 0
+        if come != gone:
+            self._usage.add(quotas.KEY_BYTES, come - gone)
 
     def _own(self, entry: KeyValue) -> None:
         if entry.session:
             self._sessions[entry.session].keys.add(entry.key)
-
-    def _disown(self, entry: KeyValue) -> None:
-        if entry.session:
-            self._sessions[entry.session].keys.discard(entry.key)
 
 
 def _shown(entry: KeyValue, keys_only: bool) -> KeyValue:

@@ -22,15 +22,19 @@ from logd.limits import (
     RESULTS_PER_SESSION_MAX,
 )
 from logd.wire.coordination import (
+    Claim,
+    Done,
     ItemsClaimed,
     ItemsPut,
     ItemsSettled,
+    Opened,
     Refused,
     Result,
     Transacted,
 )
 
 _ID_BYTES: Final = 9
+_WITHOUT_CONTENTS: Final = (Done, Claim, Opened)
 
 
 class Session:
@@ -133,11 +137,15 @@ def forget_results(session: Session, usage: Usage) -> None:
 
 def result_bytes(result: Result) -> int:
     """As counted for quotas."""
+    if type(result) in _WITHOUT_CONTENTS:
+        return RECORD_OVERHEAD_BYTES
     match result:
         case Transacted():
-            found = [entry for part in result.results for entry in part.found]
-            contents = sum(len(entry.key) + len(entry.value) for entry in found)
-            records = 1 + len(result.results) + len(found)
+            contents, records = 0, 1 + len(result.results)
+            for part in result.results:
+                records += len(part.found)
+                for entry in part.found:
+                    contents += len(entry.key) + len(entry.value)
         case ItemsClaimed():
             contents = sum(len(item.key) + len(item.payload) for item in result.items)
             records = 1 + len(result.items)
