@@ -74,6 +74,16 @@ __all__ = [
 ]
 
 _ALLOCATE_BYTES_MIN: Final = 64 * KIB
+
+_FILL_BYTES_MAX: Final = 1 * MIB
+"""Zeros that a small write puts behind itself.  Reserved space that was never written costs the
+sync after each write into it a commit of the file system's journal, which takes several times
+as long as the data; the zeros pay for the next thousands of small writes at once."""
+
+_WRITES_PER_FILL_MIN: Final = 8
+"""A write that would use up the zeros sooner does without: its bytes would be written twice."""
+_ZEROS: Final = memoryview(bytes(_FILL_BYTES_MAX))
+
 _SEALED_OPEN_MAX: Final = 4
 """Sealed segments of one log that stay open after a read."""
 
@@ -170,6 +180,8 @@ class Log:
         self._synced = found.end
         self._mark = found.mark
         self._allocated = found.end.position
+        self._filled = found.end.position
+        """Up to here the active file was written to, with batches or with zeros."""
         self._recently_read: list[Segment] = []
         self._changes = 0
         """Raised whenever bytes that a reader may be looking at become others."""
@@ -401,6 +413,8 @@ class Log:
         try:
             if position > self._allocated:
                 self._allocate(file, position)
+            if position > self._filled:
+                buffers += self._zeros_behind(position, position - end.position)
             file.pwritev(buffers, end.position)
         except OSError as error:
             raise self._fail("append", error) from error
@@ -481,7 +495,7 @@ class Log:
         active.end = end.position
         self._mark = mark
         self._end = self._synced = LogEnd(end.offset, end.term, FIRST_POSITION)
-        self._allocated = FIRST_POSITION
+        self._allocated = self._filled = FIRST_POSITION
         self._segments = (*self._segments, fresh)
         self._note_read(active)
 
@@ -909,7 +923,7 @@ class Log:
             file.truncate(end.position)
             file.sync()
         self._mark = mark
-        self._allocated = end.position
+        self._allocated = self._filled = end.position
         return mark.commit_offset
 
     def _drop_segments_behind(self, number: int) -> None:
@@ -926,7 +940,7 @@ class Log:
         assert found.end_position == last.end
         self._mark = found
         self._end = self._synced = LogEnd(found.end_offset, found.term, found.end_position)
-        self._allocated = found.end_position
+        self._allocated = self._filled = found.end_position
         self._segments = self._segments[: number + 1]
         self._recently_read = [each for each in self._recently_read if each in self._segments[:-1]]
 
@@ -943,7 +957,7 @@ class Log:
             self._mark = mark
         file.truncate(position)
         file.sync()
-        self._allocated = position
+        self._allocated = self._filled = position
         self._end = self._synced = cut
         active.end = position
         active.indexes = indexes.kept_below(position)
@@ -969,6 +983,16 @@ class Log:
         end = max(needed, min(needed + self._step(needed), self._options.segment_bytes))
         file.allocate(end)
         self._allocated = FilePosition(end)
+
+    def _zeros_behind(self, position: FilePosition, size: int) -> Sequence[Buffer]:
+        """What goes behind a write of ``size`` bytes that ends at ``position``, into space that
+        is reserved: zeros, as there are to whoever reads it, but written."""
+        count = max(_ALLOCATE_BYTES_MIN, min(position, _FILL_BYTES_MAX))
+        if size * _WRITES_PER_FILL_MIN > count:
+            count = 0
+        count = max(0, min(count, self._allocated - position))
+        self._filled = FilePosition(position + count)
+        return (_ZEROS[:count],) if count else ()
 
     def _allocate_ahead(self, file: File, position: FilePosition) -> None:
         """Reserve space in the syncing thread, so that ``append`` seldom has to."""

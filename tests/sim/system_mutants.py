@@ -49,8 +49,8 @@ SYSTEM_MUTANTS = (
         "a truncation is not synced",
         "P2",
         "logd/storage/log.py",
-        "        file.truncate(position)\n        file.sync()\n        self._allocated = position",
-        "        file.truncate(position)\n        self._allocated = position",
+        "        file.truncate(position)\n        file.sync()\n",
+        "        file.truncate(position)\n",
     ),
     Mutant(
         "a truncation does not lower the mark",

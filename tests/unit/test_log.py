@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from xxhash import xxh3_64_intdigest
@@ -22,8 +22,8 @@ from logd.limits import KIB, SEGMENT_HEADER_BYTES
 from logd.record.header import decode_header
 from logd.storage.file_header import FILE_HEADER_BYTES, LogIdentity
 from logd.storage.log import Log, LogOptions, SyncedMark
-from logd.types import DirectoryId, GroupId, NodeId, Offset, Term
-from tests.sim.files import SimulatedFileSystem
+from logd.types import Buffer, DirectoryId, GroupId, NodeId, Offset, Term
+from tests.sim.files import SimulatedFile, SimulatedFileSystem
 from tests.support.logs import (
     DIRECTORY,
     GROUP,
@@ -292,6 +292,73 @@ def test_space_is_allocated_ahead_by_the_sync_and_not_by_the_append(
 
     assert "allocate" not in append_operations
     assert len(disk.content(f"{DIRECTORY}/{0:020}.log")) > 600_000
+
+
+def written_ranges(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Start and end of every write from now on, to whatever file."""
+    ranges: list[tuple[int, int]] = []
+    pwritev = SimulatedFile.pwritev
+
+    def recorded(file: SimulatedFile, buffers: Sequence[Buffer], position: int) -> None:
+        ranges.append((position, position + sum(map(len, buffers))))
+        pwritev(file, buffers, position)
+
+    monkeypatch.setattr(SimulatedFile, "pwritev", recorded)
+    return ranges
+
+
+def test_small_writes_go_where_zeros_were_written_before_them(
+    disk: SimulatedFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync of what was merely reserved has to tell the file system so, each time."""
+    log = Log.create(disk, DIRECTORY, IDENTITY, LogOptions(segment_bytes=1024 * KIB))
+    ranges = written_ranges(monkeypatch)
+    for _ in range(200):
+        append_some(log, 1, value=b"v" * 500)
+        log.sync(Offset(0))
+
+    reached = SEGMENT_HEADER_BYTES
+    reaching = 0
+    for _, end in ranges:
+        if end > reached:
+            reached = end
+            reaching += 1
+    assert reaching <= 4
+    assert reached <= len(disk.content(f"{DIRECTORY}/{0:020}.log"))
+
+
+def test_large_writes_are_written_once(
+    disk: SimulatedFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log.create(disk, DIRECTORY, IDENTITY, LogOptions(segment_bytes=16 * 1024 * KIB))
+    ranges = written_ranges(monkeypatch)
+    appended = 0
+    for _ in range(30):
+        appended += sum(map(len, append_some(log, 1, value=b"v" * 200 * KIB)))
+        log.sync(Offset(0))
+
+    assert sum(end - start for start, end in ranges) <= appended + 30 * 64
+
+
+def test_zeros_behind_a_write_stay_within_the_space_that_is_reserved(
+    disk: SimulatedFileSystem,
+) -> None:
+    log = Log.create(disk, DIRECTORY, IDENTITY, LogOptions(segment_bytes=100 * KIB))
+    while not log.needs_roll:
+        append_some(log, 1, value=b"v" * 500)
+        assert len(disk.content(f"{DIRECTORY}/{0:020}.log")) <= 101 * KIB
+
+
+def test_what_was_cut_off_leaves_nothing_behind_the_end(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append_some(log, 20)
+    log.sync(Offset(0))
+    log.truncate(Offset(5))
+    append_some(log, 1)
+
+    content = disk.content(f"{DIRECTORY}/{0:020}.log")
+    assert not any(content[SEGMENT_HEADER_BYTES + log.size_bytes :])
 
 
 # --- rolling, trimming, truncating ------------------------------------------------------
