@@ -22,6 +22,26 @@ T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
 
+class Receiver(Protocol):
+    """Takes what arrives on one connection as it arrives, without waiting for anything."""
+
+    def writable(self) -> memoryview:
+        """Memory for what comes next; not empty."""
+
+    def received(self, count: int) -> None:
+        """So many bytes, at least one, were put at the start of ``writable()``."""
+
+    def ended(self, error: OSError | None) -> None:
+        """Nothing more will come: the connection is lost, or the peer has finished (None)."""
+
+
+class Round(Protocol):
+    """What all deliveries of one look at the network have in common."""
+
+    def begin(self) -> None: ...
+    def end(self) -> None: ...
+
+
 class ByteStream(Protocol):
     """One connection: two ordered streams of bytes, either of which may end at any time."""
 
@@ -35,6 +55,16 @@ class ByteStream(Protocol):
         0 means that the peer has finished sending.  Raises ``OSError`` when the connection
         is lost or was closed here.  Cancelling loses no bytes.
         """
+
+    def start_receiving(self, receiver: Receiver) -> None:
+        """From now on have ``Network.deliver`` hand over what arrives, instead of asking for it.
+
+        Until ``stop_receiving``, ``abort``, or the end, of which ``receiver`` is told once.
+        """
+
+    def stop_receiving(self) -> None:
+        """Leave in the network what has not been handed over; may be called by the receiver.
+        Idempotent."""
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
         """Hand all bytes to the network, waiting while it is full.
@@ -72,6 +102,13 @@ class Network(Protocol):
 
     async def connect(self, address: HostPort) -> ByteStream:
         """Connect, trying every address the host resolves to.  Raises ``OSError``."""
+
+    async def deliver(self, turn: Round) -> None:
+        """Hand what arrives to the receivers of streams, until cancelled.  Called once.
+
+        Everything that is there at one time is handed over between ``turn.begin()`` and
+        ``turn.end()``; meanwhile no task runs.  An exception of a receiver ends it.
+        """
 
     async def listen(self, address: HostPort, *, spare_descriptors: int = 0) -> Listener:
         """Listen.  Raises ``OSError``: address in use, no permission, cannot resolve.

@@ -43,6 +43,10 @@ class ProduceBudget:
     def bytes(self) -> int:
         return self._bytes
 
+    @property
+    def has_room(self) -> bool:
+        return self._bytes < self._bytes_max
+
     def take(self, count: int) -> None:
         """Take ``count`` bytes; the last taker may go over by one batch."""
         self._bytes += count
@@ -56,7 +60,7 @@ class ProduceBudget:
 
     async def room(self) -> None:
         """Wait until there is room."""
-        while self._bytes >= self._bytes_max:
+        while not self.has_room:
             await self._waiting.park()
 
 

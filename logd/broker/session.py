@@ -1,10 +1,11 @@
 """One client connection: greeting, requests in, answers and deliveries out.
 
-Three tasks share it: one reads and dispatches, one sends what is queued, one delivers to
-subscriptions.  Requests that need no waiting (produce, credit, metadata) are carried out
-by the reader itself; the others get a task of their own, so that answers may overtake one
-another.  The reader stops reading while the connection owes too much, in requests or in
-bytes: that is the back-pressure a client feels.
+Requests that need no waiting (produce, credit) are carried out as they arrive, in the turn
+that takes what has arrived on all connections; the others get a task of their own, so that
+answers may overtake one another.  Three tasks see to the rest: one to what stops the reading
+(``Inbox``), one to what the network did not take at once, one to what subscriptions are
+delivered.  Nothing is read while the connection owes too much, in requests or in bytes: that
+is the back-pressure a client feels.
 
 Whatever a client sends, the worst that happens is that its connection is closed with a
 logged reason.
@@ -44,7 +45,7 @@ from logd.limits import (
     REQUESTS_IN_FLIGHT_MAX,
 )
 from logd.replication.group import CommittedBatches
-from logd.replication.inbox import next_frame
+from logd.replication.inbox import Inbox
 from logd.replication.outbox import Outbox
 from logd.types import Buffer
 from logd.wire.frame import (
@@ -207,22 +208,44 @@ class Session:
 
     async def _next_frame(self) -> Frame | None:
         """The next frame; None when the client has finished."""
-        frame = await next_frame(self._stream, self._decoder, PROGRESS_TIMEOUT_S)
-        if frame is None and self._decoder.pending_bytes:
+        while (frame := self._decoder.next_frame()) is None:
+            count = await self._stream.receive_into(self._decoder.writable())
+            if count == 0:
+                self._check_whole()
+                return None
+            self._decoder.received(count)
+        return frame
+
+    def _check_whole(self) -> None:
+        if self._decoder.pending_bytes:
             raise ProtocolError(
                 f"the connection ended within a frame, after {self._decoder.pending_bytes} bytes"
             )
-        return frame
 
     async def _receive(self) -> None:
-        while True:
-            frame = await self._next_frame()
-            if frame is None:
-                return
-            self._dispatch(frame)
-            while self._in_flight >= REQUESTS_IN_FLIGHT_MAX or not self._outbox.has_room:
-                await self._relief.park()
-            await self.broker.budget.room()
+        inbox = Inbox(
+            self._stream,
+            self._decoder,
+            self.broker.node.turn,
+            timeout_s=PROGRESS_TIMEOUT_S,
+            take=self._take,
+            room=self._room,
+        )
+        await inbox.run()
+        self._check_whole()
+
+    def _take(self, frame: Frame) -> bool:
+        self._dispatch(frame)
+        return not self._owes_too_much and self.broker.budget.has_room
+
+    async def _room(self) -> None:
+        while self._owes_too_much:
+            await self._relief.park()
+        await self.broker.budget.room()
+
+    @property
+    def _owes_too_much(self) -> bool:
+        return self._in_flight >= REQUESTS_IN_FLIGHT_MAX or not self._outbox.has_room
 
     def _dispatch(self, frame: Frame) -> None:
         """Begin one request."""

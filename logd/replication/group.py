@@ -9,8 +9,9 @@ What blocks (hard state, truncation, a roll) cannot be done there and then.  Whi
 piece is under way the group is *held*: news waits in a queue and is taken up afterwards, in
 order.  One group waits for its disk; the event loop and all other groups go on.
 
-Appends are grouped by themselves: proposals gather until the node's pump comes round, and
-all that gathered becomes one write, one step and one frame per follower (``flush``).
+Appends are grouped by themselves: proposals gather until the turn ends in which they came, or
+the node's pump comes round, and all that gathered becomes one write, one step and one frame per
+follower (``flush``).
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     from logd.replication.opening import OpenedGroup
     from logd.replication.peer_protocol import AnyPeerMessage, Lane, SnapshotChunk
     from logd.replication.tail_cache import TailCache
+    from logd.replication.turn import Turn
     from logd.storage.file_header import LogIdentity
     from logd.storage.holes import Hole
     from logd.storage.log import ScrubPosition
@@ -213,6 +215,7 @@ class GroupHost(Protocol):
     counts: NodeCounts
     tail_cache: TailCache
     node: NodeId
+    turn: Turn
 
     def now_ms(self) -> int: ...
     def send(
@@ -1421,7 +1424,11 @@ class Group:
         except (OSError, LogdError) as error:
             self.fail(error)
             return
-        self._synced(end, term)
+        self._host.turn.begin()
+        try:
+            self._synced(end, term)
+        finally:
+            self._host.turn.end()
 
     @property
     def may_sync_here(self) -> bool:

@@ -115,7 +115,9 @@ class Node:
         self._addresses = {n: a for n, a in sorted(config.cluster.items()) if n != self.node}
         peers = tuple(self._addresses)
         self._syncs = SyncPool(env)
-        self.turn = Turn(self._syncs.sync_here)
+        self.turn = Turn(
+            self._syncs.sync_here, flush=self._flush_dirty, leave=self._wake_pump_for_dirty
+        )
         """Open while one piece of work is done: outboxes and syncs wait for its end."""
         self._detector = FailureDetector(peers, config.liveness_timeout_ms)
         self._links: dict[tuple[NodeId, Lane], PeerLink] = {
@@ -147,6 +149,7 @@ class Node:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                nursery.start_soon(self.env.network.deliver, self.turn)
                 nursery.start_soon(self._pump)
                 nursery.start_soon(self._timers.run)
                 nursery.start_soon(self._syncs.run)
@@ -268,16 +271,26 @@ class Node:
 
     def mark_dirty(self, group: Group) -> None:
         self._dirty[group.group_id] = group
-        self._pump_lot.unpark()
+        if not self.turn.is_open:  # Else its end sees to it.
+            self._pump_lot.unpark()
 
     def flush_soon(self, group: Group) -> None:
-        """Let ``group`` append what was proposed: now, or if a turn is open, by the pump."""
+        """Let ``group`` append what was proposed: now, or if a turn is open, at its end."""
         if self.turn.is_open:
             self.mark_dirty(group)
             return
         self.turn.begin()
         group.flush()
         self.turn.end()
+
+    def _flush_dirty(self) -> None:
+        dirty, self._dirty = self._dirty, {}
+        for group in dirty.values():
+            group.flush()
+
+    def _wake_pump_for_dirty(self) -> None:
+        if self._dirty:
+            self._pump_lot.unpark()
 
     def request_sync(self, group: Group) -> None:
         self._syncs.request(group, is_noticed=self.turn.is_open)
@@ -321,7 +334,7 @@ class Node:
     # --- shared tasks ---------------------------------------------------------------------------
 
     async def _pump(self) -> None:
-        """Append what gathered.
+        """Append what gathered outside of turns, and what a turn left.
 
         A task that proposes wakes the pump, which runs after all tasks that were ready with
         it: whatever they proposed is one group.
@@ -333,9 +346,7 @@ class Node:
             introductions, self._introductions = self._introductions, []
             for introduced, members in introductions:
                 self._introduce(introduced, members)
-            dirty, self._dirty = self._dirty, {}
-            for group in dirty.values():
-                group.flush()
+            self._flush_dirty()
             if self._claims_dirty:
                 self._claims_dirty = False
                 self._send_claims()

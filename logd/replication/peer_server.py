@@ -20,7 +20,7 @@ from logd.limits import (
     PEER_PROGRESS_TIMEOUT_S,
 )
 from logd.replication import log_events
-from logd.replication.inbox import next_frame
+from logd.replication.inbox import Inbox
 from logd.replication.peer_protocol import (
     PEER_PROTOCOL_VERSION,
     JoinRequest,
@@ -158,23 +158,21 @@ async def _greet(stream: ByteStream, decoder: FrameDecoder, node: Node) -> PeerH
 async def _read_frames(
     stream: ByteStream, decoder: FrameDecoder, source: NodeId, node: Node
 ) -> None:
+    def take(frame: Frame) -> bool:
+        if frame.flags & ~FLAG_LONG:
+            raise ProtocolError(f"frame kind {frame.kind} with flags {frame.flags} from a peer")
+        node.on_frame(source, frame)
+        return True
+
     def heard() -> None:
         node.on_heard(source)
 
-    while True:
-        frame = await next_frame(stream, decoder, PEER_PROGRESS_TIMEOUT_S, heard)
-        if frame is None:
-            return
-        node.turn.begin()
-        try:
-            while frame is not None:
-                _take_frame(frame, source, node)
-                frame = decoder.next_frame()
-        finally:
-            node.turn.end()
-
-
-def _take_frame(frame: Frame, source: NodeId, node: Node) -> None:
-    if frame.flags & ~FLAG_LONG:
-        raise ProtocolError(f"frame kind {frame.kind} with flags {frame.flags} from a peer")
-    node.on_frame(source, frame)
+    inbox = Inbox(
+        stream,
+        decoder,
+        node.turn,
+        timeout_s=PEER_PROGRESS_TIMEOUT_S,
+        take=take,
+        on_bytes=heard,
+    )
+    await inbox.run()

@@ -1,10 +1,12 @@
 """A turn: one piece of work on the event loop, and what it leaves behind.
 
-Reading a group of frames, or flushing what was proposed, fills outboxes and dirties logs.
-Handing those to their own tasks costs a trip through the scheduler and through ``epoll``
-each, some 20 µs of processor time a trip, which is most of what a small append costs.  So
-while a turn is open they only note themselves, and when it ends the bytes leave and the one
-log that waits is synced there and then, as far as neither has to wait.
+Taking what has arrived on all connections, or flushing what was proposed, proposes batches,
+fills outboxes and dirties logs.  Handing those to their own tasks costs a trip through the
+scheduler and through ``epoll`` each, some 20 µs of processor time a trip, which is most of what
+a small append costs.  So while a turn is open they only note themselves.  When it ends what was
+proposed is appended, the bytes leave, and the one log that waits is synced there and then, as
+far as none of it has to wait.  So whatever arrived together is one write, one frame per
+follower and one sync.
 
 Who is busy elsewhere, full, or slow goes the long way, through its task; so does everything
 that happens outside a turn.  Nothing depends on which way it went.
@@ -25,12 +27,26 @@ class Departing(Protocol):
 class Turn:
     """The turn of one node; at most one is open, and it does not wait for anything."""
 
-    __slots__ = ("_departing", "_sync_here", "is_open")
+    __slots__ = ("_departing", "_flush", "_leave", "_sync_here", "is_open")
 
-    def __init__(self, sync_here: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        sync_here: Callable[[], bool],
+        *,
+        flush: Callable[[], None] = lambda: None,
+        leave: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            sync_here: syncs what may be synced here; says whether there was anything.
+            flush: appends what was proposed.
+            leave: hands what could not be done here to whom it concerns.
+        """
         self.is_open = False
         self._departing: list[Departing] = []
         self._sync_here = sync_here
+        self._flush = flush
+        self._leave = leave
 
     def note(self, departing: Departing) -> None:
         """Let ``departing`` send when the open turn ends.  Once is enough."""
@@ -42,12 +58,15 @@ class Turn:
         self.is_open = True
 
     def end(self) -> None:
-        """Send what is queued; sync what may be synced here, and send what that gave."""
+        """Append what was proposed and send what is queued; sync what may be synced here, and
+        send what that gave."""
+        self._flush()
         self._depart()
         # The followers have it by now: they sync while this node does.
         if self._sync_here():
             self._depart()
         self.is_open = False
+        self._leave()
 
     def _depart(self) -> None:
         departing, self._departing = self._departing, []

@@ -41,7 +41,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from logd.env import Buffer, ByteStream, Listener
+from logd.env import Buffer, ByteStream, Listener, Receiver, Round
 from logd.limits import KIB, MIB
 from logd.types import HostPort
 from tests.sim.clock import current_clock
@@ -140,6 +140,7 @@ class SimNetwork:
         host = self._hosts.setdefault(incarnation.host, _Host(incarnation.host))
         assert host.incarnation is None or not host.incarnation.is_alive
         host.incarnation = incarnation
+        host.arrivals = _Arrivals()
         host.is_powered = True
         self._release_held()
         return SimHostNetwork(self, host, incarnation)
@@ -330,6 +331,23 @@ class SimHostNetwork:
         self._network = network
         self._host = host
         self._incarnation = incarnation
+        self._arrivals = host.arrivals
+
+    async def deliver(self, turn: Round) -> None:
+        """As ``Network.deliver``; what is there is sometimes handed over in several rounds."""
+        arrivals = self._arrivals
+        while True:
+            await self._network._breathe()
+            self._incarnation.require_alive()
+            if not arrivals.streams:
+                await arrivals.signal.wait()
+                continue
+            turn.begin()
+            try:
+                for stream in arrivals.take(self._network):
+                    stream._hand_over()
+            finally:
+                turn.end()
 
     async def connect(self, address: HostPort) -> ByteStream:
         return await self.connect_stream(address)
@@ -460,10 +478,12 @@ class SimStream:
         self._network = network
         self._host = host
         self._incarnation = host.incarnation
+        self._arrivals = host.arrivals
         self._outgoing = outgoing
         self._incoming = incoming
         self._peer_name = str(peer)
         self._arrived = bytearray()
+        self._receiver: Receiver | None = None
         self._is_ended = False
         self._is_closed = False
         self._is_reset = False
@@ -489,6 +509,9 @@ class SimStream:
             if self._is_ended:
                 return 0
             await self._arrival.wait()
+        return self._take_into(buffer)
+
+    def _take_into(self, buffer: memoryview) -> int:
         count = min(len(buffer), len(self._arrived))
         if self._network._happens(self._network.conditions.short_read_probability):
             count = self._network.chance.randint(1, count)
@@ -496,6 +519,34 @@ class SimStream:
         del self._arrived[:count]
         self._incoming.take(count)
         return count
+
+    def start_receiving(self, receiver: Receiver) -> None:
+        """As ``ByteStream.start_receiving``."""
+        self._require_open()
+        assert self._receiver is None
+        self._receiver = receiver
+        if self._arrived or self._is_ended or self._is_reset:
+            self._arrivals.add(self)
+
+    def stop_receiving(self) -> None:
+        """As ``ByteStream.stop_receiving``."""
+        self._receiver = None
+
+    def _hand_over(self) -> None:
+        """Give the receiver what has arrived; by chance less, and the rest in another round."""
+        receiver = self._receiver
+        if receiver is None or self._is_closed or not self._incarnation.is_alive:
+            return
+        if not self._arrived:
+            if self._is_reset or self._is_ended:
+                self._receiver = None
+                receiver.ended(_reset_by_peer() if self._is_reset else None)
+            return
+        buffer = receiver.writable()
+        count = self._take_into(buffer)
+        if self._arrived or self._is_ended or self._is_reset:
+            self._arrivals.add(self)
+        receiver.received(count)
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
         """As ``ByteStream.send``."""
@@ -536,6 +587,7 @@ class SimStream:
         if self._is_closed or not self._incarnation.is_alive:
             return
         self._is_closed = True
+        self._receiver = None
         if not self._is_reset:
             self._outgoing.push(_Kind.RESET if self._arrived else _Kind.END)
         self._wake()
@@ -551,8 +603,13 @@ class SimStream:
             raise _closed_here(self._peer_name)
 
     def _wake(self) -> None:
-        self._arrival.set()
+        self._note_arrival()
         self._room.set()
+
+    def _note_arrival(self) -> None:
+        self._arrival.set()
+        if self._receiver is not None:
+            self._arrivals.add(self)
 
     def _die(self, *, says_nothing: bool) -> None:
         """The incarnation has ended; its kernel speaks for it, unless it is gone as well."""
@@ -586,11 +643,11 @@ class SimStream:
                     self._wake()
             case _Kind.END:
                 self._is_ended = True
-                self._arrival.set()
+                self._note_arrival()
             case _Kind.DATA:
                 if self.is_live:
                     self._arrived += segment.data
-                    self._arrival.set()
+                    self._note_arrival()
                 else:
                     self._refuse()
 
@@ -661,6 +718,27 @@ class _Segment(NamedTuple):
     data: bytes
 
 
+class _Arrivals:
+    """The streams of one incarnation whose receivers have something to be handed."""
+
+    def __init__(self) -> None:
+        self.streams: dict[SimStream, None] = {}
+        self.signal = _Signal()
+
+    def add(self, stream: SimStream) -> None:
+        self.streams[stream] = None
+        self.signal.set()
+
+    def take(self, network: SimNetwork) -> list[SimStream]:
+        """Those of one round: all of them, or by chance some, in the order they came."""
+        ready = list(self.streams)
+        if len(ready) > 1 and network._happens(network.conditions.split_probability):
+            ready = ready[: network.chance.randrange(1, len(ready))]
+        for stream in ready:
+            del self.streams[stream]
+        return ready
+
+
 class _Host:
     """A machine: its power, its listeners, and the incarnation that runs on it."""
 
@@ -669,6 +747,7 @@ class _Host:
         self.incarnation: Incarnation | None = None
         self.is_powered = False
         self.listeners: dict[int, SimListener] = {}
+        self.arrivals = _Arrivals()
         self._next_port = EPHEMERAL_PORT_MIN
 
     def draw_port(self) -> int:

@@ -222,6 +222,159 @@ def test_a_sender_that_waits_goes_on_when_bytes_are_received(run: Runner) -> Non
     run(scenario)
 
 
+# --- bytes that are handed over ---------------------------------------------------------
+
+
+class Turns:
+    """Whether one is open."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.count = 0
+
+    def begin(self) -> None:
+        assert not self.is_open
+        self.is_open = True
+        self.count += 1
+
+    def end(self) -> None:
+        assert self.is_open
+        self.is_open = False
+
+
+class Taker:
+    """A receiver that keeps what it is handed, through a buffer of ``size`` bytes."""
+
+    def __init__(self, turns: Turns, size: int = 1000, stop_at: int | None = None) -> None:
+        self.turns = turns
+        self.buffer = bytearray(size)
+        self.stop_at = stop_at
+        self.taken = bytearray()
+        self.ends: list[OSError | None] = []
+        self.stream: ByteStream | None = None
+        self.changed = trio.Event()
+
+    def take_from(self, stream: ByteStream) -> None:
+        self.stream = stream
+        stream.start_receiving(self)
+
+    def writable(self) -> memoryview:
+        return memoryview(self.buffer)
+
+    def received(self, count: int) -> None:
+        assert self.turns.is_open
+        assert count > 0
+        self.taken += self.buffer[:count]
+        if self.stop_at is not None and len(self.taken) >= self.stop_at:
+            assert self.stream is not None
+            self.stream.stop_receiving()
+        self.changed.set()
+
+    def ended(self, error: OSError | None) -> None:
+        assert self.turns.is_open
+        self.ends.append(error)
+        self.changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self.changed = trio.Event()
+            await self.changed.wait()
+
+
+Handing = Callable[[ByteStream, ByteStream, Taker], Awaitable[None]]
+
+
+def handing_over(story: Handing, *, stop_at: int | None = None) -> Scenario:
+    """Connect, and have the far network hand over while ``story`` is told."""
+
+    async def scenario(wires: Wires) -> None:
+        turns = Turns()
+        near, far = await wires.connected()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wires.far.deliver, turns)
+            await story(near, far, Taker(turns, stop_at=stop_at))
+            nursery.cancel_scope.cancel()
+
+    return scenario
+
+
+def test_what_arrives_is_handed_over_in_order_and_then_the_end_once(run: Runner) -> None:
+    sent = random.Random(8).randbytes(300_000)
+
+    async def story(near: ByteStream, far: ByteStream, taker: Taker) -> None:
+        taker.take_from(far)
+        await near.send([sent])
+        near.abort()
+        await taker.until(lambda: bool(taker.ends))
+        await trio.sleep(0.05)
+        assert taker.taken == sent
+        assert taker.ends == [None]
+        assert taker.turns.count > 1
+
+    run(handing_over(story))
+
+
+def test_what_arrived_before_anybody_was_to_take_it_is_handed_over(run: Runner) -> None:
+    async def story(near: ByteStream, far: ByteStream, taker: Taker) -> None:
+        await near.send([b"early"])
+        near.abort()
+        await trio.sleep(0.05)
+        taker.take_from(far)
+        await taker.until(lambda: bool(taker.ends))
+        assert taker.taken == b"early"
+
+    run(handing_over(story))
+
+
+def test_a_lost_connection_is_told_with_its_error(run: Runner) -> None:
+    async def story(near: ByteStream, far: ByteStream, taker: Taker) -> None:
+        await far.send([b"never received"])
+        await trio.sleep(1.0 if run is not on_tcp else 0.01)
+        taker.take_from(far)
+        near.abort()
+        await taker.until(lambda: bool(taker.ends))
+        assert isinstance(taker.ends[0], ConnectionResetError)
+
+    run(handing_over(story))
+
+
+def test_a_receiver_that_stops_is_handed_nothing_and_the_rest_is_there_for_the_next(
+    run: Runner,
+) -> None:
+    sent = random.Random(9).randbytes(12_000)
+
+    async def story(near: ByteStream, far: ByteStream, taker: Taker) -> None:
+        taker.take_from(far)
+        await near.send([sent])
+        await taker.until(lambda: len(taker.taken) >= 2500)
+        so_far = bytes(taker.taken)
+        await trio.sleep(0.1)
+        assert taker.taken == so_far
+        assert sent.startswith(so_far)
+        rest = await receive_exactly(far, 5000)
+        taker.stop_at = None
+        taker.take_from(far)
+        near.abort()
+        await taker.until(lambda: bool(taker.ends))
+        assert so_far + rest + taker.taken[len(so_far) :] == sent
+
+    run(handing_over(story, stop_at=2500))
+
+
+def test_an_aborted_stream_hands_nothing_over_not_even_its_end(run: Runner) -> None:
+    async def story(near: ByteStream, far: ByteStream, taker: Taker) -> None:
+        taker.take_from(far)
+        await near.send([b"too late"])
+        far.abort()
+        far.stop_receiving()
+        await trio.sleep(0.05)
+        assert not taker.ends
+        with pytest.raises(OSError, match="closed here"):
+            far.start_receiving(taker)
+
+    run(handing_over(story))
+
+
 # --- cancellation and fairness ----------------------------------------------------------
 
 
