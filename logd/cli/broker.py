@@ -57,6 +57,8 @@ def drain(
     """Move everything off a broker, leadership included, and put nothing new on it."""
     from logd.cli.plans import (
         require_all_placed,
+        require_none_running,
+        require_room,
         run_plan,
         set_pace,
         show_plan,
@@ -73,6 +75,8 @@ def drain(
                 show_plan(made, output)
             if dry_run:
                 return
+            require_none_running(picture)
+            await require_room(client, made)
             await client.admin.alter_broker(node, "drain")
             await set_pace(client, throttle, None)
             version = (await client.admin.describe_rebalance()).layout_version
@@ -152,12 +156,20 @@ def replace(
         finish,
         follow,
         require_all_placed,
+        require_none_running,
+        require_room,
         set_pace,
         show_plan,
         start_plan,
         take_picture,
     )
     from logd.cli.session import connected, require_alive, run_async
+
+    if successor == node:
+        raise click.UsageError(
+            f"broker {node} cannot take its own place: a wiped disk comes back as another broker, "
+            "under an id that was never used"
+        )
 
     async def take_over() -> None:
         async with connected(bootstrap) as client:
@@ -171,13 +183,17 @@ def replace(
                 show_plan(made, output)
             if dry_run:
                 return
+            require_none_running(picture)
+            await require_room(client, made)
             await client.admin.alter_broker(node, "drain")
             await set_pace(client, throttle, None)
             if made.moves:
                 version = (await client.admin.describe_rebalance()).layout_version
                 plan_id = await start_plan(client, _for_layout(made, version))
                 finish(await follow(client, plan_id, output), output)
-            await client.admin.alter_broker(node, "remove")
+            removed = await client.admin.alter_broker(node, "remove")
+            if output == "json" and not made.moves:
+                print_json(removed)
         say(f"broker {node} is replaced and removed ({bytes_text(made.bytes)} copied)")
 
     run_async(take_over)
@@ -187,7 +203,7 @@ def _plan_without(
     picture: Picture, node: int, purpose: str, throttle: int | None, successor: int | None = None
 ) -> SavedPlan:
     """A plan after which ``node`` holds nothing; ``successor`` takes what it can."""
-    from logd.errors import UnknownBrokerError
+    from logd.errors import RebalanceConflictError, UnknownBrokerError
     from logd.metadata.rebalance.cluster import Goals
     from logd.metadata.rebalance.planner import explain, plan_only
     from logd.types import NodeId
@@ -195,6 +211,10 @@ def _plan_without(
     known = {broker.node: broker for broker in picture.brokers}
     if node not in known:
         raise UnknownBrokerError(f"no broker {node} in the cluster")
+    if successor is not None and known[NodeId(successor)].is_draining:
+        raise RebalanceConflictError(
+            f"broker {successor} is draining: `logd broker resume {successor}` lets it take over"
+        )
     goals = Goals(
         is_balancing=False,
         throttle_bytes_per_s=throttle or picture.rebalance.throttle_bytes_per_s,

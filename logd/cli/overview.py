@@ -53,6 +53,8 @@ class BrokerRow(msgspec.Struct, frozen=True, kw_only=True):
     alive: bool
     leaders: int
     replicas: int
+    draining: bool = False
+    """Nothing is placed on it, and what it holds is to go."""
 
 
 class EventRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +150,7 @@ def broker_rows(metadata: MetadataResponse) -> list[BrokerRow]:
         BrokerRow(
             id=broker.node_id,
             address=f"{broker.host}:{broker.port}",
+            draining=broker.draining,
             alive=broker.alive,
             leaders=leaders.get(broker.node_id, 0),
             replicas=replicas.get(broker.node_id, 0),

@@ -21,6 +21,7 @@ from logd.errors import (
     DiskFullError,
     LogdError,
     NotEnoughBrokersError,
+    RebalanceConflictError,
     UnavailableError,
     UsageError,
 )
@@ -358,6 +359,22 @@ async def require_room(client: Client, plan: SavedPlan) -> None:
                 f"broker {node} would get {bytes_text(size)} and has {bytes_text(free)} free, of "
                 f"which a plan may take {DISK_SHARE_MAX:.0%}"
             )
+
+
+def require_none_running(picture: Picture) -> None:
+    """Refuse while another plan is carried out.
+
+    Raises:
+        RebalanceConflictError: says which one, and how far it is.
+    """
+    plan = picture.rebalance.plan
+    if plan is not None and plan.state in ("running", "cancelling"):
+        done = sum(move.state == "done" for move in plan.moves)
+        raise RebalanceConflictError(
+            f"plan {plan.plan_id} ({plan.purpose}) is {plan.state}, {done} of {plan.move_count} "
+            "moves are done: wait for it (`logd rebalance status --watch`), or cancel it "
+            "(`logd rebalance cancel`)"
+        )
 
 
 async def start_plan(client: Client, plan: SavedPlan) -> int:

@@ -1,4 +1,6 @@
-"""Five real brokers, two of them empty: even them out and drain one, under load and kills.
+"""Five real brokers, two of them empty: even them out and drain others, under load and kills.
+
+The two empty brokers have been drained before, or they really join a cluster of three.
 
 What is measured is what an operator would ask: did the plan come true, at the pace that was set,
 did producers and consumers notice, and is every acknowledged record there exactly once.
@@ -24,13 +26,18 @@ from logd.errors import LogdError
 from logd.limits import KIB
 from logd.types import NodeId
 from logd_client import Client, connect
+from tests.process.elastic import ElasticCluster
 from tests.process.harness import run_logd
 
 BROKERS: Final = 5
-EMPTY: Final = (4, 5)
+EMPTY: Final = (NodeId(4), NodeId(5))
+WIPED: Final = NodeId(4)
+FRESH: Final = NodeId(6)
 TOPIC: Final = "moved"
 COMMAND_TIMEOUT_S: Final = 1200.0
 CALM_S: Final = 3.0
+READ_BACK_TIMEOUT_S: Final = 60.0
+ATTEMPTS_MAX: Final = 3
 FILL_PREFIX: Final = b"fill"
 
 
@@ -42,7 +49,9 @@ class Size:
     fill_bytes: int
     throttle_bytes_per_s: int
     kills: int
-    """SIGKILLs of the controller, of leaders and of receivers while the plan runs."""
+    """SIGKILLs of the controller, of leaders and of receivers while a plan runs."""
+    joins: bool = False
+    """Two brokers join, two others leave, and one is wiped and replaced."""
     appends_per_s: int = 100
     seed: int = 1
 
@@ -63,8 +72,8 @@ class Figures:
     missing: int = 0
     twice: int = 0
     out_of_order: int = 0
-    drained: bool = False
-    removed: bool = False
+    left: list[str] = field(default_factory=list)
+    """How each step of those that leave ended: empty where it went well."""
 
 
 class _Load:
@@ -105,7 +114,7 @@ class _Load:
 
 
 def rebalance_under_load(cluster: LocalCluster, size: Size) -> Figures:
-    """Spread over two empty brokers, then drain and remove another; everything under load."""
+    """Spread over two empty brokers, then let others go; everything under load."""
     return anyio.run(_exercise, cluster, size, backend="trio")
 
 
@@ -113,11 +122,7 @@ async def _exercise(cluster: LocalCluster, size: Size) -> Figures:
     figures = Figures()
     await wait_until_ready(cluster)
     async with connect(cluster.bootstrap) as client:
-        for node in EMPTY:
-            await client.admin.alter_broker(node, "drain")
-        await client.admin.create_topic(TOPIC, partitions=size.partitions, replicas=3)
-        for node in EMPTY:
-            await client.admin.alter_broker(node, "resume")
+        await _make_topic(client, size)
         await _fill(client, size)
         load = _Load(client, size)
         async with anyio.create_task_group() as reading:
@@ -126,17 +131,35 @@ async def _exercise(cluster: LocalCluster, size: Size) -> Figures:
                 writing.start_soon(load.write)
                 await anyio.sleep(CALM_S)
                 figures.p99_before_ms = load.p99_ms(0)
+                if size.joins:
+                    assert isinstance(cluster, ElasticCluster)
+                    await _join(cluster)
                 first = len(load.latencies_s)
                 await _even_out(client, cluster, size, figures)
                 figures.p99_during_ms = load.p99_ms(first)
-                await _drain_and_remove(cluster, figures)
+                await _let_go(client, cluster, size, figures)
                 load.is_over = True
-            with anyio.move_on_after(30):
+            with anyio.move_on_after(READ_BACK_TIMEOUT_S):
                 while sum(map(len, load.read)) < sum(map(len, load.acknowledged)):
                     await anyio.sleep(0.1)
             reading.cancel_scope.cancel()
     _judge(load, figures)
     return figures
+
+
+async def _make_topic(client: Client, size: Size) -> None:
+    """On the first three brokers alone."""
+    for node in () if size.joins else EMPTY:
+        await client.admin.alter_broker(node, "drain")
+    await client.admin.create_topic(TOPIC, partitions=size.partitions, replicas=3)
+    for node in () if size.joins else EMPTY:
+        await client.admin.alter_broker(node, "resume")
+
+
+async def _join(cluster: ElasticCluster) -> None:
+    for node in EMPTY:
+        await anyio.to_thread.run_sync(cluster.join, node)
+    await wait_until_ready(cluster)
 
 
 async def _fill(client: Client, size: Size) -> None:
@@ -216,17 +239,63 @@ async def _kill_now_and_then(client: Client, cluster: LocalCluster, size: Size) 
             chance.choice(EMPTY),
         )
         victim = NodeId(chance.choice(candidates) or 1)
+        if not cluster.is_running(victim):
+            continue
         await anyio.to_thread.run_sync(cluster.kill, victim)
         await anyio.sleep(chance.uniform(0.1, 1.0))
         await anyio.to_thread.run_sync(cluster.start, victim)
         await wait_until_ready(cluster)
 
 
-async def _drain_and_remove(cluster: LocalCluster, figures: Figures) -> None:
-    code, _ = await _logd("broker", "drain", "3", "--bootstrap", cluster.bootstrap)
-    figures.drained = code == 0
-    code, _ = await _logd("broker", "remove", "3", "--bootstrap", cluster.bootstrap)
-    figures.removed = code == 0
+async def _let_go(client: Client, cluster: LocalCluster, size: Size, figures: Figures) -> None:
+    """Drain and remove brokers; then one is killed, wiped, and replaced by another."""
+    for node in (NodeId(3), NodeId(2)) if size.joins else (NodeId(3),):
+        await _drain_and_remove(client, cluster, node, size, figures)
+    if not size.joins:
+        return
+    assert isinstance(cluster, ElasticCluster)
+    await anyio.to_thread.run_sync(cluster.wipe, WIPED)
+    lost = cluster.broker(WIPED)
+    cluster.forget(WIPED)
+    await anyio.to_thread.run_sync(cluster.join, FRESH)
+    await _wait_for_member(client, FRESH)
+    replace = ("broker", "replace", str(WIPED), "--with", str(FRESH))
+    await _step(figures, f"replace {lost.node_id}", *replace, "--bootstrap", cluster.bootstrap)
+    await wait_until_ready(cluster)
+
+
+async def _drain_and_remove(
+    client: Client, cluster: LocalCluster, node: NodeId, size: Size, figures: Figures
+) -> None:
+    bootstrap = ("--bootstrap", cluster.bootstrap)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_kill_now_and_then, client, cluster, size)
+        await _step(figures, f"drain {node}", "broker", "drain", str(node), *bootstrap)
+    await wait_until_ready(cluster)
+    await _step(figures, f"remove {node}", "broker", "remove", str(node), *bootstrap)
+    if isinstance(cluster, ElasticCluster):
+        cluster.forget(node)
+        await wait_until_ready(cluster)
+
+
+async def _step(figures: Figures, name: str, *arguments: str) -> None:
+    """A command that a person repeats if it says that the cluster was busy changing hands."""
+    code, found = -1, None
+    for _ in range(ATTEMPTS_MAX):
+        code, found = await _logd(*arguments)
+        if code == 0:
+            return
+        await anyio.sleep(1.0)
+    figures.left.append(f"{name}: exit {code}: {found}")
+
+
+async def _wait_for_member(client: Client, node: NodeId) -> None:
+    while True:
+        with contextlib.suppress(LogdError):
+            brokers = (await client.admin.describe_cluster()).brokers
+            if any(known.node_id == node and known.alive for known in brokers):
+                return
+        await anyio.sleep(0.1)
 
 
 def _judge(load: _Load, figures: Figures) -> None:

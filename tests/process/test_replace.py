@@ -1,0 +1,115 @@
+"""A broker that was killed, and whose disk is gone, is replaced by another one, by command."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from logd.cli.ready import wait_until_ready
+from logd.types import NodeId
+from tests.process.elastic import ElasticCluster, found_cluster
+from tests.process.harness import POLL_S, require_no_bug_reported, run_logd
+
+pytestmark = pytest.mark.process
+
+PATIENCE_S = 60.0
+LOST = NodeId(2)
+FRESH = NodeId(4)
+LINES = 2_000
+
+
+@contextmanager
+def running(directory: Path) -> Iterator[ElasticCluster]:
+    """Three brokers, with a topic of which each has a copy."""
+    cluster = found_cluster(directory / "cluster")
+    try:
+        cluster.start_all()
+        anyio.run(wait_until_ready, cluster, backend="trio")
+        require_done(cluster, "topic", "create", "kept", "--partitions", "4", "--replicas", "3")
+        lines = directory / "lines"
+        lines.write_text("".join(f"line {number}\n" for number in range(LINES)))
+        require_done(cluster, "produce", "kept", str(lines))
+        yield cluster
+    finally:
+        cluster.stop_all()
+
+
+def require_done(cluster: ElasticCluster, *arguments: str) -> bytes:
+    done = run_logd(*arguments, "--bootstrap", cluster.bootstrap)
+    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    return done.stdout
+
+
+def require_refused(cluster: ElasticCluster, code: int, words: str, *arguments: str) -> None:
+    refused = run_logd(*arguments, "--bootstrap", cluster.bootstrap)
+    assert refused.returncode == code, (arguments, refused.stdout, refused.stderr)
+    assert words in refused.stderr.decode(), refused.stderr
+
+
+def wait_for(cluster: ElasticCluster, *arguments: str, code: int = 0) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while (found := run_logd(*arguments, "--bootstrap", cluster.bootstrap)).returncode != code:
+        assert time.monotonic() < give_up, (arguments, found.stdout, found.stderr)
+        time.sleep(POLL_S)
+
+
+def brokers(cluster: ElasticCluster) -> dict[int, dict[str, object]]:
+    listed = json.loads(require_done(cluster, "broker", "list", "--output", "json"))
+    return {row["id"]: row for row in listed}
+
+
+def wait_until_alive(cluster: ElasticCluster, node: NodeId) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while not brokers(cluster).get(node, {}).get("alive"):
+        assert time.monotonic() < give_up, brokers(cluster)
+        time.sleep(POLL_S)
+
+
+def test_a_broker_whose_disk_is_lost_is_replaced_by_a_new_one(tmp_path: Path) -> None:
+    with running(tmp_path) as cluster:
+        cluster.wipe(LOST)
+        cluster.start(LOST)
+        assert cluster.wait(LOST) == 1
+        assert "never used, with --join" in cluster.last_words(LOST)
+        # Nobody else could hold a third copy.
+        require_refused(cluster, 1, "too few other brokers", "broker", "replace", str(LOST))
+        itself = ("broker", "replace", str(LOST), "--with", str(LOST))
+        require_refused(cluster, 2, "cannot take its own place", *itself)
+        unknown = ("broker", "replace", str(LOST), "--with", "9")
+        require_refused(cluster, 3, "no broker 9", *unknown)
+
+        cluster.join(FRESH)
+        wait_until_alive(cluster, FRESH)
+        replace = ("broker", "replace", str(LOST), "--with", str(FRESH))
+        require_done(cluster, *replace, "--dry-run")
+        assert brokers(cluster)[LOST]["replicas"] == 4
+        require_done(cluster, *replace)
+
+        assert sorted(brokers(cluster)) == [1, 3, FRESH]
+        assert brokers(cluster)[FRESH]["replicas"] == 4
+        cluster.forget(LOST)
+        wait_for(cluster, "cluster", "status")
+        # All of it is there when another one of the old brokers is gone too.
+        cluster.kill(NodeId(1))
+        read = require_done(cluster, "consume", "kept", "--count", str(LINES))
+        assert sorted(read.split(b"\n")[:-1]) == sorted(b"line %d" % n for n in range(LINES))
+        require_no_bug_reported(cluster)
+
+
+def test_a_replacement_is_refused_while_its_successor_is_draining(tmp_path: Path) -> None:
+    with running(tmp_path) as cluster:
+        cluster.join(FRESH)
+        wait_until_alive(cluster, FRESH)
+        require_done(cluster, "broker", "drain", str(FRESH))
+        words = "is draining: `logd broker resume 4`"
+        replace = ("broker", "replace", str(LOST), "--with", str(FRESH))
+
+        require_refused(cluster, 4, words, *replace)
+
+        assert not brokers(cluster)[LOST]["draining"]
