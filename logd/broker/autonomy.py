@@ -87,10 +87,13 @@ class Autonomy:
                 self._missing_since.clear()
                 self._draining_since.clear()
                 self._broker.autonomy_notes = []
+                self._broker.lost_brokers = []
                 continue
             self._look()
             self._broker.autonomy_notes = self._notes()
-            if self._broker.metadata.state.rebalance_settings.is_autonomous:
+            is_autonomous = self._broker.metadata.state.rebalance_settings.is_autonomous
+            self._broker.lost_brokers = self._lost() if is_autonomous else []
+            if is_autonomous:
                 try:
                     await self._act()
                 except LogdError as error:

@@ -88,6 +88,8 @@ class Broker:
     refusals: dict[str, int] = field(default_factory=dict)
     """Requests that were answered with an error, by its class."""
     is_stopping: bool = False
+    lost_brokers: list[NodeId] = field(default_factory=list)
+    """Those that the cluster shall do without by now; only the controller knows any."""
     autonomy_notes: list[str] = field(default_factory=list)
     """What the cluster does by itself, for people; only the controller has any."""
 

@@ -205,9 +205,14 @@ async def _adjust_members(broker: Broker, group: Group) -> None:
     registered = [other.node for other in state.brokers]
     voters = [node for node in current.voters if node not in removed]
     caught_up = [p.node for p in group.member_progress() if p.is_caught_up and not p.is_voter]
-    for node in sorted(caught_up):
-        if node in registered and len(voters) < voters_wanted(len(registered)):
-            voters.append(node)
+    heirs = sorted(node for node in caught_up if node in registered and broker.node.is_up(node))
+    while heirs and len(voters) < voters_wanted(len(registered)):
+        voters.append(heirs.pop(0))
+    for lost in [node for node in voters if node in broker.lost_brokers]:
+        # It follows when it comes back, and no second failure stops the metadata log meanwhile.
+        if heirs:
+            heir = voters[voters.index(lost)] = heirs.pop(0)
+            log.warning(log_events.METADATA_VOTER_REPLACED, lost=lost, heir=heir)
     learners = [node for node in registered if node not in voters]
     is_as_wanted = voters == list(current.voters) and sorted(learners) == sorted(current.learners)
     if voters and not is_as_wanted and not current.is_joint:

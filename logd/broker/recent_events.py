@@ -77,6 +77,9 @@ SENTENCES: Final[dict[str, Sentence]] = {
     ),
     broker_events.MOVE_SKIPPED: Sentence("gives up a move of {partition}: {reason}"),
     broker_events.PLAN_STARTED: Sentence("starts a plan of {moves} moves by itself: {reason}"),
+    broker_events.METADATA_VOTER_REPLACED: Sentence(
+        "has broker {heir} vote in the metadata log in place of broker {lost}, which stays away"
+    ),
     broker_events.REPLACEMENT_IMPOSSIBLE: Sentence("cannot do all it should: {reason}"),
     broker_events.CLIENT_REFUSED: Sentence(
         "refused {address}: {reason}", "refused {count} clients, the last {address}: {reason}"

@@ -315,8 +315,11 @@ class RaftCore:
         self._now_ms = max(self._now_ms, now_ms)
         if self._leading is not None:
             # R11: one change at a time, and none before this leader knows what is committed.
-            assert self._configurations.is_settled(self._log.commit_offset)
             assert self._leading.is_ready
+            if not self._configurations.is_settled(self._log.commit_offset):
+                # R17: only who began a change, in the same term, takes it back.
+                assert self._may_take_back()
+                assert configuration == self._configurations.current.taken_back
             # R15: the voters change by way of joint consensus only.
             check_step(self._configurations.current, configuration)
         self._output = Output()
@@ -805,6 +808,24 @@ class RaftCore:
             configurations.current, self.node
         )
 
+    def _may_take_back(self) -> bool:
+        """Whether the voters can be again those that a change under way was to replace.
+
+        Nobody has left joint consensus the other way, or ever will: that takes the commit of the
+        joint configuration in its own term, of which this leader would know, or by a leader of a
+        later term, which a majority of the outgoing voters would have to have followed: they
+        would not take this one's batches any more.
+        """
+        configurations, leading = self._configurations, self._leading
+        current = configurations.current
+        return (
+            leading is not None
+            and current.is_joint
+            and not configurations.is_settled(self._log.commit_offset)
+            and configurations.last_offset > leading.term_start
+            and leading.has_agreement(current.taken_back)
+        )
+
     def _rank(self) -> int:
         """How many live voters are preferred to this node."""
         configuration = self._configurations.current
@@ -817,7 +838,11 @@ class RaftCore:
 
     def _on_tick(self) -> None:
         if self._leading is not None:
-            if not self._leading.on_tick(self._now_ms):
+            if self._leading.on_tick(self._now_ms):
+                return
+            if self._may_take_back() and not self.is_transferring:
+                self._output.taken_back = self._configurations.current.taken_back
+            else:
                 self._follow()
             return
         deadline_ms = self._clock.deadline_ms

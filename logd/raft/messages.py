@@ -63,6 +63,13 @@ class Configuration:
         """What a joint configuration leads to."""
         return Configuration(self.voters, self.learners)
 
+    @property
+    def taken_back(self) -> Configuration:
+        """What a joint configuration came from, with those that were to vote as learners again."""
+        newcomers = tuple(node for node in self.voters if node not in self.voters_outgoing)
+        learners = tuple(node for node in self.learners if node not in self.voters_outgoing)
+        return Configuration(self.voters_outgoing, newcomers + learners)
+
 
 class BatchSpan(NamedTuple):
     """One batch as the core sees it: where it lies and which leader appended it."""
@@ -305,6 +312,8 @@ class Output:
     reads_confirmed: tuple[tuple[int, Offset], ...] = ()
     """(read_id, offset): serve the read when ``offset`` is applied."""
     reads_failed: tuple[int, ...] = ()
+    taken_back: Configuration | None = None
+    """The driver appends it next: the change that is under way cannot be completed."""
     snapshot_wanted: NodeId | None = None
     """A follower that needs batches below the log start: ship it state.  Said again with each
     probe that it refuses."""

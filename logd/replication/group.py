@@ -598,6 +598,19 @@ class Group:
         )
         self._append_own([(self._place(batch, decode_header(batch)), None)], configuration)
 
+    def _take_back(self, configuration: Configuration) -> None:
+        """Too few of the new voters are left to commit the change that would make them vote."""
+        for change in self._changes:
+            if change.is_begun:
+                change.settle(
+                    UnavailableError(
+                        f"the change of {self.name} to voters {change.wanted.voters} was taken "
+                        "back: too few of them were left before it was committed"
+                    )
+                )
+                change.is_begun = False
+        self._append_configuration(configuration)
+
     def _put_in_force(self, offset: Offset, configuration: Configuration) -> None:
         """A configuration batch has been appended at ``offset``."""
         output = self.core.apply_configuration(offset, configuration, self._host.now_ms())
@@ -722,6 +735,8 @@ class Group:
             due = self.core.configuration_due
             if due is not None:
                 self._append_configuration(due)
+        if output.taken_back is not None:
+            self._take_back(output.taken_back)
         if output.left_out:
             self._on_leadership_lost(output)
         for read_id, offset in output.reads_confirmed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
@@ -103,6 +104,34 @@ def test_brokers_join_hold_replicas_and_vote(seed: int, commands_per_snapshot: i
             await until(lambda: len(cluster.nodes[FIVE].groups) >= 2)
 
     run_deterministic(story, seed=seed)
+
+
+def test_a_voter_of_the_metadata_log_that_stays_away_is_replaced_by_itself() -> None:
+    settings = ClusterSettings(brokers=3, network=CALM, replace_after_ms=5_000)
+
+    def voters(cluster: SimCluster, node: NodeId) -> list[NodeId]:
+        members = cluster.nodes[node].groups[METADATA_GROUP].configuration
+        return [] if members.is_joint else sorted(members.voters)
+
+    async def story() -> None:
+        async with open_cluster(1, settings) as cluster, contextlib.AsyncExitStack() as stack:
+            client = await connected(cluster, stack)
+            cluster.join(FOUR)
+            await until(lambda: brokers_known_to(cluster, FOUR) == 4)
+            await cluster.nodes[NodeId(2)].crash(power=False)
+            await trio.sleep(2)
+            assert voters(cluster, FOUR) == [1, 2, 3]
+
+            for node in (NodeId(3), FOUR):
+                await until(partial(lambda node: voters(cluster, node) == [1, 3, 4], node))
+
+            # A second failure stops nothing, and who comes back follows.
+            await cluster.nodes[NodeId(1)].crash(power=False)
+            await created(client, "later", 1)
+            cluster.nodes[NodeId(2)].start()
+            await until(lambda: 2 in (metadata_members(cluster) or Configuration(())).learners)
+
+    run_deterministic(story, seed=1)
 
 
 def test_enough_brokers_vote_and_an_odd_number_of_them() -> None:

@@ -63,6 +63,8 @@ class Faults:
     transfer: float
     resign: float
     reconfigure: float
+    bereave: float
+    """Those who are to vote by a change that is not committed yet are cut off."""
     trash: float
     """A replica that a committed change has left out is deleted, and may come back empty."""
     trim: float
@@ -88,6 +90,7 @@ class Faults:
             resign=pick([0.0, 0.1]),
             reconfigure=pick([0.0, 2.0, 10.0]),
             trash=pick([0.0, 0.5, 2.0]),
+            bereave=pick([0.0, 5.0, 50.0]),
             trim=pick([0.0, 0.5, 5.0]),
             tail_kept=pick([0.0, 0.5, 0.9]),
         )
@@ -117,6 +120,7 @@ class Cluster:
         self.generations = dict.fromkeys(self.nodes, 0)
         """How often the replica of a node was deleted."""
         self.changes = 0
+        self.taken_back = 0
         self.returns = 0
         self.installs = 0
         self.options = RaftOptions(
@@ -187,6 +191,7 @@ class Cluster:
             (self.do_resign, faults.resign),
             (self.do_reconfigure, faults.reconfigure),
             (self.do_trash, faults.trash),
+            (self.do_bereave, faults.bereave),
             (self.do_trim, faults.trim),
         ]
         self.verbs = [verb for verb, _ in actions]
@@ -382,6 +387,25 @@ class Cluster:
         others = [n for n in (*votable, *self.spares) if n not in voters]
         return Configuration(tuple(voters), tuple(node for node in others if chance.random() < 0.5))
 
+    def do_bereave(self) -> None:
+        """In the middle of a change its new voters are cut off from all others, for a while."""
+        for replica in list(self.running.values()):
+            core = replica.core
+            current = core.configuration
+            if not core.is_leader or not current.is_joint or core.configuration_is_committed:
+                continue
+            lost = [node for node in current.voters if node not in current.voters_outgoing]
+            for link in self.links:
+                if (link[0] in lost) != (link[1] in lost):
+                    self.cuts[link] = None
+                    self.reset(link)
+            for node in lost:
+                if self.seen_up.pop((replica.node, node), None) is not None:
+                    self.feed(replica, PeerDown(node))
+            if self.chance.random() < 0.5:
+                self.now_ms += self.options.check_quorum_ms
+                self.feed(replica, Tick())
+
     def do_trash(self) -> None:
         """A replica that was left out for certain is deleted.  Its connections live on."""
         removed = [node for node in self.nodes if self.is_removed(node)]
@@ -455,6 +479,9 @@ class Cluster:
         due = replica.core.configuration_due
         if due is not None:
             self.append(replica, due, 1)
+        if output.taken_back is not None:
+            self.taken_back += 1
+            self.append(replica, output.taken_back, 1)
         self.post(replica.pump(self.batches_per_request))
 
     def append(self, replica: Replica, value: Value, span_offsets: int) -> None:
@@ -672,4 +699,5 @@ def test_the_simulation_exercises_what_it_checks() -> None:
     assert sum(cluster.reads_confirmed for cluster in clusters) > 100
     assert sum(cluster.changes for cluster in clusters) > 40
     assert sum(cluster.returns for cluster in clusters) > 5
+    assert sum(cluster.taken_back for cluster in clusters) > 5
     assert sum(cluster.installs for cluster in clusters) > 20

@@ -330,6 +330,20 @@ CORE_MUTANTS = (
         "if not current.is_joint or not self.is_ready:",
     ),
     Mutant(
+        "a change that is committed is taken back",
+        "P2: one leader per term",
+        "logd/raft/core.py",
+        "            and not configurations.is_settled(self._log.commit_offset)\n",
+        "",
+    ),
+    Mutant(
+        "a change of an earlier leader is taken back",
+        "P2: one leader per term",
+        "logd/raft/core.py",
+        "            and configurations.last_offset > leading.term_start\n",
+        "",
+    ),
+    Mutant(
         "joint consensus is never left",
         "liveness: a change ends",
         "logd/raft/core.py",

@@ -209,12 +209,12 @@ def lead(core: RaftCore) -> None:
     append(core, 1)
 
 
-def append(core: RaftCore, count: int, *, synced: bool = True) -> None:
+def append(core: RaftCore, count: int, *, synced: bool = True, now_ms: int = 100) -> None:
     for _ in range(count):
         end_offset = Offset(core.log_end + 1)
-        core.step(Appended((BatchSpan(core.log_end, end_offset, core.term),)), 100)
+        core.step(Appended((BatchSpan(core.log_end, end_offset, core.term),)), now_ms)
         if synced:
-            core.step(Synced(end_offset, core.term), 100)
+            core.step(Synced(end_offset, core.term), now_ms)
 
 
 # --- quorums ----------------------------------------------------------------------------
@@ -707,6 +707,75 @@ def change(core: RaftCore, configuration: Configuration) -> Output:
     offset = core.log_end
     append(core, 1)
     return core.apply_configuration(offset, configuration, 100)
+
+
+TO_OTHERS = Configuration((ME, FOURTH, FIFTH), (), (ME, SECOND, THIRD))
+
+
+def quorum_lost(core: RaftCore) -> Output:
+    """Time passes without an answer of the new voters; the old ones go on answering."""
+    for voter in (FOURTH, FIFTH):
+        core.step(PeerDown(voter), 100)
+    return core.step(Tick(), 100 + RaftOptions().check_quorum_ms)
+
+
+def test_a_change_whose_new_voters_are_lost_is_taken_back_by_the_leader_that_began_it() -> None:
+    core = ready_leader()
+    change(core, TO_OTHERS)
+    core.step(accepted(SECOND, 1, 2), 100)
+
+    output = quorum_lost(core)
+
+    assert core.is_leader
+    assert output.taken_back == Configuration((ME, SECOND, THIRD), (FOURTH, FIFTH))
+    append(core, 1, now_ms=2000)
+    core.apply_configuration(Offset(2), output.taken_back, 2000)
+    core.step(accepted(SECOND, 1, 3), 2000)
+    assert core.commit_offset == 3
+    assert core.configuration_is_committed
+    assert core.configuration_due is None
+
+
+def test_a_change_that_is_committed_is_not_taken_back() -> None:
+    core = ready_leader()
+    change(core, TO_OTHERS)
+    core.step(accepted(SECOND, 1, 2), 100)
+    core.step(PeerUp(FOURTH), 100)
+    core.step(accepted(FOURTH, 1, 2, enrolment=1), 100)
+    assert core.commit_offset == 2
+
+    output = quorum_lost(core)
+
+    assert output.taken_back is None
+    assert output.lost_leadership
+
+
+def test_a_change_that_another_leader_began_is_not_taken_back() -> None:
+    core = replica(term=1, terms=[1, 1], up=(SECOND, THIRD, FOURTH))
+    core.apply_configuration(Offset(1), TO_OTHERS, 0)
+    campaign(core)
+    for voter in (SECOND, FOURTH):
+        core.step(vote(voter, 2), 100)
+    append(core, 1)
+    core.step(accepted(SECOND, 2, 3, enrolment=2), 100)
+    assert core.is_leader
+
+    output = quorum_lost(core)
+
+    assert output.taken_back is None
+    assert output.lost_leadership
+
+
+def test_a_change_is_not_taken_back_while_its_new_voters_are_there() -> None:
+    core = ready_leader()
+    change(core, TO_OTHERS)
+    core.step(PeerDown(SECOND), 100)
+    core.step(PeerDown(THIRD), 100)
+
+    output = core.step(Tick(), 100 + RaftOptions().check_quorum_ms)
+
+    assert output.taken_back is None
+    assert output.lost_leadership
 
 
 def test_one_configuration_change_at_a_time() -> None:
