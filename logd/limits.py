@@ -251,6 +251,9 @@ KEY_BYTES_PER_NAMESPACE_MAX: Final = 64 * MIB
 TICKETS_PER_NAMESPACE_MAX: Final = 50_000
 """Of locks, semaphores and elections: who holds and who waits."""
 
+DATA_BYTES_PER_NAMESPACE_MAX: Final = 32 * MIB
+"""Data of holders, candidates and members."""
+
 MEMBERS_PER_GROUP_MAX: Final = 1_000
 MEMBERS_PER_NAMESPACE_MAX: Final = 20_000
 SHARDS_PER_GROUP_MAX: Final = 10_000
@@ -267,7 +270,8 @@ STATE_BYTES_PER_PARTITION_MAX: Final = 160 * MIB
 """All of that over all namespaces of a partition, as counted for quotas."""
 
 RECORD_OVERHEAD_BYTES: Final = 64
-"""What quotas count for anything that is kept, besides its bytes."""
+"""What quotas count for anything that is kept, besides its bytes.  Names and texts count as if they
+were as long as they may be."""
 
 EVENTS_PER_NAMESPACE_MAX: Final = 10_000
 EVENT_BYTES_PER_NAMESPACE_MAX: Final = 8 * MIB

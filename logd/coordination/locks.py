@@ -134,7 +134,7 @@ class Locks:
         )
         self._check_acquire(lock, command, ticket)
         self._locks[at] = lock
-        self._usage.add(quotas.TICKETS, 1)
+        self._count(ticket, 1)
         session.tickets[revision] = at
         if not lock.waiting and lock.admits(ticket):
             self._grant(lock, ticket, revision, time_ms)
@@ -150,6 +150,8 @@ class Locks:
 
     def proclaim(self, command: Proclaim, session: Session, revision: int) -> None:
         lock, found = self._own("election", command.name, command.ticket, session)
+        self._usage.require(quotas.DATA_BYTES, len(command.data) - len(found.data))
+        self._usage.add(quotas.DATA_BYTES, len(command.data) - len(found.data))
         changed = msgspec.structs.replace(found, data=command.data)
         if found.token is None:
             lock.waiting[command.ticket] = changed
@@ -226,7 +228,7 @@ class Locks:
             lock.waiting[ticket.ticket] = ticket
         for ticket in (*lock.holders.values(), *lock.waiting.values()):
             self._sessions[ticket.session].tickets[ticket.ticket] = at
-        self._usage.add(quotas.TICKETS, len(lock.holders) + len(lock.waiting))
+            self._count(ticket, 1)
 
     def check_invariants(self) -> None:
         for at, lock in self._locks.items():
@@ -261,6 +263,7 @@ class Locks:
                 f"{len(lock.waiting)} wait"
             )
         self._usage.require(quotas.TICKETS, 1)
+        self._usage.require(quotas.DATA_BYTES, len(command.data))
 
     def _own(self, kind: LockKind, name: str, ticket: int, session: Session) -> tuple[Lock, Ticket]:
         """The lock and ticket, which must be the session's."""
@@ -272,7 +275,7 @@ class Locks:
 
     def _remove(self, lock: Lock, ticket: int, revision: int) -> None:
         removed = lock.remove(ticket)
-        self._usage.add(quotas.TICKETS, -1)
+        self._count(removed, -1)
         del self._sessions[removed.session].tickets[ticket]
         if removed.token is not None:
             self._tell(lock, removed, "released", revision)
@@ -300,6 +303,11 @@ class Locks:
         )
         lock.hold(granted)
         self._tell(lock, granted, "granted", revision)
+
+    def _count(self, ticket: Ticket, sign: int) -> None:
+        self._usage.add(quotas.TICKETS, sign)
+        if ticket.data:
+            self._usage.add(quotas.DATA_BYTES, sign * len(ticket.data))
 
     def _tell(self, lock: Lock, ticket: Ticket, change: str, revision: int) -> None:
         self._emit(

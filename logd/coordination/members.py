@@ -59,6 +59,7 @@ class Groups:
                 f"group {quoted(command.group)} has {MEMBERS_PER_GROUP_MAX:,} members already"
             )
         self._usage.require(quotas.MEMBERS, 1)
+        self._usage.require(quotas.DATA_BYTES, len(command.data))
         record = MemberRecord(
             command.group, command.member, session.session, revision, command.data
         )
@@ -141,6 +142,9 @@ class Groups:
                 f"{known.session}, which lives"
             )
         if known.data != command.data:
+            grown = len(command.data) - len(known.data)
+            self._usage.require(quotas.DATA_BYTES, grown)
+            self._usage.add(quotas.DATA_BYTES, grown)
             changed = msgspec.structs.replace(known, data=command.data)
             self._groups[known.group][known.member] = changed
             self._tell(changed, "changed", revision)
@@ -149,6 +153,7 @@ class Groups:
         self._groups.setdefault(record.group, {})[record.member] = record
         self._sessions[record.session].members.add((record.group, record.member))
         self._usage.add(quotas.MEMBERS, 1)
+        self._usage.add(quotas.DATA_BYTES, len(record.data))
 
     def _remove(self, group: str, member: str, revision: int) -> None:
         record = self._groups[group].pop(member)
@@ -156,6 +161,7 @@ class Groups:
             del self._groups[group]
         self._sessions[record.session].members.discard((group, member))
         self._usage.add(quotas.MEMBERS, -1)
+        self._usage.add(quotas.DATA_BYTES, -len(record.data))
         self._tell(record, "left", revision)
 
     def _tell(self, record: MemberRecord, change: str, revision: int) -> None:

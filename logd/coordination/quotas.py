@@ -15,6 +15,7 @@ SESSIONS: Final = "sessions"
 KEYS: Final = "keys"
 KEY_BYTES: Final = "bytes of keys and values"
 TICKETS: Final = "places at locks, semaphores and elections"
+DATA_BYTES: Final = "bytes of what holders, candidates and members show"
 MEMBERS: Final = "members"
 SHARDS: Final = "shards"
 QUEUES: Final = "queues"
@@ -27,6 +28,7 @@ QUOTAS: Final = {
     KEYS: limits.KEYS_PER_NAMESPACE_MAX,
     KEY_BYTES: limits.KEY_BYTES_PER_NAMESPACE_MAX,
     TICKETS: limits.TICKETS_PER_NAMESPACE_MAX,
+    DATA_BYTES: limits.DATA_BYTES_PER_NAMESPACE_MAX,
     MEMBERS: limits.MEMBERS_PER_NAMESPACE_MAX,
     SHARDS: limits.SHARDS_PER_NAMESPACE_MAX,
     QUEUES: limits.QUEUES_PER_NAMESPACE_MAX,
@@ -35,10 +37,24 @@ QUOTAS: Final = {
     RESULT_BYTES: limits.RESULT_BYTES_PER_NAMESPACE_MAX,
 }
 
+_NAME: Final = limits.NAME_CHARACTERS_MAX
+_RECORD: Final = limits.RECORD_OVERHEAD_BYTES
+
 _BYTES_OF_ONE: Final = {
-    what: 1 if what in (KEY_BYTES, ITEM_BYTES, RESULT_BYTES) else limits.RECORD_OVERHEAD_BYTES
-    for what in QUOTAS
+    SESSIONS: _RECORD + limits.TEXT_BYTES_MAX,
+    KEYS: _RECORD,
+    KEY_BYTES: 1,
+    TICKETS: _RECORD + _NAME,
+    DATA_BYTES: 1,
+    MEMBERS: _RECORD + 2 * _NAME,
+    SHARDS: _RECORD + 4 * _NAME,
+    QUEUES: _RECORD + _NAME,
+    ITEMS: _RECORD + limits.TEXT_BYTES_MAX,
+    ITEM_BYTES: 1,
+    RESULT_BYTES: 1,
 }
+"""As a snapshot would have it at most: a lock's name, a shard's group, owner and target, the reason
+an item died of."""
 
 
 class PartitionUsage:

@@ -1,0 +1,158 @@
+"""Quotas: refused with the figure, nothing half-done, and room again when something goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from logd import limits
+from logd.coordination import quotas
+from logd.coordination.quotas import QUOTAS, PartitionUsage, Usage
+from logd.coordination.state import CoordinationState
+from logd.errors import QuotaExceededError
+from logd.wire.coordination import (
+    Acquire,
+    Assign,
+    ClaimItems,
+    Command,
+    Delete,
+    DeleteQueue,
+    Get,
+    Item,
+    Join,
+    Leave,
+    Put,
+    PutItems,
+    Refused,
+    Release,
+    Transact,
+)
+from tests.support.coordination import NAMESPACE, Partition, error_of
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace holds two of each, or 100 bytes."""
+    for what in QUOTAS:
+        is_bytes = what.startswith("bytes")
+        room = limits.RESULT_BYTES_PER_NAMESPACE_MAX if what == quotas.RESULT_BYTES else 100
+        monkeypatch.setitem(QUOTAS, what, room if is_bytes else 2)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda at: Transact(then=[Put(key=b"%d" % at, value=b"")]), quotas.KEYS),
+        (lambda at: Transact(then=[Put(key=b"k", value=bytes(50 * at))]), quotas.KEY_BYTES),
+        (lambda at: Acquire(kind="lock", name=f"n{at}"), quotas.TICKETS),
+        (lambda at: Acquire(kind="election", name="e", data=bytes(45)), quotas.DATA_BYTES),
+        (lambda at: Join(group="g", member="m", data=bytes(50 * at)), quotas.DATA_BYTES),
+        (lambda at: Join(group="g", member=f"m{at}"), quotas.MEMBERS),
+        (lambda at: Assign(group=f"g{at}", shards=["s"]), quotas.SHARDS),
+        (lambda at: PutItems(queue=f"q{at}", items=[Item(payload=b"")]), quotas.QUEUES),
+        (lambda at: PutItems(queue="q", items=[Item(payload=b"")]), quotas.ITEMS),
+        (lambda at: PutItems(queue="q", items=[Item(payload=bytes(45))]), quotas.ITEM_BYTES),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_too_much_is_refused_with_the_figure(
+    make: Callable[[int], Command], what: str
+) -> None:
+    partition = Partition()
+    session = partition.open()
+    before, refused = b"", None
+
+    for at in range(4):
+        result = partition.do(session, make(at))
+        if isinstance(result, Refused):
+            refused = result
+            break
+        before = contents(partition)
+
+    assert refused is not None
+    assert error_of(refused) is QuotaExceededError
+    if what not in (quotas.QUEUES, quotas.DATA_BYTES, quotas.ITEM_BYTES):
+        assert what in refused.message
+    assert f"at most {QUOTAS[what]:,}" in refused.message or what not in refused.message
+    assert contents(partition) == before
+    partition.state.check_invariants()
+
+
+def contents(partition: Partition) -> bytes:
+    """A snapshot without what each command changes: its result, the revision, the time."""
+    state = CoordinationState.restore(partition.state.snapshot())
+    space = state._namespaces[NAMESPACE]
+    for session in space.sessions.values():
+        session.results.clear()
+        session.acknowledged = 0
+    state._applied = type(state._applied)(0)
+    return state.snapshot()
+
+
+@pytest.mark.usefixtures("small")
+def test_sessions_have_a_quota() -> None:
+    partition = Partition()
+    partition.open()
+    session = partition.open()
+
+    with pytest.raises(AssertionError, match="2 sessions, at most 2 are allowed, 1 more"):
+        partition.open()
+
+    partition.expire(session)
+    partition.open()
+
+
+def test_namespaces_share_the_partition_s_bytes() -> None:
+    partition = PartitionUsage()
+    first, second = Usage(partition), Usage(partition)
+    first.add(quotas.KEY_BYTES, limits.STATE_BYTES_PER_PARTITION_MAX - 10)
+
+    second.require(quotas.KEY_BYTES, 10)
+    with pytest.raises(QuotaExceededError):
+        second.require(quotas.KEY_BYTES, 11)
+
+
+def test_what_goes_leaves_no_trace_in_what_is_counted() -> None:
+    partition = Partition()
+    session = partition.open()
+    claim = partition.do(session, Acquire(kind="election", name="e", data=b"x"))
+    commands: list[Command] = [
+        Transact(then=[Put(key=b"k", value=b"v", ephemeral=True), Put(key=b"l", value=b"v")]),
+        Transact(then=[Get(key=b"", end=b""), Delete(key=b"", end=b"")]),
+        Join(group="g", member="m", data=b"1"),
+        Join(group="g", member="m", data=b"123"),
+        Assign(group="g", shards=["s", "t"]),
+        Leave(group="g", member="m"),
+        Assign(group="g", shards=[]),
+        PutItems(queue="q", items=[Item(payload=b"x", key=b"k"), Item(payload=b"y")]),
+        ClaimItems(queue="q"),
+        DeleteQueue(queue="q"),
+        Release(kind="election", name="e", ticket=claim.revision),
+    ]
+    for command in commands:
+        assert not isinstance(partition.do(session, command), Refused)
+
+    partition.expire(session)
+
+    assert partition.state._usage.state_bytes == 0
+    assert partition.state._namespaces == {}
+
+
+def test_a_restored_state_has_counted_the_same() -> None:
+    partition = Partition()
+    session = partition.open(client="c")
+    for command in (
+        Acquire(kind="lock", name="a", data=b"data"),
+        Transact(then=[Put(key=b"k", value=b"v"), Get(key=b"k")]),
+        Join(group="g", member="m", data=b"1"),
+        Assign(group="g", shards=["s", "t"]),
+        PutItems(queue="q", items=[Item(payload=b"x", key=b"k"), Item(payload=b"y")]),
+        ClaimItems(queue="q"),
+    ):
+        partition.do(session, command)
+
+    restored = CoordinationState.restore(partition.state.snapshot())
+
+    assert restored._usage.state_bytes == partition.state._usage.state_bytes
