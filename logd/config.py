@@ -165,6 +165,15 @@ class BrokerConfig:
     Should exceed a few round trips between brokers and two syncs of their disks.
     """
 
+    restart_wait_ms: int = 30_000
+    """How long a partition with `durability=replicated` waits for all its replicas, when a majority
+    of them has lost power.
+
+    Without a majority that remembers what it acknowledged, the partition goes on from the longest
+    log there is. When all replicas have answered it does so at once. The longer it waits for one
+    that is missing, the better the chance that nothing is lost; until then it takes no writes.
+    """
+
     leader_balance_interval_ms: int = 5000
     """How often a broker looks whether it leads more than its share of the partitions.
 
@@ -323,6 +332,7 @@ class BrokerConfig:
             ("liveness_interval_ms", 10, 10_000),
             ("liveness_timeout_ms", 50, 60_000),
             ("election_timeout_ms", 10, 10_000),
+            ("restart_wait_ms", 0, 86_400_000),
             ("leader_balance_interval_ms", 0, 3_600_000),
             ("replace_after_ms", 0, 30 * 86_400_000),
             ("rebalance_interval_ms", 0, 86_400_000),

@@ -131,6 +131,15 @@ APPEND_BYTES_MAX: Final = 1 * MIB
 PEER_WINDOW_BYTES_MAX: Final = 16 * MIB
 """Append requests one follower of one group may have unacknowledged."""
 
+UNSYNCED_BYTES_MAX: Final = 4 * MIB
+"""A log that rests on memory is synced when so much of it is not."""
+
+UNSYNCED_S_MAX: Final = 0.1
+"""And when the first of it has waited this long."""
+
+UNSYNCED_BYTES_BEHIND_MAX: Final = 64 * MIB
+"""With so much to be synced, because the disk does not keep up, its leader takes no more."""
+
 COMPACTION_KEYS_MAX: Final = 500_000
 """Keys that one compaction remembers; about 150 bytes each, in a process of its own."""
 
@@ -323,6 +332,9 @@ assert FRAME_BYTES_MAX <= CONNECTION_SEND_BYTES_MAX
 assert FRAME_BYTES_MAX <= PRODUCE_BYTES_IN_FLIGHT_MAX
 # Each broker may have a connection per lane, and a stranger's takes no place of theirs.
 assert 2 * BROKERS_MAX < PEER_CONNECTIONS_MAX
+# A follower's window closes on what it has not synced: it must not wait for a sync that nobody
+# asks for.
+assert UNSYNCED_BYTES_MAX < PEER_WINDOW_BYTES_MAX <= UNSYNCED_BYTES_BEHIND_MAX
 # What a learner may lack must fit the window, or it would never be on its way.
 assert LEARNER_LAG_BYTES_MAX <= PEER_WINDOW_BYTES_MAX
 # A chunk must fit a frame.

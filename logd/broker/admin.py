@@ -329,7 +329,7 @@ def _local_replica(group: Group) -> LocalReplicaInfo:
         log_start=group.log_start,
         log_end=group.log.end_offset,
         commit_offset=Offset(group.commit_offset),
-        reason=str(group.failure or group.damage or ""),
+        reason=group.trouble,
         size_bytes=group.log.size_bytes,
         bytes_in=group.counts.bytes_in,
     )

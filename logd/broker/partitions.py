@@ -33,6 +33,7 @@ from logd.raft.messages import Configuration
 from logd.raft.options import RaftOptions
 from logd.replication.group import Group
 from logd.replication.opening import OpenedGroup, open_group, start_core
+from logd.storage.hard_state import boot_number
 from logd.storage.log import LogOptions
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.coordination import COORDINATION_TOPIC
@@ -148,6 +149,7 @@ class Partitions:
             if group is not None and topic is not None:
                 options = topic.options
                 group.fence_required = options.fence == "required"
+                group.choose_durability(in_memory=options.durability == "replicated")
                 group.log.set_options(self._log_options(options))
                 self.retention.set_policy(group, options)
                 self.compaction.set_policy(group, options)
@@ -202,13 +204,22 @@ class Partitions:
 
         A replica with a hole must neither vote, nor lead, nor serve it: it is not taken up.
         """
-        opened = await self._env.run_blocking(
-            open_group, self._env.files, self._directory, self._node.node, group_id, options
-        )
+        opened = await self._open_files(group_id, options)
         if opened.damage is None:
             return opened
         await self._env.run_blocking(opened.close)
         return None
+
+    async def _open_files(self, group_id: GroupId, options: LogOptions) -> OpenedGroup:
+        return await self._env.run_blocking(
+            open_group,
+            self._env.files,
+            self._directory,
+            self._node.node,
+            group_id,
+            options,
+            boot_number(self._env.boot_id),
+        )
 
     async def _mend(self, placement: PartitionPlacement, options: LogOptions) -> None:
         """Have a damaged replica repaired, then take it up with the next round."""
@@ -233,9 +244,7 @@ class Partitions:
         Raises:
             CorruptionError: no peer can give back what is missing.
         """
-        opened = await self._env.run_blocking(
-            open_group, self._env.files, self._directory, self._node.node, group_id, options
-        )
+        opened = await self._open_files(group_id, options)
         if opened.damage is None:
             await self._env.run_blocking(opened.close)
         else:
@@ -264,6 +273,7 @@ class Partitions:
                 election_timeout_ms_min=config.election_timeout_ms,
                 election_timeout_ms_max=2 * config.election_timeout_ms,
                 check_quorum_ms=config.liveness_timeout_ms,
+                restart_wait_ms=config.restart_wait_ms,
             ),
             draw=self._env.rng(f"raft:{opened.group_id}").random,
             now_ms=self._node.now_ms(),

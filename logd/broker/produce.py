@@ -47,7 +47,8 @@ def start_produce(
         if isinstance(outcome, LogdError):
             session.fail(Kind.PRODUCE, correlation_id, outcome)
         else:
-            session.answer(Kind.PRODUCE, correlation_id, _answer(outcome))
+            is_synced = not group.rests_on_memory(outcome.end_offset)
+            session.answer(Kind.PRODUCE, correlation_id, _answer(outcome, is_synced=is_synced))
 
     group.propose(
         Proposal(
@@ -60,12 +61,12 @@ def start_produce(
     )
 
 
-def _answer(placed: Placed) -> ProduceResponse:
+def _answer(placed: Placed, *, is_synced: bool) -> ProduceResponse:
     return ProduceResponse(
         base_offset=placed.base_offset,
         end_offset=placed.end_offset,
         append_time_ms=placed.append_time_ms,
-        durability="synced",
+        durability="synced" if is_synced else "replicated",
         duplicate=placed.duplicate,
     )
 

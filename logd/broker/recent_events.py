@@ -87,6 +87,10 @@ SENTENCES: Final[dict[str, Sentence]] = {
     broker_events.DISK_FULL: Sentence("disk full, appends are refused: {free_bytes} bytes free"),
     broker_events.DISK_USABLE_AGAIN: Sentence("disk usable again: {free_bytes} bytes free"),
     broker_events.DISK_SPACE_UNKNOWN: Sentence("cannot tell the free disk space: {reason}"),
+    replication_events.RESTARTED_WITH_LOSS: Sentence(
+        "restarted {partition} from offset {log_end}: a majority had lost power, and records "
+        "acknowledged as replicated may be lost"
+    ),
     replication_events.GROUP_FAILED: Sentence("{partition} has failed: {error}"),
     replication_events.LEADER_ELECTED: Sentence(
         "leads {partition} in term {term}", "leads {count} more partitions, {partition} among them"

@@ -85,6 +85,13 @@ METRICS: Final = (
     Metric("logd_holes_repaired_total", _C, (), "Damaged stretches made whole from peers."),
     Metric("logd_leader_changes_total", _C, _TOPIC, "Leaders that replicas here came to know."),
     Metric("logd_elections_won_total", _C, _TOPIC, "Elections that this broker won."),
+    Metric(
+        "logd_restarts_with_loss_total",
+        _C,
+        _TOPIC,
+        "Times that this broker began to lead a partition of which a majority had lost its memory: "
+        "records acknowledged as replicated may be lost.",
+    ),
     Metric("logd_leaderships_lost_total", _C, _TOPIC, "Leaderships this broker gave up or lost."),
     Metric("logd_records_in_total", _C, _TOPIC, "Records appended as the leader."),
     Metric("logd_bytes_in_total", _C, _TOPIC, "Bytes of batches appended as the leader."),
@@ -279,7 +286,7 @@ def _of_replicas(broker: Broker, facts: Sequence[ReplicaFacts]) -> Iterator[Samp
         roles[row.role] = roles.get(row.role, 0) + 1
     for role, count in roles.items():
         yield _one("logd_replicas", count, role)
-    damaged = sum(bool(row.reason) for row in facts)
+    damaged = sum(row.is_quarantined for row in facts)
     yield _one("logd_replicas_quarantined", damaged + len(broker.node.shut))
     yield _one("logd_subscriptions", sum(row.readers for row in facts))
 
@@ -304,6 +311,7 @@ def _of_topics(facts: Sequence[ReplicaFacts], labels: _TopicLabels) -> Iterator[
 _TRAFFIC: Final = (
     ("logd_leader_changes_total", "leader_changes"),
     ("logd_elections_won_total", "elections_won"),
+    ("logd_restarts_with_loss_total", "restarts_with_loss"),
     ("logd_leaderships_lost_total", "leaderships_lost"),
     ("logd_records_in_total", "records_in"),
     ("logd_bytes_in_total", "bytes_in"),

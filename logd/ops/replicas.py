@@ -46,6 +46,8 @@ class ReplicaFacts(NamedTuple):
     """Committed offsets that the slowest subscription here has not been sent."""
     reason: str
     """What is wrong with it, if anything."""
+    is_quarantined: bool = False
+    """It is damaged, or has failed."""
 
     @property
     def is_leading(self) -> bool:
@@ -118,7 +120,8 @@ def _facts(broker: Broker, group: Group, readers: Readers) -> ReplicaFacts:
         copied=_copied(group),
         readers=readers.readers,
         reader_lag=readers.lag,
-        reason=str(group.failure or group.damage or ""),
+        reason=group.trouble,
+        is_quarantined=bool(group.failure or group.damage),
     )
 
 

@@ -28,6 +28,7 @@ from logd.raft.messages import (
     AppendResponse,
     BatchSpan,
     Configuration,
+    DurabilityChosen,
     Event,
     HardState,
     LeaderDisclaimed,
@@ -63,6 +64,7 @@ class _Before(NamedTuple):
     term: Term
     voted_for: NodeId | None
     is_newcomer: bool
+    rests_on: int
     commit_offset: Offset
 
 
@@ -91,6 +93,7 @@ class RaftCore:
         now_ms: int,
         synced_end: Offset | None = None,
         configuration_changes: Sequence[tuple[Offset, Configuration]] = (),
+        boot: int = 0,
     ) -> None:
         """Take up a replica as recovery left it.
 
@@ -100,6 +103,8 @@ class RaftCore:
             term_history: of the whole log; used and changed by the core from here on.
             synced_end: durable part of the log; by default all of it, as after recovery.
             draw: a number in [0, 1).
+            boot: names the present boot of the machine, in whose memory the log may lie; with 0
+                nothing ever rests on memory.
         """
         assert hard_state.term >= term_history.last_term
         self.node = node
@@ -116,6 +121,13 @@ class RaftCore:
         self._configurations = ConfigurationHistory(configuration, configuration_changes)
         self._options = options
         self._is_newcomer = hard_state.is_newcomer
+        self._boot = boot
+        self._rests_on = hard_state.rests_on
+        self._in_memory = False
+        self._memory_end = log_end
+        """Durable below it, this replica rests on its disk alone, if its options say so."""
+        self._whole_end = NO_OFFSET
+        """What the leader of this term has said makes a doubtful replica whole."""
         self._may_campaign = True
         self._now_ms = now_ms
 
@@ -124,6 +136,11 @@ class RaftCore:
         self._leader_of_term: NodeId | None = None
         self._nodes_up: dict[NodeId, None] = {}  # A set that iterates in one order.
         self._votes: dict[NodeId, bool] = {}
+        self._doubts: dict[NodeId, bool] = {}
+        """Voters that have lost their memory, as they answered the last pre-campaign."""
+        self._restart_wanted_ms: int | None = None
+        """Since when it is known that without those there is no quorum."""
+        self._is_restart = False
         self._is_transfer = False
         self._leading: Leadership | None = None
         self._clock = CampaignClock(options, draw)
@@ -150,7 +167,16 @@ class RaftCore:
 
     @property
     def hard_state(self) -> HardState:
-        return HardState(self._term, self._voted_for, self._is_newcomer)
+        return HardState(self._term, self._voted_for, self._is_newcomer, self._rests_on)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """It may have lost what it vouched for: the memory that it lay in is gone."""
+        return self._rests_on not in (0, self._boot)
+
+    def rests_on_memory(self, end_offset: Offset) -> bool:
+        """Whether what this leader committed below ``end_offset`` may rest on memory."""
+        return self.vouches if self._leading is None else self._leading.rests_on_memory(end_offset)
 
     @property
     def leader(self) -> NodeId | None:
@@ -365,6 +391,8 @@ class RaftCore:
                 self._on_read_requested(event)
             case Resign():
                 self._on_resign(event)
+            case DurabilityChosen():
+                self._on_durability_chosen(event)
             case _:
                 assert_never(event)
         if (
@@ -384,16 +412,23 @@ class RaftCore:
         return self._finish(before)
 
     def _before(self) -> _Before:
-        return _Before(self._term, self._voted_for, self._is_newcomer, self._log.commit_offset)
+        return _Before(
+            self._term,
+            self._voted_for,
+            self._is_newcomer,
+            self._rests_on,
+            self._log.commit_offset,
+        )
 
     def _finish(self, before: _Before) -> Output:
         """Collect what the step has caused, and check that the step was legal."""
         output = self._output
-        if before[:3] != (self._term, self._voted_for, self._is_newcomer):
+        if before[:4] != (self._term, self._voted_for, self._is_newcomer, self._rests_on):
             output.persist = self.hard_state
         if self._outbox:
-            # Without anything to persist both are the same; with it, none may be early.
-            if output.persist is None and not output.install_snapshot:
+            # Without anything to persist or to write both are the same; with it, none may be early.
+            is_early = output.persist is None and output.append_from is None
+            if is_early and not output.install_snapshot:
                 output.send_now = tuple(self._outbox)
             else:
                 output.send_after_persist = tuple(self._outbox)
@@ -407,7 +442,7 @@ class RaftCore:
 
     def _check_invariants(self, before: _Before) -> None:
         log = self._log
-        term, voted_for, was_newcomer, commit_offset = before
+        term, voted_for, was_newcomer, _, commit_offset = before
         # R1: terms never go back.
         assert self._term >= term
         # R2: a vote, once given, is not changed within the term.
@@ -415,6 +450,9 @@ class RaftCore:
         # R16: a newcomer neither votes nor campaigns, and is one at the beginning only.
         assert was_newcomer or not self._is_newcomer
         assert self._role is Role.FOLLOWER or not self._is_newcomer
+        # R18: a doubtful replica campaigns only to restart the group, and never leads.
+        assert self._role < Role.CANDIDATE or self._is_restart or not self.is_doubtful
+        assert self._role is not Role.LEADER or not self.is_doubtful
         # R3: only a node that voted for itself campaigns or leads.
         assert self._role < Role.CANDIDATE or self._voted_for == self.node
         # R5: the commit offset never goes back.
@@ -480,6 +518,7 @@ class RaftCore:
         self._acknowledged_end = Offset(0)
         self._round = 0
         self._enrolment = NO_OFFSET
+        self._whole_end = NO_OFFSET
 
     # --- replication, as a follower ---------------------------------------------------
 
@@ -493,7 +532,12 @@ class RaftCore:
             self._round = request.round
         if request.enrolment > self._enrolment:
             self._enrolment = request.enrolment
+        if request.doubt == self._boot:
+            self._whole_end = request.whole_end
         log = self._log
+        if self._contradicts(request, batches):
+            self._output.contradicted = True
+            return
         if not self._is_consistent(request):
             self._refuse(request)
             return
@@ -504,7 +548,7 @@ class RaftCore:
         commit_offset = min(request.commit_offset, self._matched_end)
         if commit_offset > log.commit_offset:
             log.commit_offset = commit_offset
-        if not appended and request.expects_answer:
+        if request.expects_answer and (not appended or self.vouches):
             self._acknowledge()
 
     def _on_snapshot_received(self, event: SnapshotReceived) -> None:
@@ -532,8 +576,28 @@ class RaftCore:
         if self._role is not Role.FOLLOWER:
             self._follow()
         self._leader = self._leader_of_term = leader
+        self._restart_wanted_ms = None
         if leader not in self._nodes_up:
             self._clock.postpone(self._now_ms)
+
+    def _contradicts(self, request: AppendRequest, batches: tuple[BatchSpan, ...]) -> bool:
+        """Whether the leader's log differs from ours where ours is committed.
+
+        By leader completeness it cannot, unless the group lost the memory of a majority and was
+        restarted without this replica.
+        """
+        start, commit_offset = self._log.start, self._log.commit_offset
+        term_at = self._log.terms.term_at
+        if start < request.start_offset <= commit_offset and (
+            term_at(request.start_offset - 1) != request.prev_term
+        ):
+            return True
+        if request.start_offset >= commit_offset:
+            return False
+        return any(
+            start <= batch.base_offset < commit_offset and term_at(batch.base_offset) != batch.term
+            for batch in batches
+        )
 
     def _is_consistent(self, request: AppendRequest) -> bool:
         """Whether our log below the request's start is the leader's."""
@@ -578,6 +642,7 @@ class RaftCore:
         assert offset >= self._matched_end >= self._log.commit_offset
         self._output.truncate_to = offset
         self._log.truncate(offset)
+        self._memory_end = min(self._memory_end, offset)
         self._configurations.truncate(offset)
 
     def _acknowledge(self) -> None:
@@ -588,6 +653,9 @@ class RaftCore:
         if synced_end > self._enrolment:
             # It has all that the replica before it had when it was removed, and some more.
             self._is_newcomer = False
+        if self.is_doubtful and NO_OFFSET < self._whole_end <= synced_end:
+            # R18: it has all that it may have vouched for, on the disk.
+            self._become_whole()
         self._outbox.append(
             AppendResponse(
                 group=self.group,
@@ -599,8 +667,37 @@ class RaftCore:
                 synced_end=synced_end,
                 received_end=self._matched_end,
                 enrolment=self._enrolment,
+                held_end=self._matched_end if self.vouches else Offset(0),
+                doubt=self._boot if self.is_doubtful else 0,
             )
         )
+
+    @property
+    def vouches(self) -> bool:
+        """What is written here counts although it is not durable: if it is lost, that is known."""
+        return self._in_memory and self._rests_on == self._boot != 0
+
+    def _become_whole(self) -> None:
+        """What a doubtful replica vouches for from here on is here."""
+        assert self.is_doubtful
+        self._rests_on = self._boot if self._in_memory else 0
+
+    def _rest_as_chosen(self) -> None:
+        """Note what this replica rests on, if that may be noted now."""
+        if self.is_doubtful:
+            return
+        if self._in_memory:
+            self._rests_on = self._boot
+        elif self._rests_on and self._log.synced_end >= self._memory_end:
+            self._rests_on = 0
+
+    def _on_durability_chosen(self, event: DurabilityChosen) -> None:
+        if self._in_memory and not event.in_memory:
+            self._memory_end = self._log.end
+        self._in_memory = event.in_memory
+        self._rest_as_chosen()
+        if self._leading is not None:
+            self._leading.count_memory(self.vouches, self._now_ms)
 
     def _refuse(self, request: AppendRequest) -> None:
         log = self._log
@@ -616,12 +713,14 @@ class RaftCore:
                 conflict_term=conflict_term,
                 conflict_end=log.terms.end_of_term(conflict_term, log.end),
                 enrolment=request.enrolment,
+                doubt=self._boot if self.is_doubtful else 0,
             )
         )
 
     def _on_synced(self, event: Synced) -> None:
         if not self._log.sync(event.end_offset, event.last_term):
             return
+        self._rest_as_chosen()
         if self._leading is not None:
             self._leading.on_synced(self._now_ms)
         elif (
@@ -636,6 +735,8 @@ class RaftCore:
         assert self._leading is not None
         assert event.batches[0].term == event.batches[-1].term == self._term
         self._log.extend(event.batches)
+        if not event.is_configuration:
+            self._leading.on_appended(self._now_ms)
 
     def _on_append_response(self, response: AppendResponse) -> None:
         self._observe_term(response.term)
@@ -660,6 +761,8 @@ class RaftCore:
             granted = (
                 granted and request.term == self._term and self._voted_for in (None, request.source)
             )
+            # R18: a doubtful replica does not vote, unless so many are that nobody else can.
+            granted = granted and (request.restart or not self.is_doubtful)
         if granted and not request.pre_vote:
             self._voted_for = request.source
             self._follow()
@@ -672,6 +775,7 @@ class RaftCore:
                 term=request.term if granted else self._term,
                 granted=granted,
                 pre_vote=request.pre_vote,
+                doubtful=self.is_doubtful,
             )
         )
         if self._leading is not None and not granted:
@@ -696,17 +800,51 @@ class RaftCore:
         if self._role is not expected_role or response.term != expected_term:
             return
         self._votes[response.source] = response.granted or self._votes.get(response.source, False)
+        if response.pre_vote:
+            self._doubts[response.source] = response.doubtful
         self._count_votes()
 
     def _count_votes(self) -> None:
         configuration = self._configurations.current
-        if is_quorum(configuration, lambda node: self._votes.get(node, False)):
-            if self._role is Role.PRE_CANDIDATE:
+        is_pre_vote = self._role is Role.PRE_CANDIDATE
+        if is_quorum(configuration, self._counts_as_granted):
+            if is_pre_vote:
                 self._campaign(is_transfer=False)
             else:
                 self._lead()
+        elif is_pre_vote and self._may_restart():
+            self._campaign(is_transfer=False, is_restart=True)
         elif not is_quorum(configuration, lambda node: self._votes.get(node, True)):
             self._follow()  # It cannot be won any more; the clock runs until the next.
+
+    def _counts_as_granted(self, node: NodeId) -> bool:
+        """Whether ``node`` would vote, or has voted, for this one."""
+        if self._role is Role.PRE_CANDIDATE and (self.is_doubtful or self._doubts.get(node, False)):
+            return False
+        return self._votes.get(node, False)
+
+    def _may_restart(self) -> bool:
+        """Whether so many have lost their memory that no leader can be elected without them, and
+        this log is the longest there is, as far as anybody can be asked.
+
+        All have answered: at once.  Else the others are waited for, for a bounded time.  A voter
+        with a longer log refuses, and asks the same itself.
+        """
+        configuration = self._configurations.current
+        if is_quorum(configuration, lambda node: not self._doubts.get(node, False)):
+            return False
+        if not all(self._votes.values()) or not is_quorum(
+            configuration, lambda node: self._votes.get(node, False)
+        ):
+            return False
+        if self._restart_wanted_ms is None:
+            self._restart_wanted_ms = self._now_ms
+        voters = configuration.voters + configuration.voters_outgoing
+        silent = [voter for voter in voters if voter not in self._votes]
+        if not silent:
+            return True
+        patience = 2 if any(self._is_up(voter) for voter in silent) else 1
+        return self._now_ms - self._restart_wanted_ms >= patience * self._options.restart_wait_ms
 
     def _pre_campaign(self) -> None:
         """Ask whether a campaign could be won, before any term is disturbed by it."""
@@ -714,8 +852,10 @@ class RaftCore:
         self._role = Role.PRE_CANDIDATE
         self._ask_for_votes(is_transfer=False)
 
-    def _campaign(self, *, is_transfer: bool) -> None:
+    def _campaign(self, *, is_transfer: bool, is_restart: bool = False) -> None:
+        assert is_restart or not self.is_doubtful
         self._follow()
+        self._is_restart = is_restart
         self._role = Role.CANDIDATE
         self._term = Term(self._term + 1)
         self._voted_for = self.node
@@ -725,6 +865,9 @@ class RaftCore:
     def _ask_for_votes(self, *, is_transfer: bool) -> None:
         self._clock.campaign(self._now_ms)
         self._votes = {self.node: True}
+        if self._role is Role.PRE_CANDIDATE:
+            self._is_restart = False
+            self._doubts = {self.node: self.is_doubtful}
         self._is_transfer = is_transfer
         configuration = self._configurations.current
         for voter in dict.fromkeys(configuration.voters + configuration.voters_outgoing):
@@ -743,13 +886,19 @@ class RaftCore:
             end_offset=self._log.end,
             pre_vote=is_pre_vote,
             transfer=self._is_transfer,
+            restart=self._is_restart,
         )
 
     def _lead(self) -> None:
         # R4: leading takes a quorum of votes.
         assert is_quorum(self._configurations.current, lambda node: self._votes.get(node, False))
         assert self._leader_of_term is None
+        if self._is_restart:
+            self._output.restarted = True
+            if self.is_doubtful:
+                self._become_whole()
         self._role = Role.LEADER
+        self._restart_wanted_ms = None
         self._leader = self._leader_of_term = self.node
         self._votes = {}
         self._clock.stop()
@@ -764,13 +913,14 @@ class RaftCore:
             nodes_up=self._nodes_up,
             outbox=self._outbox,
             now_ms=self._now_ms,
+            counts_memory=self.vouches,
         )
 
     def _on_timeout_now(self, message: TimeoutNow) -> None:
         """The leader hands over to this node."""
         self._observe_term(message.term)
         is_from_leader = message.term == self._term and message.source == self._leader
-        if is_from_leader and self._is_electable():
+        if is_from_leader and self._is_electable() and not self.is_doubtful:
             self._campaign(is_transfer=True)
 
     # --- liveness ---------------------------------------------------------------------

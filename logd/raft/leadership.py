@@ -42,11 +42,16 @@ class Leadership:
         nodes_up: Collection[NodeId],
         outbox: list[Message],
         now_ms: int,
+        counts_memory: bool = False,
     ) -> None:
         self.term = term
         self.term_start = log.end
         """Where this term's batches begin: only from here on is a quorum enough to commit."""
         self.reads = ReadRounds()
+        self.counts_memory = counts_memory
+        """What a quorum vouches for is committed, also if it is not durable yet."""
+        self._memory_commit = Offset(0)
+        """Below it batches were committed that way, before the topic chose otherwise."""
         self._node = node
         self._group = group
         self._log = log
@@ -114,14 +119,22 @@ class Leadership:
             p.node
             for p in self._progress.values()
             if p.sent_commit < commit_offset
-            and not p.in_flight
+            and (not p.in_flight or p.held >= p.next_offset)
             and p.state is ProgressState.PIPELINE
         ]
+
+    def rests_on_memory(self, end_offset: Offset) -> bool:
+        """Whether what is committed below ``end_offset`` may be lost with a quorum's memory."""
+        if self.counts_memory:
+            return True
+        if end_offset > self._memory_commit:
+            return False
+        return quorum_value(self._configuration, self._synced_end_of) < end_offset
 
     def is_caught_up(self, follower: NodeId) -> bool:
         """Whether it has all that is committed; or lacks little, and all of it is on its way."""
         progress = self._progress.get(follower)
-        if progress is None or progress.state is not ProgressState.PIPELINE:
+        if progress is None or progress.state is not ProgressState.PIPELINE or progress.doubt:
             return False
         if not progress.is_agreeing or progress.match <= progress.enrolment:
             return False
@@ -181,6 +194,8 @@ class Leadership:
         if progress is None or progress.enrolment != response.enrolment:
             return False
         self._hear(progress, response.round, now_ms)
+        if progress.note_doubt(response.doubt, self._log.end):
+            self._ask(progress, now_ms)  # It tells the follower what will make it whole.
         if response.accepted:
             self._on_accepted(progress, response, now_ms)
             return False
@@ -188,6 +203,20 @@ class Leadership:
 
     def on_synced(self, now_ms: int) -> None:
         """This node's own log became durable further."""
+        self._advance_commit()
+        self._begin_reads(now_ms)
+
+    def on_appended(self, now_ms: int) -> None:
+        """This node's own log has grown."""
+        if self.counts_memory:
+            self._advance_commit()
+            self._begin_reads(now_ms)
+
+    def count_memory(self, counts_memory: bool, now_ms: int) -> None:
+        """Commit from now on what a quorum vouches for, or only what is durable there."""
+        if self.counts_memory and not counts_memory:
+            self._memory_commit = self._log.commit_offset
+        self.counts_memory = counts_memory
         self._advance_commit()
         self._begin_reads(now_ms)
 
@@ -291,7 +320,7 @@ class Leadership:
         lacks of the rest was never acknowledged.
         """
         successor = self._best_successor()
-        if successor is not None and self._progress[successor].match >= self._log.commit_offset:
+        if successor is not None and self._counted_end_of(successor) >= self._log.commit_offset:
             self._transfer_target, self._transfer_sent = successor, True
             self._outbox.append(
                 TimeoutNow(group=self._group, source=self._node, target=successor, term=self.term)
@@ -312,10 +341,12 @@ class Leadership:
     def _on_accepted(self, progress: Progress, response: AppendResponse, now_ms: int) -> None:
         # R12: a follower cannot have more of our log than there is.
         assert response.synced_end <= response.received_end <= self._log.end
-        if progress.acknowledge(response.synced_end):
+        assert response.held_end <= response.received_end
+        is_news = progress.acknowledge(response.synced_end)
+        if progress.hold(response.held_end) or is_news:
             if progress.in_flight:
                 progress.retry_at_ms = now_ms + self._options.append_retry_ms
-            if response.synced_end > self._log.commit_offset:
+            if self._counted_end_of(progress.node) > self._log.commit_offset:
                 self._advance_commit()
                 self._begin_reads(now_ms)
         is_probed = progress.state is ProgressState.PROBE and progress.is_up
@@ -346,7 +377,7 @@ class Leadership:
         return is_behind
 
     def _advance_commit(self) -> None:
-        end = Offset(quorum_value(self._configuration, self._synced_end_of))
+        end = Offset(quorum_value(self._configuration, self._counted_end_of))
         # R10: a quorum alone does not commit a batch of an earlier term (Figure 8).
         if end > self._log.commit_offset and end > self.term_start:
             self._log.commit_offset = end
@@ -354,15 +385,25 @@ class Leadership:
     def check_commit(self) -> None:
         """Check the commit offset, which has just moved."""
         commit_offset = self._log.commit_offset
-        # R9: what this leader commits is durable on a quorum, by its own knowledge.
+        # R9: what this leader commits is durable on a quorum (or, if the group rests on memory,
+        # vouched for by one), by its own knowledge.
         assert is_quorum(
-            self._configuration, lambda node: self._synced_end_of(node) >= commit_offset
+            self._configuration, lambda node: self._counted_end_of(node) >= commit_offset
         )
         # R10: it commits by counting only when that reaches a batch of its own term.
         assert self._log.terms.term_at(commit_offset - 1) == self.term
 
     def _synced_end_of(self, node: NodeId) -> Offset:
         return self._log.synced_end if node == self._node else self._progress[node].match
+
+    def _counted_end_of(self, node: NodeId) -> Offset:
+        """How far ``node`` counts towards the commit offset."""
+        if not self.counts_memory:
+            return self._synced_end_of(node)
+        if node == self._node:
+            return self._log.end
+        progress = self._progress[node]
+        return max(progress.match, progress.held)
 
     def _ask(self, progress: Progress, now_ms: int) -> None:
         """Send an empty request that must be answered: probe, announcement, round of reads."""
@@ -397,6 +438,8 @@ class Leadership:
             round=self.reads.round,
             enrolment=progress.enrolment,
             expects_answer=expects_answer,
+            doubt=progress.doubt,
+            whole_end=progress.whole_end,
         )
 
     # --- who agrees -------------------------------------------------------------------
@@ -442,10 +485,10 @@ class Leadership:
     def _best_successor(self) -> NodeId | None:
         voters = [node for node in self._configuration.voters if node in self._progress]
         alive = [node for node in voters if self._progress[node].is_up]
-        return max(alive, key=lambda node: self._progress[node].match, default=None)
+        return max(alive, key=self._counted_end_of, default=None)
 
     def _hand_over(self, progress: Progress) -> None:
-        if progress.match == self._log.end and not self._transfer_sent:
+        if self._counted_end_of(progress.node) == self._log.end and not self._transfer_sent:
             self._transfer_sent = True
             self._outbox.append(
                 TimeoutNow(

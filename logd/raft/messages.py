@@ -35,6 +35,10 @@ class HardState:
     is_newcomer: bool = False
     """An empty replica on a node whose earlier one was removed.  Term and vote are those of the
     earlier one; its log is gone.  It neither votes nor campaigns until it has caught up."""
+    rests_on: int = 0
+    """The boot of the machine in whose memory some of what this replica vouches for may lie; 0:
+    the disk alone.  Of another boot than the present one: that memory is gone, and the replica
+    is *doubtful* until a leader has caught it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ class VoteRequest(RaftMessage, frozen=True, kw_only=True):
     end_offset: Offset
     pre_vote: bool = False
     transfer: bool = False
+    restart: bool = False
+    """A majority has lost its memory: doubtful voters vote too, by what is on their disks."""
 
 
 class VoteResponse(RaftMessage, frozen=True, kw_only=True):
@@ -109,6 +115,8 @@ class VoteResponse(RaftMessage, frozen=True, kw_only=True):
 
     granted: bool
     pre_vote: bool = False
+    doubtful: bool = False
+    """The voter has lost its memory.  Its pre-vote says only that its log is not the longer one."""
 
 
 class AppendRequest(RaftMessage, frozen=True, kw_only=True, omit_defaults=True):
@@ -128,6 +136,10 @@ class AppendRequest(RaftMessage, frozen=True, kw_only=True, omit_defaults=True):
     enrolment: Offset
     """Where this leader made the follower a member, or began to lead with it as one.  Echoed:
     what a replica said before it was removed is not taken for what its successor has."""
+    doubt: int = 0
+    """The doubt of the follower (see the response) that this leader has taken note of."""
+    whole_end: Offset = Offset(0)
+    """Where this leader's log ended then: durable below it, the follower is whole again."""
 
 
 class AppendResponse(RaftMessage, frozen=True, kw_only=True, omit_defaults=True):
@@ -146,6 +158,11 @@ class AppendResponse(RaftMessage, frozen=True, kw_only=True, omit_defaults=True)
     conflict_term: Term = Term(0)
     conflict_end: Offset = Offset(0)
     enrolment: Offset
+    held_end: Offset = Offset(0)
+    """Below it the follower vouches for everything, some of it in memory; 0: it vouches for what
+    is durable."""
+    doubt: int = 0
+    """The boot in which the follower found that it had lost its memory; 0: it is whole."""
 
 
 class TimeoutNow(RaftMessage, frozen=True, kw_only=True):
@@ -195,6 +212,8 @@ class Appended:
     """The driver has written this leader's own batches to its log (not yet synced)."""
 
     batches: tuple[BatchSpan, ...]
+    is_configuration: bool = False
+    """What the batch puts in force is told next; before that it does not count as committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +281,14 @@ class Resign:
     """False: never again in this process (a node that cannot write does not campaign)."""
 
 
+@dataclass(frozen=True, slots=True)
+class DurabilityChosen:
+    """What the group's batches are to rest on, by its committed options."""
+
+    in_memory: bool
+    """In the memory of a quorum is enough (``durability=replicated``)."""
+
+
 Event = (
     Tick
     | Received
@@ -275,6 +302,7 @@ Event = (
     | TransferLeadership
     | ReadRequested
     | Resign
+    | DurabilityChosen
 )
 
 
@@ -282,13 +310,13 @@ Event = (
 class Output:
     """What the driver owes the core after one step, in this order.
 
-    1. ``send_now`` at any time: nothing it says depends on this step's persistence.
+    1. ``send_now`` at any time: nothing it says depends on this step's persistence or appends.
     2. ``persist`` durable, before 6.
     3. ``truncate_to``: cut the log there.  The core never asks to go below the commit offset.
     4. ``install_snapshot``: put the shipped state and an empty log in place of what there is,
        durably, before 6.
     5. ``append_from``: write the request's batches from this index on (None: none).
-    6. ``send_after_persist``, when 2 and 4 are durable.
+    6. ``send_after_persist``, when 2 and 4 are durable and 5 is written.
     7. the rest are facts to act on: commit offset, reads, role.
     """
 
@@ -302,6 +330,11 @@ class Output:
     """The new commit offset, if it moved."""
     became_leader: bool = False
     """The driver appends the no-op of the new term next, before any other batch."""
+    restarted: bool = False
+    """It became leader although a majority had lost its memory: what rested on that may be lost."""
+    contradicted: bool = False
+    """The leader's log differs from what is committed here: the group was restarted without this
+    replica.  Its driver stops it."""
     lost_leadership: bool = False
     """To be acted on before ``commit_offset``, which another leader may have told."""
     handed_over: bool = False

@@ -42,6 +42,10 @@ class RaftOptions:
     farewell_ms: int = 500
     """A member that was left out is sent what follows for so long, so that it learns of it."""
 
+    restart_wait_ms: int = 30_000
+    """If a majority of the voters has lost its memory, so long the rest is waited for that could
+    have the longest log.  Voters that are alive but do not answer are waited for twice as long."""
+
     window_bytes_max: int = PEER_WINDOW_BYTES_MAX
     """Bytes sent to one follower and not acknowledged; one request may pass the bound."""
 
@@ -59,6 +63,7 @@ class RaftOptions:
             (self.append_retry_ms > 0, "append_retry_ms must be positive"),
             (self.transfer_timeout_ms > 0, "transfer_timeout_ms must be positive"),
             (self.farewell_ms >= 0, "farewell_ms must not be negative"),
+            (self.restart_wait_ms >= 0, "restart_wait_ms must not be negative"),
             (self.window_bytes_max > 0, "window_bytes_max must be positive"),
         ):
             if not holds:

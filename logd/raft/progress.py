@@ -23,7 +23,9 @@ class Progress:
     """``match ≤ next_offset`` always; ``match`` is durable on the follower and never falls."""
 
     __slots__ = (
+        "doubt",
         "enrolment",
+        "held",
         "in_flight",
         "in_flight_bytes",
         "is_agreeing",
@@ -36,6 +38,7 @@ class Progress:
         "round_echoed",
         "sent_commit",
         "state",
+        "whole_end",
     )
 
     def __init__(self, node: NodeId, next_offset: Offset, is_up: bool, enrolment: Offset) -> None:
@@ -48,6 +51,13 @@ class Progress:
         self.next_offset = next_offset
         self.match = Offset(0)
         """Below it the follower's log is durable and equals the leader's."""
+        self.held = Offset(0)
+        """Below it the follower vouches for the leader's log, be it in memory.  Not below ``match``
+        in effect; it ends when the follower says that it has lost its memory."""
+        self.doubt = 0
+        """The boot in which it found that it had; 0: it is whole."""
+        self.whole_end = Offset(0)
+        """Where the leader's log ended when it noticed: caught up to there it is whole again."""
         self.in_flight: deque[tuple[Offset, int]] = deque()
         """(end offset, bytes) of each request that is not acknowledged, oldest first."""
         self.in_flight_bytes = 0
@@ -110,6 +120,25 @@ class Progress:
         while in_flight and in_flight[0][0] <= synced_end:
             self.in_flight_bytes -= in_flight.popleft()[1]
         return True
+
+    def hold(self, held_end: Offset) -> bool:
+        """The follower vouches for everything below ``held_end``; whether that is news.
+
+        Until it is synced it stays in flight, so the window bounds what a follower has not synced.
+        """
+        if held_end <= self.held:
+            return False
+        self.held = held_end
+        return True
+
+    def note_doubt(self, doubt: int, log_end: Offset) -> bool:
+        """The follower is whole (0), or lost its memory before that boot; whether that is news."""
+        if doubt == self.doubt:
+            return False
+        self.doubt = doubt
+        self.held = Offset(0)
+        self.whole_end = log_end if doubt else Offset(0)
+        return doubt != 0
 
     def _drop_in_flight_above(self, offset: Offset) -> None:
         while self.in_flight and self.in_flight[-1][0] > offset:

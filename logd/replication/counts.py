@@ -83,6 +83,8 @@ class GroupCounts:
     leaderships_lost: int = 0
     leader_changes: int = 0
     """Leaders that this replica came to know, itself included."""
+    restarts_with_loss: int = 0
+    """Times that it began to lead although a majority had lost its memory."""
 
     def delivered(self, records: int, size_bytes: int) -> None:
         """Committed batches are on their way to a consumer."""

@@ -34,13 +34,21 @@ from logd.errors import (
     UnavailableError,
     UnexpectedOffsetError,
 )
-from logd.limits import APPEND_BYTES_MAX, BATCHES_PER_CHECKPOINT, KIB, MIB
+from logd.limits import (
+    APPEND_BYTES_MAX,
+    BATCHES_PER_CHECKPOINT,
+    KIB,
+    MIB,
+    UNSYNCED_BYTES_BEHIND_MAX,
+    UNSYNCED_BYTES_MAX,
+)
 from logd.raft.core import RaftCore
 from logd.raft.messages import (
     Appended,
     AppendRequest,
     BatchSpan,
     Configuration,
+    DurabilityChosen,
     Event,
     HardState,
     Output,
@@ -278,6 +286,10 @@ class Group:
         self.let_go_elsewhere = Offset(0)
         """Below it a peer has trimmed its log: what is damaged here need not be repaired."""
         self.counts = GroupCounts()
+        self._in_memory = False
+        """By the topic's options, batches count once they are in memory."""
+        self.possible_loss: str | None = None
+        """For people: the group was restarted from what was left, in this process."""
         self.fence_required = False
         """The topic refuses appends that carry no fencing token."""
         self._opened = opened
@@ -384,6 +396,28 @@ class Group:
         if progress.state is not ProgressState.PIPELINE:
             return False
         return follower not in self._fed_from_file or progress.match == self.log.end_offset
+
+    def choose_durability(self, *, in_memory: bool) -> None:
+        """What the topic's options say that an acknowledgement rests on, from now on."""
+        if in_memory != self._in_memory:
+            self._in_memory = in_memory
+            self.post(DurabilityChosen(in_memory))
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with this replica, for people; empty if nothing is."""
+        if self.failure is not None or self.damage or self.possible_loss:
+            return str(self.failure or self.damage or self.possible_loss)
+        if self.core.is_doubtful:
+            return (
+                "its machine lost power, and what it had not synced: it does not vote before a "
+                "leader has caught it up"
+            )
+        return ""
+
+    def rests_on_memory(self, end_offset: Offset) -> bool:
+        """Whether what was committed below ``end_offset`` may rest on a majority's memory."""
+        return self.core.rests_on_memory(end_offset)
 
     def watch(self, watcher: Watcher) -> int:
         """Call ``watcher`` on each commit from now on; returns a key for ``unwatch``."""
@@ -718,6 +752,15 @@ class Group:
 
     def _finish(self, output: Output, batches: tuple[ReceivedBatch, ...]) -> None:
         """Carry out an output whose blocking part is done."""
+        if output.contradicted:
+            self.fail(
+                CorruptionError(
+                    f"the leader of {self.name} differs from what was committed here: while this "
+                    "replica was away, the partition lost the memory of a majority and was "
+                    "restarted from what was left"
+                )
+            )
+            return
         if output.append_from is not None and not self._append_received(
             batches[output.append_from :]
         ):
@@ -726,6 +769,8 @@ class Group:
             self._host.send(message)
         if output.lost_leadership and not output.left_out:
             self._on_leadership_lost(output)
+        if output.restarted:
+            self._on_restarted()
         if output.became_leader:
             self._on_elected()
             if self.failure is not None:
@@ -758,7 +803,10 @@ class Group:
     async def _persist(self, hard_state: HardState) -> None:
         await self._host.env.run_blocking(
             lambda: self._opened.hard_state.save(
-                hard_state.term, hard_state.voted_for, is_newcomer=hard_state.is_newcomer
+                hard_state.term,
+                hard_state.voted_for,
+                is_newcomer=hard_state.is_newcomer,
+                rests_on=hard_state.rests_on,
             )
         )
 
@@ -982,6 +1030,21 @@ class Group:
         )
         self._append_own([(self._place(no_op, decode_header(no_op)), None)])
 
+    def _on_restarted(self) -> None:
+        """A majority has lost its memory: this log, the longest there is, goes on."""
+        self.possible_loss = (
+            f"{self.name} was restarted from offset {self.log.end_offset}: a majority of its "
+            "replicas had lost power, and records acknowledged as replicated may be lost"
+        )
+        self.counts.restarts_with_loss += 1
+        log.error(
+            log_events.RESTARTED_WITH_LOSS,
+            group=self.group_id,
+            partition=self.name,
+            term=self.core.term,
+            log_end=self.log.end_offset,
+        )
+
     def _on_leadership_lost(self, output: Output) -> None:
         log.info(log_events.LEADERSHIP_LOST, group=self.group_id, term=self.core.term)
         self.counts.leaderships_lost += 1
@@ -1058,6 +1121,9 @@ class Group:
             if not self.awaits_successor:
                 self._refuse_proposals(self.not_leader())
             return
+        if self._is_disk_behind:
+            self._send_appends()
+            return
         # While leadership is handed over nothing is added, or the successor never catches up.
         if self.source is not None and not self.core.is_transferring:
             self._proposals.extend(self.source.take_proposals())
@@ -1065,6 +1131,11 @@ class Group:
             self._flush_proposals()
         else:
             self._send_appends()
+
+    @property
+    def _is_disk_behind(self) -> bool:
+        """Nobody waits for this log's syncs, and so they must be waited for here."""
+        return self.core.vouches and self.log.unsynced_bytes >= UNSYNCED_BYTES_BEHIND_MAX
 
     def _flush_proposals(self) -> None:
         """One write for what gathered.  Each proposal is judged with all before it placed."""
@@ -1185,7 +1256,7 @@ class Group:
         counts.bytes_in += size
         counts.records_in += batches[-1].end_offset - batches[0].base_offset
         spans = tuple(BatchSpan(b.base_offset, b.end_offset, b.term) for b in batches)
-        self._step(Appended(spans), ())
+        self._step(Appended(spans, is_configuration=configuration is not None), ())
         if configuration is not None and self.failure is None:
             self._put_in_force(batches[0].base_offset, configuration)
         self._after_append()
@@ -1427,6 +1498,11 @@ class Group:
     def needs_sync(self) -> bool:
         return self.failure is None and self.core.synced_end < self.log.end_offset
 
+    @property
+    def may_sync_later(self) -> bool:
+        """What was written counts as it is: nobody waits for its sync."""
+        return self.core.vouches and self.log.unsynced_bytes < UNSYNCED_BYTES_MAX
+
     async def sync_once(self) -> None:
         """Sync what is appended.  Called by the sync pool, at most once at a time."""
         try:
@@ -1448,8 +1524,10 @@ class Group:
     @property
     def may_sync_here(self) -> bool:
         """A sync now would be short, and nobody else is at the log."""
-        if self._held:
-            return False  # The core would not be told: to it the log would wait for ever.
+        if self._held or self.core.vouches:
+            # Held, the core would not be told: to it the log would wait for ever.  And what counts
+            # in memory keeps nobody waiting.
+            return False
         return self.log.unsynced_bytes <= BRIEF_SYNC_BYTES_MAX and not self._io_lock.locked()
 
     def sync_here(self) -> None:
@@ -1467,6 +1545,8 @@ class Group:
 
     def _synced(self, end: Offset, term: Term) -> None:
         self.post(Synced(end, term))
+        if self._proposals:
+            self._host.mark_dirty(self)
         if self.log.end_offset > end:
             self._host.request_sync(self)
         else:
@@ -1602,7 +1682,20 @@ class Group:
         self.core.step(Resign(may_campaign=False), self._host.now_ms())
         self.failure = error
         self._stop()
+        if self._opened.hard_state.rests_on == self._opened.boot != 0:
+            self._host.start_soon(self._note_lost_memory)
         self._host.group_failed(self, error)
+
+    async def _note_lost_memory(self) -> None:
+        """What was written may be gone although the machine runs on: say so to the next start."""
+        try:
+            async with self._io_lock:
+                if not self._is_closed:
+                    await self._host.env.run_blocking(
+                        self._opened.hard_state.lose_memory, self._opened.boot
+                    )
+        except (OSError, LogdError) as error:
+            log.error(log_events.LOST_MEMORY_NOT_NOTED, group=self.group_id, reason=str(error))
 
     async def close(self) -> None:
         """Stop: sync what is appended, and close the files.  The group is of no further use.
@@ -1625,5 +1718,6 @@ class Group:
             if self.log.failure is None:
                 self.log.sync(self.commit_offset)
                 self.log.sync_mark(self.commit_offset)
+                self._opened.hard_state.rest_on_disk(self._opened.boot)
         finally:
             self._opened.close()

@@ -10,6 +10,8 @@ from typing import Final
 
 GROUP_OPENED: Final = "group_opened"
 GROUP_FAILED: Final = "group_failed"
+RESTARTED_WITH_LOSS: Final = "restarted_with_possible_loss"
+LOST_MEMORY_NOT_NOTED: Final = "lost_memory_not_noted"
 GROUP_TRASHED: Final = "group_trashed"
 LEADER_ELECTED: Final = "leader_elected"
 LEADERSHIP_LOST: Final = "leadership_lost"

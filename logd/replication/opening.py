@@ -70,6 +70,8 @@ class OpenedGroup:
     loaded_hard_state: HardState
     commit_offset: Offset
     """From the synced mark: what certainly was committed."""
+    boot: int = 0
+    """The present boot of the machine, in whose memory the log may lie."""
     batches_replayed: int = 0
     damage: str | None = None
     """Why this replica may neither vote nor lead, and has no state; None if it is whole."""
@@ -113,6 +115,7 @@ def open_group(
     node: NodeId,
     group_id: GroupId,
     options: LogOptions,
+    boot: int = 0,
 ) -> OpenedGroup:
     """Open the replica's directory, creating it if there is none.
 
@@ -165,7 +168,8 @@ def open_group(
         terms=terms,
         configuration=replayed.configuration,
         configuration_changes=replayed.configuration_changes,
-        loaded_hard_state=HardState(term, voted_for, hard_state.is_newcomer),
+        loaded_hard_state=HardState(term, voted_for, hard_state.is_newcomer, hard_state.rests_on),
+        boot=boot,
         commit_offset=log.start_offset
         if mark is None
         else max(log.start_offset, min(mark.commit_offset, log.end_offset)),
@@ -201,6 +205,7 @@ def start_core(
         options=options,
         draw=draw,
         now_ms=now_ms,
+        boot=opened.boot,
     )
 
 

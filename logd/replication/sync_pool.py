@@ -8,6 +8,9 @@ A single log with little to sync is synced on the event loop, at the end of the 
 wrote to it: the way to a thread and back would take longer than the sync.  That holds while
 the disk is quick.  A sync that was not sends all that follow to the threads, until a number
 of them in a row have been quick again: a disk that stalls holds the loop once.
+
+A log whose batches count in memory already (``durability=replicated``) is synced a little later,
+by a thread: nobody waits for it, but what a power cut may take stays bounded.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import trio
+
+from logd.limits import UNSYNCED_S_MAX
 
 if TYPE_CHECKING:
     from logd.env import Env
@@ -39,6 +44,9 @@ class SyncPool:
         self._queued: dict[int, bool] = {}
         """Group → True while it is queued, False while it is being synced."""
         self._idle: dict[int, tuple[float, Group]] = {}
+        self._later: dict[int, tuple[float, Group]] = {}
+        """Logs whose batches count in memory: when each is due to be synced all the same."""
+        self._later_wanted = trio.Event()
         self._workers = trio.lowlevel.ParkingLot()
         self._marks = trio.Event()
 
@@ -51,6 +59,15 @@ class SyncPool:
         if group.group_id in self._queued:
             return
         self._idle.pop(group.group_id, None)
+        if group.may_sync_later:
+            if group.group_id not in self._later:
+                self._later[group.group_id] = (trio.current_time() + UNSYNCED_S_MAX, group)
+                self._later_wanted.set()
+            return
+        self._queue_now(group, is_noticed)
+
+    def _queue_now(self, group: Group, is_noticed: bool) -> None:
+        self._later.pop(group.group_id, None)
         self._queued[group.group_id] = True
         self._queue.append(group)
         if not is_noticed:
@@ -67,6 +84,7 @@ class SyncPool:
             for _ in range(WORKERS):
                 nursery.start_soon(self._work)
             nursery.start_soon(self._write_marks)
+            nursery.start_soon(self._sync_later)
 
     # --- on the event loop --------------------------------------------------------------------
 
@@ -118,6 +136,18 @@ class SyncPool:
         self._queued.pop(group.group_id, None)
         if group.needs_sync:
             self.request(group, is_noticed=False)
+
+    async def _sync_later(self) -> None:
+        while True:
+            if not self._later:
+                self._later_wanted = trio.Event()
+                await self._later_wanted.wait()
+            await trio.sleep_until(min((at for at, _ in self._later.values()), default=0))
+            now = trio.current_time()
+            for group in [group for at, group in self._later.values() if at <= now]:
+                del self._later[group.group_id]
+                if group.group_id not in self._queued and group.needs_sync:
+                    self._queue_now(group, is_noticed=False)
 
     async def _write_marks(self) -> None:
         while True:

@@ -42,10 +42,14 @@ LAYOUT: Final = (
     Field("sequence", "Q", "counts the states saved; the highest holds"),
     Field("term", "Q", "current term"),
     Field("voted_for", "Q", "node voted for in that term; 0 none"),
-    Field("newcomer", "Q", "1: the log is that of a newcomer, which may not vote yet; else 0"),
+    Field("newcomer", "I", "1: the log is that of a newcomer, which may not vote yet; else 0"),
+    Field("rests_on", "I", "boot in whose memory promises may lie; 0 none, 1 it is lost"),
 )
 _STRUCT: Final = struct.Struct("<" + "".join(field.format for field in LAYOUT))
 _CHECKSUM: Final = struct.Struct("<Q")
+
+MEMORY_LOST: Final = 1
+"""A ``rests_on`` that is no boot: what was in memory is known to be gone."""
 
 COPY_BYTES: Final = _STRUCT.size
 BLOCK_BYTES: Final = 4 * KIB
@@ -57,11 +61,17 @@ FILE_BYTES: Final = 3 * BLOCK_BYTES
 assert COPY_BYTES == 40
 
 
+def boot_number(boot_id: str) -> int:
+    """What names a boot of the machine in a hard state: 32 bits, but none that is reserved."""
+    return max(xxh3_64_intdigest(boot_id.encode()) & 0xFFFF_FFFF, MEMORY_LOST + 1)
+
+
 class _State(NamedTuple):
     sequence: int
     term: Term
     voted_for: NodeId | None
     is_newcomer: bool = False
+    rests_on: int = 0
 
 
 class HardStateFile:
@@ -146,7 +156,45 @@ class HardStateFile:
         """Whether the replica was made empty after an earlier one, and may not vote yet."""
         return self._state.is_newcomer
 
-    def save(self, term: Term, voted_for: NodeId | None, *, is_newcomer: bool = False) -> None:
+    @property
+    def rests_on(self) -> int:
+        """The boot in whose memory some of what the replica vouches for may lie; 0: none."""
+        return self._state.rests_on
+
+    def rest_on_disk(self, boot: int) -> None:
+        """The log is synced and takes no more: nothing lies in the memory of ``boot`` alone.
+
+        Raises:
+            StorageFailedError: as ``save``.
+        """
+        self._save_rests_on(0, boot)
+
+    def lose_memory(self, boot: int) -> None:
+        """The log has failed: what lay in the memory of ``boot`` cannot be relied on.
+
+        Raises:
+            StorageFailedError: as ``save``.
+        """
+        self._save_rests_on(MEMORY_LOST, boot)
+
+    def _save_rests_on(self, rests_on: int, boot: int) -> None:
+        state = self._state
+        if state.rests_on == boot != 0:  # Else it is doubtful, or has nothing to lose.
+            self.save(
+                state.term,
+                state.voted_for,
+                is_newcomer=state.is_newcomer,
+                rests_on=rests_on,
+            )
+
+    def save(
+        self,
+        term: Term,
+        voted_for: NodeId | None,
+        *,
+        is_newcomer: bool = False,
+        rests_on: int = 0,
+    ) -> None:
         """Save durably.  Until this returns nothing may be sent that depends on it.
 
         Raises:
@@ -160,7 +208,7 @@ class HardStateFile:
         assert term > before.term or before.voted_for in (None, voted_for), "votes never change"
         assert voted_for is None or voted_for > 0
         assert before.is_newcomer or not is_newcomer, "a newcomer only at the beginning"
-        state = _State(before.sequence + 1, term, voted_for, is_newcomer)
+        state = _State(before.sequence + 1, term, voted_for, is_newcomer, rests_on)
         try:
             self._write(state)
         except OSError as error:
@@ -185,7 +233,12 @@ class HardStateFile:
 def _encode_slot(state: _State, identity: LogIdentity) -> bytes:
     """Both copies, up to the end of the second."""
     packed = _STRUCT.pack(
-        0, state.sequence, state.term, state.voted_for or 0, int(state.is_newcomer)
+        0,
+        state.sequence,
+        state.term,
+        state.voted_for or 0,
+        int(state.is_newcomer),
+        state.rests_on,
     )
     checked = packed[_CHECKSUM.size :]
     copy = _CHECKSUM.pack(xxh3_64_intdigest(checked, seed=identity.group)) + checked
@@ -202,10 +255,10 @@ def _decode_slot(path: str, content: bytes, slot: int, identity: LogIdentity) ->
         copy = content[slot + position : slot + position + COPY_BYTES]
         if len(copy) < COPY_BYTES:
             continue
-        checksum, sequence, term, voted_for, newcomer = _STRUCT.unpack(copy)
+        checksum, sequence, term, voted_for, newcomer, rests_on = _STRUCT.unpack(copy)
         if xxh3_64_intdigest(copy[_CHECKSUM.size :], seed=identity.group) == checksum:
             vote = NodeId(voted_for) if voted_for else None
-            intact.append(_State(sequence, Term(term), vote, bool(newcomer)))
+            intact.append(_State(sequence, Term(term), vote, bool(newcomer), rests_on))
     if not intact:
         raise CorruptionError(
             f"{path}: neither copy in the slot at position {slot} is intact; it may have held "

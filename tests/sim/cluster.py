@@ -81,6 +81,7 @@ class SimNode:
         """Its disk refuses until it is replaced, whatever life it is."""
         self._cluster = cluster
         self._lives = 0
+        self._boots = 1
         self._stop = trio.Event()
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
@@ -118,7 +119,7 @@ class SimNode:
             incarnation=Incarnation(self.host, self._lives),
             network=cluster.network,
             files=self.files,
-            boot_id=f"{self.host}#{self._lives}",
+            boot_id=f"{self.host}#{self._boots}",
             blocking=self.blocking,
             clock_skew_ms=self.clock_skew_ms,
             clock_rate=dict(enumerate(cluster.settings.clock_rates, 1)).get(self.node, 1.0),
@@ -181,6 +182,7 @@ class SimNode:
         self.env.crash(vanish=True if power and vanish is None else vanish)
         if power:
             self.files.crash(self._cluster.chance)
+            self._boots += 1
         else:
             self.files.kill()
         self._scope.cancel()

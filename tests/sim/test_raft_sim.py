@@ -544,7 +544,11 @@ class Cluster:
             options=self.options,
             draw=self.chance.random,
             now_ms=self.now_ms,
+            boot=self.boot_of(node),
         )
+
+    def boot_of(self, node: NodeId) -> int:
+        return 0  # Nothing rests on memory.
 
     def crash(self, replica: Replica) -> None:
         """The disk is kept, and of what was not synced some first part."""

@@ -30,14 +30,14 @@ CORE_MUTANTS = (
         "send a vote that is not persisted",
         "P2: one leader per term",
         "logd/raft/core.py",
-        "if before[:3] != (self._term, self._voted_for, self._is_newcomer):",
+        "if before[:4] != (self._term, self._voted_for, self._is_newcomer, self._rests_on):",
         "if before.term != self._term:",
     ),
     Mutant(
         "send before persisting",
         "P2: one leader per term",
         "logd/raft/core.py",
-        "            if output.persist is None and not",
+        "            if is_early and not",
         "            if True or not",
     ),
     Mutant(
@@ -375,8 +375,8 @@ CORE_MUTANTS = (
         "a snapshot is acknowledged before it is installed",
         "P1",
         "logd/raft/core.py",
-        "if output.persist is None and not output.install_snapshot:",
-        "if output.persist is None:",
+        "if is_early and not output.install_snapshot:",
+        "if is_early:",
     ),
     Mutant(
         "the configuration of a snapshot is not taken over",
@@ -403,7 +403,7 @@ CORE_MUTANTS = (
         "leadership is handed to a target that lacks batches",
         "liveness: a transfer costs no election",
         "logd/raft/leadership.py",
-        "if progress.match == self._log.end and not",
+        "if self._counted_end_of(progress.node) == self._log.end and not",
         "if not",
     ),
 )

@@ -106,6 +106,7 @@ class Replica:
         draw: Callable[[], float],
         now_ms: int,
         tail: Sequence[Batch] = (),
+        boot: int = 0,
     ) -> None:
         """Recover from ``disk`` and the part of the unsynced ``tail`` that the crash kept."""
         disk.batches += tail
@@ -137,6 +138,7 @@ class Replica:
             options=options,
             draw=draw,
             now_ms=now_ms,
+            boot=boot,
         )
 
     @property
@@ -215,7 +217,7 @@ class Replica:
         """Append one batch as the leader."""
         base_offset = self.core.log_end
         span = BatchSpan(base_offset, Offset(base_offset + span_offsets), self.core.term)
-        output = self.core.step(Appended((span,)), now_ms)
+        output = self.core.step(Appended((span,), isinstance(value, Configuration)), now_ms)
         envelopes = self.carry_out(output, (), now_ms)
         return output, envelopes + self._write([Batch(span, value)], now_ms)
 

@@ -38,6 +38,7 @@ from logd.replication.opening import open_group, start_core
 from logd.replication.peer_protocol import Lane
 from logd.replication.received import check_append
 from logd.storage.directory import DataDirectory
+from logd.storage.hard_state import boot_number
 from logd.storage.log import LogOptions
 from logd.types import Buffer, GroupId, HostPort, NodeId, Offset, Term
 from tests.sim.env import BlockingConditions, SimEnv
@@ -270,6 +271,7 @@ async def open_replica(
     tail_cache_bytes: int = 1024 * KIB,
     blocking: BlockingConditions = PROMPT,
     life: int = 1,
+    boot_id: str = "boot",
 ) -> AsyncIterator[Replica]:
     """A node with one group.  At the end of the block the node vanishes."""
     files = SimulatedFileSystem(random.Random(1)) if files is None else files
@@ -279,7 +281,7 @@ async def open_replica(
         incarnation=Incarnation("node1", life),
         network=network,
         files=files,
-        boot_id="boot",
+        boot_id=boot_id,
         blocking=blocking,
     )
     config = BrokerConfig(
@@ -292,7 +294,12 @@ async def open_replica(
     node = TappedNode(config, env, Membership(OURSELVES, directory, config.cluster, env))
     node.sent = []
     opened = open_group(
-        files, directory, OURSELVES, group_id, LogOptions(segment_bytes=segment_bytes)
+        files,
+        directory,
+        OURSELVES,
+        group_id,
+        LogOptions(segment_bytes=segment_bytes),
+        boot_number(boot_id),
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
