@@ -626,6 +626,7 @@ def test_a_sync_that_fails_while_a_vote_waits_for_the_disk_stops_only_this_repli
             placed_before = replica.propose()
             replica.fail_disk("sync", match=".log")
             await until(lambda: replica.group.log.end_offset == 2)
+            await until(lambda: replica.group._io_lock.locked())
             # The sync is under way; what follows needs the disk, and waits for its end.
             replica.depose(Term(5))
             await a_while()
