@@ -16,6 +16,8 @@ from logd.errors import LogdError, PartialAppendError, WouldBlock
 from logd_client.admin import Admin
 from logd_client.client import Client, connect
 from logd_client.consumer import Consumer
+from logd_client.coordination.fences import Fence
+from logd_client.coordination.leases import Lease
 from logd_client.delivery import Ack, AckRange, Ticket
 from logd_client.producer import Producer
 from logd_client.records import Batch, Record
@@ -28,6 +30,8 @@ __all__ = [
     "Batch",
     "Client",
     "Consumer",
+    "Fence",
+    "Lease",
     "LogdError",
     "PartialAppendError",
     "Producer",

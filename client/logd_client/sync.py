@@ -30,6 +30,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from logd.errors import LogdError, UsageError
+from logd.wire.coordination import DEFAULT_NAMESPACE
 from logd.wire.messages import (
     BrokerInfo,
     DescribeBrokerResponse,
@@ -42,8 +43,10 @@ from logd.wire.messages import (
     TopicInfo,
 )
 from logd_client import client as asynchronous
+from logd_client import sync_coordination as blocking
 from logd_client.admin import Admin as AsyncAdmin
 from logd_client.consumer import Consumer as AsyncConsumer
+from logd_client.coordination.fences import Fence, HasFence
 from logd_client.delivery import Ack, AckRange
 from logd_client.delivery import Ticket as AsyncTicket
 from logd_client.producer import Producer as AsyncProducer
@@ -133,6 +136,63 @@ class Client:
         """Options are those of ``logd_client.Client.consumer``."""
         portal = self._open_portal()
         return Consumer(portal, portal.call(partial(self._client.consumer, topic, **options)))
+
+    # --- coordination: arguments are those of ``logd_client.Client`` -----------------------
+
+    def lock(self, name: str, **options: Any) -> blocking.Lock:
+        """``with client.lock("orders/compactor") as lease``."""
+        portal = self._open_portal()
+        return blocking.Lock(portal, portal.call(partial(self._client.lock, name, **options)))
+
+    def semaphore(self, name: str, capacity: int, **options: Any) -> blocking.Lock:
+        portal = self._open_portal()
+        made = portal.call(partial(self._client.semaphore, name, capacity, **options))
+        return blocking.Lock(portal, made)
+
+    def election(self, name: str, **options: Any) -> blocking.Election:
+        portal = self._open_portal()
+        return blocking.Election(
+            portal, portal.call(partial(self._client.election, name, **options))
+        )
+
+    def members(self, group: str, **options: Any) -> blocking.Group:
+        portal = self._open_portal()
+        return blocking.Group(portal, portal.call(partial(self._client.members, group, **options)))
+
+    def assignments(self, group: str, **options: Any) -> blocking.Assignments:
+        portal = self._open_portal()
+        made = portal.call(partial(self._client.assignments, group, **options))
+        return blocking.Assignments(portal, made)
+
+    def queue(self, name: str) -> blocking.Queue:
+        portal = self._open_portal()
+        return blocking.Queue(portal, portal.call(self._client.queue, name))
+
+    def kv(self, namespace: str = DEFAULT_NAMESPACE) -> blocking.KeyValues:
+        portal = self._open_portal()
+        return blocking.KeyValues(portal, portal.call(self._client.kv, namespace))
+
+    def barrier(self, name: str) -> blocking.Barrier:
+        portal = self._open_portal()
+        return blocking.Barrier(portal, portal.call(self._client.barrier, name))
+
+    def double_barrier(self, name: str, count: int, member: str) -> blocking.DoubleBarrier:
+        portal = self._open_portal()
+        made = portal.call(self._client.double_barrier, name, count, member)
+        return blocking.DoubleBarrier(portal, made)
+
+    def latch(self, name: str, count: int) -> blocking.Latch:
+        portal = self._open_portal()
+        return blocking.Latch(portal, portal.call(self._client.latch, name, count))
+
+    def counter(self, name: str) -> blocking.Counter:
+        portal = self._open_portal()
+        return blocking.Counter(portal, portal.call(self._client.counter, name))
+
+    def sequence(self, name: str, **options: Any) -> blocking.NumberSequence:
+        portal = self._open_portal()
+        made = portal.call(partial(self._client.sequence, name, **options))
+        return blocking.NumberSequence(portal, made)
 
     def _open_portal(self) -> _Portal:
         if self._portal is None:
@@ -296,6 +356,7 @@ class Producer(_Entered):
         timestamp_ms: int | None = None,
         partition: int | None = None,
         expected_offset: int | None = None,
+        fence: Fence | HasFence | None = None,
     ) -> Ack:
         return self._portal.call(
             partial(
@@ -306,6 +367,7 @@ class Producer(_Entered):
                 timestamp_ms=timestamp_ms,
                 partition=partition,
                 expected_offset=expected_offset,
+                fence=fence,
             )
         )
 
@@ -317,13 +379,19 @@ class Producer(_Entered):
         headers: Sequence[tuple[str, bytes]] = (),
         timestamp_ms: int | None = None,
         partition: int | None = None,
+        fence: Fence | HasFence | None = None,
     ) -> Ticket:
         """The record is queued; ``ticket.result()`` waits for its acknowledgement."""
 
         def queue() -> Ticket:
             # Wrapped in the loop's thread: the portal awaits whatever awaitable it is handed.
             ticket = self._producer.append_nowait(
-                value, key=key, headers=headers, timestamp_ms=timestamp_ms, partition=partition
+                value,
+                key=key,
+                headers=headers,
+                timestamp_ms=timestamp_ms,
+                partition=partition,
+                fence=fence,
             )
             return Ticket(self._portal, ticket)
 
@@ -337,6 +405,7 @@ class Producer(_Entered):
         keys: Sequence[bytes | None] | None = None,
         timestamp_ms: int | None = None,
         partition: int | None = None,
+        fence: Fence | HasFence | None = None,
     ) -> tuple[AckRange, ...]:
         return self._portal.call(
             partial(
@@ -346,8 +415,12 @@ class Producer(_Entered):
                 keys=keys,
                 timestamp_ms=timestamp_ms,
                 partition=partition,
+                fence=fence,
             )
         )
+
+    def raise_fence(self, lease: Fence | HasFence) -> dict[int, int]:
+        return self._portal.call(self._producer.raise_fence, lease)
 
     @property
     def trouble(self) -> LogdError | None:

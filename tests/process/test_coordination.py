@@ -35,7 +35,7 @@ from logd.errors import (
 from logd.limits import VALUE_BYTES_MAX
 from logd.types import NodeId
 from logd.wire.coordination import COORDINATION_TOPIC, CloseSession, Done, Event, partition_of
-from logd_client import Client, connect
+from logd_client import Client, connect, sync
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.coordination.keys import put
 from logd_client.coordination.leases import Lease
@@ -483,6 +483,61 @@ async def test_recipes(cluster: LocalCluster, anyio_backend: object) -> None:
         assert await other.counter(name).get() == 3
         assert len(set(numbers)) == 5
         assert numbers[:4] == sorted(numbers[:4])
+
+
+# --- blocking ---------------------------------------------------------------------------
+
+
+def test_the_blocking_client_has_the_same_verbs(cluster: LocalCluster) -> None:
+    name, topic = fresh("blocking"), fresh("topic")
+    done: list[bytes] = []
+    with sync.connect(cluster.bootstrap) as client:
+        client.admin.create_topic(topic)
+        with client.lock(name, protects=[topic]) as lease, client.producer(topic) as producer:
+            lease.check()
+            assert client.lock(name).try_acquire() is None
+            assert client.lock(name).verify(lease.token)
+            producer.append(b"held", fence=lease)
+            producer.append_nowait(b"held", fence=lease).result()
+            producer.append_many([b"held"], fence=lease)
+            old = lease.fence
+        with client.lock(name) as lease, client.producer(topic) as producer:
+            producer.raise_fence(lease)
+            with pytest.raises(FencedError):
+                producer.append(b"late", fence=old)
+        with client.semaphore(name, 2):
+            assert len(client.lock(name).holders().holders) == 0
+        with client.election(name).campaign(b"x") as leadership:
+            leadership.proclaim(b"y")
+            leader = next(client.election(name).observe())
+            assert leader is not None
+            assert leader.data == b"y"
+        with client.members(name).join("m") as membership:
+            membership.update(b"z")
+            assert [one.data for one in client.members(name).list().members] == [b"z"]
+        queue = client.queue(name)
+        queue.put_many([b"1", b"2"])
+        queue.put(b"3")
+        (claim,) = queue.claim()
+        claim.complete()
+        assert queue.work(lambda one: done.append(one.payload), until_empty=True) == 2
+        assert queue.statistics().completed == 3
+        kv = client.kv(name)
+        revision = kv.put("k", b"v")
+        with kv.watch("k", revision=revision) as events:
+            assert events.next() is not None
+            kv.cas("k", b"w", revision=revision)
+            assert next(iter(events)).value == b"w"
+        assert (kv.delete("k"), kv.get("k")) == (1, None)
+        client.latch(name, 1).count_down()
+        client.latch(name, 1).wait()
+        client.barrier(name).wait()
+        with client.double_barrier(name, 1, "m"):
+            pass
+        assert client.counter(name).add(2) == 2
+        assert client.sequence(name).next() == 0
+        client.assignments(name).set(["s"])
+        assert [row.shard for row in client.assignments(name).list().shards] == ["s"]
 
 
 # --- bad input --------------------------------------------------------------------------

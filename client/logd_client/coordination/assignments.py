@@ -62,6 +62,11 @@ class OwnedShard:
         """Whether the session is lost, by the clock as it is now."""
         return self._session.is_lost()
 
+    @property
+    def must_stop(self) -> bool:
+        """It is to move, or lost: for those who cannot be cancelled."""
+        return self.is_revoked or self.is_lost
+
     def check(self) -> None:
         """Go on only if it is owned, as far as this process knows.
 
@@ -82,6 +87,7 @@ class Assignments:
     def __init__(self, sessions: Sessions, name: Name, ttl_ms: int | None) -> None:
         self._sessions = sessions
         self._name = name
+        self._ttl_ms = ttl_ms
         self._group = Group(sessions, name, ttl_ms)
 
     async def set(self, shards: Sequence[str], weights: Sequence[float] = ()) -> None:
@@ -124,6 +130,16 @@ class Assignments:
         """Whether ``token`` owns ``shard`` at this moment; see ``Place.verify``."""
         found = await self.list()
         return any(row.shard == shard and row.token == token and row.owner for row in found.shards)
+
+    async def report_load(self, member: str, loads: Mapping[str, float]) -> None:
+        """Tell what the shards of ``member`` cost; the next spreading weighs by it."""
+        session = await self._sessions.get(self._name.namespace, self._ttl_ms)
+        report = ReportLoad(
+            group=self._name.name,
+            member=checked_name(member),
+            loads={checked_name(shard): float(load) for shard, load in loads.items()},
+        )
+        await session.call(report, Done)
 
     def worker(self, member: str | None = None, data: bytes | str = b"") -> Worker:
         """A member that owns shards; ``await worker.run(run_shard)``."""
@@ -194,13 +210,7 @@ class Worker:
 
     async def report_load(self, loads: Mapping[str, float]) -> None:
         """Tell what shards cost; the next spreading weighs by it.  Cancelled, it may be told."""
-        session = await self._sessions.get(self._name.namespace, self._membership.ttl_ms)
-        report = ReportLoad(
-            group=self._name.name,
-            member=self.member,
-            loads={checked_name(shard): float(load) for shard, load in loads.items()},
-        )
-        await session.call(report, Done)
+        await self._assignments.report_load(self.member, loads)
 
     # --- inside -------------------------------------------------------------------------
 
