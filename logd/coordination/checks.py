@@ -23,6 +23,7 @@ from logd.coordination.names import (
 )
 from logd.errors import InvalidRequestError, NotAuthorizedError, UnsupportedVersionError
 from logd.limits import (
+    ANSWER_ENTRIES_MAX,
     ATTEMPTS_MAX,
     DEAD_ITEMS_MAX,
     DELAY_MS_MAX,
@@ -60,6 +61,9 @@ from logd.wire.coordination import (
     Proclaim,
     Put,
     PutItems,
+    Query,
+    ReadKeys,
+    ReadQueue,
     RedriveItems,
     Release,
     ReleaseItems,
@@ -103,6 +107,21 @@ def check_command(command: Command) -> None:
     if check is None:
         raise UnsupportedVersionError(f"{type(command).__name__} is no command")
     check(command)
+
+
+def check_query(query: Query) -> None:
+    """Accept a question that can be answered; names that are none are just not there.
+
+    Raises:
+        RequestError: says what is wrong with it.
+    """
+    match query:
+        case ReadKeys():
+            _check_operation(query.get)
+        case ReadQueue():
+            check_count("dead", query.dead, 0, ANSWER_ENTRIES_MAX)
+        case _:
+            pass
 
 
 def _check_open(command: OpenSession) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from logd.coordination.checks import check_entry
+from logd.coordination.checks import check_entry, check_query
 from logd.coordination.events import compacted
 from logd.coordination.names import check_name
 from logd.coordination.namespace import Namespace
@@ -117,6 +117,7 @@ class CoordinationState:
         space = self._namespaces.get(namespace)
         try:
             check_name("namespace", namespace)
+            check_query(query)
             if space is None:
                 space = Namespace(namespace, PartitionUsage(), self._applied, _ignore, _ignore)
             return space.answer(query, revision, self._log_time_ms)

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from typing import Final
 
 Place = tuple[str, str]
 """A namespace and a queue."""
+
+_SPARE: Final = 64
+"""Entries that were overtaken by earlier ones stay until there are this many too many."""
 
 
 class Timers:
@@ -30,6 +34,9 @@ class Timers:
         if known is None or due_ms < known:
             self._scheduled[place] = due_ms
             heapq.heappush(self._heap, (due_ms, place))
+            if len(self._heap) > 2 * len(self._scheduled) + _SPARE:
+                self._heap = [(due_ms, place) for place, due_ms in self._scheduled.items()]
+                heapq.heapify(self._heap)
 
     def first(self) -> tuple[int, Place] | None:
         """When the first is due, and which it is."""
@@ -45,6 +52,10 @@ class Timers:
             del self._scheduled[place]
             self.schedule(place, really)
         return None
+
+    def __len__(self) -> int:
+        """Entries, those included that were overtaken."""
+        return len(self._heap)
 
     def may_be_due(self, now_ms: int) -> bool:
         """Cheap: False means that certainly nothing is."""

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from logd.coordination.state import CoordinationState
-from logd.errors import CompactedError, ConflictError, CorruptionError, NewerFormatError
+from logd.errors import (
+    CompactedError,
+    ConflictError,
+    CorruptionError,
+    InvalidNameError,
+    InvalidRequestError,
+    NewerFormatError,
+)
 from logd.limits import EVENTS_PER_NAMESPACE_MAX
 from logd.wire.coordination import (
     Compare,
@@ -18,6 +25,7 @@ from logd.wire.coordination import (
     Operation,
     Put,
     ReadKeys,
+    ReadQueue,
     Transact,
     Transacted,
 )
@@ -152,6 +160,24 @@ def test_ranges_are_half_open_in_order_and_tell_how_many_there_are() -> None:
     assert read(partition, b"k3", b"k1").found == []
     limited = read(partition, b"k", b"l", limit=3)
     assert (len(limited.found), limited.count) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        ReadKeys(get=Get(key=b"")),
+        ReadKeys(get=Get(key=b"a", end=b"", limit=-1)),
+        ReadKeys(get=Get(key=b"a", end=bytes(1025))),
+        ReadQueue(queue="q", dead=-1),
+        ReadQueue(queue="q", dead=10_001),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_refused(query: ReadKeys | ReadQueue) -> None:
+    partition = Partition()
+    partition.open()
+
+    assert error_of(partition.state.answer(NAMESPACE, query)) is InvalidRequestError
+    assert error_of(partition.state.answer("no name", query)) is InvalidNameError
 
 
 def test_a_range_is_deleted_as_one_change() -> None:

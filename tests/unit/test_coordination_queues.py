@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from logd.coordination.timers import Place, Timers
 from logd.errors import NotHeldError, UnknownNameError
 from logd.limits import DUE_PER_COMMAND_MAX
 from logd.types import Offset
@@ -451,3 +452,18 @@ def test_an_advance_before_its_time_changes_nothing() -> None:
     partition.state.apply(Entry(NAMESPACE, 0, 0, 0, partition.now_ms + 99, Advance()), Offset(50))
 
     assert statistics(partition).delayed == 1
+
+
+def test_timers_that_were_overtaken_do_not_pile_up() -> None:
+    dues: dict[Place, int] = {("n", "q"): 1_000_000}
+    timers = Timers(dues.get)
+    timers.schedule(("n", "q"), 1_000_000)
+
+    for now in range(1_000):
+        dues["n", "q"] = now
+        timers.schedule(("n", "q"), now)
+        assert timers.first() == (now, ("n", "q"))
+        dues["n", "q"] = 1_000_000
+        assert timers.first() == (1_000_000, ("n", "q"))
+
+    assert len(timers) < 100
