@@ -22,6 +22,8 @@ from typing import Final, NamedTuple
 
 from logd.errors import UsageError
 from logd.limits import (
+    FEATURE_LEVEL,
+    FEATURE_LEVEL_MIN,
     FRAME_BYTES_MAX,
     METADATA_VOTERS_MAX,
     MIB,
@@ -189,6 +191,13 @@ class BrokerConfig:
     so for the whole cluster while it runs.
     """
 
+    feature_level_max: int = FEATURE_LEVEL
+    """The highest feature level that this broker claims to support.
+
+    Lower than what its version supports only to rehearse an upgrade: a cluster is kept from what
+    came with a higher level as it would be by a broker of an older version.
+    """
+
     rebalance_interval_ms: int = 0
     """How often the controller evens out the brokers by itself, a few partitions at a time.
 
@@ -335,6 +344,7 @@ class BrokerConfig:
             ("restart_wait_ms", 0, 86_400_000),
             ("leader_balance_interval_ms", 0, 3_600_000),
             ("replace_after_ms", 0, 30 * 86_400_000),
+            ("feature_level_max", FEATURE_LEVEL_MIN, FEATURE_LEVEL),
             ("rebalance_interval_ms", 0, 86_400_000),
             ("scrub_bytes_per_s", 0, 2**40),
             ("compaction_bytes_per_s", 0, 2**40),

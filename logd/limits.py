@@ -361,3 +361,11 @@ assert COORDINATION_ENTRIES_PER_BATCH_MAX <= RECORDS_PER_BATCH_MAX
 assert SESSIONS_PER_KEEP_ALIVE_MAX * 9 + KIB < FRAME_HEADER_BYTES_MAX
 # What is counted is at most what a snapshot may be, which has less around each record.
 assert STATE_BYTES_PER_PARTITION_MAX < SNAPSHOT_BYTES_MAX
+
+FEATURE_LEVEL_MIN: Final = 1
+"""The lowest feature level at which this version works; that of brokers that name none."""
+
+FEATURE_LEVEL: Final = 2
+"""The highest (``metadata/features.py``)."""
+
+assert FEATURE_LEVEL_MIN <= FEATURE_LEVEL

@@ -34,6 +34,8 @@ from logd.wire.messages import (
     OffsetsRequest,
     OffsetsResponse,
     PlannedMoveInfo,
+    RaiseFeatureLevelRequest,
+    RaiseFeatureLevelResponse,
     SetRebalancingRequest,
     SetRebalancingResponse,
     StartPlanRequest,
@@ -267,6 +269,28 @@ class Admin:
             CancelPlanResponse,
         )
         return response.state
+
+    async def raise_feature_level(self, level: int | None = None) -> int:
+        """Let the cluster use what the version of its brokers brought.  Never taken back.
+
+        Args:
+            level: default: the highest that all registered brokers support.
+
+        Returns:
+            The level that the cluster is at now.
+
+        Raises:
+            InvalidRequestError: some broker does not support it, or it is lower than now.
+        """
+        if level is not None:
+            require_int("level", level)
+        response = await self._routing.call(
+            self._routing.controller_connection,
+            RaiseFeatureLevelRequest(level=level, timeout_ms=self._timeout_ms),
+            RaiseFeatureLevelResponse,
+        )
+        self._routing.view.reached(response.metadata_offset)
+        return response.level
 
     async def set_rebalancing(
         self,

@@ -285,6 +285,9 @@ class Admin:
             )
         )
 
+    def raise_feature_level(self, level: int | None = None) -> int:
+        return self._portal.call(self._admin.raise_feature_level, level)
+
     def list_topics(self) -> list[TopicInfo]:
         return self._portal.call(self._admin.list_topics)
 

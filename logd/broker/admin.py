@@ -93,6 +93,8 @@ async def metadata(broker: Broker, request: MetadataRequest) -> MetadataResponse
         unknown=[name for name in unknown if following is None or name < following],
         metadata_offset=broker.metadata.applied_offset,
         next=following,
+        feature_level=state.feature_level,
+        feature_level_available=state.feature_level_available,
     )
 
 

@@ -72,12 +72,18 @@ async def join_cluster(broker: Broker, command: RegisterBroker) -> None:
 
 
 async def ask_until_known(broker: Broker, command: RegisterBroker) -> None:
-    """Learn of those who vote in the metadata log, while that log has not told it yet."""
+    """Learn of those who vote in the metadata log, while that log has not told it yet.
+
+    Asked at least once: whoever is told to join a cluster with the directory of another one shall
+    hear of it, and not go on as a member of that.
+    """
+    await _ask(broker, command)
     while not broker.metadata.is_known:
-        await _ask(broker, command)
         with trio.move_on_after(ASK_AGAIN_S):
             while not broker.metadata.is_known:
                 await broker.metadata.changed()
+        if not broker.metadata.is_known:
+            await _ask(broker, command)
 
 
 async def _ask(broker: Broker, command: RegisterBroker) -> JoinResponse | None:
@@ -105,7 +111,11 @@ async def _ask(broker: Broker, command: RegisterBroker) -> JoinResponse | None:
 async def _exchange(broker: Broker, address: HostPort, command: RegisterBroker) -> JoinResponse:
     stream = await broker.env.network.connect(address)
     try:
-        request = JoinRequest(protocol=PEER_PROTOCOL_VERSION, command=encode_command(command))
+        request = JoinRequest(
+            protocol=PEER_PROTOCOL_VERSION,
+            command=encode_command(command),
+            cluster_id=broker.membership.cluster_id,
+        )
         await stream.send([encode_message(PeerKind.JOIN_REQUEST, request, 0)])
         decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
         while (frame := decoder.next_frame()) is None:
@@ -137,6 +147,13 @@ async def answer_join(broker: Broker, request: JoinRequest) -> JoinResponse:
     members = broker.membership.directory.members
     if members is None or not broker.metadata.is_known:
         return JoinResponse(refused=f"broker {broker.node.node} is no member of a cluster yet")
+    ours = broker.metadata.state.cluster_id
+    if request.cluster_id not in (None, ours):
+        return JoinResponse(
+            refused=f"the data directory belongs to cluster {request.cluster_id}, this is {ours}: "
+            "start it with an empty directory, or without --join if it shall stay where it is",
+            is_final=True,
+        )
     try:
         command = decode_command(request.command)
         if not isinstance(command, RegisterBroker):

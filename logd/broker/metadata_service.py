@@ -30,6 +30,7 @@ from logd.errors import (
 )
 from logd.limits import COMMANDS_PER_SNAPSHOT, FETCH_BYTES_MAX, PRODUCER_IDS_PER_BLOCK
 from logd.metadata.commands import AllocateProducerIds, Command, decode_command, encode_command
+from logd.metadata.features import check_level
 from logd.metadata.state import MetadataState, ProducerIdBlock
 from logd.record.batch import seal_opaque
 from logd.record.header import HEADER_BYTES, BatchKind, split_batches
@@ -235,6 +236,8 @@ class MetadataService:
             RequestError: the command was refused, or could not be committed in time
                 (``may_have_applied`` tells whether it still may be).
         """
+        # A broker of an older version could not go on behind what it does not know.
+        check_level(command, self.state.feature_level)
         encoded = encode_command(command)
         is_in_doubt = False
         """An attempt was made, and it is not known that it came to nothing."""
@@ -323,7 +326,7 @@ class MetadataService:
 
     async def _serve_forward(self, source: NodeId, forward: Forward) -> None:
         try:
-            decode_command(forward.command)
+            check_level(decode_command(forward.command), self.state.feature_level)
             offset = await self._propose(forward.command, forward.timeout_ms)
         except LogdError as error:
             self._answer(source, forward, error)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
+
+from logd.broker import log_events
 from logd.broker.plan_runner import is_controller
 from logd.errors import (
     BrokerInUseError,
@@ -17,14 +20,17 @@ from logd.metadata.commands import (
     CancelPlan,
     Command,
     DrainBroker,
+    RaiseFeatureLevel,
     RemoveBroker,
     ResumeBroker,
     SetRebalancing,
     StartPlan,
 )
+from logd.metadata.features import registered_range
 from logd.metadata.layout import Broker as KnownBroker
 from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, Plan, PlannedMove
 from logd.metadata.moving import BrokerChanged, PlanChanged, RebalancingSet
+from logd.metadata.state import FeatureLevelRaised
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import (
     AlterBrokerRequest,
@@ -38,6 +44,8 @@ from logd.wire.messages import (
     Message,
     PlanInfo,
     PlannedMoveInfo,
+    RaiseFeatureLevelRequest,
+    RaiseFeatureLevelResponse,
     SetRebalancingRequest,
     SetRebalancingResponse,
     StartPlanRequest,
@@ -46,6 +54,8 @@ from logd.wire.messages import (
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
+
+log = structlog.get_logger(__name__)
 
 ADMIN_TIMEOUT_MS_MAX: Final = 300_000
 
@@ -60,6 +70,8 @@ def broker_info(broker: Broker, known: KnownBroker) -> BrokerInfo:
         failure_domain=known.failure_domain,
         alive=broker.node.is_up(known.node),
         draining=known.is_draining,
+        version=known.version,
+        feature_level_max=registered_range(known.features)[1],
     )
 
 
@@ -119,6 +131,26 @@ async def _leave_metadata_group(broker: Broker, node: NodeId) -> None:
     await group.change_configuration(voters, learners)
     if node == broker.node.node:
         raise NotLeaderError("the controller that is to be removed has handed over", None)
+
+
+async def raise_feature_level(
+    broker: Broker, request: RaiseFeatureLevelRequest
+) -> RaiseFeatureLevelResponse:
+    """Let the cluster use what its brokers' version brought."""
+    _check(broker, request.timeout_ms)
+    if not is_controller(broker):
+        raise NotLeaderError("only the controller raises the feature level", broker.controller)
+    level = request.level
+    if level is None:
+        level = broker.metadata.state.feature_level_available
+    result = await broker.metadata.execute(
+        RaiseFeatureLevel(level=level), timeout_ms=request.timeout_ms, safe_to_repeat=True
+    )
+    assert isinstance(result, FeatureLevelRaised)
+    log.warning(log_events.FEATURE_LEVEL_RAISED, level=result.level)
+    return RaiseFeatureLevelResponse(
+        level=result.level, metadata_offset=broker.metadata.applied_offset
+    )
 
 
 async def start_plan(broker: Broker, request: StartPlanRequest) -> StartPlanResponse:
@@ -247,5 +279,6 @@ REBALANCING_HANDLERS: Final[dict[int, Callable[[Broker, Any], Awaitable[Message]
     Kind.CANCEL_PLAN: cancel_plan,
     Kind.SET_REBALANCING: set_rebalancing,
     Kind.DESCRIBE_REBALANCE: describe_rebalance,
+    Kind.RAISE_FEATURE_LEVEL: raise_feature_level,
 }
 """Request kind → handler."""

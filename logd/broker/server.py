@@ -39,8 +39,14 @@ from logd.broker.plan_runner import run_plans
 from logd.broker.recent_events import RecentEvents
 from logd.broker.session import Session
 from logd.errors import LogdError, RefusedError
-from logd.limits import CONNECTIONS_MAX, DESCRIPTORS_SPARE, METADATA_VOTERS_MAX
+from logd.limits import (
+    CONNECTIONS_MAX,
+    DESCRIPTORS_SPARE,
+    FEATURE_LEVEL_MIN,
+    METADATA_VOTERS_MAX,
+)
 from logd.metadata.commands import FormCluster, RegisterBroker
+from logd.metadata.features import LEVEL_MAX, LEVEL_MIN
 from logd.raft.messages import TransferLeadership
 from logd.replication.membership import Membership
 from logd.replication.node import Node
@@ -228,7 +234,11 @@ async def _form(broker: Broker, members: dict[int, str]) -> None:
             voters = {
                 NodeId(n): DirectoryId(members[n]) for n in sorted(members)[:METADATA_VOTERS_MAX]
             }
-            command = FormCluster(cluster_id=f"{rng.getrandbits(64):016x}", voters=voters)
+            command = FormCluster(
+                cluster_id=f"{rng.getrandbits(64):016x}",
+                voters=voters,
+                feature_level=broker.config.feature_level_max,
+            )
             try:
                 await metadata.execute(
                     command, timeout_ms=REGISTER_TIMEOUT_MS, safe_to_repeat=False
@@ -275,6 +285,7 @@ def _registration(broker: Broker) -> RegisterBroker:
         failure_domain=config.failure_domain,
         rack=config.rack,
         version=__version__,
+        features={LEVEL_MIN: FEATURE_LEVEL_MIN, LEVEL_MAX: config.feature_level_max},
     )
 
 

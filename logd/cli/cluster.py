@@ -29,6 +29,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The cluster's health, as ``--output json`` has it."""
 
     cluster_id: str
+    feature_level: int
+    feature_level_available: int
+    """The highest that all brokers support: `logd cluster upgrade` raises it there."""
     state: Literal["ok", "degraded", "unavailable"]
     controller: int | None
     brokers: list[BrokerRow]
@@ -117,6 +120,47 @@ def describe(bootstrap: str, output: str) -> None:
     run_async(fetch)
 
 
+@cluster.command("upgrade")
+@click.option("--level", type=click.IntRange(min=1), help="Default: what all brokers support.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be raised.")
+@bootstrap_option
+@output_option
+def upgrade(level: int | None, dry_run: bool, bootstrap: str, output: str) -> None:
+    """Let the cluster use what a newer version brought, once all brokers run it.
+
+    There is no way back: a broker of an older version is not let in any more.
+    """
+    from logd.cli.session import connected, run_async
+    from logd.metadata.features import LEVELS
+
+    async def rise() -> None:
+        async with connected(bootstrap) as client:
+            metadata = await client.admin.describe_cluster()
+            before = metadata.feature_level
+            wanted = metadata.feature_level_available if level is None else level
+            now = before
+            if not dry_run:
+                now = await client.admin.raise_feature_level(level)
+        if output == "json":
+            print_json({"before": before, "wanted": wanted, "level": now})
+            return
+        behind = [
+            f"{broker.node_id} (logd {broker.version or '?'}, up to {broker.feature_level_max})"
+            for broker in metadata.brokers
+            if broker.feature_level_max < max(LEVELS)
+        ]
+        if now > before or (dry_run and wanted > before):
+            click.echo(f"feature level {before} → {wanted}" + (" (not yet)" if dry_run else ""))
+            for number in range(before + 1, wanted + 1):
+                click.echo(f"  {number}: {LEVELS.get(number, 'of a newer version')}")
+        else:
+            click.echo(f"feature level {now}: nothing to raise")
+        if behind:
+            say(f"level {max(LEVELS)} waits for brokers {', '.join(behind)}")
+
+    run_async(rise)
+
+
 async def fetch_status(bootstrap: str) -> Status:
     """Ask the cluster how it is.
 
@@ -174,6 +218,8 @@ def status_of(
     state: Literal["ok", "degraded", "unavailable"] = "degraded" if problems else "ok"
     return Status(
         cluster_id=metadata.cluster_id,
+        feature_level=metadata.feature_level,
+        feature_level_available=metadata.feature_level_available,
         state="unavailable" if metadata.controller is None else state,
         controller=metadata.controller,
         brokers=broker_rows(metadata),
@@ -226,6 +272,7 @@ def facts_of(found: Status) -> list[tuple[str, object]]:
     return [
         ("cluster", f"{found.cluster_id}  {found.state}"),
         ("controller", found.controller),
+        ("feature level", _level_text(found)),
         ("brokers", f"{alive} of {len(found.brokers)} alive"),
         ("topics", found.topics),
         ("partitions", found.partitions),
@@ -234,6 +281,15 @@ def facts_of(found: Status) -> list[tuple[str, object]]:
         ("damaged replicas", len(found.damaged)),
         ("lag, at most", found.lag_max),
     ]
+
+
+def _level_text(found: Status) -> str:
+    if found.feature_level_available > found.feature_level:
+        return (
+            f"{found.feature_level}  ({found.feature_level_available} is available: "
+            "logd cluster upgrade)"
+        )
+    return str(found.feature_level)
 
 
 def problem_lines(found: Status) -> list[str]:

@@ -46,6 +46,8 @@ class FormCluster(MetadataCommand, frozen=True, kw_only=True):
 
     cluster_id: str
     voters: dict[NodeId, DirectoryId]
+    feature_level: int = 1
+    """At which the cluster begins: the highest that its first controller supports."""
 
 
 class RegisterBroker(MetadataCommand, frozen=True, kw_only=True):
@@ -184,6 +186,12 @@ class SkipMove(MetadataCommand, frozen=True, kw_only=True):
     now_ms: int
 
 
+class RaiseFeatureLevel(MetadataCommand, frozen=True, kw_only=True):
+    """All brokers run a version that supports ``level``: what came with it may be used."""
+
+    level: int
+
+
 class ReplicasRetired(MetadataCommand, frozen=True, kw_only=True):
     """By ``node``: its copies of these groups, which have moved away, are in the trash."""
 
@@ -219,6 +227,7 @@ Command = (
     | SkipMove
     | ReplicasRetired
     | SetRebalancing
+    | RaiseFeatureLevel
 )
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

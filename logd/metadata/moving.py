@@ -35,6 +35,7 @@ from logd.metadata.commands import (
     DrainBroker,
     FinishMove,
     FormCluster,
+    RaiseFeatureLevel,
     RegisterBroker,
     RemoveBroker,
     ReplicasRetired,
@@ -71,6 +72,7 @@ OtherCommand = (
     | AlterTopic
     | AllocateProducerIds
     | AddPartitions
+    | RaiseFeatureLevel
 )
 
 

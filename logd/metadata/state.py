@@ -38,6 +38,8 @@ from logd.errors import (
 )
 from logd.limits import (
     BROKERS_MAX,
+    FEATURE_LEVEL,
+    FEATURE_LEVEL_MIN,
     METADATA_VOTERS_MAX,
     PARTITIONS_MAX,
     PARTITIONS_PER_TOPIC_MAX,
@@ -53,8 +55,10 @@ from logd.metadata.commands import (
     CreateTopic,
     DeleteTopic,
     FormCluster,
+    RaiseFeatureLevel,
     RegisterBroker,
 )
+from logd.metadata.features import check_level, registered_range
 from logd.metadata.layout import Applied, Broker, PartitionPlacement, Topic
 from logd.metadata.moves import Plan, RebalanceSettings, RemovedBroker
 from logd.metadata.moving import (
@@ -84,6 +88,7 @@ _TEXT_CHARACTERS_MAX: Final = 255
 """Host names (RFC 1035), domains, racks, versions and ids that brokers register."""
 
 _FEATURES_MAX: Final = 64
+_BROKERS_NAMED_MAX: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +127,11 @@ class ProducerIdBlock(Applied):
     end: ProducerId
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureLevelRaised(Applied):
+    level: int
+
+
 Result = (
     ClusterFormed
     | BrokerRegistered
@@ -133,6 +143,7 @@ Result = (
     | PlacementChanged
     | PlanChanged
     | RebalancingSet
+    | FeatureLevelRaised
 )
 
 __all__ = ["Applied", "Broker", "MetadataState", "PartitionPlacement", "Result", "Topic"]
@@ -145,6 +156,7 @@ class MetadataState(MovingState):
         super().__init__()
         self._cluster_id: str | None = None
         self._voters: dict[NodeId, DirectoryId] = {}
+        self._feature_level = FEATURE_LEVEL_MIN
         self._next_topic_id = TopicId(1)
         self._next_producer_id = ProducerId(NO_PRODUCER + 1)
 
@@ -159,6 +171,17 @@ class MetadataState(MovingState):
     def voters(self) -> Mapping[NodeId, DirectoryId]:
         """The first voters of the metadata log, by node id."""
         return MappingProxyType(self._voters)
+
+    @property
+    def feature_level(self) -> int:
+        """What came with a higher level is refused (``features.py``)."""
+        return self._feature_level
+
+    @property
+    def feature_level_available(self) -> int:
+        """The highest level that every registered broker supports."""
+        highest = [registered_range(broker.features)[1] for broker in self._brokers.values()]
+        return max(self._feature_level, min(highest, default=FEATURE_LEVEL_MIN))
 
     @property
     def next_topic_id(self) -> TopicId:
@@ -183,6 +206,7 @@ class MetadataState(MovingState):
             RequestError: refused; nothing but the version has changed.
         """
         self.advance(Offset(offset + 1))
+        check_level(command, self._feature_level)
         match command:
             case FormCluster():
                 return self._form_cluster(command)
@@ -200,6 +224,8 @@ class MetadataState(MovingState):
                 return self._allocate_producer_ids(command)
             case AddPartitions():
                 return self._add_partitions(command)
+            case RaiseFeatureLevel():
+                return self._raise_feature_level(command)
             case _:
                 return self._apply_move(command)
 
@@ -226,6 +252,10 @@ class MetadataState(MovingState):
                 f"of brokers {', '.join(map(str, self._voters))}"
             )
 
+        if self._cluster_id is None:
+            if command.feature_level < FEATURE_LEVEL_MIN:
+                raise InvalidRequestError(f"feature level {command.feature_level}, the first is 1")
+            self._feature_level = command.feature_level
         self._cluster_id = command.cluster_id
         self._voters = voters
         return ClusterFormed(cluster_id=self._cluster_id, voters=self.voters)
@@ -236,6 +266,7 @@ class MetadataState(MovingState):
         replaced = self._brokers.get(broker.node)
         self._check_not_removed(broker)
         self._check_directory(broker, replaced)
+        self._check_feature_levels(broker)
         if replaced is None and len(self._brokers) >= BROKERS_MAX:
             raise InvalidRequestError(f"the cluster has {BROKERS_MAX} brokers, the most it can")
 
@@ -264,6 +295,39 @@ class MetadataState(MovingState):
                 f"found {quoted(broker.directory_id)}: start it with its own directory, "
                 "or under a node id that was never used"
             )
+
+    def _check_feature_levels(self, broker: Broker) -> None:
+        lowest, highest = registered_range(broker.features)
+        if not lowest <= self._feature_level <= highest:
+            raise InvalidRequestError(
+                f"broker {broker.node} (logd {broker.version or 'of an unknown version'}) supports "
+                f"feature levels {lowest} to {highest}, the cluster is at {self._feature_level}: "
+                "start it with a version of logd that supports that level"
+            )
+
+    def _raise_feature_level(self, command: RaiseFeatureLevel) -> FeatureLevelRaised:
+        self._check_formed()
+        if command.level < self._feature_level:
+            raise InvalidRequestError(
+                f"the cluster is at feature level {self._feature_level}, which is never lowered"
+            )
+        behind = [
+            broker
+            for broker in self.brokers
+            if registered_range(broker.features)[1] < command.level
+        ]
+        if behind:
+            listed = ", ".join(
+                f"{b.node} (logd {b.version or '?'}, up to {registered_range(b.features)[1]})"
+                for b in behind[:_BROKERS_NAMED_MAX]
+            )
+            raise InvalidRequestError(
+                f"feature level {command.level} is not supported by brokers {listed}: start them "
+                "with a newer version of logd first, or remove them"
+            )
+
+        self._feature_level = command.level
+        return FeatureLevelRaised(level=self._feature_level)
 
     def _create_topic(self, command: CreateTopic) -> TopicCreated:
         self._check_formed()
@@ -433,6 +497,7 @@ class MetadataState(MovingState):
                 plan=self._plan,
                 next_plan_id=self._next_plan_id,
                 settings=self._settings,
+                feature_level=self._feature_level,
             )
         )
 
@@ -467,6 +532,12 @@ class MetadataState(MovingState):
         state._plan = plan
         state._next_plan_id = snapshot.next_plan_id
         state._settings = snapshot.settings
+        if not FEATURE_LEVEL_MIN <= snapshot.feature_level <= FEATURE_LEVEL:
+            raise NewerFormatError(
+                f"the cluster is at feature level {snapshot.feature_level}, this version supports "
+                f"{FEATURE_LEVEL_MIN} to {FEATURE_LEVEL}"
+            )
+        state._feature_level = snapshot.feature_level
         for topic in snapshot.topics:
             _check_topic(topic, state)
             state._add(topic)
@@ -578,6 +649,7 @@ class _Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     plan: Plan | None = None
     next_plan_id: int = 1
     settings: RebalanceSettings = RebalanceSettings()
+    feature_level: int = 1
 
 
 _SNAPSHOT_FORMAT: Final = 2

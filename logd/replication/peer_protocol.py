@@ -189,6 +189,8 @@ class JoinRequest(PeerMessage, frozen=True, kw_only=True):
     protocol: int
     command: bytes
     """Its registration."""
+    cluster_id: str | None = None
+    """Where its data directory belongs already, if anywhere."""
 
 
 class KnownPeer(PeerMessage, frozen=True, kw_only=True):

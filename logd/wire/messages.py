@@ -56,6 +56,7 @@ class Kind(IntEnum):
     UNWATCH = 30
     RAISE_FENCE = 31
     WATCH_CREDIT = 32
+    RAISE_FEATURE_LEVEL = 33
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -123,6 +124,9 @@ class BrokerInfo(Message, frozen=True, kw_only=True):
     """As the answering broker sees it."""
     draining: bool = False
     """Nothing is placed on it, and what it holds is to go."""
+    version: str = ""
+    feature_level_max: int = 1
+    """The highest feature level that it supports."""
 
 
 class PartitionInfo(Message, frozen=True, kw_only=True):
@@ -155,6 +159,10 @@ class MetadataResponse(Message, frozen=True, kw_only=True):
     """How much of the metadata log the answering broker has applied (exclusive)."""
     next: str | None = None
     """There are more topics: ask again with this as ``start``."""
+    feature_level: int = 1
+    """What came with a higher level is refused."""
+    feature_level_available: int = 1
+    """The highest that all registered brokers support."""
 
 
 # --- produce ----------------------------------------------------------------------------
@@ -436,6 +444,20 @@ class AlterBrokerResponse(Message, frozen=True, kw_only=True):
     """Behind the command; as in MetadataResponse."""
 
 
+class RaiseFeatureLevelRequest(Message, frozen=True, kw_only=True):
+    """All brokers run a newer version: what came with it may be used."""
+
+    level: int | None = None
+    """None: the highest that all registered brokers support."""
+    timeout_ms: int = 30_000
+
+
+class RaiseFeatureLevelResponse(Message, frozen=True, kw_only=True):
+    level: int
+    metadata_offset: int = 0
+    """Behind the command; as in MetadataResponse."""
+
+
 class PlannedMoveInfo(Message, frozen=True, kw_only=True):
     """One partition's new replicas."""
 
@@ -666,6 +688,7 @@ Request = (
     | WatchRequest
     | UnwatchRequest
     | RaiseFenceRequest
+    | RaiseFeatureLevelRequest
 )
 
 REQUEST_BY_KIND: Final[dict[Kind, type[Message]]] = {
@@ -697,6 +720,7 @@ REQUEST_BY_KIND: Final[dict[Kind, type[Message]]] = {
     Kind.UNWATCH: UnwatchRequest,
     Kind.RAISE_FENCE: RaiseFenceRequest,
     Kind.WATCH_CREDIT: WatchCredit,
+    Kind.RAISE_FEATURE_LEVEL: RaiseFeatureLevelRequest,
 }
 """What a client may send."""
 
@@ -731,5 +755,6 @@ RESPONSE_BY_KIND: Final[dict[Kind, type[Message]]] = {
     Kind.WATCH_ENDED: WatchEnded,
     Kind.UNWATCH: UnwatchResponse,
     Kind.RAISE_FENCE: RaiseFenceResponse,
+    Kind.RAISE_FEATURE_LEVEL: RaiseFeatureLevelResponse,
 }
 """What a broker may send, answers and pushes alike."""

@@ -133,6 +133,34 @@ def run_logd(
     )
 
 
+def require_done(cluster: LocalCluster, *arguments: str) -> bytes:
+    """Run a command that has to succeed; what it printed."""
+    done = run_logd(*arguments, "--bootstrap", cluster.bootstrap)
+    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    return done.stdout
+
+
+def require_refused(cluster: LocalCluster, code: int, words: str, *arguments: str) -> None:
+    """Run a command that has to be refused, in these words among others."""
+    refused = run_logd(*arguments, "--bootstrap", cluster.bootstrap)
+    assert refused.returncode == code, (arguments, refused.stdout, refused.stderr)
+    assert words in refused.stderr.decode(), (arguments, refused.stderr)
+
+
+def brokers_of(cluster: LocalCluster) -> dict[int, dict[str, Any]]:
+    """What `logd broker list` tells, by node id."""
+    listed = msgspec.json.decode(require_done(cluster, "broker", "list", "--output", "json"))
+    return {row["id"]: row for row in listed}
+
+
+def wait_until_alive(cluster: LocalCluster, node_id: NodeId) -> None:
+    """Return once the cluster hears that broker."""
+    deadline = time.monotonic() + CATCH_UP_TIMEOUT_S
+    while not brokers_of(cluster).get(node_id, {}).get("alive"):
+        assert time.monotonic() < deadline, brokers_of(cluster)
+        time.sleep(POLL_S)
+
+
 # --- replicas ---------------------------------------------------------------------------
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,15 @@ import pytest
 from logd.cli.ready import wait_until_ready
 from logd.types import NodeId
 from tests.process.elastic import ElasticCluster, found_cluster
-from tests.process.harness import POLL_S, require_no_bug_reported, run_logd
+from tests.process.harness import (
+    POLL_S,
+    brokers_of,
+    require_done,
+    require_no_bug_reported,
+    require_refused,
+    run_logd,
+    wait_until_alive,
+)
 
 pytestmark = pytest.mark.process
 
@@ -40,34 +47,10 @@ def running(directory: Path) -> Iterator[ElasticCluster]:
         cluster.stop_all()
 
 
-def require_done(cluster: ElasticCluster, *arguments: str) -> bytes:
-    done = run_logd(*arguments, "--bootstrap", cluster.bootstrap)
-    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
-    return done.stdout
-
-
-def require_refused(cluster: ElasticCluster, code: int, words: str, *arguments: str) -> None:
-    refused = run_logd(*arguments, "--bootstrap", cluster.bootstrap)
-    assert refused.returncode == code, (arguments, refused.stdout, refused.stderr)
-    assert words in refused.stderr.decode(), refused.stderr
-
-
 def wait_for(cluster: ElasticCluster, *arguments: str, code: int = 0) -> None:
     give_up = time.monotonic() + PATIENCE_S
     while (found := run_logd(*arguments, "--bootstrap", cluster.bootstrap)).returncode != code:
         assert time.monotonic() < give_up, (arguments, found.stdout, found.stderr)
-        time.sleep(POLL_S)
-
-
-def brokers(cluster: ElasticCluster) -> dict[int, dict[str, object]]:
-    listed = json.loads(require_done(cluster, "broker", "list", "--output", "json"))
-    return {row["id"]: row for row in listed}
-
-
-def wait_until_alive(cluster: ElasticCluster, node: NodeId) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while not brokers(cluster).get(node, {}).get("alive"):
-        assert time.monotonic() < give_up, brokers(cluster)
         time.sleep(POLL_S)
 
 
@@ -88,11 +71,11 @@ def test_a_broker_whose_disk_is_lost_is_replaced_by_a_new_one(tmp_path: Path) ->
         wait_until_alive(cluster, FRESH)
         replace = ("broker", "replace", str(LOST), "--with", str(FRESH))
         require_done(cluster, *replace, "--dry-run")
-        assert brokers(cluster)[LOST]["replicas"] == 4
+        assert brokers_of(cluster)[LOST]["replicas"] == 4
         require_done(cluster, *replace)
 
-        assert sorted(brokers(cluster)) == [1, 3, FRESH]
-        assert brokers(cluster)[FRESH]["replicas"] == 4
+        assert sorted(brokers_of(cluster)) == [1, 3, FRESH]
+        assert brokers_of(cluster)[FRESH]["replicas"] == 4
         cluster.forget(LOST)
         wait_for(cluster, "cluster", "status")
         # All of it is there when another one of the old brokers is gone too.
@@ -112,4 +95,4 @@ def test_a_replacement_is_refused_while_its_successor_is_draining(tmp_path: Path
 
         require_refused(cluster, 4, words, *replace)
 
-        assert not brokers(cluster)[LOST]["draining"]
+        assert not brokers_of(cluster)[LOST]["draining"]

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
+import anyio
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from logd.cli.exits import exit_code_for
 from logd.cli.options import BROKER_LIST, BYTE_RATE
 from logd.cli.plans import (
+    SavedMove,
     SavedPlan,
     bytes_text,
     load_plan,
     require_all_placed,
+    require_room,
     save_plan,
     show_plan,
     time_text,
 )
 from logd.errors import (
     BrokerInUseError,
+    DiskFullError,
     NotEnoughBrokersError,
     RebalanceConflictError,
     UsageError,
 )
+from logd.wire.messages import DescribeBrokerResponse
+from logd_client import Client
 
 PLAN = SavedPlan(
     cluster_id="cluster",
@@ -103,6 +111,45 @@ def test_replicas_that_find_no_place_stop_a_plan() -> None:
 
     with pytest.raises(NotEnoughBrokersError, match="orders/1"):
         require_all_placed(unplaced)
+
+
+class SmallDisks:
+    """Brokers with little space left: all that is asked of a client here."""
+
+    def __init__(self, free_bytes: int) -> None:
+        self.admin = self
+        self._free_bytes = free_bytes
+
+    async def describe_broker(self, node: int) -> DescribeBrokerResponse:
+        return DescribeBrokerResponse(
+            node_id=node,
+            version="0",
+            uptime_ms=0,
+            replicas=[],
+            peers_alive=[],
+            disk_free_bytes=self._free_bytes,
+        )
+
+
+def test_a_plan_that_would_fill_a_disk_is_refused() -> None:
+    move = SavedMove(
+        topic="orders",
+        partition=0,
+        group=7,
+        before=[1, 2],
+        after=[1, 3],
+        reason="replicas",
+        detail="",
+        bytes=950,
+        estimated_s=1.0,
+        balance_before=[],
+        balance_after=[],
+    )
+    plan = msgspec.structs.replace(PLAN, moves=[move])
+
+    with pytest.raises(DiskFullError, match=r"broker 3 would get 950 B and has 1\.0 kB free"):
+        anyio.run(require_room, cast(Client, SmallDisks(1_000)), plan)
+    anyio.run(require_room, cast(Client, SmallDisks(2_000)), plan)
 
 
 def test_figures_are_for_people() -> None:

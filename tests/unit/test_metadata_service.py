@@ -10,7 +10,12 @@ import trio
 from logd.broker import metadata_service
 from logd.broker.disk_guard import DiskGuard
 from logd.broker.metadata_service import MetadataService
-from logd.errors import DiskFullError, RequestTimeoutError, UnavailableError
+from logd.errors import (
+    DiskFullError,
+    RequestTimeoutError,
+    UnavailableError,
+    UnsupportedVersionError,
+)
 from logd.metadata.commands import Command, CreateTopic, FormCluster, RegisterBroker
 from logd.raft.messages import PeerDown
 from logd.types import METADATA_GROUP, DirectoryId, Offset, Term
@@ -86,6 +91,25 @@ def test_a_question_about_what_is_not_applied_yet_waits_for_it_and_then_is_refus
                 with pytest.raises(UnavailableError, match="up to 2, the question is about 9"):
                     await service.reach(Offset(9), timeout_s=5)
                 nursery.cancel_scope.cancel()
+
+    play(story)
+
+
+def test_what_needs_a_higher_feature_level_does_not_get_into_the_log() -> None:
+    """A broker that does not know it would have to stop there."""
+
+    async def story() -> None:
+        async with open_replica(group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica:
+            await replica.lead()
+            service = attached(replica)
+            command = CreateTopic(
+                name="t", partitions=1, config={"durability": "replicated"}, now_ms=0
+            )
+
+            with pytest.raises(UnsupportedVersionError, match="needs feature level 2"):
+                await service.execute(command, timeout_ms=1000, safe_to_repeat=True)
+
+            assert replica.group.log.end_offset == 1
 
     play(story)
 

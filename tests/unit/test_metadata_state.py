@@ -20,7 +20,7 @@ from logd.errors import (
     UnavailableError,
     UnknownTopicError,
 )
-from logd.limits import PRODUCER_IDS_PER_BLOCK
+from logd.limits import FEATURE_LEVEL, PRODUCER_IDS_PER_BLOCK
 from logd.metadata.commands import (
     COMMAND_BYTES_MAX,
     AllocateProducerIds,
@@ -33,6 +33,7 @@ from logd.metadata.commands import (
     decode_command,
     encode_command,
 )
+from logd.metadata.features import LEVEL_MAX
 from logd.metadata.state import (
     BrokerRegistered,
     MetadataState,
@@ -45,7 +46,9 @@ from logd.metadata.state import (
 from logd.types import DirectoryId, HostPort, NodeId, Offset
 
 FORM = FormCluster(
-    cluster_id="cluster", voters={NodeId(n): DirectoryId(f"disk{n}") for n in (1, 2, 3)}
+    cluster_id="cluster",
+    voters={NodeId(n): DirectoryId(f"disk{n}") for n in (1, 2, 3)},
+    feature_level=FEATURE_LEVEL,
 )
 
 
@@ -59,6 +62,7 @@ def register(node: int, /, **changes: object) -> RegisterBroker:
         peer_host=f"host{node}",
         peer_port=7181,
         failure_domain=f"host{node}",
+        features={LEVEL_MAX: FEATURE_LEVEL},
     )
     return msgspec.structs.replace(command, **changes)
 

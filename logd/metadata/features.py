@@ -1,0 +1,71 @@
+"""Feature levels: what a cluster may use while its brokers are of different versions.
+
+A broker of an older version does not know what a newer one has learnt to write.  So every broker
+registers the range of levels that it supports, the cluster has one level, and whatever came with a
+level is refused until the cluster is at it.  It is raised by a committed command, to what all
+registered brokers support, alive or not, and never lowered: from then on an older broker may meet
+what it cannot read, and is not let in any more.
+
+A broker that meets a command which it does not know at all stops applying there, rather than hold
+another state than its peers.  So such a command must not get into the log: it is refused where it is
+proposed, and once more when it is applied.  A level has to be asked for every new command, every
+new field that is not at its default, and every new kind of record that follows from them.
+
+Raising ``FEATURE_LEVEL`` (``limits.py``) is part of the change that adds to the table below.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from logd.errors import UnsupportedVersionError
+from logd.limits import FEATURE_LEVEL, FEATURE_LEVEL_MIN
+from logd.metadata.commands import AlterTopic, Command, CreateTopic, RaiseFeatureLevel
+
+LEVELS: Final = {
+    1: "topics, partitions, moves, retention and compaction",
+    2: "durability=replicated",
+}
+"""What came with each level, for people."""
+
+LEVEL_MIN: Final = "level_min"
+LEVEL_MAX: Final = "level_max"
+"""Under these names a broker registers its range, among its features."""
+
+_LEVEL_BY_OPTION: Final = {("durability", "replicated"): 2}
+"""Values of topic options; a broker below that level would keep another promise."""
+
+assert sorted(LEVELS) == list(range(FEATURE_LEVEL_MIN, FEATURE_LEVEL + 1))
+assert all(level <= FEATURE_LEVEL for level in _LEVEL_BY_OPTION.values())
+
+
+def registered_range(features: dict[str, int]) -> tuple[int, int]:
+    """The lowest and the highest level that a broker has registered."""
+    return features.get(LEVEL_MIN, FEATURE_LEVEL_MIN), features.get(LEVEL_MAX, FEATURE_LEVEL_MIN)
+
+
+def level_of(command: Command) -> int:
+    """The level that a cluster must be at to take ``command``."""
+    match command:
+        case CreateTopic() | AlterTopic():
+            options = command.config.items()
+            levels = [_LEVEL_BY_OPTION.get((name, text or ""), 1) for name, text in options]
+            return max(levels, default=FEATURE_LEVEL_MIN)
+        case RaiseFeatureLevel():
+            return FEATURE_LEVEL_MIN  # Whoever does not know it supports no other level either.
+        case _:
+            return FEATURE_LEVEL_MIN
+
+
+def check_level(command: Command, level: int) -> None:
+    """Refuse what some broker may not know.
+
+    Raises:
+        UnsupportedVersionError: says which level it takes, and how to get there.
+    """
+    wanted = level_of(command)
+    if wanted > level:
+        raise UnsupportedVersionError(
+            f"{LEVELS[wanted]} needs feature level {wanted}, the cluster is at {level}: once all "
+            "brokers run a version that supports it, `logd cluster upgrade` raises it"
+        )

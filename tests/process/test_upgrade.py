@@ -1,0 +1,89 @@
+"""Brokers are upgraded one after the other, and then the cluster; as docs/operations.md has it.
+
+An older version is played by ``feature_level_max``.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from logd.cli.local_cluster import stopping
+from logd.cli.ready import wait_until_ready
+from logd.types import NodeId
+from tests.process.elastic import ElasticCluster, found_cluster
+from tests.process.harness import POLL_S, require_no_bug_reported, run_logd, send_signal
+
+pytestmark = pytest.mark.process
+
+PATIENCE_S = 60.0
+FAILED = 1
+LEVEL = "LOGD_CONFIG_FEATURE_LEVEL_MAX"
+
+
+def logd(cluster: ElasticCluster, *arguments: str) -> Any:
+    done = run_logd(*arguments, "--output", "json", "--bootstrap", cluster.bootstrap)
+    assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    return json.loads(done.stdout)
+
+
+def refusal(cluster: ElasticCluster, *arguments: str) -> str:
+    done = run_logd(*arguments, "--bootstrap", cluster.bootstrap)
+    assert done.returncode == FAILED, (arguments, done.stdout, done.stderr)
+    return done.stderr.decode()
+
+
+def restart(cluster: ElasticCluster, node: int) -> None:
+    send_signal(cluster, NodeId(node), signal.SIGTERM)
+    assert cluster.wait(NodeId(node)) == 0
+    cluster.start(NodeId(node))
+    anyio.run(wait_until_ready, cluster, backend="trio")
+
+
+def wait_for_level_available(cluster: ElasticCluster, level: int) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while logd(cluster, "cluster", "status")["feature_level_available"] != level:
+        assert time.monotonic() < give_up
+        time.sleep(POLL_S)
+
+
+def test_a_cluster_is_upgraded_once_all_of_its_brokers_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = found_cluster(tmp_path)
+    monkeypatch.setenv(LEVEL, "1")
+    with stopping(cluster):
+        cluster.start_all()
+        anyio.run(wait_until_ready, cluster, backend="trio")
+        assert logd(cluster, "cluster", "upgrade")["level"] == 1
+        newer = ("topic", "create", "fast", "--config", "durability=replicated")
+        assert "needs feature level 2" in refusal(cluster, *newer)
+
+        monkeypatch.delenv(LEVEL)
+        for node in (1, 2):
+            restart(cluster, node)
+        too_early = refusal(cluster, "cluster", "upgrade", "--level", "2")
+        assert "not supported by brokers 3" in too_early
+        restart(cluster, 3)
+        wait_for_level_available(cluster, 2)
+        assert logd(cluster, "cluster", "upgrade", "--dry-run")["level"] == 1
+        assert logd(cluster, "cluster", "upgrade")["level"] == 2
+
+        # There is no way back, nor a way in for an older version.
+        monkeypatch.setenv(LEVEL, "1")
+        for node in (NodeId(3), NodeId(4)):
+            if node == 3:
+                send_signal(cluster, node, signal.SIGTERM)
+                cluster.wait(node)
+                cluster.start(node)
+            else:
+                cluster.join(node)
+            assert cluster.wait(node) == FAILED
+            assert "feature levels 1 to 1, the cluster is at 2" in cluster.last_words(node)
+        require_no_bug_reported(cluster)

@@ -1,0 +1,122 @@
+"""A cluster of mixed versions uses only what all of its brokers know."""
+
+from __future__ import annotations
+
+import pytest
+
+from logd.errors import InvalidRequestError, NewerFormatError, UnsupportedVersionError
+from logd.limits import FEATURE_LEVEL
+from logd.metadata.commands import (
+    AlterTopic,
+    Command,
+    CreateTopic,
+    FormCluster,
+    RaiseFeatureLevel,
+    RegisterBroker,
+    decode_command,
+    encode_command,
+)
+from logd.metadata.features import LEVEL_MAX, LEVEL_MIN, level_of
+from logd.metadata.state import FeatureLevelRaised, MetadataState
+from logd.types import DirectoryId, NodeId, Offset
+
+REPLICATED = CreateTopic(name="t", partitions=1, config={"durability": "replicated"}, now_ms=0)
+
+
+def apply(state: MetadataState, command: Command) -> object:
+    return state.apply(decode_command(encode_command(command)), Offset(state.version))
+
+
+def broker(node: int, highest: int | None, lowest: int = 1) -> RegisterBroker:
+    """None: of a version that knows no levels."""
+    features = {} if highest is None else {LEVEL_MIN: lowest, LEVEL_MAX: highest}
+    return RegisterBroker(
+        node=NodeId(node),
+        directory_id=DirectoryId(f"directory-{node}"),
+        incarnation=1,
+        host="host",
+        port=node,
+        peer_host="host",
+        peer_port=node,
+        version="0.9",
+        features=features,
+    )
+
+
+def formed(level: int, *highest: int | None) -> MetadataState:
+    state = MetadataState()
+    apply(
+        state,
+        FormCluster(
+            cluster_id="cluster",
+            voters={NodeId(1): DirectoryId("directory-1")},
+            feature_level=level,
+        ),
+    )
+    for number, supported in enumerate(highest, 1):
+        apply(state, broker(number, supported))
+    return state
+
+
+def test_a_cluster_begins_at_the_level_of_those_who_founded_it() -> None:
+    assert formed(1, 2, 2).feature_level == 1
+    assert formed(2, 2, 2).feature_level == 2
+
+
+def test_a_log_of_before_there_were_levels_is_at_the_first() -> None:
+    assert b"level" not in encode_command(
+        FormCluster(cluster_id="c", voters={NodeId(1): DirectoryId("d")})
+    )
+    assert formed(1, None, None).feature_level_available == 1
+
+
+def test_the_level_is_raised_once_every_broker_supports_it_and_never_lowered() -> None:
+    state = formed(1, 2, None)
+    assert state.feature_level_available == 1
+    with pytest.raises(InvalidRequestError, match=r"not supported by brokers 2 \(logd 0.9, up to"):
+        apply(state, RaiseFeatureLevel(level=2))
+    assert state.feature_level == 1
+
+    apply(state, broker(2, 2))
+    assert state.feature_level_available == 2
+    assert apply(state, RaiseFeatureLevel(level=2)) == FeatureLevelRaised(level=2)
+    assert apply(state, RaiseFeatureLevel(level=2)) == FeatureLevelRaised(level=2)
+
+    with pytest.raises(InvalidRequestError, match="never lowered"):
+        apply(state, RaiseFeatureLevel(level=1))
+
+
+def test_a_broker_that_does_not_support_the_level_is_not_let_in() -> None:
+    state = formed(2, 2)
+
+    for older in (broker(2, 1), broker(2, None), broker(1, 1)):
+        with pytest.raises(InvalidRequestError, match="feature levels 1 to 1, the cluster is at 2"):
+            apply(state, older)
+    with pytest.raises(InvalidRequestError, match="feature levels 3 to 4, the cluster is at 2"):
+        apply(state, broker(2, 4, lowest=3))
+    assert [known.node for known in state.brokers] == [1]
+
+
+def test_what_came_with_a_level_is_refused_below_it() -> None:
+    state = formed(1, 2)
+    alter = AlterTopic(name="t", config={"durability": "replicated"})
+
+    for command in (REPLICATED, alter):
+        assert level_of(command) == 2
+        with pytest.raises(UnsupportedVersionError, match="needs feature level 2"):
+            apply(state, command)
+    assert state.topics == ()
+    assert level_of(AlterTopic(name="t", config={"durability": None})) == 1
+
+
+def test_a_snapshot_keeps_the_level() -> None:
+    state = formed(2, 2)
+
+    assert MetadataState.restore(state.snapshot()).feature_level == 2
+
+
+def test_a_snapshot_of_a_level_that_this_version_does_not_support_is_refused() -> None:
+    state = formed(FEATURE_LEVEL + 1)
+
+    with pytest.raises(NewerFormatError, match="this version supports 1 to"):
+        MetadataState.restore(state.snapshot())
