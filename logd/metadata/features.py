@@ -7,8 +7,8 @@ registered brokers support, alive or not, and never lowered: from then on an old
 what it cannot read, and is not let in any more.
 
 A broker that meets a command which it does not know at all stops applying there, rather than hold
-another state than its peers.  So such a command must not get into the log: it is refused where it is
-proposed, and once more when it is applied.  A level has to be asked for every new command, every
+another state than its peers.  So such a command must not get into the log: it is refused where it
+is proposed, and once more when it is applied.  A level has to be asked for every new command, every
 new field that is not at its default, and every new kind of record that follows from them.
 
 Raising ``FEATURE_LEVEL`` (``limits.py``) is part of the change that adds to the table below.
