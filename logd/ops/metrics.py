@@ -140,6 +140,21 @@ METRICS: Final = (
     Metric("logd_client_connections_total", _C, (), "Clients accepted so far."),
     Metric("logd_client_queue_bytes", _G, (), "Answers and deliveries that clients have to take."),
     Metric("logd_subscriptions", _G, (), "Partitions being tailed, over all connections."),
+    Metric("logd_coordination_sessions", _G, (), "Sessions of coordination partitions led here."),
+    Metric("logd_coordination_watches", _G, (), "Watches of coordination partitions led here."),
+    Metric(
+        "logd_coordination_commands_total",
+        _C,
+        (),
+        "Commands of the coordination log applied by replicas here, leading or not.",
+    ),
+    Metric(
+        "logd_coordination_sessions_expired_total",
+        _C,
+        (),
+        "Sessions of which nothing was heard here, as the leader, for their time to live.",
+    ),
+    Metric("logd_coordination_events_total", _C, (), "Events pushed to watches."),
     Metric(
         "logd_requests_refused_total",
         _C,
@@ -260,6 +275,12 @@ def _of_broker(broker: Broker) -> Iterator[Sample]:
     yield _one("logd_client_connections", len(broker.sessions))
     yield _one("logd_client_connections_total", broker.connections_accepted)
     yield _one("logd_client_queue_bytes", sum(s.queued_bytes for s in broker.sessions))
+    coordination = broker.coordination.totals()
+    yield _one("logd_coordination_sessions", coordination.sessions)
+    yield _one("logd_coordination_watches", coordination.watches)
+    yield _one("logd_coordination_commands_total", coordination.commands)
+    yield _one("logd_coordination_sessions_expired_total", coordination.sessions_expired)
+    yield _one("logd_coordination_events_total", coordination.events_pushed)
     for error, count in broker.refusals.items():
         yield _one("logd_requests_refused_total", count, error.removesuffix("Error"))
     yield _one("logd_disk_free_bytes", broker.disk.free_bytes)

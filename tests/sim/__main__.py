@@ -33,6 +33,7 @@ SHOWN = (
     "peer_down", "host_vanished", "process_killed", "power_cut", "killed", "paused", "links_cut",
     "disk_refused", "bit_rotted", "group_failed", "ended_by_itself", "partition_damaged",
     "damage_found", "damage_repaired", "leader_moved", "made_topic",
+    "coordination_served", "lock_granted", "protected_append", "item_completed", "session_expired",
 )  # fmt: skip
 """Events that tell whether the seeds went where bugs live."""
 

@@ -21,6 +21,11 @@ from logd.wire.messages import PartitionInfo, TopicInfo
 from logd_client import Client
 from tests.sim.checks import check_metadata, check_replicas
 from tests.sim.cluster import SimCluster, open_cluster
+from tests.sim.coordination_workload import (
+    NAMESPACE,
+    PROTECTED_TOPIC,
+    CoordinationWorkload,
+)
 from tests.sim.faults import Fault, Trouble, plan_faults
 from tests.sim.history import Outcome, check_history
 from tests.sim.messages import show_messages
@@ -117,17 +122,28 @@ class _Run:
         async with workload.connected() as admin:
             partitions = await self._set_up(admin)
             groups = [GroupId(partition.group) for partition in partitions]
+            coordination = await self._set_up_coordination(admin)
+            if coordination is not None:
+                async with coordination.client() as client:
+                    groups.append(GroupId(await client.group_of(NAMESPACE)))
             trouble = Trouble(self._cluster, groups)
             async with trio.open_nursery() as readers:
                 await workload.read(readers, partitions[0].replicas)
                 async with trio.open_nursery() as writers:
                     await workload.write(writers)
+                    if coordination is not None:
+                        for number in range(self._settings.coordinators):
+                            writers.start_soon(coordination.coordinate, number)
                     await trouble.play(self._faults, self._settings.fault_s)
                     await trouble.heal()
                     with self._in_time("append to every partition"):
                         await workload.make_progress(admin)
                     await trouble.replace_disks()
                     workload.is_over = True
+                if coordination is not None:
+                    with self._in_time("finish what coordination left"):
+                        await coordination.finish()
+                    self.wrong += coordination.judge(await self._protected_log(admin))
                 ends = await self._read_finally(admin)
                 with self._in_time("bring every reader to the end"):
                     await workload.all_arrive(ends)
@@ -174,6 +190,33 @@ class _Run:
         for number in range(round(brokers * self._settings.cold_share)):
             self._cluster.nodes[list(self._cluster.nodes)[number]].files.is_cold = True
         return [partition for topic in made for partition in topic.partitions]
+
+    async def _set_up_coordination(self, admin: Client) -> CoordinationWorkload | None:
+        if not self._settings.coordinators:
+            return None
+        with self._in_time("create a topic"):
+            topic = await _create(
+                admin,
+                PROTECTED_TOPIC,
+                partitions=1,
+                replicas=min(3, self._settings.cluster.brokers),
+                config={"fence": "required"},
+            )
+        return CoordinationWorkload(self._cluster, self.workload, topic.partitions[0].group)
+
+    async def _protected_log(self, client: Client) -> list[bytes]:
+        """What was written under the locks, in the order of the log."""
+        values: list[bytes] = []
+        with self._in_time("give what was written under locks"):
+            end = (await client.admin.offsets(PROTECTED_TOPIC, 0)).commit_offset
+            async with client.consumer(PROTECTED_TOPIC, start="earliest") as consumer:
+                while (consumer.position(0) or 0) < end:
+                    with trio.move_on_after(0.5):
+                        async for batch in consumer.batches():
+                            values += [value or b"" for value in batch.values]
+                            if (consumer.position(0) or 0) >= end:
+                                break
+        return values
 
     async def _read_finally(self, client: Client) -> dict[TopicPartition, int]:
         """Read every replica, from the node itself, up to what the leader has committed.

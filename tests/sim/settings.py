@@ -42,6 +42,8 @@ class Settings:
     """Mean time between two calls of a producer."""
     cold_share: float
     """Of the nodes, so many never find anything in their page cache."""
+    coordinators: int
+    """Who take locks, write keys and work on a queue."""
     retention: tuple[tuple[str, str], ...]
     """Options of the topic that most write to and read; empty: it keeps everything."""
 
@@ -81,4 +83,5 @@ class Settings:
             retention=chance.choice(
                 [(), (), (), (("retention_bytes", "64KiB"),), (("retention_ms", "8s"),)]
             ),
+            coordinators=chance.choice([0, 0, 3]),
         )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TypeVar
 
 import pytest
 import trio
 
+from logd.broker.coordination import partition as partition_module
 from logd.broker.coordination.partition import CoordinationPartition
 from logd.errors import (
+    FencedError,
     InvalidNameError,
     InvalidRequestError,
     LogdError,
@@ -21,9 +24,11 @@ from logd.types import GroupId, HostPort, NodeId
 from logd.wire.coordination import (
     COORDINATION_TOPIC,
     Acquire,
+    Advance,
     Claim,
     CloseSession,
     Done,
+    ExpireSession,
     Get,
     Keys,
     Opened,
@@ -39,13 +44,16 @@ from logd.wire.messages import (
     DeleteTopicRequest,
     DeleteTopicResponse,
     Kind,
+    Message,
     ProduceRequest,
     ProduceResponse,
+    RaiseFenceRequest,
+    RaiseFenceResponse,
     WatchCredit,
     WatchRequest,
     WatchResponse,
 )
-from tests.sim.cluster import CLIENT_PORT, ClusterSettings, SimCluster, open_cluster
+from tests.sim.cluster import CLIENT_PORT, ClusterSettings, SimCluster, SimNode, open_cluster
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import CALM
 from tests.sim.run import run_deterministic
@@ -54,6 +62,7 @@ from tests.support.coordination_wire import WireClient, WireSession
 pytestmark = pytest.mark.sim
 
 TTL_MS = 5_000
+M = TypeVar("M", bound=Message)
 
 
 class World:
@@ -77,10 +86,14 @@ class World:
         return GroupId(await self.client.group_of(namespace))
 
     async def leader(self, namespace: str = "n") -> NodeId:
-        group = await self.group(namespace)
-        while (leader := self.cluster.leader_of(group)) is None:
+        return (await self.leader_of(await self.group(namespace))).node
+
+    async def leader_of(self, group: GroupId) -> SimNode:
+        while (leader := self.cluster.leader_of(group)) is None or (
+            not leader.groups[group].is_ready
+        ):
             await trio.sleep(0.05)
-        return leader.node
+        return leader
 
     async def partition(self, node: NodeId, namespace: str = "n") -> CoordinationPartition:
         broker = self.cluster.nodes[node].broker
@@ -365,8 +378,6 @@ def test_a_namespace_is_served_only_by_the_partition_that_it_lives_in() -> None:
 
 def test_only_the_leader_may_say_that_a_session_has_expired() -> None:
     async def story(world: World) -> None:
-        from logd.wire.coordination import Advance, ExpireSession
-
         session = await world.session()
         for command in (ExpireSession(session=session.session), Advance()):
             with pytest.raises(LogdError):
@@ -394,6 +405,61 @@ def test_the_topic_belongs_to_the_brokers() -> None:
         async with world.cluster.client() as client:
             with pytest.raises(InvalidNameError):
                 await client.admin.create_topic(COORDINATION_TOPIC)
+
+    live(story)
+
+
+# --- fences -----------------------------------------------------------------------------
+
+
+def test_a_raised_fence_shuts_out_older_tokens_at_once_and_on_every_later_leader() -> None:
+    async def story(world: World) -> None:
+        async with world.cluster.client() as client:
+            topic = await client.admin.create_topic("t", partitions=1, replicas=3)
+        group = topic.partitions[0].group
+        world.client.topics.append("t")
+
+        async def ask(kind: Kind, message: Message, answer_type: type[M], body: bytes = b"") -> M:
+            return (await world.client.until_answered(group, kind, message, answer_type, body))[0]
+
+        async def append(token: int) -> int:
+            batch = bytes(seal_batch(values=[b"v"], timestamps_ms=0, fence_id=7, fence_token=token))
+            request = ProduceRequest(group=group)
+            return (await ask(Kind.PRODUCE, request, ProduceResponse, batch)).end_offset
+
+        async def raise_to(token: int) -> int:
+            request = RaiseFenceRequest(group=group, fence_id=7, token=token)
+            return (await ask(Kind.RAISE_FENCE, request, RaiseFenceResponse)).offset
+
+        written = await append(5)
+        raised = await raise_to(9)
+        assert raised > written
+        with pytest.raises(FencedError):
+            await append(5)
+        with pytest.raises(FencedError):
+            await raise_to(8)
+        assert await raise_to(9) > raised
+        leader = await world.leader_of(GroupId(group))
+        await leader.crash(power=True)
+
+        with pytest.raises(FencedError):
+            await append(8)
+        assert await append(9) > raised
+
+    live(story, brokers=3)
+
+
+def test_logs_that_take_commands_take_no_fences() -> None:
+    async def story(world: World) -> None:
+        connection = await world.client.connection(HostPort("node1", CLIENT_PORT))
+        for group in (0, await world.group()):
+            await world.leader()
+            with pytest.raises(InvalidRequestError, match="takes commands"):
+                await connection.ask(
+                    Kind.RAISE_FENCE,
+                    RaiseFenceRequest(group=group, fence_id=1, token=1),
+                    RaiseFenceResponse,
+                )
 
     live(story)
 
@@ -513,9 +579,7 @@ def test_a_watch_is_ended_when_another_broker_leads_and_resumes_there_without_a_
 def test_a_broker_that_starts_again_has_the_state_it_kept_and_a_short_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from logd.broker.coordination import partition as module
-
-    monkeypatch.setattr(module, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
+    monkeypatch.setattr(partition_module, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
 
     async def story(world: World) -> None:
         session = await world.session(ttl_ms=60_000)
@@ -538,9 +602,7 @@ def test_a_broker_that_starts_again_has_the_state_it_kept_and_a_short_log(
 def test_a_replica_that_lacks_what_was_trimmed_is_sent_the_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from logd.broker.coordination import partition as module
-
-    monkeypatch.setattr(module, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
+    monkeypatch.setattr(partition_module, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
 
     async def story(world: World) -> None:
         session = await world.session(ttl_ms=60_000)

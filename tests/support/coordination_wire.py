@@ -180,7 +180,10 @@ class WireClient:
         self._timeout_s = timeout_s
         self._connections: dict[HostPort, Connection] = {}
         self._addresses: dict[int, HostPort] = {}
+        self.topics = [COORDINATION_TOPIC]
+        """Whose leaders to know."""
         self.groups: list[int] = []
+        """Of the coordination log."""
         self.leaders: dict[int, int | None] = {}
         self._turn = 0
 
@@ -207,11 +210,12 @@ class WireClient:
         connection = await self.connection(address)
         with trio.move_on_after(self._timeout_s):
             answer, _ = await connection.ask(
-                Kind.METADATA, MetadataRequest(topics=[COORDINATION_TOPIC]), MetadataResponse
+                Kind.METADATA, MetadataRequest(topics=self.topics), MetadataResponse
             )
             self._addresses = {b.node_id: HostPort(b.host, b.port) for b in answer.brokers}
             for topic in answer.topics:
-                self.groups = [placed.group for placed in topic.partitions]
+                if topic.name == COORDINATION_TOPIC:
+                    self.groups = [placed.group for placed in topic.partitions]
                 for placed in topic.partitions:
                     if placed.leader is not None:
                         self.leaders[placed.group] = placed.leader

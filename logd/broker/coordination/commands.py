@@ -78,6 +78,7 @@ class CommandQueue:
         self._in_flight: dict[Flight, None] = {}
         self._placed: dict[Offset, Flight] = {}
         """Committed, and about to be applied."""
+        self._is_flush_wanted = False
 
     def __len__(self) -> int:
         """Commands that are not answered, about: those that timed out are among them."""
@@ -97,8 +98,17 @@ class CommandQueue:
     def has_proposals(self) -> bool:
         return bool(self._gathered) and len(self._in_flight) < COORDINATION_BATCHES_IN_FLIGHT_MAX
 
+    @property
+    def wants_flush(self) -> bool:
+        """There is something to propose, and the group has not been told: once is enough."""
+        if self._is_flush_wanted or not self.has_proposals:
+            return False
+        self._is_flush_wanted = True
+        return True
+
     def take_proposals(self) -> list[Proposal]:
         """What has gathered, as batches, as far as more may be under way."""
+        self._is_flush_wanted = False
         proposals = []
         while self.has_proposals:
             commands = self._take_some()
@@ -147,6 +157,7 @@ class CommandQueue:
 
     def refuse_gathered(self, error: LogdError) -> None:
         """None of what has gathered will be proposed."""
+        self._is_flush_wanted = False
         gathered, self._gathered = self._gathered, deque()
         for command in gathered:
             command.finish(error)

@@ -75,7 +75,7 @@ def coordinate(
             request.acknowledged,
             command,
             size_bytes=len(body),
-            deadline_ms=broker.node.now_ms() + request.timeout_ms,
+            timeout_ms=request.timeout_ms,
             answer=answered,
         )
     except LogdError:

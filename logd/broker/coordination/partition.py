@@ -172,7 +172,7 @@ class CoordinationPartition:
         command: Command,
         *,
         size_bytes: int,
-        deadline_ms: int,
+        timeout_ms: int,
         answer: Callable[[Result | LogdError], None],
     ) -> None:
         """Have a client's command committed and applied; ``answer`` is called once.
@@ -181,13 +181,14 @@ class CoordinationPartition:
             RequestError: refused at once; nothing was done.
         """
         self.check_serving()
-        time_ms = self._log_time_ms()
+        now_ms = self._node.now_ms()
+        time_ms = self._log_time_ms(now_ms)
         entry = Entry(namespace, session, sequence, acknowledged, time_ms, command)
         self.state.check(entry)
         self._last_time_ms = time_ms
-        self._clock.renew(session, self._node.now_ms())
+        self._clock.renew(session, now_ms)
         size_bytes += ENTRY_OVERHEAD_BYTES + len(namespace)
-        self._add(PendingCommand(entry, size_bytes, deadline_ms, answer))
+        self._add(PendingCommand(entry, size_bytes, now_ms + timeout_ms, answer))
 
     def _add(self, command: PendingCommand) -> None:
         is_alone = self._queue.is_idle
@@ -196,17 +197,17 @@ class CoordinationPartition:
             self.group.flush_soon()
             if not self._is_expiring_requests and not self._queue.is_idle:
                 self._clock_news.set()
-        elif self._queue.has_proposals:
+        elif self._queue.wants_flush:
             self.group.flush_later()
 
     def _propose_own(self, command: Command, answer: Callable[[Result | LogdError], None]) -> None:
-        self._last_time_ms = time_ms = self._log_time_ms()
+        self._last_time_ms = time_ms = self._log_time_ms(self._node.now_ms())
         entry = Entry("", 0, 0, 0, time_ms, command)
         self._add(PendingCommand(entry, ENTRY_OVERHEAD_BYTES, NEVER_MS, answer))
 
-    def _log_time_ms(self) -> int:
+    def _log_time_ms(self, now_ms: int) -> int:
         """The last committed time, and what has passed since this broker began to lead."""
-        return max(self._log_time_base_ms + self._node.now_ms(), self._last_time_ms)
+        return max(self._log_time_base_ms + now_ms, self._last_time_ms)
 
     # --- questions ------------------------------------------------------------------------------
 
@@ -403,7 +404,7 @@ class CoordinationPartition:
                 self._begin_serving()
         else:
             self._answer_confirmed()
-            if self._queue.has_proposals:
+            if self._queue.wants_flush:
                 self.group.flush_later()
             due_ms = self.state.due_ms
             if due_ms is not None and due_ms < self._noticed_due_ms:
@@ -504,7 +505,9 @@ class CoordinationPartition:
         due_ms = self.state.due_ms
         if due_ms is None or self._is_advancing:
             return None
-        return min(due_ms, self.state.log_time_ms + TIME_KEPT_MS) - self._log_time_ms()
+        return min(due_ms, self.state.log_time_ms + TIME_KEPT_MS) - self._log_time_ms(
+            self._node.now_ms()
+        )
 
     def _advance_if_due(self) -> None:
         due_in_ms = self._advance_in_ms()

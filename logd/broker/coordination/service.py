@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from logd.broker.coordination.partition import CoordinationPartition
 from logd.errors import InvalidRequestError
@@ -20,6 +20,18 @@ NAMESPACES_REMEMBERED: Final = 4_096
 """Where they live, so that not every request computes it."""
 
 
+class CoordinationTotals(NamedTuple):
+    """What a broker counts over all its partitions."""
+
+    sessions: int
+    """Now, of those it leads; so are the watches."""
+    watches: int
+    commands: int
+    """Since the broker started; so are the rest."""
+    sessions_expired: int
+    events_pushed: int
+
+
 class Coordination:
     """Finds the partition that a request is about."""
 
@@ -27,10 +39,18 @@ class Coordination:
         self._node = node
         self._trash_path = trash_path
         self._partitions: dict[GroupId, CoordinationPartition] = {}
+        self._closed = CoordinationTotals(0, 0, 0, 0, 0)
+        """Of partitions that have left."""
         self._home: dict[tuple[int, str], int] = {}
 
     def __iter__(self) -> Iterator[CoordinationPartition]:
         return iter(self._partitions.values())
+
+    def totals(self) -> CoordinationTotals:
+        totals = self._closed
+        for partition in self._partitions.values():
+            totals = _sum(totals, partition)
+        return totals
 
     def attach(self, group: Group) -> None:
         """A replica of the coordination log was opened: feed it, until it is closed."""
@@ -44,6 +64,7 @@ class Coordination:
         try:
             await partition.run()
         finally:
+            self._closed = _sum(self._closed, partition)._replace(sessions=0, watches=0)
             if self._partitions.get(group_id) is partition:
                 del self._partitions[group_id]
 
@@ -86,3 +107,13 @@ class Coordination:
                 self._home.clear()
             home = self._home[count, namespace] = partition_of(namespace, count)
         return home
+
+
+def _sum(totals: CoordinationTotals, partition: CoordinationPartition) -> CoordinationTotals:
+    return CoordinationTotals(
+        sessions=totals.sessions + partition.session_count,
+        watches=totals.watches + len(partition.watches),
+        commands=totals.commands + partition.entries_applied,
+        sessions_expired=totals.sessions_expired + partition.sessions_expired,
+        events_pushed=totals.events_pushed + partition.watches.events_pushed,
+    )
