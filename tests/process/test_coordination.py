@@ -280,14 +280,14 @@ async def test_a_group_is_followed_by_revisions(
         group = client.members(name)
         before = await group.list()
         async with group.follow() as views:
-            assert await views.__anext__() == ()
+            assert await views.next() == ()
             async with other.members(name).join("m", b"1") as membership:
-                assert [one.data for one in await views.__anext__()] == [b"1"]
+                assert [one.data for one in await views.next()] == [b"1"]
                 await membership.update(b"2")
-                assert [one.data for one in await views.__anext__()] == [b"2"]
+                assert [one.data for one in await views.next()] == [b"2"]
                 with pytest.raises(ConflictError):
                     await client.members(name).join("m").join()
-            assert await views.__anext__() == ()
+            assert await views.next() == ()
         async with group.watch(before.revision + 1) as events:
             told = [await events.next() for _ in range(3)]
 

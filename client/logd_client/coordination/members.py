@@ -257,6 +257,17 @@ class GroupView:
                 return self._present()
         raise StopAsyncIteration
 
+    async def next(self) -> tuple[Member, ...]:
+        """The members after the next change, for those who do not iterate.
+
+        Raises:
+            UsageError: the view was closed.
+        """
+        try:
+            return await self.__anext__()
+        except StopAsyncIteration:
+            raise UsageError("the view was closed") from None
+
     def _present(self) -> tuple[Member, ...]:
         return tuple(self._members[name] for name in sorted(self._members))
 

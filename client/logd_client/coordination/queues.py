@@ -498,10 +498,11 @@ class _QueueWorker:
                     failure = ItemFailedError(f"{type(error).__name__}: {error}")
                 tasks.cancel_scope.cancel()
         finally:
-            self._room += 1
-            self._wake.set()
             with anyio.move_on_after(SETTLE_TIMEOUT_S, shield=True):
                 await self._settle(claim, failure)
+            # Only now: what follows it, of its key, can be claimed.
+            self._room += 1
+            self._wake.set()
 
     async def _renew(self, claim: Claim, scope: anyio.CancelScope) -> None:
         """Keep the claim while its handler runs; a lost one ends the handler."""
