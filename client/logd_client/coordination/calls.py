@@ -71,6 +71,7 @@ WAITERS_MAX: Final = REQUESTS_IN_FLIGHT_MAX // 2
 CREATION_TIMEOUT_S: Final = 15.0
 """How long the topic may take to come to be, the first time that anybody asks for it."""
 
+_GROUPS_REMEMBERED: Final = 1_000
 _COMMANDS: Final = msgspec.msgpack.Encoder()
 _RESULTS: Final = msgspec.msgpack.Decoder(Result)
 _ANSWERS: Final = msgspec.msgpack.Decoder(Answer)
@@ -83,6 +84,8 @@ class Calls:
         self.routing = routing
         self.clock = routing.environment.clock
         self._waiters = anyio.CapacityLimiter(WAITERS_MAX)
+        self._groups: dict[str, tuple[TopicInfo, GroupId]] = {}
+        """By namespace: where it lives, and by which description of the topic."""
 
     # --- commands -----------------------------------------------------------------------
 
@@ -112,9 +115,9 @@ class Calls:
         """
         body = _encoded(command)
 
-        def request(group: GroupId, timeout_ms: int) -> Message:
+        def request(group: GroupId, timeout_ms: int, now: float) -> Message:
             if on_sent is not None:
-                on_sent(self.clock())
+                on_sent(now)
             return CoordinateRequest(
                 group=group,
                 namespace=namespace,
@@ -188,7 +191,19 @@ class Calls:
         known = self.routing.view.topic(COORDINATION_TOPIC)
         topic = known if known is not None else await self._await_topic()
         number = partition_of(namespace, len(topic.partitions))
-        return next(GroupId(row.group) for row in topic.partitions if row.partition == number)
+        group = next(GroupId(row.group) for row in topic.partitions if row.partition == number)
+        if len(self._groups) >= _GROUPS_REMEMBERED:
+            self._groups.clear()
+        self._groups[namespace] = (topic, group)
+        return group
+
+    def _known_group(self, namespace: str) -> GroupId | None:
+        """``group_of``, if it was asked for this namespace since the topic was last described."""
+        topic, group = self._groups.get(namespace, (None, None))
+        return group if topic is not None and topic is self._topic() else None
+
+    def _topic(self) -> TopicInfo | None:
+        return self.routing.view.topic(COORDINATION_TOPIC)
 
     async def _await_topic(self) -> TopicInfo:
         deadline = self.clock() + CREATION_TIMEOUT_S
@@ -220,7 +235,7 @@ class Calls:
     async def _ask(
         self,
         namespace: str,
-        request: Callable[[GroupId, int], Message],
+        request: Callable[[GroupId, int, float], Message],
         body: bytes,
         lane: Lane,
         timeout_s: float | None,
@@ -230,20 +245,20 @@ class Calls:
         """The answer, and whether an earlier attempt may have taken effect."""
         backoff = Backoff(self.routing.environment.rng)
         timeout_s = self.routing.request_timeout_s if timeout_s is None else timeout_s
-        deadline = self.clock() + timeout_s + held_s
+        now = self.clock()
+        deadline = now + timeout_s + held_s
         attempt_s = ATTEMPT_TIMEOUT_S
         is_in_doubt = False
         is_redirected = False
         suspect: NodeId | None = None
         while True:
-            left_s = max(deadline - self.clock(), 0.001)
             try:
-                group = await self.group_of(namespace)
+                group = self._known_group(namespace) or await self.group_of(namespace)
                 failures = 0 if is_redirected else backoff.failures
                 connection = await self.find_leader(group, lane, failures, suspect)
                 suspect = connection.node
-                this_s = min(attempt_s + held_s, left_s)
-                message = request(group, max(1, int(this_s * 1000)))
+                this_s = max(min(attempt_s + held_s, deadline - now), 0.001)
+                message = request(group, max(1, int(this_s * 1000)), now)
                 return await connection.exchange(message, body, this_s), is_in_doubt
             except LogdError as error:
                 is_in_doubt = is_in_doubt or error.may_have_applied
@@ -257,6 +272,7 @@ class Calls:
                     attempt_s = min(2 * attempt_s, ATTEMPT_TIMEOUT_S_MAX)
             if not is_redirected:
                 await anyio.sleep(delay_s)
+            now = self.clock()
 
     def _is_redirected(self, error: LogdError, namespace: str) -> bool:
         topic = self.routing.view.topic(COORDINATION_TOPIC)
@@ -273,8 +289,8 @@ class Calls:
         self.routing.view.note_leader(group, leader)
 
 
-def _query_of(namespace: str, wait_ms: int) -> Callable[[GroupId, int], Message]:
-    def request(group: GroupId, timeout_ms: int) -> Message:
+def _query_of(namespace: str, wait_ms: int) -> Callable[[GroupId, int, float], Message]:
+    def request(group: GroupId, timeout_ms: int, now: float) -> Message:
         return QueryRequest(
             group=group, namespace=namespace, wait_ms=wait_ms, timeout_ms=timeout_ms
         )

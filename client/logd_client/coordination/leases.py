@@ -362,32 +362,37 @@ async def settle(sessions: Sessions, session: Session, work: Command | PendingCo
 
     A command is simply carried out.  A pending ``Acquire`` is given back whatever it came to.
     """
-    done = anyio.Event()
-    sessions.calls.routing.tasks.start_soon(_settle, session, work, done)
     with anyio.move_on_after(GIVE_BACK_TIMEOUT_S, shield=True):
-        await done.wait()
+        if await _settle_once(session, work):
+            return
+    if not session.is_lost():
+        sessions.calls.routing.tasks.start_soon(_settle, session, work)
 
 
-async def _settle(session: Session, work: Command | PendingCommand, done: anyio.Event) -> None:
+async def _settle(session: Session, work: Command | PendingCommand) -> None:
+    """Go on for as long as the session lives."""
     backoff = Backoff(session.calls.routing.environment.rng)
+    while not session.is_lost():
+        if await _settle_once(session, work):
+            return
+        await anyio.sleep(backoff.next_delay_s())
+
+
+async def _settle_once(session: Session, work: Command | PendingCommand) -> bool:
+    """Whether it is settled, or nothing can be."""
     try:
-        while not session.is_lost():
-            try:
-                if isinstance(work, PendingCommand):
-                    await _give_back(session, work)
-                else:
-                    await session.call(work, Done)
-                return
-            except (SessionExpiredError, WouldWaitError):
-                return  # Nothing is held.
-            except LogdError as error:
-                if not error.retriable:
-                    return
-            await anyio.sleep(backoff.next_delay_s())
-    finally:
         if isinstance(work, PendingCommand):
-            work.finish()
-        done.set()
+            await _give_back(session, work)
+        else:
+            await session.call(work, Done)
+    except (SessionExpiredError, WouldWaitError):
+        pass  # Nothing is held.
+    except LogdError as error:
+        if error.retriable:
+            return False
+    if isinstance(work, PendingCommand):
+        work.finish()
+    return True
 
 
 async def _give_back(session: Session, pending: PendingCommand) -> None:

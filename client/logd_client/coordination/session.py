@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 
 import anyio
 
-from logd.errors import LogdError, SessionExpiredError, UsageError
+from logd.errors import LogdError, RequestTimeoutError, SessionExpiredError, UsageError
 from logd.limits import (
     RESULTS_PER_SESSION_MAX,
     SESSION_TTL_MS_MAX,
@@ -352,12 +352,15 @@ class Sessions:
     async def _renew(self, group: GroupId) -> None:
         """Renew all sessions of one partition, however many attempts it takes."""
         backoff = Backoff(self._routing.environment.rng)
+        patience = 1
         try:
             while sessions := [one for one in self._alive() if one.group == group]:
                 sent_at = self.calls.clock()
                 try:
-                    expired = await self._renew_once(group, sessions)
+                    expired = await self._renew_once(group, sessions, patience)
                 except LogdError as error:
+                    if isinstance(error, RequestTimeoutError):
+                        patience *= 2  # It may be slow and not gone.
                     for session in sessions:
                         session.trouble = error
                     await self._look_again(group, backoff)
@@ -374,9 +377,9 @@ class Sessions:
             self._renewing.discard(group)
             self._wake.set()
 
-    async def _renew_once(self, group: GroupId, sessions: list[Session]) -> set[int]:
+    async def _renew_once(self, group: GroupId, sessions: list[Session], patience: int) -> set[int]:
         shortest_s = min(session.ttl_s for session in sessions)
-        timeout_s = min(shortest_s / (2 * RENEWALS_PER_TTL), KEEP_ALIVE_TIMEOUT_S_MAX)
+        timeout_s = min(shortest_s / (2 * RENEWALS_PER_TTL), KEEP_ALIVE_TIMEOUT_S_MAX) * patience
         ids = [session.id for session in sessions]
         expired: set[int] = set()
         for at in range(0, len(ids), SESSIONS_PER_KEEP_ALIVE):
