@@ -174,6 +174,10 @@ class KeySpace:
     def _get_within_result(self, operation: Get) -> OperationResult:
         found, count = self._get(operation, max(self._result_bytes_left, 0))
         self._result_bytes_left -= sum(map(_bytes_in_result, found))
+        if self._result_bytes_left < RESULT_BYTES_MAX - ANSWER_BYTES_MAX:
+            raise QuotaExceededError(
+                f"what a transaction reads has at most {ANSWER_BYTES_MAX:,} bytes: read in parts"
+            )
         return OperationResult(found=found, count=count)
 
     def _get(self, get: Get, bytes_max: int) -> tuple[list[KeyValue], int]:

@@ -204,8 +204,8 @@ def test_only_a_member_s_own_session_speaks_for_it() -> None:
     join(partition, "a")
     other = join(partition, "b")
     assign(partition, ["s1", "s2"])
-    before = owners(partition)
-    theirs = [shard for shard, owner in before.items() if owner == "a"]
+    before = shards(partition)
+    theirs = [shard.shard for shard in before if shard.owner == "a"]
 
     impostor = partition.do(other, LetGo(group="g", member="a", shards=theirs))
     partition.do(other, LetGo(group="g", member="b", shards=theirs))
@@ -213,7 +213,7 @@ def test_only_a_member_s_own_session_speaks_for_it() -> None:
 
     assert error_of(impostor) is NotHeldError
     assert error_of(reported) is NotHeldError
-    assert owners(partition) == before
+    assert shards(partition) == before
 
 
 def test_letting_go_without_an_assignment_is_refused() -> None:

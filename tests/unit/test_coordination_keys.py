@@ -12,6 +12,7 @@ from logd.errors import (
     InvalidNameError,
     InvalidRequestError,
     NewerFormatError,
+    QuotaExceededError,
 )
 from logd.limits import EVENTS_PER_NAMESPACE_MAX
 from logd.wire.coordination import (
@@ -207,6 +208,19 @@ def test_answers_have_a_bound_in_bytes_but_hold_at_least_one() -> None:
     assert 50 < len(answered.found) < answered.count == 80
     assert 10 < len(within[0].found) < within[0].count == 80
     assert len(within[1].found) == 1
+
+
+def test_a_transaction_that_reads_too_much_is_refused_and_changes_nothing() -> None:
+    partition = Partition()
+    session = partition.open()
+    transact(partition, session, Put(key=b"k", value=bytes(64 * 1024)))
+
+    reads = [Get(key=b"k")] * 70
+    refused = partition.do(session, Transact(then=[Put(key=b"new", value=b""), *reads]))
+
+    assert error_of(refused) is QuotaExceededError
+    assert find(partition, b"new") is None
+    assert len(transact(partition, session, *reads[:60]).results) == 60
 
 
 def test_a_number_is_counted_from_nothing_and_kept_within_64_bits() -> None:

@@ -444,6 +444,17 @@ def test_what_is_due_is_moved_in_bounded_steps() -> None:
     assert partition.state.due_ms is None
 
 
+def test_a_claim_that_ran_out_with_too_many_others_to_be_moved_at_once_is_stale_too() -> None:
+    partition = Partition()
+    session = partition.open()
+    put(partition, session, *[b""] * (DUE_PER_COMMAND_MAX + 1))
+    claimed = claim(partition, session, DUE_PER_COMMAND_MAX + 1)
+
+    partition.now_ms += VISIBILITY_MS
+
+    assert complete(partition, session, claimed[-1]).stale == [claimed[-1].item]
+
+
 def test_an_advance_before_its_time_changes_nothing() -> None:
     partition = Partition()
     session = partition.open()
