@@ -6,7 +6,8 @@ it, cheapest first; if they notice nothing, simulated clusters run until one bre
 up to a number of seeds.  A mutant that survives all of them, or whose snippet is no longer in
 the source, is an error.
 
-The lists are ``tests/spec/mutants.py`` (the consensus core) and ``system_mutants.py``.
+The lists are ``tests/spec/mutants.py`` (the consensus core), ``coordination_mutants.py`` beside it,
+and ``system_mutants.py``.
 docs/mutants.md is made by ``--write``: which promise a mutant breaks (P1 to P7, see
 docs/failure_model.md) and what killed it.
 """
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.sim.system_mutants import SYSTEM_MUTANTS
+from tests.spec.coordination_mutants import COORDINATION_MUTANTS
 from tests.spec.mutants import CORE_MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +43,7 @@ SEEDS_CPU_S = 900
 WAITING_MAX = 5
 """On a busy machine a test may take this many times its processor time."""
 
-MUTANTS = (*CORE_MUTANTS, *SYSTEM_MUTANTS)
+MUTANTS = (*CORE_MUTANTS, *SYSTEM_MUTANTS, *COORDINATION_MUTANTS)
 
 FAST_TESTS = {
     "logd/raft": (
@@ -89,6 +91,17 @@ FAST_TESTS = {
         "tests/unit/test_leader_balancer.py",
         "tests/fuzz/test_live_borders.py",
         "tests/sim/test_scripted_faults.py",
+    ),
+    "logd/coordination": (
+        "tests/unit/test_coordination_sessions.py",
+        "tests/unit/test_coordination_locks.py",
+        "tests/unit/test_coordination_keys.py",
+        "tests/unit/test_coordination_spreading.py",
+        "tests/unit/test_coordination_groups.py",
+        "tests/unit/test_coordination_quotas.py",
+        "tests/unit/test_coordination_queues.py",
+        "tests/unit/test_coordination_rules.py",
+        "tests/unit/test_coordination_history.py",
     ),
     "logd/metadata": ("tests/unit/test_metadata_state.py", "tests/unit/test_placement.py"),
     "client": (
@@ -200,8 +213,9 @@ INTRODUCTION = """\
 
 Small deliberate breakages, one at a time, and what noticed each. `make mutants` tries them all and
 writes this page; a test compares it with the lists (`tests/spec/mutants.py`,
-`tests/sim/system_mutants.py`). The tests of a layer look first, cheapest first, and the first to
-fail is the one named here; only what they miss goes to simulated clusters.
+`tests/spec/coordination_mutants.py`, `tests/sim/system_mutants.py`). The tests of a layer look
+first, cheapest first, and the first to fail is the one named here; only what they miss goes to
+simulated clusters.
 """
 
 HEADING = "| breakage | in | promise | killed by |\n|---|---|---|---|"
