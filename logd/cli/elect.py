@@ -100,12 +100,16 @@ async def _lead(
     bootstrap: str,
 ) -> int:
     """One leadership."""
-    from logd.cli.holding import fence_environment, run_while_held
+    from logd.cli.holding import fence_environment, obtain_until_signalled, run_while_held
 
     campaign = client.election(name, protects=protects, ttl_s=ttl_s).campaign(
         data, timeout_s=wait_s
     )
-    leadership = await (campaign.win_now() if wait_s == 0 else campaign.win())
+
+    async def win() -> Leadership | None:
+        return await (campaign.win_now() if wait_s == 0 else campaign.win())
+
+    leadership = await obtain_until_signalled(win)
     if leadership is None:
         raise await _led_by_another(client, name)
     environment = fence_environment(

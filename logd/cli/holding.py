@@ -15,8 +15,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, Protocol, TypeVar
 
 import anyio
 import anyio.abc
@@ -25,6 +26,8 @@ import click
 from logd.cli.display import say
 from logd.cli.exits import ExitCode
 from logd.errors import LeaseLostError
+
+T = TypeVar("T")
 
 TERM_SHARE: Final = 0.1
 """Of the time to live: how long a command may take to end by itself when the grant is lost.  What
@@ -114,6 +117,41 @@ async def run_until_signalled(function: Callable[[], Awaitable[None]]) -> int:
         await function()
         tasks.cancel_scope.cancel()
     return code
+
+
+async def obtain_until_signalled(obtain: Callable[[], Awaitable[T]]) -> T:
+    """What ``obtain`` gives; a signal meanwhile gives the place in line back and ends us."""
+    got: list[T] = []
+    number = 0
+
+    async def listen(scope: anyio.CancelScope) -> None:
+        nonlocal number
+        with anyio.open_signal_receiver(*_PASSED_ON) as signals:
+            async for received in signals:
+                number = received
+                scope.cancel()
+                return
+
+    with anyio.CancelScope() as scope:
+        async with _unwrapped_group() as tasks:
+            tasks.start_soon(listen, scope)
+            got.append(await obtain())
+            tasks.cancel_scope.cancel()
+    if not got:
+        raise click.exceptions.Exit(SIGNAL_EXIT_BASE + number)
+    return got[0]
+
+
+@asynccontextmanager
+async def _unwrapped_group() -> AsyncIterator[anyio.abc.TaskGroup]:
+    """A task group whose single error is raised as it is."""
+    try:
+        async with anyio.create_task_group() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise
 
 
 async def _start(command: Sequence[str], environment: Mapping[str, str]) -> anyio.abc.Process:

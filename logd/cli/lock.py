@@ -20,6 +20,7 @@ from logd.cli.options import (
 
 if TYPE_CHECKING:
     from logd.wire.coordination import Holder, Holders
+    from logd_client import Lease
 
 HOLDER_COLUMNS = ("ticket", "token", "client", "session", "since", "mode", "permits", "data")
 
@@ -72,7 +73,13 @@ def run(
         raise click.UsageError("--shared goes with neither --protect nor --capacity")
     if capacity is not None and protects:
         raise click.UsageError("a semaphore has many holders: it protects no topic")
-    from logd.cli.holding import client_name, fence_environment, leave_with, run_while_held
+    from logd.cli.holding import (
+        client_name,
+        fence_environment,
+        leave_with,
+        obtain_until_signalled,
+        run_while_held,
+    )
     from logd.cli.session import connected, run_async
 
     async def hold() -> int:
@@ -89,7 +96,13 @@ def run(
                     ttl_s=ttl_s,
                     data=data,
                 )
-            lease = await (wanted.try_acquire() if wait_s == 0 else wanted.acquire(wait_s))
+
+            async def obtain() -> Lease | None:
+                found: Lease | None
+                found = await (wanted.try_acquire() if wait_s == 0 else wanted.acquire(wait_s))
+                return found
+
+            lease = await obtain_until_signalled(obtain)
             if lease is None:
                 holders = await wanted.holders()
                 raise _held_by_others(name, holders)

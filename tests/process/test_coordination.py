@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -376,6 +377,43 @@ async def _work_until_empty(queue: Any, handle: Any) -> None:
     await queue.work(handle, concurrency=4, until_empty=True)
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_items_of_killed_workers_are_completed_once_by_others(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    items, poisoned = 600, 3
+    async with connect(cluster.bootstrap) as client:
+        queue = client.queue(fresh("queue"))
+        await queue.configure(attempts_max=4, backoff_ms=10, visibility_ms=2_000)
+        await queue.put_many([b"good"] * items + [b"poison"] * poisoned)
+        workers: list[subprocess.Popen[bytes]] = []
+
+        def start() -> None:
+            arguments = ["-m", "tests.process.queue_worker", cluster.bootstrap, str(queue.name)]
+            workers.append(subprocess.Popen([sys.executable, *arguments]))
+
+        try:
+            for _ in range(3):
+                start()
+            killed = 0
+            with anyio.fail_after(90):
+                while (found := await queue.statistics()).completed + found.dead < items + poisoned:
+                    if killed < 3 and found.completed >= (killed + 1) * items // 5:
+                        workers[killed].kill()  # While it has items in hand.
+                        killed += 1
+                        start()
+                    await anyio.sleep(0.05)
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+        found = await queue.statistics(dead=10)
+
+    assert killed == 3
+    assert (found.completed, found.dead, found.in_flight) == (items, poisoned, 0)
+    assert {one.payload for one in found.dead_items} == {b"poison"}
+
+
 async def test_a_stale_claim_completes_nothing(
     cluster: LocalCluster, anyio_backend: object
 ) -> None:
@@ -700,6 +738,24 @@ def test_a_command_is_ended_when_its_lock_is_lost(cluster: LocalCluster, tmp_pat
     assert b"is lost" in told
     with pytest.raises(ProcessLookupError):  # It did not heed SIGTERM.
         os.kill(pid, 0)
+
+
+def test_who_is_told_to_end_while_it_waits_leaves_no_place_behind(cluster: LocalCluster) -> None:
+    name, at = fresh("lock"), ("--bootstrap", cluster.bootstrap)
+    with sync.connect(cluster.bootstrap) as client, client.lock(name):
+        waiting = subprocess.Popen(
+            logd_command("lock", "run", name, *at, "--", "true"), stdin=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 30
+        while not client.lock(name).holders().waiting:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        waiting.terminate()
+        code = waiting.wait(timeout=30)
+        left = client.lock(name).holders().waiting
+
+    assert code == 128 + signal.SIGTERM
+    assert left == []
 
 
 def test_a_shell_works_on_a_queue(cluster: LocalCluster, tmp_path: Path) -> None:
