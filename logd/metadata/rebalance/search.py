@@ -45,6 +45,9 @@ EVALUATIONS_PER_ROUND_MAX: Final = 60_000
 """A neighbourhood larger than this is looked at in part: what moved, and who is out of range."""
 
 ROUNDS_WITHOUT_GAIN_MAX: Final = 40
+RESTARTS_WITHOUT_GAIN_MAX: Final = 12
+"""A small cluster has been looked through by then, long before the evaluations are used up."""
+
 GOOD_ENOUGH: Final = 1.03
 """Times the bytes that must move in any case: no search is worth the rest."""
 
@@ -559,10 +562,15 @@ def refine(layout: Layout, enough: int, evaluations_max: int) -> None:
             cluster differ.
     """
     search = _TabuSearch(layout, evaluations_max)
+    without_gain = 0
     while search.evaluations < evaluations_max and not _is_good_enough(layout, enough):
+        before = search.best_cost
         if not search.descend():
             return
         search.return_to_best()
+        without_gain = 0 if search.best_cost < before - GAIN_MIN else without_gain + 1
+        if without_gain > RESTARTS_WITHOUT_GAIN_MAX:
+            return
         if _is_good_enough(layout, enough):
             return
         search.leave_the_path()

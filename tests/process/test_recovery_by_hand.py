@@ -1,0 +1,63 @@
+"""What docs/operations.md says to do when a majority is lost for good, and how to make a backup."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anyio
+import pytest
+
+from logd.cli.local_cluster import stopping
+from logd.cli.ready import wait_until_ready
+from logd.types import NodeId
+from tests.process.elastic import found_cluster
+from tests.process.harness import require_done, run_logd
+
+pytestmark = pytest.mark.process
+
+UNREACHABLE = 5
+LINES = [f"line {number}" for number in range(500)]
+
+
+def test_a_survivor_of_a_lost_majority_is_read_and_a_backup_is_put_back(tmp_path: Path) -> None:
+    cluster = found_cluster(tmp_path / "cluster")
+    written = tmp_path / "written"
+    written.write_text("".join(f"{line}\n" for line in LINES))
+    with stopping(cluster):
+        cluster.start_all()
+        anyio.run(wait_until_ready, cluster, backend="trio")
+        require_done(cluster, "topic", "create", "orders", "--replicas", "3")
+        require_done(cluster, "produce", "orders", str(written))
+
+        # A backup in plain lines is taken back by `logd produce`.
+        backup = tmp_path / "backup"
+        backup.write_bytes(
+            require_done(cluster, "consume", "orders", "--from", "start", "--count", "500")
+        )
+        assert backup.read_text().splitlines() == LINES
+        require_done(cluster, "topic", "create", "again")
+        require_done(cluster, "produce", "again", str(backup))
+        read = require_done(cluster, "consume", "again", "--from", "start", "--count", "500")
+        assert read.decode().splitlines() == LINES
+
+        # Two of three brokers are gone with their disks.
+        for lost in (NodeId(2), NodeId(3)):
+            cluster.wipe(lost)
+        status = run_logd("cluster", "status", "--bootstrap", cluster.bootstrap)
+        assert status.returncode == UNREACHABLE
+        assert b"nodes 2, 3" in status.stderr or b"missing: 2" in status.stderr, status.stderr
+        survivor = require_done(
+            cluster, "consume", "orders", "--replica", "1", "--partition", "0",
+            "--from", "start", "--count", "500", "--output", "json",
+        )  # fmt: skip
+        assert [json.loads(row)["value"] for row in survivor.splitlines()] == LINES
+
+    # Its files can be read without any broker, also from a copy.
+    groups = sorted((cluster.broker(NodeId(1)).data_dir / "groups").iterdir())
+    found = [
+        [row.get("value") for row in map(json.loads, dump.stdout.splitlines())]
+        for group in groups
+        if (dump := run_logd("segment", "dump", group, "--records", "--output", "json")).stdout
+    ]
+    assert LINES in found
