@@ -351,7 +351,8 @@ class Session:
     def _settle(self) -> None:
         self._in_flight -= 1
         assert self._in_flight >= 0
-        self._relief.unpark()
+        if self._relief:
+            self._relief.unpark()
 
     def _queue(self, buffers: Sequence[Buffer], size_bytes: int) -> None:
         if not self._is_closed:

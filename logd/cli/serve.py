@@ -66,9 +66,10 @@ async def _serve(config: BrokerConfig, events: RecentEvents, exit_with_parent: b
     from logd.broker.server import run_broker
     from logd.ops.companion import make_visible
     from logd.runtime.env import open_real_env
-    from logd.runtime.memory import keep_freed_memory
+    from logd.runtime.memory import collect_seldom, keep_freed_memory
 
     keep_freed_memory()
+    collect_seldom()
     stop = trio.Event()
     async with open_real_env() as env, trio.open_nursery() as watchers:
         await watchers.start(_stop_on_signal, stop)

@@ -122,14 +122,17 @@ class ProducerTable:
         Compaction takes records out of a batch and leaves its span: that is how many
         sequences it has.
         """
+        self.note_placed(header, header.base_offset, header.append_time_ms)
+
+    def note_placed(self, header: BatchHeader, base_offset: Offset, append_time_ms: int) -> None:
+        """As ``note``, of a batch whose leader's part is not in ``header``."""
         producer_id = header.producer_id
-        append_time_ms = header.append_time_ms
         producers = self._producers
         row = _ROW.pack(
             header.base_sequence,
             header.offset_span,
             header.offset_span,
-            header.base_offset,
+            base_offset,
             append_time_ms,
         )
         producer = producers.get(producer_id)

@@ -112,11 +112,20 @@ class PartitionState:
         Args:
             control: the decoded payload of a control batch; None for a data batch.
         """
-        base_offset = header.base_offset
+        self.note_placed(header, header.base_offset, header.append_time_ms, control)
+
+    def note_placed(
+        self,
+        header: BatchHeader,
+        base_offset: Offset,
+        append_time_ms: int,
+        control: Control | None = None,
+    ) -> None:
+        """As ``note``, of a batch whose leader's part is not in ``header``."""
         assert base_offset == self.end_offset, "batches are noted in order, each once"
-        assert header.append_time_ms >= self.last_append_time_ms, "append time never decreases"
+        assert append_time_ms >= self.last_append_time_ms, "append time never decreases"
         self.end_offset = end_offset = Offset(base_offset + header.offset_span)
-        self.last_append_time_ms = header.append_time_ms
+        self.last_append_time_ms = append_time_ms
         if header.kind:
             assert control is not None
             if isinstance(control, RaiseFence):
@@ -127,7 +136,7 @@ class PartitionState:
         assert control is None
         self.data_end = end_offset
         if header.producer_id:
-            self.producers.note(header)
+            self.producers.note_placed(header, base_offset, append_time_ms)
         if header.fence_id:
             self.fences.raise_to(header.fence_id, header.fence_token)
 

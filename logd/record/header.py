@@ -128,6 +128,7 @@ assert LAYOUT[5].name == "magic"
 assert LAYOUT[4].name == "seal"
 assert MAGIC == 0x3144474C
 
+_CONTROL: Final = int(BatchKind.CONTROL)
 _PAYLOAD_BYTES_MAX: Final = BATCH_BYTES_MAX - HEADER_BYTES
 
 
@@ -170,7 +171,7 @@ class BatchHeader(NamedTuple):
 
     @property
     def is_control(self) -> bool:
-        return self.kind == BatchKind.CONTROL
+        return self.kind == _CONTROL
 
     @property
     def is_compacted(self) -> bool:
@@ -244,7 +245,7 @@ def verify_header(view: Buffer, header: BatchHeader, group: GroupId) -> None:
         CorruptionError: the header changed since the leader wrote it, or it is of another
             group's log.
     """
-    actual = xxh3_64_intdigest(memoryview(view)[CHECKED_POSITION:HEADER_BYTES], seed=group)
+    actual = xxh3_64_intdigest(view[CHECKED_POSITION:HEADER_BYTES], seed=group)
     if actual != header.header_checksum:
         raise CorruptionError(
             f"header checksum of the batch at offset {header.base_offset} is {actual:#018x} "

@@ -963,12 +963,14 @@ class Group:
         return size
 
     def _note(self, header: BatchHeader, batch: LogBatch) -> Control | None:
-        if header.base_offset < self.state.end_offset:
+        """Note ``batch`` in the state; its place may not be in ``header`` yet."""
+        base_offset = batch.base_offset
+        if base_offset < self.state.end_offset:
             return None  # The state was shipped, and has it.
         control = None
-        if header.is_control:
+        if not batch.is_data:
             control = decode_control(b"".join(batch.buffers)[HEADER_BYTES:])
-        self.state.note(header, control)
+        self.state.note_placed(header, base_offset, batch.append_time_ms, control)
         self._batches_since_checkpoint += 1
         return control
 
@@ -1227,7 +1229,7 @@ class Group:
             size_bytes=header.size_bytes,
             buffers=(part, memoryview(batch)[LEADER_PART_BYTES:]),
         )
-        self._note(header._replace(base_offset=base, term=term, append_time_ms=now_ms), placed)
+        self._note(header, placed)
         return placed
 
     def _append_own(

@@ -238,7 +238,13 @@ class Node:
     # --- for groups (GroupHost) -----------------------------------------------------------------
 
     def now_ms(self) -> int:
-        return int(trio.current_time() * 1000)
+        turn = self.turn
+        if not turn.is_open:
+            return int(trio.current_time() * 1000)
+        now_ms = turn.now_ms
+        if now_ms is None:
+            now_ms = turn.now_ms = int(trio.current_time() * 1000)
+        return now_ms
 
     def send(
         self, message: AnyRaftMessage, buffers: tuple[Buffer, ...] = (), lane: Lane = "main"

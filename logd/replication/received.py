@@ -47,8 +47,9 @@ def check_append(request: AppendRequest, body: bytes) -> tuple[ReceivedBatch, ..
                 f"append to group {request.group}: batch at offset {header.base_offset} of term "
                 f"{header.term}, expected offset {expected} and a term up to {request.term}"
             )
-        found.append(_received(header, view))
-        expected = header.end_offset
+        batch = _received(header, view)
+        found.append(batch)
+        expected = batch.span.end_offset
     if expected != request.end_offset:
         raise CorruptionError(
             f"append to group {request.group}: batches end at {expected}, "
@@ -86,17 +87,11 @@ def split_gaps(
 
 
 def _received(header: BatchHeader, view: Buffer) -> ReceivedBatch:
-    base, end, term = header.base_offset, header.end_offset, header.term
+    base, term = header.base_offset, header.term
+    end = Offset(base + header.offset_span)
+    is_data = not header.is_control
     return ReceivedBatch(
         header,
         BatchSpan(base, end, term),
-        LogBatch(
-            base_offset=base,
-            end_offset=end,
-            term=term,
-            append_time_ms=header.append_time_ms,
-            is_data=not header.is_control,
-            size_bytes=header.size_bytes,
-            buffers=(view,),
-        ),
+        LogBatch(base, end, term, header.append_time_ms, is_data, len(view), (view,)),
     )

@@ -27,7 +27,7 @@ class Departing(Protocol):
 class Turn:
     """The turn of one node; at most one is open, and it does not wait for anything."""
 
-    __slots__ = ("_departing", "_flush", "_leave", "_sync_here", "is_open")
+    __slots__ = ("_departing", "_flush", "_leave", "_sync_here", "is_open", "now_ms")
 
     def __init__(
         self,
@@ -43,6 +43,8 @@ class Turn:
             leave: hands what could not be done here to whom it concerns.
         """
         self.is_open = False
+        self.now_ms: int | None = None
+        """The time of the open turn, once somebody has asked for it: it takes no time."""
         self._departing: list[Departing] = []
         self._sync_here = sync_here
         self._flush = flush
@@ -56,6 +58,7 @@ class Turn:
     def begin(self) -> None:
         assert not self.is_open
         self.is_open = True
+        self.now_ms = None
 
     def end(self) -> None:
         """Append what was proposed and send what is queued; sync what may be synced here, and
