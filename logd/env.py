@@ -253,6 +253,9 @@ class Env(Protocol):
         Not abandoned on cancellation: a half-known sync is worse than a late exit.
         """
 
+    async def sync_file(self, file: File) -> None:
+        """As ``file.sync()`` off the event loop.  Not abandoned on cancellation either."""
+
     async def run_apart(self, work: ApartWork, request: bytes) -> bytes:
         """Run ``work`` in a process of its own, with the least claim to the processor, and
         return its answer.

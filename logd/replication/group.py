@@ -1512,7 +1512,7 @@ class Group:
                 if self.failure is not None or self.log.failure is not None:
                     return
                 began = trio.current_time()
-                end, term = await self._host.env.run_blocking(self.log.sync, self.commit_offset)
+                end, term = await self._sync_log()
                 self._host.counts.sync_s.observe(trio.current_time() - began)
         except (OSError, LogdError) as error:
             self.fail(error)
@@ -1522,6 +1522,20 @@ class Group:
             self._synced(end, term)
         finally:
             self._host.turn.end()
+
+    async def _sync_log(self) -> tuple[Offset, Term]:
+        log = self.log
+        if log.sync_has_company:
+            return await self._host.env.run_blocking(log.sync, self.commit_offset)
+        syncing = log.begin_sync(self.commit_offset)
+        try:
+            await self._host.env.sync_file(syncing.file)
+        except OSError as error:
+            raise log.fail_sync(error) from error
+        else:
+            return log.finish_sync(syncing)
+        finally:
+            log.give_up_sync()
 
     @property
     def may_sync_here(self) -> bool:

@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from logd.env import ApartWork, FileSystem, Network
+from logd.env import ApartWork, File, FileSystem, Network
 from logd.runtime.apart import run_apart
-from logd.runtime.files import RealFileSystem
+from logd.runtime.files import RealFile, RealFileSystem
+from logd.runtime.kernel_syncs import KernelSyncs, open_kernel_syncs
 from logd.runtime.network import TcpNetwork
 from logd.runtime.threads import BLOCKING_THREADS, BlockingPool, open_blocking_pool
 
@@ -31,11 +32,18 @@ class RealEnv:
     """``logd.env.Env`` over sockets, files, threads and the system clock."""
 
     def __init__(
-        self, *, network: Network, files: FileSystem, pool: BlockingPool, boot_id: str
+        self,
+        *,
+        network: Network,
+        files: FileSystem,
+        pool: BlockingPool,
+        syncs: KernelSyncs | None,
+        boot_id: str,
     ) -> None:
         self._network = network
         self._files = files
         self._pool = pool
+        self._syncs = syncs
         self._boot_id = boot_id
         self._seed = random.SystemRandom().getrandbits(128)
         self._generators: dict[str, random.Random] = {}
@@ -70,6 +78,14 @@ class RealEnv:
         waited for and its result returned."""
         return await self._pool.run(function, *args)
 
+    async def sync_file(self, file: File) -> None:
+        """As ``Env.sync_file``."""
+        is_done = False
+        if self._syncs is not None and isinstance(file, RealFile):
+            is_done = await self._syncs.sync(file.descriptor)
+        if not is_done:
+            await self._pool.run(file.sync)
+
     async def run_apart(self, work: ApartWork, request: bytes) -> bytes:
         """As ``Env.run_apart``."""
         return await run_apart(work, request)
@@ -82,10 +98,11 @@ async def open_real_env(threads: int = BLOCKING_THREADS) -> AsyncIterator[RealEn
     Leaving waits for blocking calls under way and joins their threads; sockets and files
     are closed by whoever opened them.
     """
-    async with open_blocking_pool(threads) as pool:
+    async with open_blocking_pool(threads) as pool, open_kernel_syncs() as syncs:
         yield RealEnv(
             network=TcpNetwork(),
             files=RealFileSystem(),
             pool=pool,
+            syncs=syncs,
             boot_id=BOOT_ID_PATH.read_text(encoding="ascii").strip(),
         )

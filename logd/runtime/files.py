@@ -54,6 +54,12 @@ class RealFile:
     def path(self) -> str:
         return self._path
 
+    @property
+    def descriptor(self) -> int:
+        """Valid as long as the file is referred to and not closed."""
+        self._check_open()
+        return self._descriptor
+
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size
 

@@ -1,7 +1,8 @@
 """The log of one replica: batches in segments, and the rules for keeping what was promised.
 
 Division of labour between two threads.  ``append`` and most reads run on the event loop and
-touch the page cache only; ``sync`` runs in a worker thread *while appends go on*.  No lock is
+touch the page cache only; ``sync`` runs in a worker thread, or in the kernel between
+``begin_sync`` and ``finish_sync``, *while appends go on*.  No lock is
 needed, because they share three attributes and each of them is replaced as a whole, which
 the interpreter does atomically:
 
@@ -132,6 +133,15 @@ class SyncedMark:
     term: Term
     end_offset: Offset
     commit_offset: Offset
+
+
+class Syncing(NamedTuple):
+    """A sync that was begun: its mark is written."""
+
+    file: File
+    end: LogEnd
+    """What will be durable."""
+    mark: MarkSlot
 
 
 class SealedSegment(NamedTuple):
@@ -436,26 +446,63 @@ class Log:
         Raises:
             StorageFailedError: the disk failed; the log is poisoned.
         """
-        self._check_usable()
-        assert not self._is_syncing
-        self._is_syncing = True
-        end = self._end  # Read once: appends go on meanwhile.
+        syncing = self.begin_sync(commit_offset)
         file, indexes = self._active.active()
-        mark = self._next_mark(self._synced, commit_offset)
         try:
-            if mark is not self._mark:
-                self._write_mark(file, mark)
-            self._allocate_ahead(file, end.position)
-            file.sync()
+            self._allocate_ahead(file, syncing.end.position)
+            syncing.file.sync()
         except OSError as error:
-            raise self._fail("sync", error) from error
+            raise self.fail_sync(error) from error
         finally:
             self._is_syncing = False
-        self._mark = mark
-        self._synced = end
+        synced = self.finish_sync(syncing)
         if indexes.has_much_unwritten:
             indexes.write(self._files, self._active.path)
-        return end.offset, end.term
+        return synced
+
+    @property
+    def sync_has_company(self) -> bool:
+        """Besides the sync itself there is something to do that may block: ``sync`` does both."""
+        _, indexes = self._active.active()
+        return indexes.has_much_unwritten or self._wants_space(self._end.position)
+
+    def begin_sync(self, commit_offset: Offset) -> Syncing:
+        """The first part of ``sync``, for who syncs the file by other means.
+
+        It is followed by the sync of ``file``, then ``finish_sync`` if that was done,
+        ``fail_sync`` if it failed, or ``give_up_sync`` if it was not begun.
+
+        Raises:
+            StorageFailedError: the disk failed; the log is poisoned.
+        """
+        self._check_usable()
+        assert not self._is_syncing
+        end = self._end  # Read once: appends go on meanwhile.
+        file, _ = self._active.active()
+        mark = self._next_mark(self._synced, commit_offset)
+        if mark is not self._mark:
+            try:
+                self._write_mark(file, mark)
+            except OSError as error:
+                raise self.fail_sync(error) from error
+        self._is_syncing = True
+        return Syncing(file, end, mark)
+
+    def finish_sync(self, syncing: Syncing) -> tuple[Offset, Term]:
+        """The file has been synced.  Returns what ``sync`` does."""
+        self._is_syncing = False
+        self._mark = syncing.mark
+        self._synced = syncing.end
+        return syncing.end.offset, syncing.end.term
+
+    def fail_sync(self, error: OSError) -> StorageFailedError:
+        """The file could not be synced: the log is poisoned.  Returns what to raise."""
+        self._is_syncing = False
+        return self._fail("sync", error)
+
+    def give_up_sync(self) -> None:
+        """The file was not synced, and nobody tried to.  Harmless after the other two."""
+        self._is_syncing = False
 
     def sync_mark(self, commit_offset: Offset) -> None:
         """Bring the mark up to the last completed sync.  For when the log is idle.
@@ -996,9 +1043,7 @@ class Log:
 
     def _allocate_ahead(self, file: File, position: FilePosition) -> None:
         """Reserve space in the syncing thread, so that ``append`` seldom has to."""
-        left = self._allocated - position
-        is_enough = left >= self._step(position) // 2
-        if is_enough or self._allocated >= self._options.segment_bytes:
+        if not self._wants_space(position):
             return
         try:
             self._allocate(file, FilePosition(max(position, self._allocated)))
@@ -1006,6 +1051,11 @@ class Log:
             # No room for what has not come yet; the append that needs it will say so.
             if error.errno not in _NO_SPACE:
                 raise
+
+    def _wants_space(self, position: FilePosition) -> bool:
+        left = self._allocated - position
+        is_enough = left >= self._step(position) // 2
+        return not is_enough and self._allocated < self._options.segment_bytes
 
     def _step(self, position: FilePosition) -> int:
         """How much to reserve at a time: small logs are many and should stay small."""

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import outcome
 import trio
 
-from logd.env import ApartWork, FileSystem
+from logd.env import ApartWork, File, FileSystem
 from tests.sim.clock import current_clock
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import SimHostNetwork, SimNetwork
@@ -128,6 +128,10 @@ class SimEnv:
             await trio.lowlevel.checkpoint_if_cancelled()
             self.incarnation.require_alive()
         return result
+
+    async def sync_file(self, file: File) -> None:
+        """As ``Env.sync_file``: a blocking call like another."""
+        await self.run_blocking(file.sync)
 
     async def run_apart(self, work: ApartWork, request: bytes) -> bytes:
         """As ``Env.run_apart``: a call like another, on the same disk, that never has to wait."""

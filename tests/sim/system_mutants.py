@@ -13,14 +13,22 @@ SYSTEM_MUTANTS = (
         "a sync does not sync",
         "P1",
         "logd/storage/log.py",
-        "            self._allocate_ahead(file, end.position)\n            file.sync()\n",
-        "            self._allocate_ahead(file, end.position)\n",
+        "            self._allocate_ahead(file, syncing.end.position)\n"
+        "            syncing.file.sync()\n",
+        "            self._allocate_ahead(file, syncing.end.position)\n",
+    ),
+    Mutant(
+        "a sync that the event loop does not make itself is not made",
+        "P1",
+        "logd/replication/group.py",
+        "            await self._host.env.sync_file(syncing.file)\n",
+        "            await trio.lowlevel.checkpoint()\n",
     ),
     Mutant(
         "a failed sync counts as one",
         "P1: never trust a disk after an error",
         "logd/storage/log.py",
-        '            raise self._fail("sync", error) from error\n        finally:\n'
+        "            raise self.fail_sync(error) from error\n        finally:\n"
         "            self._is_syncing = False",
         "            del error\n        finally:\n            self._is_syncing = False",
     ),

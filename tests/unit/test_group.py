@@ -6,6 +6,7 @@ The other voters are played by the tests.
 from __future__ import annotations
 
 import errno
+import random
 
 import pytest
 import trio
@@ -38,6 +39,7 @@ from logd.replication.group import Placed
 from logd.storage.file_header import LogIdentity
 from logd.storage.hard_state import HardStateFile
 from logd.types import DirectoryId, Offset, Term
+from tests.sim.files import SimulatedFileSystem
 from tests.sim.run import run_deterministic
 from tests.support.replica import (
     GROUP,
@@ -457,6 +459,22 @@ def test_an_acknowledgement_follows_the_sync_and_never_goes_before() -> None:
 
             (answer,) = replica.sent(AppendResponse)
             assert (answer.synced_end, answer.received_end) == (1, 1)
+
+    play(story)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_was_acknowledged_is_there_after_a_power_cut(seed: int) -> None:
+    async def story() -> None:
+        files = SimulatedFileSystem(random.Random(seed))
+        async with open_replica(files, voters=(OURSELVES,)) as replica:
+            await replica.lead()
+            outcomes = replica.propose()
+            await until(lambda: bool(outcomes))
+            acknowledged = offset_of(outcomes)
+        files.crash(random.Random(seed))
+        async with open_replica(files, voters=(OURSELVES,), life=2) as replica:
+            assert replica.group.log.end_offset > acknowledged
 
     play(story)
 
