@@ -41,7 +41,7 @@ from logd_client.coordination.assignments import OwnedShard
 from logd_client.coordination.keys import put
 from logd_client.coordination.leases import Lease
 from logd_client.coordination.queues import Claim, ItemFailedError
-from tests.process.harness import logd_command, run_logd
+from tests.process.harness import logd_command, run_logd, send_signal
 from tests.process.stale_holders import KINDS, late_writes, play_round
 
 pytestmark = [pytest.mark.process, pytest.mark.anyio]
@@ -670,6 +670,31 @@ async def test_killing_the_leader_loses_no_lock_and_repeats_no_command(
         again = await client.lock(name).acquire()
 
     assert again.token > lease_token
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_a_frozen_leader_costs_neither_a_lock_nor_a_watch(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    async with connect(cluster.bootstrap, session_ttl_ms=10_000) as client:
+        name = fresh("frozen")
+        kv = client.kv()
+        await kv.put(name, b"0")
+        async with client.lock(name) as lease, kv.watch(name) as events:
+            leader = await _leader_of(client, "default")
+            send_signal(cluster, leader, signal.SIGSTOP)
+            began = anyio.current_time()
+            for number in range(1, 21):
+                await kv.put(name, b"%d" % number)
+            # Longer than the time to live: renewals find the new leader too.
+            await anyio.sleep_until(began + 12)
+            lease.check()
+            told = [await events.next() for _ in range(20)]
+            send_signal(cluster, leader, signal.SIGCONT)
+            await kv.put(name, b"21")
+            told.append(await events.next())
+
+    assert [event.value for event in told if event] == [b"%d" % number for number in range(1, 22)]
 
 
 async def _leader_of(client: Client, namespace: str) -> NodeId:
