@@ -32,7 +32,8 @@ SHOWN = (
     "leader_elected", "leadership_lost", "log_truncated", "fed_from_file", "segment_rolled",
     "peer_down", "host_vanished", "process_killed", "power_cut", "killed", "paused", "links_cut",
     "disk_refused", "bit_rotted", "group_failed", "ended_by_itself", "partition_damaged",
-    "damage_found", "damage_repaired", "leader_moved", "made_topic",
+    "damage_found", "damage_repaired", "leader_moved", "made_topic", "log_trimmed",
+    "snapshot_installed", "configuration_changed", "move_begun", "move_finished",
     "coordination_served", "lock_granted", "protected_append", "item_completed", "session_expired",
 )  # fmt: skip
 """Events that tell whether the seeds went where bugs live."""

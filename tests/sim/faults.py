@@ -15,15 +15,18 @@ import contextlib
 import errno
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
 from logd.errors import LogdError
+from logd.limits import KIB
 from logd.storage.offline import SegmentWalk, find_segments
-from logd.types import METADATA_GROUP, GroupId
+from logd.types import METADATA_GROUP, GroupId, NodeId
+from logd.wire.messages import PlannedMoveInfo
+from logd_client import Client
 from tests.sim.cluster import DATA_DIR, SimCluster, SimNode
 from tests.sim.env import BlockingConditions
 from tests.sim.files import CAPACITY_BYTES_DEFAULT
@@ -31,6 +34,15 @@ from tests.sim.network import Link
 
 if TYPE_CHECKING:
     from tests.sim.settings import Settings
+
+JOINING_MAX = 2
+"""So many brokers come in one seed at most."""
+
+REPLICAS_MIN = 3
+"""Of a partition that is moved: one of them may have a dead disk."""
+
+ATTEMPTS_MAX = 5
+"""To begin a move: whoever is to receive something has to be alive."""
 
 LASTS_S = (0.2, 1.0, 2.0, 5.0)
 DOWN_S = (0.0, 0.1, 0.5, 2.0)
@@ -63,6 +75,8 @@ def plan_faults(seed: int, settings: Settings) -> list[Fault]:
         if at_s > settings.fault_s:
             return planned
         (kind,) = chance.choices(kinds, weights)
+        if not planned and "join" in kinds:
+            kind = "join"  # Moves and drains have nowhere to go before.
         planned.append(Fault(len(planned) + 1, at_s, kind))
 
 
@@ -338,8 +352,10 @@ class Trouble:
 
     def _one_victim(self) -> SimNode | None:
         """Who suffers in this seed what only one of a majority may; None if there is none."""
-        nodes = list(self._cluster.nodes.values())
-        return nodes[self._cluster.seed % len(nodes)] if len(nodes) >= 3 else None
+        founders = self._cluster.founders
+        if len(founders) < 3:
+            return None
+        return self._cluster.nodes[founders[self._cluster.seed % len(founders)]]
 
     async def disk_full(self, chance: random.Random) -> None:
         """No room for more; later there is, and what had failed is restarted."""
@@ -407,6 +423,93 @@ class Trouble:
                 node.files.flip(path, position, chance.randrange(8))
                 self._cluster.trace.record(node.host, "bit_rotted", path=path, position=position)
 
+    # --- members --------------------------------------------------------------------------------
+
+    async def join(self, chance: random.Random) -> None:
+        """A broker comes that was not there before; the metadata log may get another voter."""
+        cluster = self._cluster
+        if len(cluster.nodes) < len(cluster.founders) + JOINING_MAX:
+            cluster.join(NodeId(max(cluster.nodes) + 1))
+
+    async def move(self, chance: random.Random) -> None:
+        """Partitions are to be replicated by others; now and then that is taken back."""
+        async with self._operator() as client:
+            for _ in range(ATTEMPTS_MAX):
+                try:
+                    await self._move(client, chance)
+                except LogdError as error:
+                    self._cluster.trace.note("test", "move_refused", reason=str(error))
+                    await trio.sleep(1.0)
+                else:
+                    return
+
+    async def _move(self, client: Client, chance: random.Random) -> None:
+        admin = client.admin
+        found = await admin.describe_rebalance()
+        if found.plan is not None and found.plan.state == "running" and chance.random() < 0.3:
+            await admin.cancel_plan(found.plan.plan_id)
+            return
+        if chance.random() < 0.3:
+            await admin.set_rebalancing(throttle_bytes_per_s=64 * KIB)
+        brokers = [broker.node_id for broker in (await admin.describe_cluster()).brokers]
+        if len(brokers) < REPLICAS_MIN:
+            return
+        partitions = [
+            partition
+            for topic in await admin.list_topics()
+            for partition in topic.partitions
+            if GroupId(partition.group) in self._groups
+        ]
+        moves = [
+            PlannedMoveInfo(
+                group=partition.group,
+                before=partition.replicas,
+                target=chance.sample(
+                    brokers, min(chance.choice([REPLICAS_MIN, REPLICAS_MIN, 4, 5]), len(brokers))
+                ),
+                reason="chance",
+            )
+            for partition in chance.sample(partitions, chance.randint(1, len(partitions)))
+        ]
+        plan_id = await admin.start_plan("chance", found.layout_version, moves)
+        self._cluster.trace.note("test", "moving", targets=[move.target for move in moves])
+        if chance.random() < 0.3:
+            await trio.sleep(_around(chance, LASTS_S))
+            await admin.cancel_plan(plan_id)
+
+    async def drain(self, chance: random.Random) -> None:
+        """A broker is to lead nothing for a while, and gets nothing new."""
+        node = chance.choice(list(self._cluster.nodes))
+        async with self._operator() as client:
+            for action in ("drain", "resume"):
+                with contextlib.suppress(LogdError):
+                    await client.admin.alter_broker(node, action)
+                await trio.sleep(_around(chance, LASTS_S))
+
+    async def moves_have_ended(self, client: Client) -> None:
+        """Nothing is being moved any more, and nothing is about to be."""
+        while True:
+            with contextlib.suppress(LogdError):
+                plan = (await client.admin.describe_rebalance()).plan
+                topics = await client.admin.list_topics()
+                is_moving = any(p.target is not None for t in topics for p in t.partitions)
+                if not is_moving and (plan is None or plan.state in ("done", "cancelled")):
+                    return
+            await trio.sleep(0.2)
+
+    @contextlib.asynccontextmanager
+    async def _operator(self) -> AsyncIterator[Client]:
+        """A client, as soon as there is a broker to reach."""
+        async with contextlib.AsyncExitStack() as stack:
+            client: Client | None = None
+            while client is None:
+                try:
+                    made = self._cluster.client(request_timeout_ms=3_000)
+                    client = await stack.enter_async_context(made)
+                except LogdError:
+                    await trio.sleep(0.2)
+            yield client
+
 
 def _committed_batches(node: SimNode, directory: str) -> list[tuple[str, int, int]]:
     """Path, position and size of each batch that its log says is committed."""
@@ -460,6 +563,12 @@ FAULTS: Mapping[str, Callable[[Trouble, random.Random], Awaitable[None]]] = {
         Trouble.slow_disk,
         Trouble.cold_cache,
         Trouble.rot,
+        Trouble.join,
+        Trouble.move,
+        Trouble.drain,
     )
 }
 """Kind of fault → what makes it."""
+
+OF_MEMBERS = ("join", "move", "drain")
+"""Those that change who is where."""

@@ -5,7 +5,10 @@ run there and not at its end, if anybody notices then:
 
 - a term has one leader, elected once;
 - who is elected holds everything that was committed in earlier terms;
-- whatever two replicas call committed at one offset is of one term, hence the same batches.
+- whatever two replicas call committed at one offset is of one term, hence the same batches;
+- what a leader calls committed is durable on a majority of those who replicate the group by its
+  configuration, of the old and of the new ones while that changes;
+- who is elected votes in its configuration, or in one that may still be the committed one.
 
 It looks into the brokers by replacing methods of their groups for the time of a run.
 """
@@ -17,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from logd.raft.messages import Role
+from logd.raft.quorum import is_quorum
 from logd.raft.term_history import TermHistory
 from logd.replication.group import Group
 from logd.types import GroupId, NodeId, Offset, Term
@@ -77,6 +81,8 @@ class Referee:
         self._trace = trace
         self._committed: dict[GroupId, Committed] = {}
         self._leaders: dict[tuple[GroupId, Term], str] = {}
+        self._replicas: dict[tuple[GroupId, str], Group] = {}
+        """The last that a host had, also of one that is down: its disk still holds it."""
 
     def _of(self, group: Group) -> Committed:
         return self._committed.setdefault(group.group_id, Committed())
@@ -90,9 +96,30 @@ class Referee:
         )
         self._leaders[key] = host
         self._of(group).check_leader(group)
+        core = group.core
+        assert core._configurations.may_need(core.node, group.commit_offset), (
+            f"group {key[0]}: {host} was elected, and has no vote in {core.configuration}"
+        )
+
+    def opened(self, group: Group) -> None:
+        self._replicas[group.group_id, HOST.get()] = group
 
     def committed(self, group: Group) -> None:
         self._of(group).note(group)
+        if group.is_leader:
+            self._check_quorum(group)
+
+    def _check_quorum(self, group: Group) -> None:
+        end, configuration = group.commit_offset, group.configuration
+
+        def is_durable_on(node: NodeId) -> bool:
+            replica = self._replicas.get((group.group_id, f"node{node}"))
+            return replica is not None and replica.log.synced_end >= end
+
+        assert is_quorum(configuration, is_durable_on), (
+            f"group {group.group_id}: {HOST.get()} calls {end} committed, which is not durable on "
+            f"a majority of {configuration}"
+        )
 
     def fed_from_file(self, group: Group, follower: NodeId) -> None:
         self._trace.record(
@@ -103,8 +130,13 @@ class Referee:
     def on_duty(self) -> Iterator[None]:
         """Watch whatever happens meanwhile."""
         watched: Any = Group
+        init = watched.__init__
         on_elected, on_commit = watched._on_elected, watched._on_commit
         send_found = watched._send_found
+
+        def open_it(group: Group, *parts: Any) -> None:
+            init(group, *parts)
+            self.opened(group)
 
         def elect(group: Group) -> None:
             self.elected(group)
@@ -118,9 +150,11 @@ class Referee:
             self.fed_from_file(group, follower)
             send_found(group, follower, found)
 
+        watched.__init__ = open_it
         watched._on_elected, watched._on_commit, watched._send_found = elect, commit, send
         try:
             yield
         finally:
+            watched.__init__ = init
             watched._on_elected, watched._on_commit = on_elected, on_commit
             watched._send_found = send_found

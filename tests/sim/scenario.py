@@ -139,6 +139,9 @@ class _Run:
                     with self._in_time("append to every partition"):
                         await workload.make_progress(admin)
                     await trouble.replace_disks()
+                    if self._settings.has_moves:
+                        with self._in_time("end its moves"):
+                            await trouble.moves_have_ended(admin)
                     workload.is_over = True
                 if coordination is not None:
                     with self._in_time("finish what coordination left"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from logd.limits import KIB
 from tests.sim.cluster import ClusterSettings
 from tests.sim.env import BlockingConditions
-from tests.sim.faults import FAULTS
+from tests.sim.faults import FAULTS, OF_MEMBERS
 from tests.sim.knobs import Knobs
 from tests.sim.network import NetworkConditions
 
@@ -47,11 +47,18 @@ class Settings:
     retention: tuple[tuple[str, str], ...]
     """Options of the topic that most write to and read; empty: it keeps everything."""
 
+    @property
+    def has_moves(self) -> bool:
+        """Replicas do not stay where they were made."""
+        return "move" in self.faults
+
     @classmethod
     def draw(cls, seed: int) -> Settings:
         chance = random.Random(f"{seed}:settings")
         brokers = chance.choice([1, 3, 3, 3, 3, 5])
-        kinds = [kind for kind in FAULTS if chance.random() < FAULT_SHARE] or ["kill"]
+        kinds = [
+            kind for kind in FAULTS if kind not in OF_MEMBERS and chance.random() < FAULT_SHARE
+        ] or ["kill"]
         return cls(
             cluster=ClusterSettings(
                 brokers=brokers,
@@ -76,7 +83,7 @@ class Settings:
             admins=chance.choice([0, 1]),
             fault_s=30.0,
             fault_interval_s=chance.choice([1.0, 2.0, 5.0]),
-            faults={kind: chance.choice([1, 3]) for kind in kinds},
+            faults={kind: chance.choice([1, 3]) for kind in kinds} | _of_members(seed),
             pause_s=chance.choice([0.05, 0.1, 0.2]),
             cold_share=chance.choice([0.0, 0.0, 0.5]),
             # Last: a knob that is added moves no other draw of the seed.
@@ -85,3 +92,12 @@ class Settings:
             ),
             coordinators=chance.choice([0, 0, 3]),
         )
+
+
+def _of_members(seed: int) -> dict[str, int]:
+    """A generator of their own: seeds without these are as they were before there were any."""
+    chance = random.Random(f"{seed}:members")
+    if chance.random() >= FAULT_SHARE:
+        return {}
+    # A cluster of three has nowhere to move anything until somebody joins.
+    return {kind: chance.choice([3, 6] if kind == "move" else [1, 3]) for kind in OF_MEMBERS}

@@ -7,6 +7,7 @@ told goes into the ``History``; an exception that the library does not document 
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ SLOW_PAUSE_S = 2.0
 
 TOPICS_MADE_MAX = 3
 RETRY_S = 0.2
+LOOK_FOR_REPLICA_S = 10.0
 
 
 class _TopicState(Enum):
@@ -99,17 +101,17 @@ class Workload:
     async def read(self, readers: trio.Nursery, replicas: Sequence[int]) -> None:
         """Start everybody who reads, until cancelled.  ``replicas`` hold the first partition."""
         for number in range(self.settings.consumers):
-            readers.start_soon(self._consume, self._reader(f"consumer{number}", TOPIC), None)
+            readers.start_soon(self._consume, self._reader(f"consumer{number}", TOPIC))
         for number in range(self.settings.replica_readers):
             name = f"replica_reader{number}"
-            readers.start_soon(self._consume, self._reader(name, TOPIC), list(self.cluster.nodes))
+            readers.start_soon(self._consume, self._reader(name, TOPIC), True)
         for number in range(self.settings.pinned_readers):
             reader = self._reader(f"pinned_reader{number}", TOPIC, partitions=1)
             replica = replicas[self.cluster.seed % len(replicas)]
             readers.start_soon(self._follow_replica, reader, replica)
         if self.settings.conditional_writers:
             reader = self._reader("consumer_of_c", CONDITIONAL_TOPIC)
-            readers.start_soon(self._consume, reader, None)
+            readers.start_soon(self._consume, reader)
 
     @contextlib.asynccontextmanager
     async def connected(self, **options: object) -> AsyncIterator[Client]:
@@ -332,16 +334,16 @@ class Workload:
         self.readers.append(reader)
         return reader
 
-    async def _consume(self, reader: Reader, replicas: Sequence[int] | None) -> None:
+    async def _consume(self, reader: Reader, from_any_replica: bool = False) -> None:
         """Follow a topic until cancelled; now and then end, and go on from where it stood.
 
-        With ``replicas`` it reads now from this one, now from that: what it is given must be
+        From any replica means now from this broker, now from that: what it is given must be
         what everybody else is given at the same offset.
         """
         chance = random.Random(f"{self.cluster.seed}:{reader.name}")
         async with self.connected() as client:
             while True:
-                node = None if replicas is None else chance.choice(replicas)
+                node = chance.choice(list(self.cluster.nodes)) if from_any_replica else None
                 try:
                     with trio.move_on_after(chance.choice([3.0, 10.0])):
                         await self._read_on(client, reader, node)
@@ -356,16 +358,32 @@ class Workload:
                     await trio.sleep(RETRY_S)
 
     async def _follow_replica(self, reader: Reader, replica: int) -> None:
-        """Read from one replica and stay with it, however often it restarts and lags."""
+        """Read from one replica and stay with it, however often it restarts and lags, for as
+        long as it is one."""
+        has_moves = self.settings.has_moves
         async with self.connected() as client:
             while True:
                 try:
-                    await self._read_on(client, reader, replica)
+                    with trio.move_on_after(LOOK_FOR_REPLICA_S if has_moves else math.inf):
+                        await self._read_on(client, reader, replica)
                 except LogdError as error:
                     if isinstance(error, OffsetOutOfRangeError):
                         await self._leap(client, reader, replica)
                     self.cluster.trace.note(reader.name, "reading_failed", error=repr(error))
                     await trio.sleep(RETRY_S)
+                if has_moves:
+                    replica = await self._replica_to_follow(client, reader, replica)
+
+    async def _replica_to_follow(self, client: Client, reader: Reader, replica: int) -> int:
+        """The same one, or another if the partition has left it."""
+        (partition,) = reader.positions
+        with contextlib.suppress(LogdError):
+            replicas = (
+                (await client.admin.describe_topic(reader.topic)).partitions[partition].replicas
+            )
+            if replica not in replicas:
+                return replicas[0]
+        return replica
 
     async def _leap(self, client: Client, reader: Reader, node: int | None) -> bool:
         """Go on where the log begins now, where that is behind the position: what lay between

@@ -323,6 +323,13 @@ CORE_MUTANTS = (
         "if current.is_joint:",
     ),
     Mutant(
+        "a change begins before the leader knows what is committed",
+        "P2: one change at a time",
+        "logd/raft/core.py",
+        "        if not self._leading.is_ready or self.is_transferring:\n            raise Unav",
+        "        if self.is_transferring:\n            raise Unav",
+    ),
+    Mutant(
         "joint consensus is left before it is committed",
         "P2: one change at a time",
         "logd/raft/core.py",

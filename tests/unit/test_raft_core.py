@@ -871,6 +871,20 @@ def test_a_learner_has_not_caught_up_before_it_has_what_made_it_one() -> None:
     assert core.is_caught_up(FOURTH)
 
 
+def test_a_new_leader_begins_no_change_before_it_knows_what_is_committed() -> None:
+    """Its log may lack a change that was: two majorities of which neither knows the other
+    (the bug of single-server changes, Ongaro 2015)."""
+    core = replica()
+    lead(core)
+    learning = Configuration((ME, SECOND, THIRD), (FOURTH,))
+    with pytest.raises(UnavailableError):
+        core.first_step_to(learning)
+
+    core.step(accepted(SECOND, 1, 1), 100)
+
+    assert core.first_step_to(learning) == learning
+
+
 def test_no_change_is_begun_whose_voters_do_not_follow() -> None:
     core = ready_leader()
     core.step(PeerDown(THIRD), 100)
