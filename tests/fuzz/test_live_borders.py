@@ -443,14 +443,16 @@ def test_a_full_memory_budget_stops_the_reading_of_sockets_and_opens_again() -> 
                         answered.append(decode_message(ProduceResponse, frame.header).base_offset)
 
         node.set_blocking(STANDS_STILL)
-        async with trio.open_nursery() as nursery:
-            for _ in range(4):
-                nursery.start_soon(push)
-            for _ in range(100):
-                await trio.sleep(0.05)
-                most = max(most, budget.bytes)
-            assert len(answered) < 200
-            node.set_blocking(PROMPT_DISK)
+        # A bound: who is never read again would wait for ever.
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(push)
+                for _ in range(100):
+                    await trio.sleep(0.05)
+                    most = max(most, budget.bytes)
+                assert len(answered) < 200
+                node.set_blocking(PROMPT_DISK)
         assert len(set(answered)) == 200
         assert MIB <= most <= MIB + 4 * (len(batch) + KIB)
         assert budget.bytes == 0
