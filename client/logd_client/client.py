@@ -31,6 +31,7 @@ from logd_client.coordination.calls import Calls
 from logd_client.coordination.session import SESSION_TTL_MS_DEFAULT, Sessions, require_ttl
 from logd_client.coordination.surface import Coordination
 from logd_client.environment import Environment, wall_clock_ms
+from logd_client.event_loop import monotonic_clock
 from logd_client.producer import (
     BATCH_BYTES_DEFAULT,
     BATCHES_IN_FLIGHT_DEFAULT,
@@ -103,7 +104,7 @@ def connect(
     def make_routing(tasks: TaskGroup) -> Routing:
         environment = Environment(
             transport or TcpTransport(),
-            clock or anyio.current_time,
+            clock or monotonic_clock(),
             wall_clock_ms,
             rng or random.Random(),
         )

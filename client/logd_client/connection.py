@@ -1,10 +1,10 @@
 """One connection to one broker: many requests under way, answered in any order.
 
-Two tasks serve it.  The reader cuts what arrives into frames and settles requests by their
-correlation id; the writer sends all that has been queued since its last send in one piece,
-so that requests made in one turn of the event loop share a packet.  Callers get their answer
-by callback, in the reader's task, in the order of the frames: a producer must know what
+What arrives is cut into frames where it is received, and settles requests by their correlation
+id.  Callers get their answer by callback, in the order of the frames: a producer must know what
 became of its batches in that order, and a task per request would cost more than the request.
+What is sent leaves in one piece with all that was queued before it, at once if the network
+takes it; only what it does not take is left to a task, the writer.
 
 When the connection ends every request under way fails, and the error says what is known: a
 frame that was never handed to the network had no effect, any other may have had one.
@@ -27,7 +27,7 @@ from logd.errors import (
     RequestTimeoutError,
     UsageError,
 )
-from logd.limits import FRAME_BYTES_MAX, FRAME_UNAUTHENTICATED_BYTES_MAX, RECEIVE_BYTES
+from logd.limits import FRAME_BYTES_MAX, FRAME_UNAUTHENTICATED_BYTES_MAX
 from logd.types import Buffer, HostPort, NodeId
 from logd.wire.frame import Frame, FrameDecoder, decode_message, encode_message
 from logd.wire.messages import (
@@ -60,6 +60,9 @@ CORRELATION_ID_MAX: Final = 2**32 - 1
 _SEND_BYTES: Final = 1024 * 1024
 """What one send takes at most, unless a single frame is larger."""
 
+FIRST_BYTES_SHOWN: Final = 16
+"""Of what answers and is not logd."""
+
 _UNANSWERED: Final = 0
 """Correlation id of frames that want no answer."""
 
@@ -91,7 +94,7 @@ Completion = Callable[[Answer | LogdError], None]
 
 
 class SubscriptionSink(Protocol):
-    """Takes what a broker pushes for one subscription.  Called in the reader's task."""
+    """Takes what a broker pushes for one subscription.  Called where it is received."""
 
     def on_delivered(self, message: Deliver, body: Buffer) -> None: ...
 
@@ -130,6 +133,8 @@ class Connection:
         self._stream = stream
         self._decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
         self._first_bytes = b""
+        self._writable = memoryview(b"")
+        """What was lent last to receive into; for the first bytes."""
         self._pending: dict[int, _Pending] = {}
         self._last_correlation_id = 0
         self._last_sent_id = 0
@@ -155,7 +160,7 @@ class Connection:
     # --- requests -----------------------------------------------------------------------
 
     def submit(self, message: Message, on_done: Completion, body: Buffer = b"") -> None:
-        """Send a request; ``on_done`` gets its answer or error, once, in the reader's task.
+        """Send a request; ``on_done`` gets its answer or error, once, where it is received.
 
         What the network does not take at once is sent by the connection's own task.
 
@@ -210,11 +215,11 @@ class Connection:
             self._wake_writer.set()
 
     def post_credit(self, credit: Credit | WatchCredit) -> None:
-        """Queue a message that is not answered.  Dropped if the connection has ended."""
+        """Send a message that is not answered.  Dropped if the connection has ended."""
         if self._error is None:
             kind = Kind.CREDIT if isinstance(credit, Credit) else Kind.WATCH_CREDIT
             self._queue.append((_UNANSWERED, encode_message(kind, credit)))
-            self._wake_writer.set()
+            self.flush()
 
     async def request(self, message: Message, expected: type[R], timeout_s: float) -> R:
         """Send a request and wait for its answer.
@@ -331,7 +336,7 @@ class Connection:
             return ConnectionLostError(str(error))
         return ConnectionFailedError(f"not sent: {error}")
 
-    # --- the two tasks ------------------------------------------------------------------
+    # --- sending and receiving ------------------------------------------------------------------
 
     async def _write(self) -> None:
         while True:
@@ -365,13 +370,7 @@ class Connection:
 
     async def _read(self) -> None:
         try:
-            while data := await self._stream.receive(RECEIVE_BYTES):
-                self.last_received_at = self._clock()
-                if self.node is None and len(self._first_bytes) < 16:
-                    self._first_bytes += data[:16]
-                self._decoder.feed(data)
-                while (frame := self._decoder.next_frame()) is not None:
-                    self._on_frame(frame)
+            await self._stream.deliver_to(self)
         except OSError as error:
             self.fail(ConnectionLostError(f"{self.name}: {reason_of(error)}"))
         except (ProtocolError, FrameTooLargeError) as error:
@@ -379,11 +378,26 @@ class Connection:
         else:
             self.fail(self._end_of_stream())
 
+    def writable(self) -> memoryview:
+        """As ``Receiver.writable``."""
+        view = self._decoder.writable()
+        if self.node is None:
+            self._writable = view
+        return view
+
+    def received(self, count: int) -> None:
+        """As ``Receiver.received``: settle what is answered by it."""
+        self.last_received_at = self._clock()
+        if self.node is None and len(self._first_bytes) < FIRST_BYTES_SHOWN:
+            self._first_bytes += self._writable[: min(count, FIRST_BYTES_SHOWN)]
+        self._decoder.received(count)
+        while (frame := self._decoder.next_frame()) is not None:
+            self._on_frame(frame)
+
     def _protocol_error(self, error: LogdError) -> ProtocolError:
         if self.node is None:
-            return ProtocolError(
-                f"{self.address} is not a logd broker: it answered {self._first_bytes[:16]!r}"
-            )
+            shown = self._first_bytes[:FIRST_BYTES_SHOWN]
+            return ProtocolError(f"{self.address} is not a logd broker: it answered {shown!r}")
         return ProtocolError(f"{self.name} broke the protocol: {error}")
 
     def _end_of_stream(self) -> LogdError:

@@ -10,10 +10,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import anyio
-
 from logd.errors import LogdError
 from logd.wire.messages import Durability, ProduceResponse
+from logd_client.event_loop import Event, new_event
 
 
 class Ack(NamedTuple):
@@ -52,7 +51,7 @@ class Delivery:
         self.error: LogdError | None = None
         self.unawaited_count = 0
         """Tickets that were given out and not awaited so far: a failure has no hearer yet."""
-        self._event: anyio.Event | None = None
+        self._event: Event | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -75,7 +74,7 @@ class Delivery:
         if self.is_settled:
             return
         if self._event is None:
-            self._event = anyio.Event()
+            self._event = new_event()
         await self._event.wait()
 
     def ack(self, position: int) -> Ack:

@@ -2,7 +2,11 @@
 
 A transport is given to ``connect``, so that the same client runs over sockets, over TLS, or
 inside a simulated network.  It raises ``OSError`` and its subclasses, as the operating
-system would; anyio's own stream errors end in this file.
+system would; anyio's own errors end in this file.
+
+The sockets are our own, without a stream of anyio around them: bytes are received straight
+into the memory in which frames are looked for, by whoever learns that there are some, and what
+the network takes at once is handed over without a trip through the event loop.
 """
 
 from __future__ import annotations
@@ -10,22 +14,42 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 import anyio
-from anyio.abc import SocketAttribute
+
+from logd.types import Buffer
+from logd_client.event_loop import Event, new_event, when_readable
+
+_STAGGER_S: Final = 0.25
+"""Head start of one address of a host before the next is tried beside it."""
+
+
+class Receiver(Protocol):
+    """Takes what arrives on a stream.  Neither method waits."""
+
+    def writable(self) -> memoryview:
+        """Memory to receive into; never empty."""
+
+    def received(self, count: int) -> None:
+        """``count`` bytes were put at the start of what ``writable`` gave last."""
 
 
 class Stream(Protocol):
     """One connection: two ordered streams of bytes, either of which may end at any time."""
 
-    async def receive(self, max_bytes: int) -> bytes:
-        """Wait for bytes; ``b""`` means that the peer has finished.  Raises ``OSError``."""
+    async def deliver_to(self, receiver: Receiver) -> None:
+        """Give ``receiver`` all that arrives; returns when the peer has finished.
 
-    async def send(self, data: bytes) -> None:
+        Raises ``OSError``, and what the receiver raises.  Called once.  The receiver may be
+        called from another task than this one, or from none.
+        """
+
+    async def send(self, data: Buffer) -> None:
         """Hand all of ``data`` to the network, waiting while it is full.  Raises ``OSError``."""
 
-    def send_nowait(self, data: bytes) -> int:
+    def send_nowait(self, data: Buffer) -> int:
         """Hand over as much of ``data`` as the network takes at once; how many bytes that was.
 
         Not while ``send`` is under way.  0 is always a right answer.  Raises ``OSError``.
@@ -46,54 +70,184 @@ class TcpTransport:
     """Plain TCP, without Nagle's delay: the client coalesces its frames itself."""
 
     async def connect(self, host: str, port: int) -> Stream:
+        sock = await connect_to_any(await _resolve(host, port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return _TcpStream(sock)
+
+
+_Address = tuple[socket.AddressFamily, tuple[object, ...]]
+
+
+async def _resolve(host: str, port: int) -> list[_Address]:
+    try:
+        # A number needs no resolver, and no thread to wait for one.
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (UnicodeError, socket.gaierror):
         try:
-            stream = await anyio.connect_tcp(host, port)
+            return [
+                (family, address)
+                for family, _, _, _, address in await anyio.getaddrinfo(
+                    host, port, type=socket.SOCK_STREAM
+                )
+            ]
         except UnicodeError:
             raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None
-        raw_socket = stream.extra(SocketAttribute.raw_socket)
-        raw_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return _TcpStream(stream)
+    return [(family, address) for family, _, _, _, address in found]
+
+
+async def connect_to_any(addresses: Sequence[_Address]) -> socket.socket:
+    """Connect to the first address that accepts; each gets a head start before the next."""
+    if len(addresses) == 1:
+        return await _connect(addresses[0])
+    connected: list[socket.socket] = []
+    failures: list[OSError] = []
+
+    async def attempt(address: _Address, failed: anyio.Event) -> None:
+        try:
+            connected.append(await _connect(address))
+        except OSError as error:
+            failures.append(error)
+            failed.set()
+        else:
+            race.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as race:
+            for address in addresses:
+                failed = anyio.Event()
+                race.start_soon(attempt, address, failed)
+                with anyio.move_on_after(_STAGGER_S):
+                    await failed.wait()
+    except BaseException:
+        for sock in connected:
+            sock.close()
+        raise
+    for sock in connected[1:]:
+        sock.close()
+    if not connected:
+        raise failures[0]
+    return connected[0]
+
+
+async def _connect(address: _Address) -> socket.socket:
+    family, where = address
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        found = sock.connect_ex(where)
+        if found in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+            await anyio.wait_writable(sock)
+            found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if found:
+            raise OSError(found, os.strerror(found))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class _TcpStream:
-    def __init__(self, stream: anyio.abc.SocketStream) -> None:
-        self._stream = stream
-        self._socket = stream.extra(SocketAttribute.raw_socket)
+    """A connected socket, which never blocks."""
 
-    async def receive(self, max_bytes: int) -> bytes:
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reading: _Reading | None = None
+
+    async def deliver_to(self, receiver: Receiver) -> None:
+        assert self._reading is None
+        self._reading = _Reading(self._socket, receiver)
+        await self._reading.run()
+
+    async def send(self, data: Buffer) -> None:
+        left = memoryview(data)
+        while left:
+            sent = self.send_nowait(left)
+            left = left[sent:]
+            if left:
+                await self._wait_writable()
+
+    async def _wait_writable(self) -> None:
         try:
-            return await self._stream.receive(max_bytes)
-        except anyio.EndOfStream:
-            return b""
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise _as_os_error(error) from None
+            await anyio.wait_writable(self._socket)
+        except anyio.ClosedResourceError as error:
+            raise _closed() from error
 
-    async def send(self, data: bytes) -> None:
+    def send_nowait(self, data: Buffer) -> int:
         try:
-            await self._stream.send(data)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise _as_os_error(error) from None
-
-    def send_nowait(self, data: bytes) -> int:
-        """As ``Stream.send_nowait``.
-
-        Past anyio, to the socket itself: a trip of the event loop for each small request would
-        cost more than the request.  Nothing can be overtaken, as ``send`` returns only when all
-        of it has left.
-        """
-        try:
-            return os.write(self._socket.fileno(), data)
+            return self._socket.send(data)
         except BlockingIOError:
             return 0
 
     async def aclose(self) -> None:
-        await anyio.aclose_forcefully(self._stream)
+        if self._socket.fileno() < 0:
+            return
+        if self._reading is not None:
+            self._reading.end(_closed())
+        anyio.notify_closing(self._socket)
+        self._socket.close()
 
 
-def _as_os_error(error: Exception) -> OSError:
-    cause = error.__cause__
-    if isinstance(cause, OSError) and cause.errno:
-        return OSError(cause.errno, os.strerror(cause.errno))
+class _Reading:
+    """One stream on its way to its receiver."""
+
+    def __init__(self, sock: socket.socket, receiver: Receiver) -> None:
+        self._socket = sock
+        self._receiver = receiver
+        self._stop: Callable[[], None] | None = None
+        self._is_ended = False
+        self._error: BaseException | None = None
+        self._ended: Event = new_event()
+
+    async def run(self) -> None:
+        """Until it ends.  Raises what ended it."""
+        try:
+            self._stop = when_readable(self._socket, self._on_readable)
+        except NotImplementedError:
+            await self._run_in_task()
+        else:
+            try:
+                await self._ended.wait()
+            finally:
+                self.end(None)
+        if self._error is not None:
+            raise self._error
+
+    async def _run_in_task(self) -> None:
+        while not self._is_ended:
+            try:
+                await anyio.wait_readable(self._socket)
+            except anyio.ClosedResourceError:
+                self.end(_closed())
+            else:
+                self._on_readable()
+
+    def _on_readable(self) -> None:
+        try:
+            count = self._socket.recv_into(self._receiver.writable())
+            if count:
+                self._receiver.received(count)
+                return
+        except BlockingIOError:
+            return
+        except BaseException as error:
+            # Raised where ``run`` waits: here nobody could handle it.
+            self.end(error)
+            return
+        self.end(None)
+
+    def end(self, error: BaseException | None) -> None:
+        """The first call counts."""
+        if self._is_ended:
+            return
+        self._is_ended = True
+        self._error = error
+        stop, self._stop = self._stop, None
+        if stop is not None:
+            stop()
+        self._ended.set()
+
+
+def _closed() -> OSError:
     return ConnectionResetError(errno.ECONNRESET, "the connection was closed")
 
 

@@ -44,6 +44,7 @@ import trio
 from logd.env import Buffer, ByteStream, Listener, Receiver, Round
 from logd.limits import KIB, MIB
 from logd.types import HostPort
+from logd_client.transport import Receiver
 from tests.sim.clock import current_clock
 from tests.sim.incarnation import Incarnation
 from tests.sim.trace import Trace
@@ -684,11 +685,10 @@ class SimTransportStream:
     def __init__(self, stream: SimStream) -> None:
         self._stream = stream
 
-    async def receive(self, max_bytes: int = 65_536) -> bytes:
-        """Wait for bytes; ``b""`` at the end of the stream.  Raises ``OSError`` on loss."""
-        buffer = bytearray(max_bytes)
-        count = await self._stream.receive_into(memoryview(buffer))
-        return bytes(buffer[:count])
+    async def deliver_to(self, receiver: Receiver) -> None:
+        """As the client's ``Stream.deliver_to``."""
+        while count := await self._stream.receive_into(receiver.writable()):
+            receiver.received(count)
 
     async def send(self, data: Buffer | Sequence[Buffer]) -> None:
         """Send all of ``data``.  Raises ``OSError`` on loss."""
@@ -696,7 +696,7 @@ class SimTransportStream:
             data = [data]
         await self._stream.send(data)
 
-    def send_nowait(self, data: bytes) -> int:
+    def send_nowait(self, data: Buffer) -> int:
         """As the client's ``Stream.send_nowait``."""
         return len(data) - sum(map(len, self._stream.send_nowait([data])))
 

@@ -1,0 +1,130 @@
+"""What the client takes from its event loop directly: events, time, and readable sockets.
+
+Everything else goes through anyio, which asks on each call which event loop it is on and wraps
+what that gives.  A record that is appended alone pays for that a dozen times, and twice more
+for a task that reads its connection: more than for all the rest of its way.  So the few things
+that are on the way of every record are here, once for each event loop; what they are to their
+callers does not depend on it.
+
+Readable sockets are told by a call instead of to a waiting task.  asyncio has that
+(``add_reader``).  Under trio all sockets of a run stand in one ``epoll``, which one task waits
+for: a turn of the event loop reads all that are readable, without a switch and without a
+system call for each to wait again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from trio.lowlevel import RunVar
+
+_READABLE_AT_ONCE_MAX: Final = 128
+"""So many sockets are read before other tasks run."""
+
+
+class Event(Protocol):
+    """Something that happens once; several tasks may wait for it."""
+
+    def set(self) -> object: ...
+
+    async def wait(self) -> object: ...
+
+
+def new_event() -> Event:
+    """The event loop's own event.  Waiting for one that is set may return without a checkpoint."""
+    trio = _trio()
+    return asyncio.Event() if trio is None else trio.Event()
+
+
+def monotonic_clock() -> Callable[[], float]:
+    """The clock that the event loop's timeouts go by."""
+    trio = _trio()
+    return asyncio.get_running_loop().time if trio is None else trio.current_time
+
+
+def when_readable(sock: socket.socket, call: Callable[[], None]) -> Callable[[], None]:
+    """Call ``call`` whenever ``sock`` is readable; returns what ends that.
+
+    ``call`` must not raise.  It runs in no task of the caller's.  End it before the socket is
+    closed.
+
+    Raises:
+        NotImplementedError: this event loop cannot do that; wait for the socket in a task.
+    """
+    if _trio() is not None:
+        return _poller().add(sock, call)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sock, call)
+    return lambda: _without_result(loop.remove_reader(sock))
+
+
+def _without_result(_: object) -> None:
+    return
+
+
+def _trio() -> Any:
+    """trio, if this is one of its tasks."""
+    trio = sys.modules.get("trio")
+    return trio if trio is not None and trio.lowlevel.in_trio_task() else None
+
+
+# --- trio -------------------------------------------------------------------------------
+
+
+class _Poller:
+    """All sockets of one trio run that somebody wants to read."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._calls: dict[int, Callable[[], None]] = {}
+
+    def add(self, sock: socket.socket, call: Callable[[], None]) -> Callable[[], None]:
+        number = sock.fileno()
+        self._epoll.register(number, select.EPOLLIN)
+        self._calls[number] = call
+
+        def end() -> None:
+            if self._calls.pop(number, None) is not None and not self._epoll.closed:
+                self._epoll.unregister(number)
+
+        return end
+
+    async def run(self) -> None:
+        """In a task of its own, for as long as the run takes."""
+        import trio
+
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                for number, _ in self._epoll.poll(0, _READABLE_AT_ONCE_MAX):
+                    # One of the calls before may have ended this one.
+                    call = self._calls.get(number)
+                    if call is not None:
+                        call()
+        finally:
+            self._epoll.close()
+
+
+_poller_of_run: RunVar[_Poller | None] | None = None
+
+
+def _poller() -> _Poller:
+    import trio
+
+    global _poller_of_run
+    if not hasattr(select, "epoll"):
+        raise NotImplementedError("this system has no epoll")
+    if _poller_of_run is None:
+        _poller_of_run = trio.lowlevel.RunVar[_Poller | None]("logd_client poller", None)
+    poller = _poller_of_run.get()
+    if poller is None:
+        poller = _Poller()
+        _poller_of_run.set(poller)
+        trio.lowlevel.spawn_system_task(poller.run)
+    return poller
