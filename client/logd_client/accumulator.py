@@ -8,8 +8,9 @@ never whether it is legal.  Sealing decides that.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, repeat
+from operator import add
 from typing import Final
 
 from logd.errors import RecordTooLargeError, UsageError
@@ -148,11 +149,15 @@ class OpenBatch:
         Raises:
             RecordTooLargeError, UsageError: the records do not make a batch.
         """
+        timestamps_ms = self.timestamps_ms
+        if isinstance(timestamps_ms, list) and len(timestamps_ms) == 1:
+            timestamps_ms = timestamps_ms[0]
         return seal_batch(
             values=self.values,
             keys=self.keys,
             headers=self.headers,
-            timestamps_ms=self.timestamps_ms,
+            timestamps_ms=timestamps_ms,
+            are_bytes=True,
             codec=codec,
             producer_id=producer_id,
             producer_epoch=producer_epoch,
@@ -226,34 +231,49 @@ class Slices:
             UsageError: a value or key is not bytes, or there are more keys than values.
         """
         _check_column("values", values)
-        sizes: Iterable[int] = _lengths(values)
+        lengths = _lengths(values)
         largest_key = len(keys) if isinstance(keys, bytes) else 0
         if keys is not None and not isinstance(keys, bytes):
             if len(keys) != len(values):
                 raise UsageError(f"{len(keys)} keys, {len(values)} values")
             _check_column("keys", keys)
-            sizes = map(int.__add__, sizes, _lengths(keys))
-        self._sizes = list(map(RECORD_OVERHEAD_BYTES.__add__, sizes))
+            lengths = list(map(add, lengths, _lengths(keys)))
+        self._lengths = lengths
         # A key that all records share is stored once, but counts towards the limit of each.
         self._constant_bytes = largest_key
+        self._are_alike = bool(lengths) and lengths.count(lengths[0]) == len(lengths)
+        """All records have the same length: usual enough to spare them the arithmetic."""
         self.too_large: list[tuple[int, int]] = []
         """Positions and sizes of the records above the limit."""
-        extra = largest_key - RECORD_OVERHEAD_BYTES
-        if self._sizes and max(self._sizes) + extra > RECORD_BYTES_MAX:
+        largest = lengths[0] if self._are_alike else max(lengths, default=0)
+        if largest + largest_key > RECORD_BYTES_MAX:
             self.too_large = [
-                (position, size + extra)
-                for position, size in enumerate(self._sizes)
-                if size + extra > RECORD_BYTES_MAX
+                (position, length + largest_key)
+                for position, length in enumerate(lengths)
+                if length + largest_key > RECORD_BYTES_MAX
             ]
 
     def bounds(self, batch_bytes: int) -> Iterator[tuple[int, int, int]]:
         """Start, end, and estimated size of each batch."""
-        ends = list(accumulate(self._sizes, initial=0))
+        if self._are_alike and not self.too_large:
+            yield from self._equal_parts(batch_bytes)
+            return
+        sizes = map(add, self._lengths, repeat(RECORD_OVERHEAD_BYTES))
+        ends = list(accumulate(sizes, initial=0))
         start = 0
         for position, _ in self.too_large:
             yield from self._run(ends, start, position, batch_bytes)
             start = position + 1
-        yield from self._run(ends, start, len(self._sizes), batch_bytes)
+        yield from self._run(ends, start, len(self._lengths), batch_bytes)
+
+    def _equal_parts(self, batch_bytes: int) -> Iterator[tuple[int, int, int]]:
+        """``_run`` over all records, when they are alike."""
+        size = self._lengths[0] + RECORD_OVERHEAD_BYTES
+        step = min(max(batch_bytes // size, 1), RECORDS_PER_BATCH_MAX)
+        count = len(self._lengths)
+        for start in range(0, count, step):
+            end = min(start + step, count)
+            yield start, end, (end - start) * size + self._constant_bytes
 
     def _run(
         self, ends: list[int], start: int, stop: int, batch_bytes: int
@@ -282,7 +302,10 @@ def _check_column(name: str, column: Sequence[Value]) -> None:
     if not isinstance(column, Sequence):
         # A generator can be looked at once, and is looked at here: its records would be lost.
         raise UsageError(f"{name} must be a list or a tuple, not {type(column).__name__}")
-    found = set(map(type, column))
+    types = list(map(type, column))
+    if types.count(bytes) == len(types):
+        return
+    found = set(types)
     if not found <= _COLUMN_TYPES:
         wrong = sorted(cls.__name__ for cls in found - _COLUMN_TYPES)
         raise UsageError(f"{name} must be bytes or None, found {', '.join(wrong)}")

@@ -29,7 +29,15 @@ from logd.errors import (
 )
 from logd.limits import FRAME_BYTES_MAX, FRAME_UNAUTHENTICATED_BYTES_MAX
 from logd.types import Buffer, HostPort, NodeId
-from logd.wire.frame import Frame, FrameDecoder, decode_message, encode_message
+from logd.wire.frame import (
+    FLAG_ERROR,
+    FLAG_PUSH,
+    FLAG_RESPONSE,
+    Frame,
+    FrameDecoder,
+    decode_message,
+    encode_message,
+)
 from logd.wire.messages import (
     REQUEST_BY_KIND,
     RESPONSE_BY_KIND,
@@ -104,18 +112,13 @@ class SubscriptionSink(Protocol):
 
 
 class WatchSink(Protocol):
-    """Takes what a broker pushes for one watch.  Called in the reader's task."""
+    """Takes what a broker pushes for one watch.  Called where it is received."""
 
     def on_events(self, message: WatchEvents, body: Buffer) -> None: ...
 
     def on_ended(self, message: WatchEnded, error: LogdError) -> None: ...
 
     def on_connection_lost(self, connection: Connection, error: LogdError) -> None: ...
-
-
-class _Pending(NamedTuple):
-    kind: Kind
-    on_done: Completion
 
 
 class Connection:
@@ -135,11 +138,12 @@ class Connection:
         self._first_bytes = b""
         self._writable = memoryview(b"")
         """What was lent last to receive into; for the first bytes."""
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, tuple[Kind, Completion]] = {}
         self._last_correlation_id = 0
         self._last_sent_id = 0
         """Frames with correlation ids up to here were handed to the network, in full or part."""
         self._queue: list[tuple[int, Buffer]] = []
+        self._queued_bytes = 0
         self._wake_writer = anyio.Event()
         self._is_sending = False
         """The writer's task is: what is queued meanwhile goes with it."""
@@ -180,15 +184,17 @@ class Connection:
             raise ConnectionFailedError(f"the connection to {self.name} is worn out")
         kind = KIND_BY_REQUEST[type(message)]
         correlation_id = self._last_correlation_id + 1
+        body_bytes = len(body)
         try:
-            prefix = encode_message(kind, message, correlation_id, len(body))
+            prefix = encode_message(kind, message, correlation_id, body_bytes)
         except (TypeError, ValueError, OverflowError) as error:
             # An argument of the caller's: half a character, a number beyond 64 bits.
             raise UsageError(f"{type(message).__name__} cannot be sent: {error}") from error
         self._last_correlation_id = correlation_id
-        self._pending[correlation_id] = _Pending(kind, on_done)
+        self._pending[correlation_id] = (kind, on_done)
         self._queue.append((correlation_id, prefix))
-        if body:
+        self._queued_bytes += len(prefix) + body_bytes
+        if body_bytes:
             self._queue.append((correlation_id, body))
 
     def flush(self) -> None:
@@ -201,6 +207,7 @@ class Connection:
                 sent = 0  # The task meets the same error, and ends the connection.
             if sent < len(data):
                 self._queue.insert(0, (last_id, data[sent:]))
+                self._queued_bytes += len(data) - sent
                 self._wake_writer.set()
                 return
 
@@ -218,7 +225,9 @@ class Connection:
         """Send a message that is not answered.  Dropped if the connection has ended."""
         if self._error is None:
             kind = Kind.CREDIT if isinstance(credit, Credit) else Kind.WATCH_CREDIT
-            self._queue.append((_UNANSWERED, encode_message(kind, credit)))
+            frame = encode_message(kind, credit)
+            self._queue.append((_UNANSWERED, frame))
+            self._queued_bytes += len(frame)
             self.flush()
 
     async def request(self, message: Message, expected: type[R], timeout_s: float) -> R:
@@ -318,8 +327,8 @@ class Connection:
         self._error = error
         self._scope.cancel()
         pending, self._pending = self._pending, {}
-        for correlation_id, request in pending.items():
-            request.on_done(self._fate(correlation_id, error))
+        for correlation_id, (_, on_done) in pending.items():
+            on_done(self._fate(correlation_id, error))
         sinks, self._sinks = self._sinks, {}
         for sink in sinks.values():
             sink.on_connection_lost(self, error)
@@ -354,6 +363,10 @@ class Connection:
 
     def _next_piece(self) -> tuple[int, bytes]:
         """Everything that is queued, up to the size of one send, and the last id in it."""
+        if self._queued_bytes <= _SEND_BYTES:
+            queue, self._queue, self._queued_bytes = self._queue, [], 0
+            self._last_sent_id = self._last_correlation_id
+            return self._last_sent_id, b"".join([part for _, part in queue])
         parts: list[Buffer] = []
         size = 0
         last_id = _UNANSWERED
@@ -364,6 +377,7 @@ class Connection:
             size += len(part)
             last_id = max(last_id, correlation_id)
         del self._queue[: len(parts)]
+        self._queued_bytes -= size
         # Of a frame that is cut in two here, bytes leave: it counts as sent.
         self._last_sent_id = max(self._last_sent_id, last_id)
         return last_id, b"".join(parts)
@@ -410,25 +424,26 @@ class Connection:
     # --- frames -------------------------------------------------------------------------
 
     def _on_frame(self, frame: Frame) -> None:
-        if frame.is_push:
+        if frame.flags & FLAG_PUSH:
             self._on_push(frame)
             return
         pending = self._pending.pop(frame.correlation_id, None)
-        if pending is None or not frame.is_response:
+        if pending is None or not frame.flags & FLAG_RESPONSE:
             raise ProtocolError(
                 f"frame of kind {frame.kind} with correlation id {frame.correlation_id} "
                 "answers no request"
             )
-        pending.on_done(self._outcome(frame, pending))
+        kind, on_done = pending
+        on_done(self._outcome(frame, kind))
 
-    def _outcome(self, frame: Frame, pending: _Pending) -> Answer | LogdError:
+    def _outcome(self, frame: Frame, asked: Kind) -> Answer | LogdError:
         try:
-            if frame.is_error:
+            if frame.flags & FLAG_ERROR:
                 refusal = decode_message(ErrorResponse, frame.header, ProtocolError)
                 return error_from_response(refusal, self.name)
-            if frame.kind != pending.kind:
-                raise ProtocolError(f"kind {frame.kind} answers a request of {pending.kind.name}")
-            cls = RESPONSE_BY_KIND[pending.kind]
+            if frame.kind != asked:
+                raise ProtocolError(f"kind {frame.kind} answers a request of {asked.name}")
+            cls = RESPONSE_BY_KIND[asked]
             return Answer(decode_message(cls, frame.header, ProtocolError), frame.body)
         except ProtocolError as error:
             self.fail(self._protocol_error(error))

@@ -157,9 +157,10 @@ class Consumer:
         self._last_feed: _Feed | None = None
         self._batch: Batch | None = None
         """Given out record by record, not all of it yet."""
-        self._rows: Iterator[Record] = iter(())
-        self._last_record: Record | None = None
-        """The last one given out of ``_batch``."""
+        self.rows: Iterator[Record] = iter(())
+        """The rest of ``_batch``: what needs no waiting."""
+        self.last_record: Record | None = None
+        """The last one given out of ``_batch``; set by whoever takes one out of ``rows``."""
 
     # --- life ---------------------------------------------------------------------------
 
@@ -242,7 +243,7 @@ class Consumer:
         self._is_open = False
         self._routing.on_close.pop(self, None)
         self._scope.cancel()
-        self._rows = iter(())
+        self.rows = iter(())
         for feed in self._feeds.values():
             feed.leave_connection()
         self._changed.set()
@@ -277,23 +278,23 @@ class Consumer:
 
     def take_buffered(self) -> Record | None:
         """The next record if it needs no waiting, from the batch that is being read."""
-        record = next(self._rows, None)
+        record = next(self.rows, None)
         if record is not None:
-            self._last_record = record
+            self.last_record = record
         return record
 
     async def next_record(self) -> Record | None:
         """Wait for the next record; None when the consumer is closed.  See ``__aiter__``."""
-        record = next(self._rows, None)
+        record = next(self.rows, None)
         while record is None:
             self._batch = None
             batch = await self._next_batch()
             if batch is None:
                 return None
             self._batch = batch
-            self._rows = batch.records()
-            record = next(self._rows, None)
-        self._last_record = record
+            self.rows = batch.records()
+            record = next(self.rows, None)
+        self.last_record = record
         return record
 
     async def next_batch(self) -> Batch | None:
@@ -302,8 +303,8 @@ class Consumer:
         return rest if rest is not None else await self._next_batch()
 
     def _rest_of_batch(self) -> Batch | None:
-        batch, last = self._batch, self._last_record
-        self._batch, self._rows, self._last_record = None, iter(()), None
+        batch, last = self._batch, self.last_record
+        self._batch, self.rows, self.last_record = None, iter(()), None
         if batch is None or last is None:
             return batch
         row = bisect_right(batch.offsets, last.offset)
@@ -324,7 +325,7 @@ class Consumer:
             if self._last_feed is not None:
                 self._last_feed.finish()
                 self._last_feed = None
-            self._last_record = None
+            self.last_record = None
             while self._is_open:
                 batch = self._take_ready()
                 if batch is not None:
@@ -399,7 +400,7 @@ class Consumer:
         feed = self._feeds.get(partition)
         if feed is None:
             raise UsageError(f"this consumer reads partitions {list(self._feeds)}")
-        batch, last = self._batch, self._last_record
+        batch, last = self._batch, self.last_record
         if batch is None or batch.partition != partition:
             return feed.cursor.position
         if last is None:
@@ -472,10 +473,13 @@ class RecordIterator:
         return self
 
     async def __anext__(self) -> Record:
-        record = self._consumer.take_buffered()
+        # The way of nearly every record: not one call more than there has to be.
+        consumer = self._consumer
+        record = next(consumer.rows, None)
         if record is not None:
+            consumer.last_record = record
             return record
-        record = await self._consumer.next_record()
+        record = await consumer.next_record()
         if record is None:
             raise StopAsyncIteration
         return record

@@ -118,15 +118,11 @@ class Ticket:
     __slots__ = ("_delivery", "_is_counted", "_position")
 
     def __init__(self, delivery: Delivery, position: int) -> None:
+        """It counts among the unawaited until it is awaited."""
         self._delivery = delivery
         self._position = position
-        self._is_counted = False
-
-    def count_unawaited(self) -> Ticket:
-        """Count this ticket among the unawaited until it is awaited."""
         self._is_counted = True
-        self._delivery.unawaited_count += 1
-        return self
+        delivery.unawaited_count += 1
 
     @property
     def is_done(self) -> bool:

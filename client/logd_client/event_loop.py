@@ -45,7 +45,10 @@ def new_event() -> Event:
 def monotonic_clock() -> Callable[[], float]:
     """The clock that the event loop's timeouts go by."""
     trio = _trio()
-    return asyncio.get_running_loop().time if trio is None else trio.current_time
+    if trio is None:
+        return asyncio.get_running_loop().time
+    clock: Callable[[], float] = trio.lowlevel.current_clock().current_time
+    return clock
 
 
 def when_readable(sock: socket.socket, call: Callable[[], None]) -> Callable[[], None]:

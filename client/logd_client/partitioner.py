@@ -29,6 +29,8 @@ class RoundRobin:
 
     def advance(self, is_usable: Callable[[int], bool]) -> int:
         """Go to the next usable partition, or to the next if none is."""
+        if self._count == 1:
+            return self.current
         following = (self.current + 1) % self._count
         candidates = ((following + step) % self._count for step in range(self._count))
         self.current = next(filter(is_usable, candidates), following)

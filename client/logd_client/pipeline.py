@@ -45,6 +45,10 @@ _JUDGED_ON_THE_LOG: Final = (OutOfSequenceError, UnexpectedOffsetError, FencedEr
 """Refusals that are made only after the leader looked for a duplicate: what they say about
 earlier attempts holds."""
 
+_BEFORE_GATHERING: Final = 2
+"""With so many batches under way a batch that can grow does, until one of them is answered.  Its
+records wait for half a round trip at most, and many small batches are what costs the brokers."""
+
 _NO_SESSION: Final = -1
 
 
@@ -112,6 +116,8 @@ class Pipeline:
         """Lowest sequence, in this epoch, that no leader will ever take."""
         self._session = 0
         self._is_halted = False
+        self._may_resend = False
+        """Some unresolved batch may have to be sent (again) in this session."""
         self.trouble: LogdError | None = None
         """What stood in the way last; told when a delivery expires."""
 
@@ -171,7 +177,8 @@ class Pipeline:
 
     def enqueue(self, batch: OpenBatch) -> None:
         """Put a batch behind all others; the one before it stops growing."""
-        self.close_growing()
+        if self._queue:
+            self._queue[-1].is_closed = True
         self._queue.append(batch)
 
     def close_growing(self) -> None:
@@ -186,9 +193,11 @@ class Pipeline:
         """
         if self._is_halted:
             return None
-        for sealed in self._unresolved:
-            if sealed.session != self._session and not self._is_behind_hole(sealed):
-                return self._hand_out(sealed, now)
+        if self._may_resend:
+            for sealed in self._unresolved:
+                if sealed.session != self._session and not self._is_behind_hole(sealed):
+                    return self._hand_out(sealed, now)
+            self._may_resend = False
         while self._may_seal(now):
             sealed_now = self._seal(self._queue.popleft())
             if sealed_now is not None:
@@ -203,6 +212,8 @@ class Pipeline:
             return False
         if not self._unresolved:
             return True
+        if not first.is_closed and len(self._unresolved) >= _BEFORE_GATHERING:
+            return False
         if first.expected_offset is not None or self._unresolved[-1].expected_offset is not None:
             return False
         return len(self._unresolved) < self._batches_in_flight
@@ -242,10 +253,14 @@ class Pipeline:
         if batch.delivery.is_settled:
             return  # Expired before, with an error that said it may be stored.
         self.trouble = None
-        self._unresolved.remove(batch)
+        if self._unresolved[0] is batch:
+            self._unresolved.popleft()
+        else:
+            self._unresolved.remove(batch)
         batch.delivery.succeed(response)
         self._on_settled(batch.size_bytes)
-        self._fill_hole()
+        if self._hole is not None:
+            self._fill_hole()
 
     def refuse(self, batch: SealedBatch, session: int, error: LogdError) -> None:
         """The batch was not acknowledged."""
@@ -295,6 +310,7 @@ class Pipeline:
         assert not any(batch.is_outstanding for batch in self._unresolved)
         self._session += 1
         self._is_halted = False
+        self._may_resend = True
 
     def expire(self, now: float) -> None:
         """Fail what has not been acknowledged by its deadline."""
@@ -345,6 +361,7 @@ class Pipeline:
         if self._hole is None or not all(map(self._is_behind_hole, self._unresolved)):
             return
         self._epoch += 1
+        self._may_resend = True
         self._next_sequence = 0
         self._hole = None
         for batch in self._unresolved:

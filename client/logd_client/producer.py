@@ -40,13 +40,14 @@ from logd.limits import (
     RECORD_BYTES_MAX,
 )
 from logd.record.header import Codec
-from logd.record.payload import RecordHeaders
+from logd.record.payload import NO_HEADERS, RecordHeaders
 from logd.types import NO_PRODUCER, GroupId, NodeId, ProducerId
 from logd.wire.messages import (
     InitProducerRequest,
     InitProducerResponse,
     ProduceRequest,
     ProduceResponse,
+    TopicInfo,
 )
 from logd_client.accumulator import (
     BATCH_TARGET_BYTES_MAX,
@@ -162,6 +163,7 @@ class Producer:
         self._options = options
         self._clock = routing.environment.clock
         self._wall_clock_ms = routing.environment.wall_clock_ms
+        self._batch_bytes = options.batch_bytes
         self._linger_s = options.linger_ms / 1000
         self._delivery_s = options.delivery_timeout_ms / 1000
         self._budget = ByteBudget(options.buffer_bytes)
@@ -175,6 +177,8 @@ class Producer:
         self._scope = anyio.CancelScope()
         self._is_open = False
         self._fatal: LogdError | None = None
+        self._takes_keyless: TopicInfo | None = None
+        """The description of the topic that was looked at last, and found not to be compacted."""
         self._unreported: Delivery | None = None
         """The first that failed with tickets nobody has awaited; ``flush`` reports it."""
 
@@ -300,21 +304,21 @@ class Producer:
         Cancelled while waiting for room in the buffer, nothing is appended.  Cancelled
         later, the record is not recalled: it may still be committed.
         """
-        self._check_open()
+        if not self._is_open or self._fatal is not None:
+            self._check_open()
         carried = NO_FENCE if fence is None else fence_of(fence)
         if key is None:
             self._check_keyless()
-        checked, headers_bytes = checked_headers(headers)
-        size = record_bytes(value, key, headers_bytes)
-        size += RECORD_OVERHEAD_BYTES + len(checked) * HEADER_OVERHEAD_BYTES
+        checked, size = _measured(value, key, headers)
         if not self._budget.take_now(size):
             await self._budget.take(size)
             self._check_open_or_give_back(size)
-        chosen, ticket = self._add(
+        chosen, delivery, position = self._add(
             value, key, checked, timestamp_ms, partition, size, carried, expected_offset
         )
         self._send_at_once(chosen)
-        return await ticket
+        await delivery.wait()
+        return delivery.ack(position)
 
     def append_nowait(
         self,
@@ -350,25 +354,25 @@ class Producer:
             size = len(value) + RECORD_OVERHEAD_BYTES
             if size <= RECORD_BYTES_MAX and self._budget.take_now(size):
                 now_ms = self._wall_clock_ms()
-                position = growing.add_plain(value, now_ms, size, self._options.batch_bytes)
+                position = growing.add_plain(value, now_ms, size, self._batch_bytes)
                 if position >= 0:
-                    return Ticket(growing.delivery, position).count_unawaited()
+                    return Ticket(growing.delivery, position)
                 self._budget.give_back(size)
         self._check_open()
         carried = NO_FENCE if fence is None else fence_of(fence)
         if key is None:
             self._check_keyless()
-        checked, headers_bytes = checked_headers(headers)
-        size = record_bytes(value, key, headers_bytes)
-        size += RECORD_OVERHEAD_BYTES + len(checked) * HEADER_OVERHEAD_BYTES
+        checked, size = _measured(value, key, headers)
         if not self._budget.take_now(size):
             raise WouldBlock(
                 f"{self._budget.used_bytes} bytes are waiting to be acknowledged, "
                 f"the buffer holds {self._options.buffer_bytes}"
             )
-        chosen, ticket = self._add(value, key, checked, timestamp_ms, partition, size, carried)
+        chosen, delivery, position = self._add(
+            value, key, checked, timestamp_ms, partition, size, carried
+        )
         self._mark_dirty(chosen)
-        return ticket.count_unawaited()
+        return Ticket(delivery, position)
 
     def _add(
         self,
@@ -380,8 +384,11 @@ class Producer:
         size: int,
         fence: tuple[int, int],
         expected_offset: int | None = None,
-    ) -> tuple[_Partition, Ticket]:
-        """Put a record, whose ``size`` is already taken from the buffer, into a batch."""
+    ) -> tuple[_Partition, Delivery, int]:
+        """Put a record, whose ``size`` is already taken from the buffer, into a batch.
+
+        Its partition, its batch's delivery and its position in the batch.
+        """
         try:
             timestamp_ms = self._wall_clock_ms() if timestamp_ms is None else timestamp_ms
             if type(timestamp_ms) is not int:
@@ -404,7 +411,7 @@ class Producer:
             self._growing = batch
         position = batch.add(value, key, headers, timestamp_ms, size)
         batch.is_closed = expected_offset is not None
-        return chosen, Ticket(batch.delivery, position)
+        return chosen, batch.delivery, position
 
     def _open_batch(
         self, partition: _Partition, expected_offset: int | None, fence: tuple[int, int]
@@ -442,11 +449,14 @@ class Producer:
     def _check_keyless(self) -> None:
         """A record without a key would stay in a compacted topic for ever."""
         topic = self._routing.view.topic(self._topic)
+        if topic is self._takes_keyless:
+            return
         if topic is not None and topic.config.get("cleanup", "delete") != "delete":
             raise UsageError(
                 f"topic {self._topic!r} is compacted (cleanup={topic.config['cleanup']}): every "
                 "record needs a key"
             )
+        self._takes_keyless = topic
 
     def _is_usable(self, partition: int) -> bool:
         return self._partitions[partition].pipeline.is_flowing
@@ -717,14 +727,17 @@ class Producer:
             # What is in flight on a lost connection has failed by now: nothing is outstanding.
             self._attach_soon(partition)
             return 0
-        batch = pipeline.take(self._clock())
+        now = self._clock()
+        batch = pipeline.take(now)
         if batch is None:
             return 0
         on_done = partial(self._on_answer, partition, connection, batch, batch.session)
-        left_ms = max(1, int((batch.deadline - self._clock()) * 1000))
+        left_s = batch.deadline - now
+        if left_s > self._routing.request_timeout_s:
+            left_s = self._routing.request_timeout_s
         request = ProduceRequest(
             group=partition.group,
-            timeout_ms=min(left_ms, int(self._routing.request_timeout_s * 1000)),
+            timeout_ms=max(1, int(left_s * 1000)),
             expected_offset=batch.expected_offset,
         )
         try:
@@ -894,6 +907,19 @@ class Producer:
             RequestTimeoutError(f"{connection.name} is silent and node {leader} leads now")
         )
         self._mark_dirty(partition)
+
+
+def _measured(
+    value: Value, key: bytes | None, headers: Sequence[tuple[str, bytes]]
+) -> tuple[RecordHeaders, int]:
+    """One record's headers as they are stored, and what it takes from the buffer."""
+    if key is None and not headers and type(value) is bytes:
+        size = len(value)
+        if size <= RECORD_BYTES_MAX:
+            return NO_HEADERS, size + RECORD_OVERHEAD_BYTES
+    checked, headers_bytes = checked_headers(headers)
+    size = record_bytes(value, key, headers_bytes)
+    return checked, size + RECORD_OVERHEAD_BYTES + len(checked) * HEADER_OVERHEAD_BYTES
 
 
 class _Outcome:

@@ -6,9 +6,10 @@ not made already.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import repeat, starmap
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import repeat
+from typing import Final, NamedTuple
 
 from logd.record.batch import RecordBatch
 from logd.record.payload import RecordHeaders
@@ -26,6 +27,10 @@ class Record(NamedTuple):
     value: bytes | None
     """None: a tombstone."""
     headers: RecordHeaders
+
+
+_record_of_row: Final[Callable[[tuple[object, ...]], Record]] = partial(tuple.__new__, Record)
+"""As ``Record._make``, without a Python frame for each record."""
 
 
 class Batch:
@@ -80,8 +85,8 @@ class Batch:
 
     def records(self) -> Iterator[Record]:
         """The same, record by record."""
-        return starmap(
-            Record,
+        return map(
+            _record_of_row,
             zip(
                 repeat(self.topic),
                 repeat(self.partition),

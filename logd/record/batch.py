@@ -17,7 +17,7 @@ from operator import add
 from typing import Final
 
 import msgspec
-from xxhash import xxh3_64
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from logd.errors import CorruptionError, MalformedBatchError, RecordTooLargeError, UsageError
 from logd.limits import (
@@ -60,6 +60,8 @@ TIMESTAMP_MS_MAX: Final = 2**62 - 1
 """Either side of 1970: the difference of two timestamps always fits in 64 bits."""
 
 _ENTRIES_DECODER: Final = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_SMALL_PAYLOAD_BYTES: Final = 4096
+
 _NO_LEADER_PART: Final = bytes(LEADER_PART_BYTES)
 _BYTES_TYPES: Final = frozenset((bytes, bytearray, memoryview, type(None)))
 
@@ -99,6 +101,7 @@ def seal_batch(
     fence_token: int = 0,
     offset_deltas: Sequence[int] | None = None,
     offset_span: int | None = None,
+    are_bytes: bool = False,
 ) -> bytes:
     """Encode records as one sealed batch with a zeroed leader's part.
 
@@ -110,6 +113,8 @@ def seal_batch(
         codec: zstd is used only if it makes the payload smaller.
         offset_deltas: for compaction only: each record's distance from the base offset,
             increasing.  ``offset_span`` is then how many offsets the batch covers.
+        are_bytes: the caller has made sure that values and keys are bytes or None, and that
+            there are as many keys as values.
 
     Raises:
         RecordTooLargeError: a record, or the batch as a whole, exceeds its limit.
@@ -118,16 +123,17 @@ def seal_batch(
     count = len(values)
     if not 0 < count <= RECORDS_PER_BATCH_MAX:
         raise UsageError(f"{count} records, a batch takes 1 to {RECORDS_PER_BATCH_MAX}")
-    _check_bytes("values", values, count)
-    if keys is not None and not isinstance(keys, bytes):
-        _check_bytes("keys", keys, count)
+    if not are_bytes:
+        _check_bytes("values", values, count)
+        if keys is not None and not isinstance(keys, bytes):
+            _check_bytes("keys", keys, count)
     first_ms, max_ms, timestamp_deltas = _timestamp_column(timestamps_ms, count)
     columns = Columns(
         timestamp_deltas,
-        _collapse_keys(keys),
+        None if keys is None else _collapse_keys(keys),
         # Equal values stay apart: looking for them costs every batch, finding them few.
         None if values[0] is None and values.count(None) == count else _as_list(values),
-        _header_column(headers, count),
+        None if headers is None else _header_column(headers, count),
         _offset_column(offset_deltas, offset_span, count),
     )
     try:
@@ -254,6 +260,10 @@ def seal_header(header: BatchHeader, payload: bytes) -> bytes:
         raise RecordTooLargeError(f"batch of {size} bytes, the limit is {BATCH_BYTES_MAX}")
     sealed_part = pack_sealed_part(header)
     assert len(sealed_part) == HEADER_BYTES - SEALED_POSITION
+    if len(payload) <= _SMALL_PAYLOAD_BYTES:
+        # Copying it costs less than a checksum in steps.
+        sealed = sealed_part + payload
+        return b"".join((_NO_LEADER_PART, xxh3_64_intdigest(sealed).to_bytes(8, "little"), sealed))
     checksum = xxh3_64(sealed_part)
     checksum.update(payload)
     seal = checksum.intdigest().to_bytes(8, "little")
@@ -270,10 +280,10 @@ def _check_bytes(name: str, column: Sequence[bytes | None], count: int) -> None:
 
 
 def _collapse_keys(
-    keys: Sequence[bytes | None] | bytes | None,
+    keys: Sequence[bytes | None] | bytes,
 ) -> Sequence[bytes | None] | bytes | None:
     """Store keys that are all equal once."""
-    if keys is None or isinstance(keys, bytes):
+    if isinstance(keys, bytes):
         return keys
     first = keys[0]
     if keys[-1] != first or keys.count(first) != len(keys):
@@ -305,9 +315,7 @@ def _timestamp_column(
     return first, largest, list(map(add, timestamps_ms, repeat(-first)))
 
 
-def _header_column(headers: Sequence[RecordHeaders] | None, count: int) -> HeaderColumn | None:
-    if headers is None:
-        return None
+def _header_column(headers: Sequence[RecordHeaders], count: int) -> HeaderColumn | None:
     if len(headers) != count:
         raise UsageError(f"headers of {len(headers)} records, {count} records")
     column = flatten_headers(headers)

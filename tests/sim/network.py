@@ -44,7 +44,7 @@ import trio
 from logd.env import Buffer, ByteStream, Listener, Receiver, Round
 from logd.limits import KIB, MIB
 from logd.types import HostPort
-from logd_client.transport import Receiver
+from logd_client.transport import Receiver as ClientReceiver
 from tests.sim.clock import current_clock
 from tests.sim.incarnation import Incarnation
 from tests.sim.trace import Trace
@@ -685,7 +685,7 @@ class SimTransportStream:
     def __init__(self, stream: SimStream) -> None:
         self._stream = stream
 
-    async def deliver_to(self, receiver: Receiver) -> None:
+    async def deliver_to(self, receiver: ClientReceiver) -> None:
         """As the client's ``Stream.deliver_to``."""
         while count := await self._stream.receive_into(receiver.writable()):
             receiver.received(count)

@@ -51,7 +51,11 @@ class Bench:
         self.released += size
 
     def put(
-        self, *values: bytes, expected_offset: int | None = None, deadline: float = DEADLINE
+        self,
+        *values: bytes,
+        expected_offset: int | None = None,
+        deadline: float = DEADLINE,
+        is_closed: bool = True,
     ) -> Delivery:
         delivery = Delivery("orders", 0)
         self.deliveries.append(delivery)
@@ -64,7 +68,7 @@ class Bench:
                 keys=None,
                 timestamps_ms=1,
                 size_bytes=sum(map(len, values)),
-                is_closed=True,
+                is_closed=is_closed,
                 expected_offset=expected_offset,
             )
         )
@@ -101,6 +105,38 @@ def lost() -> ConnectionLostError:
 
 
 # --- sending ----------------------------------------------------------------------------
+
+
+def test_a_batch_that_can_grow_does_while_others_are_under_way() -> None:
+    """Many small batches cost the brokers more than their records lose by waiting."""
+    bench = Bench()
+    first, second = bench.put(b"a"), bench.put(b"b")
+    sent = bench.take_all()
+    bench.put(b"c", is_closed=False)
+
+    assert bench.take_all() == []
+
+    bench.acknowledge(sent[0])
+    assert [batch.delivery for batch in bench.take_all()] == [bench.deliveries[2]]
+    assert first.is_settled
+    assert not second.is_settled
+
+
+def test_a_full_batch_is_sent_with_any_number_under_way_that_is_allowed() -> None:
+    bench = Bench(in_flight=5)
+    for value in (b"a", b"b", b"c", b"d", b"e", b"f"):
+        bench.put(value)
+
+    assert len(bench.take_all()) == 5
+
+
+def test_one_batch_under_way_does_not_hold_up_the_next() -> None:
+    bench = Bench()
+    bench.put(b"a")
+    bench.take_all()
+    bench.put(b"b", is_closed=False)
+
+    assert len(bench.take_all()) == 1
 
 
 def test_batches_are_numbered_by_their_records_and_sent_in_order() -> None:
