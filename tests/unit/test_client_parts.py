@@ -25,7 +25,7 @@ from logd.wire.messages import (
     PartitionInfo,
     TopicInfo,
 )
-from logd_client.backoff import BACKOFF_LIMIT_S, Backoff
+from logd_client.backoff import BACKOFF_LIMIT_S, ELECTION_BOUND_S, Backoff
 from logd_client.bootstrap import parse_bootstrap
 from logd_client.budget import ByteBudget
 from logd_client.cluster import ClusterView
@@ -58,7 +58,7 @@ def test_anything_else_is_refused_and_named(text: str) -> None:
 # --- back-off ---------------------------------------------------------------------------
 
 
-def test_delays_are_drawn_below_a_bound_that_doubles_up_to_a_limit() -> None:
+def test_delays_are_drawn_below_a_bound_that_doubles_but_for_an_election_stands_still() -> None:
     class Highest(random.Random):
         def uniform(self, a: float, b: float) -> float:
             return b
@@ -67,7 +67,11 @@ def test_delays_are_drawn_below_a_bound_that_doubles_up_to_a_limit() -> None:
 
     delays = [backoff.next_delay_s() for _ in range(40)]
 
-    assert delays[:4] == [0.02, 0.04, 0.08, 0.16]
+    assert delays[:2] == [0.02, 0.04]
+    election = delays[2 : delays.index(0.16)]
+    assert set(election) == {ELECTION_BOUND_S}
+    assert sum(election) / 2 == pytest.approx(0.5, abs=0.1)
+    assert delays[delays.index(0.16) :][:3] == [0.16, 0.32, BACKOFF_LIMIT_S]
     assert delays[-1] == BACKOFF_LIMIT_S
     backoff.reset()
     assert backoff.next_delay_s() == 0.02
