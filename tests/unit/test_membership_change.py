@@ -291,6 +291,33 @@ def test_a_replica_that_returns_is_a_newcomer_until_it_has_caught_up() -> None:
     in_a_house(ONE, TWO, THREE)(story)
 
 
+def test_a_change_whose_new_voters_die_at_once_is_taken_back_and_the_group_goes_on() -> None:
+    async def story(house: House) -> None:
+        await house.append()
+        newcomer = house.open(FOUR)
+        await house.change((ONE, TWO, THREE), (FOUR,))
+        await house.append()
+        leader = await house.leader()
+        await until(lambda: leader.core.is_caught_up(FOUR))
+
+        async with trio.open_nursery() as nursery:
+
+            async def change() -> None:
+                with pytest.raises(UnavailableError, match="was taken back"):
+                    await leader.change_configuration((leader.core.node, FOUR), ())
+
+            nursery.start_soon(change)
+            await until(lambda: leader.configuration.is_joint)
+            newcomer.fail(OSError(errno.EIO, "simulated failure"))
+
+        await house.append(b"after")
+        assert leader.is_leader
+        assert leader.configuration == Configuration((ONE, TWO, THREE), (FOUR,))
+        await house.equal(ONE, TWO, THREE)
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
 def test_changes_are_refused_with_the_reason() -> None:
     async def story(house: House) -> None:
         await house.append()
