@@ -16,6 +16,8 @@ from unittest import mock
 
 from logd import config, limits
 from logd.broker import metadata_service, partitions, subscriptions
+from logd.broker.coordination import commands
+from logd.broker.coordination import partition as coordination
 from logd.limits import KIB
 from logd.raft.options import RaftOptions
 from logd.replication import group, repairer, shipping
@@ -39,6 +41,18 @@ class Knobs:
     """Of the metadata; the log behind is dropped."""
 
     snapshot_chunk_bytes: int = limits.SNAPSHOT_CHUNK_BYTES
+
+    @property
+    def coordination_bytes_per_snapshot(self) -> int:
+        """Small where the metadata's are kept often: a draw of its own would move all others."""
+        if self.commands_per_snapshot == limits.COMMANDS_PER_SNAPSHOT:
+            return limits.COORDINATION_BYTES_PER_SNAPSHOT
+        return 2 * KIB * self.commands_per_snapshot
+
+    @property
+    def entries_at_once(self) -> int:
+        """Of the coordination log: packed into a batch, and applied without a pause."""
+        return 2 if self.fetch_bytes == 1 else limits.COORDINATION_ENTRIES_PER_BATCH_MAX
 
     @classmethod
     def draw(cls, chance: random.Random) -> Knobs:
@@ -75,6 +89,10 @@ class Knobs:
             (metadata_service, "COMMANDS_PER_SNAPSHOT", self.commands_per_snapshot),
             (shipping, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),
             (repairer, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),
+            (coordination, "COORDINATION_BYTES_PER_SNAPSHOT", self.coordination_bytes_per_snapshot),
+            (coordination, "APPLIED_AT_ONCE_MAX", self.entries_at_once),
+            (coordination, "FETCH_BYTES_MAX", self.fetch_bytes),
+            (commands, "COORDINATION_ENTRIES_PER_BATCH_MAX", self.entries_at_once),
         ]
         with ExitStack() as stack:
             for module, name, value in replaced:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
+import msgspec
 import pytest
 import trio
 
@@ -17,6 +18,7 @@ from logd.errors import (
     InvalidRequestError,
     LogdError,
     NotHeldError,
+    NotLeaderError,
     SessionExpiredError,
 )
 from logd.record.batch import seal_batch
@@ -43,10 +45,14 @@ from logd.wire.coordination import (
 from logd.wire.messages import (
     DeleteTopicRequest,
     DeleteTopicResponse,
+    KeepAliveRequest,
+    KeepAliveResponse,
     Kind,
     Message,
     ProduceRequest,
     ProduceResponse,
+    QueryRequest,
+    QueryResponse,
     RaiseFenceRequest,
     RaiseFenceResponse,
     WatchCredit,
@@ -267,6 +273,59 @@ def test_a_new_leader_gives_every_session_a_full_time_to_live() -> None:
         await trio.sleep(TTL_MS / 1000 * 0.8)
 
         await put(session, b"k", b"v")
+
+    live(story, brokers=3)
+
+
+def test_a_leader_that_was_cut_off_promises_nothing_and_answers_no_question() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        await put(session, b"k", b"1")
+        group, leader = await world.group(), await world.leader()
+        connection = await world.client.connection(HostPort(f"node{leader}", CLIENT_PORT))
+        hosts = [node.host for node in world.cluster.nodes.values()]
+        own = world.cluster.nodes[leader].host
+        for other in hosts:
+            if other != own:
+                world.cluster.network.cut(own, other)
+                world.cluster.network.cut(other, own)
+        query = msgspec.msgpack.encode(ReadKeys(get=Get(key=b"k")))
+        asked: tuple[tuple[Kind, Message, type[Message], bytes], ...] = (
+            (
+                Kind.KEEP_ALIVE,
+                KeepAliveRequest(group=group, sessions=[session.session]),
+                KeepAliveResponse,
+                b"",
+            ),
+            (Kind.QUERY, QueryRequest(group=group, namespace="n"), QueryResponse, query),
+        )
+
+        for kind, message, answer_type, body in asked:
+            with pytest.raises(NotLeaderError):
+                await connection.ask(kind, message, answer_type, body)
+        while (await world.leader()) == leader:
+            await trio.sleep(0.05)
+        await put(session, b"k", b"2")
+
+        assert await value_of(world, b"k") == b"2"
+
+    live(story, brokers=3)
+
+
+def test_log_time_goes_on_from_the_last_committed_whatever_the_next_leaders_wall_clock() -> None:
+    async def story(world: World) -> None:
+        session = await world.session(ttl_ms=60_000)
+        await put(session, b"k", b"1")
+        leader = await world.leader()
+        before_ms = (await world.partition(leader)).state.log_time_ms
+        for node in world.cluster.nodes.values():
+            node.set_clock_skew(10 * 24 * 3600 * 1000)
+
+        await world.cluster.nodes[leader].crash(power=False)
+        await put(session, b"k", b"2")
+
+        after_ms = (await world.partition(await world.leader())).state.log_time_ms
+        assert before_ms <= after_ms <= before_ms + 20_000
 
     live(story, brokers=3)
 
@@ -608,10 +667,10 @@ def test_a_replica_that_lacks_what_was_trimmed_is_sent_the_state(
         session = await world.session(ttl_ms=60_000)
         leader = await world.leader()
         lagging = next(n for n in world.cluster.nodes.values() if n.node != leader)
-        await lagging.crash(power=False)
+        world.cluster.network.isolate(lagging.host)
         for number in range(400):
             await put(session, b"k%d" % (number % 7), b"%d" % number * 20)
-        lagging.start()
+        world.cluster.network.heal()
         await trio.sleep(20)
 
         mine = await world.partition(lagging.node)

@@ -41,6 +41,7 @@ from logd.limits import (
     COORDINATION_COMMANDS_PER_SNAPSHOT,
     FETCH_BYTES_MAX,
 )
+from logd.raft.messages import TransferLeadership
 from logd.record.header import HEADER_BYTES, split_batches
 from logd.types import Offset
 from logd.wire.coordination import (
@@ -318,11 +319,15 @@ class CoordinationPartition:
         if self._is_behind:
             self._work.set()
             return
-        if not self._apply_here(commit_offset):
+        try:
+            has_caught_up = self._apply_here(commit_offset)
+        except LogdError:
+            has_caught_up = False  # The task meets it too, and says so.
+        if has_caught_up:
+            self._caught_up()
+        else:
             self._is_behind = True
             self._work.set()
-            return
-        self._caught_up()
 
     def _apply_here(self, commit_offset: Offset) -> bool:
         """Apply from memory, without waiting; False if that does not reach far enough."""
@@ -544,6 +549,8 @@ class CoordinationPartition:
                         offset=self._applied,
                         reason=str(error),
                     )
+                    if self.group.is_leader:
+                        self.group.post(TransferLeadership(None))
                     await trio.sleep(READ_AGAIN_S)
                     continue
                 if self.group.failure is None:
@@ -581,9 +588,10 @@ class CoordinationPartition:
             found = await self.group.load_application()
             if found is not None:
                 self._take_over(*found)
-            elif self.group.log.start_offset > self._applied:
+            if self.group.log.start_offset > self._applied:
                 raise CorruptionError(
-                    f"the log begins at {self.group.log.start_offset}, and no state was kept"
+                    f"the log begins at {self.group.log.start_offset}, the state that was kept "
+                    f"ends at {self._applied}"
                 )
         except LogdError as error:
             # It would have to guess what came before: better that this replica stops.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from logd.errors import TopicExistsError
+from logd.errors import TopicExistsError, UnavailableError
 from logd.metadata.commands import CreateInternalTopic
 from logd.wire.coordination import COORDINATION_TOPIC
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from logd.broker.broker import Broker
 
 CREATE_TIMEOUT_MS: Final = 10_000
+REPLICAS: Final = 3
+"""As many as there are brokers, up to this."""
 
 
 async def ensure_topic(broker: Broker) -> None:
@@ -25,10 +27,19 @@ async def ensure_topic(broker: Broker) -> None:
     Several may ask at once, on several brokers: all but one find that it is there.
 
     Raises:
+        UnavailableError: the cluster has only just been formed: it would have one replica, for
+            ever, of what three are to keep.
         RequestError: the command could not be committed in time, or refused.
     """
-    if broker.metadata.state.topic(COORDINATION_TOPIC) is not None:
+    state = broker.metadata.state
+    if state.topic(COORDINATION_TOPIC) is not None:
         return
+    needed = min(REPLICAS, len(state.voters))
+    if len(state.brokers) < needed:
+        # They all were there when the cluster was formed, so they will be here in a moment.
+        raise UnavailableError(
+            f"{len(state.brokers)} brokers have registered, coordination waits for {needed}"
+        )
     command = CreateInternalTopic(
         name=COORDINATION_TOPIC,
         partitions=broker.config.coordination_partitions,

@@ -6,7 +6,8 @@ client gives no credit or does not read, costs nothing further: it is marked as 
 up from the history that the state keeps, or is ended if that no longer reaches back.
 
 A push always ends with a whole revision, so whoever resumes behind the last one misses nothing
-and sees nothing twice.
+and sees nothing twice.  Only a change of so many keys that it fits no frame is told in parts:
+those before the last name the revision before, since theirs is not told to its end.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ class Watch:
     @property
     def can_be_told(self) -> bool:
         return self.credit > 0 and self.owner.session.takes_events
+
+    def push_all(self, parts: list[tuple[bytes, int]]) -> None:
+        for body, revision in parts:
+            self.push(body, revision)
 
     def push(self, body: bytes, revision: int) -> None:
         """All events up to ``revision``, already encoded."""
@@ -182,7 +187,7 @@ class PartitionWatches:
             self._tell(crowd, found, revision)
 
     def _tell(self, crowd: Crowd, events: list[Event], revision: int) -> None:
-        body = b""
+        parts: list[tuple[bytes, int]] = []
         for watch in crowd.watches:
             if watch.is_behind:
                 continue
@@ -190,9 +195,9 @@ class PartitionWatches:
                 # The second: it was asked for from a revision that is still to come.
                 watch.owner.fall_behind(watch)
                 continue
-            body = body or _ENCODER.encode(events)
+            parts = parts or encode_events(events, revision)
             self.events_pushed += len(events)
-            watch.push(body, revision)
+            watch.push_all(parts)
 
     def tell_progress(self, revision: int) -> None:
         """Let those who saw nothing for long resume from here: the history is bounded."""
@@ -333,14 +338,33 @@ def _catch_up(watch: Watch) -> bool:
     partition = watch.partition
     events = partition.state.history(namespace, kind, start, end, watch.position + 1)
     count = _whole_revisions(events)
-    if count < len(events):
-        watch.push(_ENCODER.encode(events[:count]), events[count - 1].revision)
-        partition.watches.events_pushed += count
-        return False
+    is_all = count == len(events)
+    revision = max(partition.revision, watch.position) if is_all else events[count - 1].revision
     if events:
-        watch.push(_ENCODER.encode(events), max(partition.revision, watch.position))
+        watch.push_all(encode_events(events[:count], revision))
         partition.watches.events_pushed += count
-    return True
+    return is_all
+
+
+def encode_events(events: list[Event], revision: int) -> list[tuple[bytes, int]]:
+    """Bodies of pushes, usually one, and up to which revision each tells everything."""
+    parts: list[tuple[bytes, int]] = []
+    start, size = 0, 0
+    for number, event in enumerate(events):
+        if size >= WATCH_EVENTS_BYTES:
+            told = events[number - 1].revision
+            if told == event.revision:
+                told -= 1
+            parts.append((_ENCODER.encode(events[start:number]), told))
+            start, size = number, 0
+        size += _size_of(event)
+    parts.append((_ENCODER.encode(events[start:]), revision))
+    return parts
+
+
+def _size_of(event: Event) -> int:
+    """About what it takes in a push."""
+    return len(event.value) + len(event.name) + len(event.subject) + len(event.owner) + 64
 
 
 def _whole_revisions(events: list[Event]) -> int:
@@ -349,5 +373,5 @@ def _whole_revisions(events: list[Event]) -> int:
     for count, event in enumerate(events):
         if size >= WATCH_EVENTS_BYTES and event.revision != events[count - 1].revision:
             return count
-        size += len(event.value) + len(event.name) + 64
+        size += _size_of(event)
     return len(events)
