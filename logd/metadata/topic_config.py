@@ -139,11 +139,9 @@ def check_option_names(names: Iterable[str]) -> None:
 
 
 def _read_durability(text: str) -> Durability:
-    if text == "replicated":
-        raise InvalidConfigError("not supported yet; allowed is synced")
-    if text != "synced":
-        raise InvalidConfigError("allowed is synced")
-    return "synced"
+    if text not in ("synced", "replicated"):
+        raise InvalidConfigError("allowed are synced, replicated")
+    return "replicated" if text == "replicated" else "synced"
 
 
 def _read_fence(text: str) -> FencePolicy:
@@ -207,7 +205,9 @@ OPTIONS: Final[Mapping[str, TopicOption]] = {
             "synced",
             _read_durability,
             "What an acknowledgement means: `synced` is on stable storage of a majority of the "
-            "replicas. `replicated` (in memory of a majority) is not supported yet.",
+            "replicas. `replicated` is in the memory of a majority, and on stable storage a moment "
+            "later: quicker, and lost if so many lose power at once. It can be changed at any "
+            "time; each acknowledgement says which it got.",
         ),
         TopicOption(
             "fence",

@@ -301,8 +301,7 @@ def test_options_are_set_and_reset() -> None:
         ({"segment_bytes": "-1"}, "segment_bytes='-1': expected a number"),
         ({"segment_bytes": "1"}, "segment_bytes='1': allowed are 65536 to 2147483648 bytes"),
         ({"segment_bytes": "9" * 5000}, "segment_bytes='999999.*: expected a number"),
-        ({"durability": "replicated"}, "durability='replicated': not supported yet"),
-        ({"durability": "maybe"}, "durability='maybe': allowed is synced"),
+        ({"durability": "maybe"}, "durability='maybe': allowed are synced, replicated"),
         ({"fence": "yes"}, "fence='yes': allowed are none, required"),
     ],
 )
