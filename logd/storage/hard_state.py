@@ -35,7 +35,7 @@ from logd.storage.file_header import (
     refuse_foreign,
 )
 from logd.storage.whole_file import UNFINISHED_SUFFIX, parent, read_file, write_new_file
-from logd.types import NodeId, Term
+from logd.types import DirectoryId, GroupId, NodeId, Term
 
 LAYOUT: Final = (
     Field("checksum", "Q", "xxh3_64 of bytes [8, 40) of the copy, seeded with the group id"),
@@ -228,6 +228,19 @@ class HardStateFile:
             file.sync()
         finally:
             file.close()
+
+
+def rests_on_by(files: FileSystem, path: str, group: GroupId) -> int:
+    """What a hard state says that its replica rests on, for whoever only looks at the file.
+
+    Raises:
+        CorruptionError: damaged.
+        OSError: it cannot be read.
+    """
+    identity = LogIdentity(DirectoryId(""), NodeId(0), group)
+    content = read_file(files, path)
+    slots = [_decode_slot(path, content, position, identity) for position in SLOT_POSITIONS]
+    return max(slots, key=lambda state: state.sequence).rests_on
 
 
 def _encode_slot(state: _State, identity: LogIdentity) -> bytes:

@@ -28,6 +28,7 @@ from logd.config import BrokerConfig
 from logd.errors import LogdError
 from logd.limits import KIB
 from logd.replication.group import Group
+from logd.storage.hard_state import boot_number, rests_on_by
 from logd.types import GroupId, HostPort, NodeId
 from logd_client import Client, connect
 from tests.sim.clock import HOST, current_clock
@@ -77,6 +78,8 @@ class SimNode:
         """What runs in this life, once it has got that far."""
         self.has_disk_trouble = False
         """In this life its disk has refused something: the broker may end by itself."""
+        self.is_in_danger = False
+        """Its disk is about to refuse something, and the memory of it with that."""
         self.has_dead_disk = False
         """Its disk refuses until it is replaced, whatever life it is."""
         self._cluster = cluster
@@ -106,6 +109,21 @@ class SimNode:
         """Its replicas; none while it is not running."""
         return self.broker.node.groups if self.broker is not None and self.is_alive else {}
 
+    @property
+    def boot(self) -> int:
+        return boot_number(self._boot_id)
+
+    @property
+    def _boot_id(self) -> str:
+        return f"{self.host}#{self._boots}"
+
+    def rests_on(self, group: GroupId) -> int | None:
+        """The boot in whose memory its replica's promises lie, by its disk; None: it has none."""
+        path = f"{DATA_DIR}/groups/{group:020}/hard_state"
+        if not self.files.exists(path):
+            return None
+        return rests_on_by(self.files, path, group)
+
     def start(self) -> None:
         """Boot the broker, on the disk as it is."""
         assert not self.is_running
@@ -119,7 +137,7 @@ class SimNode:
             incarnation=Incarnation(self.host, self._lives),
             network=cluster.network,
             files=self.files,
-            boot_id=f"{self.host}#{self._boots}",
+            boot_id=self._boot_id,
             blocking=self.blocking,
             clock_skew_ms=self.clock_skew_ms,
             clock_rate=dict(enumerate(cluster.settings.clock_rates, 1)).get(self.node, 1.0),
@@ -178,6 +196,7 @@ class SimNode:
     async def crash(self, *, power: bool, vanish: bool | None = None) -> None:
         """``kill -9``, or with ``power`` the whole machine loses power."""
         assert self.env is not None
+        power = power and self._cluster.may_lose_memory(self)
         self._cluster.trace.record(self.host, "power_cut" if power else "killed")
         self.env.crash(vanish=True if power and vanish is None else vanish)
         if power:
@@ -219,6 +238,8 @@ class SimCluster:
         }
         self.founders = tuple(self.nodes)
         self._clients = 0
+        self.memory_groups: tuple[GroupId, ...] = ()
+        """Groups that rest on memory, a majority of which must keep it for them to lose nothing."""
 
     def join(self, node: NodeId) -> SimNode:
         """A new machine, whose broker joins the cluster."""
@@ -274,6 +295,25 @@ class SimCluster:
             client_id=host,
             **options,  # type: ignore[arg-type]
         )
+
+    def may_lose_memory(self, victim: SimNode) -> bool:
+        """Whether all that rests on memory is vouched for by a majority without ``victim``'s."""
+        for group in self.memory_groups:
+            rest_on = {node: node.rests_on(group) for node in self.nodes.values()}
+            holders = [node for node, rests_on in rest_on.items() if rests_on is not None]
+            whole = [
+                node
+                for node in holders
+                if rest_on[node] == 0
+                or (
+                    rest_on[node] == node.boot
+                    and node is not victim
+                    and not (node.has_disk_trouble or node.has_dead_disk or node.is_in_danger)
+                )
+            ]
+            if 2 * len(whole) <= len(holders):
+                return False
+        return True
 
     def alive(self) -> list[SimNode]:
         return [node for node in self.nodes.values() if node.is_alive]

@@ -314,13 +314,14 @@ class Trouble:
     async def disk_error(self, chance: random.Random) -> None:
         """Some operations on one replica's files, or on all, fail; later it is restarted."""
         node = self._any_alive(chance)
-        if node is None or node.files.on_operation is not None:
+        if node is None or node.files.on_operation is not None or not self._may_trouble(node):
             return
         groups = [f"/groups/{group:020}/" for group in node.groups]
         where = chance.choice([*groups, DATA_DIR])
         operations = chance.choice([("sync",), ("write",), ("sync", "write"), ("read",)])
         failures = chance.choice([1, 1, 3, 1000])
         life = node.env
+        node.is_in_danger = True
 
         def refuse(operation: str, path: str) -> None:
             nonlocal failures
@@ -334,12 +335,13 @@ class Trouble:
         await trio.sleep(_around(chance, LASTS_S))
         node.files.on_operation = None
         await self._restart(chance, node)
+        node.is_in_danger = False
 
     async def dead_disk(self, chance: random.Random) -> None:
         """A disk that takes nothing any more, for one replica or at all, until the very end:
         whatever it leads, others must take over."""
         node = self._one_victim()
-        if node is None or node.files.on_operation is not None:
+        if node is None or node.files.on_operation is not None or not self._may_trouble(node):
             return
         where = chance.choice([f"/groups/{chance.choice(self._groups):020}/", "/groups/", DATA_DIR])
 
@@ -349,6 +351,10 @@ class Trouble:
 
         node.has_dead_disk = node.has_disk_trouble = True
         node.files.on_operation = refuse
+
+    def _may_trouble(self, node: SimNode) -> bool:
+        """A disk that refuses something takes the memory along, as a power cut does."""
+        return self._cluster.may_lose_memory(node)
 
     def _one_victim(self) -> SimNode | None:
         """Who suffers in this seed what only one of a majority may; None if there is none."""
@@ -361,6 +367,8 @@ class Trouble:
         """No room for more; later there is, and what had failed is restarted."""
         node = self._any_alive(chance)
         if node is None or node.files.capacity_bytes != CAPACITY_BYTES_DEFAULT:
+            return
+        if not self._may_trouble(node):
             return
         node.has_disk_trouble = True
         room = chance.choice([0, 500, 5_000, 60_000])

@@ -49,7 +49,9 @@ FAST_TESTS = {
     "logd/raft": (
         "tests/spec/test_raft_spec.py",
         "tests/unit/test_raft_core.py",
+        "tests/unit/test_raft_memory.py",
         "tests/sim/test_raft_sim.py",
+        "tests/sim/test_raft_memory_sim.py",
     ),
     "logd/record": (
         "tests/unit/test_batch_header.py",

@@ -186,10 +186,14 @@ class _Run:
                     name,
                     partitions=count,
                     replicas=min(3, brokers),
-                    config=dict(self._settings.retention) if name == TOPIC else {},
+                    config=self._config() if name == TOPIC else {},
                 )
                 for name, count in topics.items()
             ]
+        if self._settings.durability == "replicated":
+            self._cluster.memory_groups = tuple(
+                GroupId(partition.group) for partition in made[0].partitions
+            )
         for number in range(round(brokers * self._settings.cold_share)):
             self._cluster.nodes[list(self._cluster.nodes)[number]].files.is_cold = True
         return [partition for topic in made for partition in topic.partitions]
@@ -220,6 +224,9 @@ class _Run:
                             if (consumer.position(0) or 0) >= end:
                                 break
         return values
+
+    def _config(self) -> dict[str, str]:
+        return {**dict(self._settings.retention), "durability": self._settings.durability}
 
     async def _read_finally(self, client: Client) -> dict[TopicPartition, int]:
         """Read every replica, from the node itself, up to what the leader has committed.

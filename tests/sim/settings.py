@@ -46,6 +46,8 @@ class Settings:
     """Who take locks, write keys and work on a queue."""
     retention: tuple[tuple[str, str], ...]
     """Options of the topic that most write to and read; empty: it keeps everything."""
+    durability: str = "synced"
+    """Of that topic.  While a majority keeps its memory, ``replicated`` loses as little."""
 
     @property
     def has_moves(self) -> bool:
@@ -91,6 +93,7 @@ class Settings:
                 [(), (), (), (("retention_bytes", "64KiB"),), (("retention_ms", "8s"),)]
             ),
             coordinators=chance.choice([0, 0, 3]),
+            durability=chance.choice(["synced", "synced", "replicated"]),
         )
 
 

@@ -19,6 +19,8 @@ everything else is one event or the delivery of one message.  Time stands still 
     propose N COUNT               N appends COUNT batches of one offset each
     sync N / sync-begin N / sync-end N / sync-event N
     crash N [keep=K]              N loses its memory, and its unsynced batches but K
+    reboot N [keep=K]             the same, and its machine has booted anew
+    rest N… on=memory|disk        what acknowledgements are to rest on, as N… hears
     connect A->B                  A has a new connection to B
     disclaim A->B                 A tells B that it does not lead B's term
     change N voters=A,… [learners=B,…]
@@ -47,6 +49,7 @@ from logd.raft.messages import (
     AppendResponse,
     BatchSpan,
     Configuration,
+    DurabilityChosen,
     Event,
     HardState,
     LeaderDisclaimed,
@@ -70,7 +73,9 @@ from tests.spec.replica import NO_OP, Batch, Disk, Envelope, Replica, Shipment, 
 FILES = sorted((Path(__file__).parent / "testdata").glob("*.txt"))
 CASE = re.compile(r"^(?P<command>[a-z].*)\n----\n(?P<expected>(?:.+\n)*)", re.MULTILINE)
 
-FACT = re.compile(r"\d+(:| commits| serves| refuses| installs| appends \S+ voters)")
+FACT = re.compile(
+    r"\d+(:| commits| restarts| is contradicted| serves| refuses| installs| appends \S+ voters)"
+)
 
 SETTLE_ROUNDS_MAX = 200
 
@@ -88,6 +93,7 @@ class Interpreter:
         self._disks: dict[NodeId, Disk] = {}
         self._replicas: dict[NodeId, Replica] = {}
         self._links: dict[Link, deque[Envelope | Shipment]] = {}
+        self._boots: dict[NodeId, int] = {}
         self._reads = 0
 
     def run(self, command: str) -> str:
@@ -182,6 +188,14 @@ class Interpreter:
                 queue.clear()
         self._start(node, tail)
         yield from ()
+
+    def _do_reboot(self, name: str, keep: str = "0") -> Iterator[str]:
+        self._boots[_node(name)] = self._boots.get(_node(name), 1) + 1
+        yield from self._do_crash(name, keep)
+
+    def _do_rest(self, *names: str, on: str) -> Iterator[str]:
+        for node in _nodes(names):
+            yield from self._feed(node, DurabilityChosen(in_memory=on == "memory"))
 
     # --- messages ---------------------------------------------------------------------
 
@@ -290,6 +304,7 @@ class Interpreter:
             terms = ",".join(str(batch.span.term) for batch in replica.batches) or "empty"
             start = f" start={core.log_start}" if core.log_start else ""
             newcomer = " newcomer" if core.hard_state.is_newcomer else ""
+            newcomer += " doubtful" if core.is_doubtful else ""
             yield (
                 f"{node}: {core.role.name} term={core.term} leader={core.leader} log={terms} "
                 f"synced={core.synced_end} commit={core.commit_offset}{start}{newcomer}"
@@ -306,6 +321,7 @@ class Interpreter:
             draw=lambda: 0.5,
             now_ms=self._now_ms,
             tail=tail or [],
+            boot=self._boots.get(node, 1),
         )
 
     def _deliver(self, target: NodeId, envelope: Envelope | Shipment) -> Iterator[str]:
@@ -351,7 +367,13 @@ class Interpreter:
         if output.send_now and output.persist is not None:
             yield f"{node} sends before it persists"
         if output.persist is not None:
-            yield f"{node} persists term={output.persist.term} vote={output.persist.voted_for}"
+            boot = f" boot={output.persist.rests_on}" if output.persist.rests_on else ""
+            vote = output.persist.voted_for
+            yield f"{node} persists term={output.persist.term} vote={vote}{boot}"
+        if output.restarted:
+            yield f"{node} restarts the group"
+        if output.contradicted:
+            yield f"{node} is contradicted"
         if output.truncate_to is not None:
             yield f"{node} truncates to {output.truncate_to}"
         if output.install_snapshot:
@@ -390,27 +412,33 @@ def _describe_message(message: Message | Shipment) -> str:
             kind = "PreVote" if message.pre_vote else "Vote"
             waived = " transfer" if message.transfer else ""
             log = f"{message.last_term}/{message.end_offset}"
-            return f"{kind}Request term={message.term} log={log}{waived}"
+            restart = " restart" if message.restart else ""
+            return f"{kind}Request term={message.term} log={log}{waived}{restart}"
         case VoteResponse():
             kind = "PreVote" if message.pre_vote else "Vote"
             answer = "granted" if message.granted else "refused"
-            return f"{kind}Response term={message.term} {answer}"
+            doubt = " doubtful" if message.doubtful else ""
+            return f"{kind}Response term={message.term} {answer}{doubt}"
         case AppendRequest():
             span = f"[{message.start_offset},{message.end_offset})"
             read = f" round={message.round}" if message.round else ""
             notice = "" if message.expects_answer else " notice"
+            whole = f" whole={message.whole_end}" if message.doubt else ""
             return (
                 f"Append term={message.term} {span} prev={message.prev_term} "
-                f"commit={message.commit_offset}{read}{notice}"
+                f"commit={message.commit_offset}{read}{notice}{whole}"
             )
         case AppendResponse(accepted=True):
             read = f" round={message.round}" if message.round else ""
             ends = f"synced={message.synced_end} received={message.received_end}"
-            return f"Accepted term={message.term} {ends}{read}"
+            held = f" held={message.held_end}" if message.held_end else ""
+            doubt = " doubtful" if message.doubt else ""
+            return f"Accepted term={message.term} {ends}{held}{doubt}{read}"
         case AppendResponse():
             read = f" round={message.round}" if message.round else ""
             conflict = f"{message.conflict_term}/{message.conflict_end}"
-            return f"Refused term={message.term} conflict={conflict}{read}"
+            doubt = " doubtful" if message.doubt else ""
+            return f"Refused term={message.term} conflict={conflict}{doubt}{read}"
         case TimeoutNow():
             return f"TimeoutNow term={message.term}"
 
