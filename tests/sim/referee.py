@@ -84,6 +84,8 @@ class Referee:
         self._replicas: dict[tuple[GroupId, str], Group] = {}
         """The last that a host had, also of one that is down: its disk still holds it."""
 
+        self._losses: dict[tuple[GroupId, str], str | None] = {}
+
     def _of(self, group: Group) -> Committed:
         return self._committed.setdefault(group.group_id, Committed())
 
@@ -95,6 +97,10 @@ class Referee:
             f"group {key[0]}: {host} was elected in term {key[1]}, as {self._leaders[key]} was"
         )
         self._leaders[key] = host
+        if group.possible_loss not in (None, self._losses.get((group.group_id, host))):
+            # It says itself that it begins again from what a majority without power has kept.
+            self._losses[group.group_id, host] = group.possible_loss
+            self._committed.pop(group.group_id, None)
         self._of(group).check_leader(group)
         core = group.core
         assert core._configurations.may_need(core.node, group.commit_offset), (
@@ -106,7 +112,9 @@ class Referee:
 
     def committed(self, group: Group) -> None:
         self._of(group).note(group)
-        if group.is_leader:
+        # What rests on memory is held against each new leader's log, and that is all: of a machine
+        # that has just lost its memory the leader need not know yet.
+        if group.is_leader and not group.rests_on_memory(group.commit_offset):
             self._check_quorum(group)
 
     def _check_quorum(self, group: Group) -> None:
