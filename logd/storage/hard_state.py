@@ -240,7 +240,7 @@ def rests_on_by(files: FileSystem, path: str, group: GroupId) -> int:
     identity = LogIdentity(DirectoryId(""), NodeId(0), group)
     content = read_file(files, path)
     slots = [_decode_slot(path, content, position, identity) for position in SLOT_POSITIONS]
-    return max(slots, key=lambda state: state.sequence).rests_on
+    return sorted(slots, key=lambda each: each.sequence)[-1].rests_on
 
 
 def _encode_slot(state: _State, identity: LogIdentity) -> bytes:
