@@ -35,7 +35,10 @@ from tests.process.load import Differences, Load, compare
 
 LOAD_WORKERS: Final = 4
 CALM_S: Final = 0.7
-"""Undisturbed load before the disturbance and behind it."""
+"""Undisturbed load before the disturbance and behind it, at least."""
+
+CALM_ACKNOWLEDGEMENTS: Final = 51
+"""So many appends are acknowledged in it, however slow the machine is."""
 
 _topic_numbers = iter(range(1_000_000))
 
@@ -231,6 +234,13 @@ def _drop_from_page_cache(cluster: LocalCluster) -> None:
                     os.close(descriptor)
 
 
+async def _stay_calm(load: Load) -> None:
+    enough = len(load.acks.times) + CALM_ACKNOWLEDGEMENTS
+    await anyio.sleep(CALM_S)
+    while len(load.acks.times) < enough:
+        await load.acks.one_more()
+
+
 async def _run(cluster: LocalCluster, disturb: Disturb, workers: int) -> Outcome:
     """Load, disturbance, load; then everybody is made whole and every replica is read.
 
@@ -248,9 +258,9 @@ async def _run(cluster: LocalCluster, disturb: Disturb, workers: int) -> Outcome
                     tasks.start_soon(load.append_one_by_one)
                 for worker in range(workers):
                     tasks.start_soon(load.append_many, worker)
-                await anyio.sleep(CALM_S)
+                await _stay_calm(load)
                 disturbed_s = await disturb(client, topic, load)
-                await anyio.sleep(CALM_S)
+                await _stay_calm(load)
                 load.stop()
         for broker in cluster.brokers:
             if not cluster.is_running(broker.node_id):
