@@ -457,8 +457,8 @@ SYSTEM_MUTANTS = (
         "a batch of another group's log is taken for one of this",
         "P5: misdirected writes are found",
         "logd/record/header.py",
-        "intdigest(memoryview(view)[CHECKED_POSITION:HEADER_BYTES], seed=group)",
-        "intdigest(memoryview(view)[CHECKED_POSITION:HEADER_BYTES], seed=0)",
+        "intdigest(view[CHECKED_POSITION:HEADER_BYTES], seed=group)",
+        "intdigest(view[CHECKED_POSITION:HEADER_BYTES], seed=0)",
     ),
     Mutant(
         "a compressed payload unfolds to whatever it says",
@@ -587,7 +587,7 @@ SYSTEM_MUTANTS = (
         "a broker admits any number of bytes",
         "P6",
         "logd/broker/broker.py",
-        "        while self._bytes >= self._bytes_max:\n",
+        "        while not self.has_room:\n",
         "        while False:\n",
     ),
     Mutant(
@@ -652,7 +652,7 @@ SYSTEM_MUTANTS = (
         "batches that the shipped state has are noted again",
         "P4: state is what the log says",
         "logd/replication/group.py",
-        "        if header.base_offset < self.state.end_offset:\n            return None",
+        "        if base_offset < self.state.end_offset:\n            return None",
         "        if False:\n            return None",
     ),
     Mutant(
