@@ -22,6 +22,7 @@ from logd.errors import (
     NotLeaderError,
     RequestError,
     UnknownServerError,
+    UnknownTopicError,
 )
 from logd.types import HostPort
 from logd.wire.coordination import (
@@ -275,6 +276,8 @@ class WireClient:
         while True:
             try:
                 return await self.ask_leader(group, kind, message, answer_type, body)
+            except UnknownTopicError:
+                pass  # It has moved away from there: the topic itself is never deleted.
             except LogdError as error:
                 if not error.retriable:
                     raise
