@@ -139,7 +139,7 @@ class MetadataService:
 
     async def _apply_some(self, group: Group) -> None:
         begin = self._applied
-        found = await group.read_committed(begin, FETCH_BYTES_MAX)
+        found = await group.reader.read_committed(begin, FETCH_BYTES_MAX)
         assert found is not None
         if self._applied != begin:
             return  # A snapshot was installed meanwhile.
@@ -207,7 +207,7 @@ class MetadataService:
             default=group.log.start_offset,
         )
         if group.log.start_offset < start <= await group.restorable_offset():
-            await group.trim(start, self._node.membership.directory.trash_path)
+            await group.upkeep.trim(start, self._node.membership.directory.trash_path)
             log.info(log_events.METADATA_TRIMMED, start=start, offset=self._applied)
         if group.log.segment_bases[-1] < group.log.end_offset:
             group.roll_soon()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from logd.errors import CorruptionError, InvalidBatchError, InvalidRequestError, LogdError
 from logd.limits import DELIVERY_TIMEOUT_MS_MAX
 from logd.record.header import BatchHeader, PayloadFormat, decode_header, verify_seal
-from logd.replication.group import Outcome, Placed, Proposal
+from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.types import METADATA_GROUP
 from logd.wire.messages import Kind, ProduceRequest, ProduceResponse
 

@@ -10,7 +10,8 @@ import trio
 from logd.broker.subscriptions import find_replica, start_position
 from logd.errors import CorruptionError, InvalidRequestError, ReplicaDamagedError
 from logd.limits import FETCH_BYTES_MAX
-from logd.replication.group import CommittedBatches, Group
+from logd.replication.group import Group
+from logd.replication.log_reader import CommittedBatches
 from logd.types import Offset
 from logd.wire.messages import (
     FetchRequest,
@@ -58,7 +59,7 @@ async def fetch(
         await _wait_for_commit(group, request.wait_ms)
         group = find_replica(broker, request.group, any_replica=request.any_replica)
     try:
-        found = await group.read_committed(offset, request.bytes_max)
+        found = await group.reader.read_committed(offset, request.bytes_max)
     except CorruptionError as error:
         raise ReplicaDamagedError(str(error)) from error
     if found is not None:

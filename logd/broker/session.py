@@ -44,8 +44,8 @@ from logd.limits import (
     PROGRESS_TIMEOUT_S,
     REQUESTS_IN_FLIGHT_MAX,
 )
-from logd.replication.group import CommittedBatches
 from logd.replication.inbox import Inbox
+from logd.replication.log_reader import CommittedBatches
 from logd.replication.outbox import Outbox
 from logd.types import Buffer
 from logd.wire.frame import (

@@ -27,7 +27,7 @@ from logd.limits import (
     SUBSCRIPTION_CREDIT_BYTES_MAX,
     SUBSCRIPTIONS_PER_CONNECTION_MAX,
 )
-from logd.replication.group import CommittedBatches
+from logd.replication.log_reader import CommittedBatches
 from logd.types import Offset
 from logd.wire.messages import (
     Credit,
@@ -225,7 +225,7 @@ class Subscriptions:
         group = subscription.group
         bytes_max = min(max(subscription.credit, 1), DELIVERY_BYTES)
         try:
-            found = await group.read_committed(subscription.position, bytes_max)
+            found = await group.reader.read_committed(subscription.position, bytes_max)
         except CorruptionError as error:
             self.end(subscription, ReplicaDamagedError(str(error)))
             return

@@ -33,7 +33,8 @@ from logd.storage.retention import LogClock
 from logd.types import Offset
 
 if TYPE_CHECKING:
-    from logd.replication.group import Group, GroupHost
+    from logd.replication.group import Group
+    from logd.replication.seams import GroupHost
     from logd.storage.log import SealedSegment
 
 log = structlog.get_logger(__name__)
@@ -146,7 +147,7 @@ class LogCompactor:
         group = self._group
         before = group.log.size_bytes
         for made in result.segments:
-            if await group.replace(made.replaces, made.path):
+            if await group.upkeep.replace(made.replaces, made.path):
                 self._replacements += 1
         if group.failure is not None:
             return

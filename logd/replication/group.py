@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import structlog
 import trio
@@ -30,7 +30,6 @@ from logd.errors import (
     NotLeaderError,
     OffsetOutOfRangeError,
     RequestTimeoutError,
-    StorageFailedError,
     UnavailableError,
     UnexpectedOffsetError,
 )
@@ -59,7 +58,6 @@ from logd.raft.messages import (
     SnapshotReceived,
     Synced,
 )
-from logd.raft.messages import Message as RaftMessage
 from logd.raft.progress import ProgressState
 from logd.raft.quorum import is_voter
 from logd.record.batch import seal_opaque
@@ -81,26 +79,23 @@ from logd.record.header import (
 )
 from logd.replication import log_events
 from logd.replication.catch_up_budget import CatchUpBudget
-from logd.replication.counts import GroupCounts, NodeCounts
+from logd.replication.counts import GroupCounts
+from logd.replication.log_reader import LogReader
 from logd.replication.opening import change_to, configuration_of
+from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.replication.received import ReceivedBatch, split_gaps
 from logd.replication.shipping import Shipper
 from logd.replication.snapshot import Snapshot, SnapshotAssembly
+from logd.replication.upkeep import Upkeep
 from logd.storage.log import LogBatch
 from logd.types import Buffer, GroupId, NodeId, Offset, Term
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from logd.env import Env
     from logd.partition.state import PartitionState, StateSnapshot
     from logd.replication.opening import OpenedGroup
-    from logd.replication.peer_protocol import AnyPeerMessage, Lane, SnapshotChunk
-    from logd.replication.tail_cache import TailCache
-    from logd.replication.turn import Turn
+    from logd.replication.peer_protocol import Lane, SnapshotChunk
+    from logd.replication.seams import Application, GroupHost, ProposalSource, Watcher
     from logd.storage.file_header import LogIdentity
-    from logd.storage.holes import Hole
-    from logd.storage.log import ScrubPosition
 
 log = structlog.get_logger(__name__)
 
@@ -133,32 +128,6 @@ _ROLE_NAMES: Final[dict[Role, RoleName]] = {
 }
 
 
-class CommittedBatches(NamedTuple):
-    """Consecutive committed batches, as they lie in the log."""
-
-    end_offset: Offset
-    size_bytes: int
-    buffers: list[Buffer]
-    """Together the batches; one batch may be split over two buffers."""
-
-
-class Placed:
-    """Where a proposal was committed: the success half of an ``Outcome``."""
-
-    __slots__ = ("append_time_ms", "base_offset", "duplicate", "end_offset")
-
-    def __init__(
-        self, base_offset: Offset, end_offset: Offset, append_time_ms: int, duplicate: bool
-    ) -> None:
-        self.base_offset = base_offset
-        self.end_offset = end_offset
-        self.append_time_ms = append_time_ms
-        self.duplicate = duplicate
-
-
-Outcome = Placed | LogdError
-
-
 class MemberProgress(NamedTuple):
     """What a leader knows of one member, itself included."""
 
@@ -186,88 +155,6 @@ class _Change:
         if not self.settled.is_set():
             self.error = error
             self.settled.set()
-
-
-class Proposal:
-    """A sealed batch on its way to being committed, and whom to tell."""
-
-    __slots__ = ("batch", "deadline_ms", "done", "expected_offset", "header", "placed")
-
-    def __init__(
-        self,
-        batch: Buffer,
-        header: BatchHeader,
-        done: Callable[[Outcome], None],
-        *,
-        deadline_ms: int,
-        expected_offset: int | None = None,
-    ) -> None:
-        self.batch = batch
-        self.header = header
-        self.done: Callable[[Outcome], None] | None = done
-        self.deadline_ms = deadline_ms
-        self.expected_offset = expected_offset
-        self.placed: Placed | None = None
-
-    def finish(self, outcome: Outcome) -> None:
-        """Tell the proposer, once."""
-        done, self.done = self.done, None
-        if done is not None:
-            done(outcome)
-
-
-class GroupHost(Protocol):
-    """What a group needs of the node it runs on."""
-
-    env: Env
-    counts: NodeCounts
-    tail_cache: TailCache
-    node: NodeId
-    turn: Turn
-
-    def now_ms(self) -> int: ...
-    def send(
-        self, message: RaftMessage, buffers: tuple[Buffer, ...] = (), lane: Lane = "main"
-    ) -> None: ...
-    def send_peer(
-        self, target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
-    ) -> bool: ...
-    def has_room(self, target: NodeId, lane: Lane) -> bool: ...
-    def start_soon(self, function: Callable[..., object], *args: object) -> None: ...
-    def mark_dirty(self, group: Group) -> None: ...
-    def flush_soon(self, group: Group) -> None: ...
-    def request_sync(self, group: Group) -> None: ...
-    def set_deadline(self, group: Group, deadline_ms: int | None) -> None: ...
-    def introduce_later(self, group: Group, members: tuple[NodeId, ...]) -> None: ...
-    def tell_commit_later(self, group: Group) -> None: ...
-    def mark_idle(self, group: Group) -> None: ...
-    def leadership_changed(self, group: Group) -> None: ...
-    def leader_learnt(self, group: Group) -> None: ...
-    def group_failed(self, group: Group, error: BaseException) -> None: ...
-    def damage_met(self, group: Group) -> None: ...
-    def segment_rolled(self, group: Group) -> None: ...
-
-
-class Application(Protocol):
-    """A state machine that is fed from a group's log, and whose state is shipped with it."""
-
-    def on_installed(self, offset: Offset, payload: bytes) -> None: ...
-
-
-class ProposalSource(Protocol):
-    """Seals batches as late as can be: when the group is about to append."""
-
-    @property
-    def has_proposals(self) -> bool: ...
-
-    def take_proposals(self) -> list[Proposal]: ...
-
-
-class Watcher(Protocol):
-    """Somebody who follows a group's commit offset: a subscription, an applier."""
-
-    def on_commit(self, commit_offset: Offset) -> None: ...
-    def on_leadership_lost(self) -> None: ...
 
 
 class Group:
@@ -298,11 +185,14 @@ class Group:
         """By a committed command; the files follow when whole segments lie below it."""
         self._commit_offset = core.commit_offset
         self._take_up_trim()
-        self._io_lock = trio.Lock()
-        self._held = False
+        self.io_lock = trio.Lock()
+        """Held by whoever works on the files; in the order in which they asked."""
+        self.is_held = False
+        """Something blocks: the core may be ahead of the log, and news waits."""
         self._held_news: deque[Callable[[], None]] = deque()
         self._held_messages = 0
-        self._is_closed = False
+        self.is_closed = False
+        """The files are."""
         self._proposals: deque[Proposal] = deque()
         self._waiting: deque[Proposal] = deque()
         self.awaits_successor = False
@@ -319,6 +209,8 @@ class Group:
         self.application: Application | None = None
         self.source: ProposalSource | None = None
         """Asked for more whenever the group, as the leader, appends what has gathered."""
+        self.reader = LogReader(self, host)
+        self.upkeep = Upkeep(self, host)
         self._shipper = Shipper(self, host)
         self._assembly = SnapshotAssembly()
         self._installing: Snapshot | None = None
@@ -434,7 +326,7 @@ class Group:
         """Take news that carries no batches."""
         if self.failure is not None:
             return
-        if not self._held:
+        if not self.is_held:
             self._step(event, ())
         elif isinstance(event, Received):
             self._hold_message(lambda: self._step(event, ()))
@@ -445,7 +337,7 @@ class Group:
         """Take a leader's append request with its batches, already verified."""
         if self.failure is not None:
             return
-        if self._held:
+        if self.is_held:
             self._hold_message(lambda: self._take_append(request, batches))
         else:
             self._take_append(request, batches)
@@ -587,7 +479,7 @@ class Group:
         change = _Change(Configuration(voters, learners))
         self._changes.append(change)
         try:
-            if self._held and self.failure is None:
+            if self.is_held and self.failure is None:
                 self._held_news.append(lambda: self._begin_change(change))
             else:
                 self._begin_change(change)
@@ -617,7 +509,7 @@ class Group:
             self._append_configuration(first)
 
     def _append_configuration(self, configuration: Configuration) -> None:
-        assert not self._held
+        assert not self.is_held
         log.info(
             log_events.CONFIGURATION_CHANGED,
             group=self.group_id,
@@ -702,7 +594,7 @@ class Group:
 
     def send_on(self) -> None:
         """There may be room again for what was held back."""
-        if not self._held and self.is_leader:
+        if not self.is_held and self.is_leader:
             self._send_appends()
 
     # --- one step ---------------------------------------------------------------------------
@@ -719,7 +611,7 @@ class Group:
         for message in output.send_now:
             self._host.send(message)
         if output.persist is not None or output.truncate_to is not None or output.install_snapshot:
-            self._held = True
+            self.is_held = True
             self._host.start_soon(self._block_then_finish, output, batches)
         else:
             self._finish(output, batches)
@@ -727,7 +619,7 @@ class Group:
     async def _block_then_finish(self, output: Output, batches: tuple[ReceivedBatch, ...]) -> None:
         """Carry out what blocks, then the rest, then the news that waited."""
         try:
-            async with self._io_lock:
+            async with self.io_lock:
                 if output.persist is not None and self.failure is None:
                     await self._persist(output.persist)
                 if output.truncate_to is not None and self.failure is None:
@@ -739,15 +631,15 @@ class Group:
             return
         if self.failure is not None:
             return  # Stopped meanwhile: all who waited were told.
-        self._held = False
+        self.is_held = False
         self._installing = None
         self._finish(output, batches)
         self._take_held_news()
 
     def _take_held_news(self) -> None:
-        while self._held_news and not self._held:
+        while self._held_news and not self.is_held:
             self._held_news.popleft()()
-        if not self._held and self._has_proposals:
+        if not self.is_held and self._has_proposals:
             self._host.mark_dirty(self)
 
     def _finish(self, output: Output, batches: tuple[ReceivedBatch, ...]) -> None:
@@ -851,8 +743,8 @@ class Group:
                 application=application[1],
             )
 
-        async with self._io_lock:
-            if self._is_closed or self.failure is not None:
+        async with self.io_lock:
+            if self.is_closed or self.failure is not None:
                 return None
             return await self._host.env.run_blocking(load)
 
@@ -862,7 +754,7 @@ class Group:
         Raises:
             StorageError: the disk failed.
         """
-        async with self._io_lock:
+        async with self.io_lock:
             return await self._host.env.run_blocking(self._opened.applications.load)
 
     async def save_application(self, offset: Offset, payload: bytes) -> None:
@@ -872,8 +764,8 @@ class Group:
             StorageFailedError: the disk failed.
         """
         assert offset <= self._commit_offset
-        async with self._io_lock:
-            if not self._is_closed and self.failure is None:
+        async with self.io_lock:
+            if not self.is_closed and self.failure is None:
                 await self._host.env.run_blocking(self._opened.applications.save, offset, payload)
 
     def post_snapshot_chunk(self, source: NodeId, chunk: SnapshotChunk, body: Buffer) -> None:
@@ -897,7 +789,7 @@ class Group:
             term_rows=snapshot.terms_below_start(),
             configuration=configuration_of(change),
         )
-        if self._held:
+        if self.is_held:
             self._held_news.append(lambda: self._take_up_snapshot(event, snapshot))
         else:
             self._take_up_snapshot(event, snapshot)
@@ -905,7 +797,7 @@ class Group:
     def _take_up_snapshot(self, event: SnapshotReceived, snapshot: Snapshot) -> None:
         self._installing = snapshot
         self._step(event, ())
-        if not self._held:
+        if not self.is_held:
             self._installing = None  # It came late.
 
     async def _install(self) -> None:
@@ -988,13 +880,13 @@ class Group:
         snapshot may have left the active segment empty since.
         """
         is_empty = self.log.end_offset == self.log.segment_bases[-1]
-        if not self._held and self.failure is None and not is_empty:
-            self._held = True
+        if not self.is_held and self.failure is None and not is_empty:
+            self.is_held = True
             self._host.start_soon(self._roll)
 
     async def _roll(self) -> None:
         try:
-            async with self._io_lock:
+            async with self.io_lock:
                 if self.failure is None:
                     await self._host.env.run_blocking(self.log.roll)
         except (OSError, LogdError) as error:
@@ -1005,7 +897,7 @@ class Group:
         log.debug(log_events.SEGMENT_ROLLED, group=self.group_id, base_offset=self.log.end_offset)
         if self._batches_since_checkpoint:
             self._take_checkpoint()
-        self._held = False
+        self.is_held = False
         self.post(Synced(self.log.end_offset, self.log.last_term))
         self._take_held_news()
         self._host.segment_rolled(self)
@@ -1117,7 +1009,7 @@ class Group:
 
     def flush(self) -> None:
         """Append all proposals that have gathered.  Called by the node's pump."""
-        if self._held or self.failure is not None:
+        if self.is_held or self.failure is not None:
             return
         if not self.is_leader:
             if not self.awaits_successor:
@@ -1306,7 +1198,7 @@ class Group:
         term = self.core.term
         found: list[memoryview] = []
         try:
-            found = await self._read(start, self.log.end_offset, bytes_max)
+            found = await self.reader.read_file(start, self.log.end_offset, bytes_max)
         except OffsetOutOfRangeError:
             pass  # Cut off meanwhile, by the leader that came after.
         except CorruptionError:
@@ -1343,87 +1235,6 @@ class Group:
         budget = self._budgets.get(follower)
         if budget is not None:
             budget.spend(start, size)
-
-    async def scrub(
-        self, position: ScrubPosition, bytes_max: int
-    ) -> tuple[ScrubPosition | None, Hole | None] | None:
-        """Verify a piece of the log on the disk (see ``Log.scrub``); None if the group stopped."""
-        async with self._io_lock:
-            if self._is_closed or self.failure is not None:
-                return None
-            try:
-                return await self._host.env.run_blocking(self.log.scrub, position, bytes_max)
-            except (OSError, LogdError) as error:
-                self.fail(error)
-                return None
-
-    async def fill(self, hole: Hole, batches: bytes) -> Hole | None:
-        """Put back part of a hole below the commit offset; what is left of it, if anything.
-
-        Raises:
-            CorruptionError: ``batches`` are not what was there.
-            StorageFailedError: the disk failed, and the group with it.
-        """
-        assert hole.end.offset <= self.commit_offset
-        async with self._io_lock:
-            if self._is_closed or self.failure is not None:
-                raise StorageFailedError(f"the replica of {self.name} has stopped")
-            try:
-                return await self._host.env.run_blocking(self.log.fill, hole, batches)
-            except StorageFailedError as error:
-                self.fail(error)
-                raise
-
-    async def _read(self, start: Offset, end: Offset, bytes_max: int) -> list[memoryview]:
-        found = self.log.read(start, end, bytes_max, cached_only=True)
-        if found is None:
-            try:
-                found = await self._host.env.run_blocking(
-                    lambda: self.log.read(start, end, bytes_max, cached_only=False)
-                )
-            except CorruptionError:
-                self._host.damage_met(self)
-                raise
-        assert found is not None
-        return found
-
-    def read_tail(self, offset: Offset, bytes_max: int) -> list[LogBatch] | None:
-        """As ``read_committed``, from memory and at once; None if it is not there."""
-        if offset >= self.commit_offset:
-            return None
-        return self._host.tail_cache.read(self.group_id, offset, self.commit_offset, bytes_max)
-
-    async def read_committed(self, offset: Offset, bytes_max: int) -> CommittedBatches | None:
-        """Whole verified batches from the one containing ``offset``, below the commit offset.
-
-        At least one batch; None when ``offset`` is not below the commit offset.
-
-        Raises:
-            CorruptionError: the log does not hold what was written.
-            OffsetOutOfRangeError: ``offset`` is below the log's start.
-            StorageFailedError: the disk failed.
-            UnavailableError: the replica was closed.
-        """
-        if self._is_closed:
-            raise UnavailableError(f"the replica of {self.name} is closed")
-        end = self.commit_offset
-        if offset >= end:
-            return None
-        if offset < self.log_start:  # Memory may still have it.
-            raise OffsetOutOfRangeError(
-                f"offset {offset} is outside [{self.log_start}, {end}]", self.log_start, end
-            )
-        cached = self._host.tail_cache.read(self.group_id, offset, end, bytes_max)
-        if cached is not None:
-            return CommittedBatches(
-                cached[-1].end_offset,
-                sum(batch.size_bytes for batch in cached),
-                [buffer for batch in cached for buffer in batch.buffers],
-            )
-        found = await self._read(offset, end, bytes_max)
-        return CommittedBatches(
-            decode_header(found[-1]).end_offset, sum(map(len, found)), list(found)
-        )
 
     # --- commit -------------------------------------------------------------------------------
 
@@ -1471,7 +1282,7 @@ class Group:
 
     def tell_commit(self) -> None:
         """Send followers that have nothing under way the commit offset they do not know."""
-        if not self.is_leader or self._held:
+        if not self.is_leader or self.is_held:
             return
         for follower in self.core.commit_lagging():
             request = self.core.make_append(follower, self.core.next_offset(follower), 0)
@@ -1508,7 +1319,7 @@ class Group:
     async def sync_once(self) -> None:
         """Sync what is appended.  Called by the sync pool, at most once at a time."""
         try:
-            async with self._io_lock:
+            async with self.io_lock:
                 if self.failure is not None or self.log.failure is not None:
                     return
                 began = trio.current_time()
@@ -1540,11 +1351,11 @@ class Group:
     @property
     def may_sync_here(self) -> bool:
         """A sync now would be short, and nobody else is at the log."""
-        if self._held or self.core.vouches:
+        if self.is_held or self.core.vouches:
             # Held, the core would not be told: to it the log would wait for ever.  And what counts
             # in memory keeps nobody waiting.
             return False
-        return self.log.unsynced_bytes <= BRIEF_SYNC_BYTES_MAX and not self._io_lock.locked()
+        return self.log.unsynced_bytes <= BRIEF_SYNC_BYTES_MAX and not self.io_lock.locked()
 
     def sync_here(self) -> None:
         """As ``sync_once``, on the event loop.  Only if ``may_sync_here``."""
@@ -1571,7 +1382,7 @@ class Group:
     async def sync_mark(self) -> None:
         """The log has been idle: let the mark catch up with the last sync."""
         try:
-            async with self._io_lock:
+            async with self.io_lock:
                 if self.failure is not None or self.log.failure is not None:
                     return
                 await self._host.env.run_blocking(self.log.sync_mark, self.commit_offset)
@@ -1584,35 +1395,11 @@ class Group:
         Raises:
             StorageError: the disk failed.
         """
-        async with self._io_lock:
+        async with self.io_lock:
             found = await self._host.env.run_blocking(
                 self._opened.checkpoints.load, self.commit_offset
             )
         return Offset(0) if found is None else found[0]
-
-    async def trim(self, offset: Offset, trash: str) -> bool:
-        """Drop the segments below ``offset``; False if there are none, or the group stopped.
-
-        Args:
-            offset: committed, and not above ``restorable_offset``.
-            trash: where the segments go.
-        """
-        async with self._io_lock:
-            # Judged here: another log may have been installed since it was decided.
-            start = max((base for base in self.log.segment_bases if base <= offset), default=offset)
-            if self._is_closed or self.failure is not None or start <= self.log.start_offset:
-                return False
-            if self._held:
-                return False  # The core may be ahead: another log may be about to be installed.
-            # First: what is gone must not be asked for.
-            self.core.trim(start)
-            self._host.set_deadline(self, self.core.deadline_ms)
-            try:
-                await self._host.env.run_blocking(self.log.trim, start, trash)
-            except (OSError, LogdError) as error:
-                self.fail(error)
-                return False
-            return True
 
     @property
     def directory(self) -> str:
@@ -1624,27 +1411,12 @@ class Group:
         """What its files are stamped with."""
         return self._opened.identity
 
-    async def replace(self, bases: Sequence[Offset], path: str) -> bool:
-        """Put a compacted file in the place of segments (see ``Log.replace``).
-
-        Raises:
-            StorageError, CorruptionError: the file is not what it should be.
-        """
-        async with self._io_lock:
-            if self._is_closed or self.failure is not None:
-                return False
-            try:
-                return await self._host.env.run_blocking(self.log.replace, bases, path)
-            except StorageFailedError as error:
-                self.fail(error)
-                return False
-
     def take_checkpoint(self) -> None:
         """Remember the state as it is, to be saved once it can no longer be undone.
 
         Not while the group is held: the core may be ahead of the log then.
         """
-        if not self._held and self.failure is None:
+        if not self.is_held and self.failure is None:
             self._take_checkpoint()
 
     def _take_checkpoint(self) -> None:
@@ -1672,7 +1444,7 @@ class Group:
         """Save a checkpoint.  Without it recovery replays more headers, and that is all: a full
         disk or a bad file here says nothing about the log, which finds out for itself."""
         try:
-            async with self._io_lock:
+            async with self.io_lock:
                 if self.failure is None:
                     await self._host.env.run_blocking(
                         lambda: self._opened.checkpoints.save(offset, snapshot.encode())
@@ -1705,8 +1477,8 @@ class Group:
     async def _note_lost_memory(self) -> None:
         """What was written may be gone although the machine runs on: say so to the next start."""
         try:
-            async with self._io_lock:
-                if not self._is_closed:
+            async with self.io_lock:
+                if not self.is_closed:
                     await self._host.env.run_blocking(
                         self._opened.hard_state.lose_memory, self._opened.boot
                     )
@@ -1722,8 +1494,8 @@ class Group:
         if self.failure is None:
             self.failure = UnavailableError(f"the replica of {self.name} is closing")
             self._stop()
-        async with self._io_lock:
-            self._is_closed = True
+        async with self.io_lock:
+            self.is_closed = True
             try:
                 await self._host.env.run_blocking(close)
             except (OSError, LogdError) as error:

@@ -137,7 +137,7 @@ class Repairer:
         is_whole = True
         position = group.log.scrub_start(group.log.start_offset)
         while group.failure is None:
-            found = await group.scrub(position, SCRUB_PIECE_BYTES)
+            found = await group.upkeep.scrub(position, SCRUB_PIECE_BYTES)
             if found is None:
                 break
             following, hole = found
@@ -169,7 +169,7 @@ class Repairer:
                 group.damage = str(left)
                 return False
             try:
-                left = await group.fill(left, batches)
+                left = await group.upkeep.fill(left, batches)
             except LogdError as error:
                 group.damage = str(error)
                 if not await self._replace(group, hole):
@@ -200,7 +200,7 @@ class Repairer:
             path = await self.copy(
                 group.directory, group.identity, segment, group.core.configuration.members
             )
-            return path is not None and await group.replace([segment.base_offset], path)
+            return path is not None and await group.upkeep.replace([segment.base_offset], path)
         except (OSError, LogdError) as error:
             log.error(log_events.REPAIR_REFUSED, group=group.group_id, reason=str(error))
             return False

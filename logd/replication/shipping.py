@@ -20,7 +20,8 @@ from logd.replication.snapshot import Snapshot, checksum_of, encode_snapshot
 from logd.types import NodeId
 
 if TYPE_CHECKING:
-    from logd.replication.group import Group, GroupHost
+    from logd.replication.group import Group
+    from logd.replication.seams import GroupHost
 
 log = structlog.get_logger(__name__)
 

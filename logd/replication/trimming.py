@@ -23,7 +23,8 @@ from logd.storage.retention import LogClock, RetentionPolicy, retained_start, wa
 from logd.types import Offset
 
 if TYPE_CHECKING:
-    from logd.replication.group import Group, GroupHost
+    from logd.replication.group import Group
+    from logd.replication.seams import GroupHost
 
 log = structlog.get_logger(__name__)
 
@@ -93,6 +94,6 @@ class Trimmer:
         if restorable < start:
             group.take_checkpoint()
         was = group.log.start_offset
-        if await group.trim(min(start, restorable), trash):
+        if await group.upkeep.trim(min(start, restorable), trash):
             end = group.log.start_offset
             log.info(log_events.LOG_TRIMMED, group=group.group_id, start=was, end=end)

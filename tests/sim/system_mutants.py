@@ -121,8 +121,8 @@ SYSTEM_MUTANTS = (
         "a log is trimmed beyond its checkpoint",
         "P4: the state of what is trimmed survives",
         "logd/replication/trimming.py",
-        "group.trim(min(start, restorable), trash)",
-        "group.trim(start, trash)",
+        "group.upkeep.trim(min(start, restorable), trash)",
+        "group.upkeep.trim(start, trash)",
     ),
     Mutant(
         "a trim holds before it is committed",
@@ -250,9 +250,9 @@ SYSTEM_MUTANTS = (
     Mutant(
         "readers are given what is not committed",
         "P2",
-        "logd/replication/group.py",
-        "        end = self.commit_offset\n        if offset >= end:",
-        "        end = self.log.end_offset\n        if offset >= end:",
+        "logd/replication/log_reader.py",
+        "        end = group.commit_offset\n        if offset >= end:",
+        "        end = group.log.end_offset\n        if offset >= end:",
     ),
     Mutant(
         "a deposed leader's pending appends are refused for certain",

@@ -31,11 +31,12 @@ from logd.raft.messages import (
 from logd.raft.options import RaftOptions
 from logd.record.batch import seal_batch
 from logd.record.header import decode_header, leader_part
-from logd.replication.group import Group, Outcome, Placed, Proposal
+from logd.replication.group import Group
 from logd.replication.membership import Membership
 from logd.replication.node import Node
 from logd.replication.opening import open_group, start_core
 from logd.replication.peer_protocol import Lane
+from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.replication.received import check_append
 from logd.storage.directory import DataDirectory
 from logd.storage.hard_state import boot_number

@@ -761,7 +761,7 @@ def test_what_was_repaired_is_compacted_anew_before_a_tombstone_goes() -> None:
             # A peer that has not compacted gives back what it has.
             copy = SegmentCopy(files, group.directory, group.identity, first)
             copy.add(original)
-            assert await group.replace([first.base_offset], copy.finish())
+            assert await group.upkeep.replace([first.base_offset], copy.finish())
             await trio.sleep(100)
             await compactor.apply(CompactionPolicy(60_000, 1, 0))
 

@@ -35,7 +35,7 @@ from logd.raft.messages import (
 from logd.record.batch import seal_opaque
 from logd.record.header import BatchKind, decode_header
 from logd.replication import group as group_module
-from logd.replication.group import Placed
+from logd.replication.proposal import Placed
 from logd.storage.file_header import LogIdentity
 from logd.storage.hard_state import HardStateFile
 from logd.types import DirectoryId, Offset, Term
@@ -415,11 +415,11 @@ def test_the_commit_offset_is_not_shown_before_the_truncation_under_it_is_carrie
             )
             assert group.core.commit_offset == 2
             assert group.commit_offset == 0
-            assert await group.read_committed(Offset(0), 4096) is None
+            assert await group.reader.read_committed(Offset(0), 4096) is None
             assert watcher.commits == []
 
             await until(lambda: watcher.commits == [2])
-            found = await group.read_committed(Offset(1), 4096)
+            found = await group.reader.read_committed(Offset(1), 4096)
             assert found is not None
             assert b"kept" in b"".join(found.buffers)
 
@@ -535,7 +535,7 @@ def test_reading_gives_whole_committed_batches(is_cold: bool, tail_cache_bytes: 
             await a_while()
             replica.files.is_cold = is_cold
 
-            found = await replica.group.read_committed(Offset(1), 64 * KIB)
+            found = await replica.group.reader.read_committed(Offset(1), 64 * KIB)
 
             assert found is not None
             data = b"".join(found.buffers)
@@ -545,7 +545,7 @@ def test_reading_gives_whole_committed_batches(is_cold: bool, tail_cache_bytes: 
             assert b"record 2" in data
             assert b"not committed" not in data
             assert decode_header(data).base_offset == 1
-            assert await replica.group.read_committed(Offset(4), 64 * KIB) is None
+            assert await replica.group.reader.read_committed(Offset(4), 64 * KIB) is None
 
     play(story)
 
@@ -644,7 +644,7 @@ def test_a_sync_that_fails_while_a_vote_waits_for_the_disk_stops_only_this_repli
             placed_before = replica.propose()
             replica.fail_disk("sync", match=".log")
             await until(lambda: replica.group.log.end_offset == 2)
-            await until(lambda: replica.group._io_lock.locked())
+            await until(lambda: replica.group.io_lock.locked())
             # The sync is under way; what follows needs the disk, and waits for its end.
             replica.depose(Term(5))
             await a_while()
@@ -865,7 +865,7 @@ def test_closing_answers_all_who_wait_even_while_the_disk_is_busy() -> None:
             assert len(queued) == 1
             assert watcher.losses == 1
             with pytest.raises(UnavailableError):
-                await replica.group.read_committed(Offset(0), 4096)
+                await replica.group.reader.read_committed(Offset(0), 4096)
 
     play(story)
 

@@ -31,12 +31,13 @@ from logd.raft.messages import Configuration
 from logd.raft.options import RaftOptions
 from logd.record.batch import seal_batch
 from logd.record.header import decode_header
-from logd.replication.group import Group, Outcome, Placed, Proposal
+from logd.replication.group import Group
 from logd.replication.installing import begin_install, finish_install
 from logd.replication.membership import Membership
 from logd.replication.node import Node
 from logd.replication.opening import open_group, start_core
 from logd.replication.peer_server import serve_peers
+from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.storage.directory import DataDirectory
 from logd.storage.hard_state import HardStateFile
 from logd.storage.log import LogOptions
@@ -447,7 +448,7 @@ async def trimmed(house: House, *nodes: NodeId) -> Offset:
         group.take_checkpoint()
         await trio.sleep(0.5)
         assert await group.restorable_offset() >= start
-        assert await group.trim(start, house.directories[node].trash_path)
+        assert await group.upkeep.trim(start, house.directories[node].trash_path)
     return start
 
 

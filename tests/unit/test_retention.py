@@ -392,9 +392,9 @@ def test_nobody_reads_below_a_committed_trim_also_after_a_restart(
 
             assert (replica.group.log_start, replica.group.log.start_offset) == (3, 0)
             with pytest.raises(OffsetOutOfRangeError) as refused:
-                await replica.group.read_committed(Offset(2), 1000)
+                await replica.group.reader.read_committed(Offset(2), 1000)
             assert (refused.value.log_start, refused.value.log_end) == (3, 7)
-            assert await replica.group.read_committed(Offset(3), 1000) is not None
+            assert await replica.group.reader.read_committed(Offset(3), 1000) is not None
         disk.kill()
         async with open_replica(disk, voters=ALONE) as replica:
             await replica.lead()

@@ -24,7 +24,7 @@ from logd.limits import (
 )
 from logd.record.batch import seal_entries
 from logd.record.header import decode_header
-from logd.replication.group import Outcome, Placed, Proposal
+from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.types import Offset
 from logd.wire.coordination import Entry, Result
 

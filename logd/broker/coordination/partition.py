@@ -339,7 +339,7 @@ class CoordinationPartition:
                 continue
             if left <= 0:
                 return False
-            tail = self.group.read_tail(self._applied, FETCH_BYTES_MAX)
+            tail = self.group.reader.read_tail(self._applied, FETCH_BYTES_MAX)
             batch = None if tail is None else tail[0]
             if batch is None or batch.base_offset != self._applied:
                 return False
@@ -561,7 +561,7 @@ class CoordinationPartition:
     async def _catch_up(self) -> None:
         while self._applied < self.group.commit_offset and self.group.failure is None:
             begin = self._applied
-            found = await self.group.read_committed(begin, FETCH_BYTES_MAX)
+            found = await self.group.reader.read_committed(begin, FETCH_BYTES_MAX)
             assert found is not None
             if self._applied != begin:
                 continue  # Another log was installed meanwhile.
@@ -643,7 +643,7 @@ class CoordinationPartition:
             default=group.log.start_offset,
         )
         if group.log.start_offset < start <= await group.restorable_offset():
-            await group.trim(start, self._trash_path)
+            await group.upkeep.trim(start, self._trash_path)
             log.info(log_events.COORDINATION_TRIMMED, partition=group.name, start=start)
         if group.log.segment_bases[-1] < group.log.end_offset:
             group.roll_soon()

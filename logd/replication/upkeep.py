@@ -1,0 +1,109 @@
+"""Work on a log's files that nobody waits for: verifying, filling holes, trimming, replacing.
+
+Each piece is asked for by somebody who decides (the repairer, the trimmer, the compactor) and may
+have decided a while ago.  So each waits for its turn at the files and looks again there: the
+replica may have stopped since, or another log may have been installed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from logd.errors import LogdError, StorageFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from logd.replication.group import Group
+    from logd.replication.seams import GroupHost
+    from logd.storage.holes import Hole
+    from logd.storage.log import ScrubPosition
+    from logd.types import Offset
+
+
+class Upkeep:
+    """Keeps the files of one group's log in order."""
+
+    __slots__ = ("_group", "_host")
+
+    def __init__(self, group: Group, host: GroupHost) -> None:
+        self._group = group
+        self._host = host
+
+    async def scrub(
+        self, position: ScrubPosition, bytes_max: int
+    ) -> tuple[ScrubPosition | None, Hole | None] | None:
+        """Verify a piece of the log on the disk (see ``Log.scrub``); None if the group stopped."""
+        group = self._group
+        async with group.io_lock:
+            if self._has_stopped:
+                return None
+            try:
+                return await self._host.env.run_blocking(group.log.scrub, position, bytes_max)
+            except (OSError, LogdError) as error:
+                group.fail(error)
+                return None
+
+    async def fill(self, hole: Hole, batches: bytes) -> Hole | None:
+        """Put back part of a hole below the commit offset; what is left of it, if anything.
+
+        Raises:
+            CorruptionError: ``batches`` are not what was there.
+            StorageFailedError: the disk failed, and the group with it.
+        """
+        group = self._group
+        assert hole.end.offset <= group.commit_offset
+        async with group.io_lock:
+            if self._has_stopped:
+                raise StorageFailedError(f"the replica of {group.name} has stopped")
+            try:
+                return await self._host.env.run_blocking(group.log.fill, hole, batches)
+            except StorageFailedError as error:
+                group.fail(error)
+                raise
+
+    async def trim(self, offset: Offset, trash: str) -> bool:
+        """Drop the segments below ``offset``; False if there are none, or the group stopped.
+
+        Args:
+            offset: committed, and not above ``Checkpoints.restorable_offset``.
+            trash: where the segments go.
+        """
+        group = self._group
+        async with group.io_lock:
+            # Judged here: another log may have been installed since it was decided.
+            bases = group.log.segment_bases
+            start = max((base for base in bases if base <= offset), default=offset)
+            if self._has_stopped or start <= group.log.start_offset:
+                return False
+            if group.is_held:
+                return False  # The core may be ahead: another log may be about to be installed.
+            # First: what is gone must not be asked for.
+            group.core.trim(start)
+            self._host.set_deadline(group, group.core.deadline_ms)
+            try:
+                await self._host.env.run_blocking(group.log.trim, start, trash)
+            except (OSError, LogdError) as error:
+                group.fail(error)
+                return False
+            return True
+
+    async def replace(self, bases: Sequence[Offset], path: str) -> bool:
+        """Put a compacted file in the place of segments (see ``Log.replace``).
+
+        Raises:
+            StorageError, CorruptionError: the file is not what it should be.
+        """
+        group = self._group
+        async with group.io_lock:
+            if self._has_stopped:
+                return False
+            try:
+                return await self._host.env.run_blocking(group.log.replace, bases, path)
+            except StorageFailedError as error:
+                group.fail(error)
+                return False
+
+    @property
+    def _has_stopped(self) -> bool:
+        return self._group.is_closed or self._group.failure is not None
