@@ -26,6 +26,7 @@ from logd.raft.messages import Role, TransferLeadership
 from logd.record.batch import seal_opaque
 from logd.record.control import Trim, encode_control
 from logd.record.header import BatchKind
+from logd.replication.standing import role_name, trouble_of
 from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
 from logd.wire.coordination import COORDINATION_TOPIC
 from logd.wire.messages import (
@@ -326,12 +327,12 @@ async def describe_broker(broker: Broker, request: DescribeBrokerRequest) -> Des
 def _local_replica(group: Group) -> LocalReplicaInfo:
     return LocalReplicaInfo(
         group=group.group_id,
-        role=group.role_name,
+        role=role_name(group),
         term=group.core.term,
         log_start=group.log_start,
         log_end=group.log.end_offset,
         commit_offset=Offset(group.commit_offset),
-        reason=group.trouble,
+        reason=trouble_of(group),
         size_bytes=group.log.size_bytes,
         bytes_in=group.counts.bytes_in,
     )

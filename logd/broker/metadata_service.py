@@ -173,7 +173,7 @@ class MetadataService:
 
     async def _restore(self, group: Group) -> None:
         """Begin with the state that was kept last; what follows it comes from the log."""
-        found = await group.load_application()
+        found = await group.checkpoints.load_application()
         if found is not None:
             self._take_over(*found)
 
@@ -201,12 +201,12 @@ class MetadataService:
         """
         tail_start, self._snapshot_offset = self._snapshot_offset, self._applied
         self._commands_since_snapshot = 0
-        await group.save_application(self._applied, self.state.snapshot())
+        await group.checkpoints.save_application(self._applied, self.state.snapshot())
         start = max(
             (base for base in group.log.segment_bases if base <= tail_start),
             default=group.log.start_offset,
         )
-        if group.log.start_offset < start <= await group.restorable_offset():
+        if group.log.start_offset < start <= await group.checkpoints.restorable_offset():
             await group.upkeep.trim(start, self._node.membership.directory.trash_path)
             log.info(log_events.METADATA_TRIMMED, start=start, offset=self._applied)
         if group.log.segment_bases[-1] < group.log.end_offset:

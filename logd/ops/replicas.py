@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
+from logd.replication.standing import role_name, trouble_of
 from logd.types import GroupId, NodeId, Offset
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
-    from logd.replication.group import Group, RoleName
+    from logd.replication.group import Group
+    from logd.replication.standing import RoleName
 
 REPLICAS_PER_TURN: Final = 100
 """Looked at without letting others run: about a millisecond."""
@@ -108,7 +110,7 @@ def _facts(broker: Broker, group: Group, readers: Readers) -> ReplicaFacts:
         group=group.group_id,
         topic=None if placement is None else placement.topic,
         partition=0 if placement is None else placement.partition,
-        role=group.role_name,
+        role=role_name(group),
         term=core.term,
         log_start=group.log.start_offset,
         log_end=group.log.end_offset,
@@ -120,7 +122,7 @@ def _facts(broker: Broker, group: Group, readers: Readers) -> ReplicaFacts:
         copied=_copied(group),
         readers=readers.readers,
         reader_lag=readers.lag,
-        reason=group.trouble,
+        reason=trouble_of(group),
         is_quarantined=bool(group.failure or group.damage),
     )
 

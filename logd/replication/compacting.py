@@ -90,9 +90,9 @@ class LogCompactor:
         segments = self._below(group.commit_offset)
         if not (self._is_dirty(segments) or self._has_old_tombstones(policy, now_ms)):
             return
-        segments = self._below(await group.restorable_offset())
+        segments = self._below(await group.checkpoints.restorable_offset())
         if not segments:
-            group.take_checkpoint()
+            group.checkpoints.take()
             return
         await self._check_space(segments)
         request = CompactionRequest(

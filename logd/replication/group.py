@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 import trio
@@ -29,17 +29,11 @@ from logd.errors import (
     LogdError,
     NotLeaderError,
     OffsetOutOfRangeError,
-    RequestTimeoutError,
     UnavailableError,
-    UnexpectedOffsetError,
 )
 from logd.limits import (
     APPEND_BYTES_MAX,
     BATCHES_PER_CHECKPOINT,
-    KIB,
-    MIB,
-    UNSYNCED_BYTES_BEHIND_MAX,
-    UNSYNCED_BYTES_MAX,
 )
 from logd.raft.core import RaftCore
 from logd.raft.messages import (
@@ -79,22 +73,25 @@ from logd.record.header import (
 )
 from logd.replication import log_events
 from logd.replication.catch_up_budget import CatchUpBudget
+from logd.replication.checkpoints import Checkpoints
 from logd.replication.counts import GroupCounts
 from logd.replication.log_reader import LogReader
 from logd.replication.opening import change_to, configuration_of
 from logd.replication.proposal import Outcome, Placed, Proposal
+from logd.replication.proposals import Proposals
 from logd.replication.received import ReceivedBatch, split_gaps
 from logd.replication.shipping import Shipper
 from logd.replication.snapshot import Snapshot, SnapshotAssembly
+from logd.replication.syncing import Syncer
 from logd.replication.upkeep import Upkeep
 from logd.storage.log import LogBatch
 from logd.types import Buffer, GroupId, NodeId, Offset, Term
 
 if TYPE_CHECKING:
-    from logd.partition.state import PartitionState, StateSnapshot
+    from logd.partition.state import PartitionState
     from logd.replication.opening import OpenedGroup
     from logd.replication.peer_protocol import Lane, SnapshotChunk
-    from logd.replication.seams import Application, GroupHost, ProposalSource, Watcher
+    from logd.replication.seams import Application, GroupHost, Watcher
     from logd.storage.file_header import LogIdentity
 
 log = structlog.get_logger(__name__)
@@ -104,28 +101,9 @@ HELD_MESSAGES_MAX: Final = 4096
 What this node knows by itself (who is alive, what is synced) is never dropped: nobody would
 repeat it."""
 
-PROPOSALS_PER_FLUSH_MAX: Final = 512
-"""Batches in one vectored write: bounds the time a flush holds the event loop."""
-
-BYTES_PER_FLUSH_MAX: Final = 8 * MIB
-"""The same bound in bytes; the last batch may pass it."""
-
 SUCCESSOR_AWAITED_S: Final = 0.2
 """Who asks a leader that has just handed over is answered once its successor is known, or after
 this time: sent away at once, they could only guess where to go."""
-
-BRIEF_SYNC_BYTES_MAX: Final = 64 * KIB
-"""A sync of more may take a while, and the event loop has better things to do meanwhile."""
-
-
-RoleName = Literal["leader", "follower", "candidate", "pre_candidate", "learner", "stopped"]
-
-_ROLE_NAMES: Final[dict[Role, RoleName]] = {
-    Role.FOLLOWER: "follower",
-    Role.PRE_CANDIDATE: "pre_candidate",
-    Role.CANDIDATE: "candidate",
-    Role.LEADER: "leader",
-}
 
 
 class MemberProgress(NamedTuple):
@@ -193,12 +171,9 @@ class Group:
         self._held_messages = 0
         self.is_closed = False
         """The files are."""
-        self._proposals: deque[Proposal] = deque()
-        self._waiting: deque[Proposal] = deque()
+        self.proposals = Proposals(self)
         self.awaits_successor = False
         """Leadership was handed over, and it is not known yet that it was taken."""
-        self._waiting_elsewhere: list[Proposal] = []
-        """Waiting for the commit of what another request appended."""
         self._confirmations: dict[int, Callable[[LogdError | None], None]] = {}
         self._next_read_id = 1
         self._written: deque[tuple[Offset, float]] = deque()
@@ -207,10 +182,10 @@ class Group:
         """Those whose coming and going the core is told."""
         self._changes: list[_Change] = []
         self.application: Application | None = None
-        self.source: ProposalSource | None = None
-        """Asked for more whenever the group, as the leader, appends what has gathered."""
         self.reader = LogReader(self, host)
         self.upkeep = Upkeep(self, host)
+        self.syncer = Syncer(self, host)
+        self.checkpoints = Checkpoints(self, host, opened)
         self._shipper = Shipper(self, host)
         self._assembly = SnapshotAssembly()
         self._installing: Snapshot | None = None
@@ -222,8 +197,6 @@ class Group:
         self._fed_from_file: dict[NodeId, bool] = {}
         """Followers whose last batches were too old for memory."""
         self._budgets: dict[NodeId, CatchUpBudget] = {}
-        self._checkpoint: tuple[Offset, StateSnapshot] | None = None
-        self._batches_since_checkpoint = opened.batches_replayed
         host.set_deadline(self, core.deadline_ms)
 
     # --- facts ----------------------------------------------------------------------------
@@ -266,15 +239,6 @@ class Group:
         """Who replicates the group: the last change in the log here, committed or not."""
         return self.core.configuration
 
-    @property
-    def role_name(self) -> RoleName:
-        """For people: the role, or why there is none."""
-        if self.failure is not None:
-            return "stopped"
-        if not is_voter(self.core.configuration, self._host.node):
-            return "learner"
-        return _ROLE_NAMES[self.core.role]
-
     def acknowledged_end(self, follower: NodeId) -> Offset | None:
         """Durable end of a follower's log; None until it has told this leader."""
         return self.core.progress(follower).match or None if self.core.is_leader else None
@@ -294,18 +258,6 @@ class Group:
         if in_memory != self._in_memory:
             self._in_memory = in_memory
             self.post(DurabilityChosen(in_memory))
-
-    @property
-    def trouble(self) -> str:
-        """What is wrong with this replica, for people; empty if nothing is."""
-        if self.failure is not None or self.damage or self.possible_loss:
-            return str(self.failure or self.damage or self.possible_loss)
-        if self.core.is_doubtful:
-            return (
-                "its machine lost power, and what it had not synced: it does not vote before a "
-                "leader has caught it up"
-            )
-        return ""
 
     def rests_on_memory(self, end_offset: Offset) -> bool:
         """Whether what was committed below ``end_offset`` may rest on a majority's memory."""
@@ -358,13 +310,11 @@ class Group:
         """
         if not self.is_leader:
             if self.awaits_successor:
-                self._proposals.append(proposal)
+                self.proposals.queue(proposal)
             else:
                 proposal.finish(self.not_leader())
             return
-        is_alone = not self._waiting and not self._proposals
-        self._proposals.append(proposal)
-        if is_alone:
+        if self.proposals.queue(proposal):
             self._host.flush_soon(self)
         else:
             self._host.mark_dirty(self)
@@ -378,10 +328,6 @@ class Group:
         """Have the pump append what the source has gathered until then."""
         if self.is_leader:
             self._host.mark_dirty(self)
-
-    @property
-    def _has_proposals(self) -> bool:
-        return bool(self._proposals) or (self.source is not None and self.source.has_proposals)
 
     async def commit(self, batch: Buffer, deadline_ms: int) -> Placed:
         """Have a sealed batch of this broker's own committed; says where it lies.
@@ -522,7 +468,7 @@ class Group:
             kind=BatchKind.CONTROL,
             timestamp_ms=self._log_time_ms(),
         )
-        self._append_own([(self._place(batch, decode_header(batch)), None)], configuration)
+        self._append_own([self._place(batch, decode_header(batch))], configuration)
 
     def _take_back(self, configuration: Configuration) -> None:
         """Too few of the new voters are left to commit the change that would make them vote."""
@@ -639,7 +585,7 @@ class Group:
     def _take_held_news(self) -> None:
         while self._held_news and not self.is_held:
             self._held_news.popleft()()
-        if not self.is_held and self._has_proposals:
+        if not self.is_held and self.proposals.has_more:
             self._host.mark_dirty(self)
 
     def _finish(self, output: Output, batches: tuple[ReceivedBatch, ...]) -> None:
@@ -687,9 +633,9 @@ class Group:
                 self._shipper.ship_soon(output.snapshot_wanted)
             if self.core.commit_lagging():
                 self._host.tell_commit_later(self)
-            if self._has_proposals and not self.core.is_transferring:
+            if self.proposals.has_more and not self.core.is_transferring:
                 self._host.mark_dirty(self)
-        self._save_due_checkpoint()
+        self.checkpoints.save_due()
         self._host.set_deadline(self, self.core.deadline_ms)
 
     async def _persist(self, hard_state: HardState) -> None:
@@ -709,64 +655,12 @@ class Group:
             log_events.LOG_TRUNCATED, group=self.group_id, start=offset, end=self.log.end_offset
         )
         self._host.tail_cache.forget(self.group_id)
-        if self._checkpoint is not None and self._checkpoint[0] > offset:
-            self._checkpoint = None
+        self.checkpoints.forget_above(offset)
         await self._host.env.run_blocking(self.log.truncate, offset)
         self.state = await self._host.env.run_blocking(self._opened.replay_state)
         self._note_members()
 
     # --- snapshots ----------------------------------------------------------------------------
-
-    async def take_snapshot(self) -> Snapshot | None:
-        """What a follower behind the log's start needs; None if there is no state to begin from.
-
-        Raises:
-            StorageError: the disk failed.
-        """
-        opened = self._opened
-
-        def load() -> Snapshot | None:
-            start = self.log.start_offset
-            state = opened.checkpoints.load(self._commit_offset)
-            if state is None or not 0 < start <= state[0]:
-                return None
-            if self.application is None:
-                return Snapshot(start_offset=start, state_offset=state[0], state=state[1])
-            application = opened.applications.load()
-            if application is None or application[0] < start:
-                return None
-            return Snapshot(
-                start_offset=start,
-                state_offset=state[0],
-                state=state[1],
-                application_offset=application[0],
-                application=application[1],
-            )
-
-        async with self.io_lock:
-            if self.is_closed or self.failure is not None:
-                return None
-            return await self._host.env.run_blocking(load)
-
-    async def load_application(self) -> tuple[Offset, bytes] | None:
-        """The state that was last saved of what is fed from this log.
-
-        Raises:
-            StorageError: the disk failed.
-        """
-        async with self.io_lock:
-            return await self._host.env.run_blocking(self._opened.applications.load)
-
-    async def save_application(self, offset: Offset, payload: bytes) -> None:
-        """Keep the state of what is fed from this log, as of ``offset``, which is committed.
-
-        Raises:
-            StorageFailedError: the disk failed.
-        """
-        assert offset <= self._commit_offset
-        async with self.io_lock:
-            if not self.is_closed and self.failure is None:
-                await self._host.env.run_blocking(self._opened.applications.save, offset, payload)
 
     def post_snapshot_chunk(self, source: NodeId, chunk: SnapshotChunk, body: Buffer) -> None:
         """Take a piece of what a leader ships.
@@ -805,8 +699,7 @@ class Group:
         snapshot = self._installing
         assert snapshot is not None
         self._host.tail_cache.forget(self.group_id)
-        self._checkpoint = None
-        self._batches_since_checkpoint = 0
+        self.checkpoints.begin_again()
         await self._host.env.run_blocking(self._opened.install, self._host.env.files, snapshot)
         self.log, self.state = self._opened.log, self._opened.state
         self._note_members()
@@ -863,13 +756,13 @@ class Group:
         if not batch.is_data:
             control = decode_control(b"".join(batch.buffers)[HEADER_BYTES:])
         self.state.note_placed(header, base_offset, batch.append_time_ms, control)
-        self._batches_since_checkpoint += 1
+        self.checkpoints.batches_since += 1
         return control
 
     def _after_append(self) -> None:
         """Roll and checkpoint when due."""
-        if self._batches_since_checkpoint >= BATCHES_PER_CHECKPOINT:
-            self._take_checkpoint()
+        if self.checkpoints.batches_since >= BATCHES_PER_CHECKPOINT:
+            self.checkpoints.take_now()
         if self.log.needs_roll:
             self.roll_soon()
 
@@ -895,8 +788,8 @@ class Group:
         if self.failure is not None:
             return
         log.debug(log_events.SEGMENT_ROLLED, group=self.group_id, base_offset=self.log.end_offset)
-        if self._batches_since_checkpoint:
-            self._take_checkpoint()
+        if self.checkpoints.batches_since:
+            self.checkpoints.take_now()
         self.is_held = False
         self.post(Synced(self.log.end_offset, self.log.last_term))
         self._take_held_news()
@@ -922,7 +815,7 @@ class Group:
         no_op = seal_opaque(
             encode_control(NoOp()), kind=BatchKind.CONTROL, timestamp_ms=self._log_time_ms()
         )
-        self._append_own([(self._place(no_op, decode_header(no_op)), None)])
+        self._append_own([self._place(no_op, decode_header(no_op))])
 
     def _on_restarted(self) -> None:
         """A majority has lost its memory: this log, the longest there is, goes on."""
@@ -961,19 +854,15 @@ class Group:
 
     def _end_leading(self) -> None:
         """Answer those who wait for a commit, and tell those who follow the leader."""
-        waiting = (*self._waiting, *self._waiting_elsewhere)
-        self._waiting.clear()
-        self._waiting_elsewhere.clear()
         self._written.clear()
-        for proposal in waiting:
-            proposal.finish(self._lost_leadership())
+        self.proposals.give_up_placed(self._lost_leadership)
         for change in self._changes:
             change.settle(self._lost_leadership() if change.is_begun else self.not_leader())
         if not self.awaits_successor:
             self._send_away()
 
     def _send_away(self) -> None:
-        self._refuse_proposals(self.not_leader())
+        self.proposals.refuse_queued(self.not_leader())
         for watcher in list(self._watchers.values()):
             watcher.on_leadership_lost()
 
@@ -995,13 +884,8 @@ class Group:
         for confirm in confirmations.values():
             confirm(self.not_leader())
         self._held_news.clear()
-        self._checkpoint = None
+        self.checkpoints.forget()
         self._host.set_deadline(self, None)
-
-    def _refuse_proposals(self, error: LogdError) -> None:
-        proposals, self._proposals = self._proposals, deque()
-        for proposal in proposals:
-            proposal.finish(error)
 
     def _log_time_ms(self) -> int:
         """This leader's clock: monotonic, and never behind what the log already says."""
@@ -1013,96 +897,22 @@ class Group:
             return
         if not self.is_leader:
             if not self.awaits_successor:
-                self._refuse_proposals(self.not_leader())
+                self.proposals.refuse_queued(self.not_leader())
             return
-        if self._is_disk_behind:
+        if self.syncer.is_disk_behind or self.core.is_transferring:
+            # While leadership is handed over nothing is added, or the successor never catches up.
             self._send_appends()
             return
-        # While leadership is handed over nothing is added, or the successor never catches up.
-        if self.source is not None and not self.core.is_transferring:
-            self._proposals.extend(self.source.take_proposals())
-        if self._proposals and not self.core.is_transferring:
-            self._flush_proposals()
-        else:
+        proposals = self.proposals
+        proposals.ask_source()
+        if not proposals.queued:
             self._send_appends()
-
-    @property
-    def _is_disk_behind(self) -> bool:
-        """Nobody waits for this log's syncs, and so they must be waited for here."""
-        return self.core.vouches and self.log.unsynced_bytes >= UNSYNCED_BYTES_BEHIND_MAX
-
-    def _flush_proposals(self) -> None:
-        """One write for what gathered.  Each proposal is judged with all before it placed."""
-        placed: list[tuple[LogBatch, Proposal | None]] = []
-        size = 0
-        for _ in range(min(len(self._proposals), PROPOSALS_PER_FLUSH_MAX)):
-            proposal = self._proposals.popleft()
-            if proposal.done is not None and self._admit(proposal):
-                placed.append((self._place(proposal.batch, proposal.header), proposal))
-                size += proposal.header.size_bytes
-                if size >= BYTES_PER_FLUSH_MAX:
-                    break
-        if self._proposals:
+            return
+        batches = proposals.place_queued(self._place)
+        if proposals.queued:
             self._host.mark_dirty(self)
-        if placed:
-            self._append_own(placed)
-
-    def _admit(self, proposal: Proposal) -> bool:
-        """Check a proposal against the state: duplicate, fence, expected offset, in order."""
-        if proposal.header.is_control:
-            return True  # Of this broker: whoever proposes it has judged it.
-        state = self.state
-        try:
-            duplicate = state.check_append(proposal.header, fence_required=self.fence_required)
-            if duplicate is not None:
-                proposal.placed = Placed(
-                    Offset(duplicate.base_offset),
-                    Offset(duplicate.end_offset),
-                    duplicate.append_time_ms,
-                    duplicate=True,
-                )
-                self._finish_when_committed(proposal)
-                return False
-            expected = proposal.expected_offset
-            if expected is not None and not state.data_end <= expected <= state.end_offset:
-                raise UnexpectedOffsetError(
-                    f"expected_offset {expected} does not hold: the log of group "
-                    f"{self.group_id} ends at {state.end_offset}, its data at {state.data_end}",
-                    log_end=state.end_offset,
-                )
-        except LogdError as error:
-            self._refuse_honestly(proposal, error)
-            return False
-        return True
-
-    def _finish_when_committed(self, proposal: Proposal) -> None:
-        assert proposal.placed is not None
-        if proposal.placed.end_offset <= self.commit_offset:
-            proposal.finish(proposal.placed)
-        else:
-            self._waiting_elsewhere.append(proposal)
-
-    def _refuse_honestly(self, proposal: Proposal, error: LogdError) -> None:
-        """Refuse on the ground of the log's state only once that state is beyond doubt.
-
-        An uncommitted tail may yet be replaced, and a deposed leader judges a log that is no
-        longer the log.  So the judged end must be committed and leadership confirmed by a
-        round begun after the request; otherwise the answer is NotLeader.
-        """
-        judged_end = self.state.end_offset
-
-        def confirmed(doubt: LogdError | None) -> None:
-            if doubt is not None:
-                proposal.finish(doubt)
-                return
-            judged = Proposal(b"", proposal.header, committed, deadline_ms=proposal.deadline_ms)
-            judged.placed = Placed(judged_end, judged_end, 0, duplicate=False)
-            self._finish_when_committed(judged)
-
-        def committed(outcome: Outcome) -> None:
-            proposal.finish(error if isinstance(outcome, Placed) else self.not_leader())
-
-        self.confirm_leadership(confirmed)
+        if batches:
+            self._append_own(batches)
 
     def _place(self, batch: Buffer, header: BatchHeader) -> LogBatch:
         """Give a batch the next offsets and the leader's part, and note it in the state."""
@@ -1125,22 +935,13 @@ class Group:
         return placed
 
     def _append_own(
-        self,
-        placed: list[tuple[LogBatch, Proposal | None]],
-        configuration: Configuration | None = None,
+        self, batches: list[LogBatch], configuration: Configuration | None = None
     ) -> None:
         """Append what was placed: one write, one step, one frame per follower.
 
         Args:
             configuration: what the first batch puts in force, if it does.
         """
-        for batch, proposal in placed:
-            if proposal is not None:
-                proposal.placed = Placed(
-                    batch.base_offset, batch.end_offset, batch.append_time_ms, duplicate=False
-                )
-                self._waiting.append(proposal)
-        batches = [batch for batch, _ in placed]
         size = self._write(batches)
         if not size:
             return
@@ -1244,15 +1045,7 @@ class Group:
         self._take_up_trim()
         if self._written:
             self._count_commits(commit_offset)
-        waiting = self._waiting
-        while waiting:
-            placed = waiting[0].placed
-            assert placed is not None
-            if placed.end_offset > commit_offset:
-                break
-            waiting.popleft().finish(placed)
-        if self._waiting_elsewhere:
-            self._finish_elsewhere(commit_offset)
+        self.proposals.finish_committed(commit_offset)
         if self._changes:
             self._settle_changes()
         for watcher in list(self._watchers.values()):
@@ -1270,16 +1063,6 @@ class Group:
         while written and written[0][0] <= commit_offset:
             commit_s.observe(now - written.popleft()[1])
 
-    def _finish_elsewhere(self, commit_offset: Offset) -> None:
-        still: list[Proposal] = []
-        for proposal in self._waiting_elsewhere:
-            assert proposal.placed is not None
-            if proposal.placed.end_offset <= commit_offset:
-                proposal.finish(proposal.placed)
-            else:
-                still.append(proposal)
-        self._waiting_elsewhere = still
-
     def tell_commit(self) -> None:
         """Send followers that have nothing under way the commit offset they do not know."""
         if not self.is_leader or self.is_held:
@@ -1289,117 +1072,7 @@ class Group:
             self._host.send(request, (), self._lanes.get(follower, "main"))
         self._host.set_deadline(self, self.core.deadline_ms)
 
-    def expire(self, now_ms: int) -> None:
-        """Answer proposals whose time is up; those that are placed may still be committed."""
-        for proposal in (*self._waiting, *self._waiting_elsewhere, *self._proposals):
-            if proposal.deadline_ms <= now_ms and proposal.done is not None:
-                proposal.finish(
-                    RequestTimeoutError(
-                        f"{self.name} did not commit the batch in time: "
-                        f"commit offset {self.commit_offset}, log end {self.log.end_offset}"
-                    )
-                )
-
-    @property
-    def has_waiting(self) -> bool:
-        """Somebody waits for a commit."""
-        return bool(self._waiting or self._waiting_elsewhere or self._proposals)
-
     # --- disk ---------------------------------------------------------------------------------
-
-    @property
-    def needs_sync(self) -> bool:
-        return self.failure is None and self.core.synced_end < self.log.end_offset
-
-    @property
-    def may_sync_later(self) -> bool:
-        """What was written counts as it is: nobody waits for its sync."""
-        return self.core.vouches and self.log.unsynced_bytes < UNSYNCED_BYTES_MAX
-
-    async def sync_once(self) -> None:
-        """Sync what is appended.  Called by the sync pool, at most once at a time."""
-        try:
-            async with self.io_lock:
-                if self.failure is not None or self.log.failure is not None:
-                    return
-                began = trio.current_time()
-                end, term = await self._sync_log()
-                self._host.counts.sync_s.observe(trio.current_time() - began)
-        except (OSError, LogdError) as error:
-            self.fail(error)
-            return
-        self._host.turn.begin()
-        try:
-            self._synced(end, term)
-        finally:
-            self._host.turn.end()
-
-    async def _sync_log(self) -> tuple[Offset, Term]:
-        log = self.log
-        if log.sync_has_company:
-            return await self._host.env.run_blocking(log.sync, self.commit_offset)
-        syncing = log.begin_sync(self.commit_offset)
-        try:
-            await self._host.env.sync_file(syncing.file)
-        except OSError as error:
-            raise log.fail_sync(error) from error
-        else:
-            return log.finish_sync(syncing)
-        finally:
-            log.give_up_sync()
-
-    @property
-    def may_sync_here(self) -> bool:
-        """A sync now would be short, and nobody else is at the log."""
-        if self.is_held or self.core.vouches:
-            # Held, the core would not be told: to it the log would wait for ever.  And what counts
-            # in memory keeps nobody waiting.
-            return False
-        return self.log.unsynced_bytes <= BRIEF_SYNC_BYTES_MAX and not self.io_lock.locked()
-
-    def sync_here(self) -> None:
-        """As ``sync_once``, on the event loop.  Only if ``may_sync_here``."""
-        if self.failure is not None or self.log.failure is not None:
-            return
-        began = trio.current_time()
-        try:
-            end, term = self.log.sync(self.commit_offset)
-        except (OSError, LogdError) as error:
-            self.fail(error)
-            return
-        self._host.counts.sync_s.observe(trio.current_time() - began)
-        self._synced(end, term)
-
-    def _synced(self, end: Offset, term: Term) -> None:
-        self.post(Synced(end, term))
-        if self._proposals:
-            self._host.mark_dirty(self)
-        if self.log.end_offset > end:
-            self._host.request_sync(self)
-        else:
-            self._host.mark_idle(self)
-
-    async def sync_mark(self) -> None:
-        """The log has been idle: let the mark catch up with the last sync."""
-        try:
-            async with self.io_lock:
-                if self.failure is not None or self.log.failure is not None:
-                    return
-                await self._host.env.run_blocking(self.log.sync_mark, self.commit_offset)
-        except (OSError, LogdError) as error:
-            self.fail(error)
-
-    async def restorable_offset(self) -> Offset:
-        """Where the newest checkpoint lies that can be read; 0 if there is none.
-
-        Raises:
-            StorageError: the disk failed.
-        """
-        async with self.io_lock:
-            found = await self._host.env.run_blocking(
-                self._opened.checkpoints.load, self.commit_offset
-            )
-        return Offset(0) if found is None else found[0]
 
     @property
     def directory(self) -> str:
@@ -1410,52 +1083,6 @@ class Group:
     def identity(self) -> LogIdentity:
         """What its files are stamped with."""
         return self._opened.identity
-
-    def take_checkpoint(self) -> None:
-        """Remember the state as it is, to be saved once it can no longer be undone.
-
-        Not while the group is held: the core may be ahead of the log then.
-        """
-        if not self.is_held and self.failure is None:
-            self._take_checkpoint()
-
-    def _take_checkpoint(self) -> None:
-        self._batches_since_checkpoint = 0
-        self._checkpoint = (
-            self.state.end_offset,
-            self._opened.snapshot_state(self.state, self.core),
-        )
-        self._save_due_checkpoint()
-
-    def _save_due_checkpoint(self) -> None:
-        """Save what was taken if all of it is committed, and synced here.
-
-        Synced, because a power cut may shorten this log below the commit offset, and two
-        checkpoints behind its end would leave none to start from.
-        """
-        if self._checkpoint is None:
-            return
-        offset, snapshot = self._checkpoint
-        if offset <= min(self.commit_offset, self.core.synced_end):
-            self._checkpoint = None
-            self._host.start_soon(self._write_checkpoint, offset, snapshot)
-
-    async def _write_checkpoint(self, offset: Offset, snapshot: StateSnapshot) -> None:
-        """Save a checkpoint.  Without it recovery replays more headers, and that is all: a full
-        disk or a bad file here says nothing about the log, which finds out for itself."""
-        try:
-            async with self.io_lock:
-                if self.failure is None:
-                    await self._host.env.run_blocking(
-                        lambda: self._opened.checkpoints.save(offset, snapshot.encode())
-                    )
-        except (OSError, LogdError) as error:
-            log.warning(
-                log_events.CHECKPOINT_FAILED,
-                group=self.group_id,
-                offset=offset,
-                reason=str(error),
-            )
 
     def fail(self, error: BaseException) -> None:
         """This replica's disk cannot be trusted any more: stop it, and say so.

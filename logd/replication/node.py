@@ -374,8 +374,8 @@ class Node:
             await trio.sleep(EXPIRY_INTERVAL_S)
             now_ms = self.now_ms()
             for group in list(self.groups.values()):
-                if group.has_waiting:
-                    group.expire(now_ms)
+                if group.proposals.has_waiting:
+                    group.proposals.expire(now_ms)
 
     async def _watch_peers(self) -> None:
         interval_s = self._config.liveness_interval_ms / 1000

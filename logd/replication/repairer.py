@@ -407,9 +407,9 @@ class Repairer:
         group = self._node.groups.get(GroupId(request.group))
         if group is None:
             raise UnavailableError(f"node {self._node.node} has no replica of that group open")
-        snapshot = await group.take_snapshot()
+        snapshot = await group.checkpoints.take_snapshot()
         if snapshot is None:
-            group.take_checkpoint()  # For the next time.
+            group.checkpoints.take()  # For the next time.
             raise UnavailableError(f"there is no state of {group.name} to begin from yet")
         encoded = encode_snapshot(snapshot)
         if len(encoded) > SNAPSHOT_BYTES_MAX:

@@ -47,9 +47,9 @@ class Shipper:
 
     async def _ship(self, follower: NodeId) -> None:
         try:
-            snapshot = await self._group.take_snapshot()
+            snapshot = await self._group.checkpoints.take_snapshot()
             if snapshot is None:
-                self._group.take_checkpoint()  # For the next time that it is asked for.
+                self._group.checkpoints.take()  # For the next time that it is asked for.
             else:
                 await self._send(follower, snapshot)
             await trio.sleep(SHIP_AGAIN_S)

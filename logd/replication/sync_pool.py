@@ -59,7 +59,7 @@ class SyncPool:
         if group.group_id in self._queued:
             return
         self._idle.pop(group.group_id, None)
-        if group.may_sync_later:
+        if group.syncer.may_sync_later:
             if group.group_id not in self._later:
                 self._later[group.group_id] = (trio.current_time() + UNSYNCED_S_MAX, group)
                 self._later_wanted.set()
@@ -98,7 +98,7 @@ class SyncPool:
             group = self._queue.popleft()
             self._queued[group.group_id] = False
             began = trio.current_time()
-            group.sync_here()
+            group.syncer.sync_here()
             self._note(trio.current_time() - began <= self._env.brief_call_s)
             self._done(group)
         for _ in self._queue:
@@ -111,7 +111,7 @@ class SyncPool:
             return False
         if self._brief_in_a_row < BRIEF_SYNCS_IN_A_ROW or self._env.brief_call_s == 0:
             return False
-        return self._queue[0].may_sync_here
+        return self._queue[0].syncer.may_sync_here
 
     def _note(self, was_brief: bool) -> None:
         self._brief_in_a_row = self._brief_in_a_row + 1 if was_brief else 0
@@ -127,14 +127,14 @@ class SyncPool:
             self._queued[group.group_id] = False
             began = trio.current_time()
             try:
-                await group.sync_once()
+                await group.syncer.sync_once()
             finally:
                 self._done(group)
             self._note(trio.current_time() - began <= self._env.brief_call_s)
 
     def _done(self, group: Group) -> None:
         self._queued.pop(group.group_id, None)
-        if group.needs_sync:
+        if group.syncer.needs_sync:
             self.request(group, is_noticed=False)
 
     async def _sync_later(self) -> None:
@@ -146,7 +146,7 @@ class SyncPool:
             now = trio.current_time()
             for group in [group for at, group in self._later.values() if at <= now]:
                 del self._later[group.group_id]
-                if group.group_id not in self._queued and group.needs_sync:
+                if group.group_id not in self._queued and group.syncer.needs_sync:
                     self._queue_now(group, is_noticed=False)
 
     async def _write_marks(self) -> None:
@@ -159,4 +159,4 @@ class SyncPool:
             due = [(key, group) for key, (at, group) in self._idle.items() if at <= now]
             for key, group in due:
                 if self._idle.pop(key, None) is not None:
-                    await group.sync_mark()
+                    await group.syncer.sync_mark()

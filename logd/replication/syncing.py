@@ -117,7 +117,7 @@ class Syncer:
     def _synced(self, end: Offset, term: Term) -> None:
         group = self._group
         group.post(Synced(end, term))
-        if group.has_proposals:
+        if group.proposals.queued:
             self._host.mark_dirty(group)
         if group.log.end_offset > end:
             self._host.request_sync(group)

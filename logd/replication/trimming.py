@@ -90,9 +90,9 @@ class Trimmer:
 
     async def _trim(self, start: Offset, trash: str) -> None:
         group = self._group
-        restorable = await group.restorable_offset()
+        restorable = await group.checkpoints.restorable_offset()
         if restorable < start:
-            group.take_checkpoint()
+            group.checkpoints.take()
         was = group.log.start_offset
         if await group.upkeep.trim(min(start, restorable), trash):
             end = group.log.start_offset

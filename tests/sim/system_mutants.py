@@ -20,7 +20,7 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a sync that the event loop does not make itself is not made",
         "P1",
-        "logd/replication/group.py",
+        "logd/replication/syncing.py",
         "            await self._host.env.sync_file(syncing.file)\n",
         "            await trio.lowlevel.checkpoint()\n",
     ),
@@ -235,15 +235,15 @@ SYSTEM_MUTANTS = (
     Mutant(
         "an append is acknowledged before it is committed",
         "P1",
-        "logd/replication/group.py",
-        "                self._waiting.append(proposal)\n",
-        "                proposal.finish(proposal.placed)\n",
+        "logd/replication/proposals.py",
+        "            self._waiting.append(proposal)\n",
+        "            proposal.finish(proposal.placed)\n",
     ),
     Mutant(
         "a duplicate is acknowledged before the original is committed",
         "P1",
-        "logd/replication/group.py",
-        "        if proposal.placed.end_offset <= self.commit_offset:\n"
+        "logd/replication/proposals.py",
+        "        if proposal.placed.end_offset <= self._group.commit_offset:\n"
         "            proposal.finish(proposal.placed)\n        else:",
         "        if True:\n            proposal.finish(proposal.placed)\n        else:",
     ),
@@ -264,21 +264,22 @@ SYSTEM_MUTANTS = (
     Mutant(
         "an append whose time is up is refused for certain",
         "P3",
-        "logd/replication/group.py",
+        "logd/replication/proposals.py",
         "                    RequestTimeoutError(\n",
-        "                    UnavailableError(\n",
+        "                    group.not_leader()\n                    if True\n"
+        "                    else RequestTimeoutError(\n",
     ),
     Mutant(
         "a conditional append is refused on an uncommitted log",
         "P3: refusals are judged on what is committed",
-        "logd/replication/group.py",
+        "logd/replication/proposals.py",
         "            self._refuse_honestly(proposal, error)",
         "            proposal.finish(error)",
     ),
     Mutant(
         "a conditional append is not judged",
         "P3: one winner per expected offset",
-        "logd/replication/group.py",
+        "logd/replication/proposals.py",
         "if expected is not None and not state.data_end <= expected <= state.end_offset:",
         "if False:",
     ),

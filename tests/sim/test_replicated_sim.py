@@ -15,6 +15,7 @@ import trio
 
 from logd.errors import LogdError
 from logd.replication.group import Group
+from logd.replication.standing import trouble_of
 from logd.types import GroupId
 from logd_client import Client
 from logd_client.delivery import Ack
@@ -172,7 +173,7 @@ def test_a_machine_that_lost_power_does_not_vote_until_it_is_caught_up() -> None
         assert cluster.leader_of(group) is None
         replica = replica_on(cluster, victim.node, group)
         assert replica is not None
-        assert "lost power" in replica.trouble
+        assert "lost power" in trouble_of(replica)
         leader.start()
         assert await read(client, TOPIC) == [b"of the leader and the victim"]
 
@@ -198,7 +199,7 @@ def test_all_machines_without_power_lose_only_what_chose_so_and_say_so() -> None
         leader = some_leader(cluster, group)
         replica = replica_on(cluster, leader.node, group)
         assert replica is not None
-        assert "may be lost" in replica.trouble
+        assert "may be lost" in trouble_of(replica)
         assert replica.counts.restarts_with_loss == 1
         await append(client, TOPIC, b"goes on")
         await until(lambda: all(vouches(cluster, node, group) for node in cluster.nodes))
@@ -242,6 +243,6 @@ def test_a_clean_shutdown_leaves_nothing_to_doubt() -> None:
         assert await read(client, TOPIC) == [b"value"]
         leader = replica_on(cluster, some_leader(cluster, group).node, group)
         assert leader is not None
-        assert not leader.trouble
+        assert not trouble_of(leader)
 
     play(story)

@@ -116,7 +116,7 @@ class Replica:
     async def commit(self) -> None:
         """The second voter acknowledges all there is, and so it is committed."""
         group = self.group
-        await until(lambda: not group.needs_sync)
+        await until(lambda: not group.syncer.needs_sync)
         end = group.log.end_offset
         self.acknowledge(end)
         await until(lambda: group.commit_offset == end)

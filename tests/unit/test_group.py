@@ -35,7 +35,9 @@ from logd.raft.messages import (
 from logd.record.batch import seal_opaque
 from logd.record.header import BatchKind, decode_header
 from logd.replication import group as group_module
+from logd.replication import proposals
 from logd.replication.proposal import Placed
+from logd.replication.standing import role_name
 from logd.storage.file_header import LogIdentity
 from logd.storage.hard_state import HardStateFile
 from logd.types import DirectoryId, Offset, Term
@@ -84,7 +86,7 @@ def test_a_proposal_is_acknowledged_when_it_is_committed_and_not_before() -> Non
             outcomes = replica.propose()
             await a_while()
             assert outcomes == []
-            assert not replica.group.needs_sync
+            assert not replica.group.syncer.needs_sync
 
             replica.acknowledge(replica.group.log.end_offset)
 
@@ -374,7 +376,7 @@ def test_a_roll_that_comes_after_another_one_leaves_the_empty_segment_alone() ->
 
 
 def test_one_flush_does_not_write_more_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_module, "BYTES_PER_FLUSH_MAX", 4 * KIB)
+    monkeypatch.setattr(proposals, "BYTES_PER_FLUSH_MAX", 4 * KIB)
 
     async def story() -> None:
         async with open_replica(voters=ALONE) as replica:
@@ -559,8 +561,8 @@ def test_a_sync_is_timed_wherever_it_is_made() -> None:
             await replica.lead()
             timed = sum(replica.node.counts.sync_s.counts)
 
-            replica.group.sync_here()
-            await replica.group.sync_once()
+            replica.group.syncer.sync_here()
+            await replica.group.syncer.sync_once()
 
             assert sum(replica.node.counts.sync_s.counts) == timed + 2
 
@@ -581,14 +583,14 @@ def test_a_failed_sync_stops_the_replica_and_answers_all_who_wait() -> None:
 
             group = replica.group
             assert group.failure is not None
-            assert group.role_name == "stopped"
+            assert role_name(group) == "stopped"
             assert not group.is_leader
             assert isinstance(refusal_of(waiting), LeadershipLostError)
             assert isinstance(refusal_of(refused), NotLeaderError)
             assert isinstance(refusal_of(late), NotLeaderError)
             assert watcher.losses == 1
             assert group.core.deadline_ms is None
-            assert not group.has_waiting
+            assert not group.proposals.has_waiting
 
     play(story)
 

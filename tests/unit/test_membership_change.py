@@ -38,6 +38,7 @@ from logd.replication.node import Node
 from logd.replication.opening import open_group, start_core
 from logd.replication.peer_server import serve_peers
 from logd.replication.proposal import Outcome, Placed, Proposal
+from logd.replication.standing import role_name
 from logd.storage.directory import DataDirectory
 from logd.storage.hard_state import HardStateFile
 from logd.storage.log import LogOptions
@@ -217,7 +218,7 @@ def test_a_learner_catches_up_and_takes_the_place_of_a_voter() -> None:
         assert leader.configuration == Configuration((ONE, TWO, FOUR))
         await until(lambda: house.group(THREE).core.configuration_is_committed)
         assert house.group(THREE).configuration == leader.configuration
-        assert house.group(THREE).role_name == "learner"
+        assert role_name(house.group(THREE)) == "learner"
 
     in_a_house(ONE, TWO, THREE)(story)
 
@@ -445,9 +446,9 @@ async def trimmed(house: House, *nodes: NodeId) -> Offset:
     assert start > 0
     for node in nodes:
         group = house.group(node)
-        group.take_checkpoint()
+        group.checkpoints.take()
         await trio.sleep(0.5)
-        assert await group.restorable_offset() >= start
+        assert await group.checkpoints.restorable_offset() >= start
         assert await group.upkeep.trim(start, house.directories[node].trash_path)
     return start
 
@@ -491,7 +492,7 @@ def test_a_voter_that_was_away_while_the_log_moved_on_is_shipped_state() -> None
 def test_a_power_cut_at_any_moment_of_an_installation_leaves_a_replica_that_catches_up() -> None:
     async def story(house: House) -> None:
         start = await trimmed(house, ONE, TWO, THREE)
-        snapshot = await (await house.leader()).take_snapshot()
+        snapshot = await (await house.leader()).checkpoints.take_snapshot()
         assert snapshot is not None
         assert snapshot.state_offset > start
         files = house.files[FOUR]

@@ -90,7 +90,7 @@ def test_damage_above_the_commit_offset_stops_the_replica_instead_of_asking_its_
         async with open_replica() as replica:
             await replica.lead()
             replica.propose(bytes(2000))
-            await until(lambda: not replica.group.needs_sync)
+            await until(lambda: not replica.group.syncer.needs_sync)
             assert replica.group.commit_offset < replica.group.log.end_offset
             replica.files.flip(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
             replica.node.repairer.report(replica.group)
@@ -106,7 +106,7 @@ def test_only_what_is_committed_is_given_to_those_that_repair() -> None:
         async with open_replica() as replica:
             await replica.lead()
             replica.propose()
-            await until(lambda: not replica.group.needs_sync)
+            await until(lambda: not replica.group.syncer.needs_sync)
             committed, end = replica.group.commit_offset, replica.group.log.end_offset
 
             def wanting(end_offset: Offset) -> RepairRequest:

@@ -282,7 +282,7 @@ def test_what_no_checkpoint_covers_is_not_trimmed_until_one_does(
         async with open_replica(disk, voters=ALONE, segment_bytes=8 * KIB) as replica:
             await replica.lead()
             await fill(replica, 3)
-            await until(lambda: not replica.group.needs_sync)
+            await until(lambda: not replica.group.syncer.needs_sync)
             await trio.sleep(1)
             directory = f"/data/groups/{GROUP:020}"
             for name in disk.list_directory(directory):
@@ -431,7 +431,7 @@ def test_a_commit_of_what_lies_before_a_trim_does_not_put_it_in_force(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trim, replica, 1)
                 await until(lambda: replica.group.log.end_offset == 3)
-                await until(lambda: not replica.group.needs_sync)
+                await until(lambda: not replica.group.syncer.needs_sync)
                 replica.acknowledge(Offset(2))
                 await until(lambda: replica.group.commit_offset == 2)
                 assert replica.group.log_start == 0

@@ -155,7 +155,7 @@ def test_a_log_whose_replica_waits_for_a_vote_to_be_saved_is_not_synced_at_the_e
             for _ in range(2 * BRIEF_SYNCS_IN_A_ROW):
                 replica.propose()
                 await trio.sleep(0.01)
-            assert not replica.group.needs_sync
+            assert not replica.group.syncer.needs_sync
 
             replica.node.turn.begin()
             replica.propose()
@@ -163,7 +163,7 @@ def test_a_log_whose_replica_waits_for_a_vote_to_be_saved_is_not_synced_at_the_e
             replica.depose(Term(5))
             replica.node.turn.end()
 
-            await until(lambda: not replica.group.needs_sync)
+            await until(lambda: not replica.group.syncer.needs_sync)
             assert replica.group.core.term == 5
 
     play(story)

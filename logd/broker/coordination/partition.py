@@ -127,7 +127,7 @@ class CoordinationPartition:
     def attach(self) -> None:
         """Follow the group.  Before it takes any news."""
         self.group.application = self
-        self.group.source = self._queue
+        self.group.proposals.source = self._queue
         self.group.watch(self)
 
     # --- facts ----------------------------------------------------------------------------------
@@ -585,7 +585,7 @@ class CoordinationPartition:
     async def _restore(self) -> None:
         """Begin with the state that was kept last; what follows it comes from the log."""
         try:
-            found = await self.group.load_application()
+            found = await self.group.checkpoints.load_application()
             if found is not None:
                 self._take_over(*found)
             if self.group.log.start_offset > self._applied:
@@ -637,12 +637,12 @@ class CoordinationPartition:
         parts = self.state.freeze().parts()
         payload = await self._node.env.run_blocking(lambda: b"".join(parts))
         self._snapshot_bytes = len(payload)
-        await group.save_application(offset, payload)
+        await group.checkpoints.save_application(offset, payload)
         start = max(
             (base for base in group.log.segment_bases if base <= tail_start),
             default=group.log.start_offset,
         )
-        if group.log.start_offset < start <= await group.restorable_offset():
+        if group.log.start_offset < start <= await group.checkpoints.restorable_offset():
             await group.upkeep.trim(start, self._trash_path)
             log.info(log_events.COORDINATION_TRIMMED, partition=group.name, start=start)
         if group.log.segment_bases[-1] < group.log.end_offset:
