@@ -18,10 +18,22 @@ from tests.process.rebalancing import BROKERS, Size, rebalance_under_load
 pytestmark = pytest.mark.process
 
 
+def small(*, kills: int, joins: bool = False) -> Size:
+    """Moves of a second or two, under a load that leaves the machine to the brokers."""
+    return Size(
+        partitions=6,
+        fill_bytes=6 * MIB,
+        throttle_bytes_per_s=5 * MIB,
+        kills=kills,
+        joins=joins,
+        appends_per_s=25,
+    )
+
+
 @pytest.mark.parametrize("kills", [0, 2])
 def test_two_empty_brokers_get_their_share_and_another_leaves(tmp_path: Path, kills: int) -> None:
     cluster = open_cluster(tmp_path, broker_count=BROKERS, port=None)
-    size = Size(partitions=6, fill_bytes=24 * MIB, throttle_bytes_per_s=10 * MIB, kills=kills)
+    size = small(kills=kills)
 
     with stopping(cluster):
         cluster.start_all()
@@ -38,9 +50,7 @@ def test_two_empty_brokers_get_their_share_and_another_leaves(tmp_path: Path, ki
 
 def test_two_brokers_join_two_leave_and_one_that_was_wiped_is_replaced(tmp_path: Path) -> None:
     cluster = found_cluster(tmp_path)
-    size = Size(
-        partitions=6, fill_bytes=24 * MIB, throttle_bytes_per_s=10 * MIB, kills=1, joins=True
-    )
+    size = small(kills=1, joins=True)
 
     with stopping(cluster):
         cluster.start_all()
