@@ -13,6 +13,9 @@ NAMES ?=
 SAVE ?=
 BASE ?=
 
+# Brokers and commands start often: what they import is compiled once, not at every start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test browser lint types check mutants bench bench-peers bench-compare sim soak fuzz clean
 .DEFAULT_GOAL := help
 
@@ -36,6 +39,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("logd needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m compileall -q logd client
 	@touch $@
 
 # Two at a time, those with real brokers one after the other (tests/conftest.py).
