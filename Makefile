@@ -42,9 +42,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m compileall -q logd client
 	@touch $@
 
-# Two at a time, those with real brokers one after the other (tests/conftest.py).
+# One process begins with real brokers, the other with the simulator; who is done first takes
+# from the other what is left.
 test: setup
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .
