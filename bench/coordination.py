@@ -1,0 +1,405 @@
+"""The figures of coordination: three brokers as processes, the Python client in this one.
+
+What etcd's and ZooKeeper's users measure: puts with many in flight, a lock alone, many workers
+with a lock each, a work queue, a crowd that watches one key, sessions that do nothing.  A rate on
+a shared machine says little by itself, so each row also has what it cost: microseconds of
+processor time per operation of the leader, of a follower (the mean of the two), and of the client.
+
+    python -m bench.coordination                       every workload, once
+    python -m bench.coordination puts locks --runs 3   medians of three, on one cluster
+    python -m bench.coordination puts --backend asyncio --output json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import msgspec
+
+from logd.cli.local_cluster import LocalCluster, open_cluster, process_cpu_seconds, stopping
+from logd.cli.measure import Latency, latency_of, this_machine
+from logd.cli.ready import wait_until_ready
+from logd.types import GroupId
+from logd.wire.coordination import Opened, OpenSession
+from logd_client import Client, connect
+from logd_client.coordination.calls import Calls
+from logd_client.coordination.queues import Queue
+from logd_client.coordination.watches import Watch
+
+BROKERS: Final = 3
+KEYS: Final = 5_000
+VALUE: Final = bytes(256)
+"""etcd's own benchmark writes values of this size."""
+
+PUTS_IN_FLIGHT: Final = 1_000
+PUT_CLIENTS: Final = 2
+"""A session has fewer commands than that in flight: it keeps their results."""
+
+LOCK_WORKERS: Final = 64
+QUEUE_WORKERS: Final = 16
+ITEMS_PER_CALL: Final = 50
+ITEM: Final = bytes(100)
+WATCH_CLIENTS: Final = 20
+WATCHERS_PER_CLIENT: Final = 50
+UPDATES_PER_S: Final = 100
+SESSION_CLIENTS: Final = 100
+IDLE_SESSIONS: Final = 10_000
+SESSION_TTL_S: Final = 30
+KEEP_ALIVES_PER_TTL: Final = 3
+IDLE_WARM_UP_S: Final = 2.0
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """What one workload gave."""
+
+    name: str
+    operation: str
+    operations: int
+    seconds: float
+    per_s: float
+    latency_ms: Latency
+    leader_us: float
+    """Processor time per operation, as the next two."""
+    follower_us: float
+    client_us: float
+    leader_core_percent: float
+    """How busy the leader was."""
+    load: float
+
+
+class Measured:
+    """The measured part of a workload."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self._cluster = cluster
+        self.latencies_s: list[float] = []
+        self.seconds = 0.0
+        self._brokers_s: list[float] = []
+        self._client_s = 0.0
+
+    def _used(self) -> list[float]:
+        return [process_cpu_seconds(self._cluster.pid(at.node_id)) for at in self._cluster.brokers]
+
+    @asynccontextmanager
+    async def part(self) -> AsyncIterator[list[float]]:
+        """The block; append what each operation took to what is yielded."""
+        brokers, client, began = self._used(), time.process_time(), time.perf_counter()
+        yield self.latencies_s
+        self.seconds = time.perf_counter() - began
+        self._client_s = time.process_time() - client
+        self._brokers_s = [
+            after - before for before, after in zip(brokers, self._used(), strict=True)
+        ]
+
+    def row(self, name: str, operation: str, operations: int) -> Row:
+        """``operations``: how many were done, of which each stands for a latency or part of one."""
+        leader_s, *followers_s = sorted(self._brokers_s, reverse=True)
+
+        def each_us(seconds: float) -> float:
+            return round(seconds * 1e6 / operations, 1)
+
+        return Row(
+            name=name,
+            operation=operation,
+            operations=operations,
+            seconds=round(self.seconds, 3),
+            per_s=round(operations / self.seconds, 1),
+            latency_ms=latency_of(self.latencies_s),
+            leader_us=each_us(leader_s),
+            follower_us=each_us(statistics.mean(followers_s)),
+            client_us=each_us(self._client_s),
+            leader_core_percent=round(100 * leader_s / self.seconds, 1),
+            load=round(os.getloadavg()[0], 1),
+        )
+
+
+@asynccontextmanager
+async def clients(cluster: LocalCluster, count: int) -> AsyncIterator[list[Client]]:
+    """So many, each with connections and sessions of its own."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                connect(cluster.bootstrap, session_ttl_ms=SESSION_TTL_S * 1000)
+            )
+            for _ in range(count)
+        ]
+
+
+async def timed(latencies_s: list[float], operation: Callable[[], Awaitable[object]]) -> None:
+    began = time.perf_counter()
+    await operation()
+    latencies_s.append(time.perf_counter() - began)
+
+
+# --- workloads --------------------------------------------------------------------------
+
+
+async def puts(cluster: LocalCluster, scale: float) -> Row:
+    """A thousand tasks put a key each, again and again."""
+    total, measured = int(30_000 * scale), Measured(cluster)
+    async with clients(cluster, PUT_CLIENTS) as found:
+        spaces = [client.kv("bench-puts") for client in found]
+
+        async def put(latencies_s: list[float], worker: int, numbers: Any) -> None:
+            space = spaces[worker % len(spaces)]
+            for number in numbers:
+                key = b"key-%d" % (number * 7919 % KEYS)
+                await timed(latencies_s, partial(space.put, key, VALUE))
+
+        async def put_all(latencies_s: list[float], count: int) -> None:
+            numbers = iter(range(count))
+            async with anyio.create_task_group() as tasks:
+                for worker in range(PUTS_IN_FLIGHT):
+                    tasks.start_soon(put, latencies_s, worker, numbers)
+
+        await put_all([], total // 5)
+        async with measured.part() as latencies_s:
+            await put_all(latencies_s, total)
+    return measured.row("puts", "put, 1,000 in flight", total)
+
+
+async def lock(cluster: LocalCluster, scale: float) -> Row:
+    """One client takes a lock that nobody wants and gives it back."""
+    total, measured = int(1_000 * scale), Measured(cluster)
+    async with clients(cluster, 1) as (client,):
+
+        async def hold() -> None:
+            async with client.lock("bench-lock/alone"):
+                pass
+
+        for _ in range(total // 5):
+            await hold()
+        async with measured.part() as latencies_s:
+            for _ in range(total):
+                await timed(latencies_s, hold)
+    return measured.row("lock", "acquire + release, alone", total)
+
+
+async def locks(cluster: LocalCluster, scale: float) -> Row:
+    """64 workers of one client, each with a lock of its own."""
+    total, measured = int(10_000 * scale), Measured(cluster)
+    async with clients(cluster, 1) as (client,):
+
+        async def hold(name: str) -> None:
+            async with client.lock(name):
+                pass
+
+        async def work(latencies_s: list[float], worker: int, numbers: Any) -> None:
+            for _ in numbers:
+                await timed(latencies_s, partial(hold, f"bench-locks/lock-{worker}"))
+
+        async def work_all(latencies_s: list[float], count: int) -> None:
+            numbers = iter(range(count))
+            async with anyio.create_task_group() as tasks:
+                for worker in range(LOCK_WORKERS):
+                    tasks.start_soon(work, latencies_s, worker, numbers)
+
+        await work_all([], total // 5)
+        async with measured.part() as latencies_s:
+            await work_all(latencies_s, total)
+    return measured.row("locks", "acquire + release, 64 workers", total)
+
+
+async def queue(cluster: LocalCluster, scale: float) -> Row:
+    """16 workers put, claim and complete, fifty items a call."""
+    rounds, measured = int(600 * scale), Measured(cluster)
+    async with clients(cluster, QUEUE_WORKERS) as found:
+
+        async def turn(work: Queue) -> None:
+            await work.put_many([ITEM] * ITEMS_PER_CALL)
+            claimed = await work.claim(ITEMS_PER_CALL)
+            await work.complete(*claimed)
+
+        async def work(latencies_s: list[float], own: Queue, numbers: Any) -> None:
+            for _ in numbers:
+                await timed(latencies_s, partial(turn, own))
+
+        async def work_all(latencies_s: list[float], count: int) -> None:
+            numbers = iter(range(count))
+            async with anyio.create_task_group() as tasks:
+                for client in found:
+                    tasks.start_soon(work, latencies_s, client.queue("bench-queue/q"), numbers)
+
+        await work_all([], rounds // 5)
+        async with measured.part() as latencies_s:
+            await work_all(latencies_s, rounds)
+        statistics_ = await found[0].queue("bench-queue/q").statistics()
+    completed = rounds * ITEMS_PER_CALL
+    assert statistics_.ready + statistics_.in_flight <= QUEUE_WORKERS * ITEMS_PER_CALL
+    return measured.row("queue", "item put, claimed, completed", completed)
+
+
+async def watches(cluster: LocalCluster, scale: float) -> Row:
+    """A thousand watch one key that changes a hundred times a second; how late each hears."""
+    updates, measured = max(int(500 * scale), 10), Measured(cluster)
+    due: dict[bytes, float] = {}
+    async with clients(cluster, WATCH_CLIENTS + 1) as (writer, *found), AsyncExitStack() as stack:
+        space = writer.kv("bench-watches")
+        opened: list[Watch] = [
+            await stack.enter_async_context(client.kv("bench-watches").watch("k"))
+            for client in found
+            for _ in range(WATCHERS_PER_CLIENT)
+        ]
+
+        async def listen(latencies_s: list[float], events: Watch, count: int) -> None:
+            for _ in range(count):
+                event = await events.next()
+                assert event is not None
+                latencies_s.append(time.perf_counter() - due[event.value])
+
+        async def write(tasks: Any, count: int, label: bytes) -> None:
+            began = time.perf_counter()
+            for number in range(count):
+                value, at = label + b"%d" % number, began + number / UPDATES_PER_S
+                await anyio.sleep(max(at - time.perf_counter(), 0))
+                due[value] = at
+                tasks.start_soon(space.put, "k", value)
+
+        async def run(latencies_s: list[float], count: int, label: bytes) -> None:
+            async with anyio.create_task_group() as tasks:
+                for events in opened:
+                    tasks.start_soon(listen, latencies_s, events, count)
+                tasks.start_soon(write, tasks, count, label)
+
+        await run([], updates // 5, b"warm")
+        async with measured.part() as latencies_s:
+            await run(latencies_s, updates, b"")
+    return measured.row("watches", "event told, 1,000 watchers", updates * len(opened))
+
+
+async def sessions(cluster: LocalCluster, scale: float) -> Row:
+    """Ten thousand clients' worth of sessions, each kept alive by messages of its own."""
+    seconds, measured = max(10 * scale, 1), Measured(cluster)
+    per_client = IDLE_SESSIONS // SESSION_CLIENTS
+    every_s = SESSION_TTL_S / KEEP_ALIVES_PER_TTL
+    sent = [0]
+    async with clients(cluster, SESSION_CLIENTS) as found:
+        calls = [client._open_sessions().calls for client in found]
+        group = await calls[0].group_of("bench-sessions")
+        ids: list[tuple[Calls, int]] = []
+        for own in calls:
+            await _open_sessions(own, per_client, ids)
+
+        async def keep(own: Calls, session: int, first_s: float, latencies_s: list[float]) -> None:
+            await anyio.sleep(first_s)
+            while True:
+                await timed(latencies_s, partial(_keep_alive, own, group, session))
+                sent[0] += 1
+                await anyio.sleep(every_s)
+
+        async with anyio.create_task_group() as tasks:
+            for number, (own, session) in enumerate(ids):
+                first_s = every_s * number / len(ids)
+                tasks.start_soon(keep, own, session, first_s, measured.latencies_s)
+            await anyio.sleep(every_s + IDLE_WARM_UP_S)
+            measured.latencies_s.clear()
+            sent[0] = 0
+            async with measured.part():
+                await anyio.sleep(seconds)
+            tasks.cancel_scope.cancel()
+    return measured.row("sessions", "keep-alive of an idle session", sent[0])
+
+
+async def _open_sessions(own: Calls, count: int, ids: list[tuple[Calls, int]]) -> None:
+    async def open_one() -> None:
+        command = OpenSession(token=os.urandom(16), ttl_ms=SESSION_TTL_S * 1000)
+        opened = await own.command("bench-sessions", command)
+        assert isinstance(opened, Opened)
+        ids.append((own, opened.session))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(count):
+            tasks.start_soon(open_one)
+
+
+async def _keep_alive(own: Calls, group: GroupId, session: int) -> None:
+    expired = await own.keep_alive(group, [session], SESSION_TTL_S)
+    assert not expired
+
+
+WORKLOADS: Final[dict[str, Callable[[LocalCluster, float], Awaitable[Row]]]] = {
+    "puts": puts,
+    "lock": lock,
+    "locks": locks,
+    "queue": queue,
+    "watches": watches,
+    "sessions": sessions,
+}
+
+
+# --- the report -------------------------------------------------------------------------
+
+
+def median_row(rows: Sequence[Row]) -> Row:
+    """The run whose rate is in the middle: its figures belong together."""
+    return sorted(rows, key=lambda row: row.per_s)[len(rows) // 2]
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    heads = ("what", "per s", "p50 ms", "p99 ms", "leader us", "follower us", "client us")
+    print(f"| {' | '.join((*heads, 'leader %', 'load'))} |")
+    print("|---" + "|---:" * (len(heads) + 1) + "|")
+    for row in rows:
+        print(
+            f"| {row.operation} | {row.per_s:,.0f} | {row.latency_ms.p50:.2f} | "
+            f"{row.latency_ms.p99:.2f} | {row.leader_us:,.0f} | {row.follower_us:,.0f} | "
+            f"{row.client_us:,.0f} | {row.leader_core_percent:.0f} | {row.load} |"
+        )
+
+
+async def measure(
+    cluster: LocalCluster, names: Sequence[str], runs: int, scale: float
+) -> list[Row]:
+    await wait_until_ready(cluster)
+    found: dict[str, list[Row]] = {name: [] for name in names}
+    for number, name in product(range(runs), names):
+        row = await WORKLOADS[name](cluster, scale)
+        found[name].append(row)
+        print(f"{number + 1}/{runs} {name}: {row.per_s:,.0f}/s", file=sys.stderr)
+    return [median_row(found[name]) for name in names]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(WORKLOADS))
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="so many times the operations")
+    parser.add_argument("--backend", choices=["trio", "asyncio"], default="trio")
+    parser.add_argument("--output", choices=["table", "json"], default="table")
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.names if name not in WORKLOADS]:
+        parser.error(f"no workload {unknown[0]!r}, expected one of {', '.join(WORKLOADS)}")
+    names = asked.names or list(WORKLOADS)
+    with tempfile.TemporaryDirectory(prefix="logd-bench-") as directory:
+        cluster = open_cluster(Path(directory) / "cluster", broker_count=BROKERS, port=None)
+        with stopping(cluster):
+            cluster.start_all()
+            rows = anyio.run(
+                measure, cluster, names, asked.runs, asked.scale, backend=asked.backend
+            )
+    if asked.output == "json":
+        found = {
+            "machine": msgspec.to_builtins(this_machine()),
+            "backend": asked.backend,
+            "rows": msgspec.to_builtins(rows),
+        }
+        print(json.dumps(found, indent=2))
+    else:
+        print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
