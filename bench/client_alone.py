@@ -22,11 +22,24 @@ from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple
 
 import anyio
+import msgspec
 
 from logd.limits import FRAME_BYTES_MAX
 from logd.record.batch import seal_batch
 from logd.record.header import Codec, decode_header, leader_part
 from logd.types import GroupId, Offset, Term
+from logd.wire.coordination import (
+    COORDINATION_TOPIC,
+    Acquire,
+    Claim,
+    Command,
+    Done,
+    Opened,
+    OpenSession,
+    Result,
+    Transact,
+    Transacted,
+)
 from logd.wire.frame import (
     FLAG_PUSH,
     FLAG_RESPONSE,
@@ -37,6 +50,7 @@ from logd.wire.frame import (
 )
 from logd.wire.messages import (
     BrokerInfo,
+    CoordinateResponse,
     Credit,
     Deliver,
     HelloResponse,
@@ -59,6 +73,8 @@ TOPIC: Final = "alone"
 VALUES: Final = [b"%0100d" % number for number in range(10_000)]
 RECORDS_PER_DELIVERY: Final = 2000
 CONNECTIONS: Final = 256
+IN_FLIGHT: Final = 500
+"""Puts of one client."""
 
 
 # --- the broker -------------------------------------------------------------------------
@@ -86,7 +102,10 @@ class _Session:
         self._decoder.received(count)
         answers: list[bytes] = []
         while (frame := self._decoder.next_frame()) is not None:
-            answers += self._answers(frame)
+            if frame.kind == Kind.COORDINATE:
+                answers += _coordinated(frame)
+            else:
+                answers += self._answers(frame)
         try:
             if answers:
                 self.sock.sendall(b"".join(answers))
@@ -133,7 +152,10 @@ class _Session:
             cluster_id="alone",
             controller=1,
             brokers=[BrokerInfo(node_id=1, host=HOST, port=self._port)],
-            topics=[TopicInfo(name=TOPIC, topic_id=1, partitions=[partition])],
+            topics=[
+                TopicInfo(name=TOPIC, topic_id=1, partitions=[partition]),
+                TopicInfo(name=COORDINATION_TOPIC, topic_id=2, partitions=[partition]),
+            ],
         )
 
     def _deliveries(self) -> Iterator[bytes]:
@@ -150,6 +172,30 @@ class _Session:
             )
             yield encode_message(Kind.DELIVER, push, 0, len(body), FLAG_PUSH)
             yield body
+
+
+_COMMAND: Final[msgspec.msgpack.Decoder[Command]] = msgspec.msgpack.Decoder(Command)
+
+
+def _coordinated(frame: Frame) -> tuple[bytes, bytes]:
+    """The answer to a command, as if it were the only one there ever was."""
+    body = msgspec.msgpack.encode(_result(_COMMAND.decode(frame.body)))
+    head = encode_message(
+        frame.kind, CoordinateResponse(), frame.correlation_id, len(body), FLAG_RESPONSE
+    )
+    return head, body
+
+
+def _result(command: Command) -> Result:
+    match command:
+        case OpenSession():
+            return Opened(revision=1, session=1, ttl_ms=command.ttl_ms)
+        case Transact():
+            return Transacted(revision=2, succeeded=True)
+        case Acquire():
+            return Claim(revision=3, ticket=3, token=3)
+        case _:
+            return Done(revision=4)
 
 
 _SEALED: Final = seal_batch(values=VALUES[:RECORDS_PER_DELIVERY], timestamps_ms=1, codec=Codec.NONE)
@@ -264,6 +310,27 @@ async def each(client: Client, address: str, records: int) -> None:
                 break
 
 
+async def puts(client: Client, address: str, records: int) -> None:
+    """Keys put by many tasks, each one at a time."""
+    space = client.kv("bench")
+    numbers = iter(range(records))
+
+    async def put() -> None:
+        for number in numbers:
+            await space.put(b"key-%d" % (number % 5000), VALUES[0])
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(IN_FLIGHT):
+            tasks.start_soon(put)
+
+
+async def lock(client: Client, address: str, records: int) -> None:
+    """A lock taken and given back: two commands."""
+    for _ in range(records):
+        async with client.lock("bench/lock"):
+            pass
+
+
 class Workload(NamedTuple):
     """What is run, and how often."""
 
@@ -278,6 +345,8 @@ WORKLOADS: Final = {
     "connections": Workload(connections, 25_600),
     "batches": Workload(batches, 4_000_000),
     "records": Workload(each, 1_000_000),
+    "puts": Workload(puts, 40_000),
+    "lock": Workload(lock, 4_000),
 }
 
 

@@ -12,6 +12,7 @@ frame that was never handed to the network had no effect, any other may have had
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import Enum, unique
 from typing import Final, NamedTuple, Protocol, TypeVar
@@ -56,6 +57,7 @@ from logd.wire.messages import (
     WatchEvents,
 )
 from logd_client.environment import Environment
+from logd_client.event_loop import Event, monotonic_clock, new_event
 from logd_client.refusals import error_from_response
 from logd_client.transport import Stream, reason_of
 
@@ -149,6 +151,12 @@ class Connection:
         """The writer's task is: what is queued meanwhile goes with it."""
         self._sinks: dict[int, SubscriptionSink] = {}
         self._watches: dict[int, WatchSink] = {}
+        self._waiting: dict[_Waiter, None] = {}
+        """Callers of ``exchange``, each with a deadline."""
+        self._look_at = math.inf
+        """When deadlines are looked at next."""
+        self._wake_looker = new_event()
+        self._loop_time = monotonic_clock()
         self._scope = anyio.CancelScope()
         self._error: LogdError | None = None
 
@@ -250,8 +258,12 @@ class Connection:
         waiter = _Waiter()
         sent_at = self._clock()
         self.post(message, waiter.settle, body)
-        with anyio.move_on_after(timeout_s):
-            await waiter.settled.wait()
+        if self.node is None:
+            # Whether anybody looks at deadlines yet is not certain.
+            with anyio.move_on_after(timeout_s):
+                await waiter.settled.wait()
+        else:
+            await self._wait(waiter, timeout_s)
         if waiter.outcome is None:
             error = RequestTimeoutError(
                 f"{type(message).__name__}: no answer from {self.name} within {timeout_s:g} s"
@@ -261,6 +273,21 @@ class Connection:
         if isinstance(waiter.outcome, LogdError):
             raise waiter.outcome
         return waiter.outcome
+
+    async def _wait(self, waiter: _Waiter, timeout_s: float) -> None:
+        """Until it is settled, or its time is up.
+
+        A scope for each request would cost more than the rest of it: one task looks after the
+        deadlines of all.
+        """
+        waiter.deadline = self._loop_time() + timeout_s
+        self._waiting[waiter] = None
+        if waiter.deadline < self._look_at:
+            self._wake_looker.set()
+        try:
+            await waiter.settled.wait()
+        finally:
+            del self._waiting[waiter]
 
     async def say_hello(self, client: str, cluster_id: str | None, timeout_s: float) -> None:
         """Do the handshake.
@@ -305,6 +332,7 @@ class Connection:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._read)
                     tasks.start_soon(self._write)
+                    tasks.start_soon(self._look_at_deadlines)
         finally:
             self.fail(ConnectionLostError(f"the connection to {self.name} was closed"))
             with anyio.CancelScope(shield=True):
@@ -360,6 +388,23 @@ class Connection:
                     self.fail(ConnectionLostError(f"{self.name}: {reason_of(error)}"))
                     return
             self._is_sending = False
+
+    async def _look_at_deadlines(self) -> None:
+        """Wake those whose time is up.
+
+        Most are answered long before, so it wakes once per timeout and not once per request: it
+        sleeps until the first deadline that there was when it looked last.
+        """
+        while True:
+            now = self._loop_time()
+            for waiter in self._waiting:
+                if waiter.deadline <= now:
+                    waiter.settled.set()
+            later = (w.deadline for w in self._waiting if w.deadline > now)
+            self._look_at = min(later, default=math.inf)
+            self._wake_looker = new_event()
+            with anyio.CancelScope(deadline=self._look_at):
+                await self._wake_looker.wait()
 
     def _next_piece(self) -> tuple[int, bytes]:
         """Everything that is queued, up to the size of one send, and the last id in it."""
@@ -485,11 +530,12 @@ class Connection:
 class _Waiter:
     """One caller waiting for one answer."""
 
-    __slots__ = ("outcome", "settled")
+    __slots__ = ("deadline", "outcome", "settled")
 
     def __init__(self) -> None:
+        self.deadline = math.inf
         self.outcome: Answer | LogdError | None = None
-        self.settled = anyio.Event()
+        self.settled: Event = new_event()
 
     def settle(self, outcome: Answer | LogdError) -> None:
         self.outcome = outcome

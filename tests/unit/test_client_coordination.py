@@ -238,3 +238,78 @@ async def test_the_window_keeps_results_within_what_the_log_remembers(
         pending[0].finish()
 
     assert beyond == [WINDOW + 1]
+
+
+@pytest.mark.anyio
+async def test_who_waits_for_a_place_is_woken_when_there_is_one_and_in_turn(
+    anyio_backend: object,
+) -> None:
+    session = open_session(HandClock())
+    pending = [await session.prepare(CloseSession()) for _ in range(WINDOW)]
+    placed: list[int] = []
+
+    async def wait(number: int) -> None:
+        await session.prepare(CloseSession())
+        placed.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(5):
+            tasks.start_soon(wait, number)
+            await anyio.wait_all_tasks_blocked()
+        for command in pending[:3]:
+            command.finish()
+        await anyio.wait_all_tasks_blocked()
+        assert sorted(placed) == [0, 1, 2]
+        for command in pending[3:]:
+            command.finish()
+
+    assert sorted(placed) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.anyio
+async def test_who_is_cancelled_while_waiting_for_a_place_leaves_its_turn_to_the_next(
+    anyio_backend: object,
+) -> None:
+    session = open_session(HandClock())
+    pending = [await session.prepare(CloseSession()) for _ in range(WINDOW)]
+    placed: list[str] = []
+
+    async def wait(name: str, scope: anyio.CancelScope) -> None:
+        with scope:
+            await session.prepare(CloseSession())
+            placed.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        cancelled = anyio.CancelScope()
+        tasks.start_soon(wait, "cancelled", cancelled)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(wait, "next", anyio.CancelScope())
+        await anyio.wait_all_tasks_blocked()
+        cancelled.cancel()
+        pending[0].finish()
+
+    assert placed == ["next"]
+
+
+@pytest.mark.anyio
+async def test_nobody_goes_on_waiting_for_a_place_in_a_session_that_is_lost(
+    anyio_backend: object,
+) -> None:
+    session = open_session(HandClock())
+    for _ in range(WINDOW):
+        await session.prepare(CloseSession())
+    refused: list[LogdError] = []
+
+    async def wait() -> None:
+        try:
+            await session.prepare(CloseSession())
+        except SessionExpiredError as error:
+            refused.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        session.lose(SessionExpiredError("gone"))
+
+    assert len(refused) == 3

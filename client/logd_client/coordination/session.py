@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Final, TypeVar
 
 import anyio
@@ -32,6 +33,7 @@ from logd.wire.coordination import CloseSession, Command, Done, Opened, OpenSess
 from logd_client.arguments import require_between
 from logd_client.backoff import Backoff
 from logd_client.coordination.calls import Calls
+from logd_client.event_loop import Event, new_event
 from logd_client.routing import FAILURES_BEFORE_DOUBTING_THE_TOPIC
 
 SESSION_TTL_MS_DEFAULT: Final = 30_000
@@ -41,8 +43,11 @@ SAFE_SHARE: Final = 0.8
 RENEWALS_PER_TTL: Final = 3
 KEEP_ALIVE_TIMEOUT_S_MAX: Final = 2.0
 SESSIONS_PER_KEEP_ALIVE: Final = 4096
-WINDOW: Final = RESULTS_PER_SESSION_MAX // 2
+WINDOW: Final = 1_000
 """How far the newest command may be ahead of the oldest that is not answered."""
+
+# So the brokers never keep more results: each command says which of them are here.
+assert WINDOW <= RESULTS_PER_SESSION_MAX
 
 CLOSE_TIMEOUT_S: Final = 2.0
 """How long leaving a client may take to give back what it holds; else it expires."""
@@ -73,7 +78,10 @@ class Session:
         self._next_sequence = 1
         self._unanswered: dict[int, None] = {}
         """Sequences in increasing order."""
-        self._answered = anyio.Event()
+        self._waiting: dict[Event, None] = {}
+        """Those whose command has no place yet, in order."""
+        self._promised = 0
+        """Places of those who were woken and have not come yet."""
         self._is_adopted = False
 
     # --- how long it lasts ----------------------------------------------------------------
@@ -118,6 +126,8 @@ class Session:
         dependants, self.on_loss = self.on_loss, {}
         for on_loss in dependants.values():
             on_loss(error)
+        for turn in self._waiting:
+            turn.set()
 
     def check(self) -> None:
         """Raise why it is lost, if it is."""
@@ -173,21 +183,45 @@ class Session:
     async def prepare(self, command: Command) -> PendingCommand:
         """Give a command its place in the session."""
         self.check()
-        while (
-            len(self._unanswered) and self._next_sequence - next(iter(self._unanswered)) >= WINDOW
-        ):
-            await self._answered.wait()
-            self.check()
+        if self._places_left <= 0:
+            await self._wait_for_a_place()
         sequence = self._next_sequence
         self._next_sequence += 1
         self._unanswered[sequence] = None
         return PendingCommand(self, command, sequence)
 
+    @property
+    def _places_left(self) -> int:
+        oldest = next(iter(self._unanswered), self._next_sequence)
+        return WINDOW - (self._next_sequence - oldest) - self._promised
+
+    async def _wait_for_a_place(self) -> None:
+        turn = new_event()
+        self._waiting[turn] = None
+        try:
+            await turn.wait()
+            self.check()
+        except BaseException:
+            if turn in self._waiting:
+                del self._waiting[turn]
+            else:
+                self._promised -= 1
+                self._let_in()
+            raise
+        self._promised -= 1
+
+    def _let_in(self) -> None:
+        """Wake as many as there are places, and nobody in vain: a thousand may wait."""
+        for turn in list(islice(self._waiting, max(self._places_left, 0))):
+            del self._waiting[turn]
+            self._promised += 1
+            turn.set()
+
     def finish(self, sequence: int) -> None:
         """Nobody will ask for that result again."""
         self._unanswered.pop(sequence, None)
-        self._answered.set()
-        self._answered = anyio.Event()
+        if self._waiting:
+            self._let_in()
 
 
 class PendingCommand:

@@ -1,0 +1,154 @@
+"""Requests with a deadline: one task of the connection looks after the deadlines of all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+
+from logd.errors import ConnectionLostError, LogdError, RequestTimeoutError
+from logd.types import Buffer, HostPort
+from logd.wire.frame import FLAG_RESPONSE, Frame, FrameDecoder, encode_message
+from logd.wire.messages import (
+    HelloResponse,
+    KeepAliveRequest,
+    KeepAliveResponse,
+    Kind,
+)
+from logd_client.connection import Connection, Lane
+from logd_client.environment import Environment
+from logd_client.event_loop import monotonic_clock
+from logd_client.transport import Receiver, TcpTransport
+
+pytestmark = pytest.mark.anyio
+
+SOON_S = 0.01
+LONG_S = 60.0
+
+
+class ScriptedBroker:
+    """The far end of a stream: greets, and answers keep-alives when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        """Correlation ids, in order."""
+        self.answers_first_when_asked: int | None = None
+        """How many requests it waits for."""
+        self._decoder = FrameDecoder(2**20)
+        self._receiver: Receiver | None = None
+        self._closed = anyio.Event()
+
+    def answer(self, correlation_id: int) -> None:
+        message = KeepAliveResponse(expired=[correlation_id])
+        self._deliver(encode_message(Kind.KEEP_ALIVE, message, correlation_id, flags=FLAG_RESPONSE))
+
+    # --- as a Stream --------------------------------------------------------------------
+
+    async def deliver_to(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        await self._closed.wait()
+
+    async def send(self, data: Buffer) -> None:
+        self._decoder.feed(data)
+        while (frame := self._decoder.next_frame()) is not None:
+            self._take(frame)
+
+    def send_nowait(self, data: Buffer) -> int:
+        return 0
+
+    async def aclose(self) -> None:
+        self._closed.set()
+
+    # --- inside -------------------------------------------------------------------------
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind == Kind.HELLO:
+            hello = HelloResponse(protocol=1, cluster_id="c", node_id=1, version="0")
+            self._deliver(
+                encode_message(Kind.HELLO, hello, frame.correlation_id, flags=FLAG_RESPONSE)
+            )
+        else:
+            self.asked.append(frame.correlation_id)
+            if len(self.asked) == self.answers_first_when_asked:
+                self.answer(self.asked[0])
+
+    def _deliver(self, data: bytes) -> None:
+        assert self._receiver is not None
+        self._receiver.writable()[: len(data)] = data
+        self._receiver.received(len(data))
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[Connection, ScriptedBroker]]:
+    broker = ScriptedBroker()
+    environment = Environment(TcpTransport(), monotonic_clock(), lambda: 0, random.Random(0))
+    connection = Connection(broker, HostPort("broker", 1), Lane.SESSION, environment)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(connection.run)
+        await anyio.wait_all_tasks_blocked()
+        await connection.say_hello("test", None, LONG_S)
+        yield connection, broker
+        connection.close()
+
+
+async def ask(connection: Connection, timeout_s: float, told: list[object]) -> None:
+    try:
+        answer = await connection.exchange(KeepAliveRequest(group=1, sessions=[]), b"", timeout_s)
+        told.append(answer.message)
+    except LogdError as error:
+        told.append(type(error))
+
+
+async def test_a_request_that_is_not_answered_in_time_says_so() -> None:
+    async with connected() as (connection, _):
+        told: list[object] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, connection, LONG_S, told)
+            await anyio.wait_all_tasks_blocked()
+            # Its deadline lies before the one that is waited for.
+            await ask(connection, SOON_S, told)
+            assert told == [RequestTimeoutError]
+            tasks.cancel_scope.cancel()
+
+
+async def test_an_answer_that_comes_after_its_deadline_disturbs_nobody() -> None:
+    async with connected() as (connection, broker):
+        told: list[object] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, connection, LONG_S, told)
+            await anyio.wait_all_tasks_blocked()
+            broker.answers_first_when_asked = 2  # So the connection is not silent.
+            await ask(connection, SOON_S, told)
+            tasks.start_soon(ask, connection, LONG_S, told)
+            await anyio.wait_all_tasks_blocked()
+            broker.answer(broker.asked[1])
+            broker.answer(broker.asked[2])
+
+    assert told == [
+        KeepAliveResponse(expired=[broker.asked[0]]),
+        RequestTimeoutError,
+        KeepAliveResponse(expired=[broker.asked[2]]),
+    ]
+
+
+async def test_who_waits_for_an_answer_is_told_that_the_connection_has_ended() -> None:
+    told: list[object] = []
+    async with connected() as (connection, _), anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(ask, connection, LONG_S, told)
+        await anyio.wait_all_tasks_blocked()
+        connection.close()
+
+    assert told == [ConnectionLostError] * 3
+
+
+async def test_a_request_of_before_the_greeting_has_a_deadline_too() -> None:
+    broker = ScriptedBroker()
+    environment = Environment(TcpTransport(), monotonic_clock(), lambda: 0, random.Random(0))
+    connection = Connection(broker, HostPort("broker", 1), Lane.SESSION, environment)
+
+    with pytest.raises(RequestTimeoutError):
+        await connection.say_hello("test", None, SOON_S)  # Nobody runs it.
