@@ -85,6 +85,15 @@ def check_entry(entry: Entry) -> None:
     """
     check_name("namespace", entry.namespace)
     check_command(entry.command)
+    check_sequence(entry)
+
+
+def check_sequence(entry: Entry) -> None:
+    """Accept an entry whose place in its session makes sense.
+
+    Raises:
+        RequestError: says what is wrong with it.
+    """
     if type(entry.command) is OpenSession:
         return
     if type(entry.command) in LEADERS_OWN:

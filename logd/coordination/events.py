@@ -35,11 +35,12 @@ class EventRing:
         """All events from this revision on are here."""
 
     def append(self, event: Event) -> None:
-        self._events.append(event)
-        self._bytes += bytes_of(event)
+        events = self._events
+        events.append(event)
+        self._bytes = kept = self._bytes + bytes_of(event)
         if (
-            len(self._events) - self._start > EVENTS_PER_NAMESPACE_MAX
-            or self._bytes > EVENT_BYTES_PER_NAMESPACE_MAX
+            len(events) - self._start > EVENTS_PER_NAMESPACE_MAX
+            or kept > EVENT_BYTES_PER_NAMESPACE_MAX
         ):
             self._drop_the_oldest()
 

@@ -65,8 +65,12 @@ class KeySpace:
     # --- commands -----------------------------------------------------------------------
 
     def transact(self, command: Transact, session: int, revision: int) -> Transacted:
-        succeeded = all(map(self._holds, command.compare))
+        compares = command.compare
+        succeeded = not compares or all(map(self._holds, compares))
         operations = command.then if succeeded else command.otherwise
+        if len(operations) == 1 and type(operations[0]) is Put:
+            self._put_alone(operations[0], session, revision)
+            return Transacted(revision=revision, succeeded=succeeded, results=[_NO_RESULT])
         self._result_bytes_left = RESULT_BYTES_MAX
         try:
             results = [self._operate(operation, session, revision) for operation in operations]
@@ -98,8 +102,9 @@ class KeySpace:
     def restore(self, entries: Iterable[KeyValue]) -> None:
         for entry in entries:
             self._found[entry.key] = entry
-            self._own(entry)
-            self._count_bytes(None, entry)
+            if entry.session:
+                self._sessions[entry.session].keys.add(entry.key)
+            self._usage.add(quotas.KEY_BYTES, len(entry.key) + len(entry.value))
             self._usage.add(quotas.KEYS, 1)
         self._order.update(self._found)
 
@@ -136,15 +141,30 @@ class KeySpace:
 
     def _put(self, key: bytes, value: bytes, owner: int, revision: int) -> KeyValue:
         found = self._found.get(key)
+        entry = self._next_entry(found, key, value, owner, revision)
+        self._set(key, entry)
+        return entry
+
+    def _put_alone(self, operation: Put, session: int, revision: int) -> None:
+        """A put that nothing stands beside: refused or done, there is nothing to put back."""
+        key = operation.key
+        found = self._found.get(key)
+        owner = session if operation.ephemeral else 0
+        entry = self._next_entry(found, key, operation.value, owner, revision)
+        self._exchange(key, found, entry)
+        self._tell_put(entry, revision)
+
+    def _next_entry(
+        self, found: KeyValue | None, key: bytes, value: bytes, owner: int, revision: int
+    ) -> KeyValue:
+        """What follows ``found``, if there is room for it."""
         if found is None:
             self._usage.require(quotas.KEYS, 1)
         grown = len(value) - len(found.value) if found else len(value) + len(key)
         if grown > 0:
             self._usage.require(quotas.KEY_BYTES, grown)
         created = found.created if found else revision
-        entry = KeyValue(key=key, value=value, revision=revision, created=created, session=owner)
-        self._set(key, entry)
-        return entry
+        return KeyValue(key=key, value=value, revision=revision, created=created, session=owner)
 
     def _delete(self, operation: Delete) -> int:
         if operation.end is None:
@@ -217,20 +237,25 @@ class KeySpace:
         self._exchange(key, found, entry)
 
     def _exchange(self, key: bytes, found: KeyValue | None, entry: KeyValue | None) -> None:
+        grown = 0
+        if found is not None:
+            grown -= len(key) + len(found.value)
         if found is not None and found.session:
             self._sessions[found.session].keys.discard(key)
         if entry is not None:
             self._found[key] = entry
-            self._own(entry)
-            self._count_bytes(found, entry)
+            grown += len(key) + len(entry.value)
+            if entry.session:
+                self._sessions[entry.session].keys.add(key)
             if found is None:
                 self._order.add(key)
                 self._usage.add(quotas.KEYS, 1)
         elif found is not None:
             del self._found[key]
             self._order.remove(key)
-            self._count_bytes(found, None)
             self._usage.add(quotas.KEYS, -1)
+        if grown:
+            self._usage.add(quotas.KEY_BYTES, grown)
 
     def _put_back(self) -> None:
         for key, before in self._before.items():
@@ -239,32 +264,27 @@ class KeySpace:
 
     def _announce(self, revision: int) -> None:
         """One event for each key that differs from before the command, in order of change."""
+        if not self._before:
+            return
         for key, before in self._before.items():
             entry = self._found.get(key)
             if entry is not None:
-                self._emit(
-                    Event(
-                        revision=revision,
-                        kind="key",
-                        name=key,
-                        change="put",
-                        value=entry.value,
-                        session=entry.session,
-                    )
-                )
+                self._tell_put(entry, revision)
             elif before is not None:
                 self._emit(Event(revision=revision, kind="key", name=key, change="deleted"))
         self._before.clear()
 
-    def _count_bytes(self, before: KeyValue | None, after: KeyValue | None) -> None:
-        gone = len(before.key) + len(before.value) if before else 0
-        come = len(after.key) + len(after.value) if after else 0
-        if come != gone:
-            self._usage.add(quotas.KEY_BYTES, come - gone)
-
-    def _own(self, entry: KeyValue) -> None:
-        if entry.session:
-            self._sessions[entry.session].keys.add(entry.key)
+    def _tell_put(self, entry: KeyValue, revision: int) -> None:
+        self._emit(
+            Event(
+                revision=revision,
+                kind="key",
+                name=entry.key,
+                change="put",
+                value=entry.value,
+                session=entry.session,
+            )
+        )
 
 
 def _shown(entry: KeyValue, keys_only: bool) -> KeyValue:

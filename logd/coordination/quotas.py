@@ -100,6 +100,7 @@ class Usage:
 
     def add(self, what: str, more: int) -> None:
         """Count what came, or went (negative)."""
-        self._counts[what] += more
-        assert self._counts[what] >= 0
+        count = self._counts[what] + more
+        assert count >= 0
+        self._counts[what] = count
         self._partition.state_bytes += more * _BYTES_OF_ONE[what]

@@ -34,7 +34,7 @@ from logd.wire.coordination import (
 )
 
 _ID_BYTES: Final = 9
-_WITHOUT_CONTENTS: Final = (Done, Claim, Opened)
+_WITHOUT_CONTENTS: Final = frozenset((Done, Claim, Opened))
 
 
 class Session:
@@ -121,10 +121,13 @@ def acknowledge(session: Session, acknowledged: int, usage: Usage) -> None:
     below: Iterable[int] = range(session.acknowledged, acknowledged)
     if acknowledged - session.acknowledged > len(results):
         below = [sequence for sequence in results if sequence < acknowledged]
+    freed = 0
     for sequence in below:
         result = results.pop(sequence, None)
         if result is not None:
-            usage.add(quotas.RESULT_BYTES, -result_bytes(result))
+            freed += result_bytes(result)
+    if freed:
+        usage.add(quotas.RESULT_BYTES, -freed)
     session.acknowledged = acknowledged
 
 
@@ -139,22 +142,20 @@ def result_bytes(result: Result) -> int:
     """As counted for quotas."""
     if type(result) in _WITHOUT_CONTENTS:
         return RECORD_OVERHEAD_BYTES
-    match result:
-        case Transacted():
-            contents, records = 0, 1 + len(result.results)
-            for part in result.results:
+    contents, records = 0, 1
+    if isinstance(result, Transacted):
+        records += len(result.results)
+        for part in result.results:
+            if part.found:
                 records += len(part.found)
-                for entry in part.found:
-                    contents += len(entry.key) + len(entry.value)
-        case ItemsClaimed():
-            contents = sum(len(item.key) + len(item.payload) for item in result.items)
-            records = 1 + len(result.items)
-        case ItemsPut():
-            contents, records = _ID_BYTES * len(result.items), 1
-        case ItemsSettled():
-            contents, records = _ID_BYTES * (len(result.settled) + len(result.stale)), 1
-        case Refused():
-            contents, records = len(result.message), 1
-        case _:
-            contents, records = 0, 1
+                contents += sum(len(entry.key) + len(entry.value) for entry in part.found)
+    elif isinstance(result, ItemsClaimed):
+        contents = sum(len(item.key) + len(item.payload) for item in result.items)
+        records += len(result.items)
+    elif isinstance(result, ItemsPut):
+        contents = _ID_BYTES * len(result.items)
+    elif isinstance(result, ItemsSettled):
+        contents = _ID_BYTES * (len(result.settled) + len(result.stale))
+    elif isinstance(result, Refused):
+        contents = len(result.message)
     return contents + RECORD_OVERHEAD_BYTES * records

@@ -14,9 +14,10 @@ what it was answered before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Final
 
-from logd.coordination.checks import check_entry, check_query
+from logd.coordination.checks import check_command, check_entry, check_query, check_sequence
 from logd.coordination.events import compacted
 from logd.coordination.names import check_name
 from logd.coordination.namespace import Namespace
@@ -90,15 +91,31 @@ class CoordinationState:
 
     def apply(self, entry: Entry, revision: Offset) -> Result:
         """The next entry of the log, at its offset.  What a client sent wrongly is Refused."""
+        return self.apply_all([entry], revision)[0]
+
+    def apply_all(
+        self, entries: Iterable[Entry], revision: Offset, *, are_checked: bool = False
+    ) -> list[Result]:
+        """The next entries of the log, the first at ``revision``, each at one more than that
+        before it: what each is answered.
+
+        Args:
+            are_checked: this very replica has accepted them (``check``).  What is asked there
+                depends on nothing but the entry, so asking again would give the same.
+        """
         assert revision >= self._applied
-        self._applied = Offset(revision + 1)
-        self._log_time_ms = max(self._log_time_ms, entry.time_ms)
-        if self._timers.may_be_due(self._log_time_ms):
-            self._bring_about_what_is_due(revision)
-        try:
-            return self._apply(entry, revision)
-        except RequestError as refused:
-            return _refused(refused, revision)
+        results = []
+        for entry in entries:
+            self._applied = Offset(revision + 1)
+            self._log_time_ms = max(self._log_time_ms, entry.time_ms)
+            if self._timers.may_be_due(self._log_time_ms):
+                self._bring_about_what_is_due(revision)
+            try:
+                results.append(self._apply(entry, revision, are_checked))
+            except RequestError as refused:
+                results.append(_refused(refused, revision))
+            revision = self._applied
+        return results
 
     def advance(self, end_offset: Offset) -> None:
         """Control batches lie up to here: nothing changes, but so far the log has been applied."""
@@ -199,18 +216,19 @@ class CoordinationState:
 
     # --- inside -------------------------------------------------------------------------
 
-    def _apply(self, entry: Entry, revision: Offset) -> Result:
-        match entry.command:
+    def _apply(self, entry: Entry, revision: Offset, is_checked: bool) -> Result:
+        command = entry.command
+        if type(command) not in _BESIDES_SESSIONS:
+            return self._apply_once(entry, revision, is_checked)
+        match command:
             case OpenSession():
-                return self._open(entry, entry.command, revision)
+                return self._open(entry, command, revision)
             case ExpireSession():
-                return self._end(entry.command.session, revision)
-            case Advance():
-                return Done(revision=revision)
-            case CloseSession() if self._session_of(entry) is None:
-                return Done(revision=revision)
+                return self._end(command.session, revision)
+            case CloseSession() if self._session_of(entry) is not None:
+                return self._apply_once(entry, revision, is_checked)
             case _:
-                return self._apply_once(entry, revision)
+                return Done(revision=revision)
 
     def _open(self, entry: Entry, command: OpenSession, revision: Offset) -> Result:
         check_entry(entry)
@@ -255,27 +273,33 @@ class CoordinationState:
             return None
         return space.sessions[entry.session]
 
-    def _apply_once(self, entry: Entry, revision: Offset) -> Result:
+    def _apply_once(self, entry: Entry, revision: Offset, is_checked: bool) -> Result:
         """A command of a session, unless it was applied before."""
         session = self._session_of(entry)
         if session is None:
             raise SessionExpiredError(
                 f"session {entry.session} of namespace {entry.namespace} is closed or expired"
             )
-        earlier = session.earlier_result(entry.sequence)
+        sequence, command = entry.sequence, entry.command
+        earlier = session.earlier_result(sequence)
         if earlier is not None:
             return earlier
-        check_entry(entry)
-        space = self._where[entry.session]
-        acknowledge(session, entry.acknowledged, space.usage)
-        session.check_room(space.usage)
-        if type(entry.command) is CloseSession:
+        if not is_checked:
+            # The name of the namespace was looked at when it came to be.
+            check_command(command)
+            check_sequence(entry)
+        space = self._where[session.session]
+        usage = space.usage
+        if entry.acknowledged > session.acknowledged:
+            acknowledge(session, entry.acknowledged, usage)
+        session.check_room(usage)
+        if type(command) is CloseSession:
             return self._end(entry.session, revision)
         try:
-            result = space.execute(entry.command, session, revision, self._log_time_ms)
+            result = space.execute(command, session, revision, self._log_time_ms)
         except RequestError as refused:
             result = _refused(refused, revision)
-        keep_result(session, entry.sequence, result, space.usage)
+        keep_result(session, sequence, result, usage)
         return result
 
     def _end(self, session: int, revision: Offset) -> Result:
@@ -287,6 +311,10 @@ class CoordinationState:
                 self._events_forgotten = Offset(revision + 1)
                 del self._namespaces[space.name]
         return Done(revision=revision)
+
+
+_BESIDES_SESSIONS: Final = frozenset((OpenSession, ExpireSession, Advance, CloseSession))
+"""Commands that are not simply one of a session that lives."""
 
 
 def _refused(error: RequestError, revision: int) -> Refused:

@@ -10,6 +10,9 @@ Everything lives in a *namespace*, and a namespace in one partition of the inter
 *revision*, the offset of the command that made a change, is what watches resume from, what
 compare-and-set compares, and what fencing tokens are.
 
+None of them can be part of a cycle, so the collector of cycles need not know them (``gc=False``):
+hundreds of thousands may lie in a state.
+
 Each command has an offset of its own, also where several lie in one batch.  A command of a
 session carries the session's id and a sequence; the state keeps its result until the client says
 that it has it (``acknowledged``), so that a repeated command is answered and not repeated.
@@ -40,11 +43,13 @@ def fence_id_of(namespace: str, kind: Kind, name: str) -> int:
     return xxhash.xxh3_64_intdigest(f"{namespace}/{kind}/{name}".encode()) or 1
 
 
-class _Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="c"):
+class _Command(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag_field="c"
+):
     """One change.  All of a command takes effect, at one revision, or none of it."""
 
 
-class _Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class _Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A part of a command, a result or an answer."""
 
 
@@ -347,7 +352,9 @@ Command = (
 # --- results of commands ------------------------------------------------------------------
 
 
-class _Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="r"):
+class _Result(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag_field="r"
+):
     """What applying a command returned, the same on every replica."""
 
     revision: int
@@ -434,7 +441,9 @@ Result = Done | Refused | Opened | Transacted | Claim | ItemsPut | ItemsClaimed 
 # --- questions and answers ----------------------------------------------------------------
 
 
-class _Query(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="q"):
+class _Query(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag_field="q"
+):
     """Reads at the answering leader's applied state, once its leadership is confirmed."""
 
 
@@ -502,7 +511,9 @@ Query = (
 )
 
 
-class _Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="r"):
+class _Answer(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False, tag_field="r"
+):
     """What a query was answered: told from results by its tags, which begin at 21."""
 
     revision: int
@@ -631,7 +642,7 @@ class Event(_Part, frozen=True, kw_only=True):
 # --- frames -------------------------------------------------------------------------------
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A command as it lies in the log: a batch's payload is a MessagePack array of these, and
     entry i of a batch at base offset b has the revision b + i."""
 

@@ -10,6 +10,7 @@ from typing import Final, Literal
 import pytest
 
 from logd.coordination.state import CoordinationState
+from logd.errors import NotAuthorizedError, RequestError
 from logd.types import Offset
 from logd.wire.coordination import (
     Acquire,
@@ -319,3 +320,38 @@ def test_histories_hit_every_kind_of_command_and_mostly_take_effect() -> None:
 
     assert len(done) == 22
     assert sorted(done.values())[2] >= 20, done
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_batches_that_were_checked_before_give_what_single_entries_give(seed: int) -> None:
+    """As a leader applies its own batches, and a follower entry by entry."""
+    state, leader = CoordinationState(), CoordinationState()
+    history = History(seed, state)
+    entries: list[Entry] = []
+    results = []
+    for revision in range(1, 400):
+        entry = history.draw(revision)
+        results.append(state.apply(entry, Offset(revision)))
+        history.learn(entry, results[-1])
+        entries.append(entry)
+
+    at, found = 0, []
+    while at < len(entries):
+        batch = entries[at : at + history.chance.randint(1, 40)]
+        found += leader.apply_all(batch, Offset(at + 1), are_checked=all(map(passes, batch)))
+        at += len(batch)
+
+    assert found == results
+    assert leader.snapshot() == state.snapshot()
+    assert leader.take_events() == state.take_events()
+
+
+def passes(entry: Entry) -> bool:
+    """What the leader proposes of its own it need not check."""
+    try:
+        CoordinationState().check(entry)
+    except NotAuthorizedError:
+        return True
+    except RequestError:
+        return False
+    return True

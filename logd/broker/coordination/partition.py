@@ -82,6 +82,7 @@ TIME_KEPT_MS: Final = 10_000
 """While something is to become due, log time is committed at least so often: what the clock
 showed since the last commit is lost with a leader."""
 
+_ABOUT_SESSIONS: Final = frozenset((OpenSession, ExpireSession, CloseSession))
 _DECODER: Final = msgspec.msgpack.Decoder(list[Entry])
 
 QueryAnswer = Callable[[Answer | LogdError], None]
@@ -363,9 +364,7 @@ class CoordinationPartition:
     def _apply(self, entries: list[Entry], flight: Flight | None) -> None:
         """Apply one batch, whose first entry lies at the applied offset."""
         state, base = self.state, self._applied
-        results = [
-            state.apply(entry, Offset(base + number)) for number, entry in enumerate(entries)
-        ]
+        results = state.apply_all(entries, base, are_checked=flight is not None)
         self._applied = Offset(base + len(entries))
         self.entries_applied += len(entries)
         self._commands_since_snapshot += len(entries)
@@ -385,14 +384,16 @@ class CoordinationPartition:
         has_ended = False
         for entry, result in zip(entries, results, strict=True):
             command = entry.command
-            if type(command) is OpenSession:
+            if type(command) not in _ABOUT_SESSIONS:
+                continue
+            if isinstance(command, OpenSession):
                 if isinstance(result, Opened):
                     self._clock.open(result.session, result.ttl_ms, self._node.now_ms())
                     self._clock_news.set()
-            elif type(command) is ExpireSession:
+            elif isinstance(command, ExpireSession):
                 self._end_session(command.session)
                 has_ended = True
-            elif type(command) is CloseSession and not self._lives(entry):
+            elif not self._lives(entry):
                 self._end_session(entry.session)
                 has_ended = True
         if has_ended:
