@@ -228,11 +228,11 @@ def _replica_info(broker: Broker, group: Group, member: NodeId) -> ReplicaInfo:
             bytes_behind=0,
         )
     alive = broker.node.is_up(member)
-    synced_end = group.acknowledged_end(member)
+    synced_end = group.feeder.acknowledged_end(member)
     return ReplicaInfo(
         node_id=member,
         synced_end=synced_end,
-        in_sync=alive and group.is_in_sync(member),
+        in_sync=alive and group.feeder.is_in_sync(member),
         alive=alive,
         voter=member not in group.core.configuration.learners,
         bytes_behind=None if synced_end is None else group.log.bytes_from(synced_end),

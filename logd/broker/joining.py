@@ -221,7 +221,7 @@ async def _adjust_members(broker: Broker, group: Group) -> None:
     removed = list(state.removed_brokers)
     registered = [other.node for other in state.brokers]
     voters = [node for node in current.voters if node not in removed]
-    caught_up = [p.node for p in group.member_progress() if p.is_caught_up and not p.is_voter]
+    caught_up = [p.node for p in group.members.progress() if p.is_caught_up and not p.is_voter]
     heirs = sorted(node for node in caught_up if node in registered and broker.node.is_up(node))
     while heirs and len(voters) < voters_wanted(len(registered)):
         voters.append(heirs.pop(0))
@@ -233,7 +233,7 @@ async def _adjust_members(broker: Broker, group: Group) -> None:
     learners = [node for node in registered if node not in voters]
     is_as_wanted = voters == list(current.voters) and sorted(learners) == sorted(current.learners)
     if voters and not is_as_wanted and not current.is_joint:
-        await group.change_configuration(tuple(voters), tuple(learners))
+        await group.members.change_configuration(tuple(voters), tuple(learners))
 
 
 def voters_wanted(brokers: int) -> int:

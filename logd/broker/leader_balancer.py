@@ -108,7 +108,7 @@ def _led(broker: Broker) -> list[Led]:
             [
                 voter
                 for voter in group.core.configuration.voters
-                if voter not in unfit and node.is_up(voter) and group.is_in_sync(voter)
+                if voter not in unfit and node.is_up(voter) and group.feeder.is_in_sync(voter)
             ],
         )
         for group in node.groups.values()

@@ -119,7 +119,7 @@ class Mover:
             return
         if set(current.voters) == set(target):
             # Also where it is so already: this confirms that it is committed, and that we lead.
-            await group.change_configuration(current.voters, ())
+            await group.members.change_configuration(current.voters, ())
             await self._finish(placement, target)
             return
         newcomers = tuple(node for node in target if node not in current.voters)
@@ -132,11 +132,11 @@ class Mover:
                 reason=move.reason,
             )
             self._make_budgets(group, newcomers)
-            await group.change_configuration(current.voters, newcomers)
+            await group.members.change_configuration(current.voters, newcomers)
             return
         self._make_budgets(group, newcomers)
         if await self._are_caught_up(placement, move, group, newcomers):
-            await group.change_configuration(target, ())
+            await group.members.change_configuration(target, ())
 
     async def _are_caught_up(
         self, placement: PartitionPlacement, move: Move, group: Group, newcomers: tuple[NodeId, ...]
@@ -170,13 +170,13 @@ class Mover:
         for node in newcomers:
             if node not in budgets:
                 budgets[node] = CatchUpBudget(group.log.end_offset)
-                group.limit_catch_up(node, budgets[node])
+                group.feeder.limit_catch_up(node, budgets[node])
 
     def _forget_budgets(self, group_id: GroupId) -> None:
         group = self._broker.node.groups.get(group_id)
         for node in self._budgets.pop(group_id, {}):
             if group is not None:
-                group.limit_catch_up(node, None)
+                group.feeder.limit_catch_up(node, None)
 
     async def _refill(self) -> None:
         """Share the throttle: each leader takes what its part of all moves is."""
@@ -216,7 +216,7 @@ class Mover:
         for group_id in self._budgets:
             group = groups.get(group_id)
             if group is not None:
-                group.send_on()
+                group.feeder.send_on()
 
     # --- what has left ------------------------------------------------------------------------
 

@@ -128,7 +128,7 @@ async def _leave_metadata_group(broker: Broker, node: NodeId) -> None:
         if heir is not None:
             voters = (*voters, heir)
             learners = tuple(learner for learner in learners if learner != heir)
-    await group.change_configuration(voters, learners)
+    await group.members.change_configuration(voters, learners)
     if node == broker.node.node:
         raise NotLeaderError("the controller that is to be removed has handed over", None)
 

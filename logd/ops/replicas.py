@@ -101,9 +101,9 @@ def _facts(broker: Broker, group: Group, readers: Readers) -> ReplicaFacts:
         in_sync = tuple(
             voter
             for voter in voters
-            if voter == ourselves or (broker.node.is_up(voter) and group.is_in_sync(voter))
+            if voter == ourselves or (broker.node.is_up(voter) and group.feeder.is_in_sync(voter))
         )
-        ends = [end for f in followers if (end := group.acknowledged_end(f)) is not None]
+        ends = [end for f in followers if (end := group.feeder.acknowledged_end(f)) is not None]
         follower_lag = max((group.log.end_offset - end for end in ends), default=0)
     placement = broker.metadata.state.placement(group.group_id)
     return ReplicaFacts(
@@ -134,5 +134,5 @@ def _copied(group: Group) -> float | None:
     start, end = group.log.start_offset, group.log.end_offset
     if end == start:
         return 1.0
-    has = min((group.acknowledged_end(newcomer) or start) for newcomer in newcomers)
+    has = min((group.feeder.acknowledged_end(newcomer) or start) for newcomer in newcomers)
     return max(0, has - start) / (end - start)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -28,11 +28,9 @@ from logd.errors import (
     LeadershipLostError,
     LogdError,
     NotLeaderError,
-    OffsetOutOfRangeError,
     UnavailableError,
 )
 from logd.limits import (
-    APPEND_BYTES_MAX,
     BATCHES_PER_CHECKPOINT,
 )
 from logd.raft.core import RaftCore
@@ -52,10 +50,7 @@ from logd.raft.messages import (
     SnapshotReceived,
     Synced,
 )
-from logd.raft.progress import ProgressState
-from logd.raft.quorum import is_voter
 from logd.record.batch import seal_opaque
-from logd.record.compacted import cut_gap
 from logd.record.control import (
     ConfigurationChange,
     Control,
@@ -72,11 +67,12 @@ from logd.record.header import (
     leader_part,
 )
 from logd.replication import log_events
-from logd.replication.catch_up_budget import CatchUpBudget
 from logd.replication.checkpoints import Checkpoints
 from logd.replication.counts import GroupCounts
+from logd.replication.feeding import Feeder
 from logd.replication.log_reader import LogReader
-from logd.replication.opening import change_to, configuration_of
+from logd.replication.members import Members
+from logd.replication.opening import configuration_of
 from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.replication.proposals import Proposals
 from logd.replication.received import ReceivedBatch, split_gaps
@@ -90,7 +86,7 @@ from logd.types import Buffer, GroupId, NodeId, Offset, Term
 if TYPE_CHECKING:
     from logd.partition.state import PartitionState
     from logd.replication.opening import OpenedGroup
-    from logd.replication.peer_protocol import Lane, SnapshotChunk
+    from logd.replication.peer_protocol import SnapshotChunk
     from logd.replication.seams import Application, GroupHost, Watcher
     from logd.storage.file_header import LogIdentity
 
@@ -104,35 +100,6 @@ repeat it."""
 SUCCESSOR_AWAITED_S: Final = 0.2
 """Who asks a leader that has just handed over is answered once its successor is known, or after
 this time: sent away at once, they could only guess where to go."""
-
-
-class MemberProgress(NamedTuple):
-    """What a leader knows of one member, itself included."""
-
-    node: NodeId
-    is_voter: bool
-    synced_end: Offset | None
-    """Durable end of its log; None until it has told this leader."""
-    is_caught_up: bool
-    """It may be made a voter, if it is none."""
-    bytes_behind: int | None
-    """About how much it lacks."""
-
-
-class _Change:
-    """Somebody waits for a change of the members."""
-
-    def __init__(self, wanted: Configuration) -> None:
-        self.wanted = wanted
-        self.is_begun = False
-        self.error: LogdError | None = None
-        self.settled = trio.Event()
-
-    def settle(self, error: LogdError | None) -> None:
-        """Tell whoever waits, once."""
-        if not self.settled.is_set():
-            self.error = error
-            self.settled.set()
 
 
 class Group:
@@ -178,10 +145,9 @@ class Group:
         self._next_read_id = 1
         self._written: deque[tuple[Offset, float]] = deque()
         """As the leader: ends of writes that are not committed yet, and when they were made."""
-        self._members = core.configuration.members
-        """Those whose coming and going the core is told."""
-        self._changes: list[_Change] = []
         self.application: Application | None = None
+        self.members = Members(self, host)
+        self.feeder = Feeder(self, host)
         self.reader = LogReader(self, host)
         self.upkeep = Upkeep(self, host)
         self.syncer = Syncer(self, host)
@@ -192,11 +158,6 @@ class Group:
         self._watchers: dict[int, Watcher] = {}
         self._next_watcher = 0
         self._log_time_base_ms = 0
-        self._catching_up: dict[NodeId, bool] = {}
-        self._lanes: dict[NodeId, Lane] = {}
-        self._fed_from_file: dict[NodeId, bool] = {}
-        """Followers whose last batches were too old for memory."""
-        self._budgets: dict[NodeId, CatchUpBudget] = {}
         host.set_deadline(self, core.deadline_ms)
 
     # --- facts ----------------------------------------------------------------------------
@@ -238,20 +199,6 @@ class Group:
     def configuration(self) -> Configuration:
         """Who replicates the group: the last change in the log here, committed or not."""
         return self.core.configuration
-
-    def acknowledged_end(self, follower: NodeId) -> Offset | None:
-        """Durable end of a follower's log; None until it has told this leader."""
-        return self.core.progress(follower).match or None if self.core.is_leader else None
-
-    def is_in_sync(self, follower: NodeId) -> bool:
-        """The follower agrees and is fed from memory, so that it lacks at most what is on its
-        way; or it lacks nothing, however it got there."""
-        if not self.core.is_leader or follower in self._catching_up:
-            return False
-        progress = self.core.progress(follower)
-        if progress.state is not ProgressState.PIPELINE:
-            return False
-        return follower not in self._fed_from_file or progress.match == self.log.end_offset
 
     def choose_durability(self, *, in_memory: bool) -> None:
         """What the topic's options say that an acknowledgement rests on, from now on."""
@@ -387,6 +334,13 @@ class Group:
         known = f"node {leader} does" if leader is not None else "no leader is known"
         return NotLeaderError(f"node {self._host.node} does not lead {self.name}: {known}", leader)
 
+    def when_free(self, step: Callable[[], None]) -> None:
+        """Take ``step`` now, or if the group is held, after the news that waits."""
+        if self.is_held and self.failure is None:
+            self._held_news.append(step)
+        else:
+            step()
+
     def _hold_message(self, step: Callable[[], None]) -> None:
         if self._held_messages >= HELD_MESSAGES_MAX:
             return
@@ -397,151 +351,6 @@ class Group:
             step()
 
         self._held_news.append(take_up)
-
-    # --- changing the members -----------------------------------------------------------------
-
-    async def change_configuration(
-        self, voters: tuple[NodeId, ...], learners: tuple[NodeId, ...]
-    ) -> None:
-        """Have ``voters`` vote and ``learners`` follow; return when that is committed.
-
-        To be asked of the leader.  A node becomes a voter by way of a caught-up learner.  A
-        leader that is left out hands over.  Asked for what is there already, or under way, it
-        waits for that: repeating the call is harmless.
-
-        Cancelling gives up the waiting, not the change: it is completed by this leader or a
-        later one, or undone if it was not committed when the leader was lost.
-
-        Raises:
-            NotLeaderError: another node leads; nothing was begun.
-            ChangeUnderWayError: another change has to be completed first.
-            LearnerBehindError: a learner is not caught up yet.
-            InvalidRequestError: no such configuration can be, or a voter would not have been
-                a learner.
-            UnavailableError: the leader is new or handing over, or too few of ``voters``
-                follow it.
-            LeadershipLostError: the leader stepped down; what is committed, the next one knows.
-        """
-        change = _Change(Configuration(voters, learners))
-        self._changes.append(change)
-        try:
-            if self.is_held and self.failure is None:
-                self._held_news.append(lambda: self._begin_change(change))
-            else:
-                self._begin_change(change)
-            await change.settled.wait()
-        finally:
-            self._changes.remove(change)
-        if change.error is not None:
-            raise change.error
-
-    def _begin_change(self, change: _Change) -> None:
-        if not self.is_leader:
-            change.settle(self.not_leader())
-            return
-        current = self.core.configuration
-        if change.wanted == current and self.core.configuration_is_committed:
-            # By this leader's knowledge: a later one may have changed it since.
-            self.confirm_leadership(change.settle)
-        elif change.wanted == current.without_outgoing:
-            change.is_begun = True
-        else:
-            try:
-                first = self.core.first_step_to(change.wanted)
-            except LogdError as error:
-                change.settle(error)
-                return
-            change.is_begun = True
-            self._append_configuration(first)
-
-    def _append_configuration(self, configuration: Configuration) -> None:
-        assert not self.is_held
-        log.info(
-            log_events.CONFIGURATION_CHANGED,
-            group=self.group_id,
-            voters=configuration.voters,
-            learners=configuration.learners,
-            voters_outgoing=configuration.voters_outgoing,
-        )
-        batch = seal_opaque(
-            encode_control(change_to(configuration)),
-            kind=BatchKind.CONTROL,
-            timestamp_ms=self._log_time_ms(),
-        )
-        self._append_own([self._place(batch, decode_header(batch))], configuration)
-
-    def _take_back(self, configuration: Configuration) -> None:
-        """Too few of the new voters are left to commit the change that would make them vote."""
-        for change in self._changes:
-            if change.is_begun:
-                change.settle(
-                    UnavailableError(
-                        f"the change of {self.name} to voters {change.wanted.voters} was taken "
-                        "back: too few of them were left before it was committed"
-                    )
-                )
-                change.is_begun = False
-        self._append_configuration(configuration)
-
-    def _put_in_force(self, offset: Offset, configuration: Configuration) -> None:
-        """A configuration batch has been appended at ``offset``."""
-        output = self.core.apply_configuration(offset, configuration, self._host.now_ms())
-        assert output.persist is None
-        for message in output.send_now:
-            self._host.send(message)
-        self._note_members()
-
-    def _note_members(self) -> None:
-        """The configuration in force may be another: learn who of its members is alive."""
-        members = self.core.configuration.members
-        added = tuple(node for node in members if node not in self._members)
-        self._members = members
-        if added:
-            self._host.introduce_later(self, added)
-
-    def _settle_changes(self) -> None:
-        """The commit offset has moved: tell those whose change is complete."""
-        current = self.core.configuration
-        if current.is_joint or not self.core.configuration_is_committed:
-            return
-        for change in self._changes:
-            if change.is_begun:
-                assert change.wanted == current, "one change at a time"
-                change.settle(None)
-
-    def member_progress(self) -> tuple[MemberProgress, ...]:
-        """How far each member is, as this leader knows it; empty unless leading."""
-        if not self.is_leader:
-            return ()
-        configuration = self.core.configuration
-        return tuple(
-            self._progress_of(node, is_voter(configuration, node)) for node in configuration.members
-        )
-
-    def _progress_of(self, node: NodeId, votes: bool) -> MemberProgress:
-        if node == self._host.node:
-            end = self.core.synced_end
-            return MemberProgress(node, votes, end, is_caught_up=True, bytes_behind=0)
-        end_known = self.acknowledged_end(node)
-        return MemberProgress(
-            node,
-            votes,
-            end_known,
-            is_caught_up=self.core.is_caught_up(node),
-            bytes_behind=None if end_known is None else self.log.bytes_from(end_known),
-        )
-
-    def limit_catch_up(self, node: NodeId, budget: CatchUpBudget | None) -> None:
-        """Feed ``node`` within ``budget``, whose owner refills it and says ``send_on``."""
-        if budget is None:
-            self._budgets.pop(node, None)
-        else:
-            self._budgets[node] = budget
-
-    def send_on(self) -> None:
-        """There may be room again for what was held back."""
-        if not self.is_held and self.is_leader:
-            self._send_appends()
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -617,9 +426,9 @@ class Group:
             self._on_commit(output.commit_offset)
             due = self.core.configuration_due
             if due is not None:
-                self._append_configuration(due)
+                self.members.append(due)
         if output.taken_back is not None:
-            self._take_back(output.taken_back)
+            self.members.take_back(output.taken_back)
         if output.left_out:
             self._on_leadership_lost(output)
         for read_id, offset in output.reads_confirmed:
@@ -628,7 +437,7 @@ class Group:
         for read_id in output.reads_failed:
             self._confirmations.pop(read_id)(self.not_leader())
         if self.core.role is Role.LEADER:
-            self._send_appends()
+            self.feeder.send()
             if output.snapshot_wanted is not None:
                 self._shipper.ship_soon(output.snapshot_wanted)
             if self.core.commit_lagging():
@@ -658,7 +467,7 @@ class Group:
         self.checkpoints.forget_above(offset)
         await self._host.env.run_blocking(self.log.truncate, offset)
         self.state = await self._host.env.run_blocking(self._opened.replay_state)
-        self._note_members()
+        self.members.introduce()
 
     # --- snapshots ----------------------------------------------------------------------------
 
@@ -683,10 +492,7 @@ class Group:
             term_rows=snapshot.terms_below_start(),
             configuration=configuration_of(change),
         )
-        if self.is_held:
-            self._held_news.append(lambda: self._take_up_snapshot(event, snapshot))
-        else:
-            self._take_up_snapshot(event, snapshot)
+        self.when_free(lambda: self._take_up_snapshot(event, snapshot))
 
     def _take_up_snapshot(self, event: SnapshotReceived, snapshot: Snapshot) -> None:
         self._installing = snapshot
@@ -702,7 +508,7 @@ class Group:
         self.checkpoints.begin_again()
         await self._host.env.run_blocking(self._opened.install, self._host.env.files, snapshot)
         self.log, self.state = self._opened.log, self._opened.state
-        self._note_members()
+        self.members.introduce()
         log.info(
             log_events.SNAPSHOT_INSTALLED,
             group=self.group_id,
@@ -728,7 +534,9 @@ class Group:
             for batch in batches:
                 control = self._note(batch.header, batch.log_batch)
                 if isinstance(control, ConfigurationChange):
-                    self._put_in_force(batch.log_batch.base_offset, configuration_of(control))
+                    self.members.put_in_force(
+                        batch.log_batch.base_offset, configuration_of(control)
+                    )
         except LogdError as error:
             # Intact, but not of this version: what follows from it cannot be known here.
             self.fail(error)
@@ -808,14 +616,10 @@ class Group:
             max(self._host.env.wall_clock_ms(), self.state.last_append_time_ms)
             - self._host.now_ms()
         )
-        self._lanes.clear()
-        self._fed_from_file.clear()
+        self.feeder.begin_leading()
         self.counts.elections_won += 1
         self._host.leadership_changed(self)
-        no_op = seal_opaque(
-            encode_control(NoOp()), kind=BatchKind.CONTROL, timestamp_ms=self._log_time_ms()
-        )
-        self._append_own([self._place(no_op, decode_header(no_op))])
+        self.append_control(NoOp())
 
     def _on_restarted(self) -> None:
         """A majority has lost its memory: this log, the longest there is, goes on."""
@@ -855,9 +659,8 @@ class Group:
     def _end_leading(self) -> None:
         """Answer those who wait for a commit, and tell those who follow the leader."""
         self._written.clear()
-        self.proposals.give_up_placed(self._lost_leadership)
-        for change in self._changes:
-            change.settle(self._lost_leadership() if change.is_begun else self.not_leader())
+        self.proposals.give_up_placed(self.lost_leadership)
+        self.members.give_up()
         if not self.awaits_successor:
             self._send_away()
 
@@ -866,7 +669,7 @@ class Group:
         for watcher in list(self._watchers.values()):
             watcher.on_leadership_lost()
 
-    def _lost_leadership(self) -> LeadershipLostError:
+    def lost_leadership(self) -> LeadershipLostError:
         return LeadershipLostError(
             f"node {self._host.node} stopped leading {self.name} before the batch was committed"
         )
@@ -901,12 +704,12 @@ class Group:
             return
         if self.syncer.is_disk_behind or self.core.is_transferring:
             # While leadership is handed over nothing is added, or the successor never catches up.
-            self._send_appends()
+            self.feeder.send()
             return
         proposals = self.proposals
         proposals.ask_source()
         if not proposals.queued:
-            self._send_appends()
+            self.feeder.send()
             return
         batches = proposals.place_queued(self._place)
         if proposals.queued:
@@ -934,6 +737,13 @@ class Group:
         self._note(header, placed)
         return placed
 
+    def append_control(self, control: Control, configuration: Configuration | None = None) -> None:
+        """Append a control batch of this leader's own; as ``_append_own``."""
+        batch = seal_opaque(
+            encode_control(control), kind=BatchKind.CONTROL, timestamp_ms=self._log_time_ms()
+        )
+        self._append_own([self._place(batch, decode_header(batch))], configuration)
+
     def _append_own(
         self, batches: list[LogBatch], configuration: Configuration | None = None
     ) -> None:
@@ -953,89 +763,8 @@ class Group:
         spans = tuple(BatchSpan(b.base_offset, b.end_offset, b.term) for b in batches)
         self._step(Appended(spans, is_configuration=configuration is not None), ())
         if configuration is not None and self.failure is None:
-            self._put_in_force(batches[0].base_offset, configuration)
+            self.members.put_in_force(batches[0].base_offset, configuration)
         self._after_append()
-
-    def _send_appends(self) -> None:
-        """Send each follower what it may be sent now."""
-        for follower in self.core.sendable():
-            while self._send_one_append(follower):
-                pass
-
-    def _send_one_append(self, follower: NodeId) -> bool:
-        """Send the next range to one follower; False if nothing more can be sent now."""
-        start = self.core.next_offset(follower)
-        end = self.log.end_offset
-        window = self.core.window_bytes_left(follower)
-        if start >= end or window <= 0 or follower in self._catching_up:
-            return False
-        lane = self._lanes.get(follower, "main")
-        if not self._host.has_room(follower, lane):
-            return False
-        budget = self._budgets.get(follower)
-        if budget is not None and not budget.allows(start):
-            return False
-        bytes_max = min(window, APPEND_BYTES_MAX)
-        cached = self._host.tail_cache.read(self.group_id, start, end, bytes_max)
-        if cached is None:
-            if not self._host.has_room(follower, "bulk"):
-                return False
-            self._catching_up[follower] = True
-            self._host.start_soon(self._send_from_file, follower, start, bytes_max)
-            return False
-        if lane == "bulk" and self.core.progress(follower).in_flight_bytes == 0:
-            lane = self._lanes[follower] = "main"
-        self._fed_from_file.pop(follower, None)
-        buffers = tuple(buffer for batch in cached for buffer in batch.buffers)
-        size = sum(batch.size_bytes for batch in cached)
-        request = self.core.make_append(follower, cached[-1].end_offset, size)
-        self._host.send(request, buffers, lane)
-        if budget is not None:
-            budget.spend(start, size)
-        return True
-
-    async def _send_from_file(self, follower: NodeId, start: Offset, bytes_max: int) -> None:
-        """Read a follower's next range back from the log, and send it on the bulk lane."""
-        term = self.core.term
-        found: list[memoryview] = []
-        try:
-            found = await self.reader.read_file(start, self.log.end_offset, bytes_max)
-        except OffsetOutOfRangeError:
-            pass  # Cut off meanwhile, by the leader that came after.
-        except CorruptionError:
-            return  # Reported; the follower is served again when the hole has been filled.
-        except (OSError, LogdError) as error:
-            # A leader that cannot read its own log must not go on leading it.
-            self.fail(error)
-        finally:
-            self._catching_up.pop(follower, None)
-        if not self.is_leader:
-            return
-        if (
-            found
-            and self.core.term == term
-            and follower in self.core.sendable()
-            and self.core.next_offset(follower) == start
-        ):
-            self._send_found(follower, found)
-        # Also if the follower stands elsewhere by now: nothing was sent to it meanwhile.
-        self._send_appends()
-
-    def _send_found(self, follower: NodeId, found: list[memoryview]) -> None:
-        if self.core.progress(follower).in_flight_bytes == 0:
-            self._lanes[follower] = "bulk"
-        self._fed_from_file[follower] = True
-        first, start = decode_header(found[0]), self.core.next_offset(follower)
-        if first.base_offset < start:
-            # The follower's log ends inside a gap that compaction left in ours.
-            found[0] = memoryview(cut_gap(first, start, first.end_offset, self.group_id))
-        size = sum(len(batch) for batch in found)
-        last = decode_header(found[-1])
-        request = self.core.make_append(follower, Offset(last.end_offset), size)
-        self._host.send(request, tuple(found), self._lanes.get(follower, "main"))
-        budget = self._budgets.get(follower)
-        if budget is not None:
-            budget.spend(start, size)
 
     # --- commit -------------------------------------------------------------------------------
 
@@ -1046,8 +775,7 @@ class Group:
         if self._written:
             self._count_commits(commit_offset)
         self.proposals.finish_committed(commit_offset)
-        if self._changes:
-            self._settle_changes()
+        self.members.settle_committed()
         for watcher in list(self._watchers.values()):
             watcher.on_commit(commit_offset)
 
@@ -1062,15 +790,6 @@ class Group:
         written, commit_s = self._written, self._host.counts.commit_s
         while written and written[0][0] <= commit_offset:
             commit_s.observe(now - written.popleft()[1])
-
-    def tell_commit(self) -> None:
-        """Send followers that have nothing under way the commit offset they do not know."""
-        if not self.is_leader or self.is_held:
-            return
-        for follower in self.core.commit_lagging():
-            request = self.core.make_append(follower, self.core.next_offset(follower), 0)
-            self._host.send(request, (), self._lanes.get(follower, "main"))
-        self._host.set_deadline(self, self.core.deadline_ms)
 
     # --- disk ---------------------------------------------------------------------------------
 

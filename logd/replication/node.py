@@ -367,7 +367,7 @@ class Node:
             self._notice_wanted = trio.Event()
             notices, self._commit_notices = self._commit_notices, {}
             for group in notices.values():
-                group.tell_commit()
+                group.feeder.tell_commit()
 
     async def _expire(self) -> None:
         while True:

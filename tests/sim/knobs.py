@@ -20,7 +20,7 @@ from logd.broker.coordination import commands
 from logd.broker.coordination import partition as coordination
 from logd.limits import KIB
 from logd.raft.options import RaftOptions
-from logd.replication import group, repairer, shipping
+from logd.replication import feeding, group, repairer, shipping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Knobs:
             # What is smaller than the smallest segment an operator may choose rolls more often.
             (config, "SEGMENT_BYTES_MIN", 0),
             (group, "BATCHES_PER_CHECKPOINT", self.batches_per_checkpoint),
-            (group, "APPEND_BYTES_MAX", self.append_bytes),
+            (feeding, "APPEND_BYTES_MAX", self.append_bytes),
             (repairer, "APPEND_BYTES_MAX", self.append_bytes),
             (
                 partitions,

@@ -22,6 +22,7 @@ from typing import Any
 from logd.raft.messages import Role
 from logd.raft.quorum import is_quorum
 from logd.raft.term_history import TermHistory
+from logd.replication.feeding import Feeder
 from logd.replication.group import Group
 from logd.types import GroupId, NodeId, Offset, Term
 from tests.sim.clock import HOST
@@ -138,9 +139,10 @@ class Referee:
     def on_duty(self) -> Iterator[None]:
         """Watch whatever happens meanwhile."""
         watched: Any = Group
+        feeder: Any = Feeder
         init = watched.__init__
         on_elected, on_commit = watched._on_elected, watched._on_commit
-        send_found = watched._send_found
+        send_found = feeder._send_found
 
         def open_it(group: Group, *parts: Any) -> None:
             init(group, *parts)
@@ -154,15 +156,16 @@ class Referee:
             on_commit(group, commit_offset)
             self.committed(group)
 
-        def send(group: Group, follower: NodeId, found: list[memoryview]) -> None:
-            self.fed_from_file(group, follower)
-            send_found(group, follower, found)
+        def send(feeder: Feeder, follower: NodeId, found: list[memoryview]) -> None:
+            self.fed_from_file(feeder._group, follower)
+            send_found(feeder, follower, found)
 
         watched.__init__ = open_it
-        watched._on_elected, watched._on_commit, watched._send_found = elect, commit, send
+        watched._on_elected, watched._on_commit = elect, commit
+        feeder._send_found = send
         try:
             yield
         finally:
             watched.__init__ = init
             watched._on_elected, watched._on_commit = on_elected, on_commit
-            watched._send_found = send_found
+            feeder._send_found = send_found

@@ -204,7 +204,7 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a leader sends a gap from its beginning",
         "a follower of a compacted log catches up",
-        "logd/replication/group.py",
+        "logd/replication/feeding.py",
         "if first.base_offset < start:",
         "if False:",
     ),

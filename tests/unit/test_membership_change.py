@@ -138,7 +138,7 @@ class House:
         with trio.fail_after(PATIENCE_MS / 1000):
             while True:
                 try:
-                    await (await self.leader()).change_configuration(voters, learners)
+                    await (await self.leader()).members.change_configuration(voters, learners)
                 except LogdError as error:
                     if not error.retriable:
                         raise
@@ -261,7 +261,7 @@ def test_what_was_appended_before_a_leader_was_left_out_is_acknowledged() -> Non
 
             for _ in range(5):
                 nursery.start_soon(append)
-            nursery.start_soon(leader.change_configuration, others, ())
+            nursery.start_soon(leader.members.change_configuration, others, ())
 
         assert all(isinstance(outcome, Placed) for outcome in outcomes)
         await until(lambda: not leader.is_leader)
@@ -306,7 +306,7 @@ def test_a_change_whose_new_voters_die_at_once_is_taken_back_and_the_group_goes_
 
             async def change() -> None:
                 with pytest.raises(UnavailableError, match="was taken back"):
-                    await leader.change_configuration((leader.core.node, FOUR), ())
+                    await leader.members.change_configuration((leader.core.node, FOUR), ())
 
             nursery.start_soon(change)
             await until(lambda: leader.configuration.is_joint)
@@ -326,15 +326,15 @@ def test_changes_are_refused_with_the_reason() -> None:
         leader = await house.leader()
         follower = next(n for n in (ONE, TWO, THREE) if n != leader.core.node)
         with pytest.raises(NotLeaderError):
-            await house.group(follower).change_configuration((ONE,), ())
+            await house.group(follower).members.change_configuration((ONE,), ())
         with pytest.raises(InvalidRequestError):
-            await leader.change_configuration((), ())
+            await leader.members.change_configuration((), ())
         with pytest.raises(InvalidRequestError, match="no learner"):
-            await leader.change_configuration((ONE, TWO, FOUR), ())
+            await leader.members.change_configuration((ONE, TWO, FOUR), ())
         # Nobody has opened a replica there.
-        await leader.change_configuration((ONE, TWO, THREE), (FOUR,))
+        await leader.members.change_configuration((ONE, TWO, THREE), (FOUR,))
         with pytest.raises(LearnerBehindError):
-            await leader.change_configuration((ONE, TWO, FOUR), ())
+            await leader.members.change_configuration((ONE, TWO, FOUR), ())
 
     in_a_house(ONE, TWO, THREE)(story)
 
@@ -348,16 +348,16 @@ def test_one_change_at_a_time_but_the_same_one_may_be_asked_for_twice() -> None:
 
         async def another() -> None:
             try:
-                await leader.change_configuration((leader.core.node,), ())
+                await leader.members.change_configuration((leader.core.node,), ())
             except ChangeUnderWayError as error:
                 refusals.append(error)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(leader.change_configuration, wanted, ())
+            nursery.start_soon(leader.members.change_configuration, wanted, ())
             await trio.sleep(0)
-            nursery.start_soon(leader.change_configuration, wanted, ())
+            nursery.start_soon(leader.members.change_configuration, wanted, ())
             nursery.start_soon(another)
-        await leader.change_configuration(wanted, ())
+        await leader.members.change_configuration(wanted, ())
 
         assert len(refusals) == 1
         assert leader.configuration == Configuration(wanted)
@@ -371,7 +371,7 @@ def test_a_change_goes_on_when_nobody_waits_for_it_any_more() -> None:
         kept = tuple(n for n in (ONE, TWO, THREE) if n != leader.core.node)
         with trio.CancelScope() as scope:
             scope.cancel()
-            await leader.change_configuration((leader.core.node, kept[0]), ())
+            await leader.members.change_configuration((leader.core.node, kept[0]), ())
 
         await until(lambda: leader.configuration == Configuration((leader.core.node, kept[0])))
 
@@ -388,9 +388,9 @@ def test_no_change_is_begun_that_would_stop_the_group() -> None:
         await trio.sleep(5.0)
 
         with pytest.raises(UnavailableError):
-            await leader.change_configuration((leader.core.node, gone), ())
+            await leader.members.change_configuration((leader.core.node, gone), ())
 
-        await leader.change_configuration((leader.core.node, kept), ())
+        await leader.members.change_configuration((leader.core.node, kept), ())
 
     in_a_house(ONE, TWO, THREE)(story)
 
@@ -412,15 +412,15 @@ def test_a_leader_tells_how_far_each_member_is() -> None:
     async def story(house: House) -> None:
         await house.append()
         leader = await house.leader()
-        assert house.open(FOUR).member_progress() == ()
+        assert house.open(FOUR).members.progress() == ()
         await house.change((ONE, TWO, THREE), (FOUR,))
 
         def all_caught_up() -> bool:
-            return all(p.is_caught_up and p.bytes_behind == 0 for p in leader.member_progress())
+            return all(p.is_caught_up and p.bytes_behind == 0 for p in leader.members.progress())
 
         await until(all_caught_up)
 
-        progress = leader.member_progress()
+        progress = leader.members.progress()
         assert [(p.node, p.is_voter) for p in progress] == [
             (ONE, True),
             (TWO, True),

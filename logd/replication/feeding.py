@@ -1,0 +1,182 @@
+"""Feeds a leader's followers: what each is sent next, from where, and on which lane.
+
+A follower that keeps up is fed from memory, on the main lane.  One that needs what memory has let
+go of is fed from the files, one request at a time, on the bulk lane, so that reading back an old
+log holds up nobody's votes and appends.  It stays on a lane until nothing is under way to it,
+because two lanes would overtake each other.  One behind the log's start is shipped state
+(``shipping.py``).
+
+How much may be under way the core says, follower by follower; a newcomer may be held to a budget
+besides, whose owner refills it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from logd.errors import CorruptionError, LogdError, OffsetOutOfRangeError
+from logd.limits import APPEND_BYTES_MAX
+from logd.raft.progress import ProgressState
+from logd.record.compacted import cut_gap
+from logd.record.header import decode_header
+from logd.types import NodeId, Offset
+
+if TYPE_CHECKING:
+    from logd.raft.core import RaftCore
+    from logd.replication.catch_up_budget import CatchUpBudget
+    from logd.replication.group import Group
+    from logd.replication.peer_protocol import Lane
+    from logd.replication.seams import GroupHost
+
+
+class Feeder:
+    """The followers of one group, while this node leads it."""
+
+    __slots__ = (
+        "_budgets",
+        "_catching_up",
+        "_core",
+        "_fed_from_file",
+        "_group",
+        "_host",
+        "_lanes",
+    )
+
+    def __init__(self, group: Group, host: GroupHost) -> None:
+        self._group = group
+        self._core: RaftCore = group.core
+        self._host = host
+        self._catching_up: dict[NodeId, bool] = {}
+        """Followers for whom the files are being read."""
+        self._lanes: dict[NodeId, Lane] = {}
+        self._fed_from_file: dict[NodeId, bool] = {}
+        """Followers whose last batches were too old for memory."""
+        self._budgets: dict[NodeId, CatchUpBudget] = {}
+
+    # --- what is known of followers -----------------------------------------------------------
+
+    def acknowledged_end(self, follower: NodeId) -> Offset | None:
+        """Durable end of a follower's log; None until it has told this leader."""
+        return self._core.progress(follower).match or None if self._core.is_leader else None
+
+    def is_in_sync(self, follower: NodeId) -> bool:
+        """The follower agrees and is fed from memory, so that it lacks at most what is on its
+        way; or it lacks nothing, however it got there."""
+        if not self._core.is_leader or follower in self._catching_up:
+            return False
+        progress = self._core.progress(follower)
+        if progress.state is not ProgressState.PIPELINE:
+            return False
+        return follower not in self._fed_from_file or progress.match == self._group.log.end_offset
+
+    # --- what they are sent -------------------------------------------------------------------
+
+    def begin_leading(self) -> None:
+        """Nothing that was noted in an earlier term of this leader holds any more."""
+        self._lanes.clear()
+        self._fed_from_file.clear()
+
+    def limit_catch_up(self, node: NodeId, budget: CatchUpBudget | None) -> None:
+        """Feed ``node`` within ``budget``, whose owner refills it and says ``send_on``."""
+        if budget is None:
+            self._budgets.pop(node, None)
+        else:
+            self._budgets[node] = budget
+
+    def send_on(self) -> None:
+        """There may be room again for what was held back."""
+        if not self._group.is_held and self._group.is_leader:
+            self.send()
+
+    def send(self) -> None:
+        """Send each follower what it may be sent now."""
+        for follower in self._core.sendable():
+            while self._send_next(follower):
+                pass
+
+    def _send_next(self, follower: NodeId) -> bool:
+        """Send the next range to one follower; False if nothing more can be sent now."""
+        core, host, group = self._core, self._host, self._group
+        start = core.next_offset(follower)
+        end = group.log.end_offset
+        window = core.window_bytes_left(follower)
+        if start >= end or window <= 0 or follower in self._catching_up:
+            return False
+        lane = self._lanes.get(follower, "main")
+        if not host.has_room(follower, lane):
+            return False
+        budget = self._budgets.get(follower)
+        if budget is not None and not budget.allows(start):
+            return False
+        bytes_max = min(window, APPEND_BYTES_MAX)
+        cached = host.tail_cache.read(group.group_id, start, end, bytes_max)
+        if cached is None:
+            if not host.has_room(follower, "bulk"):
+                return False
+            self._catching_up[follower] = True
+            host.start_soon(self._send_from_file, follower, start, bytes_max)
+            return False
+        if lane == "bulk" and core.progress(follower).in_flight_bytes == 0:
+            lane = self._lanes[follower] = "main"
+        self._fed_from_file.pop(follower, None)
+        buffers = tuple(buffer for batch in cached for buffer in batch.buffers)
+        size = sum(batch.size_bytes for batch in cached)
+        request = core.make_append(follower, cached[-1].end_offset, size)
+        host.send(request, buffers, lane)
+        if budget is not None:
+            budget.spend(start, size)
+        return True
+
+    async def _send_from_file(self, follower: NodeId, start: Offset, bytes_max: int) -> None:
+        """Read a follower's next range back from the log, and send it on the bulk lane."""
+        group, core = self._group, self._core
+        term = core.term
+        found: list[memoryview] = []
+        try:
+            found = await group.reader.read_file(start, group.log.end_offset, bytes_max)
+        except OffsetOutOfRangeError:
+            pass  # Cut off meanwhile, by the leader that came after.
+        except CorruptionError:
+            return  # Reported; the follower is served again when the hole has been filled.
+        except (OSError, LogdError) as error:
+            # A leader that cannot read its own log must not go on leading it.
+            group.fail(error)
+        finally:
+            self._catching_up.pop(follower, None)
+        if not group.is_leader:
+            return
+        if (
+            found
+            and core.term == term
+            and follower in core.sendable()
+            and core.next_offset(follower) == start
+        ):
+            self._send_found(follower, found)
+        # Also if the follower stands elsewhere by now: nothing was sent to it meanwhile.
+        self.send()
+
+    def _send_found(self, follower: NodeId, found: list[memoryview]) -> None:
+        if self._core.progress(follower).in_flight_bytes == 0:
+            self._lanes[follower] = "bulk"
+        self._fed_from_file[follower] = True
+        first, start = decode_header(found[0]), self._core.next_offset(follower)
+        if first.base_offset < start:
+            # The follower's log ends inside a gap that compaction left in ours.
+            found[0] = memoryview(cut_gap(first, start, first.end_offset, self._group.group_id))
+        size = sum(len(batch) for batch in found)
+        last = decode_header(found[-1])
+        request = self._core.make_append(follower, Offset(last.end_offset), size)
+        self._host.send(request, tuple(found), self._lanes.get(follower, "main"))
+        budget = self._budgets.get(follower)
+        if budget is not None:
+            budget.spend(start, size)
+
+    def tell_commit(self) -> None:
+        """Send followers that have nothing under way the commit offset they do not know."""
+        group, core = self._group, self._core
+        if not group.is_leader or group.is_held:
+            return
+        for follower in core.commit_lagging():
+            request = core.make_append(follower, core.next_offset(follower), 0)
+            self._host.send(request, (), self._lanes.get(follower, "main"))
+        self._host.set_deadline(group, core.deadline_ms)
