@@ -139,7 +139,7 @@ class Broker:
         """The local replica of a group that this broker leads and may serve."""
         found = self.group(group_id)
         if not found.is_leader:
-            raise found.not_leader()
+            raise found.leadership.not_leader()
         if not found.is_ready:
             raise UnavailableError(f"{found.name} has a new leader that is taking over")
         return found

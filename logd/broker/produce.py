@@ -35,7 +35,7 @@ def start_produce(
     header = _check(request, batch)
     group = broker.group(request.group)
     if not group.takes_proposals:
-        raise group.not_leader()
+        raise group.leadership.not_leader()
     if group.application is not None:
         raise InvalidRequestError(f"{group.name} takes commands, not records")
     broker.disk.check()

@@ -88,7 +88,7 @@ async def offsets(broker: Broker, request: OffsetsRequest) -> tuple[OffsetsRespo
     """Where the log begins and ends, and what lies at a time."""
     group = find_replica(broker, request.group, any_replica=request.any_replica)
     if not request.any_replica:
-        await group.confirmed()
+        await group.leadership.confirmed()
     time_offset = None
     if request.time_ms is not None:
         time_offset = await start_position(broker, group, "time", request.time_ms)

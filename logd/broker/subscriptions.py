@@ -90,7 +90,7 @@ class Subscription:
 
     def on_leadership_lost(self) -> None:
         if not self.any_replica or self.group.failure is not None:
-            self.owner.end(self, self.group.not_leader())
+            self.owner.end(self, self.group.leadership.not_leader())
 
 
 class Turn:
@@ -144,7 +144,7 @@ class Subscriptions:
         """Start a subscription; one with the same key on this connection is replaced."""
         group = find_replica(self._broker, request.group, any_replica=request.any_replica)
         if request.start == "latest" and not request.any_replica:
-            await group.confirmed()
+            await group.leadership.confirmed()
         position = await start_position(self._broker, group, request.start, request.value)
         # That takes a while: the group may have been lost or closed meanwhile.
         group = find_replica(self._broker, request.group, any_replica=request.any_replica)
@@ -279,7 +279,7 @@ async def start_position(broker: Broker, group: Group, start: Start, value: int)
                 )
             if value > commit:
                 # A leader that was cut off, or slept, may not have heard of its successor.
-                await group.confirmed()
+                await group.leadership.confirmed()
                 log_start, commit = group.log_start, group.commit_offset
             if not log_start <= value <= commit:
                 raise OffsetOutOfRangeError(

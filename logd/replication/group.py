@@ -12,27 +12,30 @@ order.  One group waits for its disk; the event loop and all other groups go on.
 Appends are grouped by themselves: proposals gather until the turn ends in which they came, or
 the node's pump comes round, and all that gathered becomes one write, one step and one frame per
 follower (``flush``).
+
+What is here is the order of things: news is taken, the core is stepped, its output is carried
+out, and the replica begins, leads, fails and ends.  What is done in each step is the matter of a
+part with one job:
+
+- ``proposals``: the queue, the judgement of each proposal, and its answer;
+- ``leadership``: whether this node certainly leads, and who does if not;
+- ``members``: who replicates the group, and how that is changed;
+- ``feeder``: what each follower is sent next; ``shipping`` and ``intake``: what one is shipped that
+  needs what was trimmed, and what it makes of it;
+- ``appending``: places and writes batches, and notes them in the partition's state;
+- ``syncer``, ``checkpoints``, ``upkeep``, ``reader``: what is done with the files.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
-from logd.errors import (
-    CorruptionError,
-    LeadershipLostError,
-    LogdError,
-    NotLeaderError,
-    UnavailableError,
-)
-from logd.limits import (
-    BATCHES_PER_CHECKPOINT,
-)
+from logd.errors import CorruptionError, LogdError, UnavailableError
+from logd.limits import BATCHES_PER_CHECKPOINT
 from logd.raft.core import RaftCore
 from logd.raft.messages import (
     Appended,
@@ -43,63 +46,39 @@ from logd.raft.messages import (
     Event,
     HardState,
     Output,
-    ReadRequested,
     Received,
     Resign,
     Role,
-    SnapshotReceived,
     Synced,
 )
-from logd.record.batch import seal_opaque
-from logd.record.control import (
-    ConfigurationChange,
-    Control,
-    NoOp,
-    decode_control,
-    encode_control,
-)
-from logd.record.header import (
-    HEADER_BYTES,
-    LEADER_PART_BYTES,
-    BatchHeader,
-    BatchKind,
-    decode_header,
-    leader_part,
-)
+from logd.record.control import Control, NoOp
+from logd.record.header import decode_header
 from logd.replication import log_events
+from logd.replication.appending import Appender
 from logd.replication.checkpoints import Checkpoints
 from logd.replication.counts import GroupCounts
 from logd.replication.feeding import Feeder
+from logd.replication.held_news import HeldNews
+from logd.replication.leadership import Leadership
 from logd.replication.log_reader import LogReader
 from logd.replication.members import Members
-from logd.replication.opening import configuration_of
 from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.replication.proposals import Proposals
 from logd.replication.received import ReceivedBatch, split_gaps
 from logd.replication.shipping import Shipper
-from logd.replication.snapshot import Snapshot, SnapshotAssembly
+from logd.replication.snapshot_intake import SnapshotIntake
 from logd.replication.syncing import Syncer
 from logd.replication.upkeep import Upkeep
 from logd.storage.log import LogBatch
-from logd.types import Buffer, GroupId, NodeId, Offset, Term
+from logd.types import Buffer, GroupId, Offset, Term
 
 if TYPE_CHECKING:
     from logd.partition.state import PartitionState
     from logd.replication.opening import OpenedGroup
-    from logd.replication.peer_protocol import SnapshotChunk
     from logd.replication.seams import Application, GroupHost, Watcher
     from logd.storage.file_header import LogIdentity
 
 log = structlog.get_logger(__name__)
-
-HELD_MESSAGES_MAX: Final = 4096
-"""Messages that may wait for a group's disk; beyond it they are dropped, as a network may.
-What this node knows by itself (who is alive, what is synced) is never dropped: nobody would
-repeat it."""
-
-SUCCESSOR_AWAITED_S: Final = 0.2
-"""Who asks a leader that has just handed over is answered once its successor is known, or after
-this time: sent away at once, they could only guess where to go."""
 
 
 class Group:
@@ -112,52 +91,49 @@ class Group:
         self.core = core
         self.log = opened.log
         self.state: PartitionState = opened.state
+        self.application: Application | None = None
+        self.counts = GroupCounts()
+        self.fence_required = False
+        """The topic refuses appends that carry no fencing token."""
+        self._in_memory = False
+        """By the topic's options, batches count once they are in memory."""
+        self.trimmed_to = Offset(0)
+        """By a committed command; the files follow when whole segments lie below it."""
+
         self.failure: BaseException | None = None
         self.damage: str | None = None
         """A hole that could not be filled yet, for people."""
-        self.let_go_elsewhere = Offset(0)
-        """Below it a peer has trimmed its log: what is damaged here need not be repaired."""
-        self.counts = GroupCounts()
-        self._in_memory = False
-        """By the topic's options, batches count once they are in memory."""
         self.possible_loss: str | None = None
         """For people: the group was restarted from what was left, in this process."""
-        self.fence_required = False
-        """The topic refuses appends that carry no fencing token."""
-        self._opened = opened
-        self._host = host
-        self.trimmed_to = Offset(0)
-        """By a committed command; the files follow when whole segments lie below it."""
-        self._commit_offset = core.commit_offset
-        self._take_up_trim()
-        self.io_lock = trio.Lock()
-        """Held by whoever works on the files; in the order in which they asked."""
+        self.let_go_elsewhere = Offset(0)
+        """Below it a peer has trimmed its log: what is damaged here need not be repaired."""
         self.is_held = False
         """Something blocks: the core may be ahead of the log, and news waits."""
-        self._held_news: deque[Callable[[], None]] = deque()
-        self._held_messages = 0
         self.is_closed = False
         """The files are."""
+        self.io_lock = trio.Lock()
+        """Held by whoever works on the files; in the order in which they asked."""
+
+        self._opened = opened
+        self._host = host
+        self._commit_offset = core.commit_offset
+        self._take_up_trim()
+        self._held_news = HeldNews()
+        self._watchers: dict[int, Watcher] = {}
+        self._next_watcher = 0
+
+        # The parts.  They know the group by its public names, and not one another by more.
+        self.leadership = Leadership(self, host)
         self.proposals = Proposals(self)
-        self.awaits_successor = False
-        """Leadership was handed over, and it is not known yet that it was taken."""
-        self._confirmations: dict[int, Callable[[LogdError | None], None]] = {}
-        self._next_read_id = 1
-        self._written: deque[tuple[Offset, float]] = deque()
-        """As the leader: ends of writes that are not committed yet, and when they were made."""
-        self.application: Application | None = None
         self.members = Members(self, host)
         self.feeder = Feeder(self, host)
         self.reader = LogReader(self, host)
-        self.upkeep = Upkeep(self, host)
         self.syncer = Syncer(self, host)
         self.checkpoints = Checkpoints(self, host, opened)
+        self.upkeep = Upkeep(self, host)
+        self._appender = Appender(self, host)
         self._shipper = Shipper(self, host)
-        self._assembly = SnapshotAssembly()
-        self._installing: Snapshot | None = None
-        self._watchers: dict[int, Watcher] = {}
-        self._next_watcher = 0
-        self._log_time_base_ms = 0
+        self.intake = SnapshotIntake(self, host, opened)
         host.set_deadline(self, core.deadline_ms)
 
     # --- facts ----------------------------------------------------------------------------
@@ -183,7 +159,7 @@ class Group:
     @property
     def takes_proposals(self) -> bool:
         """Leads, or will know in a moment who does."""
-        return self.is_leader or self.awaits_successor
+        return self.is_leader or self.leadership.awaits_successor
 
     @property
     def is_ready(self) -> bool:
@@ -228,16 +204,16 @@ class Group:
         if not self.is_held:
             self._step(event, ())
         elif isinstance(event, Received):
-            self._hold_message(lambda: self._step(event, ()))
+            self._held_news.add_message(lambda: self._step(event, ()))
         else:
-            self._held_news.append(lambda: self._step(event, ()))
+            self._held_news.add(lambda: self._step(event, ()))
 
     def post_append(self, request: AppendRequest, batches: tuple[ReceivedBatch, ...]) -> None:
         """Take a leader's append request with its batches, already verified."""
         if self.failure is not None:
             return
         if self.is_held:
-            self._hold_message(lambda: self._take_append(request, batches))
+            self._held_news.add_message(lambda: self._take_append(request, batches))
         else:
             self._take_append(request, batches)
 
@@ -256,10 +232,10 @@ class Group:
         would only delay it: it is appended at once.
         """
         if not self.is_leader:
-            if self.awaits_successor:
+            if self.leadership.awaits_successor:
                 self.proposals.queue(proposal)
             else:
-                proposal.finish(self.not_leader())
+                proposal.finish(self.leadership.not_leader())
             return
         if self.proposals.queue(proposal):
             self._host.flush_soon(self)
@@ -298,59 +274,12 @@ class Group:
             raise outcome
         return outcome
 
-    def confirm_leadership(self, done: Callable[[LogdError | None], None]) -> None:
-        """Call ``done(None)`` once a round begun now has confirmed that this node leads."""
-        if not self.is_leader:
-            done(self.not_leader())
-            return
-        read_id = self._next_read_id
-        self._next_read_id += 1
-        self._confirmations[read_id] = done
-        self.post(ReadRequested(read_id))
-
-    async def confirmed(self) -> None:
-        """Return once it is certain that this node leads now, so that what it knows to be
-        committed is everything that was acknowledged before.
-
-        Raises:
-            NotLeaderError: it does not, or not any more.
-        """
-        answers: list[LogdError | None] = []
-        answered = trio.Event()
-
-        def done(doubt: LogdError | None) -> None:
-            answers.append(doubt)
-            answered.set()
-
-        self.confirm_leadership(done)
-        await answered.wait()
-        if answers[0] is not None:
-            raise answers[0]
-
-    def not_leader(self) -> NotLeaderError:
-        leader = self.core.leader
-        if leader == self._host.node:
-            leader = None
-        known = f"node {leader} does" if leader is not None else "no leader is known"
-        return NotLeaderError(f"node {self._host.node} does not lead {self.name}: {known}", leader)
-
     def when_free(self, step: Callable[[], None]) -> None:
         """Take ``step`` now, or if the group is held, after the news that waits."""
         if self.is_held and self.failure is None:
-            self._held_news.append(step)
+            self._held_news.add(step)
         else:
             step()
-
-    def _hold_message(self, step: Callable[[], None]) -> None:
-        if self._held_messages >= HELD_MESSAGES_MAX:
-            return
-        self._held_messages += 1
-
-        def take_up() -> None:
-            self._held_messages -= 1
-            step()
-
-        self._held_news.append(take_up)
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -361,8 +290,8 @@ class Group:
         output = self.core.step(event, self._host.now_ms())
         if before != (self.core.leader, self.core.term):
             self._host.leader_learnt(self)
-            if self.awaits_successor and self.core.leader is not None:
-                self._end_wait_for_successor()
+            if self.leadership.awaits_successor and self.core.leader is not None:
+                self.leadership.end_wait()
         for message in output.send_now:
             self._host.send(message)
         if output.persist is not None or output.truncate_to is not None or output.install_snapshot:
@@ -380,20 +309,20 @@ class Group:
                 if output.truncate_to is not None and self.failure is None:
                     await self._truncate(output.truncate_to)
                 if output.install_snapshot and self.failure is None:
-                    await self._install()
+                    await self.intake.install()
         except (OSError, LogdError) as error:
             self.fail(error)
             return
         if self.failure is not None:
             return  # Stopped meanwhile: all who waited were told.
         self.is_held = False
-        self._installing = None
+        self.intake.forget()
         self._finish(output, batches)
         self._take_held_news()
 
     def _take_held_news(self) -> None:
         while self._held_news and not self.is_held:
-            self._held_news.popleft()()
+            self._held_news.take_up_next()
         if not self.is_held and self.proposals.has_more:
             self._host.mark_dirty(self)
 
@@ -433,9 +362,9 @@ class Group:
             self._on_leadership_lost(output)
         for read_id, offset in output.reads_confirmed:
             assert offset <= self.commit_offset
-            self._confirmations.pop(read_id)(None)
+            self.leadership.on_confirmed(read_id)
         for read_id in output.reads_failed:
-            self._confirmations.pop(read_id)(self.not_leader())
+            self.leadership.on_refuted(read_id)
         if self.core.role is Role.LEADER:
             self.feeder.send()
             if output.snapshot_wanted is not None:
@@ -469,103 +398,16 @@ class Group:
         self.state = await self._host.env.run_blocking(self._opened.replay_state)
         self.members.introduce()
 
-    # --- snapshots ----------------------------------------------------------------------------
-
-    def post_snapshot_chunk(self, source: NodeId, chunk: SnapshotChunk, body: Buffer) -> None:
-        """Take a piece of what a leader ships.
-
-        Raises:
-            CorruptionError: it is not what the leader sent.
-        """
-        if self.failure is not None:
-            return
-        snapshot = self._assembly.add(source, chunk, body)
-        if snapshot is None:
-            return
-        change = snapshot.decode_state().configuration
-        assert change is not None
-        event = SnapshotReceived(
-            source=source,
-            term=Term(chunk.term),
-            enrolment=Offset(chunk.enrolment),
-            start_offset=snapshot.start_offset,
-            term_rows=snapshot.terms_below_start(),
-            configuration=configuration_of(change),
-        )
-        self.when_free(lambda: self._take_up_snapshot(event, snapshot))
-
-    def _take_up_snapshot(self, event: SnapshotReceived, snapshot: Snapshot) -> None:
-        self._installing = snapshot
-        self._step(event, ())
-        if not self.is_held:
-            self._installing = None  # It came late.
-
-    async def _install(self) -> None:
-        """Put the snapshot, and an empty log, in the place of what there is."""
-        snapshot = self._installing
-        assert snapshot is not None
-        self._host.tail_cache.forget(self.group_id)
-        self.checkpoints.begin_again()
-        await self._host.env.run_blocking(self._opened.install, self._host.env.files, snapshot)
-        self.log, self.state = self._opened.log, self._opened.state
-        self.members.introduce()
-        log.info(
-            log_events.SNAPSHOT_INSTALLED,
-            group=self.group_id,
-            start=snapshot.start_offset,
-            offset=snapshot.state_offset,
-        )
-        if self.application is not None and snapshot.application is not None:
-            self.application.on_installed(snapshot.application_offset, snapshot.application)
-
     # --- following ----------------------------------------------------------------------------
 
     def _append_received(self, batches: tuple[ReceivedBatch, ...]) -> bool:
         """Write a leader's batches; False if the log failed."""
         if not batches:
             return True
-        written = [batch.log_batch for batch in batches]
-        size = self._write(written)
-        if not size:
-            return False
-        self.counts.batches_replicated += len(written)
-        self.counts.bytes_replicated += size
-        try:
-            for batch in batches:
-                control = self._note(batch.header, batch.log_batch)
-                if isinstance(control, ConfigurationChange):
-                    self.members.put_in_force(
-                        batch.log_batch.base_offset, configuration_of(control)
-                    )
-        except LogdError as error:
-            # Intact, but not of this version: what follows from it cannot be known here.
-            self.fail(error)
+        if not self._appender.write_received(batches):
             return False
         self._after_append()
         return True
-
-    def _write(self, batches: list[LogBatch]) -> int:
-        """Bytes written; 0 if the log failed."""
-        try:
-            size = self.log.append(batches)
-        except (OSError, LogdError) as error:
-            self.fail(error)
-            return 0
-        self._host.tail_cache.add(self.group_id, batches)
-        self._host.request_sync(self)
-        return size
-
-    def _note(self, header: BatchHeader, batch: LogBatch) -> Control | None:
-        """Note ``batch`` in the state; its place may not be in ``header`` yet."""
-        base_offset = batch.base_offset
-        if base_offset < self.state.end_offset:
-            return None  # The state was shipped, and has it.
-        control = None
-        if not batch.is_data:
-            control = decode_control(b"".join(batch.buffers)[HEADER_BYTES:])
-        self.state.note_placed(header, base_offset, batch.append_time_ms, control)
-        self.checkpoints.batches_since += 1
-        return control
 
     def _after_append(self) -> None:
         """Roll and checkpoint when due."""
@@ -612,10 +454,7 @@ class Group:
             term=self.core.term,
             log_end=self.log.end_offset,
         )
-        self._log_time_base_ms = (
-            max(self._host.env.wall_clock_ms(), self.state.last_append_time_ms)
-            - self._host.now_ms()
-        )
+        self._appender.begin_leading()
         self.feeder.begin_leading()
         self.counts.elections_won += 1
         self._host.leadership_changed(self)
@@ -640,39 +479,23 @@ class Group:
         log.info(log_events.LEADERSHIP_LOST, group=self.group_id, term=self.core.term)
         self.counts.leaderships_lost += 1
         if output.handed_over and self.core.leader is None:
-            self.awaits_successor = True
-            self._host.start_soon(self._await_successor, self.core.term)
+            self.leadership.await_successor()
         self._host.leadership_changed(self)
         self._end_leading()
 
-    async def _await_successor(self, term: Term) -> None:
-        await trio.sleep(SUCCESSOR_AWAITED_S)
-        if self.awaits_successor and self.core.term == term:
-            self._end_wait_for_successor()
-
-    def _end_wait_for_successor(self) -> None:
-        """Send away whoever has asked meanwhile: there is a leader, or none to be seen."""
-        self.awaits_successor = False
-        if not self.is_leader:
-            self._send_away()
-
     def _end_leading(self) -> None:
         """Answer those who wait for a commit, and tell those who follow the leader."""
-        self._written.clear()
-        self.proposals.give_up_placed(self.lost_leadership)
+        self._appender.end_leading()
+        self.proposals.give_up_placed(self.leadership.lost)
         self.members.give_up()
-        if not self.awaits_successor:
-            self._send_away()
+        if not self.leadership.awaits_successor:
+            self.send_away()
 
-    def _send_away(self) -> None:
-        self.proposals.refuse_queued(self.not_leader())
+    def send_away(self) -> None:
+        """Tell whoever waits for this node to lead that it does not."""
+        self.proposals.refuse_queued(self.leadership.not_leader())
         for watcher in list(self._watchers.values()):
             watcher.on_leadership_lost()
-
-    def lost_leadership(self) -> LeadershipLostError:
-        return LeadershipLostError(
-            f"node {self._host.node} stopped leading {self.name} before the batch was committed"
-        )
 
     def _stop(self) -> None:
         """This replica takes no more news: whoever waits for any is answered now.
@@ -681,26 +504,21 @@ class Group:
         will never be carried out, and then nobody has been told yet.
         """
         assert self.failure is not None
-        self.awaits_successor = False
-        confirmations, self._confirmations = self._confirmations, {}
+        unanswered = self.leadership.take_unanswered()
         self._end_leading()
-        for confirm in confirmations.values():
-            confirm(self.not_leader())
+        for answer in unanswered:
+            answer(self.leadership.not_leader())
         self._held_news.clear()
         self.checkpoints.forget()
         self._host.set_deadline(self, None)
-
-    def _log_time_ms(self) -> int:
-        """This leader's clock: monotonic, and never behind what the log already says."""
-        return max(self._log_time_base_ms + self._host.now_ms(), self.state.last_append_time_ms)
 
     def flush(self) -> None:
         """Append all proposals that have gathered.  Called by the node's pump."""
         if self.is_held or self.failure is not None:
             return
         if not self.is_leader:
-            if not self.awaits_successor:
-                self.proposals.refuse_queued(self.not_leader())
+            if not self.leadership.awaits_successor:
+                self.proposals.refuse_queued(self.leadership.not_leader())
             return
         if self.syncer.is_disk_behind or self.core.is_transferring:
             # While leadership is handed over nothing is added, or the successor never catches up.
@@ -711,38 +529,15 @@ class Group:
         if not proposals.queued:
             self.feeder.send()
             return
-        batches = proposals.place_queued(self._place)
+        batches = proposals.place_queued(self._appender.place)
         if proposals.queued:
             self._host.mark_dirty(self)
         if batches:
             self._append_own(batches)
 
-    def _place(self, batch: Buffer, header: BatchHeader) -> LogBatch:
-        """Give a batch the next offsets and the leader's part, and note it in the state."""
-        base = self.state.end_offset
-        term = self.core.term
-        now_ms = self._log_time_ms()
-        part = leader_part(
-            batch, base_offset=base, term=term, append_time_ms=now_ms, group=self.group_id
-        )
-        placed = LogBatch(
-            base_offset=base,
-            end_offset=Offset(base + header.offset_span),
-            term=term,
-            append_time_ms=now_ms,
-            is_data=not header.is_control,
-            size_bytes=header.size_bytes,
-            buffers=(part, memoryview(batch)[LEADER_PART_BYTES:]),
-        )
-        self._note(header, placed)
-        return placed
-
     def append_control(self, control: Control, configuration: Configuration | None = None) -> None:
         """Append a control batch of this leader's own; as ``_append_own``."""
-        batch = seal_opaque(
-            encode_control(control), kind=BatchKind.CONTROL, timestamp_ms=self._log_time_ms()
-        )
-        self._append_own([self._place(batch, decode_header(batch))], configuration)
+        self._append_own([self._appender.place_control(control)], configuration)
 
     def _append_own(
         self, batches: list[LogBatch], configuration: Configuration | None = None
@@ -752,14 +547,8 @@ class Group:
         Args:
             configuration: what the first batch puts in force, if it does.
         """
-        size = self._write(batches)
-        if not size:
+        if not self._appender.write_placed(batches):
             return
-        self._written.append((batches[-1].end_offset, trio.current_time()))
-        counts = self.counts
-        counts.batches_in += len(batches)
-        counts.bytes_in += size
-        counts.records_in += batches[-1].end_offset - batches[0].base_offset
         spans = tuple(BatchSpan(b.base_offset, b.end_offset, b.term) for b in batches)
         self._step(Appended(spans, is_configuration=configuration is not None), ())
         if configuration is not None and self.failure is None:
@@ -772,8 +561,7 @@ class Group:
         assert self._commit_offset <= commit_offset <= self.log.end_offset
         self._commit_offset = commit_offset
         self._take_up_trim()
-        if self._written:
-            self._count_commits(commit_offset)
+        self._appender.count_commits(commit_offset)
         self.proposals.finish_committed(commit_offset)
         self.members.settle_committed()
         for watcher in list(self._watchers.values()):
@@ -784,12 +572,6 @@ class Group:
         start, end = self.state.trim
         if start > self.trimmed_to and end <= self._commit_offset:
             self.trimmed_to = start
-
-    def _count_commits(self, commit_offset: Offset) -> None:
-        now = trio.current_time()
-        written, commit_s = self._written, self._host.counts.commit_s
-        while written and written[0][0] <= commit_offset:
-            commit_s.observe(now - written.popleft()[1])
 
     # --- disk ---------------------------------------------------------------------------------
 

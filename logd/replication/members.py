@@ -111,12 +111,12 @@ class Members:
     def _begin(self, change: _Change) -> None:
         group, core = self._group, self._core
         if not group.is_leader:
-            change.settle(group.not_leader())
+            change.settle(group.leadership.not_leader())
             return
         current = core.configuration
         if change.wanted == current and core.configuration_is_committed:
             # By this leader's knowledge: a later one may have changed it since.
-            group.confirm_leadership(change.settle)
+            group.leadership.confirm(change.settle)
         elif change.wanted == current.without_outgoing:
             change.is_begun = True
         else:
@@ -184,9 +184,9 @@ class Members:
 
     def give_up(self) -> None:
         """This node leads no more: what becomes of the changes is not known here."""
-        group = self._group
+        leadership = self._group.leadership
         for change in self._changes:
-            change.settle(group.lost_leadership() if change.is_begun else group.not_leader())
+            change.settle(leadership.lost() if change.is_begun else leadership.not_leader())
 
     # --- what is known of them ----------------------------------------------------------------
 

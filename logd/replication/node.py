@@ -553,7 +553,7 @@ class Node:
             case SnapshotChunk():
                 group = self.groups.get(GroupId(message.group))
                 if group is not None:
-                    group.post_snapshot_chunk(source, message, frame.body)
+                    group.intake.post_chunk(source, message, frame.body)
             case Forward():
                 assert self.on_forward is not None
                 self.on_forward(source, message)

@@ -156,9 +156,9 @@ class Proposals:
             self._finish_when_committed(judged)
 
         def committed(outcome: Outcome) -> None:
-            proposal.finish(error if isinstance(outcome, Placed) else group.not_leader())
+            proposal.finish(error if isinstance(outcome, Placed) else group.leadership.not_leader())
 
-        group.confirm_leadership(confirmed)
+        group.leadership.confirm(confirmed)
 
     def finish_committed(self, commit_offset: Offset) -> None:
         """The commit offset has moved: answer what lies below it."""

@@ -257,7 +257,7 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a deposed leader's pending appends are refused for certain",
         "P3",
-        "logd/replication/group.py",
+        "logd/replication/leadership.py",
         "        return LeadershipLostError(\n",
         "        return NotLeaderError(\n",
     ),
@@ -266,7 +266,7 @@ SYSTEM_MUTANTS = (
         "P3",
         "logd/replication/proposals.py",
         "                    RequestTimeoutError(\n",
-        "                    group.not_leader()\n                    if True\n"
+        "                    group.leadership.not_leader()\n                    if True\n"
         "                    else RequestTimeoutError(\n",
     ),
     Mutant(
@@ -293,9 +293,8 @@ SYSTEM_MUTANTS = (
     Mutant(
         "the append time is whatever the clock says",
         "append time never goes back",
-        "logd/replication/group.py",
-        "        return max(self._log_time_base_ms + self._host.now_ms(), "
-        "self.state.last_append_time_ms)",
+        "logd/replication/appending.py",
+        "        return max(self._log_time_base_ms + self._host.now_ms(), last_ms)",
         "        return self._host.env.wall_clock_ms()",
     ),
     Mutant(
@@ -652,8 +651,8 @@ SYSTEM_MUTANTS = (
     Mutant(
         "batches that the shipped state has are noted again",
         "P4: state is what the log says",
-        "logd/replication/group.py",
-        "        if base_offset < self.state.end_offset:\n            return None",
+        "logd/replication/appending.py",
+        "        if base_offset < group.state.end_offset:\n            return None",
         "        if False:\n            return None",
     ),
     Mutant(

@@ -34,8 +34,7 @@ from logd.raft.messages import (
 )
 from logd.record.batch import seal_opaque
 from logd.record.header import BatchKind, decode_header
-from logd.replication import group as group_module
-from logd.replication import proposals
+from logd.replication import held_news, proposals
 from logd.replication.proposal import Placed
 from logd.replication.standing import role_name
 from logd.storage.file_header import LogIdentity
@@ -285,7 +284,7 @@ async def hand_over(replica: Replica) -> Term:
         transfer=True,
     )
     replica.group.post(Received(request))
-    await until(lambda: replica.group.awaits_successor)
+    await until(lambda: replica.group.leadership.awaits_successor)
     return term
 
 
@@ -503,7 +502,7 @@ def test_messages_that_arrive_while_a_vote_is_written_are_taken_up_in_order() ->
 def test_news_of_the_node_is_kept_when_messages_have_to_be_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(group_module, "HELD_MESSAGES_MAX", 2)
+    monkeypatch.setattr(held_news, "HELD_MESSAGES_MAX", 2)
 
     async def story() -> None:
         async with open_replica() as replica:

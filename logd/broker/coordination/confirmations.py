@@ -45,4 +45,4 @@ class Confirmations:
             for then in served:
                 then(doubt)
 
-        self._group.confirm_leadership(done)
+        self._group.leadership.confirm(done)

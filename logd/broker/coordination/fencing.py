@@ -41,7 +41,7 @@ async def raise_fence(broker: Broker, request: RaiseFenceRequest) -> RaiseFenceR
         group.state.fences.check(request.fence_id, request.token)
     except FencedError:
         # By a leader that was deposed, or a fence that is not committed yet: ask again then.
-        await group.confirmed()
+        await group.leadership.confirmed()
         group.state.fences.check(request.fence_id, request.token)
     control = encode_control(RaiseFence(fence_id=request.fence_id, fence_token=request.token))
     batch = seal_opaque(control, kind=BatchKind.CONTROL, timestamp_ms=broker.env.wall_clock_ms())

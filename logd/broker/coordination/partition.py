@@ -160,7 +160,7 @@ class CoordinationPartition:
         if self._is_serving:
             return
         if not self.group.is_leader:
-            raise self.group.not_leader()
+            raise self.group.leadership.not_leader()
         raise UnavailableError(f"{self.group.name} has a new leader that is taking over")
 
     # --- commands -------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ class CoordinationPartition:
 
         def look(may_have_changed: bool) -> None:
             if not self._is_serving:
-                answer(self.group.not_leader())
+                answer(self.group.leadership.not_leader())
                 return
             found = self.state.answer(namespace, query)
             if not may_have_changed:
@@ -301,7 +301,7 @@ class CoordinationPartition:
 
     def _answer_keep_alive(self, sessions: list[int], answer: KeptAlive) -> None:
         if not self._is_serving:
-            answer(self.group.not_leader())
+            answer(self.group.leadership.not_leader())
         elif any(map(self._clock.is_expiring, sessions)):
             self._expiring_waits.append((sessions, answer))
         else:
@@ -446,7 +446,7 @@ class CoordinationPartition:
         )
 
     def on_leadership_lost(self) -> None:
-        error = self.group.not_leader()
+        error = self.group.leadership.not_leader()
         self._queue.refuse_gathered(error)
         if self._is_serving:
             self._is_serving = False
