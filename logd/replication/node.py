@@ -366,8 +366,12 @@ class Node:
             await trio.sleep(COMMIT_NOTICE_S)
             self._notice_wanted = trio.Event()
             notices, self._commit_notices = self._commit_notices, {}
-            for group in notices.values():
-                group.feeder.tell_commit()
+            self.turn.begin()
+            try:
+                for group in notices.values():
+                    group.feeder.tell_commit()
+            finally:
+                self.turn.end()
 
     async def _expire(self) -> None:
         while True:
@@ -386,12 +390,16 @@ class Node:
             if trio.current_time() >= compare_at and not self._claims_dirty:
                 compare_at = trio.current_time() + CLAIMS_COMPARED_EVERY_S
                 ping = Ping(view=view, claims_digest=digest_of(self._own_claims().groups))
-            for (_, lane), link in self._links.items():
-                if lane == "main":
-                    link.send(ping)
-            for node in self._detector.expire(self.now_ms()):
-                self._peer_down(node)
-            self._check_claims()
+            self.turn.begin()  # What is said in it leaves at its end, without a task per link.
+            try:
+                for (_, lane), link in self._links.items():
+                    if lane == "main":
+                        link.send(ping)
+                for node in self._detector.expire(self.now_ms()):
+                    self._peer_down(node)
+                self._check_claims()
+            finally:
+                self.turn.end()
             await trio.sleep(interval_s)
 
     # --- peers ----------------------------------------------------------------------------------

@@ -123,8 +123,9 @@ class VirtualClock(trio.abc.Clock):
         return 0
 
     def _carry_out_due(self) -> None:
-        agenda = self._agenda
-        while agenda and agenda[0][0] <= self.now:
+        """What is due now.  What that makes due has to wait for the tasks that it has woken."""
+        agenda, last = self._agenda, self._count
+        while agenda and agenda[0][0] <= self.now and agenda[0][1] <= last:
             _, _, host, call = heapq.heappop(agenda)
             if host is not None and host in self._frozen:
                 self._held_calls[host].append(call)

@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
+import outcome
 import trio
 
 from logd.env import Buffer, ByteStream, Listener, Receiver, Round
@@ -141,7 +142,7 @@ class SimNetwork:
         host = self._hosts.setdefault(incarnation.host, _Host(incarnation.host))
         assert host.incarnation is None or not host.incarnation.is_alive
         host.incarnation = incarnation
-        host.arrivals = _Arrivals()
+        host.arrivals = _Arrivals(self, incarnation)
         host.is_powered = True
         self._release_held()
         return SimHostNetwork(self, host, incarnation)
@@ -335,20 +336,14 @@ class SimHostNetwork:
         self._arrivals = host.arrivals
 
     async def deliver(self, turn: Round) -> None:
-        """As ``Network.deliver``; what is there is sometimes handed over in several rounds."""
-        arrivals = self._arrivals
-        while True:
-            await self._network._breathe()
-            self._incarnation.require_alive()
-            if not arrivals.streams:
-                await arrivals.signal.wait()
-                continue
-            turn.begin()
-            try:
-                for stream in arrivals.take(self._network):
-                    stream._hand_over()
-            finally:
-                turn.end()
+        """As ``Network.deliver``; what is there is sometimes handed over in several rounds.
+
+        Bytes arrive when all tasks wait: a task that was woken for each would run alone and at
+        once.  So the rounds are calls of the agenda, which are much cheaper, in the context of
+        this task, which hears of them only if one raises.
+        """
+        self._incarnation.require_alive()
+        await self._arrivals.deliver(turn)
 
     async def connect(self, address: HostPort) -> ByteStream:
         return await self.connect_stream(address)
@@ -500,7 +495,8 @@ class SimStream:
     async def receive_into(self, buffer: memoryview) -> int:
         """As ``ByteStream.receive_into``; by chance returns less than has arrived."""
         assert len(buffer) > 0
-        await self._network._breathe()
+        if self._arrived or self._is_ended or self._is_reset or self._is_closed:
+            await self._network._breathe()
         while True:
             self._require_open()
             if self._arrived:
@@ -635,6 +631,12 @@ class SimStream:
     def _receive(self, segment: _Segment) -> None:
         """A piece has arrived at this end."""
         match segment.kind:
+            case _Kind.DATA:
+                if self.is_live:
+                    self._arrived += segment.data
+                    self._note_arrival()
+                else:
+                    self._refuse()
             case _Kind.OPEN:
                 self._on_open()
             case _Kind.RESET:
@@ -645,12 +647,6 @@ class SimStream:
             case _Kind.END:
                 self._is_ended = True
                 self._note_arrival()
-            case _Kind.DATA:
-                if self.is_live:
-                    self._arrived += segment.data
-                    self._note_arrival()
-                else:
-                    self._refuse()
 
     def _on_open(self) -> None:
         listener = self._host.listeners.get(self._incoming.port)
@@ -706,10 +702,10 @@ class SimTransportStream:
 
 
 class _Kind(Enum):
-    OPEN = "open"
-    DATA = "data"
-    END = "end"
-    RESET = "reset"
+    OPEN = b"open"
+    DATA = b"data"
+    END = b"end"
+    RESET = b"reset"
 
 
 class _Segment(NamedTuple):
@@ -721,21 +717,68 @@ class _Segment(NamedTuple):
 class _Arrivals:
     """The streams of one incarnation whose receivers have something to be handed."""
 
-    def __init__(self) -> None:
-        self.streams: dict[SimStream, None] = {}
-        self.signal = _Signal()
+    def __init__(self, network: SimNetwork, incarnation: Incarnation) -> None:
+        self._network = network
+        self._incarnation = incarnation
+        self._streams: dict[SimStream, None] = {}
+        self._turn: Round | None = None
+        self._task: trio.lowlevel.Task | None = None
+        """In whose name the rounds are; None unless ``deliver`` is under way."""
+        self._is_on_agenda = False
+
+    async def deliver(self, turn: Round) -> None:
+        """Hand over what arrives, until cancelled.  Raises what a receiver raises."""
+        assert self._task is None
+        self._turn, self._task = turn, trio.lowlevel.current_task()
+        if self._streams:
+            self._call_round()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def add(self, stream: SimStream) -> None:
-        self.streams[stream] = None
-        self.signal.set()
+        self._streams[stream] = None
+        if not self._is_on_agenda and self._task is not None:
+            self._call_round()
 
-    def take(self, network: SimNetwork) -> list[SimStream]:
+    def _call_round(self) -> None:
+        """Behind whatever else is due now: what arrives at once is handed over at once."""
+        self._is_on_agenda = True
+        clock = self._network._clock
+        clock.call_at(clock.now, self._round, self._incarnation.host)
+
+    def _round(self) -> None:
+        self._is_on_agenda = False
+        task = self._task
+        if task is None:
+            return
+        failed = outcome.capture(task.context.run, self._hand_over)
+        if isinstance(failed, outcome.Error):
+            if self._task is not None:  # Else whoever raised has cancelled it, too.
+                self._task = None
+                trio.lowlevel.reschedule(task, failed)
+        elif self._streams and self._task is not None and not self._is_on_agenda:
+            self._call_round()
+
+    def _hand_over(self) -> None:
+        self._incarnation.require_alive()
+        assert self._turn is not None
+        self._turn.begin()
+        try:
+            for stream in self._take():
+                stream._hand_over()
+        finally:
+            self._turn.end()
+
+    def _take(self) -> list[SimStream]:
         """Those of one round: all of them, or by chance some, in the order they came."""
-        ready = list(self.streams)
+        network, ready = self._network, list(self._streams)
         if len(ready) > 1 and network._happens(network.conditions.split_probability):
             ready = ready[: network.chance.randrange(1, len(ready))]
         for stream in ready:
-            del self.streams[stream]
+            del self._streams[stream]
         return ready
 
 
@@ -747,7 +790,7 @@ class _Host:
         self.incarnation: Incarnation | None = None
         self.is_powered = False
         self.listeners: dict[int, SimListener] = {}
-        self.arrivals = _Arrivals()
+        self.arrivals: _Arrivals
         self._next_port = EPHEMERAL_PORT_MIN
 
     def draw_port(self) -> int:

@@ -143,17 +143,21 @@ class _Run:
                         with self._in_time("end its moves"):
                             await trouble.moves_have_ended(admin)
                     workload.is_over = True
-                if coordination is not None:
-                    with self._in_time("finish what coordination left"):
-                        await coordination.finish()
-                    self.wrong += coordination.judge(await self._protected_log(admin))
-                ends = await self._read_finally(admin)
-                with self._in_time("bring every reader to the end"):
-                    await workload.all_arrive(ends)
-                await workload.check_topics(admin)
-                readers.cancel_scope.cancel()
+                async with trio.open_nursery() as endings:
+                    if coordination is not None:
+                        endings.start_soon(self._end_coordination, coordination, admin)
+                    ends = await self._read_finally(admin)
+                    with self._in_time("bring every reader to the end"):
+                        await workload.all_arrive(ends)
+                    await workload.check_topics(admin)
+                    readers.cancel_scope.cancel()
             await self._check_files()
         self.wrong += check_metadata(self._cluster)
+
+    async def _end_coordination(self, coordination: CoordinationWorkload, admin: Client) -> None:
+        with self._in_time("finish what coordination left"):
+            await coordination.finish()
+        self.wrong += coordination.judge(await self._protected_log(admin))
 
     async def _check_files(self) -> None:
         """Compare the replicas' files, as soon as the scrubbers have found what rotted."""
@@ -235,22 +239,22 @@ class _Run:
             The end of the data in each partition.
         """
         ends: dict[TopicPartition, int] = {}
-        for where in self.workload.partitions:
-            topic = await client.admin.describe_topic(where.topic)
-            offsets = await client.admin.offsets(where.topic, where.partition)
-            ends[where] = offsets.data_end
-            for node in topic.partitions[where.partition].replicas:
-                with self._in_time(f"give what node {node} has of {where}"):
-                    records = await self._copy_of(client, where, node, offsets.commit_offset)
-                    # Afterwards: what was read below it was there, and need not be any more.
-                    held = await client.admin.offsets(
-                        where.topic, where.partition, from_replica=node
-                    )
-                kept = [record for record in records if record[0] >= held.log_start]
-                self.workload.history.read_finally(
-                    f"node{node}", where, kept, log_start=held.log_start
-                )
+        async with trio.open_nursery() as copies:
+            for where in self.workload.partitions:
+                topic = await client.admin.describe_topic(where.topic)
+                offsets = await client.admin.offsets(where.topic, where.partition)
+                ends[where] = offsets.data_end
+                for node in topic.partitions[where.partition].replicas:
+                    copies.start_soon(self._read_copy, client, where, node, offsets.commit_offset)
         return ends
+
+    async def _read_copy(self, client: Client, where: TopicPartition, node: int, end: int) -> None:
+        with self._in_time(f"give what node {node} has of {where}"):
+            records = await self._copy_of(client, where, node, end)
+            # Afterwards: what was read below it was there, and need not be any more.
+            held = await client.admin.offsets(where.topic, where.partition, from_replica=node)
+        kept = [record for record in records if record[0] >= held.log_start]
+        self.workload.history.read_finally(f"node{node}", where, kept, log_start=held.log_start)
 
     async def _copy_of(
         self, client: Client, where: TopicPartition, node: int, end: int

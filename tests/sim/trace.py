@@ -9,6 +9,7 @@ Fields must print the same in every process: no sets, no default ``repr`` with a
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -17,6 +18,9 @@ import trio
 import xxhash
 
 EVENTS_MAX: Final = 20_000
+
+_MOVED: Final = struct.Struct("<dQ")
+"""When, and how many bytes."""
 
 
 class TraceEvent(NamedTuple):
@@ -57,9 +61,10 @@ class Trace:
         self._events.append(TraceEvent(self._now(), source, name, printed))
         self._count += 1
 
-    def digest_bytes(self, source: str, data: bytes | bytearray) -> None:
+    def digest_bytes(self, source: bytes, data: bytes | bytearray) -> None:
         """Make ``data``, and the time it moved, part of the digest but not of the timeline."""
-        self._hash.update(f"{self._now()!r}{source}{len(data)}\n".encode())
+        self._hash.update(_MOVED.pack(self._now(), len(data)))
+        self._hash.update(source)
         self._hash.update(data)
 
     @property
