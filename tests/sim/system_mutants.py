@@ -699,6 +699,14 @@ SYSTEM_MUTANTS = (
         "self._node.env.wall_clock_ms()",
     ),
     Mutant(
+        "a replica does not take up the state that it is sent",
+        "coordination: replicas come to the same state",
+        "logd/broker/coordination/partition.py",
+        '        """The log begins anew further on, with this state."""\n'
+        "        self._take_over(offset, payload)\n",
+        '        """The log begins anew further on, with this state."""\n',
+    ),
+    Mutant(
         "a watch that could not be told is not told later",
         "coordination: watches skip nothing",
         "logd/broker/coordination/watches.py",

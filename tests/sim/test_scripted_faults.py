@@ -9,11 +9,11 @@ import pytest
 import trio
 
 from logd.broker.broker import Broker
-from logd.broker.reading import offsets
+from logd.broker.reading import fetch, offsets
 from logd.errors import LogdError, TopicExistsError
 from logd.replication.node import CLAIMS_COMPARED_EVERY_S
-from logd.types import GroupId, NodeId
-from logd.wire.messages import OffsetsRequest
+from logd.types import GroupId, NodeId, Offset
+from logd.wire.messages import FetchRequest, OffsetsRequest
 from logd_client import Client
 from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
 from tests.sim.faults import SLOW_DISK
@@ -99,22 +99,47 @@ def test_who_answers_for_a_partition_knows_of_everything_acknowledged_before() -
         topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
         group = GroupId(topic.partitions[0].group)
         async with client.producer(TOPIC) as producer:
-            ack = await producer.append(b"value")
-        leader = cluster.leader_of(group)
-        assert leader is not None
-        # Its followers have not been told yet that this is committed.
+            first = await producer.append(b"first")
+            leader = cluster.leader_of(group)
+            assert leader is not None
+            followers = [node for node in cluster.nodes.values() if node is not leader]
+            while any(node.groups[group].commit_offset <= first.offset for node in followers):
+                await trio.sleep(0.01)
+            leader.groups[group].watch(OnCommit(cluster, leader, followers))
+            ack = await producer.append(b"second")
+        # They hold it, and that it is committed nobody has told them.
+        for node in followers:
+            assert (
+                node.groups[group].log.end_offset > ack.offset >= node.groups[group].commit_offset
+            )
         await leader.crash(power=True)
         answers = 0
         while answers < 10:
             await trio.sleep(0.001)
             for node in cluster.alive():
-                assert node.broker is not None
                 with contextlib.suppress(LogdError):
-                    answer, _ = await offsets(node.broker, OffsetsRequest(group=group))
+                    found, _ = await fetch(broker_of(node), FetchRequest(group=group, offset=0))
+                    assert found.next_offset > ack.offset
+                    answer, _ = await offsets(broker_of(node), OffsetsRequest(group=group))
                     assert answer.commit_offset > ack.offset
                     answers += 1
 
     play(story)
+
+
+class OnCommit:
+    """Keeps from its followers whatever a leader has to say from its next commit on."""
+
+    def __init__(self, cluster: SimCluster, leader: SimNode, followers: list[SimNode]) -> None:
+        self._network = cluster.network
+        self._links = [(leader.host, node.host) for node in followers]
+
+    def on_commit(self, commit_offset: Offset) -> None:
+        links, self._links = self._links, []
+        self._network.hold(links)
+
+    def on_leadership_lost(self) -> None:
+        """Nothing else is to be kept."""
 
 
 def test_a_broker_killed_again_and_again_while_topics_are_made_has_all_of_them() -> None:
