@@ -345,7 +345,7 @@ WORKLOADS: Final = {
     "connections": Workload(connections, 25_600),
     "batches": Workload(batches, 4_000_000),
     "records": Workload(each, 1_000_000),
-    "puts": Workload(puts, 40_000),
+    "puts": Workload(puts, 60_000),
     "lock": Workload(lock, 4_000),
 }
 

@@ -34,6 +34,7 @@ from logd.cli.measure import Latency, latency_of, this_machine
 from logd.cli.ready import wait_until_ready
 from logd.types import GroupId
 from logd.wire.coordination import Opened, OpenSession
+from logd.wire.messages import CoordinateRequest, Message
 from logd_client import Client, connect
 from logd_client.coordination.calls import Calls
 from logd_client.coordination.queues import Queue
@@ -314,9 +315,12 @@ async def sessions(cluster: LocalCluster, scale: float) -> Row:
 
 
 async def _open_sessions(own: Calls, count: int, ids: list[tuple[Calls, int]]) -> None:
+    def request(group: GroupId, timeout_ms: int, now: float) -> Message:
+        return CoordinateRequest(group=group, namespace="bench-sessions", timeout_ms=timeout_ms)
+
     async def open_one() -> None:
         command = OpenSession(token=os.urandom(16), ttl_ms=SESSION_TTL_S * 1000)
-        opened = await own.command("bench-sessions", command)
+        opened = await own.command("bench-sessions", command, request)
         assert isinstance(opened, Opened)
         ids.append((own, opened.session))
 

@@ -57,7 +57,7 @@ from logd.wire.messages import (
     WatchEvents,
 )
 from logd_client.environment import Environment
-from logd_client.event_loop import Event, monotonic_clock, new_event
+from logd_client.event_loop import Once, monotonic_clock, new_event, new_once
 from logd_client.refusals import error_from_response
 from logd_client.transport import Stream, reason_of
 
@@ -255,7 +255,7 @@ class Connection:
 
     async def exchange(self, message: Message, body: Buffer, timeout_s: float) -> Answer:
         """``request`` for messages with a body, either way."""
-        waiter = _Waiter()
+        waiter = _Waiter(new_once())
         sent_at = self._clock()
         self.post(message, waiter.settle, body)
         if self.node is None:
@@ -263,7 +263,15 @@ class Connection:
             with anyio.move_on_after(timeout_s):
                 await waiter.settled.wait()
         else:
-            await self._wait(waiter, timeout_s)
+            # A scope for each request would cost more than the rest of it.
+            waiter.deadline = deadline = self._loop_time() + timeout_s
+            self._waiting[waiter] = None
+            if deadline < self._look_at:
+                self._wake_looker.set()
+            try:
+                await waiter.settled.wait()
+            finally:
+                del self._waiting[waiter]
         if waiter.outcome is None:
             error = RequestTimeoutError(
                 f"{type(message).__name__}: no answer from {self.name} within {timeout_s:g} s"
@@ -273,21 +281,6 @@ class Connection:
         if isinstance(waiter.outcome, LogdError):
             raise waiter.outcome
         return waiter.outcome
-
-    async def _wait(self, waiter: _Waiter, timeout_s: float) -> None:
-        """Until it is settled, or its time is up.
-
-        A scope for each request would cost more than the rest of it: one task looks after the
-        deadlines of all.
-        """
-        waiter.deadline = self._loop_time() + timeout_s
-        self._waiting[waiter] = None
-        if waiter.deadline < self._look_at:
-            self._wake_looker.set()
-        try:
-            await waiter.settled.wait()
-        finally:
-            del self._waiting[waiter]
 
     async def say_hello(self, client: str, cluster_id: str | None, timeout_s: float) -> None:
         """Do the handshake.
@@ -532,10 +525,10 @@ class _Waiter:
 
     __slots__ = ("deadline", "outcome", "settled")
 
-    def __init__(self) -> None:
+    def __init__(self, settled: Once) -> None:
         self.deadline = math.inf
         self.outcome: Answer | LogdError | None = None
-        self.settled: Event = new_event()
+        self.settled = settled
 
     def settle(self, outcome: Answer | LogdError) -> None:
         self.outcome = outcome

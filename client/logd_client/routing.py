@@ -197,6 +197,13 @@ class Routing:
             except ConnectionFailedError as error:
                 raise ConnectionFailedError(f"node {node} at {address}: {error}") from error
 
+    def open_connection(self, node: NodeId, lane: Lane) -> Connection | None:
+        """The connection to ``node``, if there is one."""
+        connection = self._connections.get((node, lane))
+        if connection is None or not connection.is_open or self._is_closed:
+            return None
+        return connection
+
     async def _open(self, address: HostPort, lane: Lane, node: NodeId | None) -> Connection:
         timeout_s = self._connect_timeout_s * _ATTEMPT_SHARE
         if node is not None:

@@ -13,7 +13,7 @@ thousand who wait for locks must not keep those who hold them from giving them b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio
 import msgspec
@@ -42,7 +42,6 @@ from logd.wire.coordination import (
     partition_of,
 )
 from logd.wire.messages import (
-    CoordinateRequest,
     KeepAliveRequest,
     KeepAliveResponse,
     Message,
@@ -77,6 +76,18 @@ _RESULTS: Final = msgspec.msgpack.Decoder(Result)
 _ANSWERS: Final = msgspec.msgpack.Decoder(Answer)
 
 
+MakeRequest = Callable[[GroupId, int, float], Message]
+"""Makes the request of one attempt: to which group, for how many milliseconds, sent when."""
+
+
+class _Failed(NamedTuple):
+    """An attempt that did not get an answer."""
+
+    error: LogdError
+    began: float
+    node: NodeId | None
+
+
 class Calls:
     """The way to the coordination log, for all of one client."""
 
@@ -93,19 +104,15 @@ class Calls:
         self,
         namespace: str,
         command: Command,
+        request: MakeRequest,
         *,
-        session: int = 0,
-        sequence: int = 0,
-        acknowledged: Callable[[], int] = lambda: 0,
-        on_sent: Callable[[float], None] | None = None,
         timeout_s: float | None = None,
     ) -> Result:
         """Have ``command`` carried out, once, and return its result.
 
         Args:
-            sequence: 0 for what may be repeated without harm.
-            acknowledged: the session's, at the time of each attempt.
-            on_sent: gets the time of each attempt before it is sent.
+            request: makes the request of each attempt; without a sequence only of what may be
+                repeated without harm.
 
         Raises:
             LogdError: it was refused, with ``may_have_applied`` False; or time is up, and
@@ -114,27 +121,40 @@ class Calls:
         Cancelled, it may still be carried out.
         """
         body = _encoded(command)
-
-        def request(group: GroupId, timeout_ms: int, now: float) -> Message:
-            if on_sent is not None:
-                on_sent(now)
-            return CoordinateRequest(
-                group=group,
-                namespace=namespace,
-                session=session,
-                sequence=sequence,
-                acknowledged=acknowledged(),
-                timeout_ms=timeout_ms,
+        answer: ConnectionAnswer | None = None
+        is_in_doubt = False
+        failed: _Failed | None = None
+        group = self._known_group(namespace)
+        connection = None if group is None else self._usual_connection(group)
+        if group is not None and connection is not None:
+            # The first attempt, as it usually goes.
+            began = self.clock()
+            this_s = self._attempt_s(timeout_s)
+            message = request(group, max(1, int(this_s * 1000)), began)
+            try:
+                answer = await connection.exchange(message, body, this_s)
+            except LogdError as error:
+                failed = _Failed(error, began, connection.node)
+        if answer is None:
+            answer, is_in_doubt = await self._ask(
+                namespace, request, body, Lane.COORDINATE, timeout_s, failed=failed
             )
-
-        answer, is_in_doubt = await self._ask(namespace, request, body, Lane.COORDINATE, timeout_s)
         result: Result = _decoded(_RESULTS, answer)
-        if isinstance(result, Refused):
-            error = error_from_refusal(result)
+        if type(result) is Refused:
+            refusal = error_from_refusal(result)
             # The results of a session go with it, also that of an earlier attempt.
-            error.may_have_applied = is_in_doubt and isinstance(error, SessionExpiredError)
-            raise error
+            refusal.may_have_applied = is_in_doubt and isinstance(refusal, SessionExpiredError)
+            raise refusal
         return result
+
+    def _usual_connection(self, group: GroupId) -> Connection | None:
+        """The connection to a group's leader, if it is known and open."""
+        leader = self.routing.view.leader(group)
+        return None if leader is None else self.routing.open_connection(leader, Lane.COORDINATE)
+
+    def _attempt_s(self, timeout_s: float | None) -> float:
+        limit_s = self.routing.request_timeout_s if timeout_s is None else timeout_s
+        return max(min(ATTEMPT_TIMEOUT_S, limit_s), 0.001)
 
     # --- questions ----------------------------------------------------------------------
 
@@ -235,43 +255,51 @@ class Calls:
     async def _ask(
         self,
         namespace: str,
-        request: Callable[[GroupId, int, float], Message],
+        request: MakeRequest,
         body: bytes,
         lane: Lane,
         timeout_s: float | None,
         *,
         held_s: float = 0,
+        failed: _Failed | None = None,
     ) -> tuple[ConnectionAnswer, bool]:
-        """The answer, and whether an earlier attempt may have taken effect."""
+        """The answer, and whether an earlier attempt may have taken effect.
+
+        ``failed``: an attempt that was made already, the first.
+        """
         backoff = Backoff(self.routing.environment.rng)
         timeout_s = self.routing.request_timeout_s if timeout_s is None else timeout_s
-        now = self.clock()
+        now = self.clock() if failed is None else failed.began
         deadline = now + timeout_s + held_s
         attempt_s = ATTEMPT_TIMEOUT_S
         is_in_doubt = False
         is_redirected = False
-        suspect: NodeId | None = None
+        suspect = None if failed is None else failed.node
+        error = None if failed is None else failed.error
         while True:
-            try:
-                group = self._known_group(namespace) or await self.group_of(namespace)
-                failures = 0 if is_redirected else backoff.failures
-                connection = await self.find_leader(group, lane, failures, suspect)
-                suspect = connection.node
-                this_s = max(min(attempt_s + held_s, deadline - now), 0.001)
-                message = request(group, max(1, int(this_s * 1000)), now)
-                return await connection.exchange(message, body, this_s), is_in_doubt
-            except LogdError as error:
-                is_in_doubt = is_in_doubt or error.may_have_applied
-                delay_s = backoff.next_delay_s()
-                is_over = self.clock() + delay_s >= deadline
-                if is_over or not (error.retriable or isinstance(error, UnknownTopicError)):
-                    error.may_have_applied = is_in_doubt
-                    raise
-                is_redirected = self._is_redirected(error, namespace) and backoff.failures == 1
-                if isinstance(error, RequestTimeoutError):
-                    attempt_s = min(2 * attempt_s, ATTEMPT_TIMEOUT_S_MAX)
+            if error is None:
+                try:
+                    group = self._known_group(namespace) or await self.group_of(namespace)
+                    failures = 0 if is_redirected else backoff.failures
+                    connection = await self.find_leader(group, lane, failures, suspect)
+                    suspect = connection.node
+                    this_s = max(min(attempt_s + held_s, deadline - now), 0.001)
+                    message = request(group, max(1, int(this_s * 1000)), now)
+                    return await connection.exchange(message, body, this_s), is_in_doubt
+                except LogdError as met:
+                    error = met
+            is_in_doubt = is_in_doubt or error.may_have_applied
+            delay_s = backoff.next_delay_s()
+            is_over = self.clock() + delay_s >= deadline
+            if is_over or not (error.retriable or isinstance(error, UnknownTopicError)):
+                error.may_have_applied = is_in_doubt
+                raise error
+            is_redirected = self._is_redirected(error, namespace) and backoff.failures == 1
+            if isinstance(error, RequestTimeoutError):
+                attempt_s = min(2 * attempt_s, ATTEMPT_TIMEOUT_S_MAX)
             if not is_redirected:
                 await anyio.sleep(delay_s)
+            error = None
             now = self.clock()
 
     def _is_redirected(self, error: LogdError, namespace: str) -> bool:
@@ -289,7 +317,7 @@ class Calls:
         self.routing.view.note_leader(group, leader)
 
 
-def _query_of(namespace: str, wait_ms: int) -> Callable[[GroupId, int, float], Message]:
+def _query_of(namespace: str, wait_ms: int) -> MakeRequest:
     def request(group: GroupId, timeout_ms: int, now: float) -> Message:
         return QueryRequest(
             group=group, namespace=namespace, wait_ms=wait_ms, timeout_ms=timeout_ms

@@ -96,8 +96,8 @@ class KeyValues:
         Raises:
             QuotaExceededError: the namespace is full; the message has the figure.
         """
-        done = await self.transact(then=[put(key, value, ephemeral=ephemeral)])
-        return done.revision
+        command = Transact(then=[put(key, value, ephemeral=ephemeral)])
+        return (await self._sessions.call(self._namespace, command, Transacted)).revision
 
     async def delete(self, key: bytes | str, end: bytes | str | None = None) -> int:
         """Delete a key, or those from ``key`` up to ``end``; how many there were."""

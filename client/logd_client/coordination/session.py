@@ -30,6 +30,7 @@ from logd.limits import (
 )
 from logd.types import GroupId
 from logd.wire.coordination import CloseSession, Command, Done, Opened, OpenSession, Result
+from logd.wire.messages import CoordinateRequest, Message
 from logd_client.arguments import require_between
 from logd_client.backoff import Backoff
 from logd_client.coordination.calls import Calls
@@ -174,17 +175,21 @@ class Session:
 
         Cancelled, it may still be carried out.
         """
-        pending = await self.prepare(command)
+        self.check()
+        pending = self._place(command) if self._places_left > 0 else await self.prepare(command)
         try:
             return await pending.result(expected, timeout_s=timeout_s)
         finally:
-            pending.finish()
+            self.finish(pending.sequence)
 
     async def prepare(self, command: Command) -> PendingCommand:
         """Give a command its place in the session."""
         self.check()
         if self._places_left <= 0:
             await self._wait_for_a_place()
+        return self._place(command)
+
+    def _place(self, command: Command) -> PendingCommand:
         sequence = self._next_sequence
         self._next_sequence += 1
         self._unanswered[sequence] = None
@@ -228,39 +233,47 @@ class PendingCommand:
     """A command with its sequence: its result can be asked for again, also after the task that
     wanted it was cancelled."""
 
-    __slots__ = ("command", "is_sent", "sequence", "session")
+    __slots__ = ("command", "first_sent_at", "sequence", "session")
 
     def __init__(self, session: Session, command: Command, sequence: int) -> None:
         self.session = session
         self.command = command
         self.sequence = sequence
-        self.is_sent = False
+        self.first_sent_at: float | None = None
+        """Of all attempts, also of those before whoever asks now: late enough for a renewal."""
+
+    @property
+    def is_sent(self) -> bool:
+        """It may be carried out."""
+        return self.first_sent_at is not None
 
     async def result(self, expected: type[R], *, timeout_s: float | None = None) -> R:
         """Its result, carried out once however often this is called."""
         session = self.session
-        sent_at: list[float] = []
         try:
             result = await session.calls.command(
-                session.namespace,
-                self.command,
-                session=session.id,
-                sequence=self.sequence,
-                acknowledged=self._acknowledged,
-                on_sent=sent_at.append,
-                timeout_s=timeout_s,
+                session.namespace, self.command, self._request, timeout_s=timeout_s
             )
         except SessionExpiredError as error:
             session.lose(error)
             raise
-        finally:
-            self.is_sent = self.is_sent or bool(sent_at)
-        session.renewed(sent_at[0])
+        assert self.first_sent_at is not None
+        session.renewed(self.first_sent_at)
         assert isinstance(result, expected)
         return result
 
-    def _acknowledged(self) -> int:
-        return self.session.acknowledged
+    def _request(self, group: GroupId, timeout_ms: int, now: float) -> Message:
+        session = self.session
+        if self.first_sent_at is None:
+            self.first_sent_at = now
+        return CoordinateRequest(
+            group=group,
+            namespace=session.namespace,
+            session=session.id,
+            sequence=self.sequence,
+            acknowledged=session.acknowledged,
+            timeout_ms=timeout_ms,
+        )
 
     def finish(self) -> None:
         """Nobody will ask for the result again."""
@@ -314,7 +327,9 @@ class Sessions:
 
         Raises and is cancelled as ``Session.call``.
         """
-        session = await self.get(namespace)
+        session = self._sessions.get((namespace, self._ttl_ms))
+        if session is None or session.error is not None:
+            session = await self.get(namespace)
         try:
             return await session.call(command, expected, timeout_s=timeout_s)
         except SessionExpiredError as error:
@@ -345,7 +360,12 @@ class Sessions:
         token = self._routing.environment.rng.randbytes(16)
         sent_at: list[float] = []
         command = OpenSession(token=token, ttl_ms=ttl_ms, client=self._client_id)
-        opened = await self.calls.command(namespace, command, on_sent=sent_at.append)
+
+        def request(group: GroupId, timeout_ms: int, now: float) -> Message:
+            sent_at.append(now)
+            return CoordinateRequest(group=group, namespace=namespace, timeout_ms=timeout_ms)
+
+        opened = await self.calls.command(namespace, command, request)
         assert isinstance(opened, Opened)
         group = await self.calls.group_of(namespace)
         session = Session(self.calls, namespace, group, opened)
