@@ -20,7 +20,6 @@ from logd.errors import CorruptionError
 from logd.raft.messages import (
     AppendRequest,
     Event,
-    LeaderDisclaimed,
     PeerConnected,
     PeerDown,
     PeerUp,
@@ -30,6 +29,7 @@ from logd.raft.messages import (
 )
 from logd.raft.messages import Message as AnyRaftMessage
 from logd.replication import log_events
+from logd.replication.claims import LeaderClaims
 from logd.replication.counts import GroupCounts, NodeCounts
 from logd.replication.failure_detector import Change, FailureDetector
 from logd.replication.group import Group
@@ -54,7 +54,6 @@ from logd.replication.peer_protocol import (
     SnapshotChunk,
     StateRequest,
     StateResponse,
-    digest_of,
 )
 from logd.replication.received import check_append
 from logd.replication.repairer import Repairer
@@ -80,15 +79,6 @@ append.  Only readers of followers can tell."""
 LANES: Final[tuple[Lane, ...]] = ("main", "bulk")
 
 EXPIRY_INTERVAL_S: Final = 0.1
-
-CLAIM_ROUNDS_MAX: Final = 2
-"""Signs of life without a claim after which a leader is not believed: its claim follows its
-first message on the same connection."""
-
-
-CLAIMS_COMPARED_EVERY_S: Final = 3.0
-"""An announcement that did not arrive, or was forgotten with a node that seemed dead for a
-moment, is made up for within this time."""
 
 
 class Node:
@@ -126,10 +116,7 @@ class Node:
             for lane in LANES
         }
         self._link_scopes: dict[tuple[NodeId, Lane], trio.CancelScope] = {}
-        self._claims: dict[NodeId, dict[int, int]] = {peer: {} for peer in peers}
-        self._claims_dirty = False
-        self._unclaimed: dict[GroupId, int] = {}
-        """Groups whose leader was learnt from its messages → rounds without its claim."""
+        self.claims = LeaderClaims(self, peers)
         self._dirty: dict[GroupId, Group] = {}
         self._pump_lot = trio.lowlevel.ParkingLot()
         self._timers = GroupTimers(self.now_ms, lambda group: group.post(Tick()))
@@ -171,7 +158,7 @@ class Node:
         self.drop_peer(node)
         self._addresses[node] = address
         self._detector.add(node)
-        self._claims.setdefault(node, {})
+        self.claims.add_peer(node)
         for lane in LANES:
             self._links[node, lane] = PeerLink(node, address, lane, self.env, self, self.turn)
         if self._nursery is not None:
@@ -194,7 +181,7 @@ class Node:
     def refusal(self, view: ClusterView) -> str | None:
         """Why a node that greets is not let in; None if it is."""
         refused = self.membership.refusal(view)
-        if refused is None and NodeId(view.node) not in self._claims:
+        if refused is None and not self.claims.knows(NodeId(view.node)):
             return f"node {self.node} has not heard of node {view.node} yet"
         return refused
 
@@ -316,15 +303,15 @@ class Node:
         self._notice_wanted.set()
 
     def leadership_changed(self, group: Group) -> None:
-        self._claims_dirty = True
+        self.claims.are_dirty = True
         self._pump_lot.unpark()
-        self._tell_leadership_news()
+        self.tell_leadership_news()
 
     def damage_met(self, group: Group) -> None:
         self.repairer.report(group)
 
     def leader_learnt(self, group: Group) -> None:
-        self._unclaimed[group.group_id] = 0
+        self.claims.leader_learnt(group.group_id)
         if group.core.leader is not None:
             group.counts.leader_changes += 1
 
@@ -346,15 +333,15 @@ class Node:
         it: whatever they proposed is one group.
         """
         while True:
-            if not self._dirty and not self._claims_dirty and not self._introductions:
+            if not self._dirty and not self.claims.are_dirty and not self._introductions:
                 await self._pump_lot.park()
             self.turn.begin()
             introductions, self._introductions = self._introductions, []
             for introduced, members in introductions:
                 self._introduce(introduced, members)
             self._flush_dirty()
-            if self._claims_dirty:
-                self._claims_dirty = False
+            if self.claims.are_dirty:
+                self.claims.are_dirty = False
                 self._send_claims()
             self.turn.end()
             if self._dirty:
@@ -383,13 +370,9 @@ class Node:
 
     async def _watch_peers(self) -> None:
         interval_s = self._config.liveness_interval_ms / 1000
-        compare_at = 0.0
         while True:
             view = None if self.membership.is_settled else self.membership.view()
-            ping = Ping(view=view)
-            if trio.current_time() >= compare_at and not self._claims_dirty:
-                compare_at = trio.current_time() + CLAIMS_COMPARED_EVERY_S
-                ping = Ping(view=view, claims_digest=digest_of(self._own_claims().groups))
+            ping = Ping(view=view, claims_digest=self.claims.digest_if_due())
             self.turn.begin()  # What is said in it leaves at its end, without a task per link.
             try:
                 for (_, lane), link in self._links.items():
@@ -397,7 +380,7 @@ class Node:
                         link.send(ping)
                 for node in self._detector.expire(self.now_ms()):
                     self._peer_down(node)
-                self._check_claims()
+                self.claims.check()
             finally:
                 self.turn.end()
             await trio.sleep(interval_s)
@@ -422,12 +405,7 @@ class Node:
         group = self.groups.get(group_id)
         if group is not None and group.failure is None and group.core.leader is not None:
             return group.core.leader, group.core.term
-        best: tuple[NodeId | None, Term] = (None, Term(0))
-        for node, claims in self._claims.items():
-            term = claims.get(group_id, 0)
-            if term > best[1] and self._detector.is_up(node):
-                best = (node, Term(term))
-        return best
+        return self.claims.leader_of(group_id)
 
     async def leadership_news(self, timeout_s: float) -> None:
         """Wait until a leader may have changed, or the time is up."""
@@ -435,7 +413,7 @@ class Node:
         with trio.move_on_after(timeout_s):
             await news.wait()
 
-    def _tell_leadership_news(self) -> None:
+    def tell_leadership_news(self) -> None:
         news, self._leadership_news = self._leadership_news, trio.Event()
         news.set()
 
@@ -466,7 +444,7 @@ class Node:
     def _peer_down(self, node: NodeId) -> None:
         self.counts.peers_lost += 1
         log.warning(log_events.PEER_DOWN, peer=node)
-        self._claims[node] = {}
+        self.claims.forget(node)
         self._post_to_shared(node, PeerDown(node))
 
     def _post_to_shared(self, node: NodeId, event: Event) -> None:
@@ -488,7 +466,7 @@ class Node:
         self.membership.learn(answer.view)
         link = self._links.get((node, "main"))
         if lane == "main" and link is not None:
-            link.send(self._own_claims())
+            link.send(self.claims.own())
         self._post_to_shared(node, PeerConnected(node))
 
     def on_link_down(self, node: NodeId, lane: Lane) -> None:
@@ -507,33 +485,8 @@ class Node:
             if group.is_leader and node in group.core.configuration.members:
                 self.mark_dirty(group)
 
-    def _check_claims(self) -> None:
-        """Give up leaders that were learnt from messages which they have outlived.
-
-        A leader that fails says so at once, and what it sent before may be taken up later: it
-        waited for this node's disk, or came on the other lane.  Claims are not repeated, and
-        as long as its node is alive such a leader would be believed.
-        """
-        unclaimed, self._unclaimed = self._unclaimed, {}
-        for group_id, rounds in unclaimed.items():
-            group = self.groups.get(group_id)
-            leader = None if group is None else group.core.leader
-            if group is None or leader is None or leader == self.node:
-                continue
-            if self._claims[leader].get(group_id, 0) >= group.core.term:
-                continue
-            if rounds < CLAIM_ROUNDS_MAX:
-                self._unclaimed[group_id] = rounds + 1
-            else:
-                group.post(LeaderDisclaimed(leader, group.core.term))
-
-    def _own_claims(self) -> Claims:
-        return Claims(
-            groups=[(g.group_id, g.core.term) for g in self.groups.values() if g.is_leader]
-        )
-
     def _send_claims(self) -> None:
-        claims = self._own_claims()
+        claims = self.claims.own()
         for (_, lane), link in self._links.items():
             if lane == "main":
                 link.send(claims)
@@ -557,7 +510,7 @@ class Node:
             case Ping():
                 self._on_ping(source, message)
             case Claims():
-                self._on_claims(source, dict(message.groups))
+                self.claims.take(source, dict(message.groups))
             case SnapshotChunk():
                 group = self.groups.get(GroupId(message.group))
                 if group is not None:
@@ -597,20 +550,7 @@ class Node:
     def _on_ping(self, source: NodeId, ping: Ping) -> None:
         if ping.view is not None:
             self.membership.learn(ping.view)
-        if ping.wants_claims:
-            self.send_peer(source, self._own_claims())
-        known = self._claims[source].items()
-        if ping.claims_digest is not None and ping.claims_digest != digest_of(known):
-            log.info(log_events.CLAIMS_MISSED, peer=source)
-            self.send_peer(source, Ping(wants_claims=True))
-
-    def _on_claims(self, source: NodeId, claims: dict[int, int]) -> None:
-        self._claims[source] = claims
-        self._tell_leadership_news()
-        for group in list(self.groups.values()):
-            core = group.core
-            if core.leader == source and claims.get(group.group_id, 0) < core.term:
-                group.post(LeaderDisclaimed(source, core.term))
+        self.claims.compare(source, ping)
 
 
 async def _run_link(link: PeerLink, scope: trio.CancelScope) -> None:

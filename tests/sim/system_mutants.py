@@ -321,15 +321,15 @@ SYSTEM_MUTANTS = (
     Mutant(
         "brokers never compare what they believe about leaders",
         "liveness: a new leader in bounded time",
-        "logd/replication/node.py",
-        "            if trio.current_time() >= compare_at and not self._claims_dirty:\n",
-        "            if False:\n",
+        "logd/replication/claims.py",
+        "        if trio.current_time() >= self._compare_at and not self.are_dirty:\n",
+        "        if False:\n",
     ),
     Mutant(
         "a leader that does not claim its group is believed for ever",
         "liveness: a new leader in bounded time",
         "logd/replication/node.py",
-        "            self._check_claims()\n",
+        "                self.claims.check()\n",
         "",
     ),
     Mutant(

@@ -11,7 +11,7 @@ import trio
 from logd.broker.broker import Broker
 from logd.broker.reading import fetch, offsets
 from logd.errors import LogdError, TopicExistsError
-from logd.replication.node import CLAIMS_COMPARED_EVERY_S
+from logd.replication.claims import CLAIMS_COMPARED_EVERY_S
 from logd.types import GroupId, NodeId, Offset
 from logd.wire.messages import FetchRequest, OffsetsRequest
 from logd_client import Client
@@ -255,7 +255,7 @@ def test_a_broker_that_missed_who_leads_a_partition_is_told_again() -> None:
             await trio.sleep(0.01)
         # An announcement is lost; nothing changes and nobody connects anew.
         for node in others:
-            broker_of(node).node._claims[leader.node] = {}
+            broker_of(node).node.claims.forget(leader.node)
         assert known() == [None, None]
         await trio.sleep(2 * CLAIMS_COMPARED_EVERY_S)
         assert known() == [leader.node, leader.node]

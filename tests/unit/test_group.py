@@ -968,7 +968,7 @@ def test_a_leader_that_claims_its_group_is_believed() -> None:
             core = replica.group.core
             replica.group.post(PeerUp(THIRD))
             replica.append([], term=Term(5))
-            replica.node._on_claims(THIRD, {GROUP: 5})
+            replica.node.claims.take(THIRD, {GROUP: 5})
             await trio.sleep(5)
 
             assert core.leader == THIRD
