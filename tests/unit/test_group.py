@@ -643,6 +643,7 @@ def test_a_sync_that_fails_while_a_vote_waits_for_the_disk_stops_only_this_repli
             await replica.lead()
             refused = replica.propose(expected_offset=50)
             placed_before = replica.propose()
+            replica.slow_down(0.01)
             replica.fail_disk("sync", match=".log")
             await until(lambda: replica.group.log.end_offset == 2)
             await until(lambda: replica.group.io_lock.locked())
