@@ -12,8 +12,9 @@ TOLERANCE_DEFAULT: Final = 0.05
 """A broker within this share of an even load is left alone: the last few percent cost as many
 bytes as the first, and move again with the next hour's traffic."""
 
-EVALUATIONS_DEFAULT: Final = 300_000
-"""Some seconds, where no plan is found that is provably good."""
+EVALUATIONS_DEFAULT: Final = 100_000
+"""About a second, where no plan is found that is provably good.  Thrice as many spare one or two
+percent of the bytes."""
 
 
 class BrokerLoad(NamedTuple):
