@@ -315,7 +315,7 @@ async def sessions(cluster: LocalCluster, scale: float) -> Row:
 
 
 async def _open_sessions(own: Calls, count: int, ids: list[tuple[Calls, int]]) -> None:
-    def request(group: GroupId, timeout_ms: int, now: float) -> Message:
+    def request(group: GroupId, timeout_ms: int) -> Message:
         return CoordinateRequest(group=group, namespace="bench-sessions", timeout_ms=timeout_ms)
 
     async def open_one() -> None:

@@ -30,7 +30,7 @@ from logd_client.consumer import (
 from logd_client.coordination.calls import Calls
 from logd_client.coordination.session import SESSION_TTL_MS_DEFAULT, Sessions, require_ttl
 from logd_client.coordination.surface import Coordination
-from logd_client.environment import Environment, wall_clock_ms
+from logd_client.environment import Environment, lease_clock, wall_clock_ms
 from logd_client.event_loop import monotonic_clock
 from logd_client.producer import (
     BATCH_BYTES_DEFAULT,
@@ -77,7 +77,8 @@ def connect(
             brokers heard from it last.  Shorter: a crash keeps others waiting less; longer: it
             gets over longer pauses.
         transport: makes connections; default: TCP.
-        clock: monotonic seconds; default: the event loop's.
+        clock: monotonic seconds; default: the event loop's, and for leases one that goes on while
+            the machine is suspended.
         wall_clock_ms: milliseconds since 1970-01-01T00:00Z, for records' timestamps.
         rng: for jitter and for spreading load.
 
@@ -107,6 +108,7 @@ def connect(
             clock or monotonic_clock(),
             wall_clock_ms,
             rng or random.Random(),
+            clock or lease_clock,
         )
         return Routing(
             addresses,

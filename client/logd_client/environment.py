@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from logd_client.transport import Transport
 
@@ -17,6 +18,18 @@ from logd_client.transport import Transport
 def wall_clock_ms() -> int:
     """Milliseconds since 1970-01-01T00:00Z."""
     return time.time_ns() // 1_000_000
+
+
+_SUSPENDED_TIME_COUNTS: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def lease_clock() -> float:
+    """Monotonic seconds, those included in which the machine was suspended.
+
+    Linux leaves them out of the clock that event loops go by: a lease that ran out while its
+    holder's machine slept would look as if it had just been renewed.
+    """
+    return time.clock_gettime(_SUSPENDED_TIME_COUNTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +42,5 @@ class Environment:
     wall_clock_ms: Callable[[], int]
     """Default timestamps of records."""
     rng: random.Random
+    lease_clock: Callable[[], float] = lease_clock
+    """Monotonic seconds that go on while the machine is suspended."""

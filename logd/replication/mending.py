@@ -167,7 +167,14 @@ class Mender:
             last_term = Term(snapshot.decode_state().term_rows[-1].term)
             if last_term > opened.hard_state.load()[0]:
                 # First: a log may not reach beyond its votes.  None was cast in that term.
-                opened.hard_state.save(last_term, None, is_newcomer=opened.hard_state.is_newcomer)
+                # A replica that lost its memory stays doubtful: it may have vouched for more.
+                hard_state = opened.hard_state
+                hard_state.save(
+                    last_term,
+                    None,
+                    is_newcomer=hard_state.is_newcomer,
+                    rests_on=hard_state.rests_on,
+                )
             begin_install(files, opened.directory, opened.identity, snapshot)
             opened.log.close()
             finish_install(files, opened.directory, opened.identity, opened.options)

@@ -131,8 +131,14 @@ class Proposals:
     # --- answering ----------------------------------------------------------------------------
 
     def _finish_when_committed(self, proposal: Proposal) -> None:
+        """Answer now if it can be known what that rests on.
+
+        What an earlier leader has committed may lie in the memory of a majority only, whatever the
+        topic's options say by now.  This leader knows once it has committed something itself.
+        """
         assert proposal.placed is not None
-        if proposal.placed.end_offset <= self._group.commit_offset:
+        group = self._group
+        if proposal.placed.end_offset <= group.commit_offset and group.is_ready:
             proposal.finish(proposal.placed)
         else:
             self._waiting_elsewhere.append(proposal)

@@ -87,17 +87,21 @@ class Replica:
 
     async def lead(self) -> None:
         """Be elected by the second voter, and have the no-op committed."""
+        self.group.post(PeerUp(THIRD))
+        await self.be_elected()
+        await self.commit()
+        await until(lambda: self.group.is_ready)
+
+    async def be_elected(self) -> None:
+        """By the second voter."""
         group = self.group
         if len(group.core.configuration.voters) > 1:
             group.post(PeerUp(SECOND))
-            group.post(PeerUp(THIRD))
             await until(lambda: group.core.role is Role.PRE_CANDIDATE)
             self.vote(Term(group.core.term + 1), pre_vote=True)
             await until(lambda: group.core.role is Role.CANDIDATE)
             self.vote(group.core.term, pre_vote=False)
         await until(lambda: group.is_leader and group.log.last_term == group.core.term)
-        await self.commit()
-        await until(lambda: group.is_ready)
 
     def vote(self, term: Term, *, pre_vote: bool) -> None:
         self.group.post(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from typing import cast
 
 import anyio
@@ -27,6 +29,8 @@ from logd_client.coordination.names import checked_key, parse_name
 from logd_client.coordination.queues import make_item
 from logd_client.coordination.session import SAFE_SHARE, WINDOW, Session, require_ttl
 from logd_client.delivery import Delivery
+from logd_client.environment import Environment
+from logd_client.transport import TcpTransport
 
 
 class HandClock:
@@ -35,7 +39,7 @@ class HandClock:
     def __init__(self) -> None:
         self.now = 100.0
 
-    def clock(self) -> float:
+    def lease_clock(self) -> float:
         return self.now
 
 
@@ -161,6 +165,33 @@ def test_a_session_is_given_up_before_its_time_to_live_is_over() -> None:
     assert [type(error) for error in lost] == [SessionExpiredError]
     with pytest.raises(SessionExpiredError, match="not renewed"):
         session.check()
+
+
+class Awake(HandClock):
+    """The clock of an event loop does not count the time in which the machine was suspended."""
+
+    def clock(self) -> float:
+        return 100.0
+
+
+def test_a_session_runs_out_while_its_machine_is_suspended() -> None:
+    hand = Awake()
+    session = open_session(hand, ttl_s=10)
+
+    hand.now += 60
+
+    assert session.is_lost()
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no such clock")
+def test_leases_go_by_a_clock_that_does_not_stop_with_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clocks = {time.CLOCK_BOOTTIME: 107.0, time.CLOCK_MONOTONIC: 7.0}
+    environment = Environment(TcpTransport(), lambda: 7.0, lambda: 0, random.Random(0))
+    monkeypatch.setattr(time, "clock_gettime", clocks.__getitem__)
+
+    assert environment.lease_clock() == 107.0
 
 
 def test_a_renewal_counts_from_when_it_was_sent() -> None:

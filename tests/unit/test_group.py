@@ -32,7 +32,7 @@ from logd.raft.messages import (
     TransferLeadership,
     VoteRequest,
 )
-from logd.record.batch import seal_opaque
+from logd.record.batch import seal_batch, seal_opaque
 from logd.record.header import BatchKind, decode_header
 from logd.replication import held_news, proposals
 from logd.replication.proposal import Placed
@@ -112,6 +112,33 @@ def test_a_duplicate_gets_its_original_acknowledgement_once_that_is_committed() 
             assert (first[0].duplicate, retry[0].duplicate) == (False, True)
             assert retry[0].append_time_ms == first[0].append_time_ms
             assert replica.group.log.end_offset == 2
+
+    play(story)
+
+
+def test_a_retry_is_answered_by_a_new_leader_only_once_that_has_committed_something_itself() -> (
+    None
+):
+    """What its predecessor called committed may lie in the memory of a majority only, and this one
+    would call it synced."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+            first = seal_batch(values=[b"value"], timestamps_ms=0, producer_id=9)
+            replica.append(
+                [placed(first, Offset(0), Term(1))], term=Term(1), commit_offset=Offset(1)
+            )
+            await until(lambda: group.commit_offset == 1)
+            await replica.be_elected()
+            retry = replica.propose(producer_id=9)
+            await a_while()
+            assert retry == []
+
+            await replica.commit()
+
+            assert offset_of(retry) == 0
+            assert not group.rests_on_memory(Offset(1))
 
     play(story)
 

@@ -34,6 +34,7 @@ from logd.record.header import decode_header
 from logd.replication.group import Group
 from logd.replication.installing import begin_install, finish_install
 from logd.replication.membership import Membership
+from logd.replication.mending import Mender
 from logd.replication.node import Node
 from logd.replication.opening import open_group, start_core
 from logd.replication.peer_server import serve_peers
@@ -485,6 +486,31 @@ def test_a_voter_that_was_away_while_the_log_moved_on_is_shipped_state() -> None
         await house.append(b"after")
 
         await house.equal_from(start, ONE, TWO, THREE)
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+def test_a_doubtful_replica_that_is_replaced_by_its_peers_state_stays_doubtful() -> None:
+    """It may have vouched for batches behind the place where that state's log begins."""
+    before_the_power_cut = 77
+
+    async def story(house: House) -> None:
+        await trimmed(house, ONE, TWO, THREE)
+        snapshot = await (await house.leader()).checkpoints.take_snapshot()
+        assert snapshot is not None
+        files, node, directory = house.files[FOUR], house.nodes[FOUR], house.directories[FOUR]
+        house.open(FOUR, FIRST)
+        await node.remove_group(GROUP)
+        opened = open_group(files, directory, FOUR, GROUP, LogOptions(segment_bytes=64 * KIB))
+        opened.hard_state.save(Term(0), None, rests_on=before_the_power_cut)
+
+        await Mender(node.repairer, node, opened, (ONE, TWO, THREE))._install(snapshot)
+
+        again = open_group(files, directory, FOUR, GROUP, LogOptions(segment_bytes=64 * KIB))
+        assert again.log.start_offset == snapshot.start_offset
+        assert again.loaded_hard_state.term > 0
+        assert again.loaded_hard_state.rests_on == before_the_power_cut
+        again.close()
 
     in_a_house(ONE, TWO, THREE)(story)
 

@@ -76,8 +76,8 @@ _RESULTS: Final = msgspec.msgpack.Decoder(Result)
 _ANSWERS: Final = msgspec.msgpack.Decoder(Answer)
 
 
-MakeRequest = Callable[[GroupId, int, float], Message]
-"""Makes the request of one attempt: to which group, for how many milliseconds, sent when."""
+MakeRequest = Callable[[GroupId, int], Message]
+"""Makes the request of one attempt just before it is sent: to which group, for how long (ms)."""
 
 
 class _Failed(NamedTuple):
@@ -94,6 +94,7 @@ class Calls:
     def __init__(self, routing: Routing) -> None:
         self.routing = routing
         self.clock = routing.environment.clock
+        self.lease_clock = routing.environment.lease_clock
         self._waiters = anyio.CapacityLimiter(WAITERS_MAX)
         self._groups: dict[str, tuple[TopicInfo, GroupId]] = {}
         """By namespace: where it lives, and by which description of the topic."""
@@ -130,7 +131,7 @@ class Calls:
             # The first attempt, as it usually goes.
             began = self.clock()
             this_s = self._attempt_s(timeout_s)
-            message = request(group, max(1, int(this_s * 1000)), began)
+            message = request(group, max(1, int(this_s * 1000)))
             try:
                 answer = await connection.exchange(message, body, this_s)
             except LogdError as error:
@@ -284,7 +285,7 @@ class Calls:
                     connection = await self.find_leader(group, lane, failures, suspect)
                     suspect = connection.node
                     this_s = max(min(attempt_s + held_s, deadline - now), 0.001)
-                    message = request(group, max(1, int(this_s * 1000)), now)
+                    message = request(group, max(1, int(this_s * 1000)))
                     return await connection.exchange(message, body, this_s), is_in_doubt
                 except LogdError as met:
                     error = met
@@ -318,7 +319,7 @@ class Calls:
 
 
 def _query_of(namespace: str, wait_ms: int) -> MakeRequest:
-    def request(group: GroupId, timeout_ms: int, now: float) -> Message:
+    def request(group: GroupId, timeout_ms: int) -> Message:
         return QueryRequest(
             group=group, namespace=namespace, wait_ms=wait_ms, timeout_ms=timeout_ms
         )

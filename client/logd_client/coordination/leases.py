@@ -115,7 +115,7 @@ class Lease:
         """How long it lasts if it were not renewed any more."""
         if self._is_given_back or self.is_lost:
             return 0.0
-        return max(self._session.deadline - self._session.calls.clock(), 0.0)
+        return max(self._session.deadline - self._session.calls.lease_clock(), 0.0)
 
     def check(self) -> None:
         """Go on only if it is held.

@@ -3,10 +3,11 @@
 All that a client holds in a namespace hangs on its session: locks, candidacies, memberships,
 ephemeral keys, claims.  The brokers let a session go when nothing was heard of it for its time
 to live.  The client has to know before they do, so it counts from when it *sent* the last
-renewal that was acknowledged, on its own monotonic clock, and gives up at ``SAFE_SHARE`` of the
-time to live: clocks that run a little faster or slower do not matter then, and what depends on
-the session is cancelled before anybody else can be given it.  What no counting can exclude, a
-process that stands still in the middle of a write, is the fencing token's business.
+renewal that was acknowledged, on a monotonic clock that goes on while the machine is suspended,
+and gives up at ``SAFE_SHARE`` of the time to live: clocks that run a little faster or slower do
+not matter then, and what depends on the session is cancelled before anybody else can be given
+it.  What no counting can exclude, a process that stands still in the middle of a write, is the
+fencing token's business.
 
 Once lost, a session stays lost, also if the brokers would still renew it: what hung on it has
 been told.  The next use opens another one.
@@ -108,12 +109,12 @@ class Session:
 
     def is_lost(self) -> bool:
         """Whether it is lost, judged by the clock and not by when its keeper last had its turn."""
-        if self.error is None and self.calls.clock() >= self.deadline:
+        if self.error is None and self.calls.lease_clock() >= self.deadline:
             reason = "" if self.trouble is None else f"; the last attempt met: {self.trouble}"
             self.lose(
                 SessionExpiredError(
                     f"session {self.id} was not renewed for "
-                    f"{self.calls.clock() - self._renewed_at:.1f} s, its time to live is "
+                    f"{self.calls.lease_clock() - self._renewed_at:.1f} s, its time to live is "
                     f"{self.ttl_s:g} s{reason}"
                 )
             )
@@ -262,10 +263,10 @@ class PendingCommand:
         assert isinstance(result, expected)
         return result
 
-    def _request(self, group: GroupId, timeout_ms: int, now: float) -> Message:
+    def _request(self, group: GroupId, timeout_ms: int) -> Message:
         session = self.session
         if self.first_sent_at is None:
-            self.first_sent_at = now
+            self.first_sent_at = session.calls.lease_clock()
         return CoordinateRequest(
             group=group,
             namespace=session.namespace,
@@ -351,7 +352,7 @@ class Sessions:
         opened = Opened(revision=session_id, session=session_id, ttl_ms=self._ttl_ms)
         session = Session(self.calls, namespace, group, opened)
         session.adopt(self._routing.environment.rng.randrange(2**32, 2**62))
-        session.start(self.calls.clock())
+        session.start(self.calls.lease_clock())
         return session
 
     async def _open(self, namespace: str, ttl_ms: int) -> Session:
@@ -361,8 +362,8 @@ class Sessions:
         sent_at: list[float] = []
         command = OpenSession(token=token, ttl_ms=ttl_ms, client=self._client_id)
 
-        def request(group: GroupId, timeout_ms: int, now: float) -> Message:
-            sent_at.append(now)
+        def request(group: GroupId, timeout_ms: int) -> Message:
+            sent_at.append(self.calls.lease_clock())
             return CoordinateRequest(group=group, namespace=namespace, timeout_ms=timeout_ms)
 
         opened = await self.calls.command(namespace, command, request)
@@ -393,7 +394,7 @@ class Sessions:
         while True:
             self._wake = anyio.Event()
             alive = self._alive()
-            now = self.calls.clock()
+            now = self.calls.lease_clock()
             for session in alive:
                 if session.renew_at <= now and session.group not in self._renewing:
                     self._renewing.add(session.group)
@@ -409,7 +410,7 @@ class Sessions:
         patience = 1
         try:
             while sessions := [one for one in self._alive() if one.group == group]:
-                sent_at = self.calls.clock()
+                sent_at = self.calls.lease_clock()
                 try:
                     expired = await self._renew_once(group, sessions, patience)
                 except LogdError as error:
