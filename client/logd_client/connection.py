@@ -347,6 +347,8 @@ class Connection:
             return
         self._error = error
         self._scope.cancel()
+        # Those it belongs to are told that it was not sent, and send it again elsewhere.
+        self._queue, self._queued_bytes = [], 0
         pending, self._pending = self._pending, {}
         for correlation_id, (_, on_done) in pending.items():
             on_done(self._fate(correlation_id, error))

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from logd.errors import ConnectionLostError, LogdError, RequestTimeoutError
+from logd.errors import ConnectionFailedError, ConnectionLostError, LogdError, RequestTimeoutError
 from logd.types import Buffer, HostPort
 from logd.wire.frame import FLAG_RESPONSE, Frame, FrameDecoder, encode_message
 from logd.wire.messages import (
@@ -17,6 +17,7 @@ from logd.wire.messages import (
     KeepAliveRequest,
     KeepAliveResponse,
     Kind,
+    ProduceRequest,
 )
 from logd_client.connection import Connection, Lane
 from logd_client.environment import Environment
@@ -37,6 +38,9 @@ class ScriptedBroker:
         """Correlation ids, in order."""
         self.answers_first_when_asked: int | None = None
         """How many requests it waits for."""
+        self.takes_at_once = False
+        self.taken = b""
+        """Without having waited."""
         self._decoder = FrameDecoder(2**20)
         self._receiver: Receiver | None = None
         self._closed = anyio.Event()
@@ -57,7 +61,10 @@ class ScriptedBroker:
             self._take(frame)
 
     def send_nowait(self, data: Buffer) -> int:
-        return 0
+        if not self.takes_at_once:
+            return 0
+        self.taken += data
+        return len(data)
 
     async def aclose(self) -> None:
         self._closed.set()
@@ -152,3 +159,20 @@ async def test_a_request_of_before_the_greeting_has_a_deadline_too() -> None:
 
     with pytest.raises(RequestTimeoutError):
         await connection.say_hello("test", None, SOON_S)  # Nobody runs it.
+
+
+async def test_what_is_said_to_be_unsent_does_not_leave_afterwards() -> None:
+    """Whoever was told so sends it again, elsewhere."""
+    async with connected() as (connection, broker):
+        fates: list[object] = []
+        for _ in range(3):
+            request = ProduceRequest(group=1, timeout_ms=1)
+            connection.enqueue(request, fates.append, bytes(800_000))
+        connection.flush()  # The network is full.
+        connection.close()
+        assert [type(fate) for fate in fates][-1] is ConnectionFailedError
+
+        broker.takes_at_once = True
+        connection.flush()
+
+        assert broker.taken == b""
