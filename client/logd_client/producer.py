@@ -75,7 +75,10 @@ from logd_client.routing import FAILURES_BEFORE_DOUBTING_THE_TOPIC, Routing, par
 
 Compression = Literal["none", "zstd"]
 
-BATCH_BYTES_DEFAULT: Final = 256 * KIB
+BATCH_BYTES_DEFAULT: Final = 1 * MIB
+"""What a batch costs by itself is spread over its records: four times 256 KiB saved a fifth of all
+processor time.  Batches are smaller wherever less than this is waiting."""
+
 BUFFER_BYTES_DEFAULT: Final = 32 * MIB
 BATCHES_IN_FLIGHT_DEFAULT: Final = 8
 DELIVERY_TIMEOUT_MS_DEFAULT: Final = 120_000
