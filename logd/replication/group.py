@@ -618,7 +618,7 @@ class Group:
 
         Does not raise: a disk that fails now says so in the log, and has nothing to undo.
         """
-        close = self._sync_and_close if self.failure is None else self._opened.close
+        close = self._sync_and_close if self.failure is None else self._close_files
         if self.failure is None:
             self.failure = UnavailableError(f"the replica of {self.name} is closing")
             self._stop()
@@ -635,5 +635,12 @@ class Group:
                 self.log.sync(self.commit_offset)
                 self.log.sync_mark(self.commit_offset)
                 self._opened.hard_state.rest_on_disk(self._opened.boot)
+        finally:
+            self._close_files()
+
+    def _close_files(self) -> None:
+        """What still rests on memory by now, rests on that of a log that has failed."""
+        try:
+            self._opened.hard_state.lose_memory(self._opened.boot)
         finally:
             self._opened.close()

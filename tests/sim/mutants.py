@@ -76,6 +76,8 @@ FAST_TESTS = {
     ),
     "logd/replication": (
         "tests/unit/test_group.py",
+        "tests/unit/test_group_memory.py",
+        "tests/unit/test_sync_pool.py",
         "tests/unit/test_membership_change.py",
         "tests/unit/test_tail_cache.py",
         "tests/unit/test_failure_detector.py",

@@ -243,9 +243,8 @@ SYSTEM_MUTANTS = (
         "a duplicate is acknowledged before the original is committed",
         "P1",
         "logd/replication/proposals.py",
-        "        if proposal.placed.end_offset <= self._group.commit_offset:\n"
-        "            proposal.finish(proposal.placed)\n        else:",
-        "        if True:\n            proposal.finish(proposal.placed)\n        else:",
+        "        if proposal.placed.end_offset <= group.commit_offset and group.is_ready:\n",
+        "        if True:\n",
     ),
     Mutant(
         "readers are given what is not committed",
@@ -346,6 +345,65 @@ SYSTEM_MUTANTS = (
         "        self.core.step(Resign(may_campaign=False), self._host.now_ms())\n"
         "        self.failure = error\n",
         "        self.failure = error\n",
+    ),
+    Mutant(
+        "a doubt of an earlier boot is taken back",
+        "P1: what lay in memory is not forgotten",
+        "logd/storage/hard_state.py",
+        "        if state.rests_on == boot != 0:",
+        "        if state.rests_on != 0:",
+    ),
+    Mutant(
+        "a log that failed is vouched for when it is opened again",
+        "P1: what lay in memory is not forgotten",
+        "logd/storage/hard_state.py",
+        "        self._save_rests_on(MEMORY_LOST, boot)",
+        "        self._save_rests_on(boot, boot)",
+    ),
+    Mutant(
+        "a replica that fails does not note that its memory is lost",
+        "P1: what lay in memory is not forgotten",
+        "logd/replication/group.py",
+        "            self._host.start_soon(self._note_lost_memory)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a replica that is closed when it has failed vouches on",
+        "P1: what lay in memory is not forgotten",
+        "logd/replication/group.py",
+        "            self._opened.hard_state.lose_memory(self._opened.boot)\n        finally:",
+        "            pass\n        finally:",
+    ),
+    Mutant(
+        "a clean end says that all is on the disk and does not put it there",
+        "P1: what lay in memory is not forgotten",
+        "logd/replication/group.py",
+        "                self.log.sync(self.commit_offset)\n"
+        "                self.log.sync_mark(self.commit_offset)\n"
+        "                self._opened",
+        "                self._opened",
+    ),
+    Mutant(
+        "a sync that was put off is never made",
+        "P1: what lies in memory alone is bounded",
+        "logd/replication/sync_pool.py",
+        "                    self._queue_now(group, is_noticed=False)\n\n"
+        "    async def _write_marks",
+        "                    pass\n\n    async def _write_marks",
+    ),
+    Mutant(
+        "a sync that was put off is put off by every append",
+        "P1: what lies in memory alone is bounded",
+        "logd/replication/sync_pool.py",
+        "            if group.group_id not in self._later:\n",
+        "            if True:\n",
+    ),
+    Mutant(
+        "a sync that may not wait any more waits as long as it might have",
+        "P1: an acknowledgement waits for no timer",
+        "logd/replication/sync_pool.py",
+        "        if group.syncer.may_sync_later:\n",
+        "        if group.syncer.may_sync_later or group.group_id in self._later:\n",
     ),
     # --- the broker ---------------------------------------------------------------------------
     Mutant(

@@ -9,12 +9,21 @@ import pytest
 
 from logd.errors import CorruptionError, ForeignDirectoryError, StorageError, StorageFailedError
 from logd.storage.file_header import LogIdentity
-from logd.storage.hard_state import COPY_POSITIONS, FILE_BYTES, SLOT_POSITIONS, HardStateFile
+from logd.storage.hard_state import (
+    COPY_POSITIONS,
+    FILE_BYTES,
+    MEMORY_LOST,
+    SLOT_POSITIONS,
+    HardStateFile,
+    boot_number,
+)
 from logd.types import GroupId, NodeId, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.logs import IDENTITY
 
 PATH = "/data/hard_state"
+BOOT = boot_number("this boot")
+OTHER_BOOT = boot_number("one before")
 
 
 @pytest.fixture
@@ -173,3 +182,43 @@ def test_the_hard_state_of_another_group_is_refused(disk: SimulatedFileSystem) -
 def test_a_missing_file_is_not_a_new_one(disk: SimulatedFileSystem) -> None:
     with pytest.raises(StorageError, match="No such file"):
         reopen(disk)
+
+
+def test_what_rests_on_memory_rests_on_the_disk_after_a_clean_end(
+    disk: SimulatedFileSystem,
+) -> None:
+    hard_state = HardStateFile.create(disk, PATH, IDENTITY, (Term(3), NodeId(2)))
+    hard_state.save(Term(3), NodeId(2), is_newcomer=True, rests_on=BOOT)
+
+    hard_state.rest_on_disk(BOOT)
+
+    disk.crash(random.Random(1))
+    found = reopen(disk)
+    assert (found.load(), found.is_newcomer, found.rests_on) == ((3, 2), True, 0)
+
+
+def test_a_log_that_failed_is_not_vouched_for_by_this_boot_or_another(
+    disk: SimulatedFileSystem,
+) -> None:
+    hard_state = HardStateFile.create(disk, PATH, IDENTITY)
+    hard_state.save(Term(3), NodeId(2), rests_on=BOOT)
+
+    hard_state.lose_memory(BOOT)
+
+    disk.crash(random.Random(1))
+    found = reopen(disk)
+    assert (found.load(), found.rests_on) == ((3, 2), MEMORY_LOST)
+    found.rest_on_disk(BOOT)  # Nothing that is written now gives it back.
+    assert reopen(disk).rests_on == MEMORY_LOST
+
+
+@pytest.mark.parametrize("rests_on", [0, MEMORY_LOST, OTHER_BOOT])
+def test_what_another_boot_left_open_stays_open(disk: SimulatedFileSystem, rests_on: int) -> None:
+    hard_state = HardStateFile.create(disk, PATH, IDENTITY)
+    hard_state.save(Term(3), NodeId(2), rests_on=rests_on)
+
+    hard_state.rest_on_disk(BOOT)
+    hard_state.lose_memory(BOOT)
+
+    assert hard_state.rests_on == rests_on
+    assert reopen(disk).rests_on == rests_on
