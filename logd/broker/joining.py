@@ -27,11 +27,15 @@ from logd.limits import (
 )
 from logd.metadata.commands import RegisterBroker, decode_command, encode_command
 from logd.replication.peer_protocol import (
+    OUR_VERSIONS,
     PEER_PROTOCOL_VERSION,
+    PEER_PROTOCOL_VERSION_MIN,
     JoinRequest,
     JoinResponse,
     KnownPeer,
     PeerKind,
+    version_in_common,
+    versions_text,
 )
 from logd.types import METADATA_GROUP, DirectoryId, HostPort, NodeId
 from logd.wire.frame import FrameDecoder, decode_message, encode_message
@@ -113,6 +117,7 @@ async def _exchange(broker: Broker, address: HostPort, command: RegisterBroker) 
     try:
         request = JoinRequest(
             protocol=PEER_PROTOCOL_VERSION,
+            protocol_min=PEER_PROTOCOL_VERSION_MIN,
             command=encode_command(command),
             cluster_id=broker.membership.cluster_id,
         )
@@ -138,10 +143,10 @@ async def _exchange(broker: Broker, address: HostPort, command: RegisterBroker) 
 
 async def answer_join(broker: Broker, request: JoinRequest) -> JoinResponse:
     """Have a broker registered that wants to join, and tell it where to begin."""
-    if request.protocol != PEER_PROTOCOL_VERSION:
+    if version_in_common(request.protocol, request.protocol_min) is None:
         return JoinResponse(
-            refused=f"peer protocol {request.protocol}, this cluster speaks "
-            f"{PEER_PROTOCOL_VERSION}",
+            refused=f"peer protocol {versions_text(request.protocol, request.protocol_min)}, "
+            f"broker {broker.node.node} speaks {OUR_VERSIONS}",
             is_final=True,
         )
     members = broker.membership.directory.members

@@ -36,6 +36,7 @@ from logd.replication.group import Group
 from logd.replication.peer_link import PeerLink
 from logd.replication.peer_protocol import (
     PEER_PROTOCOL_VERSION,
+    PEER_PROTOCOL_VERSION_MIN,
     TYPE_BY_KIND,
     AnyPeerMessage,
     Claims,
@@ -457,6 +458,7 @@ class Node:
     def greeting(self, lane: Lane) -> PeerHello:
         return PeerHello(
             protocol=PEER_PROTOCOL_VERSION,
+            protocol_min=PEER_PROTOCOL_VERSION_MIN,
             view=self.membership.view(),
             incarnation=self.incarnation,
             lane=lane,

@@ -20,11 +20,12 @@ from logd.replication import log_events
 from logd.replication.outbox import Outbox
 from logd.replication.peer_protocol import (
     KIND_BY_TYPE,
-    PEER_PROTOCOL_VERSION,
+    OUR_VERSIONS,
     AnyPeerMessage,
     Lane,
     PeerHello,
     PeerKind,
+    version_in_common,
 )
 from logd.types import HostPort, NodeId
 from logd.wire.frame import FrameDecoder, decode_message, encode_message
@@ -169,10 +170,13 @@ class PeerLink:
         if answer.refused is not None:
             self._owner.on_link_refused(self.node, self.lane, answer.refused)
             raise ProtocolError(f"node {self.node} refused the link: {answer.refused}")
-        if answer.protocol != PEER_PROTOCOL_VERSION or answer.view.node != self.node:
+        if (
+            version_in_common(answer.protocol, None) != answer.protocol
+            or answer.view.node != self.node
+        ):
             raise ProtocolError(
                 f"{self._address} is node {answer.view.node} speaking peer protocol "
-                f"{answer.protocol}, expected node {self.node} and {PEER_PROTOCOL_VERSION}"
+                f"{answer.protocol}, expected node {self.node} and {OUR_VERSIONS}"
             )
         return answer
 

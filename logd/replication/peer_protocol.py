@@ -27,6 +27,12 @@ from logd.raft.messages import (
 from logd.raft.messages import Message as RaftMessage
 
 PEER_PROTOCOL_VERSION: Final = 1
+"""The highest version that is spoken here."""
+
+PEER_PROTOCOL_VERSION_MIN: Final = 1
+"""The lowest.  While a cluster is upgraded, brokers of two versions speak the older one."""
+
+assert 1 <= PEER_PROTOCOL_VERSION_MIN <= PEER_PROTOCOL_VERSION
 
 Lane = Literal["main", "bulk"]
 """``main`` carries votes, appends and liveness; ``bulk`` what is read back from files, so
@@ -78,6 +84,10 @@ class PeerHello(PeerMessage, frozen=True, kw_only=True):
     """First frame of a link, and the answer to it."""
 
     protocol: int
+    """In a greeting the highest version that its sender speaks, in an answer the one that both
+    use on this link from here on."""
+    protocol_min: int | None = None
+    """In a greeting the lowest; None: no other than ``protocol``."""
     view: ClusterView
     incarnation: int
     lane: Lane = "main"
@@ -107,6 +117,21 @@ class Claims(PeerMessage, frozen=True, kw_only=True):
     """
 
     groups: list[tuple[int, int]]
+
+
+def version_in_common(highest: int, lowest: int | None) -> int | None:
+    """The highest version that a peer and this node both speak, or None."""
+    common = min(highest, PEER_PROTOCOL_VERSION)
+    is_spoken = common >= max(highest if lowest is None else lowest, PEER_PROTOCOL_VERSION_MIN)
+    return common if is_spoken else None
+
+
+def versions_text(highest: int, lowest: int | None) -> str:
+    """A range of versions for people."""
+    return f"{highest}" if lowest in (None, highest) else f"{lowest} to {highest}"
+
+
+OUR_VERSIONS: Final = versions_text(PEER_PROTOCOL_VERSION, PEER_PROTOCOL_VERSION_MIN)
 
 
 def digest_of(claims: Iterable[tuple[int, int]]) -> int:
@@ -187,8 +212,11 @@ class JoinRequest(PeerMessage, frozen=True, kw_only=True):
     """In place of a greeting: a broker asks a member to be registered.  Answered, once."""
 
     protocol: int
+    """The highest version that the broker speaks."""
     command: bytes
     """Its registration."""
+    protocol_min: int | None = None
+    """The lowest; None: no other."""
     cluster_id: str | None = None
     """Where its data directory belongs already, if anywhere."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import structlog
 import trio
 
@@ -22,11 +23,14 @@ from logd.limits import (
 from logd.replication import log_events
 from logd.replication.inbox import Inbox
 from logd.replication.peer_protocol import (
+    OUR_VERSIONS,
     PEER_PROTOCOL_VERSION,
     JoinRequest,
     Lane,
     PeerHello,
     PeerKind,
+    version_in_common,
+    versions_text,
 )
 from logd.types import NodeId
 from logd.wire.frame import FLAG_LONG, FrameDecoder, decode_message, encode_message
@@ -134,21 +138,20 @@ async def _greet(stream: ByteStream, decoder: FrameDecoder, node: Node) -> PeerH
     if frame.kind != PeerKind.PEER_HELLO:
         raise ProtocolError(f"frame kind {frame.kind} on the peer listener, expected a greeting")
     hello = decode_message(PeerHello, frame.header)
-    if hello.protocol != PEER_PROTOCOL_VERSION:
+    version = version_in_common(hello.protocol, hello.protocol_min)
+    if version is None:
         refused: str | None = (
-            f"peer protocol {hello.protocol}, node {node.node} speaks {PEER_PROTOCOL_VERSION}"
+            f"peer protocol {versions_text(hello.protocol, hello.protocol_min)}, "
+            f"node {node.node} speaks {OUR_VERSIONS}"
         )
     else:
         refused = node.refusal(hello.view)
-    answer = node.greeting(hello.lane)
-    if refused is not None:
-        answer = PeerHello(
-            protocol=answer.protocol,
-            view=answer.view,
-            incarnation=answer.incarnation,
-            lane=answer.lane,
-            refused=refused,
-        )
+    answer = msgspec.structs.replace(
+        node.greeting(hello.lane),
+        protocol=version or PEER_PROTOCOL_VERSION,
+        protocol_min=None,
+        refused=refused,
+    )
     await stream.send([encode_message(PeerKind.PEER_HELLO, answer, 0)])
     if refused is not None:
         raise ProtocolError(refused)

@@ -31,7 +31,13 @@ from logd.limits import (
 from logd.record.batch import decode_batch, seal_batch
 from logd.record.header import split_batches
 from logd.replication import peer_server
-from logd.replication.peer_protocol import Lane, PeerHello, PeerKind, Ping
+from logd.replication.peer_protocol import (
+    PEER_PROTOCOL_VERSION,
+    Lane,
+    PeerHello,
+    PeerKind,
+    Ping,
+)
 from logd.types import HostPort, NodeId
 from logd.wire.frame import (
     FLAG_ERROR,
@@ -398,6 +404,29 @@ def test_a_peer_that_comes_again_takes_the_place_of_its_last_connection_on_that_
         for raw in (last, bulk):
             with pytest.raises(trio.TooSlowError):
                 await raw.closed_after(1.0)
+
+    live(story, brokers=3)
+
+
+def test_a_newer_peer_is_answered_in_the_version_in_common_or_told_that_there_is_none() -> None:
+    newer = PEER_PROTOCOL_VERSION + 2
+
+    async def answer(world: World, lowest: int) -> PeerHello:
+        greeting = await greeting_of_a_dead_peer(world)
+        raw = await world.connect(PEER_PORT)
+        greeting = msgspec.structs.replace(greeting, protocol=newer, protocol_min=lowest)
+        await raw.send(encode_message(PeerKind.PEER_HELLO, greeting, 0))
+        frame = await raw.frame()
+        assert frame is not None
+        return decode_message(PeerHello, frame.header)
+
+    async def story(world: World) -> None:
+        spoken = await answer(world, PEER_PROTOCOL_VERSION)
+        refused = await answer(world, PEER_PROTOCOL_VERSION + 1)
+
+        assert (spoken.protocol, spoken.refused) == (PEER_PROTOCOL_VERSION, None)
+        assert refused.refused is not None
+        assert f"peer protocol {PEER_PROTOCOL_VERSION + 1} to {newer}" in refused.refused
 
     live(story, brokers=3)
 

@@ -30,9 +30,9 @@ PEER = NodeId(2)
 ADDRESS = HostPort("node2", 7181)
 
 
-def hello(node: int) -> PeerHello:
+def hello(node: int, protocol: int = PEER_PROTOCOL_VERSION) -> PeerHello:
     view = ClusterView(node=node, directory_id=f"directory-{node}", cluster_list="")
-    return PeerHello(protocol=PEER_PROTOCOL_VERSION, view=view, incarnation=1)
+    return PeerHello(protocol=protocol, view=view, incarnation=1)
 
 
 class Owner:
@@ -97,5 +97,35 @@ def test_a_peer_that_takes_nothing_is_cut_off_before_its_queue_grows_without_end
         assert most <= bound + 100_000
         assert owner.downs > 0
         assert owner.ups > 1
+
+    run_deterministic(main, seed=1)
+
+
+def test_a_peer_that_answers_in_a_version_that_is_not_spoken_here_is_not_talked_to() -> None:
+    async def main() -> None:
+        network = SimNetwork(random.Random(1))
+        env = SimEnv(
+            seed=1,
+            incarnation=Incarnation("node1", 1),
+            network=network,
+            files=SimulatedFileSystem(random.Random(1)),
+            boot_id="boot",
+        )
+        listener = await network.attach(Incarnation("node2", 1)).listen(ADDRESS)
+        owner = Owner()
+        link = PeerLink(PEER, ADDRESS, "main", env, owner, Turn(lambda: False))
+
+        async def greet_in(protocol: int) -> None:
+            stream = await listener.accept()
+            await stream.send([encode_message(PeerKind.PEER_HELLO, hello(2, protocol), 0)])
+            await trio.sleep(0.1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run)
+            await greet_in(PEER_PROTOCOL_VERSION + 1)
+            assert owner.ups == 0
+            await greet_in(PEER_PROTOCOL_VERSION)
+            assert owner.ups == 1
+            nursery.cancel_scope.cancel()
 
     run_deterministic(main, seed=1)
