@@ -150,7 +150,11 @@ class File(Protocol):
         them may have been written."""
 
     def allocate(self, end: int) -> None:
-        """Reserve space so that the file is at least ``end`` bytes, the new ones zero."""
+        """Reserve space so that the file is at least ``end`` bytes, the new ones zero.
+
+        A file system that cannot reserve space leaves the file as it is.  What is written
+        meanwhile by others stays what they wrote.
+        """
 
     def truncate(self, size: int) -> None:
         """Cut, or extend with zeros, to ``size`` bytes."""

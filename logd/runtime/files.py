@@ -7,10 +7,15 @@ to the test.  Nothing here retries, caches or hides an error.
 Why descriptors close with their last reference: a cold read may be under way in a worker
 thread while the event loop lets go of a trimmed segment.  An explicit close there could give
 the descriptor's number to another file under the reader's hands.
+
+Why space is reserved without ``os.posix_fallocate``: where a file system cannot reserve any, the
+C library pretends to, by writing a zero into each block behind what it saw as the file's end.  A
+log reserves space in a thread while it is appended to, and those zeros would land on batches.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -25,6 +30,8 @@ from logd.types import Buffer
 _VECTORS_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX"))
 _READ_WITHOUT_WAITING: Final = getattr(os, "RWF_NOWAIT", None)
 _CANNOT_TELL: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+_CANNOT_RESERVE: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class RealMap:
@@ -111,7 +118,7 @@ class RealFile:
     def allocate(self, end: int) -> None:
         size = self.size()
         if end > size:
-            os.posix_fallocate(self._descriptor, size, end - size)
+            _reserve(self._descriptor, size, end - size)
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)
@@ -203,6 +210,20 @@ class RealFileSystem:
 
     def lock(self, path: str) -> RealLock:
         return RealLock(path)
+
+
+def _reserve(descriptor: int, position: int, count: int) -> None:
+    """Reserve space, if the file system can; else what needs it takes it when it is written."""
+    fallocate = getattr(_LIBC, "fallocate", None)
+    if fallocate is None:
+        return
+    position_and_count = (ctypes.c_long(position), ctypes.c_long(count))
+    while fallocate(ctypes.c_int(descriptor), ctypes.c_int(0), *position_and_count) < 0:
+        number = ctypes.get_errno()
+        if number in _CANNOT_RESERVE:
+            return
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
 
 
 def _without_first(buffers: Sequence[Buffer], count: int) -> list[Buffer]:
