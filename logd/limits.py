@@ -195,6 +195,10 @@ FENCES_PER_PARTITION_MAX: Final = 16_384
 PRODUCER_EXPIRY_MS: Final = 24 * 3600 * 1000
 """A producer idle for this long, by append time, is forgotten by a partition."""
 
+SILENCE_PER_BATCH_MS_MAX: Final = 3600 * 1000
+"""The most that the time between two batches counts of that.  A leader whose wall clock is days
+ahead stamps its first batch days after the last one, and nobody has been silent for that long."""
+
 DELIVERY_TIMEOUT_MS_MAX: Final = 3600 * 1000
 """The longest delivery deadline a producer may choose."""
 
@@ -345,6 +349,8 @@ assert SEGMENT_BYTES_MAX + BATCH_BYTES_MAX < 2**32
 assert BATCHES_IN_FLIGHT_PER_PRODUCER_MAX <= PRODUCER_BATCHES_REMEMBERED
 # A producer may be forgotten only when none of its batches can still be retried.
 assert DELIVERY_TIMEOUT_MS_MAX < PRODUCER_EXPIRY_MS
+# Also if the clock leaps a dozen times meanwhile.
+assert DELIVERY_TIMEOUT_MS_MAX + 12 * SILENCE_PER_BATCH_MS_MAX < PRODUCER_EXPIRY_MS
 # The largest command fits a batch, with what stands around its bytes; and its result a frame.
 assert COMMAND_BYTES_MAX + 256 * KIB < BATCH_BYTES_MAX
 assert VALUE_BYTES_MAX + KEY_BYTES_MAX < RESULT_BYTES_MAX < ANSWER_BYTES_MAX

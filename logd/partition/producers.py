@@ -5,10 +5,10 @@ the next number stands, and where the last batches landed, so that a retry of on
 gets its first answer instead of a second copy.  Every replica builds the same table from the
 same batch headers; so the answer survives the leader.
 
-Bounded twice: by time (``PRODUCER_EXPIRY_MS`` of append time without a batch) and by number
-(the producer that has been silent longest goes).  Both depend on the log alone, so replicas
-forget together.  A producer that was forgotten must begin anew, at sequence 0: accepting
-anything else could store a record twice.
+Bounded twice: by time (``PRODUCER_EXPIRY_MS`` of append time without a batch, leaps of a leader's
+clock left out) and by number (the producer that has been silent longest goes).  Both depend on
+the log alone, so replicas forget together.  A producer that was forgotten must begin anew, at
+sequence 0: accepting anything else could store a record twice.
 
 Remembered batches are rows in one ``bytes`` per producer rather than objects: a tenth of the
 memory, and a checkpoint shares them as they are.
@@ -157,6 +157,11 @@ class ProducerTable:
             producer.last_append_time_ms = append_time_ms
             producers.move_to_end(producer_id)
         self._expire(append_time_ms)
+
+    def leave_out(self, leap_ms: int) -> None:
+        """So much of the append time before the next batch is nobody's silence."""
+        for producer in self._producers.values():
+            producer.last_append_time_ms += leap_ms
 
     def rows(self) -> list[ProducerRow]:
         """The table for a checkpoint, silent longest first."""

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from logd.errors import CorruptionError, FencedError, NewerFormatError
+from logd.limits import SILENCE_PER_BATCH_MS_MAX
 from logd.partition.fences import FenceTable
 from logd.partition.producers import Duplicate, ProducerRow, ProducerTable
 from logd.record.control import ConfigurationChange, Control, RaiseFence, Trim
@@ -125,6 +126,9 @@ class PartitionState:
         assert base_offset == self.end_offset, "batches are noted in order, each once"
         assert append_time_ms >= self.last_append_time_ms, "append time never decreases"
         self.end_offset = end_offset = Offset(base_offset + header.offset_span)
+        leap_ms = append_time_ms - self.last_append_time_ms - SILENCE_PER_BATCH_MS_MAX
+        if leap_ms > 0:
+            self.producers.leave_out(leap_ms)
         self.last_append_time_ms = append_time_ms
         if header.kind:
             assert control is not None

@@ -13,6 +13,7 @@ from logd.errors import (
     OutOfSequenceError,
     RequestError,
 )
+from logd.limits import PRODUCER_EXPIRY_MS, SILENCE_PER_BATCH_MS_MAX
 from logd.partition.state import PartitionState, TermRow
 from logd.record.control import ConfigurationChange, Control, NoOp, RaiseFence, Trim
 from logd.record.header import MAGIC, BatchHeader, BatchKind
@@ -114,6 +115,32 @@ def test_the_next_append_is_judged_by_what_stands_in_the_log() -> None:
     assert (duplicate.base_offset, duplicate.end_offset) == (0, 3)
     with pytest.raises(OutOfSequenceError):
         state.check_append(header_of(Append(producer=1, sequence=4)))
+
+
+def test_a_leader_whose_clock_is_days_ahead_makes_nobody_be_forgotten() -> None:
+    """A retry that is under way just then would be stored a second time."""
+    state = PartitionState()
+    append = Append(count=3, producer=1, time_ms=1_000)
+    note(state, append)
+
+    ahead_ms = 3 * PRODUCER_EXPIRY_MS
+    note(state, Append(control=NoOp(), time_ms=ahead_ms))
+    note(state, Append(producer=2, time_ms=ahead_ms))
+
+    for known in (state, PartitionState.decode(state.encode()).state):
+        duplicate = known.check_append(header_of(append))
+        assert duplicate is not None
+        assert duplicate.base_offset == 0
+
+
+def test_a_producer_that_others_outlive_by_a_day_is_forgotten() -> None:
+    state = PartitionState()
+    note(state, Append(producer=1, time_ms=0))
+
+    for hour in range(1, 26):
+        note(state, Append(producer=2, sequence=hour - 1, time_ms=hour * SILENCE_PER_BATCH_MS_MAX))
+
+    assert len(state.producers) == 1
 
 
 def test_an_append_raises_the_fence_it_carries() -> None:
