@@ -871,6 +871,8 @@ class Log:
         self._check_usable()
         if hole.version != self._replacements:
             raise CorruptionError(f"{hole}: the log was compacted meanwhile")
+        if all(segment.path != hole.path for segment in self._segments):
+            raise CorruptionError(f"{hole}: the log was trimmed meanwhile")
         try:
             return fill_hole(self._files, self._identity.group, hole, batches)
         except OSError as error:

@@ -230,6 +230,21 @@ def test_a_scrub_finds_damage_in_a_running_log_and_fills_it_in_place(seed: int) 
     assert read_all(log) == written
 
 
+def test_a_hole_that_is_trimmed_before_it_is_filled_does_not_stop_the_log() -> None:
+    """Peers are asked in between, which takes a while."""
+    files, written = fresh()
+    log = reopened(files)
+    files.flip(segments(files)[0], SEGMENT_HEADER_BYTES + 60)
+    (hole,) = scrub_all(log, bytes_max=1000)
+    log.trim(log.segment_bases[1])
+
+    with pytest.raises(CorruptionError, match="trimmed meanwhile"):
+        log.fill(hole, peer_has(written, hole))
+
+    assert log.failure is None
+    assert scrub_all(log, bytes_max=1000) == []
+
+
 def test_all_that_a_damaged_log_may_have_promised_lies_below_the_end_of_its_survey() -> None:
     """The mark lags by a sync: what is intact behind it may have been acknowledged."""
     files = SimulatedFileSystem(random.Random(1))
