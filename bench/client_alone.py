@@ -75,6 +75,7 @@ RECORDS_PER_DELIVERY: Final = 2000
 CONNECTIONS: Final = 256
 IN_FLIGHT: Final = 500
 """Puts of one client."""
+LOCK_WORKERS: Final = 64
 
 
 # --- the broker -------------------------------------------------------------------------
@@ -331,6 +332,20 @@ async def lock(client: Client, address: str, records: int) -> None:
             pass
 
 
+async def locks(client: Client, address: str, records: int) -> None:
+    """The same by many tasks, each with a lock of its own."""
+    numbers = iter(range(records))
+
+    async def hold(name: str) -> None:
+        for _ in numbers:
+            async with client.lock(name):
+                pass
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(LOCK_WORKERS):
+            tasks.start_soon(hold, f"bench/lock-{number}")
+
+
 class Workload(NamedTuple):
     """What is run, and how often."""
 
@@ -347,6 +362,7 @@ WORKLOADS: Final = {
     "records": Workload(each, 1_000_000),
     "puts": Workload(puts, 60_000),
     "lock": Workload(lock, 4_000),
+    "locks": Workload(locks, 12_000),
 }
 
 

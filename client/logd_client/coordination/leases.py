@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Final, Generic, Literal, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from logd.errors import (
     AcquireTimeoutError,
@@ -71,7 +72,8 @@ class Lease:
         self._kind: LeaseKind = kind
         self._place = name
         self._is_exclusive = is_exclusive
-        self._is_over = anyio.Event()
+        self._over: anyio.Event | None = None
+        """Made by the first who waits for it."""
         self._error: LogdError | None = None
         self._is_given_back = False
         self._on_lost: Callable[[], None] | None = None
@@ -134,7 +136,12 @@ class Lease:
 
     async def wait_until_over(self) -> None:
         """Wait until it is lost or given back.  Cancelling the wait changes nothing."""
-        await self._is_over.wait()
+        if self._error is None and not self._is_given_back:
+            if self._over is None:
+                self._over = anyio.Event()
+            await self._over.wait()
+        else:
+            await anyio.lowlevel.checkpoint()
 
     def lost_error(self) -> LeaseLostError:
         """What to raise for its loss."""
@@ -147,7 +154,8 @@ class Lease:
     def _on_session_lost(self, error: LogdError) -> None:
         if not self._is_given_back and self._error is None:
             self._error = error
-            self._is_over.set()
+            if self._over is not None:
+                self._over.set()
             if self._on_lost is not None:
                 self._on_lost()
 
@@ -176,7 +184,8 @@ class Lease:
         self._is_given_back = True
         self._session.on_loss.pop(self, None)
         self._on_lost = None
-        self._is_over.set()
+        if self._over is not None:
+            self._over.set()
 
 
 L = TypeVar("L", bound=Lease)
@@ -224,6 +233,8 @@ class Place(Generic[L]):
         """
         if timeout_s is not None and timeout_s < 0:
             raise UsageError(f"timeout_s must not be negative, found {timeout_s}")
+        if timeout_s is None:
+            return await self._obtain(self._acquire)
         lease: L | None = None
         with anyio.move_on_after(timeout_s):
             lease = await self._obtain(self._acquire)
@@ -250,7 +261,9 @@ class Place(Generic[L]):
             return None
 
     async def _obtain(self, acquire: Acquire) -> L:
-        topics = await topics_of(self.sessions.calls.routing, self._protects)
+        topics: list[TopicInfo] = []
+        if self._protects:
+            topics = await topics_of(self.sessions.calls.routing, self._protects)
         session = await self.sessions.get(self.name.namespace, self._ttl_ms)
         with session.scope():
             pending = await session.prepare(acquire)

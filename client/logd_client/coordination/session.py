@@ -15,9 +15,10 @@ been told.  The next use opens another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import islice
+from types import TracebackType
 from typing import Final, TypeVar
 
 import anyio
@@ -137,18 +138,9 @@ class Session:
             assert self.error is not None
             raise self.error.with_traceback(None)
 
-    @contextmanager
-    def scope(self) -> Iterator[None]:
+    def scope(self) -> AbstractContextManager[None]:
         """The body is cancelled when the session is lost; then why is raised."""
-        self.check()
-        with anyio.CancelScope() as scope:
-            self.on_loss[scope] = lambda _: scope.cancel()
-            try:
-                yield
-            finally:
-                self.on_loss.pop(scope, None)
-        if scope.cancelled_caught:
-            self.check()
+        return _SessionScope(self)
 
     # --- commands -----------------------------------------------------------------------
 
@@ -228,6 +220,36 @@ class Session:
         self._unanswered.pop(sequence, None)
         if self._waiting:
             self._let_in()
+
+
+class _SessionScope(AbstractContextManager[None]):
+    """Without a generator around it: each lock that is taken enters one."""
+
+    __slots__ = ("_scope", "_session")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._scope = anyio.CancelScope()
+
+    def __enter__(self) -> None:
+        self._session.check()
+        self._session.on_loss[self] = self._on_loss
+        self._scope.__enter__()
+
+    def _on_loss(self, _: LogdError) -> None:
+        self._scope.cancel()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        self._session.on_loss.pop(self, None)
+        is_swallowed = bool(self._scope.__exit__(kind, error, traceback))
+        if self._scope.cancelled_caught:
+            self._session.check()
+        return is_swallowed
 
 
 class PendingCommand:
