@@ -13,6 +13,7 @@ processor time per operation of the leader, of a follower (the mean of the two),
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -32,6 +33,7 @@ import msgspec
 from logd.cli.local_cluster import LocalCluster, open_cluster, process_cpu_seconds, stopping
 from logd.cli.measure import Latency, latency_of, this_machine
 from logd.cli.ready import wait_until_ready
+from logd.errors import NotLeaderError
 from logd.types import GroupId
 from logd.wire.coordination import Opened, OpenSession
 from logd.wire.messages import CoordinateRequest, Message
@@ -60,6 +62,7 @@ SESSION_CLIENTS: Final = 100
 IDLE_SESSIONS: Final = 10_000
 SESSION_TTL_S: Final = 30
 KEEP_ALIVES_PER_TTL: Final = 3
+KEEP_ALIVE_ATTEMPTS: Final = 3
 IDLE_WARM_UP_S: Final = 2.0
 
 
@@ -301,6 +304,8 @@ async def sessions(cluster: LocalCluster, scale: float) -> Row:
                 sent[0] += 1
                 await anyio.sleep(every_s)
 
+        gc.collect()
+        gc.freeze()  # Else looking through ten thousand tasks is most of what latencies show.
         async with anyio.create_task_group() as tasks:
             for number, (own, session) in enumerate(ids):
                 first_s = every_s * number / len(ids)
@@ -330,8 +335,14 @@ async def _open_sessions(own: Calls, count: int, ids: list[tuple[Calls, int]]) -
 
 
 async def _keep_alive(own: Calls, group: GroupId, session: int) -> None:
-    expired = await own.keep_alive(group, [session], SESSION_TTL_S)
-    assert not expired
+    for attempt in range(KEEP_ALIVE_ATTEMPTS):
+        try:
+            assert not await own.keep_alive(group, [session], SESSION_TTL_S)
+        except NotLeaderError:  # Says who leads: leadership is balanced soon after the start.
+            if attempt + 1 == KEEP_ALIVE_ATTEMPTS:
+                raise
+        else:
+            return
 
 
 WORKLOADS: Final[dict[str, Callable[[LocalCluster, float], Awaitable[Row]]]] = {

@@ -739,8 +739,10 @@ SYSTEM_MUTANTS = (
         "a renewal is promised before leadership is confirmed",
         "coordination: no live session is lost",
         "logd/broker/coordination/partition.py",
-        "        self.confirmed(confirmed)\n\n    def _answer_keep_alive",
-        "        confirmed(None)\n\n    def _answer_keep_alive",
+        "                    self._answer_keep_alive(sessions, answer)\n\n"
+        "        self.confirmed(confirmed)\n",
+        "                    self._answer_keep_alive(sessions, answer)\n\n"
+        "        confirmed(None)\n",
     ),
     Mutant(
         "a question is answered before leadership is confirmed",

@@ -269,6 +269,31 @@ def test_a_session_that_is_kept_alive_lives_and_one_that_is_not_expires() -> Non
     live(story)
 
 
+def test_renewals_share_rounds_and_one_that_is_alone_does_not_wait() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        partition = await world.partition(await world.leader())
+        await trio.sleep(1)
+        answered: list[list[int]] = []
+
+        async def renew() -> None:
+            answered.append(await world.client.keep_alive("n", [session.session]))
+
+        before, began = partition.rounds, trio.current_time()
+        await renew()
+        alone_s = trio.current_time() - began
+        async with trio.open_nursery() as nursery:
+            for _ in range(200):
+                nursery.start_soon(renew)
+                await trio.sleep(0.005)
+
+        assert answered == [[]] * 201
+        assert alone_s < 0.05
+        assert 10 <= partition.rounds - before <= 25
+
+    live(story, brokers=3)
+
+
 def test_a_new_leader_gives_every_session_a_full_time_to_live() -> None:
     async def story(world: World) -> None:
         session = await world.session()

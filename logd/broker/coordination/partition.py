@@ -75,6 +75,10 @@ LOOK_AGAIN_MS: Final = 500
 EXPIRE_REQUESTS_MS: Final = 100
 """How often those whose time is up are looked for."""
 
+RENEWALS_MS: Final = 50
+"""Renewals share a round of confirmation that begins so long after the one before at the earliest:
+ten thousand sessions that do nothing are a thousand renewals a second, each of which can wait."""
+
 PROGRESS_MS: Final = 10_000
 """How often a watch that saw nothing learns how far things are."""
 
@@ -111,6 +115,9 @@ class CoordinationPartition:
         self._clock = SessionClock()
         self._claim_waits = ClaimWaits()
         self._expiring_waits: list[tuple[list[int], KeptAlive]] = []
+        self._renewals: list[tuple[list[int], KeptAlive]] = []
+        """Renewals for which no round has begun."""
+        self._next_renewals_ms = 0
         self._log_time_base_ms = 0
         self._last_time_ms = 0
         self._is_advancing = False
@@ -150,6 +157,11 @@ class CoordinationPartition:
     def session_count(self) -> int:
         """As the leader counts them."""
         return len(self._clock)
+
+    @property
+    def rounds(self) -> int:
+        """That were begun to confirm leadership."""
+        return self._confirmations.rounds
 
     def check_serving(self) -> None:
         """Refuse unless this broker leads, and knows all that earlier leaders have committed.
@@ -281,7 +293,7 @@ class CoordinationPartition:
         """Renew sessions, and say which of them are no more.
 
         They are renewed at once: that only puts off their expiry.  What is promised to the client
-        waits for the confirmation, and for those whose expiry is on its way.
+        waits for the confirmation, which many share, and for those whose expiry is on its way.
 
         Raises:
             NotLeaderError, UnavailableError: it does not serve.
@@ -290,12 +302,22 @@ class CoordinationPartition:
         now_ms = self._node.now_ms()
         for session in sessions:
             self._clock.renew(session, now_ms)
+        self._renewals.append((sessions, answer))
+        if now_ms >= self._next_renewals_ms:
+            self._confirm_renewals(now_ms)
+        elif len(self._renewals) == 1:
+            self._clock_news.set()
+
+    def _confirm_renewals(self, now_ms: int) -> None:
+        renewals, self._renewals = self._renewals, []
+        self._next_renewals_ms = now_ms + RENEWALS_MS
 
         def confirmed(doubt: LogdError | None) -> None:
-            if doubt is not None:
-                answer(doubt)
-            else:
-                self._answer_keep_alive(sessions, answer)
+            for sessions, answer in renewals:
+                if doubt is not None:
+                    answer(doubt)
+                else:
+                    self._answer_keep_alive(sessions, answer)
 
         self.confirmed(confirmed)
 
@@ -453,7 +475,8 @@ class CoordinationPartition:
             self._clock.end()
             self.watches.end_all(error)
             self._claim_waits.wake_all()
-            waits, self._expiring_waits = self._expiring_waits, []
+            waits = [*self._expiring_waits, *self._renewals]
+            self._expiring_waits, self._renewals = [], []
             for _, answer in waits:
                 answer(error)
             unapplied, self._after_applied = self._after_applied, []
@@ -470,6 +493,8 @@ class CoordinationPartition:
             wait_ms: float = math.inf
             if self._is_serving:
                 now_ms = self._node.now_ms()
+                if self._renewals and now_ms >= self._next_renewals_ms:
+                    self._confirm_renewals(now_ms)
                 self._expire_sessions(now_ms)
                 self._advance_if_due()
                 if now_ms >= expire_at_ms:
@@ -488,6 +513,8 @@ class CoordinationPartition:
         self._is_expiring_requests = not self._queue.is_idle or len(self._claim_waits) > 0
         if self._is_expiring_requests:
             waits.append(EXPIRE_REQUESTS_MS)
+        if self._renewals:
+            waits.append(max(self._next_renewals_ms - self._node.now_ms(), 0))
         if len(self.watches):
             waits.append(PROGRESS_MS)
         next_session = self._clock.next_in_ms
@@ -556,7 +583,11 @@ class CoordinationPartition:
                     continue
                 if self.group.failure is None:
                     await self._work.wait()
-            self._queue.forget_placed(UnavailableError(f"the replica of {self.group.name} stopped"))
+            stopped = UnavailableError(f"the replica of {self.group.name} stopped")
+            self._queue.forget_placed(stopped)
+            renewals, self._renewals = self._renewals, []
+            for _, answer in renewals:
+                answer(stopped)
             nursery.cancel_scope.cancel()
 
     async def _catch_up(self) -> None:
