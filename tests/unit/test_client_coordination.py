@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from typing import cast
 
 import anyio
@@ -11,6 +12,7 @@ import pytest
 
 from logd.errors import (
     InvalidNameError,
+    LeaseLostError,
     LogdError,
     QuotaExceededError,
     SessionExpiredError,
@@ -20,14 +22,30 @@ from logd.errors import (
 from logd.record.batch import decode_batch
 from logd.record.header import Codec
 from logd.types import GroupId
-from logd.wire.coordination import CloseSession, Opened, Refused
+from logd.wire.coordination import (
+    Acquire,
+    Claim,
+    CloseSession,
+    Done,
+    Opened,
+    Refused,
+    Result,
+)
 from logd_client.accumulator import NO_FENCE, OpenBatch
 from logd_client.coordination.calls import Calls, error_from_refusal
 from logd_client.coordination.fences import Fence, fence_of
 from logd_client.coordination.keys import delete, prefix_end, put
+from logd_client.coordination.leases import Lease, Place
+from logd_client.coordination.members import Membership
 from logd_client.coordination.names import checked_key, parse_name
 from logd_client.coordination.queues import make_item
-from logd_client.coordination.session import SAFE_SHARE, WINDOW, Session, require_ttl
+from logd_client.coordination.session import (
+    SAFE_SHARE,
+    WINDOW,
+    Session,
+    Sessions,
+    require_ttl,
+)
 from logd_client.delivery import Delivery
 from logd_client.environment import Environment
 from logd_client.transport import TcpTransport
@@ -155,7 +173,7 @@ def test_a_session_is_given_up_before_its_time_to_live_is_over() -> None:
     hand = HandClock()
     session = open_session(hand, ttl_s=10)
     lost: list[LogdError] = []
-    session.on_loss["lock"] = lost.append
+    session.call_on_loss("lock", lost.append)
 
     hand.now += 10 * SAFE_SHARE - 0.01
     assert not session.is_lost()
@@ -192,6 +210,81 @@ def test_leases_go_by_a_clock_that_does_not_stop_with_the_machine(
     monkeypatch.setattr(time, "clock_gettime", clocks.__getitem__)
 
     assert environment.lease_clock() == 107.0
+
+
+class SlowCalls(HandClock):
+    """Each command is carried out at once, and its answer is seen when the session is over: the
+    client's process stood still in between."""
+
+    async def command(
+        self,
+        namespace: str,
+        command: object,
+        request: Callable[[GroupId, int], object],
+        *,
+        timeout_s: float | None = None,
+    ) -> Result:
+        request(GroupId(5), 1_000)
+        self.now += 60
+        if isinstance(command, Acquire):
+            return Claim(revision=9, ticket=9, token=9)
+        return Done(revision=9)
+
+
+class OneSession:
+    """What leases use of ``Sessions``: one session, which may be lost."""
+
+    def __init__(self, calls: SlowCalls) -> None:
+        calls.routing = None  # type: ignore[attr-defined]  # Nothing is to be protected.
+        self.calls = calls
+        self._session = open_session(calls)
+
+    async def get(self, namespace: str, ttl_ms: int | None) -> Session:
+        return self._session
+
+
+@pytest.mark.anyio
+async def test_a_lock_whose_grant_is_learnt_of_after_its_session_was_over_is_not_held(
+    anyio_backend: object,
+) -> None:
+    sessions = cast("Sessions", OneSession(SlowCalls()))
+    place = Place(sessions, parse_name("compactor"), Acquire(kind="lock", name="compactor"), Lease)
+
+    with pytest.raises(SessionExpiredError, match="not renewed"):
+        await place.obtain(None)
+
+
+@pytest.mark.anyio
+async def test_a_lease_of_a_session_that_is_lost_already_is_lost(anyio_backend: object) -> None:
+    hand = HandClock()
+    session = open_session(hand)
+    hand.now += 60
+    assert session.is_lost()
+
+    lease = Lease(
+        cast("Sessions", None),
+        session,
+        "lock",
+        parse_name("compactor"),
+        Claim(revision=9, ticket=9, token=9),
+        is_exclusive=True,
+    )
+
+    assert lease.is_lost
+    assert lease.time_left_s == 0
+    await lease.wait_until_over()
+
+
+@pytest.mark.anyio
+async def test_who_joins_by_a_session_that_is_over_meanwhile_is_told_so(
+    anyio_backend: object,
+) -> None:
+    sessions = cast("Sessions", OneSession(SlowCalls()))
+    membership = Membership(sessions, parse_name("workers"), "one", b"", None)
+
+    with pytest.raises(LeaseLostError, match="member one of default/workers is lost"):
+        async with membership:
+            await anyio.sleep_forever()
 
 
 def test_a_renewal_counts_from_when_it_was_sent() -> None:

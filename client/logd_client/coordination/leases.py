@@ -77,7 +77,7 @@ class Lease:
         self._error: LogdError | None = None
         self._is_given_back = False
         self._on_lost: Callable[[], None] | None = None
-        session.on_loss[self] = self._on_session_lost
+        session.call_on_loss(self, self._on_session_lost)
 
     def __repr__(self) -> str:
         state = "given back" if self._is_given_back else "lost" if self.is_lost else "held"
@@ -182,7 +182,7 @@ class Lease:
     def end(self) -> None:
         """It is held no more, by our own will."""
         self._is_given_back = True
-        self._session.on_loss.pop(self, None)
+        self._session.forget_dependant(self)
         self._on_lost = None
         if self._over is not None:
             self._over.set()
@@ -276,6 +276,8 @@ class Place(Generic[L]):
                 lease = self._lease(session, claim)
                 if topics:
                     await self._raise_fences(lease, topics)
+                # The grant may have been learnt of too late, without a moment to be cancelled in.
+                session.check()
             except BaseException as error:
                 if lease is not None:
                     lease.end()

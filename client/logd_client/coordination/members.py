@@ -133,7 +133,7 @@ class Membership:
             await settle(self._sessions, session, self._leave_command())
             raise
         self._session = session
-        session.on_loss[self] = self._on_lost
+        session.call_on_loss(self, self._on_lost)
         return session
 
     async def update(self, data: bytes | str) -> None:
@@ -153,7 +153,7 @@ class Membership:
         session, self._session = self._session, None
         if session is None:
             return
-        session.on_loss.pop(self, None)
+        session.forget_dependant(self)
         self._is_over.set()
         if not session.is_lost():
             await settle(self._sessions, session, self._leave_command())
@@ -176,10 +176,10 @@ class Membership:
         return error
 
     async def __aenter__(self) -> Membership:
-        session = await self.join()
+        await self.join()
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
-        if session.is_lost():
+        if self.is_lost:
             self._scope.cancel()
         return self
 

@@ -73,7 +73,7 @@ class Session:
         self.ttl_s = opened.ttl_ms / 1000
         self.error: LogdError | None = None
         """Why it is lost, if it is."""
-        self.on_loss: dict[object, OnLoss] = {}
+        self._on_loss: dict[object, OnLoss] = {}
         """What has to end with it."""
         self.trouble: LogdError | None = None
         """What stood in the way of the last renewal."""
@@ -126,11 +126,26 @@ class Session:
         if self.error is not None:
             return
         self.error = error
-        dependants, self.on_loss = self.on_loss, {}
+        dependants, self._on_loss = self._on_loss, {}
         for on_loss in dependants.values():
             on_loss(error)
         for turn in self._waiting:
             turn.set()
+
+    def call_on_loss(self, dependant: object, on_loss: OnLoss) -> None:
+        """``on_loss`` is called once, when it is lost: now, if it is.
+
+        Whoever begins to depend on it has just had an answer, and may have had it late.
+        """
+        if self.is_lost():
+            assert self.error is not None
+            on_loss(self.error)
+        else:
+            self._on_loss[dependant] = on_loss
+
+    def forget_dependant(self, dependant: object) -> None:
+        """It does not depend on the session any more."""
+        self._on_loss.pop(dependant, None)
 
     def check(self) -> None:
         """Raise why it is lost, if it is."""
@@ -233,7 +248,7 @@ class _SessionScope(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         self._session.check()
-        self._session.on_loss[self] = self._on_loss
+        self._session.call_on_loss(self, self._on_loss)
         self._scope.__enter__()
 
     def _on_loss(self, _: LogdError) -> None:
@@ -245,7 +260,7 @@ class _SessionScope(AbstractContextManager[None]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        self._session.on_loss.pop(self, None)
+        self._session.forget_dependant(self)
         is_swallowed = bool(self._scope.__exit__(kind, error, traceback))
         if self._scope.cancelled_caught:
             self._session.check()
