@@ -666,6 +666,7 @@ class RaftCore:
                 accepted=True,
                 synced_end=synced_end,
                 received_end=self._matched_end,
+                received_term=self._log.terms.term_at(self._matched_end - 1),
                 enrolment=self._enrolment,
                 held_end=self._matched_end if self.vouches else Offset(0),
                 doubt=self._boot if self.is_doubtful else 0,

@@ -196,8 +196,11 @@ class Leadership:
         self._hear(progress, response.round, now_ms)
         if progress.note_doubt(response.doubt, self._log.end):
             self._ask(progress, now_ms)  # It tells the follower what will make it whole.
-        if response.accepted:
+        if response.accepted and self._has_what_it_says(response):
             self._on_accepted(progress, response, now_ms)
+            return False
+        if response.accepted:
+            self._probe_contradiction(progress, response, now_ms)
             return False
         return self._on_refused(progress, response, now_ms) and not progress.is_departing
 
@@ -357,6 +360,27 @@ class Leadership:
             progress.retry_at_ms = None
         if self._transfer_target == progress.node:
             self._hand_over(progress)
+
+    def _has_what_it_says(self, response: AppendResponse) -> bool:
+        """Whether what the follower calls received is the log here.
+
+        It takes for granted that every leader has what it holds as committed.  That does not hold
+        of a group that was restarted with loss while it was away.
+        """
+        end, log = response.received_end, self._log
+        if end < log.start or not response.received_term:
+            return end <= log.end  # More is not known.
+        return end <= log.end and log.terms.term_at(end - 1) == response.received_term
+
+    def _probe_contradiction(
+        self, progress: Progress, response: AppendResponse, now_ms: int
+    ) -> None:
+        """Ask again where the logs differ, so that the follower finds out."""
+        next_offset = max(progress.match, min(response.received_end, self._log.end))
+        is_new = progress.state is not ProgressState.PROBE or next_offset != progress.next_offset
+        if is_new:  # Else it was asked already, and is asked again when the probe is due.
+            progress.probe_from(next_offset)
+            self._ask(progress, now_ms)
 
     def _on_refused(self, progress: Progress, response: AppendResponse, now_ms: int) -> bool:
         """Go on where both logs may agree: one round trip unless terms interleave further.

@@ -155,6 +155,9 @@ class AppendResponse(RaftMessage, frozen=True, kw_only=True, omit_defaults=True)
     accepted: bool
     synced_end: Offset = Offset(0)
     received_end: Offset = Offset(0)
+    received_term: Term = Term(0)
+    """Of the batch that ends at ``received_end``; 0: it is not told.  The leader has the same
+    there, unless the group was restarted with loss while the follower was away."""
     conflict_term: Term = Term(0)
     conflict_end: Offset = Offset(0)
     enrolment: Offset

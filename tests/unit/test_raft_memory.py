@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from logd.raft.core import RaftCore, RaftOptions
 from logd.raft.messages import (
     Appended,
@@ -104,6 +106,7 @@ def accepted(
     synced: int = 0,
     held: int = 0,
     received: int | None = None,
+    received_term: int = 0,
     doubt: int = 0,
 ) -> Output:
     return core.step(
@@ -117,6 +120,7 @@ def accepted(
                 accepted=True,
                 synced_end=Offset(synced),
                 received_end=Offset(max(synced, held) if received is None else received),
+                received_term=Term(received_term),
                 enrolment=core.progress(source).enrolment,
                 held_end=Offset(held),
                 doubt=doubt,
@@ -425,3 +429,32 @@ def test_a_log_that_contradicts_what_is_committed_here_is_not_taken_up() -> None
     assert output.append_from is None
     assert output.send_now == output.send_after_persist == ()
     assert replica((1, 1, 1), commit_offset=3).step(append(2, term=2, prev_term=2), 0).contradicted
+
+
+def test_a_follower_says_of_which_term_the_last_batch_is_that_it_has() -> None:
+    core = replica((1, 1, 1, 1), commit_offset=4)
+
+    answer = answer_of(core.step(append(3, term=2), 0))
+
+    assert (answer.received_end, answer.received_term) == (4, 1)
+
+
+@pytest.mark.parametrize("committed_end", [4, 9])
+def test_what_was_committed_before_a_restart_with_loss_is_not_taken_for_the_leaders(
+    committed_end: int,
+) -> None:
+    """A voter that was away holds as committed what the group has otherwise by now.  Counted, it
+    would vouch for batches that it does not have."""
+    core = leader(in_memory=False)
+    core.step(Synced(Offset(4), Term(2)), 100)
+
+    output = accepted(core, SECOND, synced=committed_end, received_term=1)
+
+    assert output.commit_offset is None
+    assert core.progress(SECOND).match == 0
+    (probe,) = output.send_now
+    assert isinstance(probe, AppendRequest)
+    assert (probe.start_offset, probe.prev_term) == (4, 2)
+    # Which is what makes it stop.
+    away = replica((1,) * committed_end, commit_offset=committed_end)
+    assert away.step(append(4, term=2, prev_term=2), 0).contradicted
