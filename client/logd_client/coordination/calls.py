@@ -13,7 +13,7 @@ thousand who wait for locks must not keep those who hold them from giving them b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
 import msgspec
@@ -52,6 +52,9 @@ from logd_client.backoff import Backoff
 from logd_client.connection import Answer as ConnectionAnswer
 from logd_client.connection import Connection, Lane
 from logd_client.routing import Routing
+
+if TYPE_CHECKING:
+    from logd_client.coordination.feeds import Feed, Subject
 
 ATTEMPT_TIMEOUT_S: Final = 2.0
 """A leader that says nothing for this long may be none any more."""
@@ -98,6 +101,8 @@ class Calls:
         self._waiters = anyio.CapacityLimiter(WAITERS_MAX)
         self._groups: dict[str, tuple[TopicInfo, GroupId]] = {}
         """By namespace: where it lives, and by which description of the topic."""
+        self.feeds: dict[Subject, Feed] = {}
+        """Of watches that began "from now on": those of the same share one."""
 
     # --- commands -----------------------------------------------------------------------
 

@@ -1,9 +1,7 @@
 """Watches: what changes, in order, each change once, from a revision on.
 
-A broker pushes events as far as our credit goes and says up to which revision it has told
-everything.  When a connection ends, or its broker leads no more, the watch begins again behind
-that revision at whoever leads: nothing is skipped and nothing told twice.  A silent broker is
-asked whether it still leads: one that is gone does not say so.
+How events get here, and how they go on across leader changes and lost connections, is the
+business of feeds (``feeds.py``).
 
 What the brokers no longer have in memory cannot be told: ``CompactedError`` names the oldest
 revision from which a watch can begin.  Whoever watches only to know when to look again is told of
@@ -18,34 +16,17 @@ from typing import Final
 
 import anyio
 import anyio.lowlevel
-import msgspec
 
-from logd.errors import CompactedError, LogdError, ProtocolError, UnavailableError, UsageError
-from logd.limits import MIB
-from logd.types import Buffer, GroupId, NodeId
-from logd.wire.coordination import Event, Kind
-from logd.wire.messages import (
-    KeepAliveRequest,
-    UnwatchRequest,
-    WatchCredit,
-    WatchEnded,
-    WatchEvents,
-    WatchRequest,
-    WatchResponse,
-)
-from logd_client.backoff import Backoff
-from logd_client.connection import Answer, Connection, Lane
-from logd_client.coordination.calls import ATTEMPT_TIMEOUT_S, Calls
+from logd.errors import LogdError, UnavailableError, UsageError
+from logd.wire.coordination import Event, Get, Kind, ReadKeys
+from logd_client.coordination.calls import Calls
+from logd_client.coordination.feeds import CREDIT_BYTES, GAP, Feed, Push, Subject
+from logd_client.event_loop import Once, new_once
 
-CREDIT_BYTES: Final = MIB
-"""What a broker may send ahead of the caller, for one watch."""
+__all__ = ["GAP", "Watch"]
 
-QUIET_S: Final = 2.0
-PROBE_TIMEOUT_S: Final = 2.0
-GAP: Final = "gap"
-"""The change of an event that stands for those that were missed."""
-
-_EVENTS: Final = msgspec.msgpack.Decoder(list[Event])
+_ANY_KEY: Final = ReadKeys(get=Get(key=b"\0"))
+"""A question of which only the revision is wanted."""
 
 
 class Watch:
@@ -70,32 +51,24 @@ class Watch:
             raise UsageError(f"revisions are not negative, found {revision}")
         self._calls = calls
         self._routing = calls.routing
-        self._namespace = namespace
-        self._kind: Kind = kind
-        self._tells_gaps = tells_gaps
-        self._start = start
-        self._end = end
-        self._resume_at = revision
-        """The first revision whose events have not arrived; None: from now on."""
-        self._arrived: deque[tuple[list[Event], int]] = deque()
-        """Pushes with their size in bytes."""
+        self._subject = Subject(namespace, kind, start, end, tells_gaps)
+        self._revision = revision
+        self._feed: Feed | None = None
+        self._told_after = -1
+        """Events up to this revision are of before this watch: others have shared its feed."""
+        self._arrived: deque[Push] = deque()
         self._buffered_bytes = 0
         self._ready: deque[Event] = deque()
-        self._changed = anyio.Event()
-        self._scope = anyio.CancelScope()
+        self._waiter: Once | None = None
+        """Of the task that iterates, while there is nothing."""
         self._is_open = False
         self._is_over = False
-        self._watch = 0
-        self._generation = 0
-        self._connection: Connection | None = None
-        self._attached = anyio.Event()
-        self._detached = anyio.Event()
-        self._why_detached: LogdError | None = None
-        self._suspect: NodeId | None = None
         self._failure: LogdError | None = None
-        self._backoff = Backoff(self._routing.environment.rng)
-        self.trouble: LogdError | None = None
+
+    @property
+    def trouble(self) -> LogdError | None:
         """What stands in the way of hearing more, if anything does; it is tried again."""
+        return None if self._feed is None else self._feed.trouble
 
     # --- life ---------------------------------------------------------------------------
 
@@ -110,18 +83,31 @@ class Watch:
             raise UsageError("a watch is opened once; make another one")
         self._is_open = True
         self._routing.on_close[self] = self._close
-        self._routing.tasks.start_soon(self._run)
         try:
-            with anyio.move_on_after(self._routing.request_timeout_s):
-                await self._attached.wait()
-            if self._failure is not None:
-                raise self._failure
-            if not self._attached.is_set():
-                raise self.trouble or UnavailableError(f"no broker serves {self._namespace}")
+            await self._begin()
         except BaseException:
             self._close()
             raise
         return self
+
+    async def _begin(self) -> None:
+        subject = self._subject
+        is_shared = False
+        if self._revision is None:
+            feed, is_shared = Feed.of(self._calls, subject)
+        else:
+            feed = Feed(self._calls, subject, self._revision)
+        self._feed = feed
+        feed.join(self)
+        with anyio.move_on_after(self._routing.request_timeout_s):
+            await feed.attached.wait()
+        if feed.failure is not None:
+            raise feed.failure
+        if not feed.attached.is_set():
+            raise feed.trouble or UnavailableError(f"no broker serves {subject.namespace}")
+        if is_shared:
+            answer = await self._calls.query(subject.namespace, _ANY_KEY)
+            self._told_after = answer.revision
 
     async def __aexit__(
         self,
@@ -139,9 +125,9 @@ class Watch:
         self._is_over = True
         self._is_open = False
         self._routing.on_close.pop(self, None)
-        self._scope.cancel()
-        self._leave()
-        self._changed.set()
+        if self._feed is not None:
+            self._feed.leave(self)
+        self._wake()
 
     # --- iterating ----------------------------------------------------------------------
 
@@ -164,7 +150,8 @@ class Watch:
         """Wait for the next event; None when the watch is closed."""
         if not self._is_open and not self._is_over:
             raise UsageError("the watch is not open: use `async with`")
-        await anyio.lowlevel.checkpoint()  # Before anything is taken: cancelled, nothing is lost.
+        # Before anything is taken: cancelled, nothing is lost.
+        await anyio.lowlevel.checkpoint_if_cancelled()
         while True:
             event = self.take_arrived()
             if event is not None:
@@ -173,142 +160,39 @@ class Watch:
                 raise self._failure.with_traceback(None)
             if self._is_over:
                 return None
-            await self._changed.wait()
+            waiter = self._waiter = new_once()
+            await waiter.wait()
 
     def take_arrived(self) -> Event | None:
         """The next event if it has arrived already."""
-        if not self._ready and self._arrived:
-            events, size = self._arrived.popleft()
-            self._ready.extend(events)
-            self._buffered_bytes -= size
-            self._return_credit(size)
-        if self._ready:
-            return self._ready.popleft()
-        if self._is_open and self._failure is None and self._changed.is_set():
-            self._changed = anyio.Event()
-        return None
+        while not self._ready and self._arrived:
+            push = self._arrived.popleft()
+            self._buffered_bytes -= push.size
+            push.feed.taken(push)
+            if push.number and push.events[0].revision <= self._told_after:
+                told_after = self._told_after
+                self._ready.extend(e for e in push.events if e.revision > told_after)
+            else:
+                self._ready.extend(push.events)
+        return self._ready.popleft() if self._ready else None
 
-    def _return_credit(self, size: int) -> None:
-        if self._connection is not None and size:
-            self._connection.post_credit(
-                WatchCredit(watch=self._watch, generation=self._generation, bytes=size)
-            )
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.set()
 
-    # --- from the connection ------------------------------------------------------------
+    # --- from the feed ------------------------------------------------------------------
 
-    def on_events(self, message: WatchEvents, body: Buffer) -> None:
-        """A push arrived."""
-        if message.generation != self._generation:
-            return
-        try:
-            events = _EVENTS.decode(body)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            self._detach(ProtocolError(f"events cannot be read: {error}"))
-            return
-        self._resume_at = max(self._resume_at or 0, message.revision + 1)
-        self._backoff.reset()
-        self._arrived.append((events, len(body)))
-        self._buffered_bytes += len(body)
-        self._changed.set()
+    def on_pushed(self, push: Push) -> bool:
+        self._arrived.append(push)
+        self._buffered_bytes += push.size
+        if self._waiter is not None:
+            self._wake()
+        return self._buffered_bytes <= CREDIT_BYTES
 
-    def on_ended(self, message: WatchEnded, error: LogdError) -> None:
-        """The broker pushes no more."""
-        if message.generation == self._generation:
-            self._detach(error)
+    def on_failed(self, error: LogdError) -> None:
+        self._failure = error
+        self._wake()
 
-    def on_connection_lost(self, connection: Connection, error: LogdError) -> None:
-        """Nothing more can come from there."""
-        if connection is self._connection:
-            self._detach(error)
-
-    def _detach(self, error: LogdError) -> None:
-        if self._why_detached is None:
-            self._why_detached = error
-        self._detached.set()
-
-    # --- staying attached -----------------------------------------------------------------
-
-    async def _run(self) -> None:
-        with self._scope:
-            while self._failure is None:
-                try:
-                    group = await self._attach()
-                    await self._stay(group)
-                except LogdError as error:
-                    self._on_trouble(error)
-                finally:
-                    self._leave()
-
-    def _on_trouble(self, error: LogdError) -> None:
-        self.trouble = error
-        if isinstance(error, CompactedError) and self._tells_gaps:
-            gap = Event(revision=0, kind=self._kind, name=self._start, change=GAP)
-            self._arrived.append(([gap], 0))
-            self._resume_at = None
-            self._changed.set()
-            return
-        if not error.retriable or isinstance(error, CompactedError):
-            self._failure = error
-            self._attached.set()
-            self._changed.set()
-
-    async def _attach(self) -> GroupId:
-        """Watch at whoever leads the namespace's partition now."""
-        failures = self._backoff.failures
-        delay_s = self._backoff.next_delay_s()
-        group = await self._calls.group_of(self._namespace)
-        if failures:
-            await anyio.sleep(delay_s)
-        connection = await self._calls.find_leader(group, Lane.COORDINATE, failures, self._suspect)
-        self._suspect = connection.node
-        self._watch = self._routing.next_subscription()
-        self._generation += 1
-        self._detached = anyio.Event()
-        self._why_detached = None
-        self._connection = connection
-        connection.add_watch(self._watch, self)
-        request = WatchRequest(
-            watch=self._watch,
-            generation=self._generation,
-            group=group,
-            namespace=self._namespace,
-            kind=self._kind,
-            start=self._start,
-            end=self._end,
-            revision=self._resume_at,
-            credit_bytes=max(CREDIT_BYTES - self._buffered_bytes, 1),
-        )
-        answer: Answer = await connection.exchange(request, b"", 2 * ATTEMPT_TIMEOUT_S)
-        assert isinstance(answer.message, WatchResponse)
-        # Events may have arrived with the answer, and tell more.
-        self._resume_at = max(self._resume_at or 0, answer.message.revision + 1)
-        self.trouble = None
-        self._attached.set()
-        return group
-
-    async def _stay(self, group: GroupId) -> None:
-        """Listen until the broker ends it, or is found out not to lead any more."""
-        connection = self._connection
-        assert connection is not None
-        while True:
-            with anyio.move_on_after(QUIET_S):
-                await self._detached.wait()
-            if self._why_detached is not None:
-                raise self._why_detached
-            self._backoff.reset()
-            if self._calls.clock() >= connection.last_received_at + QUIET_S:
-                # Answered by a leader only, whose leadership was confirmed.
-                probe = KeepAliveRequest(group=group, sessions=[])
-                await connection.exchange(probe, b"", PROBE_TIMEOUT_S)
-
-    def _leave(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        connection.remove_watch(self._watch)
-        if connection.is_open:
-            connection.submit(UnwatchRequest(watch=self._watch), _ignore)
-
-
-def _ignore(answer: Answer | LogdError) -> None:
-    """The answer changes nothing."""
+    def move_to(self, feed: Feed) -> None:
+        self._feed = feed

@@ -1,0 +1,301 @@
+"""Watches that share a feed: who is told what, and who holds up whom."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import anyio
+import msgspec
+import pytest
+from anyio.abc import TaskGroup
+
+from logd.errors import CompactedError, LogdError, NotLeaderError
+from logd.types import GroupId, NodeId
+from logd.wire.coordination import Event, Keys, Query
+from logd.wire.messages import (
+    Message,
+    UnwatchRequest,
+    WatchCredit,
+    WatchEnded,
+    WatchEvents,
+    WatchRequest,
+    WatchResponse,
+)
+from logd_client.connection import Answer, Lane
+from logd_client.coordination.calls import Calls
+from logd_client.coordination.feeds import CREDIT_BYTES, Feed
+from logd_client.coordination.watches import GAP, Watch
+from logd_client.environment import Environment
+from logd_client.event_loop import monotonic_clock
+from logd_client.transport import TcpTransport
+
+pytestmark = pytest.mark.anyio
+
+NODE = NodeId(1)
+GROUP = GroupId(5)
+
+
+class Broker:
+    """The far end of the connection that all watches of the client go over."""
+
+    node = NODE
+    is_open = True
+
+    def __init__(self) -> None:
+        self.revision = 10
+        self.asked: list[WatchRequest] = []
+        self.ended: list[int] = []
+        self.credit: dict[int, int] = {}
+        self.refusals: list[LogdError] = []
+        """For the next requests."""
+        self.last_received_at = float("inf")  # Never silent.
+        self._sinks: dict[int, Feed] = {}
+
+    def push(self, *values: bytes, to: int | None = None) -> None:
+        """One change per value: to all that watch, or to the n-th that was asked for."""
+        events = []
+        for value in values:
+            self.revision += 1
+            events.append(
+                Event(revision=self.revision, kind="key", name=b"k", change="put", value=value)
+            )
+        body = msgspec.msgpack.encode(events)
+        for request in self.asked if to is None else [self.asked[to]]:
+            sink = self._sinks.get(request.watch)
+            if sink is not None:
+                message = WatchEvents(
+                    watch=request.watch, generation=request.generation, revision=self.revision
+                )
+                self.credit[request.watch] -= len(body)
+                sink.on_events(message, body)
+
+    def end(self, number: int, error: LogdError) -> None:
+        request = self.asked[number]
+        ended = WatchEnded(watch=request.watch, generation=request.generation, error=cast("Any", 0))
+        self._sinks[request.watch].on_ended(ended, error)
+
+    # --- as a Connection ----------------------------------------------------------------
+
+    def add_watch(self, watch: int, sink: Feed) -> None:
+        self._sinks[watch] = sink
+
+    def remove_watch(self, watch: int) -> None:
+        del self._sinks[watch]
+
+    async def exchange(self, request: WatchRequest, body: bytes, timeout_s: float) -> Answer:
+        await anyio.lowlevel.checkpoint()
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.asked.append(request)
+        self.credit[request.watch] = request.credit_bytes
+        return Answer(WatchResponse(revision=self.revision), b"")
+
+    def post_credit(self, credit: WatchCredit) -> None:
+        self.credit[credit.watch] += credit.bytes
+
+    def submit(self, message: Message, on_done: Callable[[object], None]) -> None:
+        assert isinstance(message, UnwatchRequest)
+        self.ended.append(message.watch)
+
+
+class Client:
+    """What watches use of ``Calls`` and ``Routing``."""
+
+    def __init__(self, broker: Broker, tasks: TaskGroup) -> None:
+        self.broker = broker
+        self.tasks = tasks
+        self.routing = self
+        self.clock = monotonic_clock()
+        self.environment = Environment(TcpTransport(), self.clock, lambda: 0, random.Random(0))
+        self.request_timeout_s = 60.0
+        self.on_close: dict[object, Callable[[], None]] = {}
+        self.feeds: dict[object, Feed] = {}
+        self._subscriptions = 0
+
+    def watch(self, revision: int | None = None, *, tells_gaps: bool = False) -> Watch:
+        return Watch(cast("Calls", self), "n", "key", b"k", None, revision, tells_gaps=tells_gaps)
+
+    def next_subscription(self) -> int:
+        self._subscriptions += 1
+        return self._subscriptions
+
+    async def group_of(self, namespace: str) -> GroupId:
+        return GROUP
+
+    async def find_leader(
+        self, group: GroupId, lane: Lane, failures: int, suspect: NodeId | None
+    ) -> Broker:
+        return self.broker
+
+    async def query(self, namespace: str, query: Query) -> Keys:
+        await anyio.lowlevel.checkpoint()
+        return Keys(revision=self.broker.revision)
+
+
+@asynccontextmanager
+async def client() -> AsyncIterator[Client]:
+    async with anyio.create_task_group() as tasks:
+        yield Client(Broker(), tasks)
+        tasks.cancel_scope.cancel()
+
+
+def arrived(watch: Watch) -> list[bytes]:
+    found = []
+    while (event := watch.take_arrived()) is not None:
+        found.append(event.value)
+    return found
+
+
+async def test_watches_of_the_same_from_now_on_share_a_feed() -> None:
+    async with client() as one, one.watch() as first, one.watch() as second, one.watch(3) as other:
+        one.broker.push(b"a")
+        one.broker.push(b"b", b"c")
+
+        assert arrived(first) == arrived(second) == arrived(other) == [b"a", b"b", b"c"]
+        assert [request.revision for request in one.broker.asked] == [None, 3]
+
+
+async def test_who_joins_is_told_nothing_of_before() -> None:
+    async with client() as one, one.watch() as first:
+        one.broker.push(b"before")
+        late = one.watch()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(late.__aenter__)
+            await anyio.lowlevel.checkpoint()
+            one.broker.push(b"meanwhile")  # Before its question was answered.
+        one.broker.push(b"after")
+
+        assert arrived(first) == [b"before", b"meanwhile", b"after"]
+        told = arrived(late)
+        assert told[-1] == b"after"
+        assert b"before" not in told
+        await late.aclose()
+
+
+async def test_a_change_that_arrives_after_a_watch_has_begun_is_old_if_its_revision_is() -> None:
+    async with client() as one, one.watch() as first:
+        one.broker.revision += 1  # Committed, and on its way.
+        async with one.watch() as late:
+            one.broker.revision -= 1
+            one.broker.push(b"on its way")
+            one.broker.push(b"new")
+
+            assert arrived(late) == [b"new"]
+        assert arrived(first) == [b"on its way", b"new"]
+
+
+async def test_a_feed_ends_with_the_last_who_listens() -> None:
+    async with client() as one:
+        first, second = one.watch(), one.watch()
+        await first.__aenter__()
+        await second.__aenter__()
+        await first.aclose()
+        assert one.broker.ended == []
+        await second.aclose()
+        assert one.broker.ended == [one.broker.asked[0].watch]
+
+        async with one.watch() as again:
+            one.broker.push(b"a")
+            assert arrived(again) == [b"a"]
+        assert len(one.broker.asked) == 2
+
+
+async def test_credit_comes_back_when_the_first_has_taken_and_once() -> None:
+    async with client() as one, one.watch() as fast, one.watch() as slow:
+        watch = one.broker.asked[0].watch
+        one.broker.push(b"a" * 1000)
+        one.broker.push(b"b" * 1000)
+        assert one.broker.credit[watch] < CREDIT_BYTES - 2000
+
+        arrived(fast)
+        assert one.broker.credit[watch] == CREDIT_BYTES
+        assert len(arrived(slow)) == 2
+        assert one.broker.credit[watch] == CREDIT_BYTES
+
+
+async def test_who_falls_behind_goes_on_alone_and_misses_nothing() -> None:
+    values = [b"%04d" % number + bytes(40_000) for number in range(60)]
+    async with client() as one, one.watch() as fast, one.watch() as slow:
+        told = []
+        for value in values[:40]:
+            one.broker.push(value, to=0)
+            told += arrived(fast)
+        await anyio.wait_all_tasks_blocked()
+        assert len(one.broker.asked) == 2
+        alone = one.broker.asked[1]
+        assert alone.revision is not None
+        behind = alone.revision - 11  # So many of the values it has.
+
+        one.broker.revision = alone.revision - 1
+        for value in values[behind:]:
+            one.broker.push(value, to=1)
+
+        assert told == values[:40]
+        assert arrived(slow) == values
+
+
+async def test_a_feed_goes_on_behind_what_it_was_told_for_all_who_listen() -> None:
+    async with client() as one, one.watch() as first, one.watch() as second:
+        one.broker.push(b"a")
+        one.broker.end(0, NotLeaderError("moved"))
+        await anyio.wait_all_tasks_blocked()
+        one.broker.push(b"b")
+
+        assert one.broker.asked[1].revision == 12
+        assert arrived(first) == arrived(second) == [b"a", b"b"]
+
+
+async def test_all_who_listen_learn_that_changes_are_lost() -> None:
+    compacted = CompactedError("gone", 99)
+    async with (
+        client() as one,
+        one.watch() as first,
+        one.watch() as second,
+        one.watch(tells_gaps=True) as looks_again,
+    ):
+        one.broker.refusals = [compacted] * 2
+        one.broker.end(0, NotLeaderError("moved"))
+        one.broker.end(1, NotLeaderError("moved"))
+        for watch in (first, second):
+            with pytest.raises(CompactedError):
+                await watch.next()
+        gap = await looks_again.next()
+        await anyio.wait_all_tasks_blocked()
+
+        assert gap is not None
+        assert gap.change == GAP
+        assert one.broker.asked[-1].revision is None  # It looks, and hears on.
+
+
+async def test_who_waits_for_an_event_is_woken_and_by_closing_too() -> None:
+    async with client() as one:
+        heard: list[bytes | None] = []
+
+        async def listen(watch: Watch) -> None:
+            while (event := await watch.next()) is not None:
+                heard.append(event.value)
+            heard.append(None)
+
+        async with one.watch() as watch, anyio.create_task_group() as tasks:
+            tasks.start_soon(listen, watch)
+            await anyio.wait_all_tasks_blocked()
+            one.broker.push(b"a")
+            await anyio.wait_all_tasks_blocked()
+            await watch.aclose()
+
+    assert heard == [b"a", None]
+
+
+async def test_cancelled_iteration_loses_no_event() -> None:
+    async with client() as one, one.watch() as watch:
+        one.broker.push(b"a")
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await watch.next()
+
+        event = await watch.next()
+        assert event is not None
+        assert event.value == b"a"
