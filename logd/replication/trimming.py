@@ -58,7 +58,10 @@ class Trimmer:
             return
         if group.damage is not None and group_log.start_offset < group.let_go_elsewhere:
             # First of all: what is damaged cannot be read, and nobody has it any more.
-            await self._trim(min(group.let_go_elsewhere, commit_offset), trash)
+            let_go = min(group.let_go_elsewhere, commit_offset)
+            await self._trim(let_go, trash)
+            if group_log.segment_bases[-1] < let_go:
+                group.roll_soon()  # Only sealed segments are trimmed, and nobody may ever append.
         log_time_ms = 0
         if policy.needs_time:
             last = Offset(commit_offset - 1)

@@ -122,7 +122,10 @@ def test_only_what_is_committed_is_given_to_those_that_repair() -> None:
     play(story)
 
 
-def test_damage_that_its_peers_have_let_go_is_let_go_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_active", [False, True])
+def test_damage_that_its_peers_have_let_go_is_let_go_too(
+    monkeypatch: pytest.MonkeyPatch, is_active: bool
+) -> None:
     """Nobody could fill it any more, and what cannot be read stood in the way of retention."""
 
     async def story() -> None:
@@ -132,8 +135,11 @@ def test_damage_that_its_peers_have_let_go_is_let_go_too(monkeypatch: pytest.Mon
             while len(group.log.segment_bases) < 4:
                 replica.propose(bytes(3000))
                 await a_while()
+            replica.propose(bytes(3000))  # Into the active segment.
+            await a_while()
             bases, end = group.log.segment_bases, group.log.end_offset
-            files.flip(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
+            damaged, let_go = (bases[-1], end) if is_active else (0, bases[2])
+            files.flip(f"{DIRECTORY}/{damaged:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
             files.make_directory(TRASH)
 
             def refuse(
@@ -141,7 +147,7 @@ def test_damage_that_its_peers_have_let_go_is_let_go_too(monkeypatch: pytest.Mon
             ) -> bool:
                 assert isinstance(message, RepairRequest)
                 refusal = RepairResponse(
-                    request_id=message.request_id, refused="trimmed", log_start=bases[2]
+                    request_id=message.request_id, refused="trimmed", log_start=let_go
                 )
                 replica.node.repairer.on_response(refusal, b"")
                 return True
@@ -153,8 +159,12 @@ def test_damage_that_its_peers_have_let_go_is_let_go_too(monkeypatch: pytest.Mon
             )
             replica.node.repairer.report(group)
             await until(lambda: group.damage is not None)
-            await Trimmer(group, replica.node).apply(KEEP_EVERYTHING, TRASH)
-            assert (group.log.start_offset, group.log.end_offset) == (bases[2], end)
+            trimmer = Trimmer(group, replica.node)
+            await trimmer.apply(KEEP_EVERYTHING, TRASH)
+            if is_active:  # Only sealed segments are let go: it takes two rounds.
+                await a_while()
+                await trimmer.apply(KEEP_EVERYTHING, TRASH)
+            assert (group.log.start_offset, group.log.end_offset) == (let_go, end)
             await until(lambda: group.damage is None)
 
     play(story)
