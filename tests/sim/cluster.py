@@ -298,19 +298,23 @@ class SimCluster:
             **options,  # type: ignore[arg-type]
         )
 
-    def may_lose_memory(self, victim: SimNode) -> bool:
-        """Whether all that rests on memory is vouched for by a majority without ``victim``'s."""
+    def may_lose_memory(self, victim: SimNode, *, and_disk: bool = False) -> bool:
+        """Whether all that rests on memory is vouched for by a majority without ``victim``'s, or,
+        ``and_disk``, without ``victim``.  Whoever has a dead disk vouches for nothing."""
         for group in self.memory_groups:
             rest_on = {node: node.rests_on(group) for node in self.nodes.values()}
             holders = [node for node, rests_on in rest_on.items() if rests_on is not None]
             whole = [
                 node
                 for node in holders
-                if rest_on[node] == 0
-                or (
-                    rest_on[node] == node.boot
-                    and node is not victim
-                    and not (node.has_disk_trouble or node.has_dead_disk or node.is_in_danger)
+                if not (node.has_dead_disk or (and_disk and node is victim))
+                and (
+                    rest_on[node] == 0
+                    or (
+                        rest_on[node] == node.boot
+                        and node is not victim
+                        and not (node.has_disk_trouble or node.is_in_danger)
+                    )
                 )
             ]
             if 2 * len(whole) <= len(holders):

@@ -46,6 +46,7 @@ ATTEMPTS_MAX = 5
 
 LASTS_S = (0.2, 1.0, 2.0, 5.0)
 DOWN_S = (0.0, 0.1, 0.5, 2.0)
+QUICK_DISK = BlockingConditions(latency_s_mean=0.000_1, spike_probability=0.0)
 SLOW_DISK = BlockingConditions(
     latency_s_min=0.5, latency_s_mean=0.8, spike_probability=0.1, spike_s_max=4.0
 )
@@ -103,16 +104,21 @@ class Trouble:
         await FAULTS[fault.kind](self, chance)
 
     async def heal(self) -> None:
-        """End whatever is left of any fault; what a fault broke for good is restarted."""
+        """End whatever is left of any fault; what a fault broke for good is restarted.
+
+        From here on network and disks are quick and steady, whatever the seed's are like: what is
+        left is to see what became of everything, and that took longer than the faults had.
+        """
         self._cluster.trace.record("test", "healing")
         self._network.heal()
+        self._network.calm_down()
         for node in self._cluster.nodes.values():
             node.resume()
             if not node.has_dead_disk:
                 node.files.on_operation = None
             node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
             node.files.is_cold = False
-            node.set_blocking(self._cluster.settings.blocking)
+            node.set_blocking(QUICK_DISK)
             has_failed = any(group.failure is not None for group in node.groups.values())
             if node.has_dead_disk:
                 continue  # The others must do without it.
@@ -341,7 +347,11 @@ class Trouble:
         """A disk that takes nothing any more, for one replica or at all, until the very end:
         whatever it leads, others must take over."""
         node = self._one_victim()
-        if node is None or node.files.on_operation is not None or not self._may_trouble(node):
+        if (
+            node is None
+            or node.files.on_operation is not None
+            or not self._may_trouble(node, for_good=True)
+        ):
             return
         where = chance.choice([f"/groups/{chance.choice(self._groups):020}/", "/groups/", DATA_DIR])
 
@@ -352,9 +362,9 @@ class Trouble:
         node.has_dead_disk = node.has_disk_trouble = True
         node.files.on_operation = refuse
 
-    def _may_trouble(self, node: SimNode) -> bool:
+    def _may_trouble(self, node: SimNode, *, for_good: bool = False) -> bool:
         """A disk that refuses something takes the memory along, as a power cut does."""
-        return self._cluster.may_lose_memory(node)
+        return self._cluster.may_lose_memory(node, and_disk=for_good)
 
     def _one_victim(self) -> SimNode | None:
         """Who suffers in this seed what only one of a majority may; None if there is none."""

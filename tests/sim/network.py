@@ -35,7 +35,7 @@ import random
 import socket
 from collections import deque
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -238,6 +238,15 @@ class SimNetwork:
         self._clogged_until = {}
         self._slow = {}
         self._mend(cuts)
+
+    def calm_down(self) -> None:
+        """Be quick and steady from now on; bytes still come in pieces as before."""
+        self.conditions = replace(
+            self.conditions,
+            latency_s_mean=min(self.conditions.latency_s_mean, CALM.latency_s_mean),
+            spike_probability=0.0,
+            bytes_per_second=CALM.bytes_per_second,
+        )
 
     def _mend(self, links: Container[Link]) -> None:
         """These are open again: what was held on them goes on or is reset."""

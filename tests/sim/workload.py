@@ -35,7 +35,7 @@ TOPIC = "t"
 CONDITIONAL_TOPIC = "c"
 """Of one partition; what is appended to it says which offset it expects."""
 
-APPENDS_BEFORE_SLOWING = 600
+APPENDS_BEFORE_SLOWING = 540
 SLOW_PAUSE_S = 2.0
 """Enough appends have been made: from then on faults and elections are worth more."""
 
@@ -343,10 +343,12 @@ class Workload:
         chance = random.Random(f"{self.cluster.seed}:{reader.name}")
         async with self.connected() as client:
             while True:
-                node = chance.choice(list(self.cluster.nodes)) if from_any_replica else None
+                node, partitions = None, list(reader.positions)
+                if from_any_replica:
+                    node, partitions = await self._some_replica(client, reader, chance)
                 try:
                     with trio.move_on_after(chance.choice([3.0, 10.0])):
-                        await self._read_on(client, reader, node)
+                        await self._read_on(client, reader, node, partitions)
                 except LogdError as error:
                     # A replica may lag behind the position, or hold none of the partitions;
                     # whoever leads has all that a reader was ever given.
@@ -357,6 +359,18 @@ class Workload:
                     self.cluster.trace.note(reader.name, "reading_failed", error=repr(error))
                     await trio.sleep(RETRY_S)
 
+    async def _some_replica(
+        self, client: Client, reader: Reader, chance: random.Random
+    ) -> tuple[int, list[int]]:
+        """A broker, and what it holds of the reader's topic, as far as that is known; where
+        partitions move, most brokers that a reader might ask do not have what it wants."""
+        node: int = chance.choice(list(self.cluster.nodes))
+        with contextlib.suppress(LogdError):
+            placed = (await client.admin.describe_topic(reader.topic)).partitions
+            node = chance.choice([node for each in placed for node in each.replicas])
+            return node, [each.partition for each in placed if node in each.replicas]
+        return node, list(reader.positions)
+
     async def _follow_replica(self, reader: Reader, replica: int) -> None:
         """Read from one replica and stay with it, however often it restarts and lags, for as
         long as it is one."""
@@ -365,7 +379,7 @@ class Workload:
             while True:
                 try:
                     with trio.move_on_after(LOOK_FOR_REPLICA_S if has_moves else math.inf):
-                        await self._read_on(client, reader, replica)
+                        await self._read_on(client, reader, replica, list(reader.positions))
                 except LogdError as error:
                     if isinstance(error, OffsetOutOfRangeError):
                         await self._leap(client, reader, replica)
@@ -408,10 +422,11 @@ class Workload:
                         self.cluster.trace.record(reader.name, "leapt", to=held.log_start)
         return has_leapt
 
-    async def _read_on(self, client: Client, reader: Reader, node: int | None) -> None:
-        async with client.consumer(
-            reader.topic, start=dict(reader.positions), from_replica=node
-        ) as consumer:
+    async def _read_on(
+        self, client: Client, reader: Reader, node: int | None, partitions: list[int]
+    ) -> None:
+        start = {partition: reader.positions[partition] for partition in partitions}
+        async with client.consumer(reader.topic, start=start, from_replica=node) as consumer:
             async for record in consumer:
                 assert record.value is not None
                 where = TopicPartition(reader.topic, record.partition)
