@@ -34,6 +34,7 @@ SHOWN = (
     "disk_refused", "bit_rotted", "group_failed", "ended_by_itself", "partition_damaged",
     "damage_found", "damage_repaired", "leader_moved", "made_topic", "log_trimmed",
     "snapshot_installed", "configuration_changed", "move_begun", "move_finished",
+    "broker_removed",
     "coordination_served", "coordination_trimmed", "lock_granted", "protected_append",
     "item_completed", "session_expired",
     "restarted_with_possible_loss",

@@ -82,6 +82,8 @@ class SimNode:
         """Its disk is about to refuse something, and the memory of it with that."""
         self.has_dead_disk = False
         """Its disk refuses until it is replaced, whatever life it is."""
+        self.is_removed = False
+        """It is no member any more, and does not come back."""
         self._cluster = cluster
         self._lives = 0
         self._boots = 1
@@ -237,16 +239,25 @@ class SimCluster:
             NodeId(node): SimNode(self, NodeId(node)) for node in range(1, settings.brokers + 1)
         }
         self.founders = tuple(self.nodes)
+        self.joined_count = 0
         self._clients = 0
         self.memory_groups: tuple[GroupId, ...] = ()
         """Groups that rest on memory, a majority of which must keep it for them to lose nothing."""
 
-    def join(self, node: NodeId) -> SimNode:
-        """A new machine, whose broker joins the cluster."""
+    def join(self, node: NodeId | None = None) -> SimNode:
+        """A new machine, whose broker joins the cluster.  Ids are never used again."""
+        node = NodeId(max(self.founders) + self.joined_count + 1) if node is None else node
         assert node not in self.nodes
+        self.joined_count += 1
         joined = self.nodes[node] = SimNode(self, node)
         joined.start()
         return joined
+
+    def forget(self, node: SimNode) -> None:
+        """Its membership has ended: whatever its process still does is no concern of anybody."""
+        self.trace.record(node.host, "broker_removed")
+        node.is_removed = True
+        del self.nodes[node.node]
 
     def config_of(self, node: NodeId) -> BrokerConfig:
         is_founder = node in self.founders
@@ -256,7 +267,7 @@ class SimCluster:
             listen=HostPort(f"node{node}", CLIENT_PORT),
             peer_listen=HostPort(f"node{node}", PEER_PORT),
             cluster={n: HostPort(f"node{n}", PEER_PORT) for n in self.founders if is_founder},
-            join=None if is_founder else HostPort("node1", PEER_PORT),
+            join=None if is_founder else HostPort(f"node{next(iter(self.nodes))}", PEER_PORT),
             failure_domain=f"node{node}",
             segment_bytes=self.settings.segment_bytes,
             index_interval_bytes=self.settings.index_interval_bytes,

@@ -25,7 +25,7 @@ from logd.errors import LogdError
 from logd.limits import KIB
 from logd.storage.offline import SegmentWalk, find_segments
 from logd.types import METADATA_GROUP, GroupId, NodeId
-from logd.wire.messages import PlannedMoveInfo
+from logd.wire.messages import PartitionInfo, PlannedMoveInfo
 from logd_client import Client
 from tests.sim.cluster import DATA_DIR, SimCluster, SimNode
 from tests.sim.env import BlockingConditions
@@ -43,6 +43,9 @@ REPLICAS_MIN = 3
 
 ATTEMPTS_MAX = 5
 """To begin a move: whoever is to receive something has to be alive."""
+
+REMOVAL_S = 12.0
+"""A broker that has not given away all it holds by then stays a member."""
 
 LASTS_S = (0.2, 1.0, 2.0, 5.0)
 DOWN_S = (0.0, 0.1, 0.5, 2.0)
@@ -148,7 +151,7 @@ class Trouble:
         return self._cluster.leader_of(chance.choice([METADATA_GROUP, *self._groups]))
 
     def _start(self, node: SimNode) -> None:
-        if not node.is_running:
+        if not node.is_running and not node.is_removed:
             node.start()
 
     # --- processes and machines -----------------------------------------------------------------
@@ -371,7 +374,7 @@ class Trouble:
         founders = self._cluster.founders
         if len(founders) < 3:
             return None
-        return self._cluster.nodes[founders[self._cluster.seed % len(founders)]]
+        return self._cluster.nodes.get(founders[self._cluster.seed % len(founders)])
 
     async def disk_full(self, chance: random.Random) -> None:
         """No room for more; later there is, and what had failed is restarted."""
@@ -446,8 +449,8 @@ class Trouble:
     async def join(self, chance: random.Random) -> None:
         """A broker comes that was not there before; the metadata log may get another voter."""
         cluster = self._cluster
-        if len(cluster.nodes) < len(cluster.founders) + JOINING_MAX:
-            cluster.join(NodeId(max(cluster.nodes) + 1))
+        if cluster.joined_count < JOINING_MAX:
+            cluster.join()
 
     async def move(self, chance: random.Random) -> None:
         """Partitions are to be replicated by others; now and then that is taken back."""
@@ -504,6 +507,57 @@ class Trouble:
                     await client.admin.alter_broker(node, action)
                 await trio.sleep(_around(chance, LASTS_S))
 
+    async def remove(self, chance: random.Random) -> None:
+        """A broker gives all that it holds to others and is no member any more; for a while its
+        process does not know.  One that cannot get rid of everything stays."""
+        victim = self._one_victim()
+        members = [node for node in self._cluster.nodes.values() if node is not victim]
+        if len(members) < REPLICAS_MIN:
+            return
+        node = chance.choice(members)
+        async with self._operator() as client:
+            with trio.move_on_after(REMOVAL_S):
+                await self._empty_and_remove(client, chance, node)
+            if await self._is_member(client, node.node):
+                with contextlib.suppress(LogdError):
+                    await client.admin.alter_broker(node.node, "resume")
+                return
+        if not node.is_removed:  # Two may have wanted to be rid of it.
+            self._cluster.forget(node)
+        await trio.sleep(_around(chance, LASTS_S))
+        if node.is_alive:
+            await node.crash(power=False)
+
+    async def _empty_and_remove(self, client: Client, chance: random.Random, node: SimNode) -> None:
+        admin, leaving = client.admin, node.node
+        while True:
+            with contextlib.suppress(LogdError):
+                await admin.alter_broker(leaving, "drain")
+                found = await admin.describe_rebalance()
+                brokers = (await admin.describe_cluster()).brokers
+                others = [b.node_id for b in brokers if b.node_id != leaving and not b.draining]
+                held = [
+                    partition
+                    for topic in await admin.list_topics()
+                    for partition in topic.partitions
+                    if leaving in (*partition.replicas, *(partition.target or ()))
+                ]
+                if not held:
+                    await admin.alter_broker(leaving, "remove")
+                    return
+                moves = [_without(leaving, others, partition, chance) for partition in held]
+                if found.plan is None or found.plan.state != "running":
+                    await admin.start_plan("removal", found.layout_version, moves)
+            await trio.sleep(0.5)
+
+    async def _is_member(self, client: Client, node: NodeId) -> bool:
+        """As the cluster sees it, once it says so; a removal that was not answered may be one."""
+        while True:
+            with contextlib.suppress(LogdError):
+                brokers = (await client.admin.describe_cluster()).brokers
+                return any(broker.node_id == node for broker in brokers)
+            await trio.sleep(0.5)
+
     async def moves_have_ended(self, client: Client) -> None:
         """Nothing is being moved any more, and nothing is about to be."""
         while True:
@@ -527,6 +581,20 @@ class Trouble:
                 except LogdError:
                     await trio.sleep(0.2)
             yield client
+
+
+def _without(
+    leaving: NodeId, others: Sequence[int], partition: PartitionInfo, chance: random.Random
+) -> PlannedMoveInfo:
+    """Somebody else in its place, if there is anybody."""
+    rest = [replica for replica in partition.replicas if replica != leaving]
+    free = [other for other in others if other not in rest]
+    return PlannedMoveInfo(
+        group=partition.group,
+        before=partition.replicas,
+        target=[*rest, *chance.sample(free, min(1, len(free)))],
+        reason="chance",
+    )
 
 
 def _committed_batches(node: SimNode, directory: str) -> list[tuple[str, int, int]]:
@@ -584,9 +652,10 @@ FAULTS: Mapping[str, Callable[[Trouble, random.Random], Awaitable[None]]] = {
         Trouble.join,
         Trouble.move,
         Trouble.drain,
+        Trouble.remove,
     )
 }
 """Kind of fault → what makes it."""
 
-OF_MEMBERS = ("join", "move", "drain")
+OF_MEMBERS = ("join", "move", "drain", "remove")
 """Those that change who is where."""
