@@ -159,11 +159,12 @@ def test_a_machine_that_lost_power_does_not_vote_until_it_is_caught_up() -> None
     async def story(cluster: SimCluster, client: Client, group: GroupId) -> None:
         leader = some_leader(cluster, group)
         victim, witness = (node for node in cluster.nodes.values() if node is not leader)
-        cluster.network.isolate(witness.host)
-        victim.set_blocking(NEVER_IN_TIME)
-        await append(client, TOPIC, b"of the leader and the victim")
-        await victim.crash(power=True)
-        await leader.crash(power=False)
+        async with client.producer(TOPIC) as producer:
+            cluster.network.isolate(witness.host)
+            victim.set_blocking(NEVER_IN_TIME)
+            await producer.append(b"of the leader and the victim")
+            await victim.crash(power=True)
+            await leader.crash(power=False)
         victim.set_blocking(cluster.settings.blocking)
         cluster.network.heal()
         victim.start()
