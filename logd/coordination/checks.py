@@ -33,6 +33,7 @@ from logd.limits import (
     PERMITS_MAX,
     PRIORITY_MAX,
     SHARDS_PER_GROUP_MAX,
+    VALUE_BYTES_MAX,
     VISIBILITY_MS_MAX,
     VISIBILITY_MS_MIN,
 )
@@ -52,6 +53,7 @@ from logd.wire.coordination import (
     Get,
     HandOver,
     Increment,
+    Item,
     ItemClaim,
     Join,
     Leave,
@@ -259,12 +261,26 @@ def _check_configure(command: ConfigureQueue) -> None:
 def _check_put_items(command: PutItems) -> None:
     check_name("queue", command.queue)
     check_count("items", len(command.items), 1, ITEMS_PER_COMMAND_MAX)
+    size = 0
     for item in command.items:
-        check_value("an item's payload", item.payload)
-        check_count("bytes of an item's key", len(item.key), 0, KEY_BYTES_MAX)
-        check_count("delay_ms", item.delay_ms, 0, DELAY_MS_MAX)
-        check_count("priority", item.priority, -PRIORITY_MAX, PRIORITY_MAX)
-    check_command_bytes(sum(len(item.payload) + len(item.key) for item in command.items))
+        payload_bytes, key_bytes = len(item.payload), len(item.key)
+        size += payload_bytes + key_bytes
+        if (
+            payload_bytes > VALUE_BYTES_MAX
+            or key_bytes > KEY_BYTES_MAX
+            or not 0 <= item.delay_ms <= DELAY_MS_MAX
+            or not -PRIORITY_MAX <= item.priority <= PRIORITY_MAX
+        ):
+            _refuse_item(item)
+    check_command_bytes(size)
+
+
+def _refuse_item(item: Item) -> None:
+    """Say what is wrong with it."""
+    check_value("an item's payload", item.payload)
+    check_count("bytes of an item's key", len(item.key), 0, KEY_BYTES_MAX)
+    check_count("delay_ms", item.delay_ms, 0, DELAY_MS_MAX)
+    check_count("priority", item.priority, -PRIORITY_MAX, PRIORITY_MAX)
 
 
 def _check_claim(command: ClaimItems) -> None:

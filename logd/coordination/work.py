@@ -121,10 +121,14 @@ class Work:
         queue = self._queues.get(command.queue)
         if queue is not None:
             was_ready = queue.ready_count
+            claims = session.claims
+            size = 0
             for item in held:
                 queue.complete(item, now_ms)
-                self._unclaim(queue, item)
-                self._forget(item)
+                claims.discard((queue.name, item.item))
+                size += item.size_bytes
+            self._usage.add(quotas.ITEMS, -len(held))
+            self._usage.add(quotas.ITEM_BYTES, -size)
             self._tell(queue, was_ready, revision)
         return ItemsSettled(revision=revision, settled=[i.item for i in held], stale=lost)
 

@@ -118,6 +118,9 @@ FAST_TESTS = {
         "tests/unit/test_client_cursor.py",
         "tests/unit/test_client_parts.py",
         "tests/unit/test_client_accumulator.py",
+        "tests/unit/test_client_coordination.py",
+        "tests/unit/test_client_feeds.py",
+        "tests/unit/test_client_exchange.py",
     ),
 }
 """Folder → what looks at it before the simulated clusters do, cheapest first."""

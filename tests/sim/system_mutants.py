@@ -780,4 +780,47 @@ SYSTEM_MUTANTS = (
         "if placement is not None and self._home_of",
         "if False and self._home_of",
     ),
+    Mutant(
+        "renewals that have gathered are forgotten with leadership",
+        "coordination: whoever asks is answered",
+        "logd/broker/coordination/partition.py",
+        "waits = [*self._expiring_waits, *self._renewals]",
+        "waits = [*self._expiring_waits]",
+    ),
+    Mutant(
+        "a cancelled command keeps the place it was promised",
+        "coordination: a client's commands go on",
+        "client/logd_client/coordination/session.py",
+        "                self._promised -= 1\n                self._let_in()\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "who joins a feed is told of before",
+        "coordination: watches tell what is new",
+        "client/logd_client/coordination/watches.py",
+        "            self._told_after = answer.revision\n",
+        "            _ = answer.revision\n",
+    ),
+    Mutant(
+        "who falls behind goes on where the others are",
+        "coordination: watches skip nothing",
+        "client/logd_client/coordination/feeds.py",
+        "alone = Feed(self._calls, self._subject, self._resume_at)",
+        "alone = Feed(self._calls, self._subject, None)",
+    ),
+    Mutant(
+        "each who has taken a push gives its credit back",
+        "P6",
+        "client/logd_client/coordination/feeds.py",
+        "        count = push.number - (self._pushed - len(self._owed))\n",
+        "        self._return_credit(push.size)\n"
+        "        count = push.number - (self._pushed - len(self._owed))\n",
+    ),
+    Mutant(
+        "a request waits beyond its deadline if another waits longer",
+        "liveness: whoever asks is answered",
+        "client/logd_client/connection.py",
+        "            if deadline < self._look_at:\n",
+        "            if self._look_at == math.inf:\n",
+    ),
 )

@@ -22,6 +22,7 @@ from logd.errors import (
     SessionExpiredError,
 )
 from logd.limits import MIB
+from logd.raft.messages import TransferLeadership
 from logd.record.batch import seal_batch
 from logd.types import GroupId, HostPort, NodeId
 from logd.wire.coordination import (
@@ -290,6 +291,25 @@ def test_renewals_share_rounds_and_one_that_is_alone_does_not_wait() -> None:
         assert answered == [[]] * 201
         assert alone_s < 0.05
         assert 10 <= partition.rounds - before <= 25
+
+    live(story, brokers=3)
+
+
+def test_renewals_that_have_gathered_are_answered_when_another_broker_leads() -> None:
+    async def story(world: World) -> None:
+        session = await world.session()
+        partition = await world.partition(await world.leader())
+        await trio.sleep(1)
+        answers: list[object] = []
+        for _ in range(3):
+            partition.keep_alive([session.session], answers.append)  # The first has its round.
+
+        partition.group.post(TransferLeadership(None))
+        await trio.sleep(1)
+
+        assert not partition.is_serving
+        assert [type(answer) for answer in answers[-2:]] == [NotLeaderError] * 2
+        assert len(answers) == 3
 
     live(story, brokers=3)
 

@@ -33,6 +33,13 @@ COORDINATION_MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "what lies in the log is not checked",
+        "a command makes sense, whoever proposed it",
+        _STATE,
+        "        if not is_checked:\n",
+        "        if False:\n",
+    ),
+    Mutant(
         "results are kept without bound",
         "P6",
         _SESSIONS,

@@ -50,6 +50,9 @@ from logd_client.delivery import Delivery
 from logd_client.environment import Environment
 from logd_client.transport import TcpTransport
 
+GUARD_S = 30.0
+"""For what would else hang."""
+
 
 class HandClock:
     """What a session uses of ``Calls``: time, which the test moves."""
@@ -403,14 +406,15 @@ async def test_who_is_cancelled_while_waiting_for_a_place_leaves_its_turn_to_the
             await session.prepare(CloseSession())
             placed.append(name)
 
-    async with anyio.create_task_group() as tasks:
-        cancelled = anyio.CancelScope()
-        tasks.start_soon(wait, "cancelled", cancelled)
-        await anyio.wait_all_tasks_blocked()
-        tasks.start_soon(wait, "next", anyio.CancelScope())
-        await anyio.wait_all_tasks_blocked()
-        cancelled.cancel()
-        pending[0].finish()
+    with anyio.fail_after(GUARD_S):
+        async with anyio.create_task_group() as tasks:
+            cancelled = anyio.CancelScope()
+            tasks.start_soon(wait, "cancelled", cancelled)
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(wait, "next", anyio.CancelScope())
+            await anyio.wait_all_tasks_blocked()
+            cancelled.cancel()
+            pending[0].finish()
 
     assert placed == ["next"]
 
