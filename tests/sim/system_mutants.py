@@ -503,6 +503,48 @@ SYSTEM_MUTANTS = (
         "        self._owed_bytes += self._in_use_bytes\n",
         "",
     ),
+    Mutant(
+        "a client counts on a session for all of its time to live",
+        "coordination: a lease is over before another has it",
+        "client/logd_client/coordination/session.py",
+        "return self._renewed_at + self.ttl_s * SAFE_SHARE",
+        "return self._renewed_at + self.ttl_s",
+    ),
+    Mutant(
+        "a renewal counts from when it was answered",
+        "coordination: a lease is over before another has it",
+        "client/logd_client/coordination/session.py",
+        "        session.renewed(self.first_sent_at)\n",
+        "        session.renewed(session.calls.lease_clock())\n",
+    ),
+    Mutant(
+        "a command renews its session from its last attempt on",
+        "coordination: a lease is over before another has it",
+        "client/logd_client/coordination/session.py",
+        "        if self.first_sent_at is None:\n",
+        "        if True:\n",
+    ),
+    Mutant(
+        "a renewal that comes too late revives a session",
+        "coordination: a lease is over before another has it",
+        "client/logd_client/coordination/session.py",
+        "        if not self.is_lost():\n            self._renewed_at",
+        "        if self.error is None:\n            self._renewed_at",
+    ),
+    Mutant(
+        "what depends on a session is not told that it is lost",
+        "coordination: a lease is over before another has it",
+        "client/logd_client/coordination/session.py",
+        "        for on_loss in dependants.values():\n            on_loss(error)\n",
+        "",
+    ),
+    Mutant(
+        "a session acknowledges results that are not here",
+        "coordination: a command is carried out once",
+        "client/logd_client/coordination/session.py",
+        "        return next(iter(self._unanswered), self._next_sequence)\n\n    def adopt",
+        "        return self._next_sequence\n\n    def adopt",
+    ),
     # --- records and frames ---------------------------------------------------------------------
     Mutant(
         "a batch whose bytes changed is taken for sound",

@@ -301,6 +301,38 @@ def test_a_renewal_counts_from_when_it_was_sent() -> None:
     assert session.deadline == sent_at + 10 * SAFE_SHARE
 
 
+class TryingCalls(HandClock):
+    """Each command takes two attempts, and its answer a while: which of them it is of, nobody
+    can tell."""
+
+    async def command(
+        self,
+        namespace: str,
+        command: object,
+        request: Callable[[GroupId, int], object],
+        *,
+        timeout_s: float | None = None,
+    ) -> Result:
+        for _ in range(2):
+            request(GroupId(5), 1_000)
+            self.now += 2
+        return Done(revision=9)
+
+
+@pytest.mark.anyio
+async def test_a_command_renews_its_session_from_when_it_was_first_sent(
+    anyio_backend: object,
+) -> None:
+    calls = TryingCalls()
+    session = open_session(calls, ttl_s=10)
+
+    calls.now += 3
+    first_sent_at = calls.now
+    await session.call(CloseSession(), Done)
+
+    assert session.deadline == first_sent_at + 10 * SAFE_SHARE
+
+
 def test_a_renewal_that_is_answered_too_late_revives_nothing() -> None:
     hand = HandClock()
     session = open_session(hand, ttl_s=10)
