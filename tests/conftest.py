@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("logd", deadline=None, print_blob=True)
+settings.load_profile("logd")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,10 +9,12 @@ be had in time that a replica may spend.  Orphans go, heaviest first, to who car
 shards move from who carries most to who carries least, the one that levels the two best, as long
 as that makes the larger of the two smaller and they differ by more than ``TOLERANCE`` of the mean.
 When it stops, the most loaded carries more than the least loaded by no more than the tolerance, or
-the lightest shard that it had and kept.  Each shard moves once at most, so it ends.
+the lightest shard that it had and kept.  Each shard moves once at most in a pass, and there are
+few passes, so it ends.
 
-Loads are added up anew, in the order given, each time: floating point is deterministic, but only
-if nothing is carried along that a restored replica would not have.
+Weights are counted in whole units, a million to the mean.  So loads are exact in whatever order
+they are added up, and what has been spread stays where it is: in floating point the last digit
+of a sum decided for a move that gains nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +28,11 @@ from sortedcontainers import SortedList
 TOLERANCE: Final = 0.05
 """Of the mean load.  Below it nothing moves for weights alone: reported loads flicker."""
 
-_LEAST_SHARE: Final = 1e-6
-"""A shard weighs at least this much of the mean weight: many that weigh nothing spread too."""
+_UNITS: Final = 1_000_000
+"""Of the mean weight.  A shard weighs one at least: many that weigh nothing spread too."""
+
+_PASSES_MAX: Final = 8
+"""Nearly always the second finds nothing left to move."""
 
 
 class Placed(NamedTuple):
@@ -55,11 +60,12 @@ def spread(members: Sequence[str], shards: Sequence[Placed]) -> dict[str, str | 
     return _spread_by_weight(members, shards, weights)
 
 
-def _weights(shards: Sequence[Placed]) -> list[float]:
+def _weights(shards: Sequence[Placed]) -> list[int]:
     known = [placed.weight for placed in shards if placed.weight is not None]
-    mean = sum(known) / len(known) if known else 1.0
-    least = mean * _LEAST_SHARE or 1.0
-    return [max(mean if s.weight is None else s.weight, least) for s in shards]
+    mean = sum(known) / len(known) if known else 0.0
+    if not mean:
+        return [_UNITS] * len(shards)
+    return [_UNITS if s.weight is None else max(round(s.weight / mean * _UNITS), 1) for s in shards]
 
 
 # --- all alike ------------------------------------------------------------------------------
@@ -106,14 +112,14 @@ class _Carrier:
     def __init__(self, member: str, order: int) -> None:
         self.member = member
         self.order = order
-        self.load = 0.0
-        self.shards: SortedList[tuple[float, int, str]] = SortedList()
+        self.load = 0
+        self.shards: SortedList[tuple[int, int, str]] = SortedList()
 
-    def take(self, weight: float, reluctance: int, shard: str) -> None:
+    def take(self, weight: int, reluctance: int, shard: str) -> None:
         self.load += weight
         self.shards.add((weight, reluctance, shard))
 
-    def best_to_give(self, difference: float) -> tuple[float, int, str] | None:
+    def best_to_give(self, difference: int) -> tuple[int, int, str] | None:
         """What levels this and one that carries ``difference`` less best; None: nothing does."""
         half = difference / 2
         at = self.shards.bisect_left((half,))
@@ -126,10 +132,10 @@ class _Carrier:
 
 
 def _spread_by_weight(
-    members: Sequence[str], shards: Sequence[Placed], weights: Sequence[float]
+    members: Sequence[str], shards: Sequence[Placed], weights: Sequence[int]
 ) -> dict[str, str | None]:
     carriers = {member: _Carrier(member, order) for order, member in enumerate(members)}
-    orphans: list[tuple[float, Placed]] = []
+    orphans: list[tuple[int, Placed]] = []
     for placed, weight in zip(shards, weights, strict=True):
         carrier = carriers.get(placed.member or "")
         if carrier is None:
@@ -137,13 +143,15 @@ def _spread_by_weight(
         else:
             carrier.take(weight, placed.reluctance, placed.shard)
     _give_orphans(list(carriers.values()), orphans)
-    _level(list(carriers.values()), sum(weights) / len(members), len(shards))
+    for _ in range(_PASSES_MAX):
+        if not _level(list(carriers.values()), sum(weights) / len(members), len(shards)):
+            break
     return {
         shard: carrier.member for carrier in carriers.values() for _, _, shard in carrier.shards
     }
 
 
-def _give_orphans(carriers: list[_Carrier], orphans: list[tuple[float, Placed]]) -> None:
+def _give_orphans(carriers: list[_Carrier], orphans: list[tuple[int, Placed]]) -> None:
     heap = [(carrier.load, carrier.order) for carrier in carriers]
     heapq.heapify(heap)
     for weight, placed in sorted(orphans, key=lambda orphan: (-orphan[0], orphan[1].shard)):
@@ -152,10 +160,10 @@ def _give_orphans(carriers: list[_Carrier], orphans: list[tuple[float, Placed]])
         heapq.heapreplace(heap, (carriers[order].load, order))
 
 
-def _level(carriers: list[_Carrier], mean: float, moves_max: int) -> None:
-    """Move what makes the most loaded carry less.  A shard that was moved stays."""
-    by_load: SortedList[tuple[float, int]] = SortedList((c.load, c.order) for c in carriers)
-    moved: list[tuple[_Carrier, tuple[float, int, str]]] = []
+def _level(carriers: list[_Carrier], mean: float, moves_max: int) -> int:
+    """Move what makes the most loaded carry less, each shard once at most; how many moved."""
+    by_load: SortedList[tuple[int, int]] = SortedList((c.load, c.order) for c in carriers)
+    moved: list[tuple[_Carrier, tuple[int, int, str]]] = []
     for _ in range(moves_max):
         least, most = carriers[by_load[0][1]], carriers[by_load[-1][1]]
         difference = most.load - least.load
@@ -172,3 +180,4 @@ def _level(carriers: list[_Carrier], mean: float, moves_max: int) -> None:
         by_load.add((most.load, most.order))
     for carrier, given in moved:
         carrier.shards.add(given)
+    return len(moved)
