@@ -279,7 +279,7 @@ class SimCluster:
             leader_balance_interval_ms=2000,
             replace_after_ms=self.settings.replace_after_ms,
             rebalance_interval_ms=self.settings.rebalance_interval_ms,
-            scrub_interval_s=3,
+            scrub_interval_s=5,
             coordination_partitions=2,
             retention_interval_ms=1000,
             disk_free_bytes_min=self.settings.disk_free_bytes_min,

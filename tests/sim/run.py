@@ -24,12 +24,15 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 import trio
 import trio._core._run as trio_run
 
-from tests.sim.clock import VirtualClock
+from tests.sim.clock import VirtualClock, light_sleep
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 TIME_LIMIT_S: Final = 3600.0
+
+_sleep: Final = trio.sleep
+"""The watchdog's own: a deadline that the clock goes to when nothing else is to come."""
 
 
 class StuckError(AssertionError):
@@ -48,7 +51,7 @@ def run_deterministic(
     the simulated world draws is up to the generators given to it.
     """
     clock = VirtualClock()
-    with _seeded_scheduling(seed), _nothing_left_over():
+    with _seeded_scheduling(seed), _nothing_left_over(), light_sleep():
         return trio.run(
             _within_limit,
             clock,
@@ -74,11 +77,11 @@ async def _within_limit(
 
     async def watchdog() -> None:
         with watch:
-            await trio.sleep(time_limit_s)
+            await _sleep(time_limit_s)
             stuck.extend(_waiting_tasks())
             clock.thaw_all()
             body.cancel()
-            await trio.sleep(time_limit_s)
+            await _sleep(time_limit_s)
             _break_shields()  # Of tasks that have not noticed.
 
     trio.lowlevel.spawn_system_task(watchdog)
