@@ -25,7 +25,7 @@ import trio
 from logd.broker import server
 from logd.broker.broker import Broker
 from logd.config import BrokerConfig
-from logd.errors import LogdError
+from logd.errors import ForeignDirectoryError, LogdError
 from logd.limits import KIB
 from logd.replication.group import Group
 from logd.storage.hard_state import boot_number, rests_on_by
@@ -83,6 +83,8 @@ class SimNode:
         self.has_dead_disk = False
         """Its disk refuses until it is replaced, whatever life it is."""
         self.is_removed = False
+        self.is_leaving = False
+        """Its removal was asked for: it may be told of it at any time, and ends by that."""
         """It is no member any more, and does not come back."""
         self._cluster = cluster
         self._lives = 0
@@ -124,7 +126,8 @@ class SimNode:
         path = f"{DATA_DIR}/groups/{group:020}/hard_state"
         if not self.files.exists(path):
             return None
-        return rests_on_by(self.files, path, group)
+        with self.files.trouble_suspended():  # It is the test that looks.
+            return rests_on_by(self.files, path, group)
 
     def start(self) -> None:
         """Boot the broker, on the disk as it is."""
@@ -167,11 +170,14 @@ class SimNode:
 
     def _may_end_by(self, error: BaseException, env: SimEnv) -> bool:
         """Code that outlived its node met a dead handle: that is how a crash ends.  A broker
-        that lives ends by an error only if its disk gave it one."""
+        that lives ends by an error only if its disk gave it one, or if it is told that it was
+        removed."""
         if env.incarnation.is_alive:
             allowed: tuple[type[BaseException], ...] = (
                 (OSError, LogdError) if self.has_disk_trouble else ()
             )
+            if self.is_leaving:
+                allowed += (ForeignDirectoryError,)
         else:
             allowed = (Crashed, OSError)
         if isinstance(error, BaseExceptionGroup):

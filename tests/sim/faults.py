@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 JOINING_MAX = 2
 """So many brokers come in one seed at most."""
 
+BROKERS_MAX = 6
+"""So many are there at once at most: what they say to each other grows with the square."""
+
 REPLICAS_MIN = 3
 """Of a partition that is moved: one of them may have a dead disk."""
 
@@ -449,7 +452,7 @@ class Trouble:
     async def join(self, chance: random.Random) -> None:
         """A broker comes that was not there before; the metadata log may get another voter."""
         cluster = self._cluster
-        if cluster.joined_count < JOINING_MAX:
+        if cluster.joined_count < JOINING_MAX and len(cluster.nodes) < BROKERS_MAX:
             cluster.join()
 
     async def move(self, chance: random.Random) -> None:
@@ -515,10 +518,12 @@ class Trouble:
         if len(members) < REPLICAS_MIN:
             return
         node = chance.choice(members)
+        node.is_leaving = True
         async with self._operator() as client:
             with trio.move_on_after(REMOVAL_S):
                 await self._empty_and_remove(client, chance, node)
             if await self._is_member(client, node.node):
+                node.is_leaving = False
                 with contextlib.suppress(LogdError):
                     await client.admin.alter_broker(node.node, "resume")
                 return

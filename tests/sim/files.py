@@ -25,7 +25,8 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -469,6 +470,15 @@ class SimulatedFileSystem:
         return _used_bytes(self._root)
 
     # --- for the files ------------------------------------------------------------------
+
+    @contextmanager
+    def trouble_suspended(self) -> Iterator[None]:
+        """For the length of the block no operation is refused."""
+        refused, self.on_operation = self.on_operation, None
+        try:
+            yield
+        finally:
+            self.on_operation = refused
 
     def before(self, operation: str, path: str) -> None:
         if self.on_operation is not None:

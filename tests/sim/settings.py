@@ -57,7 +57,7 @@ class Settings:
     @classmethod
     def draw(cls, seed: int) -> Settings:
         chance = random.Random(f"{seed}:settings")
-        brokers = chance.choice([1, 3, 3, 3, 3, 5])
+        brokers = chance.choice([1, 3, 3, 3, 3, 3, 3, 5])
         kinds = [
             kind for kind in FAULTS if kind not in OF_MEMBERS and chance.random() < FAULT_SHARE
         ] or ["kill"]
@@ -92,7 +92,7 @@ class Settings:
             retention=chance.choice(
                 [(), (), (), (("retention_bytes", "64KiB"),), (("retention_ms", "8s"),)]
             ),
-            coordinators=chance.choice([0, 0, 3]),
+            coordinators=chance.choice([0, 0, 0, 3]),
             durability=chance.choice(["synced", "synced", "replicated"]),
         )
 

@@ -35,7 +35,7 @@ TOPIC = "t"
 CONDITIONAL_TOPIC = "c"
 """Of one partition; what is appended to it says which offset it expects."""
 
-APPENDS_BEFORE_SLOWING = 540
+APPENDS_BEFORE_SLOWING = 510
 SLOW_PAUSE_S = 2.0
 """Enough appends have been made: from then on faults and elections are worth more."""
 
