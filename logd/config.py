@@ -150,8 +150,7 @@ class BrokerConfig:
     """
 
     liveness_interval_ms: int = 100
-    """Each broker sends every other one a sign of life this often, unless it sends anything
-    else."""
+    """Each broker sends every other one a sign of life this often."""
 
     liveness_timeout_ms: int = 1000
     """A broker that has not been heard for this long counts as dead, and others take over
