@@ -14,7 +14,7 @@ and filling their buffers.  Resumed, it finds that time has passed.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -317,12 +317,13 @@ class SimCluster:
 
     def may_lose_memory(self, victim: SimNode, *, and_disk: bool = False) -> bool:
         """Whether all that rests on memory is vouched for by a majority without ``victim``'s, or,
-        ``and_disk``, without ``victim``.  Whoever has a dead disk vouches for nothing."""
+        ``and_disk``, without ``victim``.  Whoever has a dead disk vouches for nothing.  Of what is
+        held by learners nobody is elected, so it has to be a majority of those who vote."""
         for group in self.memory_groups:
             rest_on = {node: node.rests_on(group) for node in self.nodes.values()}
             holders = [node for node, rests_on in rest_on.items() if rests_on is not None]
             whole = [
-                node
+                node.node
                 for node in holders
                 if not (node.has_dead_disk or (and_disk and node is victim))
                 and (
@@ -334,9 +335,18 @@ class SimCluster:
                     )
                 )
             ]
-            if 2 * len(whole) <= len(holders):
-                return False
+            for voters in self._voters(group) or [[node.node for node in holders]]:
+                if 2 * len(set(whole).intersection(voters)) <= len(voters):
+                    return False
         return True
+
+    def _voters(self, group: GroupId) -> list[Sequence[NodeId]]:
+        """Who votes on it, in each configuration that somebody alive goes by."""
+        configurations = [
+            node.groups[group].configuration for node in self.alive() if group in node.groups
+        ]
+        halves = [half for c in configurations for half in (c.voters, c.voters_outgoing)]
+        return [half for half in halves if half]
 
     def alive(self) -> list[SimNode]:
         return [node for node in self.nodes.values() if node.is_alive]
