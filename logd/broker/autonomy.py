@@ -148,9 +148,9 @@ class Autonomy:
     # --- acting -------------------------------------------------------------------------------
 
     async def _act(self) -> None:
-        state = self._broker.metadata.state
         lost = self._lost()
         await self._give_up_moves_to(lost)
+        state = self._broker.metadata.state
         plan = state.plan
         if (plan is not None and not plan.is_over) or state.moving:
             return

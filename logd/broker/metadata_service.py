@@ -54,6 +54,7 @@ class MetadataService:
 
     def __init__(self, node: Node) -> None:
         self.state = MetadataState()
+        """Another object once this broker was shipped state: not to be kept while waiting."""
         self._commands_since_snapshot = 0
         self._snapshot_offset = Offset(0)
         """Of the state that was kept last."""

@@ -75,6 +75,10 @@ class Mover:
                     nursery.start_soon(self._tell_retired)
                 await self._news()
 
+    def _placement(self, group_id: GroupId) -> PartitionPlacement | None:
+        """As it is now: the state itself is another one once this broker was shipped state."""
+        return self._broker.metadata.state.placement(group_id)
+
     async def _news(self) -> None:
         """Wait until the metadata changed, or the time is up."""
         with trio.move_on_after(LOOK_AGAIN_S):
@@ -88,10 +92,9 @@ class Mover:
 
     async def _drive(self, group_id: GroupId) -> None:
         """Bring one move to its end, or until another broker leads."""
-        state = self._broker.metadata.state
         try:
             while True:
-                placement, group = state.placement(group_id), self._led(group_id)
+                placement, group = self._placement(group_id), self._led(group_id)
                 if placement is None or placement.move is None or group is None:
                     return
                 try:
@@ -142,12 +145,11 @@ class Mover:
         self, placement: PartitionPlacement, move: Move, group: Group, newcomers: tuple[NodeId, ...]
     ) -> bool:
         """Wait for the newcomers; False if something else is to be done meanwhile."""
-        state = self._broker.metadata.state
         while True:
             if all(group.core.is_caught_up(node) for node in newcomers):
                 return True
             await trio.sleep(CAUGHT_UP_POLL_S)
-            now = state.placement(placement.group)
+            now = self._placement(placement.group)
             if now is None or now.move != move or not group.is_ready:
                 return False
 

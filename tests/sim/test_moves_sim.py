@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from logd.errors import LogdError
-from logd.types import GroupId, NodeId
+from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import PartitionInfo, PlanInfo, PlannedMoveInfo
 from logd_client import Client
 from tests.sim.checks import check_metadata, check_replicas
@@ -364,6 +364,42 @@ def test_a_move_to_a_broker_that_is_lost_is_taken_back() -> None:
         assert (await partitions_of(client))[0].replicas == before
 
     play(story, replace_after_ms=3_000)
+
+
+def test_a_leader_that_is_shipped_metadata_while_it_moves_something_goes_by_them() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        controller = cluster.leader_of(METADATA_GROUP)
+        assert controller is not None
+        assert controller.broker is not None
+        at, partition, leader = next(
+            (at, partition, leader)
+            for at, partition in enumerate(await partitions_of(client))
+            if (leader := cluster.leader_of(GroupId(partition.group))) not in (controller, None)
+        )
+        assert leader is not None
+        assert leader.broker is not None
+        newcomer = next(
+            node
+            for number, node in cluster.nodes.items()
+            if number not in partition.replicas and node is not controller
+        )
+        await newcomer.crash(power=False)
+        await start(client, {at: [*partition.replicas[:2], int(newcomer.node)]})
+        await trio.sleep(2.0)  # It is waited for, and does not come.
+
+        await client.admin.set_rebalancing(throttle_bytes_per_s=64 * 1024)
+        # The leader has not heard of that command yet, and lags so far that it gets the state.
+        ahead = controller.broker.metadata
+        assert leader.broker.metadata.applied_offset < ahead.applied_offset
+        leader.broker.metadata.on_installed(ahead.applied_offset, ahead.state.snapshot())
+
+        plan = (await client.admin.describe_rebalance()).plan
+        assert plan is not None
+        await client.admin.cancel_plan(plan.plan_id)
+        with trio.fail_after(20):
+            assert [move.state for move in (await ended(client)).moves] == ["cancelled"]
+
+    play(story)
 
 
 def test_an_uneven_cluster_evens_itself_out_where_that_is_wanted() -> None:
