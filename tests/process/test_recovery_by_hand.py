@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import anyio
@@ -17,6 +18,7 @@ from tests.process.harness import require_done, run_logd
 pytestmark = pytest.mark.process
 
 UNREACHABLE = 5
+PATIENCE_S = 30.0
 LINES = [f"line {number}" for number in range(500)]
 
 
@@ -44,8 +46,12 @@ def test_a_survivor_of_a_lost_majority_is_read_and_a_backup_is_put_back(tmp_path
         # Two of three brokers are gone with their disks.
         for lost in (NodeId(2), NodeId(3)):
             cluster.wipe(lost)
-        status = run_logd("cluster", "status", "--bootstrap", cluster.bootstrap)
-        assert status.returncode == UNREACHABLE
+        give_up = time.monotonic() + PATIENCE_S
+        while True:  # Until the survivor has noticed that it leads nobody any more.
+            status = run_logd("cluster", "status", "--bootstrap", cluster.bootstrap)
+            if status.returncode == UNREACHABLE:
+                break
+            assert time.monotonic() < give_up, status
         assert b"nodes 2, 3" in status.stderr or b"missing: 2" in status.stderr, status.stderr
         survivor = require_done(
             cluster, "consume", "orders", "--replica", "1", "--partition", "0",
