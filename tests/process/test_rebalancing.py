@@ -30,10 +30,9 @@ def small(*, kills: int, joins: bool = False) -> Size:
     )
 
 
-@pytest.mark.parametrize("kills", [0, 2])
-def test_two_empty_brokers_get_their_share_and_another_leaves(tmp_path: Path, kills: int) -> None:
+def test_two_empty_brokers_get_their_share_and_another_leaves(tmp_path: Path) -> None:
     cluster = open_cluster(tmp_path, broker_count=BROKERS, port=None)
-    size = small(kills=kills)
+    size = small(kills=2)
 
     with stopping(cluster):
         cluster.start_all()
