@@ -355,10 +355,14 @@ def test_an_answer_to_an_earlier_term_commits_nothing() -> None:
     core = replica(terms=[1, 2, 2], term=2)
     lead(core)
 
-    core.step(accepted(SECOND, 2, 4), 100)
+    enrolment = core.progress(SECOND).enrolment
+
+    core.step(accepted(SECOND, 2, 4, enrolment=enrolment), 100)
 
     assert core.term == 3
     assert core.commit_offset == 0
+    core.step(accepted(SECOND, 3, 4, enrolment=enrolment), 100)
+    assert core.commit_offset == 4
 
 
 def test_a_deposed_leader_hears_the_newer_term() -> None:
