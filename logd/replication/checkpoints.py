@@ -46,9 +46,13 @@ class Checkpoints:
     def take(self) -> None:
         """Remember the state as it is, to be saved once it can no longer be undone.
 
-        Not while the group is held: the core may be ahead of the log then.
+        Not while the group is held: the core may be ahead of the log then.  Nor while the state
+        is not that of the log's end: that of a damaged replica is unknown, and one that was
+        shipped may be ahead of a log that catches up.
         """
-        if not self._group.is_held and self._group.failure is None:
+        group = self._group
+        is_at_end = group.state.end_offset == group.log.end_offset
+        if is_at_end and not group.is_held and group.failure is None:
             self.take_now()
 
     def take_now(self) -> None:

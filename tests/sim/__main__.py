@@ -63,7 +63,7 @@ def main() -> int:
     passed: list[Verdict] = []
     # Not a ProcessPoolExecutor: that one may hang when it replaces its workers.
     processes = multiprocessing.get_context("spawn")
-    with processes.Pool(options.jobs, collect_seldom, maxtasksperchild=20) as pool:
+    with processes.Pool(options.jobs, collect_seldom, maxtasksperchild=50) as pool:
         for outcome in pool.imap_unordered(play, seeds):
             (failed if outcome.problem else passed).append(outcome)
             if outcome.problem:

@@ -280,7 +280,7 @@ class SimCluster:
             tail_cache_bytes=self.settings.tail_cache_bytes,
             allocate_bytes=16 * KIB,
             # Signs of life are most of what idle brokers say.
-            liveness_interval_ms=max(100, self.settings.liveness_timeout_ms // 4),
+            liveness_interval_ms=max(100, self.settings.liveness_timeout_ms // 3),
             liveness_timeout_ms=self.settings.liveness_timeout_ms,
             leader_balance_interval_ms=2000,
             replace_after_ms=self.settings.replace_after_ms,

@@ -64,6 +64,9 @@ OPERATIONS_PER_KEY_MAX = 150
 ITEMS_MAX = 200
 TTL_MS = (1_000, 3_000, 6_000)
 VISIBILITY_MS = 2_000
+PAUSE_S = 0.3
+"""Between two things that a worker does; the mean."""
+
 SETTLED_S = 60.0
 
 
@@ -155,7 +158,7 @@ class CoordinationWorkload:
         until = trio.current_time() + chance.choice([5.0, 20.0, 1000.0])
         while not self.workload.is_over and trio.current_time() < until:
             await chance.choice(calls)(session, chance, name)
-            await trio.sleep(chance.expovariate(1.0) * self.workload.settings.pause_s)
+            await trio.sleep(chance.expovariate(1.0) * PAUSE_S)
         with suppress(LogdError):
             for lock, held in list(self.held.items()):
                 if held.session is session:

@@ -526,6 +526,11 @@ class SimStream:
         self._incoming.take(count)
         return count
 
+    def hand_over_alone(self) -> _Arrivals:
+        """What arrives at this end is handed over apart from the rest of its host."""
+        self._arrivals = _Arrivals(self._network, self._incarnation)
+        return self._arrivals
+
     def start_receiving(self, receiver: Receiver) -> None:
         """As ``ByteStream.start_receiving``."""
         self._require_open()
@@ -689,11 +694,13 @@ class SimTransportStream:
 
     def __init__(self, stream: SimStream) -> None:
         self._stream = stream
+        self._arrivals: _Arrivals | None = None
 
     async def deliver_to(self, receiver: ClientReceiver) -> None:
-        """As the client's ``Stream.deliver_to``."""
-        while count := await self._stream.receive_into(receiver.writable()):
-            receiver.received(count)
+        """As the client's ``Stream.deliver_to``; like a broker's, on the agenda."""
+        arrivals = self._arrivals = self._stream.hand_over_alone()
+        self._stream.start_receiving(_UntilEnd(receiver, arrivals))
+        await arrivals.deliver(_NoRound())
 
     async def send(self, data: Buffer | Sequence[Buffer]) -> None:
         """Send all of ``data``.  Raises ``OSError`` on loss."""
@@ -707,7 +714,26 @@ class SimTransportStream:
 
     async def aclose(self) -> None:
         self._stream.abort()
+        if self._arrivals is not None:
+            self._arrivals.end(_closed_here(self._stream.peer_name))
         await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+class _NoRound:
+    """A client does nothing around what it is handed."""
+
+    def begin(self) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class _UntilEnd:
+    """A client's receiver, as a broker's: with the stream the delivery ends."""
+
+    def __init__(self, receiver: ClientReceiver, arrivals: _Arrivals) -> None:
+        self.writable = receiver.writable
+        self.received = receiver.received
+        self.ended = arrivals.end
 
 
 class _Kind(Enum):
@@ -736,7 +762,7 @@ class _Arrivals:
         self._is_on_agenda = False
 
     async def deliver(self, turn: Round) -> None:
-        """Hand over what arrives, until cancelled.  Raises what a receiver raises."""
+        """Hand over what arrives, until cancelled or ``end``.  Raises what a receiver raises."""
         assert self._task is None
         self._turn, self._task = turn, trio.lowlevel.current_task()
         if self._streams:
@@ -746,6 +772,12 @@ class _Arrivals:
     def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
         self._task = None
         return trio.lowlevel.Abort.SUCCEEDED
+
+    def end(self, error: OSError | None) -> None:
+        """Let ``deliver`` return, or raise ``error``.  Idempotent."""
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, outcome.Error(error) if error else outcome.Value(None))
 
     def add(self, stream: SimStream) -> None:
         self._streams[stream] = None

@@ -67,7 +67,7 @@ class Settings:
                 segment_bytes=chance.choice([5, 16, 64]) * KIB,
                 index_interval_bytes=chance.choice([512, 4 * KIB]),
                 tail_cache_bytes=chance.choice([0, 4 * KIB, 1024 * KIB]),
-                liveness_timeout_ms=chance.choice([300, 500, 1000]),
+                liveness_timeout_ms=chance.choice([400, 600, 1000]),
                 disk_free_bytes_min=chance.choice([0, 64 * KIB]),
                 clock_rates=tuple(
                     chance.choice([1.0, 1.0, 0.5, 0.999, 1.001, 2.0]) for _ in range(brokers)
@@ -84,7 +84,7 @@ class Settings:
             pinned_readers=chance.choice([0, 1]),
             admins=chance.choice([0, 1]),
             fault_s=30.0,
-            fault_interval_s=chance.choice([1.0, 2.0, 5.0]),
+            fault_interval_s=chance.choice([1.5, 2.5, 5.0]),
             faults={kind: chance.choice([1, 3]) for kind in kinds} | _of_members(seed),
             pause_s=chance.choice([0.05, 0.1, 0.2]),
             cold_share=chance.choice([0.0, 0.0, 0.5]),

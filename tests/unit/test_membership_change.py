@@ -515,6 +515,32 @@ def test_a_doubtful_replica_that_is_replaced_by_its_peers_state_stays_doubtful()
     in_a_house(ONE, TWO, THREE)(story)
 
 
+def test_no_checkpoint_is_taken_of_a_shipped_state_that_the_log_has_not_reached() -> None:
+    async def story(house: House) -> None:
+        start = await trimmed(house, ONE, TWO, THREE)
+        snapshot = await (await house.leader()).checkpoints.take_snapshot()
+        assert snapshot is not None
+        house.open(FOUR, FIRST)
+        await house.nodes[FOUR].remove_group(GROUP)
+        files, identity = house.files[FOUR], house.directories[FOUR].identity(GROUP)
+        path = house.directories[FOUR].group_path(GROUP)
+        HardStateFile.open(files, f"{path}/hard_state", identity).save(Term(1), None)
+        begin_install(files, path, identity, snapshot)
+        finish_install(files, path, identity, LogOptions())
+        replica = house.open(FOUR, FIRST)
+        assert replica.state.end_offset > replica.log.end_offset == start
+
+        replica.checkpoints.take()
+
+        await house.change((ONE, TWO, THREE), (FOUR,))
+        await house.equal_from(start, ONE, TWO, THREE, FOUR)
+        replica.checkpoints.take()
+        await trio.sleep(0.5)
+        assert await replica.checkpoints.restorable_offset() == replica.log.end_offset
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
 def test_a_power_cut_at_any_moment_of_an_installation_leaves_a_replica_that_catches_up() -> None:
     async def story(house: House) -> None:
         start = await trimmed(house, ONE, TWO, THREE)
