@@ -64,7 +64,7 @@ OPERATIONS_PER_KEY_MAX = 150
 ITEMS_MAX = 200
 TTL_MS = (1_000, 3_000, 6_000)
 VISIBILITY_MS = 2_000
-PAUSE_S = 0.3
+PAUSE_S = 0.5
 """Between two things that a worker does; the mean."""
 
 SETTLED_S = 60.0

@@ -46,6 +46,8 @@ class Settings:
     """Who take locks, write keys and work on a queue."""
     retention: tuple[tuple[str, str], ...]
     """Options of the topic that most write to and read; empty: it keeps everything."""
+    appends: int = 510
+    """So many are made quickly: from then on faults and elections are worth more."""
     durability: str = "synced"
     """Of that topic.  While a majority keeps its memory, ``replicated`` loses as little."""
 
@@ -67,7 +69,7 @@ class Settings:
                 segment_bytes=chance.choice([5, 16, 64]) * KIB,
                 index_interval_bytes=chance.choice([512, 4 * KIB]),
                 tail_cache_bytes=chance.choice([0, 4 * KIB, 1024 * KIB]),
-                liveness_timeout_ms=chance.choice([400, 600, 1000]),
+                liveness_timeout_ms=chance.choice([500, 1000, 1500]),
                 disk_free_bytes_min=chance.choice([0, 64 * KIB]),
                 clock_rates=tuple(
                     chance.choice([1.0, 1.0, 0.5, 0.999, 1.001, 2.0]) for _ in range(brokers)
@@ -94,6 +96,7 @@ class Settings:
             ),
             coordinators=chance.choice([0, 0, 0, 3]),
             durability=chance.choice(["synced", "synced", "replicated"]),
+            appends=chance.choice([150, 510, 510]),
         )
 
 

@@ -35,9 +35,8 @@ TOPIC = "t"
 CONDITIONAL_TOPIC = "c"
 """Of one partition; what is appended to it says which offset it expects."""
 
-APPENDS_BEFORE_SLOWING = 510
 SLOW_PAUSE_S = 2.0
-"""Enough appends have been made: from then on faults and elections are worth more."""
+"""Between two calls of a producer once enough was written."""
 
 TOPICS_MADE_MAX = 3
 RETRY_S = 0.2
@@ -176,7 +175,7 @@ class Workload:
             yield producer
 
     def _pause_s(self) -> float:
-        if len(self.history.appends) > APPENDS_BEFORE_SLOWING:
+        if len(self.history.appends) > self.settings.appends:
             return SLOW_PAUSE_S
         return self.settings.pause_s
 
