@@ -307,12 +307,15 @@ class Session:
             else:
                 answer = await ADMIN_HANDLERS[frame.kind](self.broker, request)
         except LogdError as error:
-            self.fail(frame.kind, frame.correlation_id, error)
+            with self.broker.node.turn:
+                self.fail(frame.kind, frame.correlation_id, error)
         except OSError as error:
             log.error(log_events.REQUEST_FAILED, kind=frame.kind, error=str(error))
-            self.fail(frame.kind, frame.correlation_id, UnknownServerError(str(error)))
+            with self.broker.node.turn:
+                self.fail(frame.kind, frame.correlation_id, UnknownServerError(str(error)))
         else:
-            self.answer(frame.kind, frame.correlation_id, answer, body)
+            with self.broker.node.turn:
+                self.answer(frame.kind, frame.correlation_id, answer, body)
 
     # --- answering ----------------------------------------------------------------------------
 

@@ -237,15 +237,14 @@ class Subscriptions:
         group.counts.delivered(found.end_offset - subscription.position, found.size_bytes)
         subscription.position = found.end_offset
         subscription.credit -= found.size_bytes
-        self._session.deliver(
-            Deliver(
-                subscription=subscription.key,
-                generation=subscription.generation,
-                next_offset=found.end_offset,
-                commit_offset=group.commit_offset,
-            ),
-            found,
+        delivery = Deliver(
+            subscription=subscription.key,
+            generation=subscription.generation,
+            next_offset=found.end_offset,
+            commit_offset=group.commit_offset,
         )
+        with self._broker.node.turn:
+            self._session.deliver(delivery, found)
 
 
 def find_replica(broker: Broker, group_id: int, *, any_replica: bool) -> Group:

@@ -145,15 +145,16 @@ class Feeder:
             self._catching_up.pop(follower, None)
         if not group.is_leader:
             return
-        if (
-            found
-            and core.term == term
-            and follower in core.sendable()
-            and core.next_offset(follower) == start
-        ):
-            self._send_found(follower, found)
-        # Also if the follower stands elsewhere by now: nothing was sent to it meanwhile.
-        self.send()
+        with self._host.turn:
+            if (
+                found
+                and core.term == term
+                and follower in core.sendable()
+                and core.next_offset(follower) == start
+            ):
+                self._send_found(follower, found)
+            # Also if the follower stands elsewhere by now: nothing was sent to it meanwhile.
+            self.send()
 
     def _send_found(self, follower: NodeId, found: list[memoryview]) -> None:
         if self._core.progress(follower).in_flight_bytes == 0:

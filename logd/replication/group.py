@@ -317,8 +317,9 @@ class Group:
             return  # Stopped meanwhile: all who waited were told.
         self.is_held = False
         self.intake.forget()
-        self._finish(output, batches)
-        self._take_held_news()
+        with self._host.turn:
+            self._finish(output, batches)
+            self._take_held_news()
 
     def _take_held_news(self) -> None:
         while self._held_news and not self.is_held:
@@ -441,9 +442,10 @@ class Group:
         if self.checkpoints.batches_since:
             self.checkpoints.take_now()
         self.is_held = False
-        self.post(Synced(self.log.end_offset, self.log.last_term))
-        self._take_held_news()
-        self._host.segment_rolled(self)
+        with self._host.turn:
+            self.post(Synced(self.log.end_offset, self.log.last_term))
+            self._take_held_news()
+            self._host.segment_rolled(self)
 
     # --- leading ------------------------------------------------------------------------------
 

@@ -68,11 +68,8 @@ class Inbox:
             OSError: the connection is lost.
         """
         while True:
-            self._turn.begin()
-            try:
+            with self._turn:
                 self._take_whole()
-            finally:
-                self._turn.end()
             if not self._is_over:
                 self._stream.start_receiving(self)
                 try:

@@ -79,7 +79,7 @@ append.  Only readers of followers can tell."""
 
 LANES: Final[tuple[Lane, ...]] = ("main", "bulk")
 
-EXPIRY_INTERVAL_S: Final = 0.1
+EXPIRY_INTERVAL_S: Final = 0.25
 
 
 class Node:
@@ -120,7 +120,7 @@ class Node:
         self.claims = LeaderClaims(self, peers)
         self._dirty: dict[GroupId, Group] = {}
         self._pump_lot = trio.lowlevel.ParkingLot()
-        self._timers = GroupTimers(self.now_ms, lambda group: group.post(Tick()))
+        self._timers = GroupTimers(self.now_ms, self._tick)
         self._introductions: list[tuple[Group, tuple[NodeId, ...]]] = []
         self._commit_notices: dict[GroupId, Group] = {}
         self._notice_wanted = trio.Event()
@@ -273,9 +273,8 @@ class Node:
         if self.turn.is_open:
             self.mark_dirty(group)
             return
-        self.turn.begin()
-        group.flush()
-        self.turn.end()
+        with self.turn:
+            group.flush()
 
     def _flush_dirty(self) -> None:
         dirty, self._dirty = self._dirty, {}
@@ -336,15 +335,14 @@ class Node:
         while True:
             if not self._dirty and not self.claims.are_dirty and not self._introductions:
                 await self._pump_lot.park()
-            self.turn.begin()
-            introductions, self._introductions = self._introductions, []
-            for introduced, members in introductions:
-                self._introduce(introduced, members)
-            self._flush_dirty()
-            if self.claims.are_dirty:
-                self.claims.are_dirty = False
-                self._send_claims()
-            self.turn.end()
+            with self.turn:
+                introductions, self._introductions = self._introductions, []
+                for introduced, members in introductions:
+                    self._introduce(introduced, members)
+                self._flush_dirty()
+                if self.claims.are_dirty:
+                    self.claims.are_dirty = False
+                    self._send_claims()
             if self._dirty:
                 await trio.lowlevel.checkpoint()
 
@@ -354,12 +352,14 @@ class Node:
             await trio.sleep(COMMIT_NOTICE_S)
             self._notice_wanted = trio.Event()
             notices, self._commit_notices = self._commit_notices, {}
-            self.turn.begin()
-            try:
+            with self.turn:
                 for group in notices.values():
                     group.feeder.tell_commit()
-            finally:
-                self.turn.end()
+
+    def _tick(self, groups: list[Group]) -> None:
+        with self.turn:
+            for group in groups:
+                group.post(Tick())
 
     async def _expire(self) -> None:
         while True:
@@ -374,16 +374,13 @@ class Node:
         while True:
             view = None if self.membership.is_settled else self.membership.view()
             ping = Ping(view=view, claims_digest=self.claims.digest_if_due())
-            self.turn.begin()  # What is said in it leaves at its end, without a task per link.
-            try:
+            with self.turn:  # What is said in it leaves at its end, without a task per link.
                 for (_, lane), link in self._links.items():
                     if lane == "main":
                         link.send(ping)
                 for node in self._detector.expire(self.now_ms()):
                     self._peer_down(node)
                 self.claims.check()
-            finally:
-                self.turn.end()
             await trio.sleep(interval_s)
 
     # --- peers ----------------------------------------------------------------------------------

@@ -68,11 +68,8 @@ class Syncer:
         except (OSError, LogdError) as error:
             group.fail(error)
             return
-        self._host.turn.begin()
-        try:
+        with self._host.turn:
             self._synced(end, term)
-        finally:
-            self._host.turn.end()
 
     async def _sync_log(self) -> tuple[Offset, Term]:
         log = self._group.log

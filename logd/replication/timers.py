@@ -17,11 +17,11 @@ NEVER_MS: Final = 2**62
 
 
 class GroupTimers:
-    """Calls back when a group's deadline has come."""
+    """Calls back when the deadlines of some groups have come."""
 
-    def __init__(self, now_ms: Callable[[], int], on_deadline: Callable[[Group], None]) -> None:
+    def __init__(self, now_ms: Callable[[], int], on_due: Callable[[list[Group]], None]) -> None:
         self._now_ms = now_ms
-        self._on_deadline = on_deadline
+        self._on_due = on_due
         self._deadlines: dict[int, tuple[int, Group]] = {}
         self._wake_ms = NEVER_MS
         self._changed = trio.Event()
@@ -47,7 +47,8 @@ class GroupTimers:
             due = [group for at, group in self._deadlines.values() if at <= now_ms]
             for group in due:
                 self._deadlines.pop(group.group_id, None)
-                self._on_deadline(group)
+            if due:
+                self._on_due(due)
             self._wake_ms = min((at for at, _ in self._deadlines.values()), default=NEVER_MS)
             self._changed = trio.Event()
             with trio.move_on_after(max(0, self._wake_ms - self._now_ms()) / 1000):

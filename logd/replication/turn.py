@@ -25,7 +25,10 @@ class Departing(Protocol):
 
 
 class Turn:
-    """The turn of one node; at most one is open, and it does not wait for anything."""
+    """The turn of one node; at most one is open, and it does not wait for anything.
+
+    ``with turn:`` is for whoever comes back from waiting with something to send.
+    """
 
     __slots__ = ("_departing", "_flush", "_leave", "_sync_here", "is_open", "now_ms")
 
@@ -70,6 +73,12 @@ class Turn:
             self._depart()
         self.is_open = False
         self._leave()
+
+    def __enter__(self) -> None:
+        self.begin()
+
+    def __exit__(self, *raised: object) -> None:
+        self.end()
 
     def _depart(self) -> None:
         departing, self._departing = self._departing, []

@@ -287,7 +287,7 @@ class SimCluster:
             rebalance_interval_ms=self.settings.rebalance_interval_ms,
             scrub_interval_s=5,
             coordination_partitions=2,
-            retention_interval_ms=1000,
+            retention_interval_ms=2000,
             disk_free_bytes_min=self.settings.disk_free_bytes_min,
         )
 

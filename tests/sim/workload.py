@@ -353,7 +353,7 @@ class Workload:
                     # whoever leads has all that a reader was ever given.
                     if isinstance(error, OffsetOutOfRangeError):
                         has_leapt = await self._leap(client, reader, node)
-                        if node is None and not has_leapt:
+                        if node is None and not has_leapt and not self._was_trimmed(reader, error):
                             self.wrong.append(f"{reader.name} at {reader.positions}: {error}")
                     self.cluster.trace.note(reader.name, "reading_failed", error=repr(error))
                     await trio.sleep(RETRY_S)
@@ -397,6 +397,12 @@ class Workload:
             if replica not in replicas:
                 return replicas[0]
         return replica
+
+    def _was_trimmed(self, reader: Reader, refusal: OffsetOutOfRangeError) -> bool:
+        """Whoever led may have trimmed more than its successor, where the reader looks next."""
+        return bool(self.settings.retention) and any(
+            position < refusal.log_start for position in reader.positions.values()
+        )
 
     async def _leap(self, client: Client, reader: Reader, node: int | None) -> bool:
         """Go on where the log begins now, where that is behind the position: what lay between
