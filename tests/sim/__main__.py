@@ -62,7 +62,8 @@ def main() -> int:
     failed: list[Verdict] = []
     passed: list[Verdict] = []
     # Not a ProcessPoolExecutor: that one may hang when it replaces its workers.
-    processes = multiprocessing.get_context("spawn")
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.sim.verdict"])
     with processes.Pool(options.jobs, collect_seldom, maxtasksperchild=50) as pool:
         for outcome in pool.imap_unordered(play, seeds):
             (failed if outcome.problem else passed).append(outcome)

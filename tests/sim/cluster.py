@@ -285,7 +285,7 @@ class SimCluster:
             leader_balance_interval_ms=2000,
             replace_after_ms=self.settings.replace_after_ms,
             rebalance_interval_ms=self.settings.rebalance_interval_ms,
-            scrub_interval_s=5,
+            scrub_interval_s=8,
             coordination_partitions=2,
             retention_interval_ms=2000,
             disk_free_bytes_min=self.settings.disk_free_bytes_min,

@@ -59,7 +59,9 @@ class Knobs:
         """Each as it is in production, small, or as small as it gets."""
         usual = cls()
         return cls(
-            batches_per_checkpoint=chance.choice([3, 50, usual.batches_per_checkpoint]),
+            batches_per_checkpoint=chance.choice(
+                [3, 50, usual.batches_per_checkpoint, usual.batches_per_checkpoint]
+            ),
             append_bytes=chance.choice([1, 2 * KIB, usual.append_bytes]),
             window_bytes=chance.choice([1, 4 * KIB, usual.window_bytes]),
             delivery_bytes=chance.choice([1, 2 * KIB, usual.delivery_bytes]),

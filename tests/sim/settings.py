@@ -68,7 +68,7 @@ class Settings:
                 brokers=brokers,
                 segment_bytes=chance.choice([5, 16, 64]) * KIB,
                 index_interval_bytes=chance.choice([512, 4 * KIB]),
-                tail_cache_bytes=chance.choice([0, 4 * KIB, 1024 * KIB]),
+                tail_cache_bytes=chance.choice([0, 4 * KIB, 1024 * KIB, 1024 * KIB]),
                 liveness_timeout_ms=chance.choice([500, 1000, 1500]),
                 disk_free_bytes_min=chance.choice([0, 64 * KIB]),
                 clock_rates=tuple(
@@ -78,15 +78,15 @@ class Settings:
                 blocking=BlockingConditions.draw(chance),
                 knobs=Knobs.draw(chance),
             ),
-            partitions=chance.choice([1, 1, 2, 3]),
-            producers=chance.choice([2, 3, 4]),
+            partitions=chance.choice([1, 1, 1, 2, 3]),
+            producers=chance.choice([2, 2, 3, 4]),
             conditional_writers=chance.choice([0, 2]),
             consumers=chance.choice([1, 2]),
             replica_readers=chance.choice([0, 1]),
             pinned_readers=chance.choice([0, 1]),
             admins=chance.choice([0, 1]),
             fault_s=30.0,
-            fault_interval_s=chance.choice([1.5, 2.5, 5.0]),
+            fault_interval_s=chance.choice([2.0, 3.0, 5.0]),
             faults={kind: chance.choice([1, 3]) for kind in kinds} | _of_members(seed),
             pause_s=chance.choice([0.05, 0.1, 0.2]),
             cold_share=chance.choice([0.0, 0.0, 0.5]),
@@ -94,9 +94,9 @@ class Settings:
             retention=chance.choice(
                 [(), (), (), (("retention_bytes", "64KiB"),), (("retention_ms", "8s"),)]
             ),
-            coordinators=chance.choice([0, 0, 0, 3]),
+            coordinators=chance.choice([0, 0, 0, 0, 3]),
             durability=chance.choice(["synced", "synced", "replicated"]),
-            appends=chance.choice([150, 510, 510]),
+            appends=chance.choice([150, 510, 510, 510]),
         )
 
 
