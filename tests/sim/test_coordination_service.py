@@ -720,6 +720,7 @@ def test_a_replica_that_lacks_what_was_trimmed_is_sent_the_state(
         leader = await world.leader()
         lagging = next(n for n in world.cluster.nodes.values() if n.node != leader)
         world.cluster.network.isolate(lagging.host)
+        await trio.sleep(3)  # What is sent before the leader knows would arrive in the end.
         for number in range(400):
             await put(session, b"k%d" % (number % 7), b"%d" % number * 20)
         mine = await world.partition(lagging.node)
