@@ -7,7 +7,7 @@ because two lanes would overtake each other.  One behind the log's start is ship
 (``shipping.py``).
 
 How much may be under way the core says, follower by follower; a newcomer may be held to a budget
-besides, whose owner refills it.
+besides, whose owner refills it, until it votes.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Feeder:
         if not host.has_room(follower, lane):
             return False
         budget = self._budgets.get(follower)
-        if budget is not None and not budget.allows(start):
+        if budget is not None and not budget.allows(start) and self._is_learner(follower):
             return False
         bytes_max = min(window, APPEND_BYTES_MAX)
         cached = host.tail_cache.read(group.group_id, start, end, bytes_max)
@@ -126,6 +126,10 @@ class Feeder:
         if budget is not None:
             budget.spend(start, size)
         return True
+
+    def _is_learner(self, follower: NodeId) -> bool:
+        """Only learners are held back: everybody waits for one that votes."""
+        return follower in self._group.configuration.learners
 
     async def _send_from_file(self, follower: NodeId, start: Offset, bytes_max: int) -> None:
         """Read a follower's next range back from the log, and send it on the bulk lane."""

@@ -31,6 +31,7 @@ from logd.raft.messages import Configuration
 from logd.raft.options import RaftOptions
 from logd.record.batch import seal_batch
 from logd.record.header import decode_header
+from logd.replication.catch_up_budget import CatchUpBudget
 from logd.replication.group import Group
 from logd.replication.installing import begin_install, finish_install
 from logd.replication.membership import Membership
@@ -469,6 +470,26 @@ def test_a_learner_that_needs_what_was_trimmed_is_shipped_state_and_the_rest_of_
         reopened = await house.restart(FOUR)
         assert reopened.configuration.voters == (ONE, TWO, FOUR)
         assert reopened.log.start_offset == start
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
+def test_a_newcomer_that_votes_is_held_to_no_budget_any_more() -> None:
+    """Else a partition could wait for a voter that it does not send anything."""
+
+    async def story(house: House) -> None:
+        await house.append()
+        house.open(FOUR, FIRST)
+        await house.change((ONE, TWO, THREE), (FOUR,))
+        await house.equal(FOUR)
+        leader = await house.leader()
+        exhausted = CatchUpBudget(Offset(leader.log.end_offset + 100))
+        leader.feeder.limit_catch_up(FOUR, exhausted)
+
+        await house.change((ONE, TWO, FOUR))
+        await house.append(b"after")
+
+        await house.equal(ONE, TWO, FOUR)
 
     in_a_house(ONE, TWO, THREE)(story)
 
