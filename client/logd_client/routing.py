@@ -335,9 +335,9 @@ class Routing:
         known = self.view.topic(name)
         return known if known is not None else await self.describe_topic(name)
 
-    async def describe_topic(self, name: str) -> TopicInfo:
-        """As ``topic``, but ask the cluster in any case."""
-        response = await self.describe([name])
+    async def describe_topic(self, name: str, target: Target | None = None) -> TopicInfo:
+        """As ``topic``, but ask the cluster in any case; ``target`` or any broker of it."""
+        response = await self.describe([name], target)
         if name in response.unknown and self.view.controller is not None:
             # Somebody else may just have created it: the controller knows.
             response = await self.describe([name], self.controller_connection)
@@ -386,6 +386,9 @@ class Routing:
     ) -> None:
         """Learn anew who leads ``group``, and after some failures whether it still exists.
 
+        Each time somebody else is asked: a broker that hears no other may answer for ever what
+        it knew last.
+
         Raises:
             UnknownTopicError: the topic was deleted, whether or not there is another of its
                 name now.
@@ -394,7 +397,11 @@ class Routing:
         if failures < FAILURES_BEFORE_DOUBTING_THE_TOPIC:
             await self.refresh(suspect)
             return
-        found = await self.describe_topic(topic)
+
+        async def another(attempt: int) -> Connection:
+            return await self.any_connection(failures + attempt)
+
+        found = await self.describe_topic(topic, another)
         if group not in [partition.group for partition in found.partitions]:
             raise UnknownTopicError(f"topic {topic!r} was deleted and created again")
 

@@ -15,11 +15,12 @@ import trio
 
 from logd.broker.broker import Broker
 from logd.broker.reading import offsets
-from logd.errors import DeliveryTimeoutError, DiskFullError, LogdError
+from logd.errors import ConnectionLostError, DeliveryTimeoutError, DiskFullError, LogdError
 from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import OffsetsRequest
 from logd_client import Client
+from logd_client.connection import Lane
 from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
 from tests.sim.env import BlockingConditions
 from tests.sim.faults import SLOW_DISK
@@ -493,3 +494,30 @@ def test_without_a_majority_callers_are_told_in_time_and_all_goes_on_when_it_is_
         await told.nothing_is_lost_on(told.nodes)
 
     tell(story)
+
+
+def test_a_broker_that_hears_no_other_does_not_keep_a_producer_from_the_leader() -> None:
+    """It answers for ever what it knew last, and it is the only one that the client knows."""
+
+    async def story(told: Told) -> None:
+        topic = await told.client.admin.create_topic("u", partitions=1, replicas=3)
+        placed = topic.partitions[0]
+        stale = next(node for node in told.nodes if node.node not in placed.replicas)
+        others = [node.host for node in told.nodes if node is not stale]
+        async with told.cluster.client() as client, client.producer("u") as producer:
+            await producer.append(b"value")
+            connections = client._routing._connections
+            await client._routing.connection(stale.node, Lane.CONTROL)
+            told.cluster.network.hold(
+                [(stale.host, other) for other in others]
+                + [(other, stale.host) for other in others]
+            )
+            await (await told.leader(GroupId(placed.group))).crash(power=False)
+            for (node, lane), connection in list(connections.items()):
+                if node != stale.node and lane is Lane.CONTROL:
+                    connection.fail(ConnectionLostError("cut"))
+
+            with trio.fail_after(15):
+                await producer.append(b"value")
+
+    tell(story, brokers=5)
