@@ -20,11 +20,18 @@ from typing import Final
 
 from logd.errors import UnsupportedVersionError
 from logd.limits import FEATURE_LEVEL, FEATURE_LEVEL_MIN
-from logd.metadata.commands import AlterTopic, Command, CreateTopic, RaiseFeatureLevel
+from logd.metadata.commands import (
+    AlterTopic,
+    Command,
+    CreateInternalTopic,
+    CreateTopic,
+    RaiseFeatureLevel,
+)
 
 LEVELS: Final = {
     1: "topics, partitions, moves, retention and compaction",
     2: "durability=replicated",
+    3: "coordination: sessions, locks, elections, groups, queues, and topics that ask for a fence",
 }
 """What came with each level, for people."""
 
@@ -32,11 +39,17 @@ LEVEL_MIN: Final = "level_min"
 LEVEL_MAX: Final = "level_max"
 """Under these names a broker registers its range, among its features."""
 
-_LEVEL_BY_OPTION: Final = {("durability", "replicated"): 2}
+COORDINATION_LEVEL: Final = 3
+"""Its commands lie in a log of their own, that of the internal topic: there is none below this."""
+
+_LEVEL_BY_OPTION: Final = {
+    ("durability", "replicated"): 2,
+    ("fence", "required"): COORDINATION_LEVEL,
+}
 """Values of topic options; a broker below that level would keep another promise."""
 
 assert sorted(LEVELS) == list(range(FEATURE_LEVEL_MIN, FEATURE_LEVEL + 1))
-assert all(level <= FEATURE_LEVEL for level in _LEVEL_BY_OPTION.values())
+assert {*_LEVEL_BY_OPTION.values(), COORDINATION_LEVEL} <= LEVELS.keys()
 
 
 def registered_range(features: dict[str, int]) -> tuple[int, int]:
@@ -51,6 +64,8 @@ def level_of(command: Command) -> int:
             options = command.config.items()
             levels = [_LEVEL_BY_OPTION.get((name, text or ""), 1) for name, text in options]
             return max(levels, default=FEATURE_LEVEL_MIN)
+        case CreateInternalTopic():
+            return COORDINATION_LEVEL
         case RaiseFeatureLevel():
             return FEATURE_LEVEL_MIN  # Whoever does not know it supports no other level either.
         case _:

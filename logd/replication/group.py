@@ -450,6 +450,16 @@ class Group:
     # --- leading ------------------------------------------------------------------------------
 
     def _on_elected(self) -> None:
+        if self.state.end_offset != self.log.end_offset:
+            # Only after a majority has lost its memory: what it was shipped counted on theirs.
+            self.fail(
+                CorruptionError(
+                    f"{self.name}: the log ends at {self.log.end_offset}, before the state that "
+                    f"this replica was shipped, at {self.state.end_offset}: what lies between "
+                    "was lost, and another replica has to lead"
+                )
+            )
+            return
         log.info(
             log_events.LEADER_ELECTED,
             group=self.group_id,

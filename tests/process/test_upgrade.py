@@ -16,6 +16,7 @@ import pytest
 
 from logd.cli.local_cluster import stopping
 from logd.cli.ready import wait_until_ready
+from logd.limits import FEATURE_LEVEL
 from logd.types import NodeId
 from tests.process.elastic import ElasticCluster, found_cluster
 from tests.process.harness import POLL_S, require_no_bug_reported, run_logd, send_signal
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.process
 PATIENCE_S = 60.0
 FAILED = 1
 LEVEL = "LOGD_CONFIG_FEATURE_LEVEL_MAX"
+COORDINATED = ("kv", "put", "key", "value")
 
 
 def logd(cluster: ElasticCluster, *arguments: str) -> Any:
@@ -64,16 +66,18 @@ def test_a_cluster_is_upgraded_once_all_of_its_brokers_are(
         assert logd(cluster, "cluster", "upgrade")["level"] == 1
         newer = ("topic", "create", "fast", "--config", "durability=replicated")
         assert "needs feature level 2" in refusal(cluster, *newer)
+        assert "needs feature level 3" in refusal(cluster, *COORDINATED)
 
         monkeypatch.delenv(LEVEL)
         for node in (1, 2):
             restart(cluster, node)
-        too_early = refusal(cluster, "cluster", "upgrade", "--level", "2")
+        too_early = refusal(cluster, "cluster", "upgrade", "--level", f"{FEATURE_LEVEL}")
         assert "not supported by brokers 3" in too_early
         restart(cluster, 3)
-        wait_for_level_available(cluster, 2)
+        wait_for_level_available(cluster, FEATURE_LEVEL)
         assert logd(cluster, "cluster", "upgrade", "--dry-run")["level"] == 1
-        assert logd(cluster, "cluster", "upgrade")["level"] == 2
+        assert logd(cluster, "cluster", "upgrade")["level"] == FEATURE_LEVEL
+        assert run_logd(*COORDINATED, "--bootstrap", cluster.bootstrap).returncode == 0
 
         # There is no way back, nor a way in for an older version.
         monkeypatch.setenv(LEVEL, "1")
@@ -85,5 +89,6 @@ def test_a_cluster_is_upgraded_once_all_of_its_brokers_are(
             else:
                 cluster.join(node)
             assert cluster.wait(node) == FAILED
-            assert "feature levels 1 to 1, the cluster is at 2" in cluster.last_words(node)
+            refused = f"feature levels 1 to 1, the cluster is at {FEATURE_LEVEL}"
+            assert refused in cluster.last_words(node)
         require_no_bug_reported(cluster)

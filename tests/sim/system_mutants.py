@@ -297,6 +297,27 @@ SYSTEM_MUTANTS = (
         "        return self._host.env.wall_clock_ms()",
     ),
     Mutant(
+        "a voter is held to the budget of its move",
+        "liveness: a partition that moves goes on",
+        "logd/replication/feeding.py",
+        "not budget.allows(start) and self._is_learner(follower):",
+        "not budget.allows(start):",
+    ),
+    Mutant(
+        "a checkpoint is taken of a state that the log has not reached",
+        "P4: state of what is not in the log",
+        "logd/replication/checkpoints.py",
+        "if is_at_end and not group.is_held",
+        "if not group.is_held",
+    ),
+    Mutant(
+        "a replica leads whose log has not reached its state",
+        "P2",
+        "logd/replication/group.py",
+        "        if self.state.end_offset != self.log.end_offset:\n            # Only after",
+        "        if False:\n            # Only after",
+    ),
+    Mutant(
         "a log that has lost votes is opened",
         "P2: one leader per term",
         "logd/replication/opening.py",

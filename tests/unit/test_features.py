@@ -9,6 +9,7 @@ from logd.limits import FEATURE_LEVEL
 from logd.metadata.commands import (
     AlterTopic,
     Command,
+    CreateInternalTopic,
     CreateTopic,
     FormCluster,
     RaiseFeatureLevel,
@@ -21,6 +22,8 @@ from logd.metadata.state import FeatureLevelRaised, MetadataState
 from logd.types import DirectoryId, NodeId, Offset
 
 REPLICATED = CreateTopic(name="t", partitions=1, config={"durability": "replicated"}, now_ms=0)
+FENCED = CreateTopic(name="t", partitions=1, config={"fence": "required"}, now_ms=0)
+COORDINATION = CreateInternalTopic(name="__coordination", partitions=1, now_ms=0)
 
 
 def apply(state: MetadataState, command: Command) -> object:
@@ -97,15 +100,26 @@ def test_a_broker_that_does_not_support_the_level_is_not_let_in() -> None:
     assert [known.node for known in state.brokers] == [1]
 
 
-def test_what_came_with_a_level_is_refused_below_it() -> None:
-    state = formed(1, 2)
-    alter = AlterTopic(name="t", config={"durability": "replicated"})
+@pytest.mark.parametrize(
+    ("level", "command"),
+    [
+        (2, REPLICATED),
+        (2, AlterTopic(name="t", config={"durability": "replicated"})),
+        (3, FENCED),
+        (3, AlterTopic(name="t", config={"fence": "required"})),
+        (3, COORDINATION),
+    ],
+)
+def test_what_came_with_a_level_is_refused_below_it(level: int, command: Command) -> None:
+    state = formed(level - 1, 3)
 
-    for command in (REPLICATED, alter):
-        assert level_of(command) == 2
-        with pytest.raises(UnsupportedVersionError, match="needs feature level 2"):
-            apply(state, command)
+    assert level_of(command) == level
+    with pytest.raises(UnsupportedVersionError, match=f"needs feature level {level}, the cluster"):
+        apply(state, command)
     assert state.topics == ()
+
+
+def test_what_is_taken_back_needs_no_level() -> None:
     assert level_of(AlterTopic(name="t", config={"durability": None})) == 1
 
 

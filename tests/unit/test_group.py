@@ -21,6 +21,7 @@ from logd.errors import (
     UnexpectedOffsetError,
 )
 from logd.limits import KIB
+from logd.partition.state import PartitionState
 from logd.raft.messages import (
     AppendRequest,
     AppendResponse,
@@ -931,6 +932,23 @@ def test_what_comes_back_from_the_disk_after_the_node_has_ended_begins_nothing_n
         await node.close()
 
         assert group.log.segment_bases == (0,)
+
+    play(story)
+
+
+def test_a_replica_whose_log_has_not_reached_its_state_does_not_lead() -> None:
+    """It was shipped a state that rested on the memory of a majority, which lost it."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            replica.group.state = PartitionState(Offset(5))
+
+            with pytest.raises(trio.TooSlowError):
+                await replica.lead()
+
+            assert isinstance(replica.group.failure, CorruptionError)
+            assert "the log ends at 0, before the state" in str(replica.group.failure)
+            assert not replica.group.is_leader
 
     play(story)
 
