@@ -506,14 +506,15 @@ def test_a_broker_that_hears_no_other_does_not_keep_a_producer_from_the_leader()
         others = [node.host for node in told.nodes if node is not stale]
         async with told.cluster.client() as client, client.producer("u") as producer:
             await producer.append(b"value")
-            connections = client._routing._connections
-            await client._routing.connection(stale.node, Lane.CONTROL)
+            routing = client._routing
+            assert routing is not None
+            await routing.connection(stale.node, Lane.CONTROL)
             told.cluster.network.hold(
                 [(stale.host, other) for other in others]
                 + [(other, stale.host) for other in others]
             )
             await (await told.leader(GroupId(placed.group))).crash(power=False)
-            for (node, lane), connection in list(connections.items()):
+            for (node, lane), connection in list(routing._connections.items()):
                 if node != stale.node and lane is Lane.CONTROL:
                     connection.fail(ConnectionLostError("cut"))
 
