@@ -392,7 +392,9 @@ def _brokers_shown(cluster: SimCluster) -> Iterator[None]:
 
     def make(**parts: Any) -> Broker:
         broker = Broker(**parts)
-        next(n for n in cluster.nodes.values() if n.host == HOST.get()).broker = broker
+        for node in cluster.nodes.values():  # Without it, if its removal has just ended.
+            if node.host == HOST.get():
+                node.broker = broker
         return broker
 
     replaced: Any = server

@@ -33,6 +33,7 @@ from tests.sim.settings import Settings
 from tests.sim.trace import Trace
 from tests.sim.workload import CONDITIONAL_TOPIC, TOPIC, Workload
 
+LOOK_AROUND_S = 2.0
 HEAL_S = 60.0
 """Virtual time within which a healed cluster must have done whatever is asked of it."""
 
@@ -128,6 +129,7 @@ class _Run:
                     groups.append(GroupId(await client.group_of(NAMESPACE)))
             trouble = Trouble(self._cluster, groups)
             async with trio.open_nursery() as readers:
+                readers.start_soon(_look_around, admin)
                 await workload.read(readers, partitions[0].replicas)
                 async with trio.open_nursery() as writers:
                     await workload.write(writers)
@@ -277,6 +279,15 @@ class _Run:
                         if (consumer.position(where.partition) or 0) >= end:
                             break
         return records
+
+
+async def _look_around(admin: Client) -> None:
+    """A client that never asks anything does not hear of brokers that join, and knows nobody any
+    more when those that it knew have been removed."""
+    while True:
+        with contextlib.suppress(LogdError):
+            await admin.admin.describe_cluster()
+        await trio.sleep(LOOK_AROUND_S)
 
 
 async def _create(
