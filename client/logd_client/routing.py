@@ -331,9 +331,12 @@ class Routing:
             UnknownTopicError: the cluster has no such topic.
             ConnectionFailedError: nobody answered.
         """
-        self._topics_of_interest[name] = None
         known = self.view.topic(name)
-        return known if known is not None else await self.describe_topic(name)
+        if known is None:
+            known = await self.describe_topic(name)
+        # Only now: a topic that is refused would keep the client from learning of all others.
+        self._topics_of_interest[name] = None
+        return known
 
     async def describe_topic(self, name: str, target: Target | None = None) -> TopicInfo:
         """As ``topic``, but ask the cluster in any case; ``target`` or any broker of it."""

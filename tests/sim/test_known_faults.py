@@ -13,9 +13,16 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 import trio
 
+from logd.broker import admin
 from logd.broker.broker import Broker
 from logd.broker.reading import offsets
-from logd.errors import ConnectionLostError, DeliveryTimeoutError, DiskFullError, LogdError
+from logd.errors import (
+    ConnectionLostError,
+    DeliveryTimeoutError,
+    DiskFullError,
+    LogdError,
+    UnsupportedVersionError,
+)
 from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import OffsetsRequest
@@ -522,3 +529,25 @@ def test_a_broker_that_hears_no_other_does_not_keep_a_producer_from_the_leader()
                 await producer.append(b"value")
 
     tell(story, brokers=5)
+
+
+def test_a_client_that_was_refused_coordination_still_learns_of_its_topics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cluster of an older feature level refuses it for good."""
+
+    async def refuse(broker: Broker) -> None:
+        raise UnsupportedVersionError("needs feature level 3")
+
+    monkeypatch.setattr(admin, "ensure_topic", refuse)
+
+    async def story(told: Told) -> None:
+        await told.append(1)
+        with pytest.raises(UnsupportedVersionError):
+            await told.client.kv("n").put("key", b"value")
+
+        routing = told.client._routing
+        assert routing is not None
+        await routing.refresh()
+
+    tell(story)
