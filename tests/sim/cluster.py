@@ -83,9 +83,9 @@ class SimNode:
         self.has_dead_disk = False
         """Its disk refuses until it is replaced, whatever life it is."""
         self.is_removed = False
+        """It is no member any more, and does not come back."""
         self.is_leaving = False
         """Its removal was asked for: it may be told of it at any time, and ends by that."""
-        """It is no member any more, and does not come back."""
         self._cluster = cluster
         self._lives = 0
         self._boots = 1
