@@ -10,6 +10,7 @@ import trio
 
 from logd.broker.broker import Broker
 from logd.broker.reading import fetch, offsets
+from logd.broker.subscriptions import DELIVERY_BYTES
 from logd.errors import LogdError, TopicExistsError
 from logd.replication.claims import CLAIMS_COMPARED_EVERY_S
 from logd.types import GroupId, NodeId, Offset
@@ -234,6 +235,20 @@ def test_a_leader_that_was_paused_acknowledges_nothing_that_others_do_not_have()
                 b"second",
                 b"third",
             ]
+
+    play(story)
+
+
+def test_a_consumer_far_behind_gets_all_that_a_delivery_has_no_room_for() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await create_topic(client)
+        values = [bytes([number]) * (DELIVERY_BYTES // 2) for number in range(5)]
+        async with client.producer(TOPIC) as producer:
+            for value in values:
+                await producer.append(value)
+        async with client.consumer(TOPIC, start="earliest") as consumer:
+            records = aiter(consumer)
+            assert [(await anext(records)).value for _ in values] == values
 
     play(story)
 

@@ -36,6 +36,7 @@ from logd.raft.messages import (
 from logd.record.batch import seal_batch, seal_opaque
 from logd.record.header import BatchKind, decode_header
 from logd.replication import held_news, proposals
+from logd.replication.peer_protocol import PEER_PROTOCOL_VERSION, ClusterView, PeerHello
 from logd.replication.proposal import Placed
 from logd.replication.standing import role_name
 from logd.storage.file_header import LogIdentity
@@ -140,6 +141,54 @@ def test_a_retry_is_answered_by_a_new_leader_only_once_that_has_committed_someth
 
             assert offset_of(retry) == 0
             assert not group.rests_on_memory(Offset(1))
+
+    play(story)
+
+
+@pytest.mark.parametrize("elected_before", [True, False], ids=["while it leads", "before it leads"])
+def test_append_times_never_go_back_although_the_clock_does(elected_before: bool) -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            hour_ms = 3_600_000
+            before_ms = replica.env.wall_clock_ms()
+            if elected_before:
+                await replica.lead()
+                replica.env.clock_skew_ms -= hour_ms
+            else:
+                first = batch_of(Offset(0), Term(1), time_ms=before_ms + hour_ms)
+                replica.append([first], term=Term(1), commit_offset=Offset(1))
+                await until(lambda: replica.group.commit_offset == 1)
+                before_ms += hour_ms
+                await replica.lead()
+
+            outcomes = replica.propose()
+            await a_while()
+            await replica.commit()
+
+            assert isinstance(outcomes[0], Placed)
+            assert before_ms <= outcomes[0].append_time_ms < before_ms + hour_ms
+
+    play(story)
+
+
+def test_a_follower_whose_connection_was_lost_is_asked_again_how_far_it_is() -> None:
+    """What was sent over the old connection may have been lost with it."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            replica.propose()
+            await a_while()
+            replica.node.sent.clear()
+
+            view = ClusterView(node=SECOND, directory_id="another-directory", cluster_list="")
+            answer = PeerHello(protocol=PEER_PROTOCOL_VERSION, view=view, incarnation=1)
+            replica.node.on_link_up(SECOND, "main", answer)
+
+            await a_while()
+
+            (probe,) = (r for r in replica.sent(AppendRequest) if r.target == SECOND)
+            assert probe.start_offset <= 1
 
     play(story)
 
