@@ -151,6 +151,7 @@ class Client(Coordination):
         except BaseException as error:
             await self._leave(type(error), error, error.__traceback__)
             raise
+        tasks.start_soon(routing.stay_current)
         self._routing = routing
         return self
 

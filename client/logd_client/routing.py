@@ -52,9 +52,13 @@ RECONNECT_TIMEOUT_S: Final = 2.0
 """How long a known broker may take to accept a connection: a frozen one never does, and
 meanwhile another may lead."""
 
-_ATTEMPT_SHARE: Final = 0.9
-"""Of the time for meeting the cluster, what one address may take: it shall end before the
-whole does, to say how far it came."""
+METADATA_AGE_S: Final = 300.0
+"""A client that had no reason to ask this long asks who is there: brokers come and go, and it
+has to know one of those that are left."""
+
+_LAST_WORDS_S: Final = 0.5
+"""After the time for meeting the cluster is over, how long those that tried may take to say how
+far they came."""
 
 _STAGGER_S: Final = 0.25
 """Head start of one bootstrap address before the next is tried beside it."""
@@ -125,13 +129,16 @@ class Routing:
         addresses = list(self._bootstrap)
         self.environment.rng.shuffle(addresses)
         is_met = False
+        clock = self.environment.clock
+        deadline = clock() + self._connect_timeout_s
 
         async def meet(address: HostPort, tried: anyio.Event) -> None:
             nonlocal is_met
             backoff = Backoff(self.environment.rng)
-            while not is_met:
+            while not is_met and (left_s := deadline - clock()) > 0:
                 try:
-                    await self._learn_from(await self._open(address, Lane.CONTROL, None))
+                    opened = await self._open(address, Lane.CONTROL, None, left_s)
+                    await self._learn_from(opened)
                     is_met = True
                 except LogdError as error:
                     failures[address] = error
@@ -142,7 +149,7 @@ class Routing:
                     await anyio.sleep(backoff.next_delay_s())
             race.cancel_scope.cancel()
 
-        with anyio.move_on_after(self._connect_timeout_s):
+        with anyio.move_on_after(self._connect_timeout_s + _LAST_WORDS_S):
             async with anyio.create_task_group() as race:
                 for address in addresses:
                     tried = anyio.Event()
@@ -204,10 +211,13 @@ class Routing:
             return None
         return connection
 
-    async def _open(self, address: HostPort, lane: Lane, node: NodeId | None) -> Connection:
-        timeout_s = self._connect_timeout_s * _ATTEMPT_SHARE
-        if node is not None:
-            timeout_s = min(self._connect_timeout_s, RECONNECT_TIMEOUT_S)
+    async def _open(
+        self, address: HostPort, lane: Lane, node: NodeId | None, timeout_s: float | None = None
+    ) -> Connection:
+        if timeout_s is None:
+            timeout_s = self._connect_timeout_s
+            if node is not None:
+                timeout_s = min(timeout_s, RECONNECT_TIMEOUT_S)
         deadline = self.environment.clock() + timeout_s
         stream = None
         try:
@@ -216,7 +226,7 @@ class Routing:
         except OSError as error:
             raise ConnectionFailedError(reason_of(error)) from error
         if stream is None:
-            raise ConnectionFailedError(f"not connected within {timeout_s:g} s")
+            raise ConnectionFailedError(f"not connected within {timeout_s:.3g} s")
         connection = Connection(stream, address, lane, self.environment)
         self.tasks.start_soon(connection.run)
         try:
@@ -240,7 +250,7 @@ class Routing:
             await connection.say_hello(self._client_id, self.view.cluster_id, left_s)
         except RequestTimeoutError as error:
             raise ConnectionFailedError(
-                f"the connection was accepted, but nothing was answered within {timeout_s:g} s"
+                f"the connection was accepted, but nothing was answered within {timeout_s:.3g} s"
             ) from error
 
     async def any_connection(self, attempt: int) -> Connection:
@@ -283,6 +293,14 @@ class Routing:
             if self._refreshes == seen:
                 await self._refresh(suspect)
                 self._refreshes += 1
+
+    async def stay_current(self) -> None:
+        """Refresh whenever nobody else did for a while, until cancelled."""
+        while True:
+            seen = self._refreshes
+            await anyio.sleep(METADATA_AGE_S)
+            if self._refreshes == seen:
+                await self._refresh_if_possible(None)
 
     async def _refresh(self, suspect: NodeId | None) -> None:
         failures: list[str] = []

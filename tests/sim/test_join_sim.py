@@ -14,6 +14,7 @@ from logd.errors import LogdError
 from logd.raft.messages import Configuration
 from logd.types import METADATA_GROUP, NodeId
 from logd_client import Client
+from logd_client.routing import METADATA_AGE_S
 from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
 from tests.sim.knobs import Knobs
 from tests.sim.network import CALM
@@ -104,6 +105,25 @@ def test_brokers_join_hold_replicas_and_vote(seed: int, commands_per_snapshot: i
             await until(lambda: len(cluster.nodes[FIVE].groups) >= 2)
 
     run_deterministic(story, seed=seed)
+
+
+def test_a_client_that_asks_nothing_learns_of_brokers_that_join_all_the_same() -> None:
+    """Those that it knew may all be gone when it wants something again."""
+
+    async def story() -> None:
+        settings = ClusterSettings(brokers=3, network=CALM)
+        async with open_cluster(1, settings) as cluster, contextlib.AsyncExitStack() as stack:
+            client = await connected(cluster, stack)
+            known = client._open_routing().view
+            cluster.join(FOUR)
+            await until(lambda: brokers_known_to(cluster, FOUR) == 4)
+            assert FOUR not in known.nodes()
+
+            await trio.sleep(METADATA_AGE_S)
+
+            assert FOUR in known.nodes()
+
+    run_deterministic(story, seed=1)
 
 
 def test_a_voter_of_the_metadata_log_that_stays_away_is_replaced_by_itself() -> None:
