@@ -408,8 +408,12 @@ class Admin:
         time_ms = None if at is None else start_of(at)[1]
         group = await self._group(topic, partition)
         if from_replica is not None:
+            target = self._node(from_replica)
+            if from_replica not in self._routing.view.replicas(group):
+                await self._routing.describe_topic(topic)  # It may have moved since.
+                self._routing.require_replica(group, NodeId(from_replica))
             return await self._routing.call(
-                self._node(from_replica),
+                target,
                 OffsetsRequest(group=group, time_ms=time_ms, any_replica=True),
                 OffsetsResponse,
                 group=group,

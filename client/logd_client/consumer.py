@@ -259,6 +259,7 @@ class Consumer:
                 retention overtook this consumer; has ``log_start`` and ``log_end``.  Not
                 raised for what was trimmed with ``on_trimmed="earliest"``.
             UnknownTopicError: the topic was deleted.
+            NotAReplicaError: ``from_replica`` holds no replica, or none any more.
             MalformedBatchError: a batch cannot be read; has the offsets it covers.  Raised
                 again until the consumer is opened with ``on_malformed="skip"``.
             CorruptionError: several replicas delivered damaged bytes.  Iterating again
@@ -629,6 +630,8 @@ class _Feed:
             await self._routing.look_again(
                 self.cursor.topic, self.cursor.group, failures, self._suspect
             )
+            if self._pinned is not None:
+                self._routing.require_replica(self.cursor.group, self._pinned)
         node = self._substitute if self._pinned is None else self._pinned
         self.cursor.any_replica = node is not None
         if node is not None:

@@ -19,6 +19,7 @@ from logd.errors import (
     ConnectionLostError,
     InvalidPartitionError,
     LogdError,
+    NotAReplicaError,
     NotLeaderError,
     ProtocolError,
     RequestTimeoutError,
@@ -433,6 +434,16 @@ class Routing:
             UnknownTopicError, InvalidPartitionError: there is no such partition.
         """
         return partition_of(await self.topic(topic), partition)
+
+    def require_replica(self, group: GroupId, node: NodeId) -> None:
+        """Raise ``NotAReplicaError`` if, as far as is known here, ``node`` has no replica of
+        ``group``."""
+        replicas = self.view.replicas(group)
+        if node not in replicas:
+            raise NotAReplicaError(
+                f"broker {node} holds no replica of {self.view.name_of(group)}; "
+                f"brokers {', '.join(map(str, replicas))} do"
+            )
 
     async def controller_connection(self, attempt: int) -> Connection:
         """The broker that creates topics; if it is not known, or after a failure, any: it

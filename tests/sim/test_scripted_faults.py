@@ -11,7 +11,7 @@ import trio
 from logd.broker.broker import Broker
 from logd.broker.reading import fetch, offsets
 from logd.broker.subscriptions import DELIVERY_BYTES
-from logd.errors import LogdError, TopicExistsError
+from logd.errors import LogdError, NotAReplicaError, TopicExistsError
 from logd.replication.claims import CLAIMS_COMPARED_EVERY_S
 from logd.types import GroupId, NodeId, Offset
 from logd.wire.messages import FetchRequest, OffsetsRequest
@@ -235,6 +235,22 @@ def test_a_leader_that_was_paused_acknowledges_nothing_that_others_do_not_have()
                 b"second",
                 b"third",
             ]
+
+    play(story)
+
+
+def test_who_reads_a_replica_where_there_is_none_is_told_so_at_once() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=1)
+        (holder,) = topic.partitions[0].replicas
+        other = next(node for node in cluster.nodes if node != holder)
+        told = f"broker {other} holds no replica of {TOPIC}/0; brokers {holder} do"
+        with trio.fail_after(1.0):
+            with pytest.raises(NotAReplicaError, match=told):
+                await client.admin.offsets(TOPIC, 0, from_replica=other)
+            with pytest.raises(NotAReplicaError, match=told):
+                async with client.consumer(TOPIC, from_replica=other):
+                    pytest.fail("opened")
 
     play(story)
 
