@@ -6,11 +6,12 @@ two small objects, however long it takes.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
-from logd.errors import LogdError
+from logd.errors import LogdError, PartialAppendError
 from logd.wire.messages import Durability, ProduceResponse
 from logd_client.event_loop import Event, new_event
 
@@ -138,3 +139,52 @@ class Ticket:
             self._delivery.unawaited_count -= 1
         await self._delivery.wait()
         return self._delivery.ack(self._position)
+
+
+class ManyDeliveries:
+    """What becomes of the records of one ``append_many``, by input position."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[Sequence[int], Delivery]] = []
+        self._failures: list[tuple[int, int, LogdError]] = []
+
+    def add_batch(self, positions: Sequence[int], delivery: Delivery) -> None:
+        """The inputs at ``positions``, increasing, travel in one batch."""
+        self._batches.append((positions, delivery))
+
+    def add_failure(self, position: int, error: LogdError) -> None:
+        """The input at ``position`` cannot travel at all."""
+        self._failures.append((position, position + 1, error))
+
+    async def wait(self) -> tuple[AckRange, ...]:
+        """Wait for every batch; the acknowledged ranges in input order.
+
+        Raises:
+            PartialAppendError: some failed; has both.
+        """
+        acks: list[tuple[int, AckRange]] = []
+        for positions, delivery in self._batches:
+            await delivery.wait()
+            for start, end, at in _runs(positions):
+                if delivery.error is not None:
+                    self._failures.append((start, end, delivery.error))
+                else:
+                    acks.append((start, delivery.ack_range(at, end - start)))
+        acks.sort(key=lambda pair: pair[0])
+        ranges = tuple(ack for _, ack in acks)
+        if self._failures:
+            self._failures.sort(key=lambda failure: failure[0])
+            raise PartialAppendError(ranges, tuple(self._failures))
+        return ranges
+
+
+def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Start and end of each run of consecutive positions, and where it lies in the batch."""
+    if isinstance(positions, range):
+        yield positions.start, positions.stop, 0
+        return
+    numbered = enumerate(positions)
+    for _, run in groupby(numbered, key=lambda pair: pair[1] - pair[0]):
+        rows = list(run)
+        at, start = rows[0]
+        yield start, start + len(rows), at

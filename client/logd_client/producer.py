@@ -1,33 +1,19 @@
 """The producer: records in, acknowledgements out.
 
-All decisions about order, retries and sequences are made by one ``Pipeline`` per partition.
-This file moves bytes for them: one sender task takes batches and queues them on connections,
-one short-lived task per partition in trouble finds its leader, one watch task notices
-deadlines and leaders that fell silent.  Batching needs no timer: whatever was appended while
-the sender had no room, or before it had its turn, travels together.
+It chooses a partition for each record, and the batch there that it joins.  What becomes of
+batches is decided by a ``Pipeline`` per partition; a ``Sender`` carries them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
 from types import TracebackType
 from typing import Final, Literal
-
-import anyio
-import anyio.lowlevel
 
 from logd.errors import (
     InvalidPartitionError,
     LogdError,
-    NotLeaderError,
-    PartialAppendError,
-    ProducerFencedError,
-    RequestTimeoutError,
-    UnavailableError,
-    UnknownTopicError,
     UsageError,
     WouldBlock,
 )
@@ -35,18 +21,15 @@ from logd.limits import (
     BATCH_BYTES_MAX,
     BATCHES_IN_FLIGHT_PER_PRODUCER_MAX,
     DELIVERY_TIMEOUT_MS_MAX,
-    KIB,
     MIB,
     RECORD_BYTES_MAX,
 )
 from logd.record.header import Codec
 from logd.record.payload import NO_HEADERS, RecordHeaders
-from logd.types import NO_PRODUCER, GroupId, NodeId, ProducerId
+from logd.types import NO_PRODUCER, GroupId, ProducerId
 from logd.wire.messages import (
     InitProducerRequest,
     InitProducerResponse,
-    ProduceRequest,
-    ProduceResponse,
     TopicInfo,
 )
 from logd_client.accumulator import (
@@ -64,14 +47,13 @@ from logd_client.accumulator import (
     too_large,
 )
 from logd_client.arguments import require_between, require_one_of
-from logd_client.backoff import Backoff
 from logd_client.budget import ByteBudget
-from logd_client.connection import Answer, Connection, Lane
 from logd_client.coordination.fences import Fence, HasFence, fence_of, raise_fences
-from logd_client.delivery import Ack, AckRange, Delivery, Ticket
+from logd_client.delivery import Ack, AckRange, Delivery, ManyDeliveries, Ticket
 from logd_client.partitioner import RoundRobin, partition_for_key
-from logd_client.pipeline import Pipeline, SealedBatch
-from logd_client.routing import FAILURES_BEFORE_DOUBTING_THE_TOPIC, Routing, partitions_text
+from logd_client.pipeline import Pipeline
+from logd_client.routing import Routing, partitions_text
+from logd_client.sender import ProducerPartition, Sender
 
 Compression = Literal["none", "zstd"]
 
@@ -84,17 +66,6 @@ BATCHES_IN_FLIGHT_DEFAULT: Final = 8
 DELIVERY_TIMEOUT_MS_DEFAULT: Final = 120_000
 
 _CODECS: Final = {"none": Codec.NONE, "zstd": Codec.ZSTD}
-_STALL_S: Final = 1.0
-"""A batch unanswered for this long makes the producer ask whether the leader has changed."""
-
-_STALL_REPEAT_S: Final = 0.25
-"""It asks again this often: the others may only just be finding out themselves."""
-
-_SILENCE_GRACE_S: Final = 5.0
-"""A broker answers within the request's timeout; silent for this much longer it is gone."""
-
-_SEALED_BYTES_PER_TURN: Final = 256 * KIB
-"""Sealing is computing: after this much the sender lets others run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,31 +99,6 @@ class ProducerOptions:
         )
 
 
-class _Partition:
-    """One partition as the driver sees it."""
-
-    __slots__ = ("backoff", "checked_at", "connection", "group", "is_asking", "is_attaching",
-                 "number", "pipeline", "was_redirected")  # fmt: skip
-
-    def __init__(self, number: int, group: GroupId, pipeline: Pipeline, backoff: Backoff) -> None:
-        self.number = number
-        self.group = group
-        self.pipeline = pipeline
-        self.backoff = backoff
-        self.connection: Connection | None = None
-        self.is_attaching = False
-        self.was_redirected = False
-        """The last refusal named another leader: worth trying at once, but only once."""
-        self.checked_at = 0.0
-        self.is_asking = False
-        """The others are being asked whether its leader, which is silent, still leads."""
-
-    def flush(self) -> None:
-        """Let what was given to the connection leave."""
-        if self.connection is not None:
-            self.connection.flush()
-
-
 class Producer:
     """Appends records to one topic.  Made by ``Client.producer``; use as a context manager.
 
@@ -170,20 +116,15 @@ class Producer:
         self._linger_s = options.linger_ms / 1000
         self._delivery_s = options.delivery_timeout_ms / 1000
         self._budget = ByteBudget(options.buffer_bytes)
-        self._partitions: list[_Partition] = []
+        self._sender = Sender(
+            routing, topic, linger_s=self._linger_s, is_idempotent=options.idempotent
+        )
+        self._partitions = self._sender.partitions
         self._round_robin = RoundRobin(1, 0)
         self._growing: OpenBatch | None = None
         """What a record without key and partition joins next, unless it is closed by then."""
-        self._dirty: dict[int, _Partition] = {}
-        self._wake_sender = anyio.Event()
-        self._wake_watch = anyio.Event()
-        self._scope = anyio.CancelScope()
-        self._is_open = False
-        self._fatal: LogdError | None = None
         self._takes_keyless: TopicInfo | None = None
         """The description of the topic that was looked at last, and found not to be compacted."""
-        self._unreported: Delivery | None = None
-        """The first that failed with tickets nobody has awaited; ``flush`` reports it."""
 
     # --- life ---------------------------------------------------------------------------
 
@@ -194,14 +135,13 @@ class Producer:
             UnknownTopicError: the topic does not exist.
             LogdError: the cluster could not answer in time.
         """
-        if self._is_open or self._partitions:
+        if self._partitions:
             raise UsageError("a producer is opened once; make another one")
         topic = await self._routing.topic(self._topic)
         producer_id = await self._init_producer()
         partitions = sorted(topic.partitions, key=lambda partition: partition.partition)
         if [partition.partition for partition in partitions] != list(range(len(partitions))):
             raise InvalidPartitionError(f"topic {self._topic!r} is described with gaps")
-        rng = self._routing.environment.rng
         for description in partitions:
             pipeline = Pipeline(
                 producer_id=producer_id,
@@ -211,15 +151,11 @@ class Producer:
                 batches_in_flight=self._options.batches_in_flight if producer_id else 1,
                 on_settled=self._budget.give_back,
             )
-            self._partitions.append(
-                _Partition(
-                    description.partition, GroupId(description.group), pipeline, Backoff(rng)
-                )
-            )
+            self._sender.add_partition(GroupId(description.group), pipeline)
         # Producers that start together do not all begin with partition 0.
-        self._round_robin = RoundRobin(len(partitions), rng.randrange(len(partitions)))
-        self._is_open = True
-        self._routing.tasks.start_soon(self._run)
+        first = self._routing.environment.rng.randrange(len(partitions))
+        self._round_robin = RoundRobin(len(partitions), first)
+        self._sender.open()
         self._routing.on_close[self] = self._close
         return self
 
@@ -240,12 +176,9 @@ class Producer:
         await self.__aexit__(None, None, None)
 
     def _close(self) -> None:
-        self._is_open = False
         self._routing.on_close.pop(self, None)
-        self._scope.cancel()
         closed = UsageError("the producer was closed before the record was acknowledged")
-        for partition in self._partitions:
-            partition.pipeline.fail_all(closed)
+        self._sender.close(closed)
 
     async def _init_producer(self) -> ProducerId:
         if not self._options.idempotent:
@@ -307,7 +240,7 @@ class Producer:
         Cancelled while waiting for room in the buffer, nothing is appended.  Cancelled
         later, the record is not recalled: it may still be committed.
         """
-        if not self._is_open or self._fatal is not None:
+        if not self._sender.is_open or self._sender.fatal is not None:
             self._check_open()
         carried = NO_FENCE if fence is None else fence_of(fence)
         if key is None:
@@ -319,7 +252,7 @@ class Producer:
         chosen, delivery, position = self._add(
             value, key, checked, timestamp_ms, partition, size, carried, expected_offset
         )
-        self._send_at_once(chosen)
+        self._sender.send_at_once(chosen)
         await delivery.wait()
         return delivery.ack(position)
 
@@ -374,7 +307,7 @@ class Producer:
         chosen, delivery, position = self._add(
             value, key, checked, timestamp_ms, partition, size, carried
         )
-        self._mark_dirty(chosen)
+        self._sender.mark_dirty(chosen)
         return Ticket(delivery, position)
 
     def _add(
@@ -387,7 +320,7 @@ class Producer:
         size: int,
         fence: tuple[int, int],
         expected_offset: int | None = None,
-    ) -> tuple[_Partition, Delivery, int]:
+    ) -> tuple[ProducerPartition, Delivery, int]:
         """Put a record, whose ``size`` is already taken from the buffer, into a batch.
 
         Its partition, its batch's delivery and its position in the batch.
@@ -417,7 +350,7 @@ class Producer:
         return chosen, batch.delivery, position
 
     def _open_batch(
-        self, partition: _Partition, expected_offset: int | None, fence: tuple[int, int]
+        self, partition: ProducerPartition, expected_offset: int | None, fence: tuple[int, int]
     ) -> OpenBatch:
         now = self._clock()
         delivery = Delivery(self._topic, partition.number)
@@ -434,7 +367,7 @@ class Producer:
         partition.pipeline.enqueue(batch)
         return batch
 
-    def _choose(self, key: bytes | None, partition: int | None) -> _Partition:
+    def _choose(self, key: bytes | None, partition: int | None) -> ProducerPartition:
         if partition is not None:
             if not (type(partition) is int and 0 <= partition < len(self._partitions)):
                 raise InvalidPartitionError(
@@ -518,7 +451,7 @@ class Producer:
             return await self._append_grouped(values, keys, timestamp_ms, carried)
 
         slices = Slices(values, key if keys is None else keys)
-        outcome = _Outcome()
+        outcome = ManyDeliveries()
         for start, end, size in slices.bounds(self._options.batch_bytes):
             part_keys = key if keys is None else _as_list(keys[start:end])
             chosen = self._choose(key, partition)
@@ -526,7 +459,8 @@ class Producer:
                 chosen, _as_list(values[start:end]), part_keys, timestamp_ms, size, carried
             )
             outcome.add_batch(range(start, end), delivery)
-        outcome.add_too_large(slices.too_large)
+        for position, size in slices.too_large:
+            outcome.add_failure(position, too_large(size))
         return await outcome.wait()
 
     async def _append_grouped(
@@ -538,7 +472,7 @@ class Producer:
     ) -> tuple[AckRange, ...]:
         """Each record goes where its key says; keyless ones are spread together."""
         Slices(values, keys)  # Refuses wrong types before anything is queued.
-        outcome = _Outcome()
+        outcome = ManyDeliveries()
         for chosen, positions in self._group(keys):
             group_values = [values[position] for position in positions]
             group_keys = [keys[position] for position in positions]
@@ -553,10 +487,11 @@ class Producer:
                     fence,
                 )
                 outcome.add_batch(positions[start:end], delivery)
-            outcome.add_too_large((positions[at], size) for at, size in slices.too_large)
+            for at, size in slices.too_large:
+                outcome.add_failure(positions[at], too_large(size))
         return await outcome.wait()
 
-    def _group(self, keys: Sequence[bytes | None]) -> list[tuple[_Partition, list[int]]]:
+    def _group(self, keys: Sequence[bytes | None]) -> list[tuple[ProducerPartition, list[int]]]:
         """Input positions per partition."""
         count = len(self._partitions)
         known: dict[bytes | None, int] = {None: self._choose(None, None).number}
@@ -571,7 +506,7 @@ class Producer:
 
     async def _enqueue(
         self,
-        partition: _Partition,
+        partition: ProducerPartition,
         values: list[Value],
         keys: Keys,
         timestamp_ms: int,
@@ -597,7 +532,7 @@ class Producer:
                 fence=fence,
             )
         )
-        self._mark_dirty(partition)
+        self._sender.mark_dirty(partition)
         return delivery
 
     async def raise_fence(self, lease: Fence | HasFence) -> dict[int, int]:
@@ -631,11 +566,11 @@ class Producer:
         for partition in self._partitions:
             partition.pipeline.close_growing()
             waiting += partition.pipeline.deliveries()
-            self._mark_dirty(partition)
+            self._sender.mark_dirty(partition)
         for delivery in waiting:
             await delivery.wait()
-        unreported, self._unreported = self._unreported, None
-        if unreported is not None and unreported.unawaited_count:
+        unreported = self._sender.take_unreported()
+        if unreported is not None:
             unreported.ack(0)
 
     @property
@@ -644,15 +579,13 @@ class Producer:
 
         Whoever waits may want to know; it is tried again until ``delivery_timeout_ms`` is over.
         """
-        for partition in self._partitions:
-            if partition.is_attaching and partition.pipeline.trouble is not None:
-                return partition.pipeline.trouble
-        return None
+        return self._sender.trouble
 
     def _check_open(self) -> None:
-        if self._fatal is not None:
-            raise self._fatal.with_traceback(None)
-        if not self._is_open:
+        fatal = self._sender.fatal
+        if fatal is not None:
+            raise fatal.with_traceback(None)
+        if not self._sender.is_open:
             raise UsageError("the producer is not open: use `async with client.producer(...)`")
 
     def _check_open_or_give_back(self, size: int) -> None:
@@ -661,255 +594,6 @@ class Producer:
         except LogdError:
             self._budget.give_back(size)
             raise
-
-    # --- sending ------------------------------------------------------------------------
-
-    def _mark_dirty(self, partition: _Partition) -> None:
-        self._dirty[partition.number] = partition
-        self._wake_sender.set()
-        self._wake_watch.set()
-
-    def _send_at_once(self, partition: _Partition) -> None:
-        """Send a record that its caller waits for, if nothing of its partition is under way:
-        there is nothing to share a batch with."""
-        if self._linger_s or partition.pipeline.is_busy or not self._send_one(partition):
-            self._mark_dirty(partition)
-        else:
-            partition.flush()
-            self._wake_watch.set()
-
-    async def _run(self) -> None:
-        with self._scope:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._send)
-                tasks.start_soon(self._watch)
-
-    async def _send(self) -> None:
-        """Hand batches to connections, a batch per partition in turn."""
-        sealed_bytes = 0
-        while True:
-            await self._wait_for_work()
-            dirty, self._dirty = self._dirty, {}
-            while dirty:
-                for partition in list(dirty.values()):
-                    sent = self._send_one(partition)
-                    if not sent:
-                        del dirty[partition.number]
-                        partition.flush()
-                    sealed_bytes += sent
-                if sealed_bytes >= _SEALED_BYTES_PER_TURN:
-                    sealed_bytes = 0
-                    for partition in dirty.values():
-                        partition.flush()
-                    await anyio.lowlevel.checkpoint()
-
-    async def _wait_for_work(self) -> None:
-        if not self._linger_s:
-            await self._wake_sender.wait()
-            self._wake_sender = anyio.Event()
-            return
-        times = [partition.pipeline.lingers_until() for partition in self._partitions]
-        wanted = min((time for time in times if time is not None), default=None)
-        left_s = None if wanted is None else max(wanted - self._clock(), 0)
-        with anyio.move_on_after(left_s):
-            await self._wake_sender.wait()
-        self._wake_sender = anyio.Event()
-        now = self._clock()
-        for partition, time in zip(self._partitions, times, strict=True):
-            if time is not None and time <= now:
-                self._dirty[partition.number] = partition
-
-    def _send_one(self, partition: _Partition) -> int:
-        """Give its connection the next batch of ``partition``, if it may be sent; its size in
-        bytes, or 0."""
-        pipeline = partition.pipeline
-        if partition.is_attaching or pipeline.is_idle:
-            return 0
-        connection = partition.connection
-        if pipeline.needs_restart or connection is None or not connection.is_open:
-            # What is in flight on a lost connection has failed by now: nothing is outstanding.
-            self._attach_soon(partition)
-            return 0
-        now = self._clock()
-        batch = pipeline.take(now)
-        if batch is None:
-            return 0
-        on_done = partial(self._on_answer, partition, connection, batch, batch.session)
-        left_s = batch.deadline - now
-        if left_s > self._routing.request_timeout_s:
-            left_s = self._routing.request_timeout_s
-        request = ProduceRequest(
-            group=partition.group,
-            timeout_ms=max(1, int(left_s * 1000)),
-            expected_offset=batch.expected_offset,
-        )
-        try:
-            connection.enqueue(request, on_done, batch.data)
-        except LogdError as error:
-            pipeline.refuse(batch, batch.session, error)
-            self._mark_dirty(partition)
-        return len(batch.data)
-
-    def _on_answer(
-        self,
-        partition: _Partition,
-        connection: Connection,
-        batch: SealedBatch,
-        session: int,
-        answer: Answer | LogdError,
-    ) -> None:
-        if isinstance(answer, LogdError):
-            self._on_refused(partition, connection, batch, session, answer)
-        else:
-            assert isinstance(answer.message, ProduceResponse)
-            partition.backoff.reset()
-            partition.was_redirected = False
-            partition.pipeline.acknowledge(batch, session, answer.message)
-        if not partition.pipeline.is_idle:
-            self._mark_dirty(partition)
-
-    def _on_refused(
-        self,
-        partition: _Partition,
-        connection: Connection,
-        batch: SealedBatch,
-        session: int,
-        error: LogdError,
-    ) -> None:
-        if isinstance(error, ProducerFencedError) and not batch.delivery.is_settled:
-            self._end_all(error)
-            return
-        if isinstance(error, UnknownTopicError):
-            # The broker may only be behind: look_again asks one that is not.
-            failures = max(partition.backoff.failures, FAILURES_BEFORE_DOUBTING_THE_TOPIC)
-            partition.backoff.failures = failures
-            error = UnavailableError(str(error))
-        if isinstance(error, NotLeaderError) and connection is partition.connection:
-            hint = None if error.leader is None else NodeId(error.leader)
-            if hint != connection.node:
-                self._routing.view.note_leader(partition.group, hint)
-                partition.was_redirected = hint is not None
-        partition.pipeline.refuse(batch, session, error)
-        self._note_failure(batch.delivery)
-
-    def _note_failure(self, delivery: Delivery) -> None:
-        if delivery.error is None or not delivery.unawaited_count:
-            return
-        if self._unreported is None or not self._unreported.unawaited_count:
-            self._unreported = delivery
-
-    def _end_all(self, error: LogdError) -> None:
-        """This producer can never append again."""
-        self._fatal = error
-        for partition in self._partitions:
-            self._fail_all(partition, error)
-
-    def _fail_all(self, partition: _Partition, error: LogdError) -> None:
-        waiting = list(partition.pipeline.deliveries())
-        partition.pipeline.fail_all(error)
-        for delivery in waiting:
-            self._note_failure(delivery)
-
-    # --- finding the leader -------------------------------------------------------------
-
-    def _attach_soon(self, partition: _Partition) -> None:
-        partition.is_attaching = True
-        self._routing.tasks.start_soon(self._attach, partition)
-
-    async def _attach(self, partition: _Partition) -> None:
-        """Find the partition's leader, connect to it, and start the pipeline (again)."""
-        pipeline = partition.pipeline
-        while self._is_open and not pipeline.is_idle:
-            try:
-                partition.connection = await self._find_leader(partition)
-            except UnknownTopicError as error:
-                self._fail_all(partition, error)
-            except LogdError as error:
-                pipeline.note_trouble(error)
-            else:
-                pipeline.restart()
-                break
-        partition.is_attaching = False
-        self._mark_dirty(partition)
-
-    async def _find_leader(self, partition: _Partition) -> Connection:
-        routing, backoff = self._routing, partition.backoff
-        failures = backoff.failures
-        if partition.was_redirected and failures <= 1:
-            backoff.failures += 1
-        elif failures or partition.connection is not None:
-            await anyio.sleep(backoff.next_delay_s())
-            suspect = None if partition.connection is None else partition.connection.node
-            await routing.look_again(self._topic, partition.group, failures, suspect)
-        else:
-            backoff.failures += 1
-        return await routing.leader_connection(partition.group, Lane.PRODUCE, failures)
-
-    # --- watching -----------------------------------------------------------------------
-
-    async def _watch(self) -> None:
-        """Expire deliveries, and notice leaders that fell silent."""
-        while True:
-            await self._wake_watch.wait()
-            now = self._clock()
-            due: list[float] = []
-            for partition in self._partitions:
-                self._expire(partition, now)
-                stalls_at = self._check_for_stall(partition, now)
-                deadline = partition.pipeline.next_deadline()
-                if deadline is not None:
-                    due += (deadline, stalls_at)
-            if not due:
-                self._wake_watch = anyio.Event()
-                continue
-            await anyio.sleep(max(min(due) - now, 0.001))
-
-    def _expire(self, partition: _Partition, now: float) -> None:
-        deadline = partition.pipeline.next_deadline()
-        if deadline is None or now < deadline:
-            return
-        waiting = list(partition.pipeline.deliveries())
-        partition.pipeline.expire(now)
-        for delivery in waiting:
-            self._note_failure(delivery)
-        self._mark_dirty(partition)
-
-    def _check_for_stall(self, partition: _Partition, now: float) -> float:
-        """Ask who leads if it is time to; returns when that is, at the earliest."""
-        sent_at = partition.pipeline.oldest_sent_at()
-        if sent_at is None or partition.connection is None:
-            return now + _STALL_S
-        stalls_at = max(sent_at + _STALL_S, partition.checked_at + _STALL_REPEAT_S)
-        if now < stalls_at:
-            return stalls_at
-        partition.checked_at = now
-        if now >= sent_at + self._routing.request_timeout_s + _SILENCE_GRACE_S:
-            partition.connection.fail_if_silent_since(
-                sent_at, RequestTimeoutError(f"no answer for {now - sent_at:.0f} s")
-            )
-        elif self._options.idempotent and not partition.is_asking:
-            partition.is_asking = True
-            self._routing.tasks.start_soon(self._leave_if_deposed, partition, partition.connection)
-        return now + _STALL_REPEAT_S
-
-    async def _leave_if_deposed(self, partition: _Partition, connection: Connection) -> None:
-        """Ask the others who leads; go there if it is no longer the broker that is silent."""
-        try:
-            await self._routing.refresh(connection.node)
-        except LogdError:
-            return  # Nobody else can be reached either: go on waiting.
-        finally:
-            partition.is_asking = False
-        leader = self._routing.view.leader(partition.group)
-        if leader in (None, connection.node) or partition.connection is not connection:
-            return
-        if partition.pipeline.oldest_sent_at() is None or partition.is_attaching:
-            return
-        partition.was_redirected = True
-        partition.pipeline.abandon(
-            RequestTimeoutError(f"{connection.name} is silent and node {leader} leads now")
-        )
-        self._mark_dirty(partition)
 
 
 def _measured(
@@ -925,50 +609,5 @@ def _measured(
     return checked, size + RECORD_OVERHEAD_BYTES + len(checked) * HEADER_OVERHEAD_BYTES
 
 
-class _Outcome:
-    """What became of the records of one ``append_many``, by input position."""
-
-    def __init__(self) -> None:
-        self._batches: list[tuple[Sequence[int], Delivery]] = []
-        self._failures: list[tuple[int, int, LogdError]] = []
-
-    def add_batch(self, positions: Sequence[int], delivery: Delivery) -> None:
-        """The inputs at ``positions``, increasing, travel in one batch."""
-        self._batches.append((positions, delivery))
-
-    def add_too_large(self, records: Iterator[tuple[int, int]] | list[tuple[int, int]]) -> None:
-        for position, size in records:
-            self._failures.append((position, position + 1, too_large(size)))
-
-    async def wait(self) -> tuple[AckRange, ...]:
-        """Wait for every batch; the acknowledged ranges in input order."""
-        acks: list[tuple[int, AckRange]] = []
-        for positions, delivery in self._batches:
-            await delivery.wait()
-            for start, end, at in _runs(positions):
-                if delivery.error is not None:
-                    self._failures.append((start, end, delivery.error))
-                else:
-                    acks.append((start, delivery.ack_range(at, end - start)))
-        acks.sort(key=lambda pair: pair[0])
-        ranges = tuple(ack for _, ack in acks)
-        if self._failures:
-            self._failures.sort(key=lambda failure: failure[0])
-            raise PartialAppendError(ranges, tuple(self._failures))
-        return ranges
-
-
 def _as_list(part: Sequence[Value]) -> list[Value]:
     return part if isinstance(part, list) else list(part)
-
-
-def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Start and end of each run of consecutive positions, and where it lies in the batch."""
-    if isinstance(positions, range):
-        yield positions.start, positions.stop, 0
-        return
-    numbered = enumerate(positions)
-    for _, run in groupby(numbered, key=lambda pair: pair[1] - pair[0]):
-        rows = list(run)
-        at, start = rows[0]
-        yield start, start + len(rows), at
