@@ -1,10 +1,8 @@
 """The consumer: committed records, in order within each partition, from any offset on.
 
-One subscription per partition, at its leader.  What a broker pushes waits in the partition's
-``Cursor`` until the caller asks for it; the caller's own task decodes it, so a slow caller
-costs nobody anything but the bytes of its credit.  When a subscription ends, for whatever
-reason, a short-lived task finds the leader and subscribes again at the exact offset behind
-what has arrived.
+A ``PartitionFeed`` per partition keeps that one subscribed.  What arrives is decoded by the
+caller's own task when it asks for it, so a slow caller costs nobody anything but the bytes of
+its credit.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from types import TracebackType
 from typing import Final, Literal
 
@@ -25,30 +22,17 @@ from logd.errors import (
     CorruptionError,
     LogdError,
     MalformedBatchError,
-    NotLeaderError,
-    OffsetOutOfRangeError,
-    ReplicaDamagedError,
-    RequestTimeoutError,
     UnavailableError,
-    UnknownTopicError,
     UsageError,
 )
 from logd.limits import KIB, MIB, SUBSCRIPTION_CREDIT_BYTES_MAX
-from logd.types import Buffer, GroupId, NodeId
-from logd.wire.messages import (
-    Deliver,
-    OffsetsRequest,
-    OffsetsResponse,
-    SubscribeResponse,
-    SubscriptionEnded,
-    UnsubscribeRequest,
-)
+from logd.types import GroupId, NodeId
 from logd_client.arguments import require_between, require_int, require_one_of
-from logd_client.backoff import Backoff
-from logd_client.connection import Answer, Connection, Lane
+from logd_client.connection import Connection
 from logd_client.cursor import Cursor, StartKind
+from logd_client.partition_feed import PartitionFeed
 from logd_client.records import Batch, Record
-from logd_client.routing import FAILURES_BEFORE_DOUBTING_THE_TOPIC, Routing, partition_of
+from logd_client.routing import Routing, partition_of
 
 Start = Literal["earliest", "latest"] | int | datetime
 Starts = Start | Mapping[int, Start]
@@ -63,10 +47,6 @@ CREDIT_BYTES_MIN: Final = 64 * KIB
 
 _QUIET_S: Final = 1.0
 """A connection that delivers nothing for this long is asked whether it still works."""
-
-_PROBE_TIMEOUT_S: Final = 1.5
-_DAMAGED_DELIVERIES_MAX: Final = 3
-"""So many in a row are fetched again, from another replica, before the caller is told."""
 
 OFFSET_MAX: Final = 2**63 - 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -148,13 +128,13 @@ class Consumer:
         self._routing = routing
         self._topic = topic
         self._options = options
-        self._feeds: dict[int, _Feed] = {}
-        self._ready: deque[_Feed] = deque()
+        self._feeds: dict[int, PartitionFeed] = {}
+        self._ready: deque[PartitionFeed] = deque()
         self._changed = anyio.Event()
         self._scope = anyio.CancelScope()
         self._is_open = False
         self._is_iterating = False
-        self._last_feed: _Feed | None = None
+        self._last_feed: PartitionFeed | None = None
         self._batch: Batch | None = None
         """Given out record by record, not all of it yet."""
         self.rows: Iterator[Record] = iter(())
@@ -177,6 +157,8 @@ class Consumer:
         starts = self._starts(len(topic.partitions))
         descriptions = [partition_of(topic, number) for number in starts]
         credit_bytes = max(self._options.credit_bytes // len(descriptions), CREDIT_BYTES_MIN)
+        replica = self._options.from_replica
+        pinned = None if replica is None else NodeId(replica)
         for description in descriptions:
             cursor = Cursor(
                 topic=self._topic,
@@ -184,10 +166,9 @@ class Consumer:
                 group=GroupId(description.group),
                 start=starts[description.partition],
                 credit_bytes=credit_bytes,
-                any_replica=self._options.from_replica is not None,
+                any_replica=pinned is not None,
             )
-            pinned = self._options.from_replica
-            feed = _Feed(self, self._routing, cursor, None if pinned is None else NodeId(pinned))
+            feed = PartitionFeed(self, self._routing, cursor, pinned)
             feed.leaps_over_trimmed = self._options.on_trimmed == "earliest"
             self._feeds[description.partition] = feed
         self._is_open = True
@@ -211,7 +192,7 @@ class Consumer:
         numbers = range(partition_count) if partitions is None else sorted(set(partitions))
         return {number: start_of(start) for number in numbers}
 
-    async def _wait_for_positions(self, feeds: Sequence[_Feed]) -> None:
+    async def _wait_for_positions(self, feeds: Sequence[PartitionFeed]) -> None:
         """Wait until it is settled what "latest" or a time means."""
         with anyio.move_on_after(self._routing.request_timeout_s):
             for feed in feeds:
@@ -352,7 +333,7 @@ class Consumer:
                 return batch
         return None
 
-    def _take_from(self, feed: _Feed) -> Batch | None:
+    def _take_from(self, feed: PartitionFeed) -> Batch | None:
         cursor = feed.cursor
         try:
             batch = cursor.next_batch(skips_malformed=self._options.on_malformed == "skip")
@@ -367,7 +348,7 @@ class Consumer:
         feed.return_credit()
         return batch
 
-    def _put_in_line(self, feed: _Feed) -> None:
+    def _put_in_line(self, feed: PartitionFeed) -> None:
         if not feed.is_ready:
             feed.is_ready = True
             self._ready.append(feed)
@@ -379,7 +360,7 @@ class Consumer:
 
     # --- what the feeds tell --------------------------------------------------------------
 
-    def on_arrival(self, feed: _Feed) -> None:
+    def on_arrival(self, feed: PartitionFeed) -> None:
         self._put_in_line(feed)
         self._changed.set()
 
@@ -502,238 +483,3 @@ class BatchIterator:
         if batch is None:
             raise StopAsyncIteration
         return batch
-
-
-class _Feed:
-    """Keeps one partition subscribed."""
-
-    def __init__(
-        self, consumer: Consumer, routing: Routing, cursor: Cursor, pinned: NodeId | None
-    ) -> None:
-        self.cursor = cursor
-        self.connection: Connection | None = None
-        self.failure: LogdError | None = None
-        """Why nothing more can come."""
-        self.trouble: LogdError | None = None
-        """What stood in the way last."""
-        self.is_ready = False
-        """In line to be read."""
-        self.is_probing = False
-        self.damaged_count = 0
-        self.leaps_over_trimmed = False
-        self._consumer = consumer
-        self._routing = routing
-        self._pinned = pinned
-        self._substitute: NodeId | None = None
-        """Read from this replica, because the leader's bytes were damaged."""
-        self._suspect: NodeId | None = None
-        """Whom we lost last: asked last about who leads."""
-        self._is_attaching = False
-        self._backoff = Backoff(routing.environment.rng)
-
-    # --- from the connection ------------------------------------------------------------
-
-    def on_delivered(self, message: Deliver, body: Buffer) -> None:
-        if self.cursor.on_delivered(message, body):
-            self._backoff.reset()
-            self._consumer.on_arrival(self)
-
-    def on_ended(self, message: SubscriptionEnded, error: LogdError) -> None:
-        if message.generation == self.cursor.generation:
-            self._on_refused(error)
-
-    def on_connection_lost(self, connection: Connection, error: LogdError) -> None:
-        if connection is self.connection:
-            self.trouble = error
-            # Its broker may be gone: look who leads now before going back to it.
-            self._backoff.failures = max(self._backoff.failures, 1)
-            self._suspect = connection.node
-            self._resubscribe()
-
-    def _on_refused(self, error: LogdError, *, is_confirmed: bool = False) -> None:
-        """The subscription was refused, or has ended.
-
-        ``is_confirmed``: the metadata says it too, not only the broker that was asked.
-        """
-        self.trouble = error
-        if isinstance(error, NotLeaderError):
-            leader = None if error.leader is None else NodeId(error.leader)
-            self._routing.view.note_leader(self.cursor.group, leader)
-        elif isinstance(error, ReplicaDamagedError):
-            self._choose_substitute()
-        if error.retriable:
-            self._resubscribe()
-        elif self._is_trimmed(error):
-            self.leave_connection()
-            self.cursor.leap_to_earliest()
-            self.attach_soon()
-        elif isinstance(error, UnknownTopicError) and not is_confirmed:
-            # The broker may only be behind: look_again asks one that is not.
-            self._backoff.failures = max(self._backoff.failures, FAILURES_BEFORE_DOUBTING_THE_TOPIC)
-            self._resubscribe()
-        else:
-            self.leave_connection()
-            self.failure = error
-            self._consumer.on_change()
-
-    def _is_trimmed(self, error: LogdError) -> bool:
-        """What is wanted next was trimmed away, and the caller goes on with what is left."""
-        wanted = self.cursor.wanted_offset
-        return (
-            self.leaps_over_trimmed
-            and isinstance(error, OffsetOutOfRangeError)
-            and wanted is not None
-            and wanted < error.log_start
-        )
-
-    def _resubscribe(self) -> None:
-        self.leave_connection()
-        self.attach_soon()
-
-    def leave_connection(self) -> None:
-        """Want nothing more from the present connection."""
-        self.cursor.end()
-        connection, self.connection = self.connection, None
-        if connection is None:
-            return
-        connection.remove_sink(self.cursor.subscription)
-        if connection.is_open:
-            request = UnsubscribeRequest(subscription=self.cursor.subscription)
-            connection.submit(request, _ignore)
-
-    # --- attaching ----------------------------------------------------------------------
-
-    def attach_soon(self) -> None:
-        if not self._is_attaching and self._consumer.is_open:
-            self._is_attaching = True
-            self._routing.tasks.start_soon(self._attach)
-
-    async def _attach(self) -> None:
-        """Subscribe at whoever serves the partition, however long that takes."""
-        while self._consumer.is_open and self.failure is None and self.connection is None:
-            try:
-                connection = await self._find_broker()
-            except LogdError as error:
-                self._on_refused(error, is_confirmed=True)
-                continue
-            try:
-                await self._subscribe(connection)
-            except LogdError as error:
-                self._on_refused(error)
-        self._is_attaching = False
-
-    async def _find_broker(self) -> Connection:
-        failures = self._backoff.failures
-        delay_s = self._backoff.next_delay_s()
-        if failures:
-            await anyio.sleep(delay_s)
-            await self._routing.look_again(
-                self.cursor.topic, self.cursor.group, failures, self._suspect
-            )
-            if self._pinned is not None:
-                self._routing.require_replica(self.cursor.group, self._pinned)
-        node = self._substitute if self._pinned is None else self._pinned
-        self.cursor.any_replica = node is not None
-        if node is not None:
-            self._substitute = None
-            return await self._routing.connection(node, Lane.CONSUME)
-        return await self._routing.leader_connection(self.cursor.group, Lane.CONSUME, failures)
-
-    async def _subscribe(self, connection: Connection) -> None:
-        if not self._consumer.is_open:
-            return
-        request = self.cursor.subscribe(self._routing.next_subscription())
-        outcome = _SubscribeOutcome()
-        connection.add_sink(request.subscription, self)
-        self.connection = connection
-        sent_at = self._routing.environment.clock()
-        connection.submit(request, partial(self._on_answer, outcome, request.generation))
-        with anyio.move_on_after(self._routing.request_timeout_s):
-            await outcome.settled.wait()
-        if outcome.error is not None:
-            raise outcome.error
-        if not outcome.settled.is_set():
-            error = RequestTimeoutError(f"{connection.name} does not answer a subscription")
-            connection.fail_if_silent_since(sent_at, error)
-            raise error
-        self.trouble = None
-        self._consumer.on_change()
-
-    def _on_answer(
-        self, outcome: _SubscribeOutcome, generation: int, answer: Answer | LogdError
-    ) -> None:
-        # In the reader's task: deliveries may follow in the same piece of received bytes.
-        if isinstance(answer, LogdError):
-            outcome.error = answer
-        else:
-            assert isinstance(answer.message, SubscribeResponse)
-            self.cursor.on_subscribed(generation, answer.message)
-            if self.cursor.has_arrived:
-                self._consumer.on_arrival(self)
-        outcome.settled.set()
-
-    # --- reading ------------------------------------------------------------------------
-
-    def finish(self) -> None:
-        """The caller has read what it was given."""
-        self.cursor.finish()
-        self.return_credit()
-
-    def return_credit(self) -> None:
-        if self.connection is None:
-            return
-        credit = self.cursor.take_credit()
-        if credit is not None:
-            self.connection.post_credit(credit)
-
-    def on_damaged(self, error: CorruptionError) -> None:
-        """What arrived is not what was written: get it from another replica.
-
-        Raises:
-            CorruptionError: several replicas in a row delivered damaged bytes.
-        """
-        source = "a lost connection" if self.connection is None else self.connection.name
-        self.damaged_count += 1
-        self.trouble = error
-        self.cursor.restart_at_position()
-        self._choose_substitute()
-        self._resubscribe()
-        if self.damaged_count >= _DAMAGED_DELIVERIES_MAX:
-            self.damaged_count = 0
-            where = f"{self.cursor.topic}/{self.cursor.partition}"
-            raise CorruptionError(f"{where} from {source}: {error}") from error
-
-    def _choose_substitute(self) -> None:
-        replicas = self._routing.view.replicas(self.cursor.group)
-        asked = None if self.connection is None else self.connection.node
-        others = [node for node in replicas if node != asked]
-        self._substitute = others[self.damaged_count % len(others)] if others else None
-
-    # --- probing ------------------------------------------------------------------------
-
-    async def probe(self, connection: Connection) -> None:
-        """Find out whether ``connection`` still leads to a broker that serves us."""
-        request = OffsetsRequest(group=self.cursor.group, any_replica=self.cursor.any_replica)
-        self.is_probing = True
-        try:
-            await connection.request(request, OffsetsResponse, _PROBE_TIMEOUT_S)
-        except LogdError as error:
-            # Silence has ended the connection by now.  A broker that stepped down says so.
-            if isinstance(error, NotLeaderError) and connection is self.connection:
-                self._on_refused(error)
-        finally:
-            self.is_probing = False
-
-
-class _SubscribeOutcome:
-    """One subscribe request's answer."""
-
-    __slots__ = ("error", "settled")
-
-    def __init__(self) -> None:
-        self.error: LogdError | None = None
-        self.settled = anyio.Event()
-
-
-def _ignore(answer: Answer | LogdError) -> None:
-    """The answer changes nothing."""
