@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 from logd.errors import UsageError
 from logd_client.admin import Admin
 from logd_client.arguments import require_between, require_text
+from logd_client.background import Background
 from logd_client.bootstrap import parse_bootstrap
 from logd_client.consumer import (
     CREDIT_BYTES_DEFAULT,
@@ -102,7 +103,7 @@ def connect(
     addresses = parse_bootstrap(bootstrap)
     require_ttl("session_ttl_ms", session_ttl_ms)
 
-    def make_routing(tasks: TaskGroup) -> Routing:
+    def make_routing(tasks: Background) -> Routing:
         environment = Environment(
             transport or TcpTransport(),
             clock or monotonic_clock(),
@@ -130,13 +131,14 @@ class Client(Coordination):
 
     def __init__(
         self,
-        make_routing: Callable[[TaskGroup], Routing],
+        make_routing: Callable[[Background], Routing],
         make_sessions: Callable[[Routing], Sessions],
     ) -> None:
         self._make_routing = make_routing
         self._make_sessions = make_sessions
         self._sessions: Sessions | None = None
         self._tasks: TaskGroup | None = None
+        self._background: Background | None = None
         self._routing: Routing | None = None
 
     async def __aenter__(self) -> Client:
@@ -145,13 +147,14 @@ class Client(Coordination):
         tasks = anyio.create_task_group()
         await tasks.__aenter__()
         self._tasks = tasks
+        self._background = background = Background(tasks)
         try:
-            routing = self._make_routing(tasks)
+            routing = self._make_routing(background)
             await routing.bootstrap()
         except BaseException as error:
             await self._leave(type(error), error, error.__traceback__)
             raise
-        tasks.start_soon(routing.stay_current)
+        background.start_soon(routing.stay_current)
         self._routing = routing
         return self
 
@@ -174,6 +177,8 @@ class Client(Coordination):
         traceback: TracebackType | None,
     ) -> bool | None:
         assert self._tasks is not None
+        assert self._background is not None
+        self._background.close()
         self._tasks.cancel_scope.cancel()
         try:
             return await self._tasks.__aexit__(kind, error, traceback)

@@ -12,7 +12,6 @@ from typing import Final, TypeVar
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup
 
 from logd.errors import (
     ConnectionFailedError,
@@ -31,6 +30,7 @@ from logd.errors import (
 from logd.limits import TOPIC_NAMES_PER_REQUEST
 from logd.types import GroupId, HostPort, NodeId
 from logd.wire.messages import Message, MetadataRequest, MetadataResponse, PartitionInfo, TopicInfo
+from logd_client.background import Background
 from logd_client.backoff import Backoff
 from logd_client.cluster import ClusterView
 from logd_client.connection import Connection, Lane
@@ -76,7 +76,7 @@ class Routing:
         self,
         bootstrap: Sequence[HostPort],
         environment: Environment,
-        tasks: TaskGroup,
+        tasks: Background,
         *,
         client_id: str,
         connect_timeout_s: float,

@@ -9,6 +9,7 @@ cannot pass for "nothing broke".
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import multiprocessing
 import os
@@ -47,6 +48,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many, from --first on")
     parser.add_argument("--first", type=int, default=1)
+    parser.add_argument(
+        "--coordinating", action="store_true", help="only seeds whose clients coordinate"
+    )
     parser.add_argument("--seed", type=int, help="replay this one, with its whole timeline")
     parser.add_argument("--faults", help="replay with these faults only, by number: 3,7,9 or none")
     parser.add_argument("--messages", action="store_true", help="show what brokers say, too")
@@ -58,7 +62,12 @@ def main() -> int:
         return replay(options.seed, _numbers(options.faults), messages=options.messages)
 
     began = time.monotonic()
-    seeds = range(options.first, options.first + options.seeds)
+    fitting = (
+        seed
+        for seed in itertools.count(options.first)
+        if not options.coordinating or Settings.draw(seed).coordinates
+    )
+    seeds = list(itertools.islice(fitting, options.seeds))
     failed: list[Verdict] = []
     passed: list[Verdict] = []
     # Not a ProcessPoolExecutor: that one may hang when it replaces its workers.

@@ -28,6 +28,8 @@ from tests.sim.coordination_workload import (
 )
 from tests.sim.faults import Fault, Trouble, plan_faults
 from tests.sim.history import Outcome, check_history
+from tests.sim.library_workload import NAMESPACE as LIBRARY_NAMESPACE
+from tests.sim.library_workload import LibraryWorkload
 from tests.sim.messages import show_messages
 from tests.sim.settings import Settings
 from tests.sim.trace import Trace
@@ -117,6 +119,7 @@ class _Run:
         self._cluster = cluster
         self._settings = settings
         self._faults = faults
+        self._library = LibraryWorkload(cluster, self.workload)
 
     async def play(self) -> None:
         workload = self.workload
@@ -125,8 +128,9 @@ class _Run:
             groups = [GroupId(partition.group) for partition in partitions]
             coordination = await self._set_up_coordination(admin)
             if coordination is not None:
+                namespace = LIBRARY_NAMESPACE if self._settings.library_users else NAMESPACE
                 async with coordination.client() as client:
-                    groups.append(GroupId(await client.group_of(NAMESPACE)))
+                    groups.append(GroupId(await client.group_of(namespace)))
             trouble = Trouble(self._cluster, groups)
             async with trio.open_nursery() as readers:
                 readers.start_soon(_look_around, admin)
@@ -136,6 +140,8 @@ class _Run:
                     if coordination is not None:
                         for number in range(self._settings.coordinators):
                             writers.start_soon(coordination.coordinate, number)
+                        for number in range(self._settings.library_users):
+                            writers.start_soon(self._library.use, number)
                     await trouble.play(self._faults, self._settings.fault_s)
                     await trouble.heal()
                     with self._in_time("append to every partition"):
@@ -152,14 +158,17 @@ class _Run:
                     with self._in_time("bring every reader to the end"):
                         await workload.all_arrive(ends)
                     await workload.check_topics(admin)
-                    readers.cancel_scope.cancel()
+                readers.cancel_scope.cancel()
             await self._check_files()
         self.wrong += check_metadata(self._cluster)
 
     async def _end_coordination(self, coordination: CoordinationWorkload, admin: Client) -> None:
         with self._in_time("finish what coordination left"):
+            if self._settings.library_users:
+                await self._library.finish()
             await coordination.finish()
         self.wrong += coordination.judge(await self._protected_log(admin))
+        self.wrong += self._library.judge()
 
     async def _check_files(self) -> None:
         """Compare the replicas' files, as soon as the scrubbers have found what rotted."""
@@ -205,7 +214,7 @@ class _Run:
         return [partition for topic in made for partition in topic.partitions]
 
     async def _set_up_coordination(self, admin: Client) -> CoordinationWorkload | None:
-        if not self._settings.coordinators:
+        if not self._settings.coordinates:
             return None
         with self._in_time("create a topic"):
             topic = await _create(

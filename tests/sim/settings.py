@@ -43,7 +43,9 @@ class Settings:
     cold_share: float
     """Of the nodes, so many never find anything in their page cache."""
     coordinators: int
-    """Who take locks, write keys and work on a queue."""
+    """Who take locks, write keys and work on a queue, over the wire."""
+    library_users: int
+    """Who do so through the client library, and are elected and own shards besides."""
     retention: tuple[tuple[str, str], ...]
     """Options of the topic that most write to and read; empty: it keeps everything."""
     appends: int = 510
@@ -55,6 +57,11 @@ class Settings:
     def has_moves(self) -> bool:
         """Replicas do not stay where they were made."""
         return "move" in self.faults
+
+    @property
+    def coordinates(self) -> bool:
+        """Some clients take locks, write keys and work on queues."""
+        return self.coordinators + self.library_users > 0
 
     @classmethod
     def draw(cls, seed: int) -> Settings:
@@ -94,10 +101,19 @@ class Settings:
             retention=chance.choice(
                 [(), (), (), (("retention_bytes", "64KiB"),), (("retention_ms", "8s"),)]
             ),
-            coordinators=chance.choice([0, 0, 0, 0, 3]),
+            **_who_coordinates(seed, chance.choice([0, 0, 0, 0, 3])),
             durability=chance.choice(["synced", "synced", "replicated"]),
             appends=chance.choice([150, 510, 510, 510]),
         )
+
+
+def _who_coordinates(seed: int, count: int) -> dict[str, int]:
+    """Either kind of client in half of the seeds that coordinate."""
+    use_library = random.Random(f"{seed}:library").random() < 0.5
+    return {
+        "coordinators": 0 if use_library else count,
+        "library_users": min(count, 2) if use_library else 0,
+    }
 
 
 def _of_members(seed: int) -> dict[str, int]:

@@ -138,7 +138,7 @@ class Workload:
         limiter = trio.Semaphore(chance.choice([1, 4]))
         async with (
             self.connected() as client,
-            self._producer(client, TOPIC, chance) as producer,
+            self.open_producer(client, TOPIC, chance) as producer,
             trio.open_nursery() as nursery,
         ):
             while not self.is_over:
@@ -155,7 +155,7 @@ class Workload:
                 await trio.sleep(chance.expovariate(1.0) * self._pause_s())
 
     @contextlib.asynccontextmanager
-    async def _producer(
+    async def open_producer(
         self, client: Client, topic: str, chance: random.Random
     ) -> AsyncIterator[Producer]:
         """An open producer, as soon as the cluster knows the topic and has an id for it."""
@@ -285,7 +285,7 @@ class Workload:
         chance = random.Random(f"{self.cluster.seed}:{name}")
         async with (
             self.connected() as client,
-            self._producer(client, CONDITIONAL_TOPIC, chance) as producer,
+            self.open_producer(client, CONDITIONAL_TOPIC, chance) as producer,
         ):
             end = 0
             while not self.is_over:
@@ -310,7 +310,7 @@ class Workload:
         """A healed cluster accepts an append in every partition."""
         for where in self.partitions:
             chance = random.Random(f"{self.cluster.seed}:progress")
-            async with self._producer(client, where.topic, chance) as producer:
+            async with self.open_producer(client, where.topic, chance) as producer:
                 while True:
                     value = self._value("progress")
                     appended = self.history.invoke("progress", where, value)

@@ -16,6 +16,7 @@ from logd.types import HostPort
 from logd_client import Client, connect, sync
 from logd_client.accumulator import Slices
 from logd_client.admin import Admin
+from logd_client.background import Background
 from logd_client.consumer import ConsumerOptions
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import ProducerOptions
@@ -109,7 +110,7 @@ async def test_an_administrator_is_told_which_argument_is_wrong(
         routing = Routing(
             [HostPort("127.0.0.1", 1)],
             environment,
-            tasks,
+            Background(tasks),
             client_id="test",
             connect_timeout_s=1,
             request_timeout_s=1,
@@ -129,7 +130,7 @@ async def test_a_closed_client_says_that_it_is_closed(anyio_backend: object) -> 
         routing = Routing(
             [HostPort("127.0.0.1", 1)],
             environment,
-            tasks,
+            Background(tasks),
             client_id="test",
             connect_timeout_s=1,
             request_timeout_s=1,

@@ -1,0 +1,47 @@
+"""What a client does on its own, for as long as it is open.
+
+Its tasks live in the scope in which the client was opened, and that may be cancelled around
+it: a time limit, Ctrl-C, a failure beside it.  Then the client's user still has something to
+finish, such as to give a lock back, and that needs connections.  So these tasks are shielded
+from the scopes around the client, and end when the client is closed, which comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVarTuple
+
+import anyio
+from anyio.abc import TaskGroup
+
+Args = TypeVarTuple("Args")
+
+
+class Background:
+    """The tasks of one client."""
+
+    def __init__(self, tasks: TaskGroup) -> None:
+        self._tasks = tasks
+        self._scopes: dict[anyio.CancelScope, None] = {}
+        self._is_closed = False
+
+    def start_soon(self, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
+        """Run ``function`` until it ends, or the client is closed.  An exception of it ends the
+        client."""
+        self._tasks.start_soon(self._run, function, *args)
+
+    async def _run(self, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
+        with anyio.CancelScope(shield=True) as scope:
+            if self._is_closed:
+                scope.cancel()
+            self._scopes[scope] = None
+            try:
+                await function(*args)
+            finally:
+                del self._scopes[scope]
+
+    def close(self) -> None:
+        """Cancel all of them, and whatever is begun later."""
+        self._is_closed = True
+        for scope in self._scopes:
+            scope.cancel()

@@ -1,0 +1,86 @@
+"""Coordination by way of the client library: what a user may rely on when things end abruptly."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import trio
+
+from logd.errors import LogdError
+from logd_client import Client
+from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
+from tests.sim.network import CALM
+from tests.sim.run import run_deterministic
+
+LONG_TTL_MS = 60_000
+SOON_S = 2.0
+PATIENCE_S = 300.0
+
+pytestmark = pytest.mark.sim
+
+
+def play(story: Callable[[SimCluster, Client], Awaitable[None]]) -> None:
+    """Tell the story to a formed cluster of three whose coordination works."""
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_S):
+            async with (
+                open_cluster(1, ClusterSettings(network=CALM)) as cluster,
+                connected(cluster) as client,
+            ):
+                while len((await client.admin.describe_cluster()).brokers) < 3:
+                    await trio.sleep(0.1)
+                await client.kv().put("ready", b"yes")
+                await story(cluster, client)
+
+    run_deterministic(main, seed=1)
+
+
+@contextlib.asynccontextmanager
+async def connected(cluster: SimCluster) -> AsyncIterator[Client]:
+    async with contextlib.AsyncExitStack() as stack:
+        client: Client | None = None
+        while client is None:
+            await trio.sleep(0.1)
+            with contextlib.suppress(LogdError):
+                client = await stack.enter_async_context(cluster.client(session_ttl_ms=LONG_TTL_MS))
+        yield client
+
+
+def test_what_is_held_is_given_back_when_the_scope_around_the_client_is_cancelled() -> None:
+    """As by a time limit, or Ctrl-C: nobody waits for the session to expire."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        with trio.move_on_after(1.0):
+            async with connected(cluster) as other, other.lock("l"):
+                await other.kv().put("mine", b"", ephemeral=True)
+                await trio.sleep_forever()
+
+        with trio.fail_after(SOON_S):
+            async with client.lock("l"):
+                assert await client.kv().get("mine") is None
+
+    play(story)
+
+
+def test_who_cleans_up_after_being_cancelled_still_reaches_the_cluster() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic("t", partitions=1, replicas=3)
+        with trio.move_on_after(1.0):
+            async with connected(cluster) as other, other.producer("t") as producer:
+                try:
+                    await producer.append(b"begun")
+                    await trio.sleep_forever()
+                finally:
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + SOON_S):
+                        await producer.append_many([b"ended"] * 10)
+                        await other.kv().put("state", b"ended")
+
+        state = await client.kv().get("state")
+        assert state is not None
+        assert state.value == b"ended"
+        assert (await client.admin.offsets("t", 0)).data_end == 12
+
+    play(story)
