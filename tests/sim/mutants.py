@@ -121,6 +121,7 @@ FAST_TESTS = {
         "tests/unit/test_client_coordination.py",
         "tests/unit/test_client_feeds.py",
         "tests/unit/test_client_exchange.py",
+        "tests/sim/test_library_sim.py",
     ),
 }
 """Folder → what looks at it before the simulated clusters do, cheapest first."""

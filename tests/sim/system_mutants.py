@@ -525,6 +525,13 @@ SYSTEM_MUTANTS = (
         "",
     ),
     Mutant(
+        "what a client does ends with the scope around it",
+        "a lock is given back at once",
+        "client/logd_client/background.py",
+        "anyio.CancelScope(shield=True)",
+        "anyio.CancelScope()",
+    ),
+    Mutant(
         "a client counts on a session for all of its time to live",
         "coordination: a lease is over before another has it",
         "client/logd_client/coordination/session.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -13,6 +14,8 @@ from logd_client import Client
 from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
 from tests.sim.network import CALM
 from tests.sim.run import run_deterministic
+from tests.sim.scenario import run_scenario
+from tests.sim.settings import Settings
 
 LONG_TTL_MS = 60_000
 SOON_S = 2.0
@@ -47,6 +50,16 @@ async def connected(cluster: SimCluster) -> AsyncIterator[Client]:
             with contextlib.suppress(LogdError):
                 client = await stack.enter_async_context(cluster.client(session_ttl_ms=LONG_TTL_MS))
         yield client
+
+
+def test_users_of_the_library_are_told_the_truth_under_faults() -> None:
+    """A slice of ``make sim COORDINATING=1``; see ``library_workload.py`` for what is checked."""
+    seed = next(seed for seed in itertools.count(100) if Settings.draw(seed).library_users)
+
+    report = run_deterministic(run_scenario, seed, seed=seed)
+
+    assert report.violations == [], f"replay with: make sim SEED={seed}"
+    assert report.events["granted"] > 0
 
 
 def test_what_is_held_is_given_back_when_the_scope_around_the_client_is_cancelled() -> None:
