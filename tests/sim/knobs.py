@@ -16,8 +16,7 @@ from unittest import mock
 
 from logd import config, limits
 from logd.broker import metadata_service, partitions, subscriptions
-from logd.broker.coordination import commands
-from logd.broker.coordination import partition as coordination
+from logd.broker.coordination import commands, kept_state, partition
 from logd.limits import KIB
 from logd.raft.options import RaftOptions
 from logd.replication import feeding, group, repairer, shipping
@@ -91,9 +90,9 @@ class Knobs:
             (metadata_service, "COMMANDS_PER_SNAPSHOT", self.commands_per_snapshot),
             (shipping, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),
             (repairer, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),
-            (coordination, "COORDINATION_BYTES_PER_SNAPSHOT", self.coordination_bytes_per_snapshot),
-            (coordination, "APPLIED_AT_ONCE_MAX", self.entries_at_once),
-            (coordination, "FETCH_BYTES_MAX", self.fetch_bytes),
+            (kept_state, "COORDINATION_BYTES_PER_SNAPSHOT", self.coordination_bytes_per_snapshot),
+            (partition, "APPLIED_AT_ONCE_MAX", self.entries_at_once),
+            (partition, "FETCH_BYTES_MAX", self.fetch_bytes),
             (commands, "COORDINATION_ENTRIES_PER_BATCH_MAX", self.entries_at_once),
         ]
         with ExitStack() as stack:

@@ -808,10 +808,8 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a renewal is promised before leadership is confirmed",
         "coordination: no live session is lost",
-        "logd/broker/coordination/partition.py",
-        "                    self._answer_keep_alive(sessions, answer)\n\n"
-        "        self.confirmed(confirmed)\n",
-        "                    self._answer_keep_alive(sessions, answer)\n\n"
+        "logd/broker/coordination/renewals.py",
+        "        self._confirmed(confirmed)\n",
         "        confirmed(None)\n",
     ),
     Mutant(
@@ -853,9 +851,9 @@ SYSTEM_MUTANTS = (
     Mutant(
         "renewals that have gathered are forgotten with leadership",
         "coordination: whoever asks is answered",
-        "logd/broker/coordination/partition.py",
-        "waits = [*self._expiring_waits, *self._renewals]",
-        "waits = [*self._expiring_waits]",
+        "logd/broker/coordination/renewals.py",
+        "waits = [*self._expiring, *self._gathered]",
+        "waits = [*self._expiring]",
     ),
     Mutant(
         "a cancelled command keeps the place it was promised",

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import trio
 
-from logd.broker.coordination import partition as partition_module
+from logd.broker.coordination import kept_state
 from logd.broker.coordination.partition import CoordinationPartition
 from logd.errors import (
     FencedError,
@@ -690,7 +690,7 @@ def test_a_watch_is_ended_when_another_broker_leads_and_resumes_there_without_a_
 def test_a_broker_that_starts_again_has_the_state_it_kept_and_a_short_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(partition_module, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
+    monkeypatch.setattr(kept_state, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
 
     async def story(world: World) -> None:
         session = await world.session(ttl_ms=60_000)
@@ -713,7 +713,7 @@ def test_a_broker_that_starts_again_has_the_state_it_kept_and_a_short_log(
 def test_a_replica_that_lacks_what_was_trimmed_is_sent_the_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(partition_module, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
+    monkeypatch.setattr(kept_state, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
 
     async def story(world: World) -> None:
         session = await world.session(ttl_ms=60_000)

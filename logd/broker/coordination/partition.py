@@ -32,13 +32,14 @@ from logd.broker.coordination.commands import (
     PendingCommand,
 )
 from logd.broker.coordination.confirmations import Confirmations, Confirmed
+from logd.broker.coordination.kept_state import KeptState
+from logd.broker.coordination.log_time import LogTime
+from logd.broker.coordination.renewals import KeptAlive, Renewals
 from logd.broker.coordination.session_clock import SessionClock
 from logd.broker.coordination.watches import PartitionWatches
 from logd.coordination.state import CoordinationState
 from logd.errors import CorruptionError, LeadershipLostError, LogdError, UnavailableError
 from logd.limits import (
-    COORDINATION_BYTES_PER_SNAPSHOT,
-    COORDINATION_COMMANDS_PER_SNAPSHOT,
     FETCH_BYTES_MAX,
 )
 from logd.raft.messages import TransferLeadership
@@ -75,22 +76,13 @@ LOOK_AGAIN_MS: Final = 500
 EXPIRE_REQUESTS_MS: Final = 100
 """How often those whose time is up are looked for."""
 
-RENEWALS_MS: Final = 50
-"""Renewals share a round of confirmation that begins so long after the one before at the earliest:
-ten thousand sessions that do nothing are a thousand renewals a second, each of which can wait."""
-
 PROGRESS_MS: Final = 10_000
 """How often a watch that saw nothing learns how far things are."""
-
-TIME_KEPT_MS: Final = 10_000
-"""While something is to become due, log time is committed at least so often: what the clock
-showed since the last commit is lost with a leader."""
 
 _ABOUT_SESSIONS: Final = frozenset((OpenSession, ExpireSession, CloseSession))
 _DECODER: Final = msgspec.msgpack.Decoder(list[Entry])
 
 QueryAnswer = Callable[[Answer | LogdError], None]
-KeptAlive = Callable[[list[int] | LogdError], None]
 
 
 class CoordinationPartition:
@@ -103,7 +95,7 @@ class CoordinationPartition:
         self.entries_applied = 0
         self.sessions_expired = 0
         self._node = node
-        self._trash_path = trash_path
+        self._kept = KeptState(group, node, trash_path)
         self._applied = Offset(0)
         self._is_behind = True
         """The task applies; else whoever moves the commit offset does."""
@@ -114,23 +106,14 @@ class CoordinationPartition:
         """Confirmed, and waiting until what was committed is applied."""
         self._clock = SessionClock()
         self._claim_waits = ClaimWaits()
-        self._expiring_waits: list[tuple[list[int], KeptAlive]] = []
-        self._renewals: list[tuple[list[int], KeptAlive]] = []
-        """Renewals for which no round has begun."""
-        self._next_renewals_ms = 0
-        self._log_time_base_ms = 0
-        self._last_time_ms = 0
-        self._is_advancing = False
+        self._renewals = Renewals(self._clock, self.confirmed)
+        self._time = LogTime()
         self._noticed_due_ms: float = math.inf
         """When the clock will look for what is due by log time."""
         self._is_expiring_requests = False
         """The clock looks for those whose time is up."""
         self._work = trio.Event()
         self._clock_news = trio.Event()
-        self._snapshot_offset = Offset(0)
-        self._snapshot_bytes = 0
-        self._commands_since_snapshot = 0
-        self._bytes_since_snapshot = 0
 
     def attach(self) -> None:
         """Follow the group.  Before it takes any news."""
@@ -196,10 +179,10 @@ class CoordinationPartition:
         """
         self.check_serving()
         now_ms = self._node.now_ms()
-        time_ms = self._log_time_ms(now_ms)
+        time_ms = self._time.at(now_ms)
         entry = Entry(namespace, session, sequence, acknowledged, time_ms, command)
         self.state.check(entry)
-        self._last_time_ms = time_ms
+        self._time.note(time_ms)
         self._clock.renew(session, now_ms)
         size_bytes += ENTRY_OVERHEAD_BYTES + len(namespace)
         self._add(PendingCommand(entry, size_bytes, now_ms + timeout_ms, answer))
@@ -215,13 +198,10 @@ class CoordinationPartition:
             self.group.flush_later()
 
     def _propose_own(self, command: Command, answer: Callable[[Result | LogdError], None]) -> None:
-        self._last_time_ms = time_ms = self._log_time_ms(self._node.now_ms())
+        time_ms = self._time.at(self._node.now_ms())
+        self._time.note(time_ms)
         entry = Entry("", 0, 0, 0, time_ms, command)
         self._add(PendingCommand(entry, ENTRY_OVERHEAD_BYTES, NEVER_MS, answer))
-
-    def _log_time_ms(self, now_ms: int) -> int:
-        """The last committed time, and what has passed since this broker began to lead."""
-        return max(self._log_time_base_ms + now_ms, self._last_time_ms)
 
     # --- questions ------------------------------------------------------------------------------
 
@@ -292,49 +272,16 @@ class CoordinationPartition:
     def keep_alive(self, sessions: list[int], answer: KeptAlive) -> None:
         """Renew sessions, and say which of them are no more.
 
-        They are renewed at once: that only puts off their expiry.  What is promised to the client
-        waits for the confirmation, which many share, and for those whose expiry is on its way.
-
         Raises:
             NotLeaderError, UnavailableError: it does not serve.
         """
         self.check_serving()
-        now_ms = self._node.now_ms()
-        for session in sessions:
-            self._clock.renew(session, now_ms)
-        self._renewals.append((sessions, answer))
-        if now_ms >= self._next_renewals_ms:
-            self._confirm_renewals(now_ms)
-        elif len(self._renewals) == 1:
+        if self._renewals.add(sessions, answer, self._node.now_ms()):
             self._clock_news.set()
-
-    def _confirm_renewals(self, now_ms: int) -> None:
-        renewals, self._renewals = self._renewals, []
-        self._next_renewals_ms = now_ms + RENEWALS_MS
-
-        def confirmed(doubt: LogdError | None) -> None:
-            for sessions, answer in renewals:
-                if doubt is not None:
-                    answer(doubt)
-                else:
-                    self._answer_keep_alive(sessions, answer)
-
-        self.confirmed(confirmed)
-
-    def _answer_keep_alive(self, sessions: list[int], answer: KeptAlive) -> None:
-        if not self._is_serving:
-            answer(self.group.leadership.not_leader())
-        elif any(map(self._clock.is_expiring, sessions)):
-            self._expiring_waits.append((sessions, answer))
-        else:
-            answer([session for session in sessions if not self._clock.knows(session)])
 
     def _end_session(self, session: int) -> None:
         self._clock.close(session)
-        if self._expiring_waits:
-            waits, self._expiring_waits = self._expiring_waits, []
-            for sessions, answer in waits:
-                self._answer_keep_alive(sessions, answer)
+        self._renewals.on_session_ended()
 
     # --- applying -------------------------------------------------------------------------------
 
@@ -375,7 +322,7 @@ class CoordinationPartition:
         return True
 
     def _apply_payload(self, payload: memoryview) -> None:
-        self._bytes_since_snapshot += len(payload)
+        self._kept.count(0, len(payload))
         self._apply(_decode(payload), None)
 
     def _step_over(self, end_offset: Offset) -> None:
@@ -389,17 +336,18 @@ class CoordinationPartition:
         results = state.apply_all(entries, base, are_checked=flight is not None)
         self._applied = Offset(base + len(entries))
         self.entries_applied += len(entries)
-        self._commands_since_snapshot += len(entries)
         if self._is_serving:
             self._note_sessions(entries, results)
         events = state.take_events()
         if events and self._is_serving:
             self.watches.publish(events, self.revision)
             self._claim_waits.wake_for(events)
+        size_bytes = 0
         if flight is not None:
             for command, result in zip(flight.commands, results, strict=True):
-                self._bytes_since_snapshot += command.size_bytes
+                size_bytes += command.size_bytes
                 command.finish(result)
+        self._kept.count(len(entries), size_bytes)
 
     def _note_sessions(self, entries: list[Entry], results: list[Result]) -> None:
         """What the leader's clock has to know of a batch."""
@@ -437,7 +385,7 @@ class CoordinationPartition:
             due_ms = self.state.due_ms
             if due_ms is not None and due_ms < self._noticed_due_ms:
                 self._clock_news.set()
-        if self._snapshot_is_due:
+        if self._kept.is_due:
             self._work.set()
 
     def _answer_confirmed(self) -> None:
@@ -454,10 +402,9 @@ class CoordinationPartition:
     def _begin_serving(self) -> None:
         now_ms = self._node.now_ms()
         committed_ms = self.state.log_time_ms or self._node.env.wall_clock_ms()
-        self._last_time_ms = committed_ms
-        self._log_time_base_ms = committed_ms - now_ms
+        self._time.begin(committed_ms, now_ms)
         self._clock.begin(self.state.sessions(), now_ms)
-        self._is_advancing = False
+        self._renewals.begin()
         self._is_serving = True
         self._clock_news.set()
         log.info(
@@ -475,10 +422,7 @@ class CoordinationPartition:
             self._clock.end()
             self.watches.end_all(error)
             self._claim_waits.wake_all()
-            waits = [*self._expiring_waits, *self._renewals]
-            self._expiring_waits, self._renewals = [], []
-            for _, answer in waits:
-                answer(error)
+            self._renewals.end(error)
             unapplied, self._after_applied = self._after_applied, []
             for _, then in unapplied:
                 then(error)
@@ -493,10 +437,9 @@ class CoordinationPartition:
             wait_ms: float = math.inf
             if self._is_serving:
                 now_ms = self._node.now_ms()
-                if self._renewals and now_ms >= self._next_renewals_ms:
-                    self._confirm_renewals(now_ms)
+                self._renewals.begin_due(now_ms)
                 self._expire_sessions(now_ms)
-                self._advance_if_due()
+                self._advance_if_due(now_ms)
                 if now_ms >= expire_at_ms:
                     self._queue.expire(now_ms)
                     self._claim_waits.expire(now_ms)
@@ -504,24 +447,25 @@ class CoordinationPartition:
                 if now_ms >= progress_at_ms:
                     self.watches.tell_progress(self.revision)
                     progress_at_ms = now_ms + PROGRESS_MS
-                wait_ms = self._next_look_in_ms()
+                wait_ms = self._next_look_in_ms(now_ms)
             with trio.move_on_after(wait_ms / 1000):
                 await self._clock_news.wait()
 
-    def _next_look_in_ms(self) -> float:
+    def _next_look_in_ms(self, now_ms: int) -> float:
         waits: list[float] = [math.inf]
         self._is_expiring_requests = not self._queue.is_idle or len(self._claim_waits) > 0
         if self._is_expiring_requests:
             waits.append(EXPIRE_REQUESTS_MS)
-        if self._renewals:
-            waits.append(max(self._next_renewals_ms - self._node.now_ms(), 0))
+        round_in_ms = self._renewals.next_in_ms(now_ms)
+        if round_in_ms is not None:
+            waits.append(round_in_ms)
         if len(self.watches):
             waits.append(PROGRESS_MS)
         next_session = self._clock.next_in_ms
         if next_session is not None:
             waits.append(min(next_session + 1, LOOK_AGAIN_MS))
-        advance = self._advance_in_ms()
         due_ms = self.state.due_ms
+        advance = self._time.commit_in_ms(due_ms, self.state.log_time_ms, now_ms)
         self._noticed_due_ms = math.inf if due_ms is None else due_ms
         if advance is not None:
             waits.append(max(advance, 1))
@@ -533,23 +477,14 @@ class CoordinationPartition:
             self.sessions_expired += 1
             self._propose_own(ExpireSession(session=session), _ignore)
 
-    def _advance_in_ms(self) -> int | None:
-        """When log time is to be committed; None if nothing depends on it."""
-        due_ms = self.state.due_ms
-        if due_ms is None or self._is_advancing:
-            return None
-        return min(due_ms, self.state.log_time_ms + TIME_KEPT_MS) - self._log_time_ms(
-            self._node.now_ms()
-        )
-
-    def _advance_if_due(self) -> None:
-        due_in_ms = self._advance_in_ms()
-        if due_in_ms is None or due_in_ms > 0:
+    def _advance_if_due(self, now_ms: int) -> None:
+        in_ms = self._time.commit_in_ms(self.state.due_ms, self.state.log_time_ms, now_ms)
+        if in_ms is None or in_ms > 0:
             return
-        self._is_advancing = True
+        self._time.is_advancing = True
 
         def done(outcome: Result | LogdError) -> None:
-            self._is_advancing = False
+            self._time.is_advancing = False
             self._clock_news.set()
 
         self._propose_own(Advance(), done)
@@ -567,8 +502,8 @@ class CoordinationPartition:
                 try:
                     if self._is_behind:
                         await self._catch_up()
-                    if self._snapshot_is_due:
-                        await self._keep_state()
+                    if self._kept.is_due:
+                        await self._kept.save(self.state, self._applied)
                 except (OSError, LogdError) as error:
                     # Nothing is skipped: this replica serves nobody until it can read on.
                     log.error(
@@ -585,9 +520,7 @@ class CoordinationPartition:
                     await self._work.wait()
             stopped = UnavailableError(f"the replica of {self.group.name} stopped")
             self._queue.forget_placed(stopped)
-            renewals, self._renewals = self._renewals, []
-            for _, answer in renewals:
-                answer(stopped)
+            self._renewals.end(stopped)
             nursery.cancel_scope.cancel()
 
     async def _catch_up(self) -> None:
@@ -644,41 +577,10 @@ class CoordinationPartition:
             LeadershipLostError("this broker has fallen behind: what came of it is not known here")
         )
         self.state = state
-        self._applied = self._snapshot_offset = offset
-        self._commands_since_snapshot = self._bytes_since_snapshot = 0
-        self._snapshot_bytes = len(payload)
+        self._applied = offset
+        self._kept.begin_at(offset, len(payload))
         self._is_behind = True
         self._work.set()
-
-    @property
-    def _snapshot_is_due(self) -> bool:
-        """Often enough that a start is quick; not so often that keeping it is the main work."""
-        return self._bytes_since_snapshot >= COORDINATION_BYTES_PER_SNAPSHOT or (
-            self._commands_since_snapshot >= COORDINATION_COMMANDS_PER_SNAPSHOT
-            and self._bytes_since_snapshot >= self._snapshot_bytes
-        )
-
-    async def _keep_state(self) -> None:
-        """Keep the state on the disk, and drop the log below the state before it.
-
-        One state's worth of commands is left to those who lag, who then need no snapshot.
-        """
-        group, offset = self.group, self._applied
-        tail_start, self._snapshot_offset = self._snapshot_offset, offset
-        self._commands_since_snapshot = self._bytes_since_snapshot = 0
-        parts = self.state.freeze().parts()
-        payload = await self._node.env.run_blocking(lambda: b"".join(parts))
-        self._snapshot_bytes = len(payload)
-        await group.checkpoints.save_application(offset, payload)
-        start = max(
-            (base for base in group.log.segment_bases if base <= tail_start),
-            default=group.log.start_offset,
-        )
-        if group.log.start_offset < start <= await group.checkpoints.restorable_offset():
-            await group.upkeep.trim(start, self._trash_path)
-            log.info(log_events.COORDINATION_TRIMMED, partition=group.name, start=start)
-        if group.log.segment_bases[-1] < group.log.end_offset:
-            group.roll_soon()
 
 
 def _decode(payload: memoryview) -> list[Entry]:
