@@ -7,6 +7,7 @@ import random
 import pytest
 import trio
 
+from logd.env import Listener
 from logd.replication import peer_link
 from logd.replication.peer_link import PeerLink
 from logd.replication.peer_protocol import (
@@ -58,6 +59,21 @@ class Owner:
     def on_link_room(self, node: NodeId) -> None: ...
 
 
+async def link_to_listener() -> tuple[PeerLink, Owner, Listener]:
+    """A link of node 1, not running yet, and the listener that it will connect to."""
+    network = SimNetwork(random.Random(1))
+    env = SimEnv(
+        seed=1,
+        incarnation=Incarnation("node1", 1),
+        network=network,
+        files=SimulatedFileSystem(random.Random(1)),
+        boot_id="boot",
+    )
+    listener = await network.attach(Incarnation("node2", 1)).listen(ADDRESS)
+    owner = Owner()
+    return PeerLink(PEER, ADDRESS, "main", env, owner, Turn(lambda: False)), owner, listener
+
+
 def test_a_peer_that_takes_nothing_is_cut_off_before_its_queue_grows_without_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -65,18 +81,7 @@ def test_a_peer_that_takes_nothing_is_cut_off_before_its_queue_grows_without_end
     monkeypatch.setattr(peer_link, "QUEUED_BYTES_MAX", bound)
 
     async def main() -> None:
-        network = SimNetwork(random.Random(1))
-        env = SimEnv(
-            seed=1,
-            incarnation=Incarnation("node1", 1),
-            network=network,
-            files=SimulatedFileSystem(random.Random(1)),
-            boot_id="boot",
-        )
-        far = network.attach(Incarnation("node2", 1))
-        listener = await far.listen(ADDRESS)
-        owner = Owner()
-        link = PeerLink(PEER, ADDRESS, "main", env, owner, Turn(lambda: False))
+        link, owner, listener = await link_to_listener()
 
         async def greet_and_fall_silent() -> None:
             while True:
@@ -103,17 +108,7 @@ def test_a_peer_that_takes_nothing_is_cut_off_before_its_queue_grows_without_end
 
 def test_a_peer_that_answers_in_a_version_that_is_not_spoken_here_is_not_talked_to() -> None:
     async def main() -> None:
-        network = SimNetwork(random.Random(1))
-        env = SimEnv(
-            seed=1,
-            incarnation=Incarnation("node1", 1),
-            network=network,
-            files=SimulatedFileSystem(random.Random(1)),
-            boot_id="boot",
-        )
-        listener = await network.attach(Incarnation("node2", 1)).listen(ADDRESS)
-        owner = Owner()
-        link = PeerLink(PEER, ADDRESS, "main", env, owner, Turn(lambda: False))
+        link, owner, listener = await link_to_listener()
 
         async def greet_in(protocol: int) -> None:
             stream = await listener.accept()
