@@ -8,7 +8,7 @@ library that is judged, by what it lets its users believe:
 - behind a newer token of one lock, election or shard no older one is in the log;
 - leaders are observed in the order of their tokens;
 - a key's history is linearizable, where what "certainly had no effect" had none;
-- an item is completed once, and not claimed again after that.
+- an item is completed once, not claimed again after that, and handled by one worker at a time.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ class LibraryWorkload:
     """By queue: items put for certain, and those of which nobody knows."""
     completed: dict[int, int] = field(default_factory=dict)
     """Item of the claimed queue → token of the claim that completed it."""
+    handled: set[int] = field(default_factory=set)
+    """Items of the worked queue whose handlers run."""
     values: int = 0
 
     async def use(self, number: int) -> None:
@@ -341,6 +343,12 @@ class _User:
             )
 
     async def _handle(self, claim: Claim) -> None:
-        await trio.sleep(self.chance.choice([0.0, 0.1, 3.0]))
-        if self.chance.random() < 0.1:
-            raise ValueError("this one failed")
+        if claim.id in self.all.handled:
+            self.all.wrong.append(f"library: item {claim.id} is handled twice at a time")
+        self.all.handled.add(claim.id)
+        try:
+            await trio.sleep(self.chance.choice([0.0, 0.1, 3.0, 6.0]))
+            if self.chance.random() < 0.1:
+                raise ValueError("this one failed")
+        finally:
+            self.all.handled.discard(claim.id)

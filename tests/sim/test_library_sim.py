@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
 
 from logd.errors import LogdError
 from logd_client import Client
+from logd_client.coordination.queues import Claim
 from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
 from tests.sim.network import CALM
 from tests.sim.run import run_deterministic
@@ -95,5 +97,38 @@ def test_who_cleans_up_after_being_cancelled_still_reaches_the_cluster() -> None
         assert state is not None
         assert state.value == b"ended"
         assert (await client.admin.offsets("t", 0)).data_end == 12
+
+    play(story)
+
+
+def test_a_worker_that_is_cut_off_stops_before_its_item_is_handed_to_another() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        running: list[str] = []
+        both: list[list[str]] = []
+
+        async def handle(name: str, claim: Claim) -> None:
+            running.append(name)
+            both.append(list(running))
+            try:
+                await trio.sleep(20.0)
+            finally:
+                running.remove(name)
+
+        async with connected(cluster) as other, trio.open_nursery() as workers:
+            await client.queue("q").put(b"item")
+            work = partial(other.queue("q").work, visibility_s=2.0)
+            workers.start_soon(partial(work, partial(handle, "first")))
+            while running != ["first"]:
+                await trio.sleep(0.1)
+            cluster.network.isolate("client2")
+            workers.start_soon(
+                partial(client.queue("q").work, partial(handle, "second"), visibility_s=2.0)
+            )
+            while running != ["second"]:
+                await trio.sleep(0.1)
+            cluster.network.heal()
+            workers.cancel_scope.cancel()
+
+        assert both == [["first"], ["second"]]
 
     play(story)

@@ -52,7 +52,7 @@ from logd_client.arguments import require_between
 from logd_client.backoff import Backoff
 from logd_client.coordination.fences import Fence
 from logd_client.coordination.names import Name, checked_bytes
-from logd_client.coordination.session import PendingCommand, Session, Sessions
+from logd_client.coordination.session import SAFE_SHARE, PendingCommand, Session, Sessions
 from logd_client.coordination.watches import Watch
 
 POLL_S: Final = 5.0
@@ -78,7 +78,7 @@ class ItemFailedError(Exception):
 class Claim:
     """An item that was handed out, until it is settled or its time runs out."""
 
-    __slots__ = ("_visibility_s", "item", "queue", "session")
+    __slots__ = ("_visibility_s", "asked_at", "item", "queue", "session")
 
     def __init__(
         self,
@@ -86,10 +86,14 @@ class Claim:
         session: Session,
         item: ClaimedItem,
         visibility_s: float | None,
+        asked_at: float,
     ) -> None:
         self.queue = queue
         self.session = session
         self.item = item
+        self.asked_at = asked_at
+        """When it was asked for, or for a renewal that was granted: its time runs from then on at
+        the latest.  By the clock of leases."""
         self._visibility_s = visibility_s
 
     def __repr__(self) -> str:
@@ -148,9 +152,11 @@ class Claim:
     async def renew(self, visibility_s: float | None = None) -> None:
         """Hold it for longer, from now; as long as it was claimed for, unless told otherwise.
         Raises ``NotHeldError`` if it had run out."""
+        asked_at = self.session.calls.lease_clock()
         await self.queue.renew(
             self, visibility_s=self._visibility_s if visibility_s is None else visibility_s
         )
+        self.asked_at = asked_at
 
 
 class Queue:
@@ -230,15 +236,15 @@ class Queue:
         """A claim that another process made, and whose session it left open
         (``Coordination.leave_sessions_open``): to complete, renew or release it here."""
         adopted = await self._sessions.adopt(self.name.namespace, session)
-        return Claim(
-            self, adopted, ClaimedItem(item=item, token=token, payload=b""), visibility_s=None
-        )
+        claimed = ClaimedItem(item=item, token=token, payload=b"")
+        return Claim(self, adopted, claimed, None, self._sessions.calls.lease_clock())
 
     async def _claim_now(self, count: int, visibility_s: float | None) -> list[Claim]:
         session = await self._sessions.get(self.name.namespace)
         command = ClaimItems(
             queue=self.name.name, count=count, visibility_ms=_ms_of("visibility_s", visibility_s)
         )
+        asked_at = self._sessions.calls.lease_clock()
         pending = await session.prepare(command)
         try:
             claimed = await pending.result(ItemsClaimed)
@@ -250,7 +256,7 @@ class Queue:
             self._sessions.calls.routing.tasks.start_soon(self._unclaim, pending)
             raise
         pending.finish()
-        return [Claim(self, session, item, visibility_s) for item in claimed.items]
+        return [Claim(self, session, item, visibility_s, asked_at) for item in claimed.items]
 
     async def _unclaim(self, pending: PendingCommand) -> None:
         try:
@@ -405,7 +411,8 @@ class Queue:
         Claims are renewed while their handlers run.  An item whose handler raises is released
         with the exception as its reason: it is tried again after the back-off, and dead after
         ``attempts_max``; ``ItemFailedError`` says otherwise.  A handler whose claim is lost is
-        cancelled: its item is another's.
+        cancelled: its item is another's.  So is one whose claim could not be renewed for four
+        fifths of its time, or whose session is lost: it may be another's soon.
 
         Args:
             concurrency: handlers that run at the same time.
@@ -438,7 +445,8 @@ class _QueueWorker:
         self._room = concurrency
         self._batch = batch
         self._visibility_s = visibility_s
-        self._renewal_s = 1.0
+        self._claim_s = 1.0
+        """How long a claim holds."""
         self._wake = anyio.Event()
         self._backoff = Backoff(queue._sessions.calls.routing.environment.rng)
 
@@ -450,7 +458,7 @@ class _QueueWorker:
                 visibility_s = (await queue.statistics()).options.visibility_ms / 1000
             except UnknownNameError:
                 visibility_s = QueueOptions().visibility_ms / 1000
-        self._renewal_s = visibility_s / RENEWALS_PER_VISIBILITY
+        self._claim_s = visibility_s
         in_flight = self._room
         async with queue.watch(tells_gaps=True) as watch, anyio.create_task_group() as tasks:
             while True:
@@ -488,7 +496,9 @@ class _QueueWorker:
         failure: ItemFailedError | None = ItemFailedError(STOPPED, delay_s=0)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._renew, claim, tasks.cancel_scope)
+                scope = tasks.cancel_scope
+                claim.session.call_on_loss(claim, lambda _: scope.cancel())
+                tasks.start_soon(self._renew, claim, scope)
                 try:
                     await self._handler(claim)
                     failure = None
@@ -496,8 +506,9 @@ class _QueueWorker:
                     failure = error
                 except Exception as error:
                     failure = ItemFailedError(f"{type(error).__name__}: {error}")
-                tasks.cancel_scope.cancel()
+                scope.cancel()
         finally:
+            claim.session.forget_dependant(claim)
             with anyio.move_on_after(SETTLE_TIMEOUT_S, shield=True):
                 await self._settle(claim, failure)
             # Only now: what follows it, of its key, can be claimed.
@@ -505,17 +516,24 @@ class _QueueWorker:
             self._wake.set()
 
     async def _renew(self, claim: Claim, scope: anyio.CancelScope) -> None:
-        """Keep the claim while its handler runs; a lost one ends the handler."""
-        backoff = Backoff(self._queue._sessions.calls.routing.environment.rng)
-        while True:
-            await anyio.sleep(self._renewal_s)
-            try:
-                await claim.renew(self._visibility_s)
-            except (NotHeldError, SessionExpiredError):
-                scope.cancel()
-                return
-            except LogdError:
-                await anyio.sleep(backoff.next_delay_s())
+        """Keep the claim while its handler runs; a lost one, or one that may be, ends the handler:
+        its item may be another's."""
+        calls = self._queue._sessions.calls
+        backoff = Backoff(calls.routing.environment.rng)
+        delay_s = self._claim_s / RENEWALS_PER_VISIBILITY
+        while (left_s := claim.asked_at + self._claim_s * SAFE_SHARE - calls.lease_clock()) > 0:
+            with anyio.move_on_after(left_s):
+                await anyio.sleep(delay_s)
+                try:
+                    await claim.renew(self._visibility_s)
+                except (NotHeldError, SessionExpiredError):
+                    break
+                except LogdError:
+                    delay_s = backoff.next_delay_s()
+                else:
+                    backoff.reset()
+                    delay_s = self._claim_s / RENEWALS_PER_VISIBILITY
+        scope.cancel()
 
     async def _settle(self, claim: Claim, failure: ItemFailedError | None) -> None:
         try:
