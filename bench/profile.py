@@ -12,7 +12,9 @@ per million" of the run itself.
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,13 @@ IDLE: Final = ("BlockingPool._work ", "EpollIOManager.get_events ")
 """Own time of these is waiting, though the sampler cannot tell."""
 
 ROLES: Final = ("leader", "follower", "follower 2")
+
+
+def sampler_program() -> str:
+    """py-spy, of this environment or of the system."""
+    beside = Path(sys.executable).parent
+    found = shutil.which("py-spy", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
+    return found or sys.exit("py-spy is not installed: pip install py-spy")
 
 
 def children(pid: int) -> list[int]:
@@ -79,7 +88,9 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="keep the samples (collapsed stacks) here")
     parser.add_argument("bench", nargs=argparse.REMAINDER, help="of logd bench")
     asked = parser.parse_args()
+    py_spy = sampler_program()
     directory = asked.directory or Path(tempfile.mkdtemp(prefix="logd-profile-"))
+    directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "logd", "bench", *asked.bench, "--brokers", "3"]
     with subprocess.Popen(command) as bench:
         pids = [*started(bench), bench.pid]
@@ -88,19 +99,21 @@ def main() -> None:
         samplers = [
             subprocess.Popen(
                 [
-                    *("py-spy", "record", "--format", "raw", "--rate", str(RATE_HZ)),
+                    *(py_spy, "record", "--format", "raw", "--rate", str(RATE_HZ)),
                     *("--duration", str(asked.seconds), "--pid", str(pid)),
                     *("--output", str(directory / f"{pid}.txt")),
                 ],
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
             )
             for pid in pids
         ]
         time.sleep(asked.seconds)
         used = [process_cpu_seconds(pid) - spent for pid, spent in zip(pids, before, strict=True)]
         for sampler in samplers:
-            sampler.wait()
+            _, told = sampler.communicate()
+            if sampler.returncode != 0:
+                sys.exit(f"py-spy: {told.decode(errors='replace').strip()}")
     *brokers, client = zip(used, pids, strict=True)
     brokers.sort(key=lambda broker: -session_samples(directory / f"{broker[1]}.txt"))
     for role, (cpu_s, pid) in zip(ROLES[:2], brokers, strict=False):
