@@ -409,9 +409,7 @@ class Admin:
         group = await self._group(topic, partition)
         if from_replica is not None:
             target = self._node(from_replica)
-            if from_replica not in self._routing.view.replicas(group):
-                await self._routing.describe_topic(topic)  # It may have moved since.
-                self._routing.require_replica(group, NodeId(from_replica))
+            await self._routing.require_replica(topic, group, NodeId(from_replica))
             return await self._routing.call(
                 target,
                 OffsetsRequest(group=group, time_ms=time_ms, any_replica=True),

@@ -26,9 +26,10 @@ class Background:
         self._is_closed = False
 
     def start_soon(self, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
-        """Run ``function`` until it ends, or the client is closed.  An exception of it ends the
-        client."""
-        self._tasks.start_soon(self._run, function, *args)
+        """Run ``function`` until it ends or the client is closed; not at all if it is closed
+        already.  An exception of it ends the client."""
+        if not self._is_closed:
+            self._tasks.start_soon(self._run, function, *args)
 
     async def _run(self, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
         with anyio.CancelScope(shield=True) as scope:
@@ -41,7 +42,7 @@ class Background:
                 del self._scopes[scope]
 
     def close(self) -> None:
-        """Cancel all of them, and whatever is begun later."""
+        """Cancel all of them; no other begins."""
         self._is_closed = True
         for scope in self._scopes:
             scope.cancel()

@@ -164,11 +164,14 @@ class Client(Coordination):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        if self._sessions is not None:
-            await self._sessions.aclose()
-        if self._routing is not None:
-            self._routing.close()
-        return await self._leave(kind, error, traceback)
+        try:
+            if self._sessions is not None:
+                await self._sessions.aclose()
+        finally:  # Cancelled or not: nothing else ends what runs in the background.
+            if self._routing is not None:
+                self._routing.close()
+            is_swallowed = await self._leave(kind, error, traceback)
+        return is_swallowed
 
     async def _leave(
         self,

@@ -180,7 +180,9 @@ class PartitionFeed:
                 self.cursor.topic, self.cursor.group, failures, self._suspect
             )
             if self._pinned is not None:
-                self._routing.require_replica(self.cursor.group, self._pinned)
+                await self._routing.require_replica(
+                    self.cursor.topic, self.cursor.group, self._pinned
+                )
         node = self._substitute if self._pinned is None else self._pinned
         self.cursor.any_replica = node is not None
         if node is not None:

@@ -148,7 +148,8 @@ class Routing:
                         return
                     # A broker that is just starting: it will be able to answer soon.
                     await anyio.sleep(backoff.next_delay_s())
-            race.cancel_scope.cancel()
+            if is_met:
+                race.cancel_scope.cancel()
 
         with anyio.move_on_after(self._connect_timeout_s + _LAST_WORDS_S):
             async with anyio.create_task_group() as race:
@@ -174,8 +175,11 @@ class Routing:
 
     # --- connections --------------------------------------------------------------------
 
-    async def connection(self, node: NodeId, lane: Lane) -> Connection:
+    async def connection(self, node: NodeId, lane: Lane, *, may_refresh: bool = True) -> Connection:
         """The connection to ``node``, opened if there is none.
+
+        Args:
+            may_refresh: ask the cluster for a broker that is not known here.
 
         Raises:
             ConnectionFailedError: says which address could not be reached, and why.
@@ -190,11 +194,9 @@ class Routing:
             connection = self._connections.get(key)
             if connection is not None and connection.is_open:
                 return connection
-            if self.view.address(node) is None:
-                await self.refresh()  # It may have joined since.
             address = self.view.address(node)
-            if address is None:
-                await self.refresh()  # It may have registered since we last asked.
+            if address is None and may_refresh:
+                await self.refresh()  # It may have joined since.
                 address = self.view.address(node)
             if address is None:
                 raise UnknownBrokerError(f"no broker {node} in the cluster")
@@ -219,6 +221,7 @@ class Routing:
             timeout_s = self._connect_timeout_s
             if node is not None:
                 timeout_s = min(timeout_s, RECONNECT_TIMEOUT_S)
+        self.check_open()
         deadline = self.environment.clock() + timeout_s
         stream = None
         try:
@@ -226,6 +229,9 @@ class Routing:
                 stream = await self.environment.transport.connect(address.host, address.port)
         except OSError as error:
             raise ConnectionFailedError(reason_of(error)) from error
+        if stream is not None and self._is_closed:  # Meanwhile.
+            await stream.aclose()
+            self.check_open()
         if stream is None:
             raise ConnectionFailedError(f"not connected within {timeout_s:.3g} s")
         connection = Connection(stream, address, lane, self.environment)
@@ -321,7 +327,7 @@ class Routing:
         """Whom to ask: those we are connected to, other known brokers, the bootstrap list."""
 
         def known(node: NodeId) -> Callable[[], Awaitable[Connection]]:
-            return lambda: self.connection(node, Lane.CONTROL)
+            return lambda: self.connection(node, Lane.CONTROL, may_refresh=False)
 
         def listed(address: HostPort) -> Callable[[], Awaitable[Connection]]:
             return lambda: self._open(address, Lane.CONTROL, None)
@@ -435,9 +441,11 @@ class Routing:
         """
         return partition_of(await self.topic(topic), partition)
 
-    def require_replica(self, group: GroupId, node: NodeId) -> None:
-        """Raise ``NotAReplicaError`` if, as far as is known here, ``node`` has no replica of
-        ``group``."""
+    async def require_replica(self, topic: str, group: GroupId, node: NodeId) -> None:
+        """Raise ``NotAReplicaError`` if ``node`` has no replica of ``group``."""
+        if node not in self.view.replicas(group):
+            # It may have moved since, and whoever was asked last may be behind.
+            await self.describe_topic(topic, self.controller_connection)
         replicas = self.view.replicas(group)
         if node not in replicas:
             raise NotAReplicaError(

@@ -37,7 +37,8 @@ SHOWN = (
     "snapshot_installed", "configuration_changed", "move_begun", "move_finished",
     "broker_removed",
     "coordination_served", "coordination_trimmed", "lock_granted", "protected_append",
-    "item_completed", "granted", "session_expired",
+    "item_completed", "granted", "key_changed", "claim_completed", "item_handled",
+    "session_expired",
     "restarted_with_possible_loss",
 )  # fmt: skip
 """Events that tell whether the seeds went where bugs live."""

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from logd.errors import CompareFailedError, FencedError, LogdError
+from logd.errors import CompareFailedError, FencedError, LogdError, ProtocolError, UsageError
 from logd_client import Client, Producer
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.coordination.fences import HasFence
@@ -183,8 +183,12 @@ class _User:
     async def repeat(self, act: Callable[[], Awaitable[None]]) -> None:
         """One ``act`` after another, with pauses, until the run is over."""
         while not self.is_over:
-            with suppress(LogdError):
+            try:
                 await act()
+            except (UsageError, ProtocolError):
+                raise  # Of no fault of the world's.
+            except LogdError:
+                pass
             await trio.sleep(self.chance.expovariate(1.0) * LIBRARY_PAUSE_S)
 
     async def again(self, task: Callable[[], Awaitable[None]]) -> None:
@@ -192,6 +196,8 @@ class _User:
         while True:
             try:
                 await task()
+            except* (UsageError, ProtocolError):
+                raise
             except* LogdError:
                 self.all.cluster.trace.record(self.name, "begins_again", what=str(task))
             await trio.sleep(RETRY_S)
@@ -254,6 +260,7 @@ class _User:
                 history[place] = None
             raise
         history[place] = Operation(asked, succeeded, called, trio.current_time(), self.name)
+        self.all.cluster.trace.record(self.name, "key_changed", key=key, value=value)
 
     # --- locks and elections --------------------------------------------------------------------
 
@@ -334,6 +341,7 @@ class _User:
             if claim.id in completed:
                 self.all.wrong.append(f"library: item {claim.id} was completed twice")
             completed[claim.id] = claim.token
+            self.all.cluster.trace.record(self.name, "claim_completed", item=claim.id)
 
     async def work(self) -> None:
         """For a while; then those under way are given back."""
@@ -346,6 +354,7 @@ class _User:
         if claim.id in self.all.handled:
             self.all.wrong.append(f"library: item {claim.id} is handled twice at a time")
         self.all.handled.add(claim.id)
+        self.all.cluster.trace.record(self.name, "item_handled", item=claim.id)
         try:
             await trio.sleep(self.chance.choice([0.0, 0.1, 3.0, 6.0]))
             if self.chance.random() < 0.1:

@@ -291,8 +291,8 @@ class _Run:
 
 
 async def _look_around(admin: Client) -> None:
-    """A client that never asks anything does not hear of brokers that join, and knows nobody any
-    more when those that it knew have been removed."""
+    """A client that asks nothing hears of brokers that join after minutes only, longer than a run
+    takes, and may know nobody any more by then."""
     while True:
         with contextlib.suppress(LogdError):
             await admin.admin.describe_cluster()

@@ -61,7 +61,8 @@ def test_users_of_the_library_are_told_the_truth_under_faults() -> None:
     report = run_deterministic(run_scenario, seed, seed=seed)
 
     assert report.violations == [], f"replay with: make sim SEED={seed}"
-    assert report.events["granted"] > 0
+    for event in ("granted", "key_changed", "claim_completed", "item_handled"):
+        assert report.events[event] > 0, event
 
 
 def test_what_is_held_is_given_back_when_the_scope_around_the_client_is_cancelled() -> None:
@@ -97,6 +98,54 @@ def test_who_cleans_up_after_being_cancelled_still_reaches_the_cluster() -> None
         assert state is not None
         assert state.value == b"ended"
         assert (await client.admin.offsets("t", 0)).data_end == 12
+
+    play(story)
+
+
+@pytest.mark.parametrize("mended_after_s", [0.5, 1.0, 2.1, 3.0, 4.5])
+def test_a_member_that_left_late_and_joined_again_stays(mended_after_s: float) -> None:
+    """Its leaving, which went on behind its back, is not about its new membership."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        async with connected(cluster) as other:
+            membership = other.members("g").join("me")
+            await membership.join()
+            cluster.network.isolate("client2")
+            await membership.leave()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(other.members("g").join("me").join)
+                await trio.sleep(mended_after_s)
+                cluster.network.heal()
+            await trio.sleep(10.0)
+            assert [member.member for member in (await client.members("g").list()).members] == [
+                "me"
+            ]
+
+    play(story)
+
+
+def test_a_claim_that_arrives_when_it_has_run_out_is_not_worked_on() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        handled: list[bytes] = []
+
+        async def handle(claim: Claim) -> None:
+            handled.append(claim.payload)
+
+        async with connected(cluster) as other, trio.open_nursery() as workers:
+            workers.start_soon(partial(other.queue("q").work, handle, visibility_s=2.0))
+            await trio.sleep(1.0)
+            answers = [(node.host, "client2") for node in cluster.nodes.values()]
+            cluster.network.hold(answers)
+            await client.queue("q").put(b"item")
+            while not (await client.queue("q").statistics()).in_flight:
+                await trio.sleep(0.1)
+            await trio.sleep(4.0)
+            cluster.network.release(answers)
+            while not (await client.queue("q").statistics()).completed:
+                await trio.sleep(0.1)
+            workers.cancel_scope.cancel()
+
+        assert handled == [b"item"]  # With the claim that came in time, and no other.
 
     play(story)
 

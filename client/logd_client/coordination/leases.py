@@ -381,16 +381,28 @@ async def settle(sessions: Sessions, session: Session, work: Command | PendingCo
         if await _settle_once(session, work):
             return
     if not session.is_lost():
+        session.unsettled.setdefault(work, anyio.Event())
         sessions.calls.routing.tasks.start_soon(_settle, session, work)
 
 
 async def _settle(session: Session, work: Command | PendingCommand) -> None:
     """Go on for as long as the session lives."""
     backoff = Backoff(session.calls.routing.environment.rng)
-    while not session.is_lost():
-        if await _settle_once(session, work):
-            return
-        await anyio.sleep(backoff.next_delay_s())
+    try:
+        while not session.is_lost():
+            if await _settle_once(session, work):
+                return
+            await anyio.sleep(backoff.next_delay_s())
+    finally:
+        session.unsettled.pop(work).set()
+
+
+async def wait_until_settled(session: Session, work: Command) -> None:
+    """Wait while ``work`` of this session is given back behind somebody's back: what comes after
+    it must not be taken for it."""
+    unsettled = session.unsettled.get(work)
+    if unsettled is not None:
+        await unsettled.wait()
 
 
 async def _settle_once(session: Session, work: Command | PendingCommand) -> bool:

@@ -18,7 +18,7 @@ import anyio
 
 from logd.errors import LeaseLostError, LogdError, UsageError
 from logd.wire.coordination import Done, Event, Join, Leave, Member, Members, ReadMembers
-from logd_client.coordination.leases import settle
+from logd_client.coordination.leases import settle, wait_until_settled
 from logd_client.coordination.names import Name, checked_bytes, checked_name
 from logd_client.coordination.session import Session, Sessions
 from logd_client.coordination.watches import GAP, Watch
@@ -123,6 +123,7 @@ class Membership:
             raise UsageError("a membership is entered once; make another one")
         session = await self._sessions.get(self._group.namespace, self.ttl_ms)
         join = Join(group=self._group.name, member=self.member, data=self._data)
+        await wait_until_settled(session, self._leave_command())
         try:
             await session.call(join, Done)
         except LogdError as error:

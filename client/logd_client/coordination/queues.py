@@ -92,8 +92,8 @@ class Claim:
         self.session = session
         self.item = item
         self.asked_at = asked_at
-        """When it was asked for, or for a renewal that was granted: its time runs from then on at
-        the latest.  By the clock of leases."""
+        """When it was asked for, or the last renewal that was granted, by the clock of leases: its
+        time began then at the earliest."""
         self._visibility_s = visibility_s
 
     def __repr__(self) -> str:
@@ -152,11 +152,9 @@ class Claim:
     async def renew(self, visibility_s: float | None = None) -> None:
         """Hold it for longer, from now; as long as it was claimed for, unless told otherwise.
         Raises ``NotHeldError`` if it had run out."""
-        asked_at = self.session.calls.lease_clock()
         await self.queue.renew(
             self, visibility_s=self._visibility_s if visibility_s is None else visibility_s
         )
-        self.asked_at = asked_at
 
 
 class Queue:
@@ -304,9 +302,12 @@ class Queue:
     async def renew(self, *claims: Claim, visibility_s: float | None = None) -> None:
         """Hold claims for longer, from now; all of them, or ``NotHeldError`` and none."""
         visibility_ms = _ms_of("visibility_s", visibility_s)
+        asked_at = self._sessions.calls.lease_clock()
         for session, named in _by_session(claims):
             command = RenewItems(queue=self.name.name, claims=named, visibility_ms=visibility_ms)
             await session.call(command, Done)
+        for claim in claims:
+            claim.asked_at = max(claim.asked_at, asked_at)
 
     async def _settle(
         self,
@@ -500,8 +501,10 @@ class _QueueWorker:
                 claim.session.call_on_loss(claim, lambda _: scope.cancel())
                 tasks.start_soon(self._renew, claim, scope)
                 try:
-                    await self._handler(claim)
-                    failure = None
+                    # It may have come so late that the item is another's by now.
+                    if self._left_s(claim) > 0 and not claim.session.is_lost():
+                        await self._handler(claim)
+                        failure = None
                 except ItemFailedError as error:
                     failure = error
                 except Exception as error:
@@ -515,13 +518,17 @@ class _QueueWorker:
             self._room += 1
             self._wake.set()
 
+    def _left_s(self, claim: Claim) -> float:
+        """How long ``claim`` certainly holds yet, if it is not renewed."""
+        calls = self._queue._sessions.calls
+        return claim.asked_at + self._claim_s * SAFE_SHARE - calls.lease_clock()
+
     async def _renew(self, claim: Claim, scope: anyio.CancelScope) -> None:
         """Keep the claim while its handler runs; a lost one, or one that may be, ends the handler:
         its item may be another's."""
-        calls = self._queue._sessions.calls
-        backoff = Backoff(calls.routing.environment.rng)
+        backoff = Backoff(self._queue._sessions.calls.routing.environment.rng)
         delay_s = self._claim_s / RENEWALS_PER_VISIBILITY
-        while (left_s := claim.asked_at + self._claim_s * SAFE_SHARE - calls.lease_clock()) > 0:
+        while (left_s := self._left_s(claim)) > 0:
             with anyio.move_on_after(left_s):
                 await anyio.sleep(delay_s)
                 try:

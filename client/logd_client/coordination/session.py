@@ -86,6 +86,8 @@ class Session:
         self._promised = 0
         """Places of those who were woken and have not come yet."""
         self._is_adopted = False
+        self.unsettled: dict[object, anyio.Event] = {}
+        """What is still being given back, after its caller has gone on."""
 
     # --- how long it lasts ----------------------------------------------------------------
 

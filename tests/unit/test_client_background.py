@@ -1,0 +1,98 @@
+"""What a client does in the background outlives a cancelled scope around it, and ends with it."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from logd.errors import UnknownBrokerError, UsageError
+from logd.wire.messages import BrokerInfo, MetadataResponse
+from logd_client import connect
+from logd_client.background import Background
+from logd_client.coordination.session import Sessions
+from logd_client.routing import Routing
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_task_goes_on_while_the_scope_around_is_cancelled_until_it_is_closed(
+    anyio_backend: object,
+) -> None:
+    steps: list[str] = []
+
+    async def work() -> None:
+        try:
+            for number in range(3):
+                await anyio.sleep(0)
+                steps.append(f"step {number}")
+            await anyio.sleep_forever()
+        finally:
+            steps.append("ended")
+
+    with anyio.CancelScope() as around:
+        async with anyio.create_task_group() as tasks:
+            background = Background(tasks)
+            background.start_soon(work)
+            around.cancel()
+            with anyio.CancelScope(shield=True):
+                while len(steps) < 3:
+                    await anyio.sleep(0)
+            assert steps == ["step 0", "step 1", "step 2"]
+            background.close()
+
+    assert steps[-1] == "ended"
+
+
+async def test_what_is_begun_after_the_end_is_not_begun(anyio_backend: object) -> None:
+    async with anyio.create_task_group() as tasks:
+        background = Background(tasks)
+        background.close()
+
+    background.start_soon(pytest.fail, "begun")
+
+
+async def test_a_client_whose_closing_fails_ends_all_the_same(
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when asyncio cancels the task that is closing it."""
+
+    async def meet(routing: Routing) -> None:
+        """Nobody is there, and nobody is wanted."""
+
+    async def fail(sessions: Sessions) -> None:
+        raise RuntimeError("cancelled")
+
+    monkeypatch.setattr(Routing, "bootstrap", meet)
+    monkeypatch.setattr(Sessions, "aclose", fail)
+    client = connect("127.0.0.1:1")
+    with anyio.fail_after(10), pytest.raises(RuntimeError, match="cancelled"):
+        async with client:
+            client.lock("l")  # Makes sessions to be closed.
+
+    with pytest.raises(UsageError, match="closed"):
+        await client.admin.describe_cluster()
+
+
+async def test_a_broker_that_leaves_while_all_are_asked_is_passed_over(
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking for its address would wait for the very answer that is being sought."""
+
+    async def meet(routing: Routing) -> None:
+        broker = BrokerInfo(node_id=1, host="127.0.0.1", port=1)
+        routing.view.learn(
+            MetadataResponse(cluster_id="c", controller=None, brokers=[broker], topics=[])
+        )
+
+    monkeypatch.setattr(Routing, "bootstrap", meet)
+    async with connect("127.0.0.1:1", connect_timeout_ms=1_000) as client:
+        routing = client._open_routing()
+        (ask_broker_1,) = routing._sources(None)
+        routing.view.learn(
+            MetadataResponse(
+                cluster_id="c", controller=None, brokers=[], topics=[], metadata_offset=1
+            )
+        )
+        async with routing._refreshing:
+            with pytest.raises(UnknownBrokerError, match="no broker 1"):
+                await ask_broker_1()
