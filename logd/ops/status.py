@@ -54,6 +54,8 @@ class BrokerStatus(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int
     version: str
     is_controller: bool
+    is_draining: bool
+    """What it holds is to go."""
     rates: RatesInfo | None
     history: list[float]
     """Records in and out together, per second, newest last."""
@@ -295,6 +297,7 @@ def _broker_row(
         replicas=len(broker.metadata.state.partitions_on(known.node)),
         version=known.version,
         is_controller=broker.controller == known.node,
+        is_draining=known.is_draining,
         rates=_rates(history[-1]) if history else None,
         history=[sample[0] + sample[2] for sample in history],
         report=None

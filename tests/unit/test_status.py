@@ -116,6 +116,21 @@ def test_a_dead_broker_is_named_and_what_it_held_is_under_replicated() -> None:
     play(story)
 
 
+def test_a_broker_that_is_drained_is_marked_until_it_is_resumed() -> None:
+    async def story(watched: Watched) -> None:
+        admin = watched.client.admin
+        await admin.create_topic("t", partitions=1, replicas=2)
+        await admin.alter_broker(3, "drain")
+        await trio.sleep(FRESH_S + 1)
+        status = await watched.seen_by(1)
+        assert [broker.id for broker in status.brokers if broker.is_draining] == [3]
+        await admin.alter_broker(3, "resume")
+        await trio.sleep(FRESH_S + 1)
+        assert not any(broker.is_draining for broker in (await watched.seen_by(1)).brokers)
+
+    play(story)
+
+
 def test_without_a_majority_the_page_still_answers_and_says_so() -> None:
     async def story(watched: Watched) -> None:
         await watched.client.admin.create_topic("orders", partitions=3, replicas=3)

@@ -207,6 +207,7 @@ function brokerCard(broker) {
     element("span", { class: "name" }, `Broker ${broker.id}`),
     element("span", { class: "address" }, broker.address),
     broker.is_controller ? element("span", { class: "badge" }, "controller") : null,
+    broker.is_draining ? element("span", { class: "badge" }, "draining") : null,
     broker.rack ? element("span", { class: "badge" }, broker.rack) : null);
   const card = element("article", { class: `card ${broker.alive ? "" : "dead"}` }, head);
   card.dataset.broker = broker.id;
