@@ -8,11 +8,16 @@ processor time per operation of the leader, of a follower (the mean of the two),
     python -m bench.coordination                       every workload, once
     python -m bench.coordination puts locks --runs 3   medians of three, on one cluster
     python -m bench.coordination puts --backend asyncio --output json
+    python -m bench.coordination puts lock locks --runs 3 --beside-etcd
+
+With ``--beside-etcd`` three etcd servers are asked for the same in turns, by gRPC over one
+connection and with no client library's cost (``bench/peers/etcd.py``).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -30,6 +35,12 @@ from typing import Any, Final
 import anyio
 import msgspec
 
+from bench.peers.etcd import Etcd
+from bench.peers.etcd import leader as etcd_leader
+from bench.peers.etcd import locks as locks_of
+from bench.peers.etcd import puts as puts_to
+from bench.peers.http2 import Channel
+from bench.peers.peer import PeerRun
 from logd.cli.local_cluster import LocalCluster, open_cluster, process_cpu_seconds, stopping
 from logd.cli.measure import Latency, latency_of, this_machine
 from logd.cli.ready import wait_until_ready
@@ -82,6 +93,18 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     leader_core_percent: float
     """How busy the leader was."""
     load: float
+
+
+class Beside(msgspec.Struct, frozen=True, kw_only=True):
+    """One workload of logd and of etcd, in the same rounds; medians."""
+
+    operation: str
+    logd_per_s: float
+    etcd_per_s: float
+    logd_p50_ms: float
+    etcd_p50_ms: float
+    ratio: float
+    """Median over the rounds of logd's rate to etcd's."""
 
 
 class Measured:
@@ -356,6 +379,14 @@ WORKLOADS: Final[dict[str, Callable[[LocalCluster, float], Awaitable[Row]]]] = {
 }
 
 
+ETCD_WORKLOADS: Final[dict[str, Callable[[Channel, float], PeerRun]]] = {
+    "puts": lambda etcd, scale: puts_to(etcd, VALUE, int(30_000 * scale), PUTS_IN_FLIGHT),
+    "lock": lambda etcd, scale: locks_of(etcd, 1, int(1_000 * scale)),
+    "locks": lambda etcd, scale: locks_of(etcd, LOCK_WORKERS, int(10_000 * scale)),
+}
+"""The same operations, asked of etcd."""
+
+
 # --- the report -------------------------------------------------------------------------
 
 
@@ -376,16 +407,45 @@ def print_table(rows: Sequence[Row]) -> None:
         )
 
 
+def print_beside(found: Sequence[Beside]) -> None:
+    print("\n| what | logd per s | etcd per s | ratio | logd p50 ms | etcd p50 ms |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for row in found:
+        print(
+            f"| {row.operation} | {row.logd_per_s:,.0f} | {row.etcd_per_s:,.0f} | "
+            f"{row.ratio:.2f} | {row.logd_p50_ms:.2f} | {row.etcd_p50_ms:.2f} |"
+        )
+
+
+def beside(rows: Sequence[Row], runs: Sequence[PeerRun]) -> Beside:
+    """The rounds of one workload."""
+    return Beside(
+        operation=rows[0].operation,
+        logd_per_s=statistics.median(row.per_s for row in rows),
+        etcd_per_s=statistics.median(run.records_per_s for run in runs),
+        logd_p50_ms=statistics.median(row.latency_ms.p50 for row in rows),
+        etcd_p50_ms=statistics.median(run.p50_ms for run in runs),
+        ratio=statistics.median(
+            row.per_s / run.records_per_s for row, run in zip(rows, runs, strict=True)
+        ),
+    )
+
+
 async def measure(
-    cluster: LocalCluster, names: Sequence[str], runs: int, scale: float
-) -> list[Row]:
+    cluster: LocalCluster, names: Sequence[str], runs: int, scale: float, etcd: Channel | None
+) -> tuple[list[Row], list[Beside]]:
     await wait_until_ready(cluster)
     found: dict[str, list[Row]] = {name: [] for name in names}
+    of_etcd: dict[str, list[PeerRun]] = {name: [] for name in names if name in ETCD_WORKLOADS}
     for number, name in product(range(runs), names):
         row = await WORKLOADS[name](cluster, scale)
         found[name].append(row)
         print(f"{number + 1}/{runs} {name}: {row.per_s:,.0f}/s", file=sys.stderr)
-    return [median_row(found[name]) for name in names]
+        if etcd is not None and name in of_etcd:
+            of_etcd[name].append(ETCD_WORKLOADS[name](etcd, scale))  # Nothing else is to run now.
+    return [median_row(found[name]) for name in names], [
+        beside(found[name], of_etcd[name]) for name in of_etcd if of_etcd[name]
+    ]
 
 
 def main() -> None:
@@ -395,26 +455,36 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="so many times the operations")
     parser.add_argument("--backend", choices=["trio", "asyncio"], default="trio")
     parser.add_argument("--output", choices=["table", "json"], default="table")
+    parser.add_argument("--beside-etcd", action="store_true", help="the same of etcd, in turns")
     asked = parser.parse_args()
+    if asked.beside_etcd and (missing := Etcd().missing()):
+        parser.error(missing)
     if unknown := [name for name in asked.names if name not in WORKLOADS]:
         parser.error(f"no workload {unknown[0]!r}, expected one of {', '.join(WORKLOADS)}")
     names = asked.names or list(WORKLOADS)
-    with tempfile.TemporaryDirectory(prefix="logd-bench-") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="logd-bench-") as directory,
+        contextlib.ExitStack() as stack,
+    ):
         cluster = open_cluster(Path(directory) / "cluster", broker_count=BROKERS, port=None)
-        with stopping(cluster):
-            cluster.start_all()
-            rows = anyio.run(
-                measure, cluster, names, asked.runs, asked.scale, backend=asked.backend
-            )
+        etcd = stack.enter_context(etcd_leader(Path(directory))) if asked.beside_etcd else None
+        stack.enter_context(stopping(cluster))
+        cluster.start_all()
+        rows, compared = anyio.run(
+            measure, cluster, names, asked.runs, asked.scale, etcd, backend=asked.backend
+        )
     if asked.output == "json":
         found = {
             "machine": msgspec.to_builtins(this_machine()),
             "backend": asked.backend,
             "rows": msgspec.to_builtins(rows),
+            "beside_etcd": msgspec.to_builtins(compared),
         }
         print(json.dumps(found, indent=2))
     else:
         print_table(rows)
+        if compared:
+            print_beside(compared)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from bench.against_floor import Figure, product_once
+from bench.peers.etcd import Etcd
 from bench.peers.nats import Nats
 from bench.peers.peer import Peer, PeerError, PeerRun, Workload
 from bench.peers.rabbitmq import RabbitMq
@@ -62,6 +63,7 @@ PEERS: Final[tuple[Peer, ...]] = (
     Redis(synced=True),
     Redis(synced=False),
     RabbitMq(),
+    Etcd(),
 )
 
 
