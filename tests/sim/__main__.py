@@ -37,7 +37,7 @@ SHOWN = (
     "snapshot_installed", "configuration_changed", "move_begun", "move_finished",
     "broker_removed",
     "coordination_served", "coordination_trimmed", "lock_granted", "protected_append",
-    "item_completed", "granted", "key_changed", "claim_completed", "item_handled",
+    "item_completed", "granted", "key_changed", "claim_completed", "item_handled", "user_paused",
     "session_expired",
     "restarted_with_possible_loss",
 )  # fmt: skip

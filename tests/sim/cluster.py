@@ -299,11 +299,11 @@ class SimCluster:
     def hosts(self) -> list[str]:
         return [node.host for node in self.nodes.values()]
 
-    def client(self, **options: object) -> Client:
-        """A client on a machine of its own; it never crashes."""
+    def client(self, host: str | None = None, **options: object) -> Client:
+        """A client on a machine of its own, or on ``host``; it never crashes."""
         self._clients += 1
-        host = f"client{self._clients}"
-        incarnation = Incarnation(host, 1)
+        host = host or f"client{self._clients}"
+        incarnation = Incarnation(host, self._clients)
         chance = random.Random(f"{self.seed}:{host}")
         return connect(
             self.bootstrap,

@@ -9,10 +9,14 @@ library that is judged, by what it lets its users believe:
 - leaders are observed in the order of their tokens;
 - a key's history is linearizable, where what "certainly had no effect" had none;
 - an item is completed once, not claimed again after that, and handled by one worker at a time.
+
+Their processes are stopped now and then, for longer than their sessions live: no clock helps
+against that, the fences have to.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +30,7 @@ from logd_client import Client, Producer
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.coordination.fences import HasFence
 from logd_client.coordination.queues import Claim
+from tests.sim.clock import HOST, current_clock
 from tests.sim.cluster import SimCluster
 from tests.sim.coordination_workload import KEY, OPERATIONS_PER_KEY_MAX, PAUSE_S, PROTECTED_TOPIC
 from tests.support.linearizability import NotLinearizableError, Operation, check
@@ -47,6 +52,9 @@ LIBRARY_PAUSE_S = 4 * PAUSE_S
 """Between two things of the same kind that a user does, on average; it does several at a time."""
 
 VISIBILITY_S = 2.0
+PAUSED_EVERY_S = 6.0
+"""Somebody or other, on average."""
+
 REQUEST_TIMEOUT_MS = 5_000
 RETRY_S = 0.5
 
@@ -75,20 +83,23 @@ class LibraryWorkload:
     """By queue: items put for certain, and those of which nobody knows."""
     completed: dict[int, int] = field(default_factory=dict)
     """Item of the claimed queue → token of the claim that completed it."""
-    handled: set[int] = field(default_factory=set)
-    """Items of the worked queue whose handlers run."""
+    handled: dict[int, tuple[str, float]] = field(default_factory=dict)
+    """Item of the worked queue → whose handler runs, and since when."""
+    paused_at: dict[str, float] = field(default_factory=dict)
+    """User → when its process was last stopped; infinity: it is."""
     values: int = 0
 
     async def use(self, number: int) -> None:
         """One user with one client, doing everything at the same time, until the run is over."""
         name = f"user{number}"
+        HOST.set(name)  # A process of its own, which can be paused.
+        self.paused_at[name] = -math.inf
         chance = random.Random(f"{self.cluster.seed}:{name}")
-        options = {
-            "session_ttl_ms": chance.choice(TTL_MS),
-            "request_timeout_ms": REQUEST_TIMEOUT_MS,
-        }
+        ttl_ms = chance.choice(TTL_MS)
         async with (
-            self.workload.connected(**options) as client,
+            self.workload.connected(
+                name, session_ttl_ms=ttl_ms, request_timeout_ms=REQUEST_TIMEOUT_MS
+            ) as client,
             self.workload.open_producer(client, PROTECTED_TOPIC, chance) as producer,
             trio.open_nursery() as background,
         ):
@@ -102,6 +113,27 @@ class LibraryWorkload:
                 for act in (user.use_key, user.lock, user.campaign, user.put_items, user.claim):
                     foreground.start_soon(user.repeat, act)
             background.cancel_scope.cancel()
+
+    async def pause_users(self) -> None:
+        """Stop one's process now and then (SIGSTOP), for less or more than its session lives."""
+        chance = random.Random(f"{self.cluster.seed}:pauses")
+        clock = current_clock()
+        while not self.workload.is_over:
+            await trio.sleep(chance.expovariate(1.0) * PAUSED_EVERY_S)
+            if not self.paused_at:
+                continue
+            user = chance.choice(sorted(self.paused_at))
+            self.cluster.trace.record(user, "user_paused")
+            clock.freeze(user)
+            self.paused_at[user] = math.inf
+            await trio.sleep(chance.choice([0.5, 2.0, 7.0]))
+            clock.thaw(user)
+            self.paused_at[user] = trio.current_time()
+
+    def is_handled(self, item: int) -> bool:
+        """Its handler runs, in a process that was not stopped since it began."""
+        user, began = self.handled.get(item, ("", 0.0))
+        return bool(user) and self.paused_at[user] < began
 
     @contextmanager
     def having(self, what: str, tenure: Tenure) -> Iterator[None]:
@@ -351,13 +383,14 @@ class _User:
             )
 
     async def _handle(self, claim: Claim) -> None:
-        if claim.id in self.all.handled:
+        if self.all.is_handled(claim.id):
             self.all.wrong.append(f"library: item {claim.id} is handled twice at a time")
-        self.all.handled.add(claim.id)
+        mine = self.all.handled[claim.id] = (self.name, trio.current_time())
         self.all.cluster.trace.record(self.name, "item_handled", item=claim.id)
         try:
             await trio.sleep(self.chance.choice([0.0, 0.1, 3.0, 6.0]))
             if self.chance.random() < 0.1:
                 raise ValueError("this one failed")
         finally:
-            self.all.handled.discard(claim.id)
+            if self.all.handled.get(claim.id) == mine:
+                del self.all.handled[claim.id]

@@ -142,6 +142,8 @@ class _Run:
                             writers.start_soon(coordination.coordinate, number)
                         for number in range(self._settings.library_users):
                             writers.start_soon(self._library.use, number)
+                        if self._settings.library_users:
+                            writers.start_soon(self._library.pause_users)
                     await trouble.play(self._faults, self._settings.fault_s)
                     await trouble.heal()
                     with self._in_time("append to every partition"):

@@ -113,13 +113,13 @@ class Workload:
             readers.start_soon(self._consume, reader)
 
     @contextlib.asynccontextmanager
-    async def connected(self, **options: object) -> AsyncIterator[Client]:
+    async def connected(self, host: str | None = None, **options: object) -> AsyncIterator[Client]:
         """A client, as soon as there is a broker to reach."""
         async with contextlib.AsyncExitStack() as stack:
             client: Client | None = None
             while client is None:
                 try:
-                    client = await stack.enter_async_context(self.cluster.client(**options))
+                    client = await stack.enter_async_context(self.cluster.client(host, **options))
                 except LogdError:
                     await trio.sleep(RETRY_S)
             yield client
