@@ -1,6 +1,4 @@
-"""Five real brokers, two of them empty: even them out and drain others, under load and kills.
-
-The two empty brokers have been drained before, or they really join a cluster of three.
+"""Two brokers join a cluster of three: even them out, let others go, under load and kills.
 
 What is measured is what an operator would ask: did the plan come true, at the pace that was set,
 did producers and consumers notice, and is every acknowledged record there exactly once.
@@ -29,8 +27,8 @@ from logd_client import Client, connect
 from tests.process.elastic import ElasticCluster
 from tests.process.harness import run_logd
 
-BROKERS: Final = 5
-EMPTY: Final = (NodeId(4), NodeId(5))
+NEW: Final = (NodeId(4), NodeId(5))
+LEAVING: Final = (NodeId(3), NodeId(2))
 WIPED: Final = NodeId(4)
 FRESH: Final = NodeId(6)
 TOPIC: Final = "moved"
@@ -50,8 +48,6 @@ class Size:
     throttle_bytes_per_s: int
     kills: int
     """SIGKILLs of the controller, of leaders and of receivers while a plan runs."""
-    joins: bool = False
-    """Two brokers join, two others leave, and one is wiped and replaced."""
     appends_per_s: int = 100
     seed: int = 1
 
@@ -113,16 +109,16 @@ class _Load:
         return statistics.quantiles(found, n=100)[98] * 1000 if len(found) > 1 else 0.0
 
 
-def rebalance_under_load(cluster: LocalCluster, size: Size) -> Figures:
-    """Spread over two empty brokers, then let others go; everything under load."""
+def rebalance_under_load(cluster: ElasticCluster, size: Size) -> Figures:
+    """Two brokers join and get their share, two others leave, and one is wiped and replaced."""
     return anyio.run(_exercise, cluster, size, backend="trio")
 
 
-async def _exercise(cluster: LocalCluster, size: Size) -> Figures:
+async def _exercise(cluster: ElasticCluster, size: Size) -> Figures:
     figures = Figures()
     await wait_until_ready(cluster)
     async with connect(cluster.bootstrap) as client:
-        await _make_topic(client, size)
+        await client.admin.create_topic(TOPIC, partitions=size.partitions, replicas=3)
         await _fill(client, size)
         load = _Load(client, size)
         async with anyio.create_task_group() as reading:
@@ -131,9 +127,7 @@ async def _exercise(cluster: LocalCluster, size: Size) -> Figures:
                 writing.start_soon(load.write)
                 await anyio.sleep(CALM_S)
                 figures.p99_before_ms = load.p99_ms(0)
-                if size.joins:
-                    assert isinstance(cluster, ElasticCluster)
-                    await _join(cluster)
+                await _join(cluster)
                 first = len(load.latencies_s)
                 await _even_out(client, cluster, size, figures)
                 figures.p99_during_ms = load.p99_ms(first)
@@ -147,17 +141,8 @@ async def _exercise(cluster: LocalCluster, size: Size) -> Figures:
     return figures
 
 
-async def _make_topic(client: Client, size: Size) -> None:
-    """On the first three brokers alone."""
-    for node in () if size.joins else EMPTY:
-        await client.admin.alter_broker(node, "drain")
-    await client.admin.create_topic(TOPIC, partitions=size.partitions, replicas=3)
-    for node in () if size.joins else EMPTY:
-        await client.admin.alter_broker(node, "resume")
-
-
 async def _join(cluster: ElasticCluster) -> None:
-    for node in EMPTY:
+    for node in NEW:
         await anyio.to_thread.run_sync(cluster.join, node)
     await wait_until_ready(cluster)
 
@@ -236,7 +221,7 @@ async def _kill_now_and_then(client: Client, cluster: LocalCluster, size: Size) 
         candidates: Sequence[int | None] = (
             metadata.controller,
             partition.leader,
-            chance.choice(EMPTY),
+            chance.choice(NEW),
         )
         victim = NodeId(chance.choice(candidates) or 1)
         if not cluster.is_running(victim):
@@ -247,13 +232,10 @@ async def _kill_now_and_then(client: Client, cluster: LocalCluster, size: Size) 
         await wait_until_ready(cluster)
 
 
-async def _let_go(client: Client, cluster: LocalCluster, size: Size, figures: Figures) -> None:
+async def _let_go(client: Client, cluster: ElasticCluster, size: Size, figures: Figures) -> None:
     """Drain and remove brokers; then one is killed, wiped, and replaced by another."""
-    for node in (NodeId(3), NodeId(2)) if size.joins else (NodeId(3),):
+    for node in LEAVING:
         await _drain_and_remove(client, cluster, node, size, figures)
-    if not size.joins:
-        return
-    assert isinstance(cluster, ElasticCluster)
     await anyio.to_thread.run_sync(cluster.wipe, WIPED)
     lost = cluster.broker(WIPED)
     cluster.forget(WIPED)
@@ -265,7 +247,7 @@ async def _let_go(client: Client, cluster: LocalCluster, size: Size, figures: Fi
 
 
 async def _drain_and_remove(
-    client: Client, cluster: LocalCluster, node: NodeId, size: Size, figures: Figures
+    client: Client, cluster: ElasticCluster, node: NodeId, size: Size, figures: Figures
 ) -> None:
     bootstrap = ("--bootstrap", cluster.bootstrap)
     async with anyio.create_task_group() as tasks:
@@ -273,9 +255,8 @@ async def _drain_and_remove(
         await _step(figures, f"drain {node}", "broker", "drain", str(node), *bootstrap)
     await wait_until_ready(cluster)
     await _step(figures, f"remove {node}", "broker", "remove", str(node), *bootstrap)
-    if isinstance(cluster, ElasticCluster):
-        cluster.forget(node)
-        await wait_until_ready(cluster)
+    cluster.forget(node)
+    await wait_until_ready(cluster)
 
 
 async def _step(figures: Figures, name: str, *arguments: str) -> None:

@@ -23,7 +23,6 @@ SMALL = Size(
     fill_bytes=6 * MIB,
     throttle_bytes_per_s=5 * MIB,
     kills=2,
-    joins=True,
     appends_per_s=25,
 )
 """Moves of a second or two, under a load that leaves the machine to the brokers."""
