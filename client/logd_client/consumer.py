@@ -45,6 +45,13 @@ CREDIT_BYTES_DEFAULT: Final = 8 * MIB
 CREDIT_BYTES_MIN: Final = 64 * KIB
 """Less per partition would make deliveries too small to be worth their frames."""
 
+_RECORDS_PER_TURN: Final = 2_048
+"""Of what has arrived so many are given out before others run: a turn of the event loop costs as
+much as a small batch."""
+
+_RECORDS_LIKE_A_BATCH: Final = 64
+"""So many cost about as much as a batch does by itself."""
+
 _QUIET_S: Final = 1.0
 """A connection that delivers nothing for this long is asked whether it still works."""
 
@@ -134,6 +141,8 @@ class Consumer:
         self._scope = anyio.CancelScope()
         self._is_open = False
         self._is_iterating = False
+        self._taken_in_a_row = 0
+        """Records, about, since others ran."""
         self._last_feed: PartitionFeed | None = None
         self._batch: Batch | None = None
         """Given out record by record, not all of it yet."""
@@ -302,8 +311,10 @@ class Consumer:
             raise UsageError("the consumer is not open: use `async with client.consumer(...)`")
         self._is_iterating = True
         try:
-            # Before anything is taken out: cancelled here, nothing is lost.
-            await anyio.lowlevel.checkpoint()
+            if self._taken_in_a_row >= _RECORDS_PER_TURN or not self._ready:
+                # Before anything is taken out: cancelled here, nothing is lost.
+                self._taken_in_a_row = 0
+                await anyio.lowlevel.checkpoint()
             if self._last_feed is not None:
                 self._last_feed.finish()
                 self._last_feed = None
@@ -311,6 +322,7 @@ class Consumer:
             while self._is_open:
                 batch = self._take_ready()
                 if batch is not None:
+                    self._taken_in_a_row += len(batch) + _RECORDS_LIKE_A_BATCH
                     return batch
                 await self._wait_for_change()
             return None

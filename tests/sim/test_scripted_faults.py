@@ -269,6 +269,35 @@ def test_a_consumer_far_behind_gets_all_that_a_delivery_has_no_room_for() -> Non
     play(story)
 
 
+def test_a_reader_of_many_small_batches_lets_others_run() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await create_topic(client)
+        count, turns = 100, 0
+        async with client.producer(TOPIC) as producer:
+            for number in range(count):
+                await producer.append(b"%d" % number)
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        async with client.consumer(TOPIC, start="earliest") as consumer:
+            batches = aiter(consumer.batches())
+            await anext(batches)
+            await trio.sleep(1.0)  # All has arrived.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(others)
+                for _ in range(count - 1):
+                    await anext(batches)
+                nursery.cancel_scope.cancel()
+
+        assert 2 <= turns < count
+
+    play(story)
+
+
 def test_a_broker_that_missed_who_leads_a_partition_is_told_again() -> None:
     """It holds no replica of it: what the leader announces is all that it can know."""
 
