@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -13,29 +12,22 @@ from logd.limits import KIB, SEGMENT_HEADER_BYTES
 from logd.storage.synced_mark import SLOT_POSITIONS
 from logd.types import GroupId, NodeId, Offset
 from logd_client import Client
-from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
+from tests.sim import stories
+from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode
 from tests.sim.network import CALM
-from tests.sim.run import run_deterministic
-from tests.sim.test_scripted_faults import PATIENCE_S, TOPIC, connected
 
 pytestmark = pytest.mark.sim
 
+TOPIC = "t"
 KEYS = 20
 
 
-def play(story: Callable[[SimCluster, Client], Awaitable[None]]) -> None:
+def play(story: stories.Story) -> None:
     """Tell the story to a formed cluster of three that remembers no batches: whatever is read
     or sent comes from the files."""
 
-    async def main() -> None:
-        settings = ClusterSettings(network=CALM, tail_cache_bytes=0)
-        with trio.fail_after(2 * PATIENCE_S):
-            async with open_cluster(1, settings) as cluster, connected(cluster) as client:
-                while len((await client.admin.describe_cluster()).brokers) < 3:
-                    await trio.sleep(0.1)
-                await story(cluster, client)
-
-    run_deterministic(main, seed=1)
+    settings = ClusterSettings(network=CALM, tail_cache_bytes=0)
+    stories.play(story, settings, patience_s=2 * stories.PATIENCE_S)
 
 
 async def make_topic(client: Client, **config: str) -> GroupId:

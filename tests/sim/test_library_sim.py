@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
 import pytest
 import trio
 
-from logd.errors import LogdError
 from logd_client import Client
 from logd_client.coordination.queues import Claim
-from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
-from tests.sim.network import CALM
+from tests.sim.cluster import SimCluster
 from tests.sim.run import run_deterministic
 from tests.sim.scenario import run_scenario
 from tests.sim.settings import Settings
+from tests.sim.stories import Story, connected, play
 
-LONG_TTL_MS = 60_000
 SOON_S = 2.0
 PATIENCE_S = 300.0
 
 pytestmark = pytest.mark.sim
 
 
-def play(story: Callable[[SimCluster, Client], Awaitable[None]]) -> None:
-    """Tell the story to a formed cluster of three whose coordination works."""
+def tell(story: Story) -> None:
+    """To a cluster whose coordination works."""
 
-    async def main() -> None:
-        with trio.fail_after(PATIENCE_S):
-            async with (
-                open_cluster(1, ClusterSettings(network=CALM)) as cluster,
-                connected(cluster) as client,
-            ):
-                while len((await client.admin.describe_cluster()).brokers) < 3:
-                    await trio.sleep(0.1)
-                await client.kv().put("ready", b"yes")
-                await story(cluster, client)
+    async def when_ready(cluster: SimCluster, client: Client) -> None:
+        await client.kv().put("ready", b"yes")
+        await story(cluster, client)
 
-    run_deterministic(main, seed=1)
-
-
-@contextlib.asynccontextmanager
-async def connected(cluster: SimCluster) -> AsyncIterator[Client]:
-    async with contextlib.AsyncExitStack() as stack:
-        client: Client | None = None
-        while client is None:
-            await trio.sleep(0.1)
-            with contextlib.suppress(LogdError):
-                client = await stack.enter_async_context(cluster.client(session_ttl_ms=LONG_TTL_MS))
-        yield client
+    play(when_ready, patience_s=PATIENCE_S)
 
 
 def test_users_of_the_library_are_told_the_truth_under_faults() -> None:
@@ -78,14 +56,17 @@ def test_what_is_held_is_given_back_when_the_scope_around_the_client_is_cancelle
             async with client.lock("l"):
                 assert await client.kv().get("mine") is None
 
-    play(story)
+    tell(story)
 
 
 def test_who_cleans_up_after_being_cancelled_still_reaches_the_cluster() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         await client.admin.create_topic("t", partitions=1, replicas=3)
         with trio.move_on_after(1.0):
-            async with connected(cluster) as other, other.producer("t") as producer:
+            async with (
+                connected(cluster) as other,
+                other.producer("t") as producer,
+            ):
                 try:
                     await producer.append(b"begun")
                     await trio.sleep_forever()
@@ -99,7 +80,7 @@ def test_who_cleans_up_after_being_cancelled_still_reaches_the_cluster() -> None
         assert state.value == b"ended"
         assert (await client.admin.offsets("t", 0)).data_end == 12
 
-    play(story)
+    tell(story)
 
 
 @pytest.mark.parametrize("mended_after_s", [0.5, 1.0, 2.1, 3.0, 4.5])
@@ -121,7 +102,7 @@ def test_a_member_that_left_late_and_joined_again_stays(mended_after_s: float) -
                 "me"
             ]
 
-    play(story)
+    tell(story)
 
 
 def test_a_claim_that_arrives_when_it_has_run_out_is_not_worked_on() -> None:
@@ -131,7 +112,10 @@ def test_a_claim_that_arrives_when_it_has_run_out_is_not_worked_on() -> None:
         async def handle(claim: Claim) -> None:
             handled.append(claim.payload)
 
-        async with connected(cluster) as other, trio.open_nursery() as workers:
+        async with (
+            connected(cluster) as other,
+            trio.open_nursery() as workers,
+        ):
             workers.start_soon(partial(other.queue("q").work, handle, visibility_s=2.0))
             await trio.sleep(1.0)
             answers = [(node.host, "client2") for node in cluster.nodes.values()]
@@ -147,7 +131,7 @@ def test_a_claim_that_arrives_when_it_has_run_out_is_not_worked_on() -> None:
 
         assert handled == [b"item"]  # With the claim that came in time, and no other.
 
-    play(story)
+    tell(story)
 
 
 def test_a_worker_that_is_cut_off_stops_before_its_item_is_handed_to_another() -> None:
@@ -163,7 +147,10 @@ def test_a_worker_that_is_cut_off_stops_before_its_item_is_handed_to_another() -
             finally:
                 running.remove(name)
 
-        async with connected(cluster) as other, trio.open_nursery() as workers:
+        async with (
+            connected(cluster) as other,
+            trio.open_nursery() as workers,
+        ):
             await client.queue("q").put(b"item")
             work = partial(other.queue("q").work, visibility_s=2.0)
             workers.start_soon(partial(work, partial(handle, "first")))
@@ -180,4 +167,4 @@ def test_a_worker_that_is_cut_off_stops_before_its_item_is_handed_to_another() -
 
         assert both == [["first"], ["second"]]
 
-    play(story)
+    tell(story)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 import trio
@@ -17,10 +17,10 @@ from logd.errors import LogdError
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import PartitionInfo, PlanInfo, PlannedMoveInfo
 from logd_client import Client
+from tests.sim import stories
 from tests.sim.checks import check_metadata, check_replicas
-from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
+from tests.sim.cluster import ClusterSettings, SimCluster
 from tests.sim.network import CALM
-from tests.sim.run import run_deterministic
 
 TOPIC = "t"
 PARTITIONS = 4
@@ -39,32 +39,18 @@ def play(
 ) -> None:
     """Tell the story to a formed cluster of five with a topic of three replicas."""
 
-    async def main() -> None:
-        settings = ClusterSettings(
-            brokers=5,
-            network=CALM,
-            replace_after_ms=replace_after_ms,
-            rebalance_interval_ms=rebalance_interval_ms,
-        )
-        with trio.fail_after(PATIENCE_S):
-            async with open_cluster(seed, settings) as cluster, connected(cluster) as client:
-                while len((await client.admin.describe_cluster()).brokers) < 5:
-                    await trio.sleep(0.1)
-                await client.admin.create_topic(TOPIC, partitions=PARTITIONS, replicas=3)
-                await story(cluster, client)
+    settings = ClusterSettings(
+        brokers=5,
+        network=CALM,
+        replace_after_ms=replace_after_ms,
+        rebalance_interval_ms=rebalance_interval_ms,
+    )
 
-    run_deterministic(main, seed=seed)
+    async def with_topic(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic(TOPIC, partitions=PARTITIONS, replicas=3)
+        await story(cluster, client)
 
-
-@contextlib.asynccontextmanager
-async def connected(cluster: SimCluster) -> AsyncIterator[Client]:
-    async with contextlib.AsyncExitStack() as stack:
-        client: Client | None = None
-        while client is None:
-            await trio.sleep(0.1)
-            with contextlib.suppress(LogdError):
-                client = await stack.enter_async_context(cluster.client())
-        yield client
+    stories.play(with_topic, settings, seed=seed, patience_s=PATIENCE_S)
 
 
 class Load:

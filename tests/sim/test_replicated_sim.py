@@ -23,7 +23,7 @@ from tests.sim.cluster import ClusterSettings, SimCluster, SimNode, open_cluster
 from tests.sim.env import BlockingConditions
 from tests.sim.network import CALM
 from tests.sim.run import run_deterministic
-from tests.sim.test_scripted_faults import connected
+from tests.sim.stories import connected
 
 TOPIC = "quick"
 SYNCED = "sure"

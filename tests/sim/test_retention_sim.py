@@ -12,7 +12,9 @@ from logd.limits import KIB
 from logd.types import GroupId, NodeId
 from logd_client import Client
 from tests.sim.cluster import DATA_DIR, SimCluster
-from tests.sim.test_scripted_faults import TOPIC, play
+from tests.sim.stories import play
+
+TOPIC = "t"
 
 pytestmark = pytest.mark.sim
 

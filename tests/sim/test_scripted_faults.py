@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
@@ -16,43 +15,14 @@ from logd.replication.claims import CLAIMS_COMPARED_EVERY_S
 from logd.types import GroupId, NodeId, Offset
 from logd.wire.messages import FetchRequest, OffsetsRequest
 from logd_client import Client
-from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
+from tests.sim.cluster import DATA_DIR, SimCluster, SimNode
 from tests.sim.faults import SLOW_DISK
 from tests.sim.files import CAPACITY_BYTES_DEFAULT
-from tests.sim.network import CALM
-from tests.sim.run import run_deterministic
+from tests.sim.stories import play
 
 TOPIC = "t"
-PATIENCE_S = 60.0
 
 pytestmark = pytest.mark.sim
-
-
-def play(story: Callable[[SimCluster, Client], Awaitable[None]]) -> None:
-    """Tell the story to a formed cluster of three."""
-
-    async def main() -> None:
-        with trio.fail_after(PATIENCE_S):
-            async with (
-                open_cluster(1, ClusterSettings(network=CALM)) as cluster,
-                connected(cluster) as client,
-            ):
-                while len((await client.admin.describe_cluster()).brokers) < 3:
-                    await trio.sleep(0.1)
-                await story(cluster, client)
-
-    run_deterministic(main, seed=1)
-
-
-@contextlib.asynccontextmanager
-async def connected(cluster: SimCluster) -> AsyncIterator[Client]:
-    async with contextlib.AsyncExitStack() as stack:
-        client: Client | None = None
-        while client is None:
-            await trio.sleep(0.1)
-            with contextlib.suppress(LogdError):
-                client = await stack.enter_async_context(cluster.client())
-        yield client
 
 
 def test_a_directory_of_a_topic_that_the_restarted_broker_has_not_heard_of_is_kept() -> None:

@@ -27,6 +27,7 @@ from logd.types import TopicPartition
 from logd_client import Client, Producer
 from logd_client.delivery import AckRange
 from logd_client.partitioner import partition_for_key
+from tests.sim import stories
 from tests.sim.cluster import SimCluster
 from tests.sim.history import AppendId, History
 from tests.sim.settings import Settings
@@ -115,13 +116,7 @@ class Workload:
     @contextlib.asynccontextmanager
     async def connected(self, host: str | None = None, **options: object) -> AsyncIterator[Client]:
         """A client, as soon as there is a broker to reach."""
-        async with contextlib.AsyncExitStack() as stack:
-            client: Client | None = None
-            while client is None:
-                try:
-                    client = await stack.enter_async_context(self.cluster.client(host, **options))
-                except LogdError:
-                    await trio.sleep(RETRY_S)
+        async with stories.connected(self.cluster, host, **options) as client:
             yield client
 
     # --- appending ------------------------------------------------------------------------------

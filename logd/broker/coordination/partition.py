@@ -39,9 +39,7 @@ from logd.broker.coordination.session_clock import SessionClock
 from logd.broker.coordination.watches import PartitionWatches
 from logd.coordination.state import CoordinationState
 from logd.errors import CorruptionError, LeadershipLostError, LogdError, UnavailableError
-from logd.limits import (
-    FETCH_BYTES_MAX,
-)
+from logd.limits import FETCH_BYTES_MAX
 from logd.raft.messages import TransferLeadership
 from logd.record.header import HEADER_BYTES, split_batches
 from logd.types import Offset
