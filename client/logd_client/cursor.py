@@ -233,13 +233,15 @@ class Cursor:
     ) -> Batch | None:
         assert self._position is not None
         try:
-            decoded = decode_batch(batch_view)
+            decoded = decode_batch(batch_view, header)
         except MalformedBatchError:
             if not skips_malformed:
                 raise
             self.malformed_count += 1
             return None
-        first = bisect_left(decoded.offsets, self._position)
+        first = 0
+        if header.base_offset < self._position or not decoded.offsets:
+            first = bisect_left(decoded.offsets, self._position)
         if first == len(decoded):
             return None  # Compacted: no record left at or above the position.
         return Batch(self.topic, self.partition, decoded, first)

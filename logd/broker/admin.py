@@ -65,6 +65,9 @@ INIT_PRODUCER_TIMEOUT_MS: Final = 10_000
 METADATA_LAG_S: Final = 1.0
 """How long a question about what this broker has not applied yet waits for it."""
 EVENTS_DESCRIBED_MAX: Final = 50
+LEADERS_AWAITED_SHARE: Final = 0.8
+"""Of the time that is left, when a topic was created."""
+
 LOOK_AGAIN_S: Final = 0.1
 """While waiting for a leader: news come as they happen, this is for those that do not."""
 
@@ -152,8 +155,10 @@ async def create_topic(broker: Broker, request: CreateTopicRequest) -> CreateTop
         safe_to_repeat=False,
     )
     assert isinstance(result, TopicCreated)
-    # The topic exists now, whatever follows: waiting for leaders is a courtesy.
-    with trio.move_on_at(deadline):
+    # The topic exists now, whatever follows: waiting for leaders is a courtesy, which must not
+    # make the answer come when nobody waits for it any more.
+    left_s = deadline - trio.current_time()
+    with trio.move_on_after(left_s * LEADERS_AWAITED_SHARE):
         for placement in result.topic.partitions:
             while broker.node.leader_of(placement.group)[0] is None:
                 await broker.node.leadership_news(LOOK_AGAIN_S)

@@ -1,15 +1,17 @@
 """Spreads leadership evenly over the brokers that are alive and caught up.
 
 Leaders gather where brokers stay up: each restart takes its leaders away and nothing brings
-them back.  Every broker looks at its own share now and then, and hands over one partition at
-a time while it leads at least two more than the replica it would go to.  A difference of one
-is left alone, so that a leader moved by hand stays where it was put and nothing goes to and
-fro.  Only followers that are fed from memory are considered: a broker that is still catching
+them back.  Every broker looks at its own share now and then, and hands over a few partitions
+while it leads at least two more than the replica they would go to.  A difference of one is left
+alone, so that a leader moved by hand stays where it was put and nothing goes to and fro.  And
+what goes to one broker at once is a part of the difference, since others may be looking at the
+same moment.  Only followers that are fed from memory are considered: a broker that is still catching
 up would make the partition wait.  A draining broker leads nothing and is given nothing.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 DIFFERENCE_MIN: Final = 2
+TRANSFERS_AT_ONCE: Final = 16
+"""Each holds up its partition for some milliseconds, and not all shall be held up together."""
+
+DIFFERENCE_PER_TRANSFER: Final = 4
+"""Of a difference of up to so many one goes at once, of up to twice as many two, and so on."""
+
 DEPARTURES_AT_ONCE: Final = 8
 DEPARTURE_INTERVAL_S: Final = 0.5
 
@@ -37,22 +45,38 @@ class Led(NamedTuple):
     successors: Sequence[NodeId]
 
 
-def choose_transfer(
+def choose_transfers(
     node: NodeId, led: Sequence[Led], leader_counts: Mapping[NodeId, int]
-) -> tuple[GroupId, NodeId] | None:
-    """The one hand-over that evens out most; None if the spread is even enough.
+) -> list[tuple[GroupId, NodeId]]:
+    """The hand-overs that even out most; none if the spread is even enough.
 
     Args:
         leader_counts: partitions led, per broker; brokers that lead none may be missing.
     """
-    ours = leader_counts.get(node, 0)
-    best: tuple[int, GroupId, NodeId] | None = None
-    for group, successors in led:
-        for successor in successors:
-            theirs = leader_counts.get(successor, 0)
-            if ours - theirs >= DIFFERENCE_MIN and (best is None or theirs < best[0]):
-                best = (theirs, group, successor)
-    return None if best is None else (best[1], best[2])
+    counts = dict(leader_counts)
+    ours = counts.setdefault(node, 0)
+    chosen: list[tuple[GroupId, NodeId]] = []
+    given: Counter[NodeId] = Counter()
+    left = list(led)
+
+    def may_give(successor: NodeId) -> bool:
+        difference = ours - leader_counts.get(successor, 0)
+        return (
+            counts[node] - counts.get(successor, 0) >= DIFFERENCE_MIN
+            and given[successor] * DIFFERENCE_PER_TRANSFER < difference
+        )
+
+    while len(chosen) < TRANSFERS_AT_ONCE:
+        possible = [(each, to) for each in left for to in each.successors if may_give(to)]
+        if not possible:
+            break
+        handed_over, successor = min(possible, key=lambda pair: counts.get(pair[1], 0))
+        left.remove(handed_over)
+        chosen.append((handed_over.group, successor))
+        given[successor] += 1
+        counts[node] -= 1
+        counts[successor] = counts.get(successor, 0) + 1
+    return chosen
 
 
 def choose_departures(
@@ -91,9 +115,8 @@ async def balance_leaders(broker: Broker) -> None:
     while True:
         # Not all at once: two brokers that act on one picture would overshoot.
         await trio.sleep(interval_s * rng.uniform(0.75, 1.25))
-        chosen = choose_transfer(broker.node.node, _led(broker), _leader_counts(broker))
-        if chosen is not None:
-            group_id, successor = chosen
+        chosen = choose_transfers(broker.node.node, _led(broker), _leader_counts(broker))
+        for group_id, successor in chosen:
             log.info(log_events.LEADER_MOVED, group=group_id, to=successor)
             broker.node.groups[group_id].post(TransferLeadership(successor))
 

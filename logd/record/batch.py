@@ -231,14 +231,18 @@ def _seal_own(
     )
 
 
-def decode_batch(view: Buffer) -> RecordBatch:
+def decode_batch(view: Buffer, header: BatchHeader | None = None) -> RecordBatch:
     """Verify the seal of one whole batch and decode its columns.
+
+    Args:
+        header: the batch's, if the caller has decoded it.
 
     Raises:
         CorruptionError: not a batch, cut short, or not what the producer sealed.
         MalformedBatchError: what the producer sealed cannot be read; says which offsets.
     """
-    header = decode_header(view)
+    if header is None:
+        header = decode_header(view)
     if len(view) != header.size_bytes:
         raise CorruptionError(f"batch of {header.size_bytes} bytes, {len(view)} are present")
     verify_seal(view)

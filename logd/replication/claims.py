@@ -40,12 +40,23 @@ moment, is made up for within this time."""
 class LeaderClaims:
     """The claims of one node's peers, and its own."""
 
-    __slots__ = ("_by_peer", "_compare_at", "_node", "_unclaimed", "are_dirty")
+    __slots__ = (
+        "_by_peer",
+        "_compare_at",
+        "_digest_by_peer",
+        "_node",
+        "_own_digest",
+        "_unclaimed",
+        "are_dirty",
+    )
 
     def __init__(self, node: Node, peers: Iterable[NodeId]) -> None:
         self._node = node
         self._by_peer: dict[NodeId, dict[int, int]] = {peer: {} for peer in peers}
         """What each claims: group → term."""
+        self._digest_by_peer: dict[NodeId, int] = {}
+        """Of that, as far as it was worked out."""
+        self._own_digest: int | None = None
         self._unclaimed: dict[GroupId, int] = {}
         """Groups whose leader was learnt from its messages → rounds without its claim."""
         self._compare_at = 0.0
@@ -64,7 +75,7 @@ class LeaderClaims:
 
     def forget(self, peer: NodeId) -> None:
         """``peer`` is dead: it leads nothing."""
-        self._by_peer[peer] = {}
+        self._set(peer, {})
 
     def leader_of(self, group_id: GroupId) -> tuple[NodeId | None, Term]:
         """Who claims a group in the latest term, of those that are alive."""
@@ -77,12 +88,16 @@ class LeaderClaims:
 
     def take(self, source: NodeId, claims: dict[int, int]) -> None:
         """``source`` leads these groups in these terms, and no others."""
-        self._by_peer[source] = claims
+        self._set(source, claims)
         self._node.tell_leadership_news()
         for group in list(self._node.groups.values()):
             core = group.core
             if core.leader == source and claims.get(group.group_id, 0) < core.term:
                 group.post(LeaderDisclaimed(source, core.term))
+
+    def _set(self, peer: NodeId, claims: dict[int, int]) -> None:
+        self._by_peer[peer] = claims
+        self._digest_by_peer.pop(peer, None)
 
     def leader_learnt(self, group_id: GroupId) -> None:
         """A group has another leader, or none: its claim is to come."""
@@ -110,6 +125,11 @@ class LeaderClaims:
 
     # --- of this node -------------------------------------------------------------------------
 
+    def changed(self) -> None:
+        """This node leads other groups than it did, or in another term."""
+        self.are_dirty = True
+        self._own_digest = None
+
     def own(self) -> Claims:
         """All that this node leads."""
         groups = self._node.groups.values()
@@ -121,14 +141,21 @@ class LeaderClaims:
         """What a sign of life says of this node's own claims now and then, to be compared."""
         if trio.current_time() >= self._compare_at and not self.are_dirty:
             self._compare_at = trio.current_time() + CLAIMS_COMPARED_EVERY_S
-            return digest_of(self.own().groups)
+            if self._own_digest is None:
+                self._own_digest = digest_of(self.own().groups)
+            return self._own_digest
         return None
 
     def compare(self, source: NodeId, ping: Ping) -> None:
         """Answer what a sign of life asks and says about claims."""
         if ping.wants_claims:
             self._node.send_peer(source, self.own())
-        known = self._by_peer[source].items()
-        if ping.claims_digest is not None and ping.claims_digest != digest_of(known):
+        if ping.claims_digest is not None and ping.claims_digest != self._digest_of(source):
             log.info(log_events.CLAIMS_MISSED, peer=source)
             self._node.send_peer(source, Ping(wants_claims=True))
+
+    def _digest_of(self, peer: NodeId) -> int:
+        digest = self._digest_by_peer.get(peer)
+        if digest is None:
+            digest = self._digest_by_peer[peer] = digest_of(self._by_peer[peer].items())
+        return digest

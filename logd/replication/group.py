@@ -234,6 +234,7 @@ class Group:
         if not self.is_leader:
             if self.leadership.awaits_successor:
                 self.proposals.queue(proposal)
+                self._host.mark_dirty(self)
             else:
                 proposal.finish(self.leadership.not_leader())
             return

@@ -119,6 +119,8 @@ class Node:
         self._link_scopes: dict[tuple[NodeId, Lane], trio.CancelScope] = {}
         self.claims = LeaderClaims(self, peers)
         self._dirty: dict[GroupId, Group] = {}
+        self._owing: dict[GroupId, Group] = {}
+        """Groups that may owe somebody the answer to a proposal."""
         self._pump_lot = trio.lowlevel.ParkingLot()
         self._timers = GroupTimers(self.now_ms, self._tick)
         self._introductions: list[tuple[Group, tuple[NodeId, ...]]] = []
@@ -211,6 +213,7 @@ class Node:
         group = self.groups.pop(group_id, None)
         if group is not None:
             self._dirty.pop(group_id, None)
+            self._owing.pop(group_id, None)
             self._commit_notices.pop(group_id, None)
             await group.close()
             self.tail_cache.forget(group_id)
@@ -274,10 +277,11 @@ class Node:
             self.mark_dirty(group)
             return
         with self.turn:
-            group.flush()
+            self.mark_dirty(group)
 
     def _flush_dirty(self) -> None:
         dirty, self._dirty = self._dirty, {}
+        self._owing.update(dirty)
         for group in dirty.values():
             group.flush()
 
@@ -303,7 +307,7 @@ class Node:
         self._notice_wanted.set()
 
     def leadership_changed(self, group: Group) -> None:
-        self.claims.are_dirty = True
+        self.claims.changed()
         self._pump_lot.unpark()
         self.tell_leadership_news()
 
@@ -365,9 +369,11 @@ class Node:
         while True:
             await trio.sleep(EXPIRY_INTERVAL_S)
             now_ms = self.now_ms()
-            for group in list(self.groups.values()):
+            for group_id, group in list(self._owing.items()):
                 if group.proposals.has_waiting:
                     group.proposals.expire(now_ms)
+                else:
+                    del self._owing[group_id]
 
     async def _watch_peers(self) -> None:
         interval_s = self._config.liveness_interval_ms / 1000

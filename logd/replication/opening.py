@@ -21,7 +21,7 @@ from logd.replication.installing import begin_install, finish_install
 from logd.storage.checkpoint import CheckpointStore, application_store
 from logd.storage.hard_state import HardStateFile
 from logd.storage.log import Log, LogIdentity, LogOptions
-from logd.storage.whole_file import UNFINISHED_SUFFIX
+from logd.storage.whole_file import UNFINISHED_SUFFIX, write_in_new_directory
 from logd.types import GroupId, NodeId, Offset, Term
 
 if TYPE_CHECKING:
@@ -125,16 +125,17 @@ def open_group(
     """
     path = directory.group_path(group_id)
     identity = LogIdentity(directory.directory_id, node, group_id)
-    if not files.exists(path):
-        _create(files, path, identity, options, directory.promises_path(group_id))
+    is_new = not files.exists(path)
+    if is_new:
+        _create(files, path, identity, directory.promises_path(group_id))
     if not files.exists(f"{path}/hard_state"):
         raise StorageError(
             f"{path} holds a replica without its votes (hard_state is missing): it may have "
             "voted, so it stays shut; restore the file, or remove the replica"
         )
-    hard_state = HardStateFile.open(files, f"{path}/hard_state", identity)
+    hard_state = HardStateFile.open(files, f"{path}/hard_state", identity, is_new=is_new)
     finish_install(files, path, identity, options)
-    log = Log.open(files, path, identity, options)
+    log = Log.open(files, path, identity, options, is_new=is_new)
     checkpoints = CheckpointStore(files, path, identity)
     term, voted_for = hard_state.load()
     damage = _damage(log)
@@ -215,9 +216,7 @@ def _damage(log: Log) -> str | None:
     return "; ".join(log.recovery.damage) or None
 
 
-def _create(
-    files: FileSystem, path: str, identity: LogIdentity, options: LogOptions, promises: str
-) -> None:
+def _create(files: FileSystem, path: str, identity: LogIdentity, promises: str) -> None:
     """Make the files under another name, and give them theirs when all are there.
 
     So a directory of that name without its votes is damage, and never a creation that a crash
@@ -230,8 +229,10 @@ def _create(
     if files.exists(unfinished):
         files.remove_tree(unfinished)
     files.make_directory(unfinished)
-    Log.create(files, unfinished, identity, options).close()
-    HardStateFile.create(files, f"{unfinished}/hard_state", identity, promised)
+    Log.lay_out(files, unfinished, identity)
+    HardStateFile.create(
+        files, f"{unfinished}/hard_state", identity, promised, write=write_in_new_directory
+    )
     files.sync_directory(unfinished)
     files.rename(unfinished, path)
     files.sync_directory(path.rpartition("/")[0])

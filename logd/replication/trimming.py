@@ -19,7 +19,13 @@ import structlog
 
 from logd.errors import CorruptionError, LogdError
 from logd.replication import log_events
-from logd.storage.retention import LogClock, RetentionPolicy, retained_start, wants_roll
+from logd.storage.retention import (
+    KEEP_EVERYTHING,
+    LogClock,
+    RetentionPolicy,
+    retained_start,
+    wants_roll,
+)
 from logd.types import Offset
 
 if TYPE_CHECKING:
@@ -52,7 +58,7 @@ class Trimmer:
             log.warning(log_events.RETENTION_FAILED, group=self._group.group_id, reason=str(error))
 
     async def _apply(self, policy: RetentionPolicy, trash: str) -> None:
-        group, run_blocking = self._group, self._host.env.run_blocking
+        group = self._group
         group_log, commit_offset = group.log, group.commit_offset
         if commit_offset <= group_log.start_offset:
             return
@@ -62,33 +68,36 @@ class Trimmer:
             await self._trim(let_go, trash)
             if group_log.segment_bases[-1] < let_go:
                 group.roll_soon()  # Only sealed segments are trimmed, and nobody may ever append.
-        log_time_ms = 0
-        if policy.needs_time:
-            last = Offset(commit_offset - 1)
-            append_time_ms = await run_blocking(group_log.append_time_at, last)
-            log_time_ms = self._clock.now_ms(append_time_ms, self._host.now_ms())
         trimmed_to = group.trimmed_to
         holds_trimmed = False
         if 0 < group.committed_data_end <= trimmed_to:
             # Behind it is nothing that anybody reads either.
             holds_trimmed = group_log.segment_bases[-1] < trimmed_to
             trimmed_to = commit_offset
-        start = await run_blocking(
-            lambda: retained_start(
+        if policy == KEEP_EVERYTHING and trimmed_to <= group_log.start_offset:
+            return  # Without a thread: there may be thousands of such logs.
+        monotonic_ms = self._host.now_ms()
+
+        def look() -> tuple[Offset, bool]:
+            log_time_ms = 0
+            if policy.needs_time:
+                append_time_ms = group_log.append_time_at(Offset(commit_offset - 1))
+                log_time_ms = self._clock.now_ms(append_time_ms, monotonic_ms)
+            start = retained_start(
                 group_log,
                 policy,
                 log_time_ms=log_time_ms,
                 trimmed_to=trimmed_to,
                 limit=commit_offset,
             )
-        )
-        if start > group_log.start_offset:
-            await self._trim(start, trash)
-        if await run_blocking(
-            lambda: wants_roll(
+            return start, wants_roll(
                 group_log, policy, log_time_ms=log_time_ms, holds_trimmed=holds_trimmed
             )
-        ):
+
+        start, is_roll_due = await self._host.env.run_blocking(look)
+        if start > group_log.start_offset:
+            await self._trim(start, trash)
+        if is_roll_due:
             group.roll_soon()
 
     async def _trim(self, start: Offset, trash: str) -> None:

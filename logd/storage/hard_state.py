@@ -34,7 +34,13 @@ from logd.storage.file_header import (
     encode_file_header,
     refuse_foreign,
 )
-from logd.storage.whole_file import UNFINISHED_SUFFIX, parent, read_file, write_new_file
+from logd.storage.whole_file import (
+    UNFINISHED_SUFFIX,
+    WriteNew,
+    parent,
+    read_file,
+    write_new_file,
+)
 from logd.types import DirectoryId, GroupId, NodeId, Term
 
 LAYOUT: Final = (
@@ -92,8 +98,11 @@ class HardStateFile:
         path: str,
         identity: LogIdentity,
         promised: tuple[Term, NodeId | None] | None = None,
+        write: WriteNew = write_new_file,
     ) -> HardStateFile:
-        """Create the file durably: term 0, no vote.  Replaces nothing that is there.
+        """Create the file: term 0, no vote.  Replaces nothing that is there.
+
+        Durable unless ``write`` leaves that to the caller.
 
         Args:
             promised: term and vote of a replica that was here before: they hold for the new
@@ -114,17 +123,22 @@ class HardStateFile:
             slot = _encode_slot(each, identity)
             block[position : position + len(slot)] = slot
         try:
-            write_new_file(files, path, [block])
+            write(files, path, [block])
         except OSError as error:
             raise StorageError(f"cannot create {path}: {error}") from error
         return cls(files, path, identity, state)
 
     @classmethod
-    def open(cls, files: FileSystem, path: str, identity: LogIdentity) -> HardStateFile:
+    def open(
+        cls, files: FileSystem, path: str, identity: LogIdentity, *, is_new: bool = False
+    ) -> HardStateFile:
         """Open the file and find the newest state in it.
 
         That state is written and synced once more: if saving it failed before the process
         ended, the page cache may show a vote that the disk does not have.
+
+        Args:
+            is_new: the caller has just created it, durably.
 
         Raises:
             CorruptionError: damaged, so that the newest vote may not be known.
@@ -140,6 +154,8 @@ class HardStateFile:
         refuse_foreign(path, header.identity, identity)
         slots = [_decode_slot(path, content, position, identity) for position in SLOT_POSITIONS]
         opened = cls(files, path, identity, max(slots, key=lambda state: state.sequence))
+        if is_new:
+            return opened
         try:
             opened._write(opened._state)
             files.sync_directory(parent(path))

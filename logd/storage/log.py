@@ -61,7 +61,7 @@ from logd.storage.segment_index import (
     remove_indexes_durably,
 )
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, encode_mark, newest_mark
-from logd.storage.whole_file import make_directory_durably
+from logd.storage.whole_file import make_directory_durably, write_in_new_directory
 from logd.types import Buffer, FilePosition, Offset, Term
 
 __all__ = [
@@ -232,22 +232,47 @@ class Log:
             raise StorageError(f"cannot create a log in {directory}: {error}") from error
         return cls.open(files, directory, identity, options)
 
+    @staticmethod
+    def lay_out(files: FileSystem, directory: str, identity: LogIdentity) -> None:
+        """Put the files of an empty log into a directory that is unfinished itself.
+
+        What they hold is synced.  That they are there is not: the caller syncs the directory
+        once everything else in it is there too, and then gives it its name.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        beginning = (Offset(0), Term(0), Offset(0))
+        create_segment(files, directory, identity, *beginning, write=write_in_new_directory)
+
     @classmethod
     def open(
-        cls, files: FileSystem, directory: str, identity: LogIdentity, options: LogOptions
+        cls,
+        files: FileSystem,
+        directory: str,
+        identity: LogIdentity,
+        options: LogOptions,
+        *,
+        is_new: bool = False,
     ) -> Log:
         """Open a log and recover its end.  All that it holds afterwards is synced.
 
         Damage does not raise: see ``recovery``.  A damaged log can be read where it is
         intact and takes no appends.
 
+        Args:
+            is_new: the caller has just laid it out, and synced it.
+
         Raises:
             StorageError: no log there, not ours, of a newer format, or the disk failed.
         """
         try:
-            found = recover(files, directory, identity, options.index_interval_bytes)
+            found = recover(
+                files, directory, identity, options.index_interval_bytes, is_new=is_new
+            )
             log = cls(files, directory, identity, options, found)
-            log._sync_recovered()
+            if not is_new:
+                log._sync_recovered()
         except OSError as error:
             raise StorageError(f"cannot open the log in {directory}: {error}") from error
         return log

@@ -111,20 +111,27 @@ def segment_bases(files: FileSystem, directory: str) -> list[Offset]:
 
 
 def recover(
-    files: FileSystem, directory: str, identity: LogIdentity, interval_bytes: int
+    files: FileSystem,
+    directory: str,
+    identity: LogIdentity,
+    interval_bytes: int,
+    *,
+    is_new: bool = False,
 ) -> Recovered:
     """Find the segments, judge the end of the last one, cut off what a crash left.
 
-    What is kept is *not* synced yet: the caller does that before it reports anything.
+    What is kept is *not* synced yet: the caller does that before it reports anything, unless
+    the log is new: just laid out, and synced.
 
     Raises:
         StorageError: there is no segment; ``NewerFormatError``, ``ForeignDirectoryError``.
         OSError: the disk failed.
     """
     _remove_leftovers(files, directory)
-    # A process that was killed may have left names that are not durable yet; what is synced
-    # from now on must not depend on them.
-    files.sync_directory(directory)
+    if not is_new:
+        # A process that was killed may have left names that are not durable yet; what is synced
+        # from now on must not depend on them.
+        files.sync_directory(directory)
     found = _without_superseded(files, inspect_segments(files, directory, identity))
     damage = _check_chain(found)
 

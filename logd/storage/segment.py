@@ -29,7 +29,7 @@ from logd.storage.file_header import (
 )
 from logd.storage.segment_index import SegmentIndexes, load_indexes
 from logd.storage.synced_mark import SLOT_POSITIONS, MarkSlot, encode_mark
-from logd.storage.whole_file import write_new_file
+from logd.storage.whole_file import WriteNew, write_new_file
 from logd.types import FilePosition, GroupId, Offset, Term
 
 SEGMENT_SUFFIX: Final = ".log"
@@ -56,11 +56,15 @@ def create_segment(
     base_offset: Offset,
     prev_term: Term,
     commit_offset: Offset,
+    write: WriteNew = write_new_file,
 ) -> MarkSlot:
-    """Create an empty segment, durably, with a mark that says that all before it is synced."""
+    """Create an empty segment with a mark that says that all before it is synced.
+
+    Durable unless ``write`` leaves that to the caller.
+    """
     mark = MarkSlot(1, prev_term, base_offset, FIRST_POSITION, commit_offset)
     block = segment_header_block(identity, base_offset, prev_term, mark)
-    write_new_file(files, f"{directory}/{segment_name(base_offset)}", [block])
+    write(files, f"{directory}/{segment_name(base_offset)}", [block])
     return mark
 
 

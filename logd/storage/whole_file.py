@@ -7,7 +7,7 @@ to the old bytes or to all of the new ones.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 from logd.env import FileSystem
 from logd.errors import CorruptionError
@@ -25,19 +25,31 @@ UNFINISHED_SUFFIX: Final = ".tmp"
 relied on and is removed."""
 
 
+class WriteNew(Protocol):
+    """How a new file is written: ``write_new_file``, or ``write_in_new_directory``."""
+
+    def __call__(self, files: FileSystem, path: str, content: list[Buffer]) -> None: ...
+
+
 def write_new_file(files: FileSystem, path: str, content: list[Buffer]) -> None:
     """Give ``path`` the bytes ``content``, durably and all at once."""
     unfinished = path + UNFINISHED_SUFFIX
     if files.exists(unfinished):
         files.remove(unfinished)
-    file = files.open(unfinished, create=True)
+    write_in_new_directory(files, unfinished, content)
+    files.rename(unfinished, path)
+    files.sync_directory(parent(path))
+
+
+def write_in_new_directory(files: FileSystem, path: str, content: list[Buffer]) -> None:
+    """Write a file into a directory that itself is unfinished: it is the caller who syncs that,
+    and gives it its name, once all its files are there.  Only the bytes are synced here."""
+    file = files.open(path, create=True)
     try:
         file.pwritev(content, 0)
         file.sync()
     finally:
         file.close()
-    files.rename(unfinished, path)
-    files.sync_directory(parent(path))
 
 
 def write_payload_file(

@@ -76,8 +76,6 @@ class SimNode:
         self.env: SimEnv | None = None
         self.broker: Broker | None = None
         """What runs in this life, once it has got that far."""
-        self.has_disk_trouble = False
-        """In this life its disk has refused something: the broker may end by itself."""
         self.is_in_danger = False
         """Its disk is about to refuse something, and the memory of it with that."""
         self.has_dead_disk = False
@@ -93,6 +91,16 @@ class SimNode:
         self._scope = trio.CancelScope()
         self._ended = trio.Event()
         self._ended.set()
+
+    @property
+    def has_disk_trouble(self) -> bool:
+        """In this life its disk has refused something: the broker may end by itself."""
+        return self.env is not None and self.env.has_disk_trouble
+
+    @has_disk_trouble.setter
+    def has_disk_trouble(self, has_trouble: bool) -> None:
+        assert self.env is not None
+        self.env.has_disk_trouble = has_trouble
 
     @property
     def is_running(self) -> bool:
@@ -135,7 +143,6 @@ class SimNode:
         self._lives += 1
         self._stop, self._scope, self._ended = trio.Event(), trio.CancelScope(), trio.Event()
         self.broker = None
-        self.has_disk_trouble = self.has_dead_disk
         cluster = self._cluster
         self.env = SimEnv(
             seed=cluster.seed,
@@ -147,6 +154,7 @@ class SimNode:
             clock_skew_ms=self.clock_skew_ms,
             clock_rate=dict(enumerate(cluster.settings.clock_rates, 1)).get(self.node, 1.0),
         )
+        self.has_disk_trouble = self.has_dead_disk
         cluster.trace.record(self.host, "started")
         cluster.nursery.start_soon(self._run, self.env)
 
@@ -158,7 +166,7 @@ class SimNode:
             with self._scope:
                 await server.run_broker(self._cluster.config_of(self.node), env, stop=self._stop)
         except (BaseExceptionGroup, Crashed, OSError, LogdError) as error:
-            if not self._may_end_by(error, env):
+            if not self.may_end_by(error, env):
                 raise
             if env.incarnation.is_alive:
                 self._cluster.trace.record(self.host, "ended_by_itself", reason=repr(error))
@@ -168,18 +176,17 @@ class SimNode:
                 self.files.kill()
             ended.set()
 
-    def _may_end_by(self, error: BaseException, env: SimEnv) -> bool:
+    def may_end_by(self, error: BaseException, env: SimEnv) -> bool:
         """Code that outlived its node met a dead handle: that is how a crash ends.  A broker
         that lives ends by an error only if its disk gave it one, or if it is told that it was
         removed."""
-        if env.incarnation.is_alive:
-            allowed: tuple[type[BaseException], ...] = (
-                (OSError, LogdError) if self.has_disk_trouble else ()
-            )
-            if self.is_leaving:
-                allowed += (ForeignDirectoryError,)
-        else:
-            allowed = (Crashed, OSError)
+        allowed: tuple[type[BaseException], ...] = ()
+        if env.has_disk_trouble:
+            allowed += (OSError, LogdError)
+        if not env.incarnation.is_alive:
+            allowed += (Crashed, OSError)
+        elif self.is_leaving:
+            allowed += (ForeignDirectoryError,)
         if isinstance(error, BaseExceptionGroup):
             return error.split(allowed)[1] is None
         return isinstance(error, allowed)

@@ -76,6 +76,8 @@ class SimEnv:
         """Change it to make the node's wall clock jump."""
         self._clock_rate = clock_rate
         self.blocking = blocking or BlockingConditions()
+        self.has_disk_trouble = False
+        """In this life the disk has refused something: the broker may end by itself."""
         self._seed = f"{seed}:{incarnation.host}:{incarnation.number}"
         self._sim_network = network
         self._network = network.attach(incarnation)

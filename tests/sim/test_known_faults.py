@@ -38,6 +38,7 @@ from tests.sim.run import run_deterministic
 TOPIC = "t"
 PATIENCE_S = 120.0
 SETTLED_S = 5.0
+STANDING_DISK = BlockingConditions(latency_s_min=20.0)
 
 pytestmark = pytest.mark.sim
 
@@ -253,9 +254,8 @@ def test_a_wiped_disk_is_not_taken_back_under_its_old_name_and_harms_nobody() ->
         victim, *others = told.nodes
         await victim.crash(power=True)
         victim.files = SimulatedFileSystem(random.Random(7), pid=victim.node)
-        victim.has_disk_trouble = True  # It may end by itself: its directory is not the one.
         victim.start()
-        victim.has_disk_trouble = True
+        victim.has_disk_trouble = True  # It may end by itself: its directory is not the one.
         await told.append(20)
         await trio.sleep(SETTLED_S)
         assert not victim.groups
@@ -501,6 +501,22 @@ def test_without_a_majority_callers_are_told_in_time_and_all_goes_on_when_it_is_
         await told.nothing_is_lost_on(told.nodes)
 
     tell(story)
+
+
+def test_a_topic_whose_partitions_get_no_leaders_is_created_all_the_same() -> None:
+    """Whoever waits is told before the time is up, not just after."""
+
+    async def story(told: Told) -> None:
+        for node in told.nodes[3:]:
+            node.set_blocking(STANDING_DISK)
+        timeout_ms = 3000
+        async with told.cluster.client(request_timeout_ms=timeout_ms) as client:
+            began = trio.current_time()
+            made = await client.admin.create_topic("u", partitions=5, replicas=2)
+            assert trio.current_time() - began < timeout_ms / 1000
+        assert any(partition.leader is None for partition in made.partitions)
+
+    tell(story, brokers=5)
 
 
 def test_a_broker_that_hears_no_other_does_not_keep_a_producer_from_the_leader() -> None:

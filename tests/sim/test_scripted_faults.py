@@ -10,7 +10,7 @@ import trio
 from logd.broker.broker import Broker
 from logd.broker.reading import fetch, offsets
 from logd.broker.subscriptions import DELIVERY_BYTES
-from logd.errors import LogdError, NotAReplicaError, TopicExistsError
+from logd.errors import LogdError, NotAReplicaError, StorageError, TopicExistsError
 from logd.replication.claims import CLAIMS_COMPARED_EVERY_S
 from logd.types import GroupId, NodeId, Offset
 from logd.wire.messages import FetchRequest, OffsetsRequest
@@ -181,6 +181,24 @@ def test_a_full_disk_that_is_still_full_after_a_restart_recovers_when_there_is_s
         async with client.consumer(TOPIC, start="earliest", from_replica=1) as consumer:
             records = aiter(consumer)
             assert [(await anext(records)).offset for _ in acknowledged] == acknowledged
+
+    play(story)
+
+
+def test_a_broker_may_be_killed_with_a_refusal_of_its_disk_on_the_way() -> None:
+    """It ends by the refusal then, though it is dead; without one that would be a bug."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        refused = StorageError("cannot write hard_state: simulated failure")
+        node, sound = cluster.nodes[NodeId(1)], cluster.nodes[NodeId(2)]
+        node.has_disk_trouble = True
+        for each in (node, sound):
+            await each.crash(power=False)
+        assert node.env is not None
+        assert sound.env is not None
+
+        assert node.may_end_by(refused, node.env)
+        assert not sound.may_end_by(refused, sound.env)
 
     play(story)
 
