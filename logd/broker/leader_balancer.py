@@ -5,8 +5,8 @@ them back.  Every broker looks at its own share now and then, and hands over a f
 while it leads at least two more than the replica they would go to.  A difference of one is left
 alone, so that a leader moved by hand stays where it was put and nothing goes to and fro.  And
 what goes to one broker at once is a part of the difference, since others may be looking at the
-same moment.  Only followers that are fed from memory are considered: a broker that is still catching
-up would make the partition wait.  A draining broker leads nothing and is given nothing.
+same moment.  Only followers that are fed from memory are considered: a broker that is still
+catching up would make the partition wait.  A draining broker leads nothing and is given nothing.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ has come by in the log, a broker opens what it has and neither makes nor removes
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 import trio
@@ -48,9 +49,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-OPENING_AT_ONCE = 8
-RETRY_S = 1.0
-BEING_REPAIRED = "damaged, and being repaired from its peers"
+FILES_AT_ONCE: Final = 8
+"""Replicas that are opened, or removed, at one time."""
+
+RETRY_S: Final = 1.0
+BEING_REPAIRED: Final = "damaged, and being repaired from its peers"
+
+T = TypeVar("T")
 
 
 class Partitions:
@@ -93,49 +98,64 @@ class Partitions:
         while True:
             wanted = {p.group: p for p in metadata.state.partitions_on(self._node.node)}
             may_change = self._is_up_to_date
-            is_tidy = may_change and await self._try_to_remove_others(wanted, metadata)
+            is_tidy = False
             missing = [
                 placement
                 for group, placement in wanted.items()
                 if group not in self._node.groups and group not in self._node.shut
                 if may_change or self._directory.has_group(group)
             ]
-            await self._open_all(missing, metadata)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._open_all, missing, metadata)
+                if may_change:
+                    is_tidy = await self._remove_others(wanted, metadata)
             self._apply_topic_options(wanted, metadata)
             if {p.group for p in metadata.state.partitions_on(self._node.node)} == set(wanted):
                 is_settled = is_tidy and not self._node.shut
                 with trio.move_on_after(math.inf if is_settled else RETRY_S):
                     await metadata.changed()
 
-    async def _try_to_remove_others(
+    async def _remove_others(
         self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
     ) -> bool:
         """False if the disk refused: it is tried again, and what is wanted is served."""
-        try:
-            await self._remove_others(wanted, metadata)
-        except (OSError, LogdError) as error:
-            log.error(log_events.TRASHING_FAILED, reason=str(error))
-            return False
-        return True
+        directory = self._directory
+        refused: list[LogdError | OSError] = []
 
-    async def _remove_others(
-        self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
-    ) -> None:
-        for group_id in list(self._node.groups):
-            if group_id != METADATA_GROUP and group_id not in wanted:
-                await self._node.remove_group(group_id)
-        for group_id in await self._env.run_blocking(self._directory.list_groups):
-            if self._is_handed_out(group_id, metadata) and group_id not in wanted:
-                placement = metadata.state.placement(group_id)
+        async def remove(group_id: GroupId) -> None:
+            placement = metadata.state.placement(group_id)
+            try:
                 if placement is None:
-                    await self._env.run_blocking(self._directory.trash_group, group_id)
+                    await self._env.run_blocking(directory.trash_group, group_id)
                     log.info(log_events.PARTITION_TRASHED, group=group_id)
                 else:
-                    await self._env.run_blocking(self._directory.retire_group, group_id)
+                    await self._env.run_blocking(directory.retire_group, group_id)
                     log.info(log_events.REPLICA_RETIRED, partition=str(placement.name))
-        for group_id in await self._env.run_blocking(self._directory.list_promises):
-            if metadata.state.placement(group_id) is None:
-                await self._env.run_blocking(self._directory.forget_promises, group_id)
+            except (OSError, LogdError) as error:
+                refused.append(error)
+
+        try:
+            leaving = [group_id for group_id in self._node.groups if group_id not in wanted]
+            await _for_each(
+                self._node.remove_group, [group for group in leaving if group != METADATA_GROUP]
+            )
+            found = await self._env.run_blocking(directory.list_groups)
+            await _for_each(
+                remove,
+                [
+                    group_id
+                    for group_id in found
+                    if self._is_handed_out(group_id, metadata) and group_id not in wanted
+                ],
+            )
+            for group_id in await self._env.run_blocking(directory.list_promises):
+                if metadata.state.placement(group_id) is None:
+                    await self._env.run_blocking(directory.forget_promises, group_id)
+        except (OSError, LogdError) as error:
+            refused.append(error)
+        for reason in refused:
+            log.error(log_events.TRASHING_FAILED, reason=str(reason))
+        return not refused
 
     def _is_handed_out(self, group_id: GroupId, metadata: MetadataService) -> bool:
         return METADATA_GROUP < group_id < metadata.state.next_group
@@ -155,15 +175,10 @@ class Partitions:
                 self.compaction.set_policy(group, options)
 
     async def _open_all(self, missing: list[PartitionPlacement], metadata: MetadataService) -> None:
-        limiter = trio.CapacityLimiter(OPENING_AT_ONCE)
-
         async def open_one(placement: PartitionPlacement) -> None:
-            async with limiter:
-                await self._open_partition(placement, metadata)
+            await self._open_partition(placement, metadata)
 
-        async with trio.open_nursery() as nursery:
-            for placement in missing:
-                nursery.start_soon(open_one, placement)
+        await _for_each(open_one, missing)
 
     async def _open_partition(
         self, placement: PartitionPlacement, metadata: MetadataService
@@ -286,3 +301,16 @@ class Partitions:
             index_interval_bytes=self._config.index_interval_bytes,
             allocate_bytes=min(self._config.allocate_bytes, segment_bytes),
         )
+
+
+async def _for_each(function: Callable[[T], Awaitable[None]], items: Sequence[T]) -> None:
+    """Call it for each, some at a time."""
+    limiter = trio.CapacityLimiter(FILES_AT_ONCE)
+
+    async def call(item: T) -> None:
+        async with limiter:
+            await function(item)
+
+    async with trio.open_nursery() as nursery:
+        for item in items:
+            nursery.start_soon(call, item)

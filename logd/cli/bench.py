@@ -17,7 +17,12 @@ from logd.cli.benchmark.settings import Settings
 from logd.cli.display import print_facts, print_json
 from logd.cli.options import bootstrap_option, output_option
 from logd.errors import UsageError
-from logd.limits import METADATA_VOTERS_MAX, PARTITIONS_PER_TOPIC_MAX, RECORD_BYTES_MAX
+from logd.limits import (
+    DELIVERY_TIMEOUT_MS_MAX,
+    METADATA_VOTERS_MAX,
+    PARTITIONS_PER_TOPIC_MAX,
+    RECORD_BYTES_MAX,
+)
 
 if TYPE_CHECKING:
     from logd.cli.benchmark.run import Measure
@@ -48,6 +53,13 @@ _COMMON: Final = (
         show_default=True,
     ),
     click.option("--batch-bytes", type=click.IntRange(min=1), help="Default: the client's."),
+    click.option(
+        "--linger-ms",
+        type=click.IntRange(0, DELIVERY_TIMEOUT_MS_MAX),
+        default=0,
+        show_default=True,
+        help="Let a batch wait so long for more records.",
+    ),
     click.option(
         "--durability",
         type=click.Choice(["synced", "replicated"]),

@@ -267,9 +267,7 @@ class Log:
             StorageError: no log there, not ours, of a newer format, or the disk failed.
         """
         try:
-            found = recover(
-                files, directory, identity, options.index_interval_bytes, is_new=is_new
-            )
+            found = recover(files, directory, identity, options.index_interval_bytes, is_new=is_new)
             log = cls(files, directory, identity, options, found)
             if not is_new:
                 log._sync_recovered()

@@ -75,6 +75,7 @@ FAST_TESTS = {
         "tests/unit/test_partition_state.py",
     ),
     "logd/replication": (
+        "tests/unit/test_opening.py",
         "tests/unit/test_group.py",
         "tests/unit/test_group_memory.py",
         "tests/unit/test_sync_pool.py",

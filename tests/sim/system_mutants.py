@@ -89,6 +89,27 @@ SYSTEM_MUTANTS = (
         "    files.rename(unfinished, path)\n",
     ),
     Mutant(
+        "a new replica's files are not durable before their directory has its name",
+        "P2: one leader per term",
+        "logd/replication/opening.py",
+        "    files.sync_directory(unfinished)\n    files.rename(unfinished, path)\n",
+        "    files.rename(unfinished, path)\n",
+    ),
+    Mutant(
+        "a new replica's directory is not durable when it votes",
+        "P2: one leader per term",
+        "logd/replication/opening.py",
+        '    files.rename(unfinished, path)\n    files.sync_directory(path.rpartition("/")[0])\n',
+        "    files.rename(unfinished, path)\n",
+    ),
+    Mutant(
+        "a replica that was there before counts as new",
+        "P1: never trust the page cache of a process that died",
+        "logd/replication/opening.py",
+        "    is_new = not files.exists(path)\n    if is_new:\n",
+        "    is_new = True\n    if not files.exists(path):\n",
+    ),
+    Mutant(
         "a checkpoint from beyond the log is loaded",
         "P4: state of what was truncated",
         "logd/storage/checkpoint.py",

@@ -21,6 +21,7 @@ class Settings:
     record_bytes_max: int | None = None
     """Sizes are mixed: from ``record_bytes`` to this."""
     batch_bytes: int | None = None
+    linger_ms: int = 0
     durability: Durability = "synced"
     producers: int = 1
     partitions: int = 1

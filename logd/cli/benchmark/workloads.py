@@ -370,8 +370,9 @@ def _shares(total: int, among: Sequence[object]) -> list[int]:
 @asynccontextmanager
 async def _producers(bench: Bench, topic: str) -> AsyncIterator[list[Producer]]:
     """One producer shares the bench's connection; several have one each."""
-    batch_bytes = bench.settings.batch_bytes
-    options: dict[str, Any] = {} if batch_bytes is None else {"batch_bytes": batch_bytes}
+    options: dict[str, Any] = {"linger_ms": bench.settings.linger_ms}
+    if bench.settings.batch_bytes is not None:
+        options["batch_bytes"] = bench.settings.batch_bytes
     async with AsyncExitStack() as stack:
         found = []
         for _ in range(bench.settings.producers):

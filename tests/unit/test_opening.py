@@ -1,0 +1,89 @@
+"""A new replica is there whole, or not at all, whenever the power fails while it is made."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+import pytest
+
+from logd.errors import LogdError, StorageFailedError
+from logd.limits import KIB
+from logd.raft.messages import HardState
+from logd.replication.opening import OpenedGroup, open_group
+from logd.storage.directory import DataDirectory
+from logd.storage.log import LogOptions
+from logd.types import GroupId, NodeId, Term
+from tests.sim.files import SimulatedFileSystem
+
+NODE, OTHER = NodeId(1), NodeId(2)
+GROUP = GroupId(3)
+OPTIONS = LogOptions(segment_bytes=64 * KIB)
+
+
+def a_directory(disk: SimulatedFileSystem) -> DataDirectory:
+    return DataDirectory.open(disk, "/data", NODE, lambda: "drawn")
+
+
+def opened_in(disk: SimulatedFileSystem, directory: DataDirectory) -> OpenedGroup:
+    return open_group(disk, directory, NODE, GROUP, OPTIONS)
+
+
+def test_a_new_replica_can_be_opened_whenever_the_power_failed_while_it_was_made() -> None:
+    operations = 30
+    for failing in range(operations):
+        for seed in range(8):
+            disk = SimulatedFileSystem(random.Random(seed))
+            directory = a_directory(disk)
+            left = failing
+
+            def fail(_operation: str, path: str) -> None:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise OSError(5, "power is out", path)
+
+            disk.on_operation = fail
+            with contextlib.suppress(OSError, LogdError):
+                opened_in(disk, directory)
+            disk.on_operation = None
+            disk.crash(random.Random(seed))
+
+            opened = opened_in(disk, a_directory(disk))
+
+            assert opened.damage is None
+            assert opened.log.end_offset == 0
+    assert left >= 0, "more operations than were tried: raise the number"
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_vote_that_a_new_replica_gave_outlives_a_power_cut(seed: int) -> None:
+    disk = SimulatedFileSystem(random.Random(seed))
+    opened = opened_in(disk, a_directory(disk))
+    opened.hard_state.save(Term(1), OTHER)
+
+    disk.crash(random.Random(seed))
+
+    assert opened_in(disk, a_directory(disk)).loaded_hard_state == HardState(Term(1), OTHER)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_what_a_replica_found_when_it_was_opened_again_outlives_a_power_cut(seed: int) -> None:
+    """Its process had failed to sync a vote, which the page cache shows all the same."""
+    disk = SimulatedFileSystem(random.Random(seed))
+    opened = opened_in(disk, a_directory(disk))
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "sync":
+            raise OSError(5, "simulated failure", path)
+
+    disk.on_operation = refuse
+    with pytest.raises(StorageFailedError):
+        opened.hard_state.save(Term(1), OTHER)
+    disk.on_operation = None
+    disk.kill()
+    found = opened_in(disk, a_directory(disk)).loaded_hard_state
+
+    disk.crash(random.Random(seed))
+
+    assert opened_in(disk, a_directory(disk)).loaded_hard_state == found
