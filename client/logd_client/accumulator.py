@@ -110,6 +110,28 @@ class OpenBatch:
             self.header_count += len(headers)
         return position
 
+    def add_many(
+        self,
+        values: list[Value],
+        keys: list[bytes | None] | bytes | None,
+        timestamp_ms: int,
+        size: int,
+    ) -> int:
+        """Add records without headers; the position of the first in the batch."""
+        position, count = len(self.values), len(values)
+        self.values += values
+        self.size_bytes += size
+        assert isinstance(self.timestamps_ms, list)
+        self.timestamps_ms += [timestamp_ms] * count
+        if keys is not None and self.keys is None:
+            self.keys = [None] * position
+        if self.keys is not None:
+            assert isinstance(self.keys, list)
+            self.keys += keys if isinstance(keys, list) else [keys] * count
+        if self.headers is not None:
+            self.headers += [NO_HEADERS] * count
+        return position
+
     def add_plain(self, value: bytes, timestamp_ms: int, size: int, batch_bytes: int) -> int:
         """``takes`` and ``add`` in one, for a record without key and headers among its like.
 
@@ -132,12 +154,12 @@ class OpenBatch:
         self.size_bytes = size_bytes
         return position
 
-    def takes(self, size: int, header_count: int, batch_bytes: int) -> bool:
-        """Whether a record of ``size`` bytes still belongs here."""
+    def takes(self, size: int, header_count: int, batch_bytes: int, record_count: int = 1) -> bool:
+        """Whether records of ``size`` bytes still belong here."""
         return (
             not self.is_closed
             and self.size_bytes + size <= batch_bytes
-            and len(self.values) < RECORDS_PER_BATCH_MAX
+            and len(self.values) + record_count <= RECORDS_PER_BATCH_MAX
             and self.header_count + header_count <= HEADERS_PER_BATCH_MAX
         )
 

@@ -145,12 +145,12 @@ class ManyDeliveries:
     """What becomes of the records of one ``append_many``, by input position."""
 
     def __init__(self) -> None:
-        self._batches: list[tuple[Sequence[int], Delivery]] = []
+        self._batches: list[tuple[Sequence[int], Delivery, int]] = []
         self._failures: list[tuple[int, int, LogdError]] = []
 
-    def add_batch(self, positions: Sequence[int], delivery: Delivery) -> None:
-        """The inputs at ``positions``, increasing, travel in one batch."""
-        self._batches.append((positions, delivery))
+    def add_batch(self, positions: Sequence[int], delivery: Delivery, first: int) -> None:
+        """The inputs at ``positions``, increasing, travel in one batch, from row ``first`` on."""
+        self._batches.append((positions, delivery, first))
 
     def add_failure(self, position: int, error: LogdError) -> None:
         """The input at ``position`` cannot travel at all."""
@@ -163,13 +163,13 @@ class ManyDeliveries:
             PartialAppendError: some failed; has both.
         """
         acks: list[tuple[int, AckRange]] = []
-        for positions, delivery in self._batches:
+        for positions, delivery, first in self._batches:
             await delivery.wait()
             for start, end, at in _runs(positions):
                 if delivery.error is not None:
                     self._failures.append((start, end, delivery.error))
                 else:
-                    acks.append((start, delivery.ack_range(at, end - start)))
+                    acks.append((start, delivery.ack_range(first + at, end - start)))
         acks.sort(key=lambda pair: pair[0])
         ranges = tuple(ack for _, ack in acks)
         if self._failures:
@@ -179,7 +179,7 @@ class ManyDeliveries:
 
 
 def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Start and end of each run of consecutive positions, and where it lies in the batch."""
+    """Start and end of each run of consecutive positions, and where it lies among them."""
     if isinstance(positions, range):
         yield positions.start, positions.stop, 0
         return

@@ -168,3 +168,40 @@ def test_a_worker_that_is_cut_off_stops_before_its_item_is_handed_to_another() -
         assert both == [["first"], ["second"]]
 
     tell(story)
+
+
+def test_small_calls_of_append_many_share_batches_and_each_is_told_its_own_offsets() -> None:
+    calls, fenced = 40, 20
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic("t", partitions=1, replicas=3)
+        told: dict[int, bytes] = {}
+        async with (
+            client.lock("l") as lease,
+            client.producer("t") as producer,
+            trio.open_nursery() as nursery,
+        ):
+
+            async def append(call: int) -> None:
+                values = [b"%d-%d" % (call, at) for at in range(3)]
+                fence = lease if call >= fenced else None
+                ranges = await producer.append_many(values, fence=fence)
+                offsets = [part.base_offset + at for part in ranges for at in range(part.count)]
+                told.update(zip(offsets, values, strict=True))
+
+            for call in range(calls):
+                nursery.start_soon(append, call)
+        read: dict[int, bytes | None] = {}
+        batches = 0
+        async with client.consumer("t", start="earliest") as consumer:
+            async for batch in consumer.batches():
+                batches += 1
+                read.update(zip(batch.offsets, batch.values, strict=True))
+                if len(read) == len(told):
+                    break
+        assert read == told
+        assert len(told) == 3 * calls
+        # What is fenced never shares with what is not.
+        assert 2 <= batches < calls / 2
+
+    tell(story)

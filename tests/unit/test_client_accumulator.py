@@ -100,6 +100,32 @@ def test_records_joined_one_by_one_come_out_as_they_went_in() -> None:
     assert list(decoded.timestamps_ms) == [10, 11, 9]
 
 
+def test_records_joined_together_come_out_as_if_they_had_joined_one_by_one() -> None:
+    together, one_by_one = open_batch(), open_batch()
+    headers = (("trace", b"1"),)
+    for batch in (together, one_by_one):
+        batch.add(b"a", None, headers, 10, 1)
+
+    positions = [
+        together.add_many([b"b", None], None, 11, 2),
+        together.add_many([b"c", b"d"], b"all", 12, 2),
+        together.add_many([b"e", b"f"], [b"k", None], 9, 2),
+    ]
+    for value, key, timestamp_ms in [
+        *((b"b", None, 11), (None, None, 11), (b"c", b"all", 12)),
+        *((b"d", b"all", 12), (b"e", b"k", 9), (b"f", None, 9)),
+    ]:
+        one_by_one.add(value, key, (), timestamp_ms, 1)
+
+    assert positions == [1, 3, 5]
+    sealed = [
+        batch.seal(Codec.NONE, producer_id=0, producer_epoch=0, base_sequence=0)
+        for batch in (together, one_by_one)
+    ]
+    assert sealed[0] == sealed[1]
+    assert together.size_bytes == one_by_one.size_bytes
+
+
 def test_a_batch_takes_records_up_to_its_size_and_none_when_closed() -> None:
     batch = open_batch()
     batch.add(b"x" * 60, None, (), 0, 60)
@@ -107,6 +133,7 @@ def test_a_batch_takes_records_up_to_its_size_and_none_when_closed() -> None:
     assert batch.takes(40, 0, batch_bytes=100)
     assert not batch.takes(41, 0, batch_bytes=100)
     assert not batch.takes(1, HEADERS_PER_BATCH_MAX + 1, batch_bytes=100)
+    assert not batch.takes(0, 0, batch_bytes=100, record_count=RECORDS_PER_BATCH_MAX)
     batch.is_closed = True
     assert not batch.takes(1, 0, batch_bytes=100)
 

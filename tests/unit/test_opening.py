@@ -18,6 +18,9 @@ from tests.sim.files import SimulatedFileSystem
 
 NODE, OTHER = NodeId(1), NodeId(2)
 GROUP = GroupId(3)
+OPERATIONS = 30
+"""More than it takes."""
+
 OPTIONS = LogOptions(segment_bytes=64 * KIB)
 
 
@@ -30,8 +33,8 @@ def opened_in(disk: SimulatedFileSystem, directory: DataDirectory) -> OpenedGrou
 
 
 def test_a_new_replica_can_be_opened_whenever_the_power_failed_while_it_was_made() -> None:
-    operations = 30
-    for failing in range(operations):
+    left = 0
+    for failing in range(OPERATIONS):
         for seed in range(8):
             disk = SimulatedFileSystem(random.Random(seed))
             directory = a_directory(disk)
