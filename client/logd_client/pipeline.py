@@ -14,6 +14,9 @@ became of each (``acknowledge``, ``refuse``, ``abandon``, ``expire``).  How orde
   stored is sent again under its old sequence, and is either a duplicate after all or refused.
   When none of them can have been stored, the producer epoch is raised, sequences begin at 0,
   and they are sealed again.
+- What was sent on a connection that was given up may still arrive, all of it in its order.  A
+  batch of which that is true cannot be sealed again, unless one before it certainly never
+  arrives: it fails, and its callers are told that it may be stored.
 - A conditional append (``expected_offset``) travels alone, so that its refusal makes no hole
   for others to fall into.
 
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Final
 
 from logd.errors import (
@@ -43,7 +47,7 @@ from logd_client.delivery import Delivery
 
 _JUDGED_ON_THE_LOG: Final = (OutOfSequenceError, UnexpectedOffsetError, FencedError)
 """Refusals that are made only after the leader looked for a duplicate: what they say about
-earlier attempts holds."""
+earlier attempts holds.  But of one that is out of sequence it holds for those that have arrived."""
 
 _BEFORE_GATHERING: Final = 2
 """With so many batches under way a batch that can grow does, until one of them is answered.  Its
@@ -61,6 +65,7 @@ class SealedBatch:
         "deadline",
         "delivery",
         "expected_offset",
+        "has_lost_attempt",
         "is_in_doubt",
         "is_outstanding",
         "record_count",
@@ -83,6 +88,8 @@ class SealedBatch:
         self.is_outstanding = False
         """Sent, and not answered yet."""
         self.is_in_doubt = False
+        self.has_lost_attempt = False
+        """One was never answered: it may still be on its way."""
 
     @property
     def is_certainly_not_stored(self) -> bool:
@@ -113,7 +120,9 @@ class Pipeline:
         self._epoch = 0
         self._next_sequence = 0
         self._hole: int | None = None
-        """Lowest sequence, in this epoch, that no leader will ever take."""
+        """Lowest sequence, in this epoch, that failed."""
+        self._never_stored: int | None = None
+        """Lowest sequence, in this epoch, that certainly was not stored and never will be."""
         self._session = 0
         self._is_halted = False
         self._may_resend = False
@@ -271,8 +280,8 @@ class Pipeline:
         if batch.delivery.is_settled:
             return
         if error.may_have_applied:
-            batch.is_in_doubt = True
-        elif isinstance(error, _JUDGED_ON_THE_LOG):
+            batch.is_in_doubt = batch.has_lost_attempt = True
+        elif isinstance(error, _JUDGED_ON_THE_LOG) and not self._may_still_arrive(batch, error):
             batch.is_in_doubt = False
 
         if self._is_gap(batch, error):
@@ -284,9 +293,25 @@ class Pipeline:
             self._fail(batch, error)
         self._fill_hole()
 
+    def _may_still_arrive(self, batch: SealedBatch, error: LogdError) -> bool:
+        """An earlier attempt of what was refused as out of sequence could yet be stored: behind
+        earlier attempts of all that is before it."""
+        return (
+            isinstance(error, OutOfSequenceError)
+            and batch.has_lost_attempt
+            and not self._is_cut_off(batch)
+        )
+
+    def _is_cut_off(self, batch: SealedBatch) -> bool:
+        """Something before it is certainly never stored in this epoch."""
+        if self._never_stored is not None and batch.base_sequence > self._never_stored:
+            return True
+        before = takewhile(lambda other: other is not batch, self._unresolved)
+        return any(map(self._is_behind_hole, before))
+
     def _is_gap(self, batch: SealedBatch, error: LogdError) -> bool:
-        """Refused only because a batch before it is missing, and certainly not stored."""
-        if not isinstance(error, OutOfSequenceError) or batch.is_in_doubt:
+        """Refused only because a batch before it is missing, which does not end its way."""
+        if not isinstance(error, OutOfSequenceError) or error.may_have_applied:
             return False
         return self._is_behind_hole(batch) or self._unresolved[0] is not batch
 
@@ -295,7 +320,8 @@ class Pipeline:
         self.trouble = error
         self._is_halted = True
         for batch in list(self._unresolved):
-            batch.is_in_doubt = batch.is_in_doubt or batch.is_outstanding
+            if batch.is_outstanding:
+                batch.is_in_doubt = batch.has_lost_attempt = True
             batch.is_outstanding = False
             if batch.is_in_doubt and not self._producer_id:
                 self._fail(batch, _same_error(error, may_have_applied=True))
@@ -338,6 +364,11 @@ class Pipeline:
             self._hole = batch.base_sequence
         elif self._hole is not None:
             self._hole = min(self._hole, batch.base_sequence)
+        if not error.may_have_applied and self._producer_id:
+            lowest = self._never_stored
+            self._never_stored = (
+                batch.base_sequence if lowest is None else min(lowest, batch.base_sequence)
+            )
         batch.delivery.fail(error)
         self._on_settled(batch.size_bytes)
 
@@ -363,11 +394,12 @@ class Pipeline:
         self._epoch += 1
         self._may_resend = True
         self._next_sequence = 0
-        self._hole = None
+        self._hole = self._never_stored = None
         for batch in self._unresolved:
             batch.data = _sealed_again(batch.data, self._codec, self._epoch, self._next_sequence)
             batch.base_sequence = self._next_sequence
             batch.session = _NO_SESSION
+            batch.has_lost_attempt = False
             self._next_sequence += batch.record_count
 
 

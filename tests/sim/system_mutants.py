@@ -485,6 +485,20 @@ SYSTEM_MUTANTS = (
     ),
     # --- the client ---------------------------------------------------------------------------
     Mutant(
+        "what was lost on its way is not stored once a retry was out of sequence",
+        "P4: stored once",
+        "client/logd_client/pipeline.py",
+        "isinstance(error, _JUDGED_ON_THE_LOG) and not self._may_still_arrive(batch, error)",
+        "isinstance(error, _JUDGED_ON_THE_LOG)",
+    ),
+    Mutant(
+        "what is cut off may still arrive",
+        "P3: nothing is in doubt without need",
+        "client/logd_client/pipeline.py",
+        "        return any(map(self._is_behind_hole, before))\n",
+        "        return False\n",
+    ),
+    Mutant(
         "the epoch is raised while batches may be stored",
         "P4",
         "client/logd_client/pipeline.py",
@@ -495,16 +509,17 @@ SYSTEM_MUTANTS = (
         "a batch whose connection was lost counts as not stored",
         "P3",
         "client/logd_client/pipeline.py",
-        "            batch.is_in_doubt = batch.is_in_doubt or batch.is_outstanding\n"
+        "                batch.is_in_doubt = batch.has_lost_attempt = True\n"
         "            batch.is_outstanding = False",
-        "            batch.is_outstanding = False",
+        "                pass\n            batch.is_outstanding = False",
     ),
     Mutant(
         "a doubtful refusal counts as certain",
         "P3",
         "client/logd_client/pipeline.py",
-        "        if error.may_have_applied:\n            batch.is_in_doubt = True",
-        "        if False:\n            batch.is_in_doubt = True",
+        "        if error.may_have_applied:\n"
+        "            batch.is_in_doubt = batch.has_lost_attempt = True\n        elif",
+        "        if False:\n            pass\n        elif",
     ),
     Mutant(
         "a batch out when its time is up counts as not stored",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from typing import NamedTuple
@@ -335,10 +336,11 @@ def test_a_batch_in_doubt_behind_a_hole_is_settled_in_its_own_epoch_first() -> N
     assert [sequence_of(batch) for batch in bench.take_all()] == [(1, 0)]
 
 
-def test_a_batch_in_doubt_behind_a_hole_that_proves_absent_goes_to_the_next_epoch() -> None:
+def test_a_lost_batch_behind_a_lost_one_that_expired_may_still_be_stored() -> None:
+    """Both may be on their way on the connection that was lost, and arrive in order."""
     bench = Bench()
     bench.put(b"a", deadline=10)
-    bench.put(b"b")
+    behind = bench.put(b"b")
     for batch in bench.take_all():
         bench.refuse(batch, lost())
 
@@ -346,8 +348,66 @@ def test_a_batch_in_doubt_behind_a_hole_that_proves_absent_goes_to_the_next_epoc
     bench.pipeline.restart()
     (retried,) = bench.take_all()
     bench.refuse(retried, gap())
+    bench.put(b"c")
 
-    assert [sequence_of(batch) for batch in bench.take_all()] == [(1, 0)]
+    assert isinstance(behind.error, OutOfSequenceError)
+    assert behind.error.may_have_applied
+    assert [decode_batch(batch.data).values for batch in bench.take_all()] == [[b"c"]]
+
+
+def test_a_lost_batch_behind_one_that_was_refused_for_good_goes_to_the_next_epoch() -> None:
+    """What was lost of it cannot be stored any more, wherever it is."""
+    bench = Bench()
+    bench.put(b"a")
+    bench.put(b"b")
+    first, second = bench.take_all()
+    bench.refuse(first, NotLeaderError())
+    bench.refuse(second, lost())
+    bench.pipeline.restart()
+    first, second = bench.take_all()
+
+    bench.refuse(first, InvalidBatchError("no"))
+    bench.refuse(second, gap())
+
+    (retried,) = bench.take_all()
+    assert sequence_of(retried) == (1, 0)
+    assert decode_batch(retried.data).values == [b"b"]
+
+
+def test_a_lost_batch_behind_one_that_is_not_sent_again_goes_to_the_next_epoch_with_it() -> None:
+    bench = Bench()
+    bench.put(b"a", deadline=10)
+    bench.put(b"b")
+    bench.put(b"c")
+    first, second, third = bench.take_all()
+    bench.refuse(first, lost())
+    bench.refuse(second, NotLeaderError())
+    bench.refuse(third, lost())
+    bench.pipeline.expire(now=10)
+    bench.pipeline.restart()
+
+    (retried,) = bench.take_all()
+    bench.refuse(retried, gap())
+
+    assert retried is third
+    assert [sequence_of(batch) for batch in bench.take_all()] == [(1, 0), (1, 1)]
+
+
+def test_a_lost_batch_refused_while_one_before_it_is_retried_is_retried_too() -> None:
+    bench = Bench()
+    bench.put(b"a")
+    behind = bench.put(b"b")
+    for batch in bench.take_all():
+        bench.refuse(batch, lost())
+    bench.pipeline.restart()
+    first, second = bench.take_all()
+
+    bench.refuse(first, NotLeaderError())
+    bench.refuse(second, gap())
+    bench.pipeline.restart()
+
+    assert not behind.is_settled
+    assert [sequence_of(batch) for batch in bench.take_all()] == [(0, 0), (0, 1)]
 
 
 def test_the_first_batch_out_of_sequence_is_reported_with_the_brokers_doubt() -> None:
@@ -505,28 +565,40 @@ class History:
         self.bench = Bench(in_flight=self.random.choice([1, 2, 5]))
         self.leader = Leader()
         self.now = 0.0
+        self.deadline = 0.0
+        """Of the batch that was put last: none expires before one that is before it."""
         self.values: dict[Delivery, list[bytes]] = {}
         self.on_the_way: list[Attempt] = []
+        self.late: list[list[Attempt]] = []
+        """What was sent on connections that the client has given up, and is still on its way."""
+        self.stands_still_until = 0.0
+        """Until then the leader takes up nothing."""
         self.loss = self.random.choice([0.0, 0.05, 0.3])
+        self.standstills = self.random.choice([0.0, 0.02])
         self.refusals = self.random.choice([0.0, 0.02])
         self.expiry_s = self.random.choice([20.0, 200.0])
 
     def run(self) -> None:
         steps: list[Callable[[], None]] = [self.put, self.send, self.receive, self.receive]
+        steps.append(self.receive_late)
         for _ in range(300):
             self.now += self.random.random()
+            if self.random.random() < self.standstills:
+                self.stands_still_until = self.now + self.random.choice([5.0, 25.0])
             self.random.choice(steps)()
             self.tend()
-        self.loss = self.refusals = 0
+        self.loss = self.refusals = self.stands_still_until = 0
         for _ in range(200):
             self.send()
             self.receive()
+            self.receive_late()
             self.tend()
 
     def put(self) -> None:
         number = len(self.values)
         values = [b"%d.%d" % (number, row) for row in range(self.random.randint(1, 3))]
-        delivery = self.bench.put(*values, deadline=self.now + self.expiry_s)
+        self.deadline = max(self.deadline, self.now + self.expiry_s * self.random.random())
+        delivery = self.bench.put(*values, deadline=self.deadline)
         self.values[delivery] = values
 
     def send(self) -> None:
@@ -539,7 +611,7 @@ class History:
         if self.on_the_way and self.random.random() < self.loss:
             self.lose_connection()
             return
-        if not self.on_the_way:
+        if not self.on_the_way or self.now < self.stands_still_until:
             return
         attempt = self.on_the_way.pop(0)
         pipeline = self.bench.pipeline
@@ -553,16 +625,21 @@ class History:
             pipeline.acknowledge(attempt.batch, attempt.session, response)
 
     def lose_connection(self) -> None:
-        """The leader gets a part of what was sent; the client learns of none of it."""
-        arrived = self.random.randint(0, len(self.on_the_way))
+        """The leader gets a part of what was sent, some of it later; the client learns of none."""
         lost_attempts, self.on_the_way = self.on_the_way, []
-        for attempt in lost_attempts[:arrived]:
-            try:
-                self.leader.append(attempt.data)
-            except OutOfSequenceError:
-                continue
+        self.late.append(lost_attempts[: self.random.randint(0, len(lost_attempts))])
+        for _ in range(self.random.randint(0, len(lost_attempts))):
+            self.receive_late()
         for attempt in lost_attempts:
             self.bench.pipeline.refuse(attempt.batch, attempt.session, lost())
+
+    def receive_late(self) -> None:
+        """The leader takes up the next frame of a connection that was given up."""
+        self.late = [attempts for attempts in self.late if attempts]
+        if self.late and self.now >= self.stands_still_until:
+            attempt = self.random.choice(self.late).pop(0)
+            with contextlib.suppress(OutOfSequenceError):
+                self.leader.append(attempt.data)
 
     def tend(self) -> None:
         self.bench.pipeline.expire(self.now)
@@ -583,7 +660,7 @@ class History:
                 assert not set(values) & set(log), f"stored in spite of {delivery.error!r}"
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", range(600))
 def test_any_history_keeps_order_stores_once_and_reports_the_truth(seed: int) -> None:
     history = History(seed)
 
