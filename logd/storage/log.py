@@ -25,7 +25,6 @@ written to; what the synced mark claims was synced before the mark was.
 
 from __future__ import annotations
 
-import errno
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -60,6 +59,7 @@ from logd.storage.segment_index import (
     remove_indexes,
     remove_indexes_durably,
 )
+from logd.storage.space_ahead import SpaceAhead
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, encode_mark, newest_mark
 from logd.storage.whole_file import make_directory_durably, write_in_new_directory
 from logd.types import Buffer, FilePosition, Offset, Term
@@ -74,24 +74,11 @@ __all__ = [
     "SyncedMark",
 ]
 
-_ALLOCATE_BYTES_MIN: Final = 64 * KIB
-
-_FILL_BYTES_MAX: Final = 1 * MIB
-"""Zeros that a small write puts behind itself.  Reserved space that was never written costs the
-sync after each write into it a commit of the file system's journal, which takes several times
-as long as the data; the zeros pay for the next thousands of small writes at once."""
-
-_WRITES_PER_FILL_MIN: Final = 8
-"""A write that would use up the zeros sooner does without: its bytes would be written twice."""
-_ZEROS: Final = memoryview(bytes(_FILL_BYTES_MAX))
-
 _SEALED_OPEN_MAX: Final = 4
 """Sealed segments of one log that stay open after a read."""
 
 _SEGMENT_FILE: Final = re.compile(r"\d{20}\.log", re.ASCII)
 """How the names of segments, of their indexes and of what was never finished begin."""
-
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LogBatch(NamedTuple):
@@ -189,9 +176,7 @@ class Log:
         self._end = found.end
         self._synced = found.end
         self._mark = found.mark
-        self._allocated = found.end.position
-        self._filled = found.end.position
-        """Up to here the active file was written to, with batches or with zeros."""
+        self._space = SpaceAhead(found.end.position, options.segment_bytes, options.allocate_bytes)
         self._recently_read: list[Segment] = []
         self._changes = 0
         """Raised whenever bytes that a reader may be looking at become others."""
@@ -410,6 +395,7 @@ class Log:
     def set_options(self, options: LogOptions) -> None:
         """Lay out what comes from now on differently; what is there stays as it is."""
         self._options = options
+        self._space.set_bounds(options.segment_bytes, options.allocate_bytes)
 
     @property
     def _active(self) -> Segment:
@@ -443,11 +429,12 @@ class Log:
             position = FilePosition(position + batch.size_bytes)
         assert position - end.position == sum(map(len, buffers))
         assert position <= RELATIVE_OFFSET_MAX, "index rows hold positions in 32 bits"
+        space = self._space
         try:
-            if position > self._allocated:
-                self._allocate(file, position)
-            if position > self._filled:
-                buffers += self._zeros_behind(position, position - end.position)
+            if position > space.allocated:
+                space.allocate(file, position)
+            if position > space.filled:
+                buffers += space.zeros_behind(position, position - end.position)
             file.pwritev(buffers, end.position)
         except OSError as error:
             raise self._fail("append", error) from error
@@ -472,7 +459,7 @@ class Log:
         syncing = self.begin_sync(commit_offset)
         file, indexes = self._active.active()
         try:
-            self._allocate_ahead(file, syncing.end.position)
+            self._space.reserve(file, syncing.end.position)
             syncing.file.sync()
         except OSError as error:
             raise self.fail_sync(error) from error
@@ -487,7 +474,7 @@ class Log:
     def sync_has_company(self) -> bool:
         """Besides the sync itself there is something to do that may block: ``sync`` does both."""
         _, indexes = self._active.active()
-        return indexes.has_much_unwritten or self._wants_space(self._end.position)
+        return indexes.has_much_unwritten or self._space.is_wanted(self._end.position)
 
     def begin_sync(self, commit_offset: Offset) -> Syncing:
         """The first part of ``sync``, for who syncs the file by other means.
@@ -565,7 +552,7 @@ class Log:
         active.end = end.position
         self._mark = mark
         self._end = self._synced = LogEnd(end.offset, end.term, FIRST_POSITION)
-        self._allocated = self._filled = FIRST_POSITION
+        self._space.begin(FIRST_POSITION)
         self._segments = (*self._segments, fresh)
         self._note_read(active)
 
@@ -995,7 +982,7 @@ class Log:
             file.truncate(end.position)
             file.sync()
         self._mark = mark
-        self._allocated = self._filled = end.position
+        self._space.begin(end.position)
         return mark.commit_offset
 
     def _drop_segments_behind(self, number: int) -> None:
@@ -1012,7 +999,7 @@ class Log:
         assert found.end_position == last.end
         self._mark = found
         self._end = self._synced = LogEnd(found.end_offset, found.term, found.end_position)
-        self._allocated = self._filled = found.end_position
+        self._space.begin(found.end_position)
         self._segments = self._segments[: number + 1]
         self._recently_read = [each for each in self._recently_read if each in self._segments[:-1]]
 
@@ -1029,7 +1016,7 @@ class Log:
             self._mark = mark
         file.truncate(position)
         file.sync()
-        self._allocated = self._filled = position
+        self._space.begin(position)
         self._end = self._synced = cut
         active.end = position
         active.indexes = indexes.kept_below(position)
@@ -1049,42 +1036,6 @@ class Log:
         self._files.sync_directory(self._directory)
         remove_indexes(self._files, first.path)
         self._recently_read = [each for each in self._recently_read if each is not first]
-
-    def _allocate(self, file: File, needed: FilePosition) -> None:
-        """Reserve space for ``needed`` and a step more, but no more than the segment may use."""
-        end = max(needed, min(needed + self._step(needed), self._options.segment_bytes))
-        file.allocate(end)
-        self._allocated = FilePosition(end)
-
-    def _zeros_behind(self, position: FilePosition, size: int) -> Sequence[Buffer]:
-        """What goes behind a write of ``size`` bytes that ends at ``position``, into space that
-        is reserved: zeros, as there are to whoever reads it, but written."""
-        count = max(_ALLOCATE_BYTES_MIN, min(position, _FILL_BYTES_MAX))
-        if size * _WRITES_PER_FILL_MIN > count:
-            count = 0
-        count = max(0, min(count, self._allocated - position))
-        self._filled = FilePosition(position + count)
-        return (_ZEROS[:count],) if count else ()
-
-    def _allocate_ahead(self, file: File, position: FilePosition) -> None:
-        """Reserve space in the syncing thread, so that ``append`` seldom has to."""
-        if not self._wants_space(position):
-            return
-        try:
-            self._allocate(file, FilePosition(max(position, self._allocated)))
-        except OSError as error:
-            # No room for what has not come yet; the append that needs it will say so.
-            if error.errno not in _NO_SPACE:
-                raise
-
-    def _wants_space(self, position: FilePosition) -> bool:
-        left = self._allocated - position
-        is_enough = left >= self._step(position) // 2
-        return not is_enough and self._allocated < self._options.segment_bytes
-
-    def _step(self, position: FilePosition) -> int:
-        """How much to reserve at a time: small logs are many and should stay small."""
-        return max(_ALLOCATE_BYTES_MIN, min(position, self._options.allocate_bytes))
 
     def _check_usable(self) -> None:
         if self.failure is not None:

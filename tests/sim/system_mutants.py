@@ -13,9 +13,9 @@ SYSTEM_MUTANTS = (
         "a sync does not sync",
         "P1",
         "logd/storage/log.py",
-        "            self._allocate_ahead(file, syncing.end.position)\n"
+        "            self._space.reserve(file, syncing.end.position)\n"
         "            syncing.file.sync()\n",
-        "            self._allocate_ahead(file, syncing.end.position)\n",
+        "            self._space.reserve(file, syncing.end.position)\n",
     ),
     Mutant(
         "a sync that the event loop does not make itself is not made",
