@@ -8,10 +8,12 @@ processor time per operation of the leader, of a follower (the mean of the two),
     python -m bench.coordination                       every workload, once
     python -m bench.coordination puts locks --runs 3   medians of three, on one cluster
     python -m bench.coordination puts --backend asyncio --output json
-    python -m bench.coordination puts lock locks --runs 3 --beside-etcd
+    python -m bench.coordination puts lock locks --runs 3 --beside etcd zookeeper
 
-With ``--beside-etcd`` three etcd servers are asked for the same in turns, by gRPC over one
-connection and with no client library's cost (``bench/peers/etcd.py``).
+With ``--beside`` three servers of each peer that is named run too.  In every round, after logd's
+`puts`, `lock` and `locks`, each peer is asked for the same: in its own protocol, over one
+connection to its leader, with no client library's cost (``bench/peers/etcd.py``,
+``zookeeper.py``) and, like logd, for a fifth of it before, which is not counted.
 """
 
 from __future__ import annotations
@@ -25,21 +27,18 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import anyio
 import msgspec
 
-from bench.peers.etcd import Etcd
-from bench.peers.etcd import leader as etcd_leader
-from bench.peers.etcd import locks as locks_of
-from bench.peers.etcd import puts as puts_to
-from bench.peers.http2 import Channel
+from bench.peers import etcd, zookeeper
 from bench.peers.peer import PeerRun
 from logd.cli.local_cluster import LocalCluster, open_cluster, process_cpu_seconds, stopping
 from logd.cli.measure import Latency, latency_of, this_machine
@@ -95,16 +94,22 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     load: float
 
 
+class OfPeer(msgspec.Struct, frozen=True, kw_only=True):
+    """One workload of one peer; medians."""
+
+    per_s: float
+    p50_ms: float
+    ratio: float
+    """Median over the rounds of logd's rate to the peer's."""
+
+
 class Beside(msgspec.Struct, frozen=True, kw_only=True):
-    """One workload of logd and of etcd, in the same rounds; medians."""
+    """One workload of logd and of its peers, in the same rounds; medians."""
 
     operation: str
     logd_per_s: float
-    etcd_per_s: float
     logd_p50_ms: float
-    etcd_p50_ms: float
-    ratio: float
-    """Median over the rounds of logd's rate to etcd's."""
+    peers: Mapping[str, OfPeer]
 
 
 class Measured:
@@ -379,12 +384,51 @@ WORKLOADS: Final[dict[str, Callable[[LocalCluster, float], Awaitable[Row]]]] = {
 }
 
 
-ETCD_WORKLOADS: Final[dict[str, Callable[[Channel, float], PeerRun]]] = {
-    "puts": lambda etcd, scale: puts_to(etcd, VALUE, int(30_000 * scale), PUTS_IN_FLIGHT),
-    "lock": lambda etcd, scale: locks_of(etcd, 1, int(1_000 * scale)),
-    "locks": lambda etcd, scale: locks_of(etcd, LOCK_WORKERS, int(10_000 * scale)),
+# --- the same of peers ------------------------------------------------------------------
+
+C = TypeVar("C")
+
+
+class Asked(NamedTuple):
+    """A workload of a peer that runs."""
+
+    operations: int
+    run: Callable[[int], PeerRun]
+
+    def warmed_up(self, scale: float) -> PeerRun:
+        """A fifth of it first, as of ours, which is not counted."""
+        count = int(self.operations * scale)
+        self.run(max(count // 5, 1))
+        return self.run(count)
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatingPeer(Generic[C]):
+    """Another system that has keys and locks; ``C`` is a connection to it."""
+
+    missing: Callable[[], str | None]
+    leader: Callable[[Path], AbstractContextManager[C]]
+    puts: Callable[[C, bytes, int, int], PeerRun]
+    locks: Callable[[C, int, int], PeerRun]
+
+    @contextmanager
+    def running(self, directory: Path) -> Iterator[dict[str, Asked]]:
+        """Its servers, for the length of the block; those of our workloads that it has too."""
+        directory.mkdir()
+        with self.leader(directory) as connection:
+            yield {
+                "puts": Asked(30_000, lambda n: self.puts(connection, VALUE, n, PUTS_IN_FLIGHT)),
+                "lock": Asked(1_000, lambda n: self.locks(connection, 1, n)),
+                "locks": Asked(10_000, lambda n: self.locks(connection, LOCK_WORKERS, n)),
+            }
+
+
+PEERS: Final[dict[str, CoordinatingPeer[Any]]] = {
+    "etcd": CoordinatingPeer(etcd.Etcd().missing, etcd.leader, etcd.puts, etcd.locks),
+    "zookeeper": CoordinatingPeer(
+        zookeeper.ZooKeeper().missing, zookeeper.leader, zookeeper.puts, zookeeper.locks
+    ),
 }
-"""The same operations, asked of etcd."""
 
 
 # --- the report -------------------------------------------------------------------------
@@ -408,23 +452,32 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def print_beside(found: Sequence[Beside]) -> None:
-    print("\n| what | logd per s | etcd per s | ratio | logd p50 ms | etcd p50 ms |")
-    print("|---|---:|---:|---:|---:|---:|")
+    heads = ["what", "logd per s", "p50 ms"]
+    for name in found[0].peers:
+        heads += [f"{name} per s", "p50 ms", "ratio"]
+    print(f"\n| {' | '.join(heads)} |")
+    print("|---" + "|---:" * (len(heads) - 1) + "|")
     for row in found:
-        print(
-            f"| {row.operation} | {row.logd_per_s:,.0f} | {row.etcd_per_s:,.0f} | "
-            f"{row.ratio:.2f} | {row.logd_p50_ms:.2f} | {row.etcd_p50_ms:.2f} |"
-        )
+        cells = [row.operation, f"{row.logd_per_s:,.0f}", f"{row.logd_p50_ms:.2f}"]
+        for peer in row.peers.values():
+            cells += [f"{peer.per_s:,.0f}", f"{peer.p50_ms:.2f}", f"{peer.ratio:.2f}"]
+        print(f"| {' | '.join(cells)} |")
 
 
-def beside(rows: Sequence[Row], runs: Sequence[PeerRun]) -> Beside:
-    """The rounds of one workload."""
+def beside(rows: Sequence[Row], runs: Mapping[str, Sequence[PeerRun]]) -> Beside:
+    """The rounds of one workload; ``runs`` are the peers'."""
     return Beside(
         operation=rows[0].operation,
         logd_per_s=statistics.median(row.per_s for row in rows),
-        etcd_per_s=statistics.median(run.records_per_s for run in runs),
         logd_p50_ms=statistics.median(row.latency_ms.p50 for row in rows),
-        etcd_p50_ms=statistics.median(run.p50_ms for run in runs),
+        peers={name: _of_peer(rows, of) for name, of in runs.items()},
+    )
+
+
+def _of_peer(rows: Sequence[Row], runs: Sequence[PeerRun]) -> OfPeer:
+    return OfPeer(
+        per_s=statistics.median(run.records_per_s for run in runs),
+        p50_ms=statistics.median(run.p50_ms for run in runs),
         ratio=statistics.median(
             row.per_s / run.records_per_s for row, run in zip(rows, runs, strict=True)
         ),
@@ -432,19 +485,27 @@ def beside(rows: Sequence[Row], runs: Sequence[PeerRun]) -> Beside:
 
 
 async def measure(
-    cluster: LocalCluster, names: Sequence[str], runs: int, scale: float, etcd: Channel | None
+    cluster: LocalCluster,
+    names: Sequence[str],
+    runs: int,
+    scale: float,
+    peers: Mapping[str, Mapping[str, Asked]],
 ) -> tuple[list[Row], list[Beside]]:
+    """``peers``: name → workload."""
     await wait_until_ready(cluster)
     found: dict[str, list[Row]] = {name: [] for name in names}
-    of_etcd: dict[str, list[PeerRun]] = {name: [] for name in names if name in ETCD_WORKLOADS}
+    of_peers: dict[str, dict[str, list[PeerRun]]] = {name: {} for name in names}
     for number, name in product(range(runs), names):
         row = await WORKLOADS[name](cluster, scale)
         found[name].append(row)
         print(f"{number + 1}/{runs} {name}: {row.per_s:,.0f}/s", file=sys.stderr)
-        if etcd is not None and name in of_etcd:
-            of_etcd[name].append(ETCD_WORKLOADS[name](etcd, scale))  # Nothing else is to run now.
+        for peer, workloads in peers.items():
+            if name in workloads:
+                run = workloads[name].warmed_up(scale)  # Nothing else is to run now.
+                of_peers[name].setdefault(peer, []).append(run)
+                print(f"{number + 1}/{runs} {name} {peer}: {run}", file=sys.stderr)
     return [median_row(found[name]) for name in names], [
-        beside(found[name], of_etcd[name]) for name in of_etcd if of_etcd[name]
+        beside(found[name], of_peers[name]) for name in names if of_peers[name]
     ]
 
 
@@ -455,10 +516,13 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="so many times the operations")
     parser.add_argument("--backend", choices=["trio", "asyncio"], default="trio")
     parser.add_argument("--output", choices=["table", "json"], default="table")
-    parser.add_argument("--beside-etcd", action="store_true", help="the same of etcd, in turns")
+    parser.add_argument(
+        "--beside", nargs="+", choices=list(PEERS), default=[], help="the same of these, in turns"
+    )
     asked = parser.parse_args()
-    if asked.beside_etcd and (missing := Etcd().missing()):
-        parser.error(missing)
+    for peer in asked.beside:
+        if missing := PEERS[peer].missing():
+            parser.error(missing)
     if unknown := [name for name in asked.names if name not in WORKLOADS]:
         parser.error(f"no workload {unknown[0]!r}, expected one of {', '.join(WORKLOADS)}")
     names = asked.names or list(WORKLOADS)
@@ -467,18 +531,21 @@ def main() -> None:
         contextlib.ExitStack() as stack,
     ):
         cluster = open_cluster(Path(directory) / "cluster", broker_count=BROKERS, port=None)
-        etcd = stack.enter_context(etcd_leader(Path(directory))) if asked.beside_etcd else None
+        peers = {
+            name: stack.enter_context(PEERS[name].running(Path(directory) / name))
+            for name in dict.fromkeys(asked.beside)
+        }
         stack.enter_context(stopping(cluster))
         cluster.start_all()
         rows, compared = anyio.run(
-            measure, cluster, names, asked.runs, asked.scale, etcd, backend=asked.backend
+            measure, cluster, names, asked.runs, asked.scale, peers, backend=asked.backend
         )
     if asked.output == "json":
         found = {
             "machine": msgspec.to_builtins(this_machine()),
             "backend": asked.backend,
             "rows": msgspec.to_builtins(rows),
-            "beside_etcd": msgspec.to_builtins(compared),
+            "beside": msgspec.to_builtins(compared),
         }
         print(json.dumps(found, indent=2))
     else:

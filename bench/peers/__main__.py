@@ -25,6 +25,7 @@ from bench.peers.nats import Nats
 from bench.peers.peer import Peer, PeerError, PeerRun, Workload
 from bench.peers.rabbitmq import RabbitMq
 from bench.peers.redis import Redis
+from bench.peers.zookeeper import ZooKeeper
 from logd.cli.measure import this_machine
 
 RUNS_DEFAULT: Final = 3
@@ -64,6 +65,7 @@ PEERS: Final[tuple[Peer, ...]] = (
     Redis(synced=False),
     RabbitMq(),
     Etcd(),
+    ZooKeeper(),
 )
 
 

@@ -10,11 +10,12 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from bench.peers.calls import Steps, by_turns, pipelined
 from bench.peers.http2 import Channel
 from bench.peers.peer import (
     HOST,
@@ -26,7 +27,6 @@ from bench.peers.peer import (
     running,
 )
 from logd.cli.local_cluster import free_ports
-from logd.cli.measure import latency_of
 
 SERVERS: Final = 3
 PUT: Final = "/etcdserverpb.KV/Put"
@@ -59,7 +59,9 @@ def puts(channel: Channel, value: bytes, count: int, in_flight: int) -> PeerRun:
     """So many puts, with at most so many under way."""
     value_field = field(2, value)
     keys = [field(1, b"key-%d" % number) + value_field for number in range(KEYS)]
-    return pipelined(channel, count, in_flight, lambda number: (PUT, keys[number % KEYS]))
+    return pipelined(
+        channel, count, in_flight, lambda number: channel.encode(PUT, keys[number % KEYS])
+    )
 
 
 def locks(channel: Channel, workers: int, count: int) -> PeerRun:
@@ -67,62 +69,12 @@ def locks(channel: Channel, workers: int, count: int) -> PeerRun:
     all.  A latency is of both."""
     lease = number_in(channel.call(GRANT, varint_field(1, LEASE_TTL_S)), 2)
     asks = [field(1, b"lock-%d" % worker) + varint_field(2, lease) for worker in range(workers)]
-    under_way: dict[int, tuple[int, float, bool]] = {}
-    """Stream → worker, when it began, and whether it gives back."""
-    latencies_s: list[float] = []
-    begun = 0
 
-    def begin(worker: int) -> bytes:
-        nonlocal begun
-        begun += 1
-        stream, encoded = channel.encode(LOCK, asks[worker])
-        under_way[stream] = (worker, time.perf_counter(), False)
-        return encoded
+    def hold(worker: int) -> Steps:
+        held = yield channel.encode(LOCK, asks[worker])
+        yield channel.encode(UNLOCK, field(1, bytes_in(held, 2)))
 
-    began = time.perf_counter()
-    channel.send(b"".join(begin(worker) for worker in range(min(workers, count))))
-    while len(latencies_s) < count:
-        out: list[bytes] = []
-        for stream, message in channel.receive():
-            worker, at, gives_back = under_way.pop(stream)
-            if not gives_back:
-                stream, encoded = channel.encode(UNLOCK, field(1, bytes_in(message, 2)))
-                under_way[stream] = (worker, at, True)
-                out.append(encoded)
-                continue
-            latencies_s.append(time.perf_counter() - at)
-            if begun < count:
-                out.append(begin(worker))
-        if out:
-            channel.send(b"".join(out))
-    seconds = time.perf_counter() - began
-    latency = latency_of(latencies_s)
-    return PeerRun(round(count / seconds, 1), latency.p50, latency.p99)
-
-
-def pipelined(
-    channel: Channel, count: int, in_flight: int, call: Callable[[int], tuple[str, bytes]]
-) -> PeerRun:
-    """``count`` calls, at most ``in_flight`` under way."""
-    sent_at: dict[int, float] = {}
-    latencies_s: list[float] = []
-    begun = 0
-    began = time.perf_counter()
-    while len(latencies_s) < count:
-        out: list[bytes] = []
-        while begun < count and len(sent_at) < in_flight and channel.has_room:
-            stream, encoded = channel.encode(*call(begun))
-            sent_at[stream] = time.perf_counter()
-            out.append(encoded)
-            begun += 1
-        if out:
-            channel.send(b"".join(out))
-        replies = channel.receive()
-        now = time.perf_counter()
-        latencies_s += [now - sent_at.pop(reply.stream) for reply in replies]
-    seconds = time.perf_counter() - began
-    latency = latency_of(latencies_s)
-    return PeerRun(round(count / seconds, 1), latency.p50, latency.p99)
+    return by_turns(channel, workers, count, hold)
 
 
 # --- the servers --------------------------------------------------------------------------

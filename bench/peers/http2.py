@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
+from bench.peers.calls import Encoded, Reply
 from bench.peers.peer import HOST, RECEIVE_BYTES, PeerError, connected
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -30,13 +31,6 @@ _FRAME: Final = struct.Struct(">BHBBI")
 _SETTING: Final = struct.Struct(">HI")
 _MESSAGE: Final = struct.Struct(">BI")
 """Compressed or not, and length."""
-
-
-class Reply(NamedTuple):
-    """To one call."""
-
-    stream: int
-    message: bytes
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -85,7 +79,7 @@ class Channel:
         """A small message may be sent now; else ``receive`` first."""
         return self._window > WINDOW_BYTES_INITIAL // 4
 
-    def encode(self, path: str, message: bytes) -> tuple[int, bytes]:
+    def encode(self, path: str, message: bytes) -> Encoded:
         """The next call's stream, and its bytes."""
         stream = self._next_stream
         if stream > STREAM_ID_MAX:
