@@ -57,7 +57,9 @@ FIGURES: Final = {
     "consume-records": Figure(None, ("consume", "--records", "1000000", "--as", "records")),
     "end-to-end": Figure(None, ("end-to-end", "--rate", HALF_RATE), is_time=True),
     "tailing-50": Figure(
-        None, ("end-to-end", "--rate", "20000", "--consumers", "50"), is_time=True
+        None,
+        ("end-to-end", "--rate", "20000", "--consumers", "50", "--linger-ms", "10"),
+        is_time=True,
     ),
 }
 

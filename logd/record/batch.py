@@ -424,7 +424,7 @@ def _expand(
 
 
 def _decode_timestamps(header: BatchHeader, deltas: Sequence[int] | None) -> Sequence[int]:
-    first = header.first_timestamp_ms
+    first = smallest = largest = header.first_timestamp_ms
     if deltas is None:
         timestamps = [first] * header.record_count
     elif len(deltas) != header.record_count:
@@ -433,11 +433,12 @@ def _decode_timestamps(header: BatchHeader, deltas: Sequence[int] | None) -> Seq
         raise MalformedBatchError(f"the first timestamp differs from the header by {deltas[0]} ms")
     else:
         timestamps = list(map(add, deltas, repeat(first)))
-    if max(timestamps) != header.max_timestamp_ms:
+        smallest, largest = min(timestamps), max(timestamps)
+    if largest != header.max_timestamp_ms:
         raise MalformedBatchError(
-            f"the largest timestamp is {max(timestamps)}, the header says {header.max_timestamp_ms}"
+            f"the largest timestamp is {largest}, the header says {header.max_timestamp_ms}"
         )
-    if not -TIMESTAMP_MS_MAX <= min(timestamps) <= header.max_timestamp_ms <= TIMESTAMP_MS_MAX:
+    if not -TIMESTAMP_MS_MAX <= smallest <= largest <= TIMESTAMP_MS_MAX:
         raise MalformedBatchError("timestamps are out of range")
     return timestamps
 
