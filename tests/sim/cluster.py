@@ -36,7 +36,7 @@ from tests.sim.env import BlockingConditions, SimEnv
 from tests.sim.files import SimulatedFileSystem
 from tests.sim.incarnation import Crashed, Incarnation
 from tests.sim.knobs import Knobs
-from tests.sim.network import NetworkConditions, SimNetwork, SimTransport
+from tests.sim.network import NetworkConditions, SimHostNetwork, SimNetwork, SimTransport
 from tests.sim.referee import Referee
 from tests.sim.trace import Trace
 
@@ -254,6 +254,7 @@ class SimCluster:
         self.founders = tuple(self.nodes)
         self.joined_count = 0
         self._clients = 0
+        self._client_hosts: dict[str, SimHostNetwork] = {}
         self.memory_groups: tuple[GroupId, ...] = ()
         """Groups that rest on memory, a majority of which must keep it for them to lose nothing."""
 
@@ -307,14 +308,17 @@ class SimCluster:
         return [node.host for node in self.nodes.values()]
 
     def client(self, host: str | None = None, **options: object) -> Client:
-        """A client on a machine of its own, or on ``host``; it never crashes."""
+        """A client on a machine of its own, or on ``host``, beside others; it never crashes."""
         self._clients += 1
         host = host or f"client{self._clients}"
-        incarnation = Incarnation(host, self._clients)
+        network = self._client_hosts.get(host)
+        if network is None:
+            network = self.network.attach(Incarnation(host, self._clients))
+            self._client_hosts[host] = network
         chance = random.Random(f"{self.seed}:{host}")
         return connect(
             self.bootstrap,
-            transport=SimTransport(self.network.attach(incarnation)),
+            transport=SimTransport(network),
             clock=trio.current_time,
             wall_clock_ms=lambda: 1_700_000_000_000 + int(trio.current_time() * 1000),
             rng=chance,

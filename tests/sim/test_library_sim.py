@@ -205,3 +205,22 @@ def test_small_calls_of_append_many_share_batches_and_each_is_told_its_own_offse
         assert 2 <= batches < calls / 2
 
     tell(story)
+
+
+def test_a_user_that_could_not_connect_tries_again_from_the_same_machine() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        for node in cluster.nodes.values():
+            await node.crash(power=False)
+        async with trio.open_nursery() as nursery:
+
+            async def use() -> None:
+                async with connected(cluster, "user", connect_timeout_ms=1000) as user:
+                    await user.kv().put("k", b"v")
+
+            nursery.start_soon(use)
+            await trio.sleep(5.0)
+            for node in cluster.nodes.values():
+                node.start()
+        assert await client.kv().get("k") is not None
+
+    tell(story)
