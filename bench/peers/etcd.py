@@ -36,6 +36,8 @@ LOCK: Final = "/v3lockpb.Lock/Lock"
 UNLOCK: Final = "/v3lockpb.Lock/Unlock"
 LEASE_TTL_S: Final = 600
 KEYS: Final = 5_000
+IN_FLIGHT_MAX: Final = 1_000
+"""Of several thousand it refuses some ("too many requests")."""
 
 
 class Etcd:
@@ -50,7 +52,7 @@ class Etcd:
     def run(self, workload: Workload, directory: Path) -> PeerRun:
         with leader(directory) as channel:
             value = os.urandom(workload.record_bytes)
-            in_flight = workload.per_chunk * workload.in_flight
+            in_flight = min(workload.per_chunk * workload.in_flight, IN_FLIGHT_MAX)
             puts(channel, value, workload.records // 4, in_flight)
             return puts(channel, value, workload.records, in_flight)
 
