@@ -47,7 +47,7 @@ from logd_client.delivery import Delivery
 
 _JUDGED_ON_THE_LOG: Final = (OutOfSequenceError, UnexpectedOffsetError, FencedError)
 """Refusals that are made only after the leader looked for a duplicate: what they say about
-earlier attempts holds.  But of one that is out of sequence it holds for those that have arrived."""
+earlier attempts holds.  But of some it holds only for those that have arrived by then."""
 
 _BEFORE_GATHERING: Final = 2
 """With so many batches under way a batch that can grow does, until one of them is answered.  Its
@@ -177,10 +177,14 @@ class Pipeline:
         return min((b.sent_at for b in self._unresolved if b.is_outstanding), default=None)
 
     def lingers_until(self) -> float | None:
-        """When the first waiting batch may be sent although it could still grow."""
+        """When the first waiting batch may be sent although it could still grow; None if that is
+        not what it waits for."""
         if not self._queue or self._queue[0].is_closed:
             return None
-        return self._queue[0].opened_at + self._linger_s
+        first = self._queue[0]
+        if self._is_halted or not self._may_follow(first):
+            return None
+        return first.opened_at + self._linger_s
 
     # --- filling and sending ------------------------------------------------------------
 
@@ -214,10 +218,15 @@ class Pipeline:
         return None
 
     def _may_seal(self, now: float) -> bool:
-        if not self._queue or self._hole is not None:
+        if not self._queue:
             return False
         first = self._queue[0]
-        if not first.is_closed and now < first.opened_at + self._linger_s:
+        is_ripe = first.is_closed or now >= first.opened_at + self._linger_s
+        return is_ripe and self._may_follow(first)
+
+    def _may_follow(self, first: OpenBatch) -> bool:
+        """Whether what is under way lets the first waiting batch go."""
+        if self._hole is not None:
             return False
         if not self._unresolved:
             return True
@@ -294,13 +303,14 @@ class Pipeline:
         self._fill_hole()
 
     def _may_still_arrive(self, batch: SealedBatch, error: LogdError) -> bool:
-        """An earlier attempt of what was refused as out of sequence could yet be stored: behind
-        earlier attempts of all that is before it."""
-        return (
-            isinstance(error, OutOfSequenceError)
-            and batch.has_lost_attempt
-            and not self._is_cut_off(batch)
-        )
+        """An earlier attempt of what was refused could yet be stored: what was out of sequence,
+        behind earlier attempts of all that is before it; what is expected beyond the end of the
+        log, once that has grown."""
+        if not batch.has_lost_attempt:
+            return False
+        if isinstance(error, UnexpectedOffsetError):
+            return batch.expected_offset is None or error.log_end < batch.expected_offset
+        return isinstance(error, OutOfSequenceError) and not self._is_cut_off(batch)
 
     def _is_cut_off(self, batch: SealedBatch) -> bool:
         """Something before it is certainly never stored in this epoch."""

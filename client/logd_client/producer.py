@@ -519,11 +519,18 @@ class Producer:
         fence: tuple[int, int],
     ) -> tuple[Delivery, int]:
         """Put records into a batch; its delivery, and the position of the first one in it."""
+        assert keys is None or isinstance(keys, bytes | list)
+        # A key of all records stands in the batch once, unless others with other keys share it.
+        shared_size = size
+        if isinstance(keys, bytes):
+            shared_size += len(keys) * (len(values) - 1)
+        is_small = shared_size * SMALL_PART <= self._batch_bytes
+        if is_small:
+            size = shared_size
         if not self._budget.take_now(size):
             await self._budget.take(size)
             self._check_open_or_give_back(size)
-        assert keys is None or isinstance(keys, bytes | list)
-        if size * SMALL_PART <= self._batch_bytes:
+        if is_small:
             batch = partition.pipeline.growing()
             if (
                 batch is None

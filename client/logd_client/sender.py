@@ -243,7 +243,10 @@ class Sender:
         session: int,
         error: LogdError,
     ) -> None:
-        if isinstance(error, ProducerFencedError) and not batch.delivery.is_settled:
+        # Bytes of an earlier epoch that arrive late are refused like those of a producer that was
+        # replaced: only what is under way now tells which it is.
+        is_current = session == batch.session and batch.is_outstanding
+        if isinstance(error, ProducerFencedError) and is_current:
             self._end_all(error)
             return
         if isinstance(error, UnknownTopicError):

@@ -66,7 +66,7 @@ METADATA_LAG_S: Final = 1.0
 """How long a question about what this broker has not applied yet waits for it."""
 EVENTS_DESCRIBED_MAX: Final = 50
 LEADERS_AWAITED_SHARE: Final = 0.8
-"""Of the time that is left, when a topic was created."""
+"""Of the time that creating a topic may take."""
 
 LOOK_AGAIN_S: Final = 0.1
 """While waiting for a leader: news come as they happen, this is for those that do not."""
@@ -142,7 +142,7 @@ async def create_topic(broker: Broker, request: CreateTopicRequest) -> CreateTop
     """Create a topic, and wait until its partitions have leaders or the time is up."""
     _check_timeout(request.timeout_ms)
     broker.check_known()
-    deadline = trio.current_time() + request.timeout_ms / 1000
+    leaders_by = trio.current_time() + LEADERS_AWAITED_SHARE * request.timeout_ms / 1000
     result = await broker.metadata.execute(
         CreateTopic(
             name=request.name,
@@ -157,8 +157,7 @@ async def create_topic(broker: Broker, request: CreateTopicRequest) -> CreateTop
     assert isinstance(result, TopicCreated)
     # The topic exists now, whatever follows: waiting for leaders is a courtesy, which must not
     # make the answer come when nobody waits for it any more.
-    left_s = deadline - trio.current_time()
-    with trio.move_on_after(left_s * LEADERS_AWAITED_SHARE):
+    with trio.move_on_at(leaders_by):
         for placement in result.topic.partitions:
             while broker.node.leader_of(placement.group)[0] is None:
                 await broker.node.leadership_news(LOOK_AGAIN_S)

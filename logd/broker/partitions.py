@@ -108,12 +108,21 @@ class Partitions:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._open_all, missing, metadata)
                 if may_change:
+                    self._forget_deleted(metadata)
                     is_tidy = await self._remove_others(wanted, metadata)
             self._apply_topic_options(wanted, metadata)
             if {p.group for p in metadata.state.partitions_on(self._node.node)} == set(wanted):
                 is_settled = is_tidy and not self._node.shut
                 with trio.move_on_after(math.inf if is_settled else RETRY_S):
                     await metadata.changed()
+
+    def _forget_deleted(self, metadata: MetadataService) -> None:
+        """Nobody misses a replica that is shut once its partition is no more."""
+        for group_id in list(self._node.shut):
+            if self._is_handed_out(group_id, metadata) and (
+                metadata.state.placement(group_id) is None
+            ):
+                del self._node.shut[group_id]
 
     async def _remove_others(
         self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
@@ -249,7 +258,7 @@ class Partitions:
                 reason=str(error),
             )
         else:
-            del self._node.shut[placement.group]
+            self._node.shut.pop(placement.group, None)
 
     async def _repaired(
         self, group_id: GroupId, members: tuple[NodeId, ...], options: LogOptions

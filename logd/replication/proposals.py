@@ -142,6 +142,7 @@ class Proposals:
             proposal.finish(proposal.placed)
         else:
             self._waiting_elsewhere.append(proposal)
+            group.flush_later()  # So that it is known that somebody waits here.
 
     def _refuse_honestly(self, proposal: Proposal, error: LogdError) -> None:
         """Refuse on the ground of the log's state only once that state is beyond doubt.

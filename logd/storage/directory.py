@@ -113,6 +113,7 @@ class DataDirectory:
                 make_directory_durably(files, f"{path}/{name}")
             directory_id, meta = _read_or_draw(files, path, node_id, draw_id)
             # A process that was killed here before may have left the names unsynced.
+            files.sync_directory(f"{path}/{GROUPS_NAME}")
             files.sync_directory(path)
         except OSError as error:
             lock.release()

@@ -103,6 +103,13 @@ SYSTEM_MUTANTS = (
         "    files.rename(unfinished, path)\n",
     ),
     Mutant(
+        "names that a killed process left unsynced are not synced",
+        "P2: one leader per term",
+        "logd/storage/directory.py",
+        '            files.sync_directory(f"{path}/{GROUPS_NAME}")\n',
+        "",
+    ),
+    Mutant(
         "a replica that was there before counts as new",
         "P1: never trust the page cache of a process that died",
         "logd/replication/opening.py",
@@ -490,6 +497,20 @@ SYSTEM_MUTANTS = (
         "client/logd_client/pipeline.py",
         "isinstance(error, _JUDGED_ON_THE_LOG) and not self._may_still_arrive(batch, error)",
         "isinstance(error, _JUDGED_ON_THE_LOG)",
+    ),
+    Mutant(
+        "a lost conditional append is not stored once the log was too short for it",
+        "P3",
+        "client/logd_client/pipeline.py",
+        "error.log_end < batch.expected_offset",
+        "False",
+    ),
+    Mutant(
+        "a key of many records counts once among others",
+        "P6: a batch has a bound",
+        "client/logd_client/producer.py",
+        "            shared_size += len(keys) * (len(values) - 1)\n",
+        "            pass\n",
     ),
     Mutant(
         "what is cut off may still arrive",

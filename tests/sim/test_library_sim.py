@@ -224,3 +224,19 @@ def test_a_user_that_could_not_connect_tries_again_from_the_same_machine() -> No
         assert await client.kv().get("k") is not None
 
     tell(story)
+
+
+def test_small_calls_with_long_keys_of_their_own_do_not_outgrow_a_batch() -> None:
+    """Alone each has its key once; together each record has its own."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic("t", partitions=1, replicas=3)
+        values = [b"0123456789"] * 7000
+        async with client.producer("t") as producer, trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(
+                    partial(producer.append_many, values, key=bytes([number]) * 300, partition=0)
+                )
+        assert (await client.admin.offsets("t", 0)).data_end >= 3 * len(values)
+
+    tell(story)

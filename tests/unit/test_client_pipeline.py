@@ -177,6 +177,23 @@ def test_a_growing_batch_waits_for_its_linger_and_a_closed_one_does_not() -> Non
     assert bench.pipeline.growing() is None
 
 
+def test_a_batch_that_waits_for_something_else_than_its_age_does_not_linger() -> None:
+    """Whoever sends would look again and again, until the other thing has happened."""
+    bench = Bench(linger_s=2)
+    bench.put(b"growing", is_closed=False)
+    by_age = bench.pipeline.lingers_until()
+    bench.put(b"sent")
+    first, second = bench.take_all()
+    bench.put(b"also growing", is_closed=False)
+    while_two_are_under_way = bench.pipeline.lingers_until()
+    bench.acknowledge(first)
+    while_one_is = bench.pipeline.lingers_until()
+    bench.refuse(second, NotLeaderError())
+
+    assert (by_age, while_two_are_under_way, while_one_is) == (2, None, 2)
+    assert bench.pipeline.lingers_until() is None
+
+
 def test_an_acknowledged_batch_gives_each_record_its_offset_and_frees_its_bytes() -> None:
     bench = Bench()
     delivery = bench.put(b"aa", b"bb")
@@ -391,6 +408,34 @@ def test_a_lost_batch_behind_one_that_is_not_sent_again_goes_to_the_next_epoch_w
 
     assert retried is third
     assert [sequence_of(batch) for batch in bench.take_all()] == [(1, 0), (1, 1)]
+
+
+def test_a_lost_conditional_append_may_still_be_stored_once_the_log_has_grown() -> None:
+    bench = Bench()
+    delivery = bench.put(b"a", expected_offset=10)
+    (batch,) = bench.take_all()
+    bench.refuse(batch, lost())
+    bench.pipeline.restart()
+    (retried,) = bench.take_all()
+
+    bench.refuse(retried, UnexpectedOffsetError("the log ends before it", log_end=5))
+
+    assert isinstance(delivery.error, UnexpectedOffsetError)
+    assert delivery.error.may_have_applied
+
+
+def test_a_lost_conditional_append_is_not_stored_once_the_log_is_past_it() -> None:
+    bench = Bench()
+    delivery = bench.put(b"a", expected_offset=10)
+    (batch,) = bench.take_all()
+    bench.refuse(batch, lost())
+    bench.pipeline.restart()
+    (retried,) = bench.take_all()
+
+    bench.refuse(retried, UnexpectedOffsetError("there is something", log_end=11))
+
+    assert isinstance(delivery.error, UnexpectedOffsetError)
+    assert not delivery.error.may_have_applied
 
 
 def test_a_lost_batch_refused_while_one_before_it_is_retried_is_retried_too() -> None:

@@ -70,6 +70,29 @@ def test_a_vote_that_a_new_replica_gave_outlives_a_power_cut(seed: int) -> None:
     assert opened_in(disk, a_directory(disk)).loaded_hard_state == HardState(Term(1), OTHER)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_replica_whose_name_was_not_synced_when_its_process_died_is_not_lost_later(
+    seed: int,
+) -> None:
+    disk = SimulatedFileSystem(random.Random(seed))
+    directory = a_directory(disk)
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "sync_directory" and path.endswith("/groups"):
+            raise OSError(5, "simulated failure", path)
+
+    disk.on_operation = refuse
+    with pytest.raises(OSError, match="simulated failure"):
+        opened_in(disk, directory)
+    disk.on_operation = None
+    disk.kill()
+    opened_in(disk, a_directory(disk)).hard_state.save(Term(1), OTHER)
+
+    disk.crash(random.Random(seed))
+
+    assert opened_in(disk, a_directory(disk)).loaded_hard_state == HardState(Term(1), OTHER)
+
+
 @pytest.mark.parametrize("seed", range(16))
 def test_what_a_replica_found_when_it_was_opened_again_outlives_a_power_cut(seed: int) -> None:
     """Its process had failed to sync a vote, which the page cache shows all the same."""
