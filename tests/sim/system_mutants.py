@@ -787,8 +787,8 @@ SYSTEM_MUTANTS = (
         "what is sealed behind a failed batch overtakes it",
         "P4: batches of one producer keep their order",
         "client/logd_client/pipeline.py",
-        "        if self._hole is not None:\n            return False\n        if not self._unresolved",
-        "        if not self._unresolved",
+        "        if self._hole is not None:\n            return False\n",
+        "",
     ),
     Mutant(
         "a retry is sealed under a new sequence",
