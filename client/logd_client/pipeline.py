@@ -95,6 +95,11 @@ class SealedBatch:
     def is_certainly_not_stored(self) -> bool:
         return not self.is_outstanding and not self.is_in_doubt
 
+    def is_awaited_in(self, session: int) -> bool:
+        """An answer in ``session`` is to the attempt that is under way, and somebody waits for
+        it.  Else it is late: of an earlier epoch, or after the delivery has expired."""
+        return self.is_outstanding and session == self.session and not self.delivery.is_settled
+
 
 class Pipeline:
     """What one producer has on its way to one partition."""

@@ -243,10 +243,8 @@ class Sender:
         session: int,
         error: LogdError,
     ) -> None:
-        # Bytes of an earlier epoch that arrive late are refused like those of a producer that was
-        # replaced: only what is under way now tells which it is.
-        is_current = session == batch.session and batch.is_outstanding
-        if isinstance(error, ProducerFencedError) and is_current:
+        # Late bytes of an earlier epoch are refused like those of a producer that was replaced.
+        if isinstance(error, ProducerFencedError) and batch.is_awaited_in(session):
             self._end_all(error)
             return
         if isinstance(error, UnknownTopicError):

@@ -438,6 +438,33 @@ def test_a_lost_conditional_append_is_not_stored_once_the_log_is_past_it() -> No
     assert not delivery.error.may_have_applied
 
 
+def test_late_answers_are_awaited_by_nobody() -> None:
+    """Such as that a newer epoch has appended, which is this producer's own."""
+    bench = Bench()
+    bench.put(b"expires", deadline=10)
+    bench.put(b"refused")
+    bench.put(b"sealed again")
+    expired, refused, again = bench.take_all()
+    sent_in = again.session
+    before = [batch.is_awaited_in(sent_in) for batch in (expired, refused, again)]
+
+    bench.pipeline.expire(now=10)
+    bench.refuse(refused, InvalidBatchError("no"))
+    bench.refuse(again, gap())
+    (sealed_again,) = bench.take_all()
+
+    assert before == [True, True, True]
+    assert expired.is_outstanding
+    assert not expired.is_awaited_in(expired.session)
+    assert not refused.is_awaited_in(refused.session)
+    assert sealed_again is again
+    assert sequence_of(again) == (1, 0)
+    bench.pipeline.abandon(lost())
+    bench.pipeline.restart()
+    assert bench.take_all() == [again]
+    assert [again.is_awaited_in(session) for session in (sent_in, again.session)] == [False, True]
+
+
 def test_a_lost_batch_refused_while_one_before_it_is_retried_is_retried_too() -> None:
     bench = Bench()
     bench.put(b"a")
