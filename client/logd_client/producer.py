@@ -339,23 +339,34 @@ class Producer:
         except BaseException:
             self._budget.give_back(size)
             raise
-        batch = chosen.pipeline.growing()
-        if (
-            batch is None
-            or expected_offset is not None
-            or batch.fence != fence
-            or not batch.takes(size, len(headers), self._options.batch_bytes)
-        ):
-            batch = self._open_batch(chosen, expected_offset, fence)
+        batch = self._batch_for(
+            chosen, size, fence, header_count=len(headers), expected_offset=expected_offset
+        )
         if key is None and partition is None and fence is NO_FENCE:
             self._growing = batch
         position = batch.add(value, key, headers, timestamp_ms, size)
         batch.is_closed = expected_offset is not None
         return chosen, batch.delivery, position
 
-    def _open_batch(
-        self, partition: ProducerPartition, expected_offset: int | None, fence: tuple[int, int]
+    def _batch_for(
+        self,
+        partition: ProducerPartition,
+        size: int,
+        fence: tuple[int, int],
+        *,
+        record_count: int = 1,
+        header_count: int = 0,
+        expected_offset: int | None = None,
     ) -> OpenBatch:
+        """What records of ``size`` bytes join: the growing batch, or a new one behind it."""
+        growing = partition.pipeline.growing()
+        if (
+            growing is not None
+            and expected_offset is None
+            and growing.fence == fence
+            and growing.takes(size, header_count, self._batch_bytes, record_count)
+        ):
+            return growing
         now = self._clock()
         delivery = Delivery(self._topic, partition.number)
         batch = OpenBatch(
@@ -531,13 +542,7 @@ class Producer:
             await self._budget.take(size)
             self._check_open_or_give_back(size)
         if is_small:
-            batch = partition.pipeline.growing()
-            if (
-                batch is None
-                or batch.fence != fence
-                or not batch.takes(size, 0, self._batch_bytes, len(values))
-            ):
-                batch = self._open_batch(partition, None, fence)
+            batch = self._batch_for(partition, size, fence, record_count=len(values))
             self._sender.mark_dirty(partition)
             return batch.delivery, batch.add_many(values, keys, timestamp_ms, size)
         now = self._clock()

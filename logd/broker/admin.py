@@ -139,7 +139,7 @@ async def init_producer(broker: Broker, request: InitProducerRequest) -> InitPro
 
 
 async def create_topic(broker: Broker, request: CreateTopicRequest) -> CreateTopicResponse:
-    """Create a topic, and wait until its partitions have leaders or the time is up."""
+    """Create a topic, and wait until its partitions have leaders or most of the time is up."""
     _check_timeout(request.timeout_ms)
     broker.check_known()
     leaders_by = trio.current_time() + LEADERS_AWAITED_SHARE * request.timeout_ms / 1000

@@ -480,6 +480,23 @@ class SimulatedFileSystem:
         finally:
             self.on_operation = refused
 
+    @contextmanager
+    def failing_after(self, operations: int) -> Iterator[None]:
+        """For the length of the block only so many operations are carried out, and then none."""
+        left = operations
+
+        def refuse(_operation: str, path: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError(errno.EIO, "simulated failure", path)
+
+        self.on_operation = refuse
+        try:
+            yield
+        finally:
+            self.on_operation = None
+
     def before(self, operation: str, path: str) -> None:
         if self.on_operation is not None:
             self.on_operation(operation, path)

@@ -410,7 +410,10 @@ def test_a_lost_batch_behind_one_that_is_not_sent_again_goes_to_the_next_epoch_w
     assert [sequence_of(batch) for batch in bench.take_all()] == [(1, 0), (1, 1)]
 
 
-def test_a_lost_conditional_append_may_still_be_stored_once_the_log_has_grown() -> None:
+@pytest.mark.parametrize(("log_end", "may_have_applied"), [(5, True), (11, False)])
+def test_a_lost_conditional_append_may_be_stored_as_long_as_the_log_is_too_short_for_it(
+    log_end: int, may_have_applied: bool
+) -> None:
     bench = Bench()
     delivery = bench.put(b"a", expected_offset=10)
     (batch,) = bench.take_all()
@@ -418,24 +421,10 @@ def test_a_lost_conditional_append_may_still_be_stored_once_the_log_has_grown() 
     bench.pipeline.restart()
     (retried,) = bench.take_all()
 
-    bench.refuse(retried, UnexpectedOffsetError("the log ends before it", log_end=5))
+    bench.refuse(retried, UnexpectedOffsetError("it does not hold", log_end=log_end))
 
     assert isinstance(delivery.error, UnexpectedOffsetError)
-    assert delivery.error.may_have_applied
-
-
-def test_a_lost_conditional_append_is_not_stored_once_the_log_is_past_it() -> None:
-    bench = Bench()
-    delivery = bench.put(b"a", expected_offset=10)
-    (batch,) = bench.take_all()
-    bench.refuse(batch, lost())
-    bench.pipeline.restart()
-    (retried,) = bench.take_all()
-
-    bench.refuse(retried, UnexpectedOffsetError("there is something", log_end=11))
-
-    assert isinstance(delivery.error, UnexpectedOffsetError)
-    assert not delivery.error.may_have_applied
+    assert delivery.error.may_have_applied is may_have_applied
 
 
 def test_late_answers_are_awaited_by_nobody() -> None:

@@ -286,18 +286,8 @@ def test_a_replica_retired_at_a_power_cut_is_there_or_its_promises_are() -> None
         disk = SimulatedFileSystem(random.Random(1))
         directory = open_directory(disk, "first")
         a_replica(disk, directory, 5)
-        left = count
-
-        def fail(_operation: str, path: str) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise OSError(5, "power is out", path)
-
-        disk.on_operation = fail
-        with contextlib.suppress(OSError, StorageError):
+        with disk.failing_after(count), contextlib.suppress(OSError, StorageError):
             directory.retire_group(GroupId(3))
-        disk.on_operation = None
         disk.crash(random.Random(count))
         directory = open_directory(disk)
 

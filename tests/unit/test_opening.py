@@ -33,30 +33,24 @@ def opened_in(disk: SimulatedFileSystem, directory: DataDirectory) -> OpenedGrou
 
 
 def test_a_new_replica_can_be_opened_whenever_the_power_failed_while_it_was_made() -> None:
-    left = 0
-    for failing in range(OPERATIONS):
+    is_made = False
+    for operations in range(OPERATIONS):
         for seed in range(8):
             disk = SimulatedFileSystem(random.Random(seed))
             directory = a_directory(disk)
-            left = failing
-
-            def fail(_operation: str, path: str) -> None:
-                nonlocal left
-                left -= 1
-                if left < 0:
-                    raise OSError(5, "power is out", path)
-
-            disk.on_operation = fail
-            with contextlib.suppress(OSError, LogdError):
+            with (
+                disk.failing_after(operations),
+                contextlib.suppress(OSError, LogdError),
+            ):
                 opened_in(disk, directory)
-            disk.on_operation = None
+                is_made = True
             disk.crash(random.Random(seed))
 
             opened = opened_in(disk, a_directory(disk))
 
             assert opened.damage is None
             assert opened.log.end_offset == 0
-    assert left >= 0, "more operations than were tried: raise the number"
+    assert is_made, "it takes more operations than were tried: raise the number"
 
 
 @pytest.mark.parametrize("seed", range(16))
