@@ -1,21 +1,16 @@
-"""Keeps every replica on this broker within what its topic says, and empties the trash.
+"""Keeps every replica on this broker within what its topic says.
 
 A round now and then over the partitions whose topics limit anything, and a look at once at
 those that have begun a new segment, so that a size is kept to whatever the rate.  What is
-removed goes into the trash first, by a rename, and from there for good at a bounded rate:
-removing many large files at once can hold up a disk for seconds, and with it every sync.
+removed goes into the trash first, by a rename.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import structlog
 import trio
 
-from logd.broker import log_events
-from logd.errors import LogdError
-from logd.limits import MIB
 from logd.replication.trimming import Trimmer
 from logd.storage.retention import RetentionPolicy
 
@@ -26,14 +21,6 @@ if TYPE_CHECKING:
     from logd.replication.node import Node
     from logd.storage.directory import DataDirectory
     from logd.types import GroupId
-
-log = structlog.get_logger(__name__)
-
-TRASH_BYTES_PER_S: Final = 512 * MIB
-"""How fast the trash is emptied."""
-
-TRASH_PIECE_BYTES: Final = 64 * MIB
-"""After about so much the disk is left to others for a while."""
 
 
 class Retention:
@@ -64,7 +51,6 @@ class Retention:
             next_round = trio.current_time() + self._interval_s
             for group_id in list(self._policies):
                 await self._apply(group_id)
-            await self._empty_trash()
             while trio.current_time() < next_round:
                 with trio.move_on_at(next_round):
                     await self._has_rolled.wait()
@@ -89,13 +75,3 @@ class Retention:
             if known is None or known[0] is not group:
                 known = self._trimmers[group_id] = (group, Trimmer(group, self._node))
             await known[1].apply(self._policies[group_id], self._directory.trash_path)
-
-    async def _empty_trash(self) -> None:
-        try:
-            while True:
-                freed = await self._env.run_blocking(self._directory.empty_trash, TRASH_PIECE_BYTES)
-                if freed == 0:
-                    return
-                await trio.sleep(freed / TRASH_BYTES_PER_S)
-        except LogdError as error:
-            log.error(log_events.TRASHING_FAILED, reason=str(error))

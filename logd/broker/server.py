@@ -38,6 +38,7 @@ from logd.broker.partitions import Partitions
 from logd.broker.plan_runner import run_plans
 from logd.broker.recent_events import RecentEvents
 from logd.broker.session import Session
+from logd.broker.trash_emptying import TrashEmptying
 from logd.errors import LogdError, RefusedError
 from logd.limits import (
     CONNECTIONS_MAX,
@@ -200,6 +201,7 @@ async def _join(broker: Broker) -> None:
         listed[:METADATA_VOTERS_MAX], listed[METADATA_VOTERS_MAX:]
     )
     broker.metadata.attach(group)
+    trash = TrashEmptying(broker.env, membership.directory.trash, config.retention_interval_ms)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(broker.metadata.run)
         nursery.start_soon(follow_brokers, broker)
@@ -208,6 +210,7 @@ async def _join(broker: Broker) -> None:
         await _form(broker, members)
         nursery.start_soon(partitions.run, broker.metadata)
         nursery.start_soon(partitions.retention.run)
+        nursery.start_soon(trash.run)
         nursery.start_soon(partitions.compaction.run)
         await _register(broker)
         partitions.metadata_is_up_to_date()

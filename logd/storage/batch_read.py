@@ -51,13 +51,15 @@ def read_batches(
     read = file.pread_cached if cached_only else file.pread
     count = wanted.bytes_max + wanted.interval_bytes
     while True:
-        data = read(max(0, min(count, end - position)), position)
+        asked = max(0, min(count, end - position))
+        data = read(asked, position)
         if data is None:
             return None
         chunk = memoryview(data)
         within = _skip_to(file.path, chunk, position, wanted.offset)
         missing = _bytes_missing(chunk, within)
-        if not missing or position + len(chunk) >= end:
+        is_all = len(chunk) < asked or position + len(chunk) >= end
+        if not missing or is_all:
             return _split(file.path, chunk, within, position, wanted)
         # The batch is longer than was asked for, or starts at the edge.
         position = FilePosition(position + within)

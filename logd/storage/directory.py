@@ -28,6 +28,7 @@ import msgspec
 from logd.env import DirectoryLock, FileSystem
 from logd.errors import CorruptionError, ForeignDirectoryError, StorageError
 from logd.storage.file_header import META_MAGIC, FileHeader, LogIdentity
+from logd.storage.trash import Trash
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
     make_directory_durably,
@@ -51,8 +52,6 @@ _OUR_NAMES: Final = (
     *(TRASH_NAME, PROMISES_NAME),
     "lost+found",  # Of a file system of our own.
 )
-_NAME_BYTES: Final = 4096
-"""What a file or directory counts for beside its content when it is removed."""
 
 _GROUP_NAME: Final = re.compile(r"\d{20}", re.ASCII)
 
@@ -182,6 +181,11 @@ class DataDirectory:
     def trash_path(self) -> str:
         return f"{self.path}/{TRASH_NAME}"
 
+    @property
+    def trash(self) -> Trash:
+        """What is on its way out."""
+        return Trash(self._files, self.trash_path, f"{self.path}/{GROUPS_NAME}")
+
     def list_groups(self) -> list[GroupId]:
         """Groups that have a directory, in order."""
         names = self._files.list_directory(f"{self.path}/{GROUPS_NAME}")
@@ -237,53 +241,6 @@ class DataDirectory:
             self._files.sync_directory(parent(source))
         except OSError as error:
             raise StorageError(f"cannot move {source} to the trash: {error}") from error
-
-    def empty_trash(self, bytes_max: int) -> int:
-        """Remove for good what is in the trash, oldest groups first.
-
-        Args:
-            bytes_max: stop behind the file with which so much has been removed.
-
-        Returns:
-            About how many bytes were removed; 0 when there was nothing left.
-
-        Raises:
-            StorageError: not all could be removed.
-        """
-        removed = 0
-        try:
-            for name in self._files.list_directory(self.trash_path):
-                removed += self._remove_piece(f"{self.trash_path}/{name}", bytes_max - removed)
-                if removed >= bytes_max:
-                    break
-            if removed:
-                self._files.sync_directory(self.trash_path)
-        except OSError as error:
-            raise StorageError(f"cannot empty {self.trash_path}: {error}") from error
-        return removed
-
-    def _remove_piece(self, path: str, bytes_max: int) -> int:
-        """Remove ``path``, or of a directory as many files as have ``bytes_max`` together."""
-        if not self._files.is_directory(path):
-            return self._remove_file(path)
-        removed = 0
-        for name in self._files.list_directory(path):
-            if removed >= bytes_max:
-                return removed
-            removed += self._remove_piece(f"{path}/{name}", bytes_max - removed)
-        if removed < bytes_max:
-            self._files.remove_tree(path)
-            removed += _NAME_BYTES
-        return removed
-
-    def _remove_file(self, path: str) -> int:
-        file = self._files.open(path, writable=False)
-        try:
-            size_bytes = file.size()
-        finally:
-            file.close()
-        self._files.remove(path)
-        return size_bytes + _NAME_BYTES
 
     def close(self) -> None:
         """Let another process use the directory."""

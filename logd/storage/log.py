@@ -748,11 +748,10 @@ class Log:
             try:
                 return self._read(segments, end, offset, limit, bytes_max, cached_only=cached_only)
             except OSError as error:
-                is_trimmed = segments[0] is not self._segments[0]
-                if changes == self._changes and not is_trimmed:
+                if self._is_as_it_was(changes, segments):
                     raise StorageFailedError(f"reading {self._directory}: {error}") from error
             except CorruptionError:
-                if changes == self._changes:
+                if self._is_as_it_was(changes, segments):
                     raise
 
     def headers(self, from_offset: Offset) -> Iterator[BatchHeader]:
@@ -785,7 +784,7 @@ class Log:
             try:
                 return next(self.headers(offset)).append_time_ms
             except (OSError, CorruptionError):
-                if changes == self._changes and segments[0] is self._segments[0]:
+                if self._is_as_it_was(changes, segments):
                     raise
 
     def offset_for_time(self, time_ms: int) -> Offset | None:
@@ -802,8 +801,8 @@ class Log:
             try:
                 return self._offset_for_time(segments, end, time_ms)
             except (OSError, CorruptionError):
-                if changes == self._changes and segments[0] is self._segments[0]:
-                    raise  # Else it was trimmed or compacted meanwhile.
+                if self._is_as_it_was(changes, segments):
+                    raise
 
     def _offset_for_time(
         self, segments: tuple[Segment, ...], end: LogEnd, time_ms: int
@@ -889,6 +888,13 @@ class Log:
             raise self._fail("repair", error) from error
 
     # --- reading, inside ----------------------------------------------------------------
+
+    def _is_as_it_was(self, changes: int, segments: tuple[Segment, ...]) -> bool:
+        """Whether nothing was truncated, compacted or trimmed under a reader, who tries again.
+
+        A trimmed segment may be gone, or already cut shorter in the trash.
+        """
+        return changes == self._changes and segments[0] is self._segments[0]
 
     def _read(
         self,

@@ -68,6 +68,7 @@ FAST_TESTS = {
         "tests/unit/test_opening.py",
         "tests/unit/test_repair.py",
         "tests/unit/test_retention.py",
+        "tests/unit/test_trash.py",
         "tests/unit/test_compaction.py",
     ),
     "logd/partition": (
@@ -100,6 +101,7 @@ FAST_TESTS = {
     "logd/broker": (
         "tests/unit/test_metadata_service.py",
         "tests/unit/test_leader_balancer.py",
+        "tests/unit/test_trash.py",
         "tests/fuzz/test_live_borders.py",
         "tests/sim/test_scripted_faults.py",
     ),

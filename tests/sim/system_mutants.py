@@ -153,6 +153,27 @@ SYSTEM_MUTANTS = (
         "group.upkeep.trim(start, trash)",
     ),
     Mutant(
+        "what is cut in the trash may be back in its log after a power cut",
+        "P5: a replica does not damage itself",
+        "logd/broker/trash_emptying.py",
+        "        await self._env.run_blocking(self._trash.settle, names)\n",
+        "",
+    ),
+    Mutant(
+        "what somebody may still read is cut at once",
+        "P2",
+        "logd/broker/trash_emptying.py",
+        "[name for name in names if name in known]",
+        "names",
+    ),
+    Mutant(
+        "a read of a segment that was cut in the trash calls it damage",
+        "P5: intact data is not called damaged",
+        "logd/storage/log.py",
+        "return changes == self._changes and segments[0] is self._segments[0]",
+        "return changes == self._changes",
+    ),
+    Mutant(
         "a trim holds before it is committed",
         "P1",
         "logd/replication/group.py",

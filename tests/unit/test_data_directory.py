@@ -216,10 +216,10 @@ def test_a_deleted_group_goes_to_the_trash_and_stays_until_that_is_emptied(
     assert disk.list_directory(directory.trash_path) == trashed
     assert disk.exists(f"{directory.trash_path}/{trashed[1]}/file")
 
-    while directory.empty_trash(1):
+    while directory.trash.remove_piece(trashed, 1):
         pass
 
-    assert disk.list_directory(directory.trash_path) == []
+    assert directory.trash.names() == []
 
 
 def test_a_group_in_the_trash_does_not_come_back_after_a_power_cut(

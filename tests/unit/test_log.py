@@ -189,6 +189,22 @@ def test_what_lies_before_the_damage_is_served(disk: SimulatedFileSystem, log: L
         log.read(Offset(3), Offset(5), 10_000, cached_only=False)
 
 
+@pytest.mark.parametrize("cached_only", [False, True])
+def test_a_file_that_was_cut_short_under_the_log_is_damage_where_it_is_missed(
+    disk: SimulatedFileSystem, log: Log, cached_only: bool
+) -> None:
+    written = append_some(log, 3)
+    size = len(written[0])
+    for missing in range(1, 2 * size):
+        disk.open(f"{DIRECTORY}/{0:020}.log").truncate(SEGMENT_HEADER_BYTES + 3 * size - missing)
+
+        found = log.read(Offset(0), Offset(3), 1000, cached_only=cached_only)
+
+        assert list(map(bytes, found or ())) == written[: 2 if missing <= size else 1]
+        with pytest.raises(CorruptionError, match=r"\.log"):
+            log.read(Offset(2), Offset(3), 1, cached_only=False)
+
+
 def test_a_batch_of_another_group_is_never_served(disk: SimulatedFileSystem, log: Log) -> None:
     append_some(log, 1)
     foreign = batch_bytes(make_batch(0, group=GroupId(8)))

@@ -230,6 +230,19 @@ def test_a_scrub_finds_damage_in_a_running_log_and_fills_it_in_place(seed: int) 
     assert read_all(log) == written
 
 
+def test_a_scrub_finds_that_a_segment_was_cut_short_and_writes_its_end_again() -> None:
+    files, written = fresh()
+    log = reopened(files)
+    path = segments(files)[0]
+    files.open(path).truncate(len(files.content(path)) - 300)
+
+    (hole,) = scrub_all(log, bytes_max=1000)
+    log.fill(hole, peer_has(written, hole))
+
+    assert scrub_all(log, bytes_max=1000) == []
+    assert read_all(log) == written
+
+
 def test_a_hole_that_is_trimmed_before_it_is_filled_does_not_stop_the_log() -> None:
     """Peers are asked in between, which takes a while."""
     files, written = fresh()

@@ -233,6 +233,24 @@ def test_a_read_that_finds_its_file_gone_says_that_the_offset_is_out_of_range(
         log.read(Offset(0), Offset(10), 1000, cached_only=False)
 
 
+def test_a_read_that_finds_its_file_cut_in_the_trash_says_the_same(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    disk.make_directory(TRASH)
+
+    def trim(operation: str, path: str) -> None:
+        if operation == "read" and path == SEGMENT_PATH:
+            disk.on_operation = None
+            log.trim(Offset(10), TRASH)
+            (name,) = disk.list_directory(TRASH)
+            disk.open(f"{TRASH}/{name}").truncate(4200)
+
+    disk.on_operation = trim
+
+    with pytest.raises(OffsetOutOfRangeError):
+        log.read(Offset(0), Offset(10), 1000, cached_only=False)
+
+
 # --- a replica --------------------------------------------------------------------------
 
 
