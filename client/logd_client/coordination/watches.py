@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Final
 
 import anyio
-import anyio.lowlevel
 
 from logd.errors import LogdError, UnavailableError, UsageError
 from logd.wire.coordination import Event, Get, Kind, ReadKeys
@@ -147,11 +146,13 @@ class Watch:
         return event
 
     async def next(self) -> Event | None:
-        """Wait for the next event; None when the watch is closed."""
+        """Wait for the next event; None when the watch is closed.
+
+        Cancelled while it waits, it loses none.  Whatever has arrived is given at once, without a
+        turn of the event loop: that is bounded, for more arrives only in such turns.
+        """
         if not self._is_open and not self._is_over:
             raise UsageError("the watch is not open: use `async with`")
-        # Before anything is taken: cancelled, nothing is lost.
-        await anyio.lowlevel.checkpoint_if_cancelled()
         while True:
             event = self.take_arrived()
             if event is not None:
