@@ -24,6 +24,11 @@ def bytes_of(event: Event) -> int:
     return len(event.name) + len(event.value) + len(event.subject) + len(event.owner)
 
 
+def share_of_history(event: Event) -> float:
+    """How much of what is kept of a namespace, at most, ``event`` pushes out."""
+    return max(1 / EVENTS_PER_NAMESPACE_MAX, bytes_of(event) / EVENT_BYTES_PER_NAMESPACE_MAX)
+
+
 class EventRing:
     """Events of one namespace, in order of revisions."""
 

@@ -12,6 +12,7 @@ import trio
 
 from logd.broker.coordination import kept_state
 from logd.broker.coordination.partition import CoordinationPartition
+from logd.coordination import events as history
 from logd.errors import (
     FencedError,
     InvalidNameError,
@@ -680,6 +681,33 @@ def test_a_watch_is_ended_when_another_broker_leads_and_resumes_there_without_a_
         assert [event.value for _, events in connection.events for event in events] == [b"2"]
         assert await seen(world, 1) == [b"3"]
         assert first.revision <= told
+
+    live(story, brokers=3)
+
+
+@pytest.mark.parametrize("value_bytes", [1, 1000])
+def test_a_watch_of_what_never_changes_resumes_however_much_else_has(
+    monkeypatch: pytest.MonkeyPatch, value_bytes: int
+) -> None:
+    monkeypatch.setattr(history, "EVENTS_PER_NAMESPACE_MAX", 100)
+    monkeypatch.setattr(history, "EVENT_BYTES_PER_NAMESPACE_MAX", 50_000)
+
+    async def story(world: World) -> None:
+        session = await world.session(ttl_ms=60_000)
+        await watch(world, 1)
+        leader = await world.leader()
+        connection = await world.client.connection(HostPort(f"node{leader}", CLIENT_PORT))
+        for _ in range(300):
+            await put(session, b"other", bytes(value_bytes))
+
+        await world.cluster.nodes[leader].crash(power=False)
+        await trio.sleep(5)
+        told = connection.events[-1][0].revision
+        await watch(world, 1, revision=told + 1)
+        await put(session, b"k", b"1")
+
+        assert await seen(world, 1) == [b"1"]
+        assert len(connection.events) < 40
 
     live(story, brokers=3)
 

@@ -8,6 +8,9 @@ up from the history that the state keeps, or is ended if that no longer reaches 
 A push always ends with a whole revision, so whoever resumes behind the last one misses nothing
 and sees nothing twice.  Only a change of so many keys that it fits no frame is told in parts:
 those before the last name the revision before, since theirs is not told to its end.
+
+The history is bounded, and in a busy namespace it goes by in a second.  So those who watch what
+seldom changes are told now and then, by a push without events, from where they may resume.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 import trio
 
+from logd.coordination.events import share_of_history
 from logd.errors import InvalidRequestError, LogdError, QuotaExceededError, SubscriptionLostError
 from logd.limits import (
     SUBSCRIPTION_CREDIT_BYTES_MAX,
@@ -32,6 +36,9 @@ from logd.wire.messages import Kind, WatchCredit, WatchEvents, WatchRequest
 
 if TYPE_CHECKING:
     from logd.broker.coordination.partition import CoordinationPartition
+
+PROGRESS_SHARE: Final = 0.25
+"""When so much of what a namespace's history holds has gone by, its quiet watches are told."""
 
 SMALL_BODY_BYTES: Final = 2_048
 """Below it a body is copied behind its header: one buffer to send in place of two."""
@@ -130,6 +137,8 @@ class PartitionWatches:
         """Those that watch more than one name, by namespace and kind."""
         self._counts: dict[str, int] = {}
         """By namespace."""
+        self._gone_by: dict[str, float] = {}
+        """Namespace → the share of its history that has gone by since progress was told."""
         self.events_pushed = 0
 
     def __len__(self) -> int:
@@ -163,6 +172,7 @@ class PartitionWatches:
         self._counts[namespace] -= 1
         if not self._counts[namespace]:
             del self._counts[namespace]
+            self._gone_by.pop(namespace, None)
         if not crowd.watches:
             del self._crowds[crowd.key]
             if crowd.end is not None:
@@ -185,6 +195,17 @@ class PartitionWatches:
                     touched.setdefault(ranged, []).append(event)
         for crowd, found in touched.items():
             self._tell(crowd, found, revision)
+        self._count_gone_by(events, revision)
+
+    def _count_gone_by(self, events: list[tuple[str, Event]], revision: int) -> None:
+        for namespace, event in events:
+            if namespace not in self._counts:
+                continue
+            gone_by = self._gone_by.get(namespace, 0) + share_of_history(event)
+            if gone_by >= PROGRESS_SHARE:
+                self.tell_progress(revision, namespace)
+                gone_by = 0
+            self._gone_by[namespace] = gone_by
 
     def _tell(self, crowd: Crowd, events: list[Event], revision: int) -> None:
         parts: list[tuple[bytes, int]] = []
@@ -199,10 +220,12 @@ class PartitionWatches:
             self.events_pushed += len(events)
             watch.push_all(parts)
 
-    def tell_progress(self, revision: int) -> None:
-        """Let those who saw nothing for long resume from here: the history is bounded."""
+    def tell_progress(self, revision: int, namespace: str | None = None) -> None:
+        """Let those who saw nothing for long resume from here; of one namespace, or of all."""
         body = _ENCODER.encode([])
         for crowd in self._crowds.values():
+            if namespace not in (None, crowd.key[0]):
+                continue
             for watch in crowd.watches:
                 if not watch.is_behind and watch.position < revision and watch.can_be_told:
                     watch.push(body, revision)
