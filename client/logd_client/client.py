@@ -224,7 +224,8 @@ class Client(Coordination):
             compression: "zstd" (level 1) if it makes a batch smaller, or "none".
             buffer_bytes: records not acknowledged yet take at most about this much; then
                 ``append`` waits and ``append_nowait`` raises.
-            delivery_timeout_ms: a record not acknowledged after this long has failed.
+            delivery_timeout_ms: a record not acknowledged after this long has failed; counted from
+                the first record of the batch that it joined.
             batches_in_flight: batches under way to one partition at the same time.
             idempotent: retries store each record once and keep the order.  Without it one
                 batch at a time is under way to a partition, and one that may have been stored

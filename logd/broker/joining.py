@@ -65,8 +65,9 @@ async def join_cluster(broker: Broker, command: RegisterBroker) -> None:
         ForeignDirectoryError: the cluster refuses this broker for good; says why.
     """
     directory = broker.membership.directory
+    address = _address_to_join(broker)
     while True:
-        response = await _ask(broker, command)
+        response = await _ask(broker, address, command)
         if response is not None:
             break
         await trio.sleep(RETRY_S)
@@ -81,19 +82,41 @@ async def ask_until_known(broker: Broker, command: RegisterBroker) -> None:
     Asked at least once: whoever is told to join a cluster with the directory of another one shall
     hear of it, and not go on as a member of that.
     """
-    await _ask(broker, command)
+    address = _address_to_join(broker)
+    await _ask(broker, address, command)
     while not broker.metadata.is_known:
         with trio.move_on_after(ASK_AGAIN_S):
             while not broker.metadata.is_known:
                 await broker.metadata.changed()
         if not broker.metadata.is_known:
-            await _ask(broker, command)
+            await _ask(broker, address, command)
 
 
-async def _ask(broker: Broker, command: RegisterBroker) -> JoinResponse | None:
-    """One attempt; None if it came to nothing, for now."""
+async def meet_strangers(broker: Broker, command: RegisterBroker) -> None:
+    """Learn of members that are not known here, from those that are, until cancelled.
+
+    Brokers may have joined while this one was down or cut off, and one of them may lead the
+    metadata log by now.  That log cannot tell of it, for it would come over a link that is refused.
+    """
+    while True:
+        await broker.membership.stranger_met()
+        for address in broker.node.addresses_by_life():
+            try:
+                if await _ask(broker, address, command) is not None:
+                    break
+            except ForeignDirectoryError as error:
+                log.warning(log_events.JOIN_FAILED, address=str(address), reason=str(error))
+        await trio.sleep(ASK_AGAIN_S)
+
+
+def _address_to_join(broker: Broker) -> HostPort:
     address = broker.config.join
     assert address is not None
+    return address
+
+
+async def _ask(broker: Broker, address: HostPort, command: RegisterBroker) -> JoinResponse | None:
+    """One attempt; None if it came to nothing, for now."""
     try:
         with trio.fail_after(HANDSHAKE_TIMEOUT_S):
             response = await _exchange(broker, address, command)
@@ -107,8 +130,8 @@ async def _ask(broker: Broker, command: RegisterBroker) -> JoinResponse | None:
         return None
     for node, peer in response.peers.items():
         if node != broker.node.node:
-            broker.membership.register(NodeId(node), DirectoryId(peer.directory_id))
-            broker.node.set_peer(NodeId(node), HostPort(peer.host, peer.port))
+            address = HostPort(peer.host, peer.port)
+            _make_known(broker, NodeId(node), DirectoryId(peer.directory_id), address)
     return response
 
 
@@ -198,13 +221,17 @@ async def follow_brokers(broker: Broker) -> None:
         state = broker.metadata.state
         for other in state.brokers:
             if other.node != node.node:
-                membership.register(other.node, other.directory_id)
-                if other.node not in broker.config.cluster:
-                    node.set_peer(other.node, other.peer_address)
+                _make_known(broker, other.node, other.directory_id, other.peer_address)
         for removed in state.removed_brokers.values():
             membership.remove(removed.node)
             node.drop_peer(removed.node)
         await broker.metadata.changed()
+
+
+def _make_known(broker: Broker, node: NodeId, directory_id: DirectoryId, address: HostPort) -> None:
+    broker.membership.register(node, directory_id)
+    if node not in broker.config.cluster:
+        broker.node.set_peer(node, address)
 
 
 async def keep_metadata_members(broker: Broker) -> None:

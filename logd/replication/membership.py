@@ -45,6 +45,7 @@ class Membership:
         self._registered: dict[NodeId, DirectoryId] = {}
         self._removed: dict[NodeId, None] = {}
         self._changed = trio.Event()
+        self._stranger = trio.Event()
         self._check_list()
 
     def _check_list(self) -> None:
@@ -91,6 +92,10 @@ class Membership:
         if node in self._registered:
             return self._wrong_directory({node: self._registered[node]}, view)
         if members is not None and node not in members:
+            if ours is not None and ours == theirs:
+                # Who has the cluster's id was registered: that has not come to be known here.
+                self._stranger.set()
+                return f"node {self.node} has not heard of node {node} yet"
             return (
                 f"node {node} is not a member of the cluster of node {self.node}: start it with an "
                 "empty data directory and --join"
@@ -111,6 +116,11 @@ class Membership:
     def remove(self, node: NodeId) -> None:
         """``node`` is a member no more."""
         self._removed[node] = None
+
+    async def stranger_met(self) -> None:
+        """Wait until a broker of this cluster was refused because it is not known here."""
+        await self._stranger.wait()
+        self._stranger = trio.Event()
 
     def _wrong_directory(self, members: dict[int, str] | None, view: ClusterView) -> str | None:
         if members is None or members.get(view.node) == view.directory_id:

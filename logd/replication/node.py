@@ -176,6 +176,11 @@ class Node:
             if scope is not None:
                 scope.cancel()
 
+    def addresses_by_life(self) -> list[HostPort]:
+        """Where the other brokers listen for this one; those that are alive first."""
+        nodes = sorted(self._addresses, key=lambda node: (not self._detector.is_up(node), node))
+        return [self._addresses[node] for node in nodes]
+
     def _start_links(self, node: NodeId) -> None:
         for lane in LANES:
             scope = self._link_scopes[node, lane] = trio.CancelScope()

@@ -11,7 +11,7 @@ import trio
 
 from logd.broker.joining import voters_wanted
 from logd.errors import LogdError
-from logd.raft.messages import Configuration
+from logd.raft.messages import Configuration, TransferLeadership
 from logd.types import METADATA_GROUP, NodeId
 from logd_client import Client
 from logd_client.routing import METADATA_AGE_S
@@ -150,6 +150,49 @@ def test_a_voter_of_the_metadata_log_that_stays_away_is_replaced_by_itself() -> 
             await created(client, "later", 1)
             cluster.nodes[NodeId(2)].start()
             await until(lambda: 2 in (metadata_members(cluster) or Configuration(())).learners)
+
+    run_deterministic(story, seed=1)
+
+
+@pytest.mark.parametrize("is_cut_off", [False, True], ids=["down", "cut off"])
+def test_a_broker_hears_of_those_that_joined_while_it_was_away_although_one_of_them_leads(
+    is_cut_off: bool,
+) -> None:
+    """The metadata would tell it, but come over a link that it refuses."""
+    settings = ClusterSettings(brokers=3, network=CALM)
+    away = NodeId(2)
+    links = [(f"node{other}", "node2") for other in (1, 3, 4, 5)]
+    cut = links + [(there, here) for here, there in links]
+
+    async def leads(cluster: SimCluster, node: NodeId) -> None:
+        with trio.fail_after(PATIENCE_S):
+            while (leader := cluster.leader_of(METADATA_GROUP)) is None or leader.node != node:
+                if leader is not None:
+                    leader.groups[METADATA_GROUP].post(TransferLeadership(node))
+                await trio.sleep(1)
+
+    async def story() -> None:
+        async with open_cluster(1, settings) as cluster, contextlib.AsyncExitStack() as stack:
+            await connected(cluster, stack)
+            await until(lambda: brokers_known_to(cluster, away) == 3)
+            if is_cut_off:
+                cluster.network.hold(cut)
+            else:
+                await cluster.nodes[away].crash(power=False)
+            for node in (FOUR, FIVE):
+                cluster.join(node)
+                await until(partial(lambda node: brokers_known_to(cluster, node) == node, node))
+            await until(lambda: FIVE in (metadata_members(cluster) or Configuration(())).voters)
+            await leads(cluster, FIVE)
+            if is_cut_off:
+                cluster.network.release(cut)
+            else:
+                cluster.nodes[away].start()
+
+            await until(lambda: brokers_known_to(cluster, away) == 5)
+            leader = cluster.leader_of(METADATA_GROUP)
+            assert leader is not None
+            assert leader.node == FIVE
 
     run_deterministic(story, seed=1)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import trio
+
 from logd.replication.membership import Membership
 from logd.replication.peer_protocol import ClusterView
 from logd.storage.directory import DataDirectory
@@ -13,7 +15,7 @@ from tests.sim.env import SimEnv
 from tests.sim.files import SimulatedFileSystem
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import SimNetwork
-from tests.support.replica import PROMPT, play
+from tests.support.replica import PROMPT, a_while, play
 
 ONE, TWO, FOUR = NodeId(1), NodeId(2), NodeId(4)
 CLUSTER = {node: HostPort(f"node{node}", 7181) for node in (ONE, TWO)}
@@ -45,10 +47,13 @@ def tell(story: Callable[[Membership], None], *, formed: bool = True) -> None:
 
 
 def view(
-    node: int, directory_id: str, cluster_list: str = "1=node1:7181,2=node2:7181"
+    node: int,
+    directory_id: str,
+    cluster_list: str = "1=node1:7181,2=node2:7181",
+    cluster_id: str | None = "a-cluster",
 ) -> ClusterView:
     return ClusterView(
-        node=node, directory_id=directory_id, cluster_list=cluster_list, cluster_id="a-cluster"
+        node=node, directory_id=directory_id, cluster_list=cluster_list, cluster_id=cluster_id
     )
 
 
@@ -72,7 +77,7 @@ def test_a_wiped_founder_is_told_what_it_is_and_the_way_out() -> None:
 
 def test_a_broker_that_joined_is_let_in_once_it_is_registered() -> None:
     def story(ours: Membership) -> None:
-        before = ours.refusal(view(FOUR, "d4", cluster_list="4=node4:7181"))
+        before = ours.refusal(view(FOUR, "d4", cluster_list="4=node4:7181", cluster_id=None))
         assert before is not None
         assert "--join" in before
 
@@ -84,6 +89,35 @@ def test_a_broker_that_joined_is_let_in_once_it_is_registered() -> None:
         assert "never used" in wiped
 
     tell(story)
+
+
+def test_of_a_member_that_is_not_known_here_one_asks_those_who_are() -> None:
+    """It has the cluster's id, so it was registered."""
+
+    async def story() -> None:
+        ours = membership()
+        met: list[int] = []
+
+        async def ask() -> None:
+            while True:
+                await ours.stranger_met()
+                met.append(len(met))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await a_while()
+            for known in (view(TWO, "another"), view(FOUR, "d4", cluster_id=None)):
+                assert ours.refusal(known) is not None
+            await a_while()
+            assert met == []
+            for _ in range(2):
+                refusal = ours.refusal(view(FOUR, "d4", cluster_list="4=node4:7181"))
+                assert refusal == "node 1 has not heard of node 4 yet"
+                await a_while()
+            assert met == [0, 1]
+            nursery.cancel_scope.cancel()
+
+    play(story)
 
 
 def test_a_removed_broker_is_told_what_it_is_and_the_way_out() -> None:
