@@ -81,6 +81,7 @@ FAST_TESTS = {
         "tests/unit/test_group.py",
         "tests/unit/test_group_memory.py",
         "tests/unit/test_sync_pool.py",
+        "tests/unit/test_membership.py",
         "tests/unit/test_membership_change.py",
         "tests/unit/test_tail_cache.py",
         "tests/unit/test_failure_detector.py",

@@ -475,6 +475,20 @@ SYSTEM_MUTANTS = (
         "        if group.syncer.may_sync_later:\n",
         "        if group.syncer.may_sync_later or group.group_id in self._later:\n",
     ),
+    Mutant(
+        "a member that is not known here is refused for ever",
+        "liveness: a broker that was away comes back",
+        "logd/replication/membership.py",
+        "                self._stranger.set()\n",
+        "",
+    ),
+    Mutant(
+        "quiet watches are not told how far they may resume",
+        "liveness: what missed nothing goes on",
+        "logd/broker/coordination/watches.py",
+        "                self.tell_progress(revision, namespace)\n",
+        "",
+    ),
     # --- the broker ---------------------------------------------------------------------------
     Mutant(
         "a leader serves before its no-op is committed",
