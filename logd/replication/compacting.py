@@ -35,7 +35,7 @@ from logd.types import Offset
 if TYPE_CHECKING:
     from logd.replication.group import Group
     from logd.replication.seams import GroupHost
-    from logd.storage.log import SealedSegment
+    from logd.storage.log_contents import SealedSegment
 
 log = structlog.get_logger(__name__)
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from logd.replication.node import Node
     from logd.replication.opening import OpenedGroup
     from logd.storage.file_header import LogIdentity
-    from logd.storage.log import SealedSegment
+    from logd.storage.log_contents import SealedSegment
 
 log = structlog.get_logger(__name__)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from logd.replication.group import Group
     from logd.replication.seams import GroupHost
     from logd.storage.holes import Hole
-    from logd.storage.log import ScrubPosition
+    from logd.storage.scrub import ScrubPosition
     from logd.types import Offset
 
 

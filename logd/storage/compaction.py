@@ -38,7 +38,7 @@ from logd.record.compacted import GAP_SPAN_MAX, keep_nothing, keep_rows, make_ga
 from logd.record.header import BatchHeader, PayloadFormat
 from logd.storage.batch_walk import walk_batches, walk_headers
 from logd.storage.file_header import LogIdentity
-from logd.storage.log import SealedSegment
+from logd.storage.log_contents import SealedSegment
 from logd.storage.segment import FIRST_POSITION, segment_header_block, segment_name
 from logd.storage.segment_index import RELATIVE_OFFSET_MAX
 from logd.storage.synced_mark import MarkSlot

@@ -7,6 +7,8 @@ takes no appends.  At or above the mark a bad batch is what a crash leaves behin
 cut there, whatever follows, because several batches lie between two syncs and a power cut
 may keep only the later sectors of them.
 
+What is kept is synced, and marked so, before anybody is told of it.
+
 The cut matters even where nothing but zeros seems to follow: an intact batch from before
 the crash, left lying behind the new end, could one day follow on from it and come to life
 again.
@@ -24,7 +26,7 @@ from typing import NamedTuple
 
 from logd.env import File, FileSystem
 from logd.errors import CorruptionError, StorageError
-from logd.limits import SEGMENT_HEADER_BYTES
+from logd.limits import MIB, SEGMENT_HEADER_BYTES
 from logd.storage.batch_walk import is_zero, walk_batches, walk_headers, written_end
 from logd.storage.file_header import (
     SEGMENT_MAGIC,
@@ -46,7 +48,7 @@ from logd.storage.segment_index import (
     load_indexes,
     remove_indexes_durably,
 )
-from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark
+from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark, write_mark
 from logd.storage.whole_file import UNFINISHED_SUFFIX
 from logd.types import FilePosition, Offset, Term
 
@@ -80,7 +82,7 @@ class LogEnd(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A log as it was found.  The last segment is open for appending."""
+    """A log as it was found and left.  The last segment is open for appending."""
 
     segments: tuple[Segment, ...]
     end: LogEnd
@@ -120,8 +122,10 @@ def recover(
 ) -> Recovered:
     """Find the segments, judge the end of the last one, cut off what a crash left.
 
-    What is kept is *not* synced yet: the caller does that before it reports anything, unless
-    the log is new: just laid out, and synced.
+    What is kept is durable then, unless the log is damaged.
+
+    Args:
+        is_new: it was just laid out, and synced.
 
     Raises:
         StorageError: there is no segment; ``NewerFormatError``, ``ForeignDirectoryError``.
@@ -143,7 +147,11 @@ def recover(
     if not report.is_damaged and file.size() > end.position:
         file.truncate(end.position)
     active.end = end.position
-    return Recovered(segments, end, last.mark, report)
+    mark = last.mark
+    if not is_new and not report.is_damaged:
+        assert mark is not None
+        mark = _sync(file, mark, end, identity)
+    return Recovered(segments, end, mark, report)
 
 
 def _without_superseded(files: FileSystem, found: list[FoundSegment]) -> list[FoundSegment]:
@@ -333,6 +341,28 @@ def _scan(
     except CorruptionError as error:
         return end, str(error)
     return end, None
+
+
+def _sync(file: File, marked: MarkSlot, end: LogEnd, identity: LogIdentity) -> MarkSlot:
+    """Make everything up to ``end`` durable, and then a mark that says so, which is returned."""
+    # If a sync failed before the process ended, the page cache may show bytes that the
+    # disk does not have, and syncing would not write them: they count as written.  So all
+    # that was not yet known to be synced is written once more.
+    write_mark(file, marked, identity.group)
+    _write_again(file, marked.end_position, end.position)
+    file.sync()
+    mark = marked.followed_by(end.term, end.offset, end.position, Offset(0))
+    if mark is not marked:
+        write_mark(file, mark, identity.group)
+        file.sync()
+    return mark
+
+
+def _write_again(file: File, position: FilePosition, end: FilePosition) -> None:
+    while position < end:
+        chunk = file.pread(min(1 * MIB, end - position), position)
+        file.pwritev([chunk], position)
+        position = FilePosition(position + len(chunk))
 
 
 def _indexes_below(

@@ -16,7 +16,7 @@ from logd.errors import CorruptionError
 from logd.storage.batch_walk import walk_batches
 from logd.storage.file_header import SEGMENT_MAGIC, FileHeader, LogIdentity, encode_file_header
 from logd.storage.holes import Hole, follow, holes_between
-from logd.storage.log import SealedSegment
+from logd.storage.log_contents import SealedSegment
 from logd.storage.recovery import FoundSegment, LogEnd, inspect_segments
 from logd.storage.segment import FIRST_POSITION, segment_name
 from logd.storage.segment_index import remove_indexes_durably

@@ -17,7 +17,7 @@ from logd.errors import CorruptionError
 from logd.record.compacted import cut_gap
 from logd.record.header import decode_header, split_batches, verify_header, verify_seal
 from logd.storage.file_header import LogIdentity
-from logd.storage.log import SealedSegment
+from logd.storage.log_contents import SealedSegment
 from logd.storage.recovery import LogEnd
 from logd.storage.segment import FIRST_POSITION, segment_header_block, segment_name
 from logd.storage.synced_mark import MarkSlot

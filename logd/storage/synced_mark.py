@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from logd.env import File
 from logd.storage.file_header import Field
 from logd.types import Buffer, FilePosition, GroupId, Offset, Term
 
@@ -58,6 +59,18 @@ class MarkSlot(NamedTuple):
         """Which of the two slots it belongs into."""
         return SLOT_POSITIONS[self.sequence % 2]
 
+    def followed_by(
+        self, term: Term, end_offset: Offset, end_position: FilePosition, commit_offset: Offset
+    ) -> MarkSlot:
+        """The mark that says so; this one if it already does.  Commits are not taken back.
+
+        Args:
+            commit_offset: counts as far as ``end_offset``.
+        """
+        commit_offset = max(self.commit_offset, min(commit_offset, end_offset))
+        said = (term, end_offset, end_position, commit_offset)
+        return self if said == self[1:] else MarkSlot(self.sequence + 1, *said)
+
 
 def encode_mark(mark: MarkSlot, group: GroupId) -> bytes:
     assert mark.sequence > 0
@@ -65,6 +78,11 @@ def encode_mark(mark: MarkSlot, group: GroupId) -> bytes:
     packed = _STRUCT.pack(0, *mark)
     checked = packed[_CHECKSUM.size :]
     return _CHECKSUM.pack(xxh3_64_intdigest(checked, seed=group)) + checked
+
+
+def write_mark(file: File, mark: MarkSlot, group: GroupId) -> None:
+    """Put ``mark`` into its slot of a segment file; it is not synced."""
+    file.pwritev([encode_mark(mark, group)], mark.position)
 
 
 def newest_mark(header_block: Buffer, group: GroupId) -> MarkSlot | None:

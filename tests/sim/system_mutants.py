@@ -36,14 +36,14 @@ SYSTEM_MUTANTS = (
         "the mark claims the sync that is under way",
         "P1: a torn tail is not damage",
         "logd/storage/log.py",
-        "mark = self._next_mark(self._synced, commit_offset)",
+        "mark = self._next_mark(held.synced, commit_offset)",
         "mark = self._next_mark(end, commit_offset)",
     ),
     Mutant(
         "recovery trusts the page cache after a failed sync",
         "P1",
-        "logd/storage/log.py",
-        "        _write_again(file, marked.end_position, self._end.position)\n",
+        "logd/storage/recovery.py",
+        "    _write_again(file, marked.end_position, end.position)\n",
         "",
     ),
     Mutant(
@@ -169,9 +169,9 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a read of a segment that was cut in the trash calls it damage",
         "P5: intact data is not called damaged",
-        "logd/storage/log.py",
-        "return changes == self._changes and segments[0] is self._segments[0]",
-        "return changes == self._changes",
+        "logd/storage/log_contents.py",
+        "return changes == self.changes and segments[0] is self.segments[0]",
+        "return changes == self.changes",
     ),
     Mutant(
         "a trim holds before it is committed",
@@ -239,7 +239,7 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a compacted file is put in place without a look at what it covers",
         "P1",
-        "logd/storage/log.py",
+        "logd/storage/log_contents.py",
         "if header != expected or found != end:",
         "if False:",
     ),
