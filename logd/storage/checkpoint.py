@@ -1,8 +1,8 @@
 """Checkpoints: a state machine's state at an offset, so that recovery replays little.
 
 The payload is the caller's; here it is only kept whole.  Two are kept, because the newest
-may be damaged, and because it may lie above what the caller may use.  A damaged one is
-stepped over: it is derived from the log and costs only a longer replay.
+may be damaged, and because it may lie above what the caller may use.  A damaged one, and one
+that cannot be read, is stepped over: it is derived from the log and costs only a longer replay.
 
 Format: segment_format.md, section 8.
 """
@@ -74,7 +74,7 @@ class CheckpointStore:
         """The newest intact checkpoint, not above ``at_most``; None if there is none.
 
         Raises:
-            StorageError: it cannot be read, is not ours, or is of a newer format.
+            StorageError: the directory cannot be read, or one is not ours or of a newer format.
         """
         damaged: list[str] = []
         try:
@@ -83,7 +83,7 @@ class CheckpointStore:
                     continue
                 try:
                     return offset, self._read(offset)
-                except CorruptionError as error:
+                except (CorruptionError, OSError) as error:
                     damaged.append(str(error))
         except OSError as error:
             raise StorageError(f"cannot read checkpoints in {self._directory}: {error}") from error

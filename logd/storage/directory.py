@@ -28,6 +28,7 @@ import msgspec
 from logd.env import DirectoryLock, FileSystem
 from logd.errors import CorruptionError, ForeignDirectoryError, StorageError
 from logd.storage.file_header import META_MAGIC, FileHeader, LogIdentity
+from logd.storage.hard_state import FILE_BYTES
 from logd.storage.trash import Trash
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
@@ -198,7 +199,8 @@ class DataDirectory:
             StorageError: they could not be kept, or the files not moved.
         """
         try:
-            content = read_file(self._files, f"{self.group_path(group)}/{HARD_STATE_NAME}")
+            hard_state = f"{self.group_path(group)}/{HARD_STATE_NAME}"
+            content = read_file(self._files, hard_state, FILE_BYTES)
             path = self.promises_path(group)
             write_new_file(self._files, path, [content])
         except OSError as error:

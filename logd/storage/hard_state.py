@@ -147,7 +147,7 @@ class HardStateFile:
         try:
             if files.exists(path + UNFINISHED_SUFFIX):
                 files.remove(path + UNFINISHED_SUFFIX)
-            content = read_file(files, path)
+            content = read_file(files, path, FILE_BYTES)
         except OSError as error:
             raise StorageError(f"cannot open {path}: {error}") from error
         header = decode_file_header(path, HARD_STATE_MAGIC, content)
@@ -254,7 +254,7 @@ def rests_on_by(files: FileSystem, path: str, group: GroupId) -> int:
         OSError: it cannot be read.
     """
     identity = LogIdentity(DirectoryId(""), NodeId(0), group)
-    content = read_file(files, path)
+    content = read_file(files, path, FILE_BYTES)
     slots = [_decode_slot(path, content, position, identity) for position in SLOT_POSITIONS]
     return sorted(slots, key=lambda each: each.sequence)[-1].rests_on
 

@@ -67,23 +67,28 @@ def read_payload_file(files: FileSystem, path: str, magic: bytes) -> tuple[FileH
         CorruptionError: damaged or cut short.
         NewerFormatError: written by a later version.
     """
-    content = read_file(files, path)
-    header = decode_file_header(path, magic, content)
-    payload = content[FILE_HEADER_BYTES:]
-    if len(payload) != header.payload_bytes:
-        raise CorruptionError(
-            f"{path}: {len(payload)} bytes behind the header, it says {header.payload_bytes}"
-        )
+    file = files.open(path, writable=False)
+    try:
+        header = decode_file_header(path, magic, file.pread(FILE_HEADER_BYTES, 0))
+        # Before it is read: a damaged length may be one that no memory holds.
+        size = file.size() - FILE_HEADER_BYTES
+        if size != header.payload_bytes:
+            raise CorruptionError(
+                f"{path}: {size} bytes behind the header, it says {header.payload_bytes}"
+            )
+        payload = file.pread(size, FILE_HEADER_BYTES)
+    finally:
+        file.close()
     if payload_checksum(payload) != header.payload_checksum:
         raise CorruptionError(f"{path}: the content is not what was written")
     return header, payload
 
 
-def read_file(files: FileSystem, path: str) -> bytes:
-    """All bytes of a small file."""
+def read_file(files: FileSystem, path: str, bytes_max: int) -> bytes:
+    """The bytes of a small file: all that it should have, whatever its length says."""
     file = files.open(path, writable=False)
     try:
-        return file.pread(file.size(), 0)
+        return file.pread(bytes_max, 0)
     finally:
         file.close()
 

@@ -51,6 +51,37 @@ def test_one_above_what_the_caller_may_use_is_passed_over(store: CheckpointStore
     assert store.load(at_most=Offset(89)) is None
 
 
+def test_one_that_cannot_be_read_is_stepped_over_and_named(
+    store: CheckpointStore, disk: SimulatedFileSystem
+) -> None:
+    store.save(Offset(90), b"older")
+    store.save(Offset(100), b"newer")
+    newest = f"/data/checkpoint-{100:020}"
+
+    def fail(operation: str, path: str) -> None:
+        if operation == "read" and path == newest:
+            raise OSError(5, "Input/output error", path)
+
+    disk.on_operation = fail
+
+    assert store.load() == (90, b"older")
+    assert newest in store.damaged[0]
+
+
+def test_a_length_that_is_not_the_written_one_is_not_read(
+    store: CheckpointStore, disk: SimulatedFileSystem
+) -> None:
+    """No memory would hold what a damaged length may claim."""
+    store.save(Offset(100), b"state")
+    disk.overwrite(f"/data/checkpoint-{100:020}", 10**6, b"\0")
+    operations: list[str] = []
+    disk.on_operation = lambda operation, _: operations.append(operation)
+
+    assert store.load() is None
+    assert "999873 bytes behind the header" in store.damaged[0]
+    assert operations.count("read") == 1  # Of the header.
+
+
 def test_an_empty_state_is_a_state(store: CheckpointStore) -> None:
     store.save(Offset(0), b"")
 
