@@ -2,7 +2,9 @@
 
 Two gaits.  ``walk_headers`` verifies header checksums and reads no payload: it finds
 positions and terms, and feeds replay.  ``walk_batches`` verifies the seals as well: recovery
-and the offline tools use it.  Both name file and position in their complaints.
+and the offline tools use it.  Both name file and position in their complaints, and both look
+whether batches follow on from one another: a batch that was written to the wrong place, or
+left over from before, has checksums that hold.
 """
 
 from __future__ import annotations
@@ -37,10 +39,12 @@ def walk_headers(
     """Headers, with their positions, from ``position`` until ``end``.
 
     Raises:
-        CorruptionError: a header fails its checksum, or its batch does not end by ``end``.
+        CorruptionError: a header fails its checksum, its batch does not end by ``end``, or it
+            does not follow on from the one before.
     """
     chunk: Buffer = b""
     chunk_position = position
+    before: BatchHeader | None = None
     read_bytes = _HEADERS_READ_BYTES
     while position < end:
         within = position - chunk_position
@@ -49,7 +53,9 @@ def walk_headers(
             chunk_position, within = position, 0
         header = checked_header(file.path, chunk, within, position, group)
         _check_fits(file.path, header, position, end)
+        _check_follows(file.path, header, before, position)
         yield position, header
+        before = header
         position = FilePosition(position + header.size_bytes)
         # Between large batches there is nothing to read ahead for.
         is_small = header.size_bytes * 4 <= _HEADERS_READ_BYTES
@@ -66,6 +72,7 @@ def walk_batches(
     """
     chunk = memoryview(b"")
     chunk_position = position
+    before: BatchHeader | None = None
     while position < end:
         within = position - chunk_position
         if within + HEADER_BYTES > len(chunk):
@@ -73,6 +80,8 @@ def walk_batches(
             chunk_position, within = position, 0
         header = checked_header(file.path, chunk, within, position, group)
         _check_fits(file.path, header, position, end)
+        _check_follows(file.path, header, before, position)
+        before = header
         if within + header.size_bytes > len(chunk):
             chunk = _read(file, position, end, max(_BATCHES_READ_BYTES, header.size_bytes))
             chunk_position, within = position, 0
@@ -127,6 +136,18 @@ def _check_fits(path: str, header: BatchHeader, position: int, end: int) -> None
         raise CorruptionError(
             f"{path}, position {position}: a batch of {header.size_bytes} bytes, "
             f"{end - position} are left"
+        )
+
+
+def _check_follows(
+    path: str, header: BatchHeader, before: BatchHeader | None, position: int
+) -> None:
+    if before is not None and (
+        header.base_offset != before.end_offset or header.term < before.term
+    ):
+        raise CorruptionError(
+            f"{path}, position {position}: a batch at offset {header.base_offset} of term "
+            f"{header.term}, expected offset {before.end_offset} of term {before.term} or later"
         )
 
 

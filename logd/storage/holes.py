@@ -86,7 +86,8 @@ def next_hole(
 def holes_between(file: File, group: GroupId, start: LogEnd, end: LogEnd) -> Iterator[Hole]:
     """All holes in [start, end) of a segment, in order."""
     at = start
-    while at.position < end.position:
+    # A segment that lost its end together with its marks has offsets left, and no bytes.
+    while at.position < end.position or at.offset < end.offset:
         at, hole = next_hole(file, group, at, end)
         if hole is not None:
             yield hole

@@ -193,6 +193,7 @@ class Log:
 
         Raises:
             StorageError: no log there, not ours, of a newer format, or the disk failed.
+            CorruptionError: it was cut short meanwhile.
         """
         try:
             found = recover(files, directory, identity, options.index_interval_bytes, is_new=is_new)
@@ -464,7 +465,7 @@ class Log:
 
         Raises:
             StorageFailedError: the disk failed; the log is poisoned.
-            CorruptionError: a header on the way to ``offset`` is damaged; nothing was done.
+            CorruptionError: what leads to ``offset`` is damaged; nothing was done.
         """
         self._check_usable()
         held = self._held
@@ -477,7 +478,7 @@ class Log:
         with held.changing():
             try:
                 if number < len(held.segments) - 1:
-                    self._drop_segments_behind(number)
+                    self._drop_segments_behind(number, offset)
                 self._cut_active(offset)
             except OSError as error:
                 raise held.fail("truncate", error) from error
@@ -605,7 +606,8 @@ class Log:
         """Verified headers, from the batch that holds ``from_offset`` to the present end.
 
         Raises:
-            CorruptionError: a header is damaged; names file and position.
+            CorruptionError: a header is damaged, or they do not follow on from one another up to
+                the end; names file and position.
         """
         return self._reads.headers(from_offset)
 
@@ -677,16 +679,21 @@ class Log:
         self._space.begin(end.position)
         return mark.commit_offset
 
-    def _drop_segments_behind(self, number: int) -> None:
-        """Let this one be the last, and active again as it was when it was sealed."""
+    def _drop_segments_behind(self, number: int, offset: Offset) -> None:
+        """Let this one be the last, and active again as it was when it was sealed.
+
+        It holds ``offset``, and nobody may have looked at it for long.  So it is looked at before
+        anything goes.
+        """
         held = self._held
+        last, after = held.segments[number : number + 2]
+        last.position_after(offset, last.end)
+        found = newest_mark(last.opened_file().pread(SLOTS_END, 0), self._group)
+        covered = LogEnd(after.base_offset, after.prev_term, last.end)
+        if found is None or (found.end_offset, found.term, found.end_position) != covered:
+            raise CorruptionError(f"{last.path}: its synced mark does not cover it")
         held.remove_files_behind(number)
-        last = held.segments[number]
-        file, _ = last.opened_for_append()
-        found = newest_mark(file.pread(SLOTS_END, 0), self._group)
-        # Sealed: its mark covers it whole, and said so when it was rolled or opened.
-        assert found is not None
-        assert found.end_position == last.end
+        last.opened_for_append()
         self._mark = found
         self._space.begin(found.end_position)
         held.cut_behind(number, LogEnd(found.end_offset, found.term, found.end_position))

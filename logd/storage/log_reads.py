@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from logd.errors import CorruptionError, OffsetOutOfRangeError, StorageFailedError
 from logd.record.header import BatchHeader
 from logd.storage.batch_read import Wanted, read_batches
-from logd.storage.batch_walk import header_at, walk_headers
+from logd.storage.batch_walk import walk_headers
 from logd.storage.log_contents import LogContents, segment_number
 from logd.storage.recovery import LogEnd
-from logd.storage.segment import FIRST_POSITION, Segment
+from logd.storage.segment import Segment
 from logd.types import Offset
 
 
@@ -68,15 +68,34 @@ class LogReads:
         end = held.end
         segments = held.segments
         assert from_offset >= segments[0].base_offset
+        next_offset: Offset | None = None
         for number in range(segment_number(segments, from_offset), len(segments)):
             segment = segments[number]
             segment_end = end.position if number == len(segments) - 1 else segment.end
             position = segment.floor(from_offset, segment_end)
             file = segment.opened_file()
-            for _, header in walk_headers(file, position, segment_end, self._group):
-                if header.end_offset > from_offset:
-                    yield header
+            for at, header in walk_headers(file, position, segment_end, self._group):
+                if header.end_offset <= from_offset:
+                    continue
+                # The first one holds the offset asked for; each other one follows on.
+                is_next = (
+                    header.base_offset <= from_offset
+                    if next_offset is None
+                    else header.base_offset == next_offset
+                )
+                if not is_next:
+                    raise CorruptionError(
+                        f"{segment.path}, position {at}: a batch at offset {header.base_offset}, "
+                        f"expected offset {from_offset if next_offset is None else next_offset}"
+                    )
+                next_offset = header.end_offset
+                yield header
             held.note_read(segment)
+        if from_offset < end.offset != next_offset:
+            raise CorruptionError(
+                f"{segments[-1].path}: the batches end at offset {next_offset}, "
+                f"expected {end.offset}"
+            )
 
     def append_time_at(self, offset: Offset) -> int:
         """See ``Log.append_time_at``."""
@@ -137,18 +156,14 @@ class LogReads:
         later = bisect_right(filled, time_ms - 1, key=self._first_append_time)
         # The first of that time lies in the segment before, unless all there is older.
         for segment in filled[max(later - 1, 0) : later + 1]:
-            file, indexes = segment.opened()
             segment_end = end.position if segment is segments[-1] else segment.end
-            position = segment.floor(
-                Offset(segment.base_offset + indexes.offset_before_time(time_ms)), segment_end
-            )
+            found = segment.offset_for_time(time_ms, segment_end)
             self._held.note_read(segment)
-            for _, header in walk_headers(file, position, segment_end, self._group):
-                if header.append_time_ms >= time_ms:
-                    return header.base_offset
+            if found is not None:
+                return found
         return None
 
     def _first_append_time(self, segment: Segment) -> int:
-        file = segment.opened_file()
+        header = segment.first_header()
         self._held.note_read(segment)
-        return header_at(file, FIRST_POSITION, self._group).append_time_ms
+        return header.append_time_ms

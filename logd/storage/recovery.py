@@ -234,10 +234,11 @@ def _inspect(
     if isinstance(header, CorruptionError):
         return FoundSegment(path, base_offset, size, None, mark, [str(header)])
     refuse_foreign(path, header.identity, identity)
-    found = FoundSegment(path, base_offset, size, header, mark)
     if header.base_offset != base_offset:
-        found.damage.append(f"{path}: the header says base offset {header.base_offset}")
-    return found
+        # Another segment's file: nothing in it says anything about this one.
+        wrong = f"{path}: the header says base offset {header.base_offset}"
+        return FoundSegment(path, base_offset, size, None, None, [wrong])
+    return FoundSegment(path, base_offset, size, header, mark)
 
 
 def _check_chain(found: list[FoundSegment]) -> list[str]:
@@ -361,6 +362,8 @@ def _sync(file: File, marked: MarkSlot, end: LogEnd, identity: LogIdentity) -> M
 def _write_again(file: File, position: FilePosition, end: FilePosition) -> None:
     while position < end:
         chunk = file.pread(min(1 * MIB, end - position), position)
+        if not chunk:
+            raise CorruptionError(f"{file.path} was cut short at {position}")
         file.pwritev([chunk], position)
         position = FilePosition(position + len(chunk))
 

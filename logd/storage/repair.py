@@ -20,7 +20,7 @@ from logd.storage.log_contents import SealedSegment
 from logd.storage.recovery import FoundSegment, LogEnd, inspect_segments
 from logd.storage.segment import FIRST_POSITION, segment_name
 from logd.storage.segment_index import remove_indexes_durably
-from logd.storage.synced_mark import MarkSlot, encode_mark
+from logd.storage.synced_mark import MARK_BYTES, SLOT_POSITIONS, MarkSlot, encode_mark
 from logd.types import FilePosition, Offset, Term
 
 
@@ -72,7 +72,11 @@ def _segment_ends(found: Sequence[FoundSegment]) -> list[LogEnd]:
         # A sealed segment was cut to its size; only its last mark says it more surely.
         is_told = mark is not None and mark.end_offset == after.base_offset
         position = mark.end_position if mark is not None and is_told else sealed.size
-        term = after.header.prev_term if after.header is not None else active.term
+        position = max(position, FIRST_POSITION)
+        if after.header is not None:
+            term = after.header.prev_term
+        else:
+            term = mark.term if mark is not None and is_told else active.term
         ends.append(LogEnd(after.base_offset, term, FilePosition(position)))
     ends.append(LogEnd(active.end_offset, active.term, active.end_position))
     return ends
@@ -176,12 +180,16 @@ def _mend_block(
     )
     if is_mark_stale:
         assert sealed_end is not None
-        commit_offset = Offset(0) if mark is None else mark.commit_offset
+        known = Offset(0) if mark is None else mark.commit_offset
+        commit_offset = min(known, sealed_end.offset)
         sequence = 1 if mark is None else mark.sequence + 1
         fresh = MarkSlot(
             sequence, sealed_end.term, sealed_end.offset, sealed_end.position, commit_offset
         )
         file.pwritev([encode_mark(fresh, identity.group)], fresh.position)
+        if mark is None:  # Another segment's, with a higher sequence, would hold.
+            other_position = sum(SLOT_POSITIONS) - fresh.position
+            file.pwritev([bytes(MARK_BYTES)], other_position)
     if is_header_damaged or is_mark_stale:
         file.sync()
     return is_header_damaged or is_mark_stale

@@ -20,6 +20,7 @@ from typing import Final
 from logd.env import File, FileSystem
 from logd.errors import CorruptionError
 from logd.limits import SEGMENT_HEADER_BYTES
+from logd.record.header import BatchHeader
 from logd.storage.batch_walk import header_at, walk_headers
 from logd.storage.file_header import (
     SEGMENT_MAGIC,
@@ -117,10 +118,7 @@ class Segment:
         Two readers may do so at once; either's result will do for both.
         """
         file = self.opened_file()
-        indexes = self.indexes
-        if indexes is None:
-            indexes = self.indexes = self._load_indexes(file)
-        return file, indexes
+        return file, self.indexes or self._load_indexes(file)
 
     def opened_file(self) -> File:
         """The file alone."""
@@ -132,9 +130,7 @@ class Segment:
     def opened_for_append(self) -> tuple[File, SegmentIndexes]:
         """As ``opened``, writable, with indexes that can grow."""
         file = self.file = self._files.open(self.path)
-        indexes = self.indexes
-        if indexes is None:
-            indexes = self._load_indexes(file)
+        indexes = self.indexes or self._load_indexes(file)
         growing = self.indexes = indexes.kept_below(self.end)
         return file, growing
 
@@ -154,32 +150,84 @@ class Segment:
 
         Of the active segment a row may get lost to an append that goes on meanwhile: that
         makes one walk longer and nothing wrong.
+
+        Raises:
+            CorruptionError: a header is damaged.
         """
-        rebuilt = SegmentIndexes.growing(self._interval_bytes)
-        walk = walk_headers(self.opened_file(), FIRST_POSITION, end, self._group)
-        rebuilt.add_walked(self.base_offset, walk)
+        rebuilt, damage = self._rebuilt_indexes(end)
+        if damage is not None:
+            raise damage
         self.indexes = rebuilt
         return rebuilt
+
+    def _rebuilt_indexes(self, end: FilePosition) -> tuple[SegmentIndexes, CorruptionError | None]:
+        """Indexes of what lies before the first damaged header, if there is one."""
+        rebuilt = SegmentIndexes.growing(self._interval_bytes)
+        walk = walk_headers(self.opened_file(), FIRST_POSITION, end, self._group)
+        try:
+            rebuilt.add_walked(self.base_offset, walk)
+        except CorruptionError as error:
+            return rebuilt, error
+        return rebuilt, None
 
     def floor(self, offset: Offset, end: FilePosition) -> FilePosition:
         """Where a batch begins from which a walk leads to ``offset``.
 
         An index that leads anywhere else is built anew.
-
-        Raises:
-            CorruptionError: a header is damaged.
         """
         file, indexes = self.opened()
         relative_offset = max(0, offset - self.base_offset)
-        position = indexes.floor(relative_offset)
-        if position == FIRST_POSITION:
-            return position
         try:
+            position = indexes.floor(relative_offset)
+            if position == FIRST_POSITION:
+                return position
             if header_at(file, position, self._group).base_offset <= offset:
                 return position
         except CorruptionError:
             pass  # The index's fault or the segment's: only building it again can tell.
-        return self.rebuild_indexes(end).floor(relative_offset)
+        return self._indexes_anew(end).floor(relative_offset)
+
+    def offset_for_time(self, time_ms: int, end: FilePosition) -> Offset | None:
+        """Base offset of the first batch appended at ``time_ms`` or later; None if none was.
+
+        Raises:
+            CorruptionError: a header on the way is damaged.
+        """
+        file, indexes = self.opened()
+        position = self._position_before(time_ms, indexes)
+        if position is None:
+            position = self._position_before(time_ms, self._indexes_anew(end))
+        if position is None or position == FIRST_POSITION:
+            position = FIRST_POSITION
+            self.first_header()
+        for _, header in walk_headers(file, position, end, self._group):
+            if header.append_time_ms >= time_ms:
+                return header.base_offset
+        return None
+
+    def first_header(self) -> BatchHeader:
+        """The header of the first batch.
+
+        Raises:
+            CorruptionError: it is damaged, or another's.
+        """
+        file = self.opened_file()
+        header = header_at(file, FIRST_POSITION, self._group)
+        if header.base_offset != self.base_offset:
+            raise CorruptionError(f"{self.path} begins with a batch at offset {header.base_offset}")
+        return header
+
+    def _position_before(self, time_ms: int, indexes: SegmentIndexes) -> FilePosition | None:
+        """Where a batch begins from which a walk leads to the first of that time; None if the
+        indexes might lead past it."""
+        try:
+            position = indexes.floor(indexes.offset_before_time(time_ms))
+            if position == FIRST_POSITION:
+                return position
+            header = header_at(self.opened_file(), position, self._group)
+        except CorruptionError:
+            return None
+        return position if header.append_time_ms < time_ms else None
 
     def position_after(self, offset: Offset, end: FilePosition) -> tuple[FilePosition, Term]:
         """Where the batch that ends at ``offset`` ends in the file, and its term.
@@ -193,8 +241,8 @@ class Segment:
         for position, header in walk_headers(self.opened_file(), start, end, self._group):
             if header.end_offset == offset:
                 return FilePosition(position + header.size_bytes), header.term
-            # A batch is never cut in two: the caller names an offset where one ends.
-            assert header.end_offset < offset, f"offset {offset} is inside a batch of {self.path}"
+            if header.end_offset > offset:
+                break
         raise CorruptionError(f"{self.path}: no batch ends at offset {offset}")
 
     def _load_indexes(self, file: File) -> SegmentIndexes:
@@ -204,9 +252,21 @@ class Segment:
             self._files, file, self.base_offset, self._group, self._interval_bytes, mapped=True
         )
         if loaded is not None:
+            self.indexes = loaded
             return loaded
-        rebuilt = self.rebuild_indexes(self.end)
-        rebuilt.write(self._files, self.path)
+        return self._indexes_anew(self.end, write=True)
+
+    def _indexes_anew(self, end: FilePosition, *, write: bool = False) -> SegmentIndexes:
+        """As ``rebuild_indexes``, for who reads.
+
+        Not kept where a header is damaged: then they lead to what lies before, and once that
+        is repaired there are better ones.
+        """
+        rebuilt, damage = self._rebuilt_indexes(end)
+        if damage is None:
+            self.indexes = rebuilt
+            if write:
+                rebuilt.write(self._files, self.path)
         return rebuilt
 
 

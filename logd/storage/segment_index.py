@@ -11,7 +11,8 @@ why a failure to write them fails nothing.
 
 Why memory for the active segment and a map for sealed ones: the active segment's rows grow
 while they are read; they are written behind now and then, so that a killed broker need not
-build them again.  A sealed segment's rows never change.
+build them again.  A sealed segment's rows never change.  They are read before they are mapped:
+of a sector that cannot be read, a read tells by an error and a map by ending the process.
 
 Format: segment_format.md, section 6.  Invariant: rows are strictly increasing in every
 column.
@@ -29,7 +30,7 @@ from typing import Final
 from logd.env import File, FileSystem
 from logd.errors import CorruptionError
 from logd.limits import SEGMENT_HEADER_BYTES
-from logd.record.header import BatchHeader
+from logd.record.header import HEADER_BYTES, BatchHeader
 from logd.storage.batch_walk import header_at
 from logd.storage.whole_file import parent
 from logd.types import Buffer, FilePosition, GroupId, Offset
@@ -132,8 +133,18 @@ class SegmentIndexes:
     def add_walked(
         self, base_offset: Offset, walked: Iterable[tuple[FilePosition, BatchHeader]]
     ) -> None:
-        """Index what a walk over the segment's headers meets."""
+        """Index what a walk over the segment's headers meets, from its first on.
+
+        Raises:
+            CorruptionError: as the walk, or the batches are not the segment's.  Those before
+                are indexed.
+        """
         for position, header in walked:
+            if position == SEGMENT_HEADER_BYTES and header.base_offset != base_offset:
+                raise CorruptionError(
+                    f"a segment of base offset {base_offset} begins with a batch at "
+                    f"{header.base_offset}"
+                )
             if position >= self.next_position:
                 self.add(header.base_offset - base_offset, header.append_time_ms, position)
 
@@ -195,31 +206,47 @@ def load_indexes(
     *,
     mapped: bool,
 ) -> SegmentIndexes | None:
-    """The indexes beside ``file``, or None where there is any doubt about them."""
-    offset_rows = _load_rows(files, file.path + OFFSET_SUFFIX, OFFSET_ROW, mapped=mapped)
-    time_rows = _load_rows(files, file.path + TIME_SUFFIX, TIME_ROW, mapped=mapped)
+    """The indexes beside ``file``, or None where there is any doubt about them.
+
+    Args:
+        mapped: leave the rows in the files; else they are read into memory.
+
+    Raises:
+        OSError: ``file`` cannot be read.
+    """
+    batches_max = file.size() // HEADER_BYTES
+    offset_rows, time_rows = (
+        _load_rows(files, file.path + suffix, row, batches_max, mapped=mapped)
+        for suffix, row in ((OFFSET_SUFFIX, OFFSET_ROW), (TIME_SUFFIX, TIME_ROW))
+    )
     if offset_rows is None or time_rows is None:
         return None
-    found = SegmentIndexes(interval_bytes, offset_rows, time_rows)
-    first = (0, SEGMENT_HEADER_BYTES)
-    if found.offsets[0] != first or found.times[0][1:] != first:
+    try:
+        found = SegmentIndexes(interval_bytes, offset_rows, time_rows)
+        is_ours = _is_of_segment(found, file, base_offset, group)
+    except CorruptionError:
         return None
-    last_time_ms, *last_timed = found.times[len(found.times) - 1]
-    time_at_end = None
-    for relative_offset, position in (tuple(last_timed), found.offsets[len(found.offsets) - 1]):
-        try:
-            header = header_at(file, FilePosition(position), group)
-        except CorruptionError:
-            return None
-        if header.base_offset != base_offset + relative_offset:
-            return None
-        time_at_end = header.append_time_ms
-    # Else one of the files has lost its end: a batch with a row in one has one in the other,
-    # unless it is as old as the one before.
-    if time_at_end != last_time_ms:
+    if not is_ours:
         return None
     found.note_all_written()
     return found
+
+
+def _is_of_segment(found: SegmentIndexes, file: File, base_offset: Offset, group: GroupId) -> bool:
+    """Whether the first rows are the segment's first batch and the last ones name batches."""
+    first = (0, SEGMENT_HEADER_BYTES)
+    if found.offsets[0] != first or found.times[0][1:] != first:
+        return False
+    last_time_ms, *last_timed = found.times[len(found.times) - 1]
+    time_at_end = None
+    for relative_offset, position in (tuple(last_timed), found.offsets[len(found.offsets) - 1]):
+        header = header_at(file, FilePosition(position), group)
+        if header.base_offset != base_offset + relative_offset:
+            return False
+        time_at_end = header.append_time_ms
+    # Else one of the files has lost its end: a batch with a row in one has one in the other,
+    # unless it is as old as the one before.
+    return time_at_end == last_time_ms
 
 
 def remove_indexes(files: FileSystem, segment_path: str) -> None:
@@ -239,20 +266,28 @@ def remove_indexes_durably(files: FileSystem, segment_path: str) -> None:
         files.sync_directory(parent(segment_path))
 
 
-def _load_rows(files: FileSystem, path: str, row: struct.Struct, *, mapped: bool) -> Buffer | None:
+def _load_rows(
+    files: FileSystem, path: str, row: struct.Struct, rows_max: int, *, mapped: bool
+) -> Buffer | None:
     """The rows of one index file, if it is there, whole and in order."""
-    if not files.exists(path):
-        return None
-    file = files.open(path, writable=False)
     try:
-        size = file.size()
-        if size == 0 or size % row.size:
+        if not files.exists(path):
             return None
-        # The map outlives the descriptor and is let go with the last reference to its view.
-        rows: Buffer = file.map().view if mapped else file.pread(size, 0)
-    finally:
-        file.close()
-    return rows if _is_increasing(row, rows) else None
+        file = files.open(path, writable=False)
+        try:
+            size = file.size()
+            # The length is as little to be trusted as the rest, and all of it is read here.
+            if size == 0 or size % row.size or size > rows_max * row.size:
+                return None
+            rows: Buffer = file.pread(size, 0)
+            if len(rows) < size or not _is_increasing(row, rows):
+                return None
+            # The map outlives the descriptor and is let go with the last reference to its view.
+            return file.map().view if mapped else rows
+        finally:
+            file.close()
+    except OSError:
+        return None  # What cannot be read is built again, as what is not there.
 
 
 def _is_increasing(row: struct.Struct, rows: Buffer) -> bool:

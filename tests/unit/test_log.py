@@ -214,6 +214,40 @@ def test_a_batch_of_another_group_is_never_served(disk: SimulatedFileSystem, log
         log.read(Offset(0), Offset(1), 1000, cached_only=False)
 
 
+def test_the_batches_of_another_segment_are_damage_and_are_never_served(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    """Every checksum of theirs holds: a disk may write to the wrong place, or to none."""
+    fill_segments(log, 3)
+    log = reopen(disk)
+    first, second, third = (f"{DIRECTORY}/{base:020}.log" for base in log.segment_bases[:3])
+    bases = log.segment_bases
+    batches = {path: disk.content(path)[SEGMENT_HEADER_BYTES:] for path in (first, third)}
+    for path in (first, third):
+        disk.overwrite(second, SEGMENT_HEADER_BYTES, batches[path])
+        if disk.exists(f"{second}.index"):
+            disk.remove(f"{second}.index")
+        log = reopen(disk)
+
+        for look in (
+            lambda log: log.read(bases[1], bases[2], 1000, cached_only=False),
+            lambda log: list(log.headers(bases[0])),
+            lambda log: log.append_time_at(bases[1] + 5),
+            lambda log: log.offset_for_time(bases[1] * 10 + 55),
+        ):
+            with pytest.raises(CorruptionError):
+                look(log)
+
+
+def test_headers_that_do_not_follow_on_are_damage(disk: SimulatedFileSystem, log: Log) -> None:
+    written = append_some(log, 8)
+    begin = SEGMENT_HEADER_BYTES
+    disk.overwrite(f"{DIRECTORY}/{0:020}.log", begin + sum(map(len, written[:6])), written[2])
+
+    with pytest.raises(CorruptionError, match="offset 2 of term 1, expected offset 6"):
+        list(log.headers(Offset(0)))
+
+
 def test_headers_are_replayed_from_any_offset_across_segments(log: Log) -> None:
     fill_segments(log, 3)
     append_some(log, 5)
@@ -484,6 +518,24 @@ def test_truncation_goes_back_over_segments(disk: SimulatedFileSystem, log: Log)
     assert read_all(log) == written
     log.sync(Offset(1))
     assert read_all(reopen(disk)) == written
+
+
+@pytest.mark.parametrize("position", [512, SEGMENT_HEADER_BYTES], ids=["mark", "batch"])
+def test_a_truncation_into_a_damaged_segment_does_nothing(
+    disk: SimulatedFileSystem, log: Log, position: int
+) -> None:
+    written = append_some(log, 20)
+    log.roll()
+    written += append_some(log, 3)
+    log = reopen(disk)
+    disk.overwrite(f"{DIRECTORY}/{0:020}.log", position, bytes(1024))
+    disk.remove(f"{DIRECTORY}/{0:020}.log.index")
+
+    with pytest.raises(CorruptionError):
+        log.truncate(Offset(18))
+
+    assert log.segment_bases == (0, 20)
+    assert read_all(log, Offset(20)) == written[20:]
 
 
 def test_truncation_to_where_a_segment_begins_knows_the_term_before_it(log: Log) -> None:

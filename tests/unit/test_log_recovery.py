@@ -255,6 +255,43 @@ def test_a_lost_mark_is_reported_and_the_whole_segment_is_scanned(
     assert_damaged(log, written)
 
 
+def test_a_file_that_is_cut_short_while_it_is_recovered_is_an_error(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append_some(log, 20)
+    disk.kill()
+
+    def cut(operation: str, path: str) -> None:
+        if operation == "write" and path == FIRST:  # All has been scanned by then.
+            disk.on_operation = None
+            disk.open(FIRST).truncate(SEGMENT_HEADER_BYTES + 200)
+
+    disk.on_operation = cut
+
+    with pytest.raises(CorruptionError, match="cut short"):
+        Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+
+def test_the_file_of_another_segment_says_nothing_about_this_one(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    """Its mark neither, although that is intact: it would promise too little, or too much."""
+    append_some(log, 20)
+    log.sync(Offset(0))
+    log.roll()
+    append_some(log, 3)
+    log.sync(Offset(0))
+    log.sync_mark(Offset(0))
+    disk.kill()
+    active = f"{DIRECTORY}/{20:020}.log"
+    disk.overwrite(active, 0, disk.content(FIRST))
+
+    log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+    assert log.recovery.is_damaged
+    assert log.mark is None
+
+
 def test_a_missing_segment_is_damage(disk: SimulatedFileSystem, log: Log) -> None:
     for _ in range(3):
         append_some(log, 5)

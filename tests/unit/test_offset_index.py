@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from logd.limits import KIB
+from logd.errors import CorruptionError
+from logd.limits import KIB, SEGMENT_HEADER_BYTES
 from logd.record.header import decode_header
 from logd.storage.log import Log, LogOptions
 from logd.storage.segment_index import OFFSET_ROW, TIME_ROW, SegmentIndexes
@@ -223,6 +224,104 @@ def test_indexes_of_another_segment_are_not_believed(disk: SimulatedFileSystem) 
     log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
 
     assert_finds_everything(log, written)
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_an_index_that_cannot_be_read_is_built_again(
+    disk: SimulatedFileSystem, is_loaded: bool
+) -> None:
+    written = fill(Log.create(disk, DIRECTORY, IDENTITY, OPTIONS))
+    disk.kill()
+    log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+    log.roll()
+    disk.kill()
+    log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+    if is_loaded:
+        assert_finds_everything(log, written)
+
+    def fail(operation: str, path: str) -> None:
+        if path in (OFFSETS, TIMES) and operation == "read":
+            raise OSError(5, "Input/output error", path)
+
+    disk.on_operation = fail
+
+    assert_finds_everything(log, written)
+
+
+def test_an_index_that_cannot_be_read_does_not_keep_the_active_segment_shut(
+    disk: SimulatedFileSystem,
+) -> None:
+    log = Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
+    written = fill(log)
+    log.close()
+    disk.kill()
+
+    def fail(operation: str, path: str) -> None:
+        if path in (OFFSETS, TIMES) and operation == "read":
+            raise OSError(5, "Input/output error", path)
+
+    disk.on_operation = fail
+
+    assert_finds_everything(Log.open(disk, DIRECTORY, IDENTITY, OPTIONS), written)
+
+
+@pytest.mark.parametrize("path", [OFFSETS, TIMES], ids=["offsets", "times"])
+def test_an_index_with_more_rows_than_its_segment_can_have_batches_is_not_read(
+    disk: SimulatedFileSystem, path: str
+) -> None:
+    log = Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
+    written = fill(log)
+    log.close()
+    disk.kill()
+    disk.overwrite(path, 16 * 10**6, bytes(16))
+    operations: list[tuple[str, str]] = []
+    disk.on_operation = lambda *operation: operations.append(operation)
+
+    log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+    assert ("read", path) not in operations
+    assert_finds_everything(log, written)
+
+
+@pytest.mark.parametrize("bit", range(6))
+def test_a_time_that_is_wrong_and_still_in_order_leads_nobody_past_a_batch(
+    disk: SimulatedFileSystem, bit: int
+) -> None:
+    log = Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
+    written: list[bytes] = []
+    while not log.needs_roll:
+        # Of several rows of one time only the first is in the index of times.
+        written += append_some(log, 1, value=b"v" * 200, time_ms=log.end_offset // 8 * 100)
+    log.roll()
+    disk.kill()
+    for row in range(1, len(disk.content(TIMES)) // TIME_ROW.size - 1):
+        disk.flip(TIMES, row * TIME_ROW.size, bit)
+
+    log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+    for time_ms in range((len(written) - 1) // 8 * 100 + 1):
+        assert log.offset_for_time(time_ms) == -(-time_ms // 100) * 8
+
+
+def test_without_an_index_what_lies_before_a_damaged_header_is_found(
+    disk: SimulatedFileSystem,
+) -> None:
+    log = Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
+    written = fill(log)
+    log.roll()
+    disk.kill()
+    disk.remove(OFFSETS)
+    middle = len(written) // 2
+    disk.flip(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES + sum(map(len, written[:middle])))
+
+    log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+    for offset, batch in enumerate(written[:middle]):
+        found = log.read(Offset(offset), Offset(offset + 1), 1, cached_only=False)
+        assert found is not None
+        assert bytes(found[0]) == batch
+    with pytest.raises(CorruptionError, match="header checksum"):
+        log.read(Offset(middle), Offset(middle + 1), 1, cached_only=False)
 
 
 # --- files of the active segment --------------------------------------------------------

@@ -11,7 +11,8 @@ from logd.limits import SEGMENT_HEADER_BYTES
 from logd.record.header import leader_part
 from logd.storage.holes import Hole, fill_hole
 from logd.storage.log import Log, LogOptions, ScrubPosition
-from logd.storage.repair import Survey, mend_headers, segment_with, survey_log
+from logd.storage.repair import Survey, mend_headers, put_in_place, segment_with, survey_log
+from logd.storage.segment_copy import SegmentCopy
 from logd.types import Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, append_some, read_all
@@ -94,6 +95,49 @@ def test_a_damaged_header_block_of_a_sealed_segment_is_made_whole(seed: int) -> 
     mend_headers(files, DIRECTORY, IDENTITY)
 
     assert read_all(reopened(files)) == written
+
+
+def copy_what_does_not_fit(
+    files: SimulatedFileSystem, survey: Survey, written: list[bytes]
+) -> None:
+    """Where the bytes of a hole do not fit, its whole segment is made anew."""
+    for hole in survey.holes:
+        try:
+            fill_hole(files, GROUP, hole, peer_has(written, hole))
+        except CorruptionError:
+            segment = segment_with(files, DIRECTORY, IDENTITY, hole)
+            assert segment is not None
+            copy = SegmentCopy(files, DIRECTORY, IDENTITY, segment)
+            copy.add(b"".join(written[segment.base_offset : segment.end_offset]))
+            put_in_place(files, copy.finish(), DIRECTORY, segment)
+
+
+@pytest.mark.parametrize("left", [0, 100, 600, 1030, SEGMENT_HEADER_BYTES, 5000])
+def test_a_sealed_segment_that_lost_its_end_and_its_marks_is_made_whole(left: int) -> None:
+    files, written = fresh()
+    for path in segments(files)[:-1]:
+        file = files.open(path)
+        file.truncate(left)
+        file.close()
+        if left > 512:
+            files.overwrite(path, 512, bytes(min(left, 1536) - 512))
+
+        copy_what_does_not_fit(files, survey_log(files, DIRECTORY, IDENTITY), written)
+        mend_headers(files, DIRECTORY, IDENTITY)
+
+        assert read_all(reopened(files)) == written
+
+
+def test_a_sealed_segment_with_the_file_of_another_is_made_whole() -> None:
+    files, written = fresh()
+    paths = segments(files)
+    for path, other in ((paths[1], paths[0]), (paths[1], paths[-1]), (paths[0], paths[1])):
+        files.overwrite(path, 0, files.content(other))
+
+        copy_what_does_not_fit(files, survey_log(files, DIRECTORY, IDENTITY), written)
+        mend_headers(files, DIRECTORY, IDENTITY)
+
+        assert read_all(reopened(files)) == written
 
 
 def test_a_log_that_ends_below_its_mark_is_filled_up_to_the_mark() -> None:
