@@ -87,6 +87,7 @@ class Partitions:
             self._node.shut[METADATA_GROUP] = BEING_REPAIRED
             await self._repaired(METADATA_GROUP, voters + learners, options)
             del self._node.shut[METADATA_GROUP]
+            await trio.sleep(RETRY_S)  # Whole to the mender is not yet whole to the replay.
         return self._add(opened, Configuration(voters, learners), METADATA_LOG)
 
     def metadata_is_up_to_date(self) -> None:
