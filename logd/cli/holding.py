@@ -11,13 +11,15 @@ With one it stays in ours: a command that a person may type to must not be in th
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Protocol, TypeVar
+from typing import Final, NoReturn, Protocol, TypeVar
 
 import anyio
 import anyio.abc
@@ -154,6 +156,14 @@ async def _unwrapped_group() -> AsyncIterator[anyio.abc.TaskGroup]:
         raise
 
 
+def require_command(command: Sequence[str]) -> None:
+    """End as a shell would, and before anything is asked of the cluster, if there is no such
+    command."""
+    if shutil.which(command[0]) is None:
+        why = errno.EACCES if os.path.exists(command[0]) else errno.ENOENT
+        _end_without_command(command, OSError(why, os.strerror(why)))
+
+
 async def _start(command: Sequence[str], environment: Mapping[str, str]) -> anyio.abc.Process:
     try:
         return await anyio.open_process(
@@ -165,12 +175,16 @@ async def _start(command: Sequence[str], environment: Mapping[str, str]) -> anyi
             start_new_session=_is_apart(),
         )
     except OSError as error:
-        say(f"logd: {command[0]}: {error.strerror}")
-        raise click.exceptions.Exit(NOT_FOUND_EXIT) from error
+        _end_without_command(command, error)
+
+
+def _end_without_command(command: Sequence[str], error: OSError) -> NoReturn:
+    say(f"logd: {command[0]}: {error.strerror}")
+    raise click.exceptions.Exit(NOT_FOUND_EXIT) from error
 
 
 def _is_apart() -> bool:
-    return not sys.stdin.isatty()
+    return sys.stdin is None or not sys.stdin.isatty()
 
 
 def _send(process: anyio.abc.Process, number: int) -> None:

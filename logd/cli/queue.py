@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import anyio
 import click
@@ -90,8 +91,13 @@ def work(
     back-off, and to be a dead letter after too many attempts; what COMMAND wrote to its standard
     error is the reason.
     """
-    from logd.cli.holding import client_name, leave_with, run_until_signalled
+    from logd.cli.holding import client_name, leave_with, require_command, run_until_signalled
     from logd.cli.session import connected, run_async
+    from logd_client.coordination.queues import ItemFailedError
+
+    # Else each item would use up its attempts for what is no fault of its own.
+    require_command(command)
+    failed = 0
 
     async def run_all() -> None:
         async with connected(
@@ -100,17 +106,26 @@ def work(
             completed = await client.queue(name).work(
                 run_one, concurrency=concurrency, until_empty=until_empty
             )
-        say(f"completed {count_of(completed, 'item')}")
+        given_back = f"; {count_of(failed, 'attempt')} failed" if failed else ""
+        say(f"completed {count_of(completed, 'item')}{given_back}")
 
     async def run_one(claim: Claim) -> None:
-        await _run_for(claim, command, name, bootstrap)
+        nonlocal failed
+        try:
+            await run_for(claim, command, name, bootstrap)
+        except ItemFailedError:
+            failed += 1
+            raise
 
     leave_with(run_async(run_until_signalled, run_all))
 
 
-async def _run_for(claim: Claim, command: Sequence[str], name: str, bootstrap: str) -> None:
-    import os
+async def run_for(claim: Claim, command: Sequence[str], name: str, bootstrap: str) -> None:
+    """Run ``command`` for one item of queue ``name``.
 
+    Raises:
+        ItemFailedError: it ended with another code than 0, or could not be started.
+    """
     from logd_client.coordination.queues import ItemFailedError
 
     environment = {
@@ -124,19 +139,37 @@ async def _run_for(claim: Claim, command: Sequence[str], name: str, bootstrap: s
         "LOGD_FENCE_TOKEN": str(claim.token),
         "LOGD_FENCE": f"{claim.fence.id}:{claim.token}",
     }
-    done = await anyio.run_process(
-        list(command),
-        input=claim.payload,
-        stdout=None,
-        stderr=subprocess.PIPE,
-        check=False,
-        env=environment,
-    )
-    sys.stderr.buffer.write(done.stderr)
-    sys.stderr.flush()
+    with _file_of(claim.payload) as payload:
+        try:
+            done = await anyio.run_process(
+                list(command),
+                stdin=payload,
+                stdout=None,
+                stderr=subprocess.PIPE,
+                check=False,
+                env=environment,
+            )
+        except OSError as error:
+            say(f"logd: {command[0]}: {error.strerror}")
+            raise ItemFailedError(f"{command[0]}: {error.strerror}") from error
+    if sys.stderr is not None:
+        sys.stderr.buffer.write(done.stderr)
+        sys.stderr.flush()
     if done.returncode:
         last_words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise ItemFailedError(f"code {done.returncode} {' '.join(last_words)}".strip())
+
+
+def _file_of(payload: bytes) -> BinaryIO:
+    """The payload as a file that lies in memory.
+
+    Not a pipe: how much of it the command reads is its own affair, and what is written to a
+    pipe that nobody reads is an error.
+    """
+    file = os.fdopen(os.memfd_create("payload"), "w+b")
+    file.write(payload)
+    file.seek(0)
+    return file
 
 
 # --- by hand ------------------------------------------------------------------------------

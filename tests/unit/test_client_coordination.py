@@ -38,7 +38,7 @@ from logd_client.coordination.keys import delete, prefix_end, put
 from logd_client.coordination.leases import Lease, Place
 from logd_client.coordination.members import Membership
 from logd_client.coordination.names import checked_key, parse_name
-from logd_client.coordination.queues import make_item
+from logd_client.coordination.queues import ItemFailedError, failure_of, make_item
 from logd_client.coordination.session import (
     SAFE_SHARE,
     WINDOW,
@@ -117,6 +117,13 @@ def test_parts_of_a_transaction_are_checked_where_they_are_made() -> None:
 def test_a_delay_is_a_number_of_seconds(delay_s: object) -> None:
     with pytest.raises(UsageError, match="delay_s"):
         make_item(b"x", delay_s=delay_s)  # type: ignore[arg-type]
+
+
+def test_what_a_handler_raised_is_found_in_the_groups_of_its_tasks() -> None:
+    meant = ItemFailedError("poison", dead=True)
+
+    assert failure_of(ExceptionGroup("", [ExceptionGroup("", [meant])])) is meant
+    assert str(failure_of(ExceptionGroup("", [KeyError("x")]))) == "KeyError: 'x'"
 
 
 @pytest.mark.parametrize("ttl_ms", [0, 999, 24 * 3600 * 1000 + 1, 1.5, True])

@@ -505,10 +505,8 @@ class _QueueWorker:
                     if self._left_s(claim) > 0 and not claim.session.is_lost():
                         await self._handler(claim)
                         failure = None
-                except ItemFailedError as error:
-                    failure = error
                 except Exception as error:
-                    failure = ItemFailedError(f"{type(error).__name__}: {error}")
+                    failure = failure_of(error)
                 scope.cancel()
         finally:
             claim.session.forget_dependant(claim)
@@ -551,6 +549,15 @@ class _QueueWorker:
                 await claim.release(str(failure), delay_s=failure.delay_s, dead=failure.dead)
         except LogdError:
             return  # It was lost, or its time will run out: it is handed out again.
+
+
+def failure_of(error: Exception) -> ItemFailedError:
+    """What a handler meant by what it raised: task groups wrap even a single exception."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, ItemFailedError):
+        return error
+    return ItemFailedError(f"{type(error).__name__}: {error}")
 
 
 async def _wait_for_event(watch: Watch, timeout_s: float) -> None:
