@@ -9,8 +9,14 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    from logd.cli import root
+    try:
+        from logd.cli import root
+        from logd.cli.streams import fill_missing
 
+        fill_missing()
+    except KeyboardInterrupt:
+        # Later ones are told from ``logd.cli.lazy``, which is being imported.
+        raise SystemExit(130) from None
     root(prog_name="logd")
 
 

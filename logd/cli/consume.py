@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import click
 
+from logd.cli import streams
 from logd.cli.display import say
-from logd.cli.options import bootstrap_option
+from logd.cli.options import TOPIC, bootstrap_option
 from logd.cli.start import FromEnd, FromOffset, FromStart, FromTime, Start, parse_start
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class StartType(click.ParamType):  # type: ignore[type-arg]  # Not generic in ol
 
 
 @click.command()
-@click.argument("topic")
+@click.argument("topic", type=TOPIC)
 @click.option("--partition", type=click.IntRange(min=0), help="Only this one.  Default: all.")
 @click.option(
     "--from",
@@ -89,7 +90,7 @@ def consume(
     """Read the records of TOPIC."""
     from logd.cli.session import run_async
 
-    if sys.stdout is None:
+    if streams.is_output_closed():
         raise click.UsageError("standard output is closed")
     if start is None:
         start = FromEnd() if follow else FromStart()
@@ -192,9 +193,11 @@ def _check_offset(name: str, offset: int, extent: Extent) -> None:
     from logd.errors import OffsetOutOfRangeError
 
     if not extent.log_start <= offset <= extent.commit_offset:
+        is_trimmed = offset < extent.log_start
+        hint = "; --on-trimmed earliest begins with what is left" if is_trimmed else ""
         raise OffsetOutOfRangeError(
             f"offset {offset} is outside {name}: valid are {extent.log_start} to "
-            f"{extent.commit_offset}, where the next record goes",
+            f"{extent.commit_offset}, where the next record goes{hint}",
             extent.log_start,
             extent.commit_offset,
         )

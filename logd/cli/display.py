@@ -6,7 +6,8 @@ Data goes to stdout, everything said about it to stderr, so that a pipe carries 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import click
@@ -76,8 +77,14 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the person, on stderr."""
-    click.echo(text, err=True)
+    """Tell the person, on stderr.  That nobody can be told makes nothing fail."""
+    with suppress(OSError):
+        click.echo(text, err=True)
+
+
+def cells_of(row: Mapping[str, object], columns: Sequence[str]) -> list[object]:
+    """Of a JSON object; what is no text, and so in base64 there, is shown so."""
+    return [row[column] if column in row else row.get(f"{column}_base64") for column in columns]
 
 
 def cell_text(value: object) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from os import fsencode
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from logd.cli.display import print_json, print_table, say
+from logd.cli import streams
+from logd.cli.display import cell_text, cells_of, print_json, print_table, say
 from logd.cli.options import SETTING, bootstrap_option, namespace_option, output_option
+from logd.errors import UsageError
+from logd.limits import VALUE_BYTES_MAX
 
 if TYPE_CHECKING:
     from logd.wire.coordination import Compare, KeyValue, Operation
@@ -35,7 +39,7 @@ def get(key: str, namespace: str, bootstrap: str, output: str) -> None:
 
     async def fetch() -> KeyValue | None:
         async with connected(bootstrap) as client:
-            return await client.kv(namespace).get(key)
+            return await client.kv(namespace).get(fsencode(key))
 
     found = run_async(fetch)
     if found is None:
@@ -80,16 +84,26 @@ def put(
     """
     from logd.cli.session import connected, run_async
 
-    stored = sys.stdin.buffer.read() if value is None else value.encode()
+    stored = _value_of_standard_input() if value is None else fsencode(value)
+    expected = None if if_value is None else fsencode(if_value)
 
     async def change() -> int:
         async with connected(bootstrap) as client:
             keys = client.kv(namespace)
-            if if_revision is None and if_value is None:
-                return await keys.put(key, stored)
-            return await keys.cas(key, stored, revision=if_revision, expected=if_value)
+            if if_revision is None and expected is None:
+                return await keys.put(fsencode(key), stored)
+            return await keys.cas(fsencode(key), stored, revision=if_revision, expected=expected)
 
     click.echo(run_async(change))
+
+
+def _value_of_standard_input() -> bytes:
+    value = streams.standard_input("give the value behind the key").read(VALUE_BYTES_MAX + 1)
+    if len(value) > VALUE_BYTES_MAX:
+        raise UsageError(
+            f"a key's value has at most {VALUE_BYTES_MAX:,} bytes, standard input has more"
+        )
+    return value
 
 
 @kv.command("delete")
@@ -105,8 +119,9 @@ def delete(key: str, prefix: bool, namespace: str, bootstrap: str) -> None:
         from logd_client.coordination.keys import prefix_end
 
         async with connected(bootstrap) as client:
-            end = prefix_end(key.encode()) if prefix else None
-            return await client.kv(namespace).delete(key, end)
+            start = fsencode(key)
+            end = prefix_end(start) if prefix else None
+            return await client.kv(namespace).delete(start, end)
 
     count = run_async(change)
     click.echo(count)
@@ -116,27 +131,27 @@ def delete(key: str, prefix: bool, namespace: str, bootstrap: str) -> None:
 
 @kv.command("list")
 @click.argument("prefix", default="")
-@click.option("--limit", type=click.IntRange(min=0), default=0, help="At most so many.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
 @click.option("--keys-only", is_flag=True, help="Without the values.")
 @namespace_option
 @bootstrap_option
 @output_option
 def list_keys(
-    prefix: str, limit: int, keys_only: bool, namespace: str, bootstrap: str, output: str
+    prefix: str, limit: int | None, keys_only: bool, namespace: str, bootstrap: str, output: str
 ) -> None:
     """Keys that begin with PREFIX, in order."""
     from logd.cli.session import connected, run_async
 
     async def fetch() -> None:
         async with connected(bootstrap) as client:
-            found = await client.kv(namespace).prefix(prefix, limit=limit, keys_only=keys_only)
+            keys = client.kv(namespace)
+            found = await keys.prefix(fsencode(prefix), limit=limit or 0, keys_only=keys_only)
         rows = [_row(one) for one in found.found]
         if output == "json":
             print_json({"revision": found.revision, "count": found.count, "keys": rows})
             return
-        columns = ("key", "value", "revision", "created", "session")
-        shown = [[row.get(column) for column in columns] for row in rows]
-        print_table(columns, shown, empty="no keys")
+        columns = ("key", *(() if keys_only else ("value",)), "revision", "created", "session")
+        print_table(columns, [cells_of(row, columns) for row in rows], empty="no keys")
         if found.count > len(rows):
             say(f"{len(rows)} of {found.count} keys are shown")
 
@@ -168,9 +183,9 @@ def watch(
         async with connected(bootstrap) as client:
             keys = client.kv(namespace)
             if prefix:
-                events = keys.watch(prefix=key, revision=revision)
+                events = keys.watch(prefix=fsencode(key), revision=revision)
             else:
-                events = keys.watch(key, revision=revision)
+                events = keys.watch(fsencode(key), revision=revision)
             await show_events(events, count, output)
 
     run_async(follow)
@@ -219,7 +234,8 @@ def txn(namespace: str, bootstrap: str, output: str, **parts: tuple[Any, ...]) -
     else:
         click.echo("done" if done.succeeded else "a condition did not hold")
         for row in found:
-            click.echo(f"{row.get('key')}={row.get('value')}  revision {row['revision']}")
+            key, value = map(cell_text, cells_of(row, ("key", "value")))
+            click.echo(f"{key}={value}  revision {row['revision']}")
     if not done.succeeded:
         raise click.exceptions.Exit(4)
 
@@ -232,10 +248,10 @@ def _comparisons(parts: dict[str, tuple[Any, ...]]) -> list[Compare]:
     except ValueError:
         raise click.UsageError("--if-revision takes KEY=REVISION, a number") from None
     return [
-        *(Compare(key=key.encode(), value=value.encode()) for key, value in parts["values"]),
-        *(Compare(key=key.encode(), revision=revision) for key, revision in revisions),
-        *(Compare(key=key.encode(), exists=True) for key in parts["present"]),
-        *(Compare(key=key.encode(), exists=False) for key in parts["missing"]),
+        *(Compare(key=fsencode(key), value=fsencode(value)) for key, value in parts["values"]),
+        *(Compare(key=fsencode(key), revision=revision) for key, revision in revisions),
+        *(Compare(key=fsencode(key), exists=True) for key in parts["present"]),
+        *(Compare(key=fsencode(key), exists=False) for key in parts["missing"]),
     ]
 
 
@@ -249,8 +265,8 @@ def _operations(
     except ValueError:
         raise click.UsageError("--add takes KEY=NUMBER, a whole one") from None
     return [
-        *(Put(key=key.encode(), value=value.encode()) for key, value in parts[puts]),
-        *(Delete(key=key.encode()) for key in parts[deletes]),
-        *(Increment(key=key.encode(), by=number) for key, number in numbers),
-        *(Get(key=key.encode()) for key in parts[gets]),
+        *(Put(key=fsencode(key), value=fsencode(value)) for key, value in parts[puts]),
+        *(Delete(key=fsencode(key)) for key in parts[deletes]),
+        *(Increment(key=fsencode(key), by=number) for key, number in numbers),
+        *(Get(key=fsencode(key)) for key in parts[gets]),
     ]

@@ -15,10 +15,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
+from logd.cli.display import say
 from logd.cli.exits import ExitCode, describe, exit_code_for, expected_error, is_interrupt
 
 INTERRUPTED_EXIT_CODE = 130
@@ -73,9 +74,8 @@ class RootGroup(LazyGroup):
         """Read the options; ``--help`` and ``--version`` are printed here."""
         try:
             return super().parse_args(ctx, args)
-        except BrokenPipeError:
-            _discard_standard_output()
-            ctx.exit(ExitCode.OK)
+        except OSError as error:
+            _end_with(ctx, error)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error becomes one line on stderr and an exit code."""
@@ -89,11 +89,16 @@ class RootGroup(LazyGroup):
                 raise
             if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
                 raise error from None
-            if isinstance(error, BrokenPipeError):
-                _discard_standard_output()
-                ctx.exit(ExitCode.OK)
-            click.echo(f"logd: {describe(error)}", err=True)
-            ctx.exit(exit_code_for(error))
+            _end_with(ctx, error)
+
+
+def _end_with(ctx: click.Context, error: Exception) -> NoReturn:
+    """One line, and the code."""
+    if isinstance(error, BrokenPipeError):
+        _discard_standard_output()
+        ctx.exit(ExitCode.OK)
+    say(f"logd: {describe(error)}")
+    ctx.exit(exit_code_for(error))
 
 
 def _discard_standard_output() -> None:

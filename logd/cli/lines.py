@@ -29,7 +29,7 @@ class LineCutter:
         assert line_bytes_max > 0
         self.oversized: list[tuple[int, int]] = []
         """(line number, bytes) of each line that was dropped."""
-        self._line_bytes_max = line_bytes_max
+        self.line_bytes_max = line_bytes_max
         self._lines_ended = 0
         self._carried: list[bytes] = []
         self._carried_bytes = 0
@@ -42,7 +42,7 @@ class LineCutter:
             self._carry(rest)
             return []
         first = self._end_carried_line(pieces[0])
-        lines = self._measured(pieces[1:], is_safe=len(block) <= self._line_bytes_max)
+        lines = self._measured(pieces[1:], is_safe=len(block) <= self.line_bytes_max)
         self._carry(rest)
         return lines if first is None else [first, *lines]
 
@@ -55,7 +55,7 @@ class LineCutter:
 
     def _carry(self, piece: bytes) -> None:
         self._carried_bytes += len(piece)
-        if self._carried_bytes <= self._line_bytes_max:
+        if self._carried_bytes <= self.line_bytes_max:
             self._carried.append(piece)
         else:
             self._carried.clear()
@@ -65,7 +65,7 @@ class LineCutter:
         size = self._carried_bytes + len(end)
         pieces, self._carried, self._carried_bytes = self._carried, [], 0
         self._lines_ended += 1
-        if size > self._line_bytes_max:
+        if size > self.line_bytes_max:
             self.oversized.append((self._lines_ended, size))
             return None
         return b"".join((*pieces, end))
@@ -78,7 +78,7 @@ class LineCutter:
             return lines
         kept = []
         for number, line in enumerate(lines, first_number):
-            if len(line) > self._line_bytes_max:
+            if len(line) > self.line_bytes_max:
                 self.oversized.append((number, len(line)))
             else:
                 kept.append(line)

@@ -41,7 +41,7 @@ def lock() -> None:
     type=click.IntRange(min=1),
     help="A semaphore: so many permits there are, for all who name it.",
 )
-@click.option("--permits", type=click.IntRange(min=1), default=1, help="How many to take of it.")
+@click.option("--permits", type=click.IntRange(min=1), help="How many to take of it.  Default: 1.")
 @protect_option
 @click.option("--data", default="", help="Shown to whoever lists the holders.")
 @hold_option
@@ -53,7 +53,7 @@ def run(
     wait_s: float | None,
     shared: bool,
     capacity: int | None,
-    permits: int,
+    permits: int | None,
     protects: tuple[str, ...],
     data: str,
     hold_s: float,
@@ -69,6 +69,8 @@ def run(
 
     Exits with COMMAND's code; 4 if the lock was not obtained, or was lost.
     """
+    if permits is not None and capacity is None:
+        raise click.UsageError("--permits are those of a semaphore: say its --capacity too")
     if shared and (protects or capacity is not None):
         raise click.UsageError("--shared goes with neither --protect nor --capacity")
     if capacity is not None and protects:
@@ -86,7 +88,7 @@ def run(
         async with connected(bootstrap, client_id=client_name()) as client:
             if capacity is not None:
                 wanted: Any = client.semaphore(
-                    name, capacity, permits=permits, ttl_s=ttl_s, data=data
+                    name, capacity, permits=permits or 1, ttl_s=ttl_s, data=data
                 )
             else:
                 wanted = client.lock(

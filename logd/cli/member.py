@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.display import print_json, print_table, say
+from logd.cli.display import cells_of, print_json, print_table, say
 from logd.cli.options import bootstrap_option, output_option, ttl_option
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def list_members(group: str, bootstrap: str, output: str) -> None:
             print_json({"group": group, "revision": found.revision, "members": rows})
         else:
             columns = ("member", "client", "session", "joined", "data")
-            shown = [[row.get(column) for column in columns] for row in rows]
-            print_table(columns, shown, empty="no members")
+            print_table(columns, [cells_of(row, columns) for row in rows], empty="no members")
 
     run_async(fetch)
 

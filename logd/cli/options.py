@@ -6,6 +6,7 @@ anything is connected to.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -65,6 +66,21 @@ class BootstrapType(click.ParamType):  # type: ignore[type-arg]  # Not generic i
         return ",".join(str(address) for address in addresses)
 
 
+class TopicType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
+    """The name of a topic."""
+
+    name = "topic"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Whatever the cluster may know, but no partition."""
+        if "/" in value:
+            self.fail(
+                f"no topic is called {value!r}: a partition of it is named with --partition",
+                param, ctx,
+            )  # fmt: skip
+        return str(value)
+
+
 class PartitionNameType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
     """``TOPIC/N``: names one partition."""
 
@@ -90,6 +106,19 @@ class TopicOrPartitionType(click.ParamType):  # type: ignore[type-arg]  # Not ge
     ) -> tuple[str, int | None]:
         """Split at the slash, if there is one."""
         return PARTITION_NAME.convert(value, param, ctx) if "/" in value else (value, None)
+
+
+class SecondsType(click.FloatRange):
+    """A length of time."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """A number; ``nan``, which is in every range, and ``inf`` are none."""
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"expected a number of seconds, found {value!r}", param, ctx)
+        return found
 
 
 class SettingType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
@@ -166,6 +195,7 @@ BYTE_RATE: Final = ByteRateType()
 HOST_PORT: Final = HostPortType()
 PARTITION_NAME: Final = PartitionNameType()
 SETTING: Final = SettingType()
+TOPIC: Final = TopicType()
 TOPIC_OR_PARTITION: Final = TopicOrPartitionType()
 
 
@@ -201,7 +231,7 @@ def ttl_option(command: Command) -> Command:
     return click.option(
         "--ttl",
         "ttl_s",
-        type=click.FloatRange(1, 24 * 3600),
+        type=SecondsType(1, 24 * 3600),
         default=DEFAULT_TTL_S,
         show_default=True,
         metavar="SECONDS",
@@ -221,7 +251,7 @@ def hold_option(command: Command) -> Command:
     return click.option(
         "--hold",
         "hold_s",
-        type=click.FloatRange(min=0),
+        type=SecondsType(min=0),
         default=0.0,
         metavar="SECONDS",
         help="Keep it for at least so long, also if the command ends before: whoever comes a "
@@ -234,7 +264,7 @@ def wait_option(command: Command) -> Command:
     return click.option(
         "--wait",
         "wait_s",
-        type=click.FloatRange(min=0),
+        type=SecondsType(min=0),
         metavar="SECONDS",
         help="Give up after so long; 0: only if nobody has it.  Default: wait for ever.",
     )(command)

@@ -11,32 +11,27 @@ the command ends with exit code 1.
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import click
 import msgspec
 
+from logd.cli import streams
 from logd.cli.display import count_of, print_json, say
 from logd.cli.exits import ExitCode
-from logd.cli.lines import READ_BYTES, LineCutter
-from logd.cli.options import FENCE, bootstrap_option, output_option
+from logd.cli.lines import LineCutter
+from logd.cli.options import FENCE, TOPIC, bootstrap_option, output_option
 from logd.cli.progress import RecordProgress
-from logd.errors import UsageError
-from logd.limits import RECORD_BYTES_MAX
+from logd.cli.streams import STANDARD_INPUT
 
 if TYPE_CHECKING:
     from logd_client import AckRange
 
-STANDARD_INPUT: Final = "-"
 DELIVERY_TIMEOUT_MS: Final = 30_000
 """An outage longer than this ends the command, which then says what was not appended."""
-
-OVERSIZED_SHOWN_MAX: Final = 10
 
 Compression = Literal["zstd", "none"]
 
@@ -79,7 +74,7 @@ class Summary:
 
 
 @click.command()
-@click.argument("topic")
+@click.argument("topic", type=TOPIC)
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--key-separator", help="What stands before it in a line is the record's key.")
 @click.option("--partition", type=click.IntRange(min=0), help="Default: by key, else in turn.")
@@ -151,7 +146,7 @@ async def _produce(
 
     carried = None if fence is None else Fence(*fence)
     oversized_count = 0
-    is_typed = STANDARD_INPUT in files and _is_terminal_input()
+    is_typed = STANDARD_INPUT in files and streams.is_typed()
     async with connected(bootstrap) as client:
         if partition is not None:
             await require_partition(client, topic, partition)
@@ -181,12 +176,12 @@ async def _produce(
                     lane = AppendLane(producer, tasks, count, carried)
                     for name in files:
                         cutter = LineCutter()
-                        async for lines in _lines_of(name, cutter):
+                        async for lines in streams.lines_of(name, cutter):
                             for first in range(0, len(lines), RECORDS_PER_CALL_MAX):
                                 part = lines[first : first + RECORDS_PER_CALL_MAX]
                                 keys, values = split_keys(part, separator)
                                 await lane.append(values, keys=keys, partition=partition)
-                        _report_oversized(name, cutter)
+                        streams.report_oversized(name, cutter, "the record limit")
                         oversized_count += len(cutter.oversized)
                 watching.cancel_scope.cancel()
     return oversized_count
@@ -205,52 +200,6 @@ def split_keys(
         keys.append(before if found else None)
         values.append(after if found else line)
     return keys, values
-
-
-async def _lines_of(name: str, cutter: LineCutter) -> AsyncIterator[list[bytes]]:
-    """Lines of one file in the order of the file, as many at a time as one read brought."""
-    import anyio
-
-    with _opened(name) as descriptor:
-        while block := await anyio.to_thread.run_sync(
-            os.read, descriptor, READ_BYTES, abandon_on_cancel=True
-        ):
-            lines = cutter.feed(block)
-            if lines:
-                yield lines
-        last = cutter.finish()
-        if last:
-            yield last
-
-
-@contextmanager
-def _opened(name: str) -> Iterator[int]:
-    if name == STANDARD_INPUT:
-        if sys.stdin is None:
-            raise UsageError("standard input is closed: name a file")
-        yield sys.stdin.fileno()
-        return
-    descriptor = os.open(name, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _is_terminal_input() -> bool:
-    return sys.stdin is not None and sys.stdin.isatty()
-
-
-def _report_oversized(name: str, cutter: LineCutter) -> None:
-    shown = "standard input" if name == STANDARD_INPUT else name
-    for number, size in cutter.oversized[:OVERSIZED_SHOWN_MAX]:
-        say(
-            f"logd: {shown}, line {number}: {size} bytes are over the record limit of "
-            f"{RECORD_BYTES_MAX}; left out"
-        )
-    more = len(cutter.oversized) - OVERSIZED_SHOWN_MAX
-    if more > 0:
-        say(f"logd: {shown}: {more} more lines are over the limit; left out")
 
 
 def _report(

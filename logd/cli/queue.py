@@ -5,19 +5,34 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import anyio
 import click
 
-from logd.cli.display import count_of, print_facts, print_json, print_table, say
-from logd.cli.options import bootstrap_option, output_option, ttl_option
-from logd.limits import ITEMS_PER_COMMAND_MAX
+from logd.cli import streams
+from logd.cli.display import cells_of, count_of, print_facts, print_json, print_table, say
+from logd.cli.exits import ExitCode
+from logd.cli.lines import LineCutter
+from logd.cli.options import SecondsType, bootstrap_option, output_option, ttl_option
+from logd.limits import (
+    COMMAND_BYTES_MAX,
+    ITEMS_PER_COMMAND_MAX,
+    KEY_BYTES_MAX,
+    MIB,
+    VALUE_BYTES_MAX,
+)
 
 if TYPE_CHECKING:
     from logd_client import Client
     from logd_client.coordination.queues import Claim
+
+PUT_BYTES_MAX: Final = MIB
+"""Payloads that are put together."""
+
+assert PUT_BYTES_MAX + ITEMS_PER_COMMAND_MAX * KEY_BYTES_MAX <= COMMAND_BYTES_MAX
 
 
 @click.group()
@@ -33,7 +48,7 @@ def queue() -> None:
 @click.argument("payloads", nargs=-1)
 @click.option("--key", default="", help="Items of one key are worked on one at a time, in order.")
 @click.option(
-    "--delay", "delay_s", type=click.FloatRange(min=0), default=0, metavar="SECONDS",
+    "--delay", "delay_s", type=SecondsType(min=0), default=0, metavar="SECONDS",
     help="Not handed out before.",
 )  # fmt: skip
 @click.option("--priority", type=int, default=0, help="Higher ones first.")
@@ -51,20 +66,65 @@ def put(
     """Put an item for each PAYLOAD, or for each line of standard input."""
     from logd.cli.session import connected, run_async
 
-    lines: Sequence[str | bytes] = payloads or sys.stdin.buffer.read().splitlines()
+    ids: list[int] = []
+    cutter = LineCutter(VALUE_BYTES_MAX)
 
-    async def put_all() -> list[int]:
+    async def put_all() -> None:
         from logd_client.coordination.queues import make_item
 
-        items = [make_item(line, key=key, delay_s=delay_s, priority=priority) for line in lines]
+        make = partial(make_item, key=os.fsencode(key), delay_s=delay_s, priority=priority)
+        make(b"")  # What is wrong with the options is told before anything is connected to.
         async with connected(bootstrap) as client:
-            return await client.queue(name).put_many(items)
+            wanted = client.queue(name)
+            async for some in _some_at_a_time(payloads, cutter):
+                ids.extend(await wanted.put_many([make(payload) for payload in some]))
 
-    ids = run_async(put_all)
-    if output == "json":
-        print_json({"items": ids})
-    else:
-        click.echo(f"put {count_of(len(ids), 'item')} into {name}")
+    def report() -> None:
+        if output == "json":
+            print_json({"items": ids})
+        else:
+            click.echo(f"put {count_of(len(ids), 'item')} into {name}")
+
+    try:
+        run_async(put_all)
+    except BaseException:
+        if ids:
+            say("logd: ended early; put until then:")
+            report()
+        raise
+    report()
+    streams.report_oversized(streams.STANDARD_INPUT, cutter, "the limit of an item")
+    if cutter.oversized:
+        raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+async def _some_at_a_time(
+    payloads: Sequence[str], cutter: LineCutter
+) -> AsyncIterator[Sequence[bytes]]:
+    """The payloads, or the lines of standard input, as many as one command may have."""
+    if payloads:
+        for some in commands_of([os.fsencode(payload) for payload in payloads]):
+            yield some
+        return
+    async for lines in streams.lines_of(streams.STANDARD_INPUT, cutter):
+        for some in commands_of(lines):
+            yield some
+
+
+def commands_of(payloads: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """``payloads`` in parts, each of which one command can put."""
+    some: list[bytes] = []
+    some_bytes = 0
+    for payload in payloads:
+        if some and (
+            len(some) == ITEMS_PER_COMMAND_MAX or some_bytes + len(payload) > PUT_BYTES_MAX
+        ):
+            yield some
+            some, some_bytes = [], 0
+        some.append(payload)
+        some_bytes += len(payload)
+    if some:
+        yield some
 
 
 @queue.command("work")
@@ -179,11 +239,11 @@ def _file_of(payload: bytes) -> BinaryIO:
 @click.argument("name")
 @click.option("--count", type=click.IntRange(1, ITEMS_PER_COMMAND_MAX), default=1)
 @click.option(
-    "--visibility", "visibility_s", type=click.FloatRange(1, 24 * 3600), default=60,
+    "--visibility", "visibility_s", type=SecondsType(1, 24 * 3600), default=60,
     show_default=True, metavar="SECONDS", help="How long the claim holds.",
 )  # fmt: skip
 @click.option(
-    "--wait", "wait_s", type=click.FloatRange(min=0), default=0, metavar="SECONDS",
+    "--wait", "wait_s", type=SecondsType(min=0), default=0, metavar="SECONDS",
     help="Wait so long for an item.",
 )  # fmt: skip
 @bootstrap_option
@@ -211,7 +271,7 @@ def claim(
             print_json(row)
     elif rows:
         columns = ("claim", "attempt", "key", "payload")
-        print_table(columns, [[row.get(column) for column in columns] for row in rows])
+        print_table(columns, [cells_of(row, columns) for row in rows])
     if not rows:
         say(f"nothing is due in {name}")
         raise click.exceptions.Exit(3)
@@ -272,7 +332,7 @@ def complete(name: str, claim: tuple[int, int, int], bootstrap: str) -> None:
 @click.argument("claim", type=_CLAIM)
 @click.option("--reason", default="", help="Kept with the item if it dies.")
 @click.option(
-    "--delay", "delay_s", type=click.FloatRange(min=0), metavar="SECONDS",
+    "--delay", "delay_s", type=SecondsType(min=0), metavar="SECONDS",
     help="Before it is handed out again.  Default: the queue's back-off.",
 )  # fmt: skip
 @click.option("--dead", is_flag=True, help="To the dead letters at once.")
@@ -300,7 +360,7 @@ def release(
 @click.argument("name")
 @click.argument("claim", type=_CLAIM)
 @click.option(
-    "--visibility", "visibility_s", type=click.FloatRange(1, 24 * 3600), default=60,
+    "--visibility", "visibility_s", type=SecondsType(1, 24 * 3600), default=60,
     show_default=True, metavar="SECONDS", help="How long it holds from now.",
 )  # fmt: skip
 @bootstrap_option
@@ -430,8 +490,7 @@ def dead(name: str, count: int, bootstrap: str, output: str) -> None:
         print_json(rows)
     else:
         columns = ("item", "attempts", "died_ms", "reason", "payload")
-        shown = [[row.get(column) for column in columns] for row in rows]
-        print_table(columns, shown, empty="no dead items")
+        print_table(columns, [cells_of(row, columns) for row in rows], empty="no dead items")
 
 
 @queue.command("redrive")

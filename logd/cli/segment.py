@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.display import print_json, print_table, say
+from logd.cli.display import cells_of, print_json, print_table, say
 from logd.cli.exits import ExitCode
 from logd.cli.options import output_option
 
@@ -231,11 +231,7 @@ def _print_rows(rows: Iterator[dict[str, Any]], columns: tuple[str, ...], output
         if output == "json":
             click.echo(encoder.encode_lines(some), nl=False)
         else:
-            print_table(columns, [[_cell(row, column) for column in columns] for row in some])
-
-
-def _cell(row: dict[str, Any], column: str) -> object:
-    return row[column] if column in row else row.get(f"{column}_base64")
+            print_table(columns, [cells_of(row, columns) for row in some])
 
 
 # --- paths ------------------------------------------------------------------------------

@@ -1,0 +1,104 @@
+"""The three standard streams, any of which may be missing, full or of any length.
+
+A program that is started with a stream closed gets ``None`` for it from Python, and its
+descriptor would go to the next file or socket that is opened.  So ``fill_missing`` puts
+``/dev/null`` there: what is written to a closed stream is lost, as its user chose.  Whoever
+needs one asks here, and is told which is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from typing import BinaryIO, Final
+
+from logd.cli.display import say
+from logd.cli.lines import READ_BYTES, LineCutter
+from logd.errors import UsageError
+
+STANDARD_INPUT: Final = "-"
+OVERSIZED_SHOWN_MAX: Final = 10
+_DESCRIPTORS: Final = range(3)
+
+
+def fill_missing() -> None:
+    """Put ``/dev/null`` where a standard stream was closed; ``sys.stdin`` stays None."""
+    for descriptor in _DESCRIPTORS:
+        with suppress(OSError):
+            os.fstat(descriptor)
+            continue
+        # The lowest free one, and those below it are taken.
+        opened = os.open(os.devnull, os.O_RDWR)
+        assert opened == descriptor
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def is_output_closed() -> bool:
+    """Whether we were started without a standard output."""
+    return sys.__stdout__ is None
+
+
+def standard_input(instead: str) -> BinaryIO:
+    """Standard input.
+
+    Raises:
+        UsageError: it is closed; ``instead`` says what to do.
+    """
+    if sys.stdin is None:
+        raise UsageError(f"standard input is closed: {instead}")
+    return sys.stdin.buffer
+
+
+def is_typed() -> bool:
+    """Whether a person types standard input."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+async def lines_of(name: str, cutter: LineCutter) -> AsyncIterator[list[bytes]]:
+    """Lines of one file, or of standard input, in order, as many at a time as one read brought.
+
+    Raises:
+        UsageError: standard input is closed.
+    """
+    import anyio
+
+    with _opened(name) as descriptor:
+        while block := await anyio.to_thread.run_sync(
+            os.read, descriptor, READ_BYTES, abandon_on_cancel=True
+        ):
+            lines = cutter.feed(block)
+            if lines:
+                yield lines
+        last = cutter.finish()
+        if last:
+            yield last
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[int]:
+    if name == STANDARD_INPUT:
+        yield standard_input("name a file").fileno()
+        return
+    descriptor = os.open(name, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def report_oversized(name: str, cutter: LineCutter, limit: str) -> None:
+    """Say which lines were left out because they were over ``limit``."""
+    shown = "standard input" if name == STANDARD_INPUT else name
+    for number, size in cutter.oversized[:OVERSIZED_SHOWN_MAX]:
+        say(
+            f"logd: {shown}, line {number}: {size} bytes are over {limit} of "
+            f"{cutter.line_bytes_max}; left out"
+        )
+    more = len(cutter.oversized) - OVERSIZED_SHOWN_MAX
+    if more > 0:
+        say(f"logd: {shown}: {more} more lines are over the limit; left out")
