@@ -36,6 +36,13 @@ def require_between(name: str, value: object, low: int, high: int | None = None)
         raise UsageError(f"{name} must be {bounds}, not {value}")
 
 
+def require_seconds(name: str, value: object, least: float = 0) -> None:
+    """Raise ``UsageError`` unless ``value`` is a number of seconds, of ``least`` or more."""
+    # Not a number is not least or more either.
+    if type(value) not in (int, float) or not least <= value:  # type: ignore[operator]
+        raise UsageError(f"{name} must be a number of seconds from {least}, not {value!r}")
+
+
 def require_one_of(name: str, value: object, choices: Collection[str]) -> None:
     """Raise ``UsageError`` unless ``value`` is one of ``choices``."""
     if value not in choices:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -828,10 +829,60 @@ def test_a_shell_compares_and_sets_keys(cluster: LocalCluster) -> None:
     gone = run_logd("kv", "get", "lead", *at)
 
     assert (put.returncode, again.returncode, refused.returncode) == (0, 4, 4)
+    assert b"key 'lead' is at revision " in again.stderr
+    assert b", expected no key" in again.stderr
     assert got.stdout == b"me\n"
     assert msgspec.json.decode(refused.stdout)["found"][0]["value"] == "me"
     assert msgspec.json.decode(watched.stdout)["value"] == "me"
     assert (deleted.returncode, gone.returncode) == (0, 3)
+
+
+def test_keys_and_values_are_any_bytes_from_a_shell_too(cluster: LocalCluster) -> None:
+    at = ("--namespace", fresh("ns"), "--bootstrap", cluster.bootstrap)
+    key = os.fsdecode(b"k\xff")
+
+    put = run_logd("kv", "put", key, os.fsdecode(b"\xfe"), *at)
+    got = run_logd("kv", "get", key, *at)
+    set_again = run_logd("kv", "txn", "--if", f"{key}={os.fsdecode(bytes([254]))}",
+                         "--put", f"{key}=text", "--get", key, *at)  # fmt: skip
+    listed = run_logd("kv", "list", key, "--keys-only", *at)
+    deleted = run_logd("kv", "delete", key, "--prefix", *at)
+
+    assert put.returncode == 0, put.stderr
+    assert got.stdout == b"\xfe\n"
+    assert set_again.stdout.startswith(b"done\na/8==text"), set_again.stderr  # In base64.
+    assert [line.split()[0] for line in listed.stdout.splitlines()[::2]] == [b"key", b"a/8="]
+    assert deleted.stdout == b"1\n"
+
+
+def test_lines_become_items_as_many_as_fit_and_who_is_stopped_says_how_many(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    name, lines = fresh("queue"), tmp_path / "lines"
+    lines.write_bytes(b"a\rb\n" * 3_000 + b"x" * VALUE_BYTES_MAX * 2 + b"\nlast")
+    at = ("--bootstrap", cluster.bootstrap)
+    logd = " ".join(map(shlex.quote, logd_command("queue", "put", name, *at)))
+
+    put = subprocess.run(["sh", "-c", f"{logd} < {lines}"], capture_output=True, check=False)
+    first = msgspec.json.decode(run_logd("queue", "claim", name, "--output", "json", *at).stdout)
+    with subprocess.Popen(
+        ["sh", "-c", f"{{ seq 10; sleep 60; }} | exec {logd}"], start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as typing:  # fmt: skip
+        with sync.connect(cluster.bootstrap) as client:
+            deadline = time.monotonic() + 30
+            while client.queue(name).statistics().ready < 3_010:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        os.killpg(typing.pid, signal.SIGINT)
+        told, reason = typing.communicate(timeout=30)
+
+    assert put.returncode == 1
+    assert b"line 3001: 131072 bytes are over the limit of an item of 65536; left out" in put.stderr
+    assert put.stdout == f"put 3,001 items into {name}\n".encode()
+    assert first["payload"] == "a\rb"
+    assert told == f"put 10 items into {name}\n".encode()
+    assert reason == b"logd: ended early; put until then:\n"
 
 
 def test_a_shell_resigns_and_lists(cluster: LocalCluster, tmp_path: Path) -> None:

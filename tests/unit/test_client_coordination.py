@@ -19,6 +19,7 @@ from logd.errors import (
     UnknownServerError,
     UsageError,
 )
+from logd.limits import FRAME_BYTES_MAX
 from logd.record.batch import decode_batch
 from logd.record.header import Codec
 from logd.types import GroupId
@@ -30,14 +31,16 @@ from logd.wire.coordination import (
     Opened,
     Refused,
     Result,
+    Transact,
 )
 from logd_client.accumulator import NO_FENCE, OpenBatch
-from logd_client.coordination.calls import Calls, error_from_refusal
+from logd_client.arguments import require_seconds
+from logd_client.coordination.calls import Calls, encoded, error_from_refusal
 from logd_client.coordination.fences import Fence, fence_of
 from logd_client.coordination.keys import delete, prefix_end, put
 from logd_client.coordination.leases import Lease, Place
 from logd_client.coordination.members import Membership
-from logd_client.coordination.names import checked_key, parse_name
+from logd_client.coordination.names import checked_key, parse_name, shown
 from logd_client.coordination.queues import ItemFailedError, failure_of, make_item
 from logd_client.coordination.session import (
     SAFE_SHARE,
@@ -117,6 +120,26 @@ def test_parts_of_a_transaction_are_checked_where_they_are_made() -> None:
 def test_a_delay_is_a_number_of_seconds(delay_s: object) -> None:
     with pytest.raises(UsageError, match="delay_s"):
         make_item(b"x", delay_s=delay_s)  # type: ignore[arg-type]
+
+
+def test_a_command_that_fits_no_frame_is_refused_before_it_is_sent() -> None:
+    command = Transact(then=[put("k", bytes(FRAME_BYTES_MAX))])
+
+    with pytest.raises(QuotaExceededError, match="a command holds at most 3,145,728 bytes"):
+        encoded(command)
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), "5", True])
+def test_what_is_no_number_of_seconds_is_refused(seconds: object) -> None:
+    with pytest.raises(UsageError, match="timeout_s must be a number of seconds from 0"):
+        require_seconds("timeout_s", seconds)
+
+
+@pytest.mark.parametrize(
+    ("key", "told"), [(b"a", "'a'"), ("ä".encode(), "'ä'"), (b"\xff", "b'\\xff'")]
+)
+def test_a_key_is_shown_as_text_if_it_is_text(key: bytes, told: str) -> None:
+    assert shown(key) == told
 
 
 def test_what_a_handler_raised_is_found_in_the_groups_of_its_tasks() -> None:

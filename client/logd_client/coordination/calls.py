@@ -23,6 +23,7 @@ from logd.errors import (
     LogdError,
     NotLeaderError,
     ProtocolError,
+    QuotaExceededError,
     RequestTimeoutError,
     SessionExpiredError,
     UnavailableError,
@@ -30,7 +31,13 @@ from logd.errors import (
     UnknownTopicError,
     UsageError,
 )
-from logd.limits import REQUESTS_IN_FLIGHT_MAX
+from logd.limits import (
+    COMMAND_BYTES_MAX,
+    FRAME_BYTES_MAX,
+    FRAME_HEADER_BYTES_MAX,
+    FRAME_PREFIX_BYTES,
+    REQUESTS_IN_FLIGHT_MAX,
+)
 from logd.types import GroupId, NodeId
 from logd.wire.coordination import (
     COORDINATION_TOPIC,
@@ -72,6 +79,11 @@ WAITERS_MAX: Final = REQUESTS_IN_FLIGHT_MAX // 2
 
 CREATION_TIMEOUT_S: Final = 15.0
 """How long the topic may take to come to be, the first time that anybody asks for it."""
+
+ENCODED_BYTES_MAX: Final = FRAME_BYTES_MAX - FRAME_HEADER_BYTES_MAX - FRAME_PREFIX_BYTES
+"""What is longer fits no frame.  What is shorter and yet too long the leader refuses, by name."""
+
+assert COMMAND_BYTES_MAX < ENCODED_BYTES_MAX
 
 _GROUPS_REMEMBERED: Final = 1_000
 _COMMANDS: Final = msgspec.msgpack.Encoder()
@@ -126,7 +138,7 @@ class Calls:
 
         Cancelled, it may still be carried out.
         """
-        body = _encoded(command)
+        body = encoded(command)
         answer: ConnectionAnswer | None = None
         is_in_doubt = False
         failed: _Failed | None = None
@@ -175,7 +187,7 @@ class Calls:
         Raises:
             LogdError: it was refused, or could not be answered in time.
         """
-        body = _encoded(query)
+        body = encoded(query)
         if not wait_s:
             ask = _query_of(namespace, 0)
             answer, _ = await self._ask(namespace, ask, body, Lane.COORDINATE, timeout_s)
@@ -352,12 +364,18 @@ def _checked(received: ConnectionAnswer) -> Answer:
     return answer
 
 
-def _encoded(message: Command | Query) -> bytes:
+def encoded(message: Command | Query) -> bytes:
     try:
-        return _COMMANDS.encode(message)
+        body = _COMMANDS.encode(message)
     except (TypeError, ValueError, OverflowError) as error:
         # An argument of the caller's: half a character, a number beyond 64 bits.
         raise UsageError(f"{type(message).__name__} cannot be sent: {error}") from error
+    if len(body) > ENCODED_BYTES_MAX:
+        raise QuotaExceededError(
+            f"a command holds at most {COMMAND_BYTES_MAX:,} bytes, found {len(body):,}: "
+            "send several, or less"
+        )
+    return body
 
 
 def _decoded(decoder: Any, answer: ConnectionAnswer) -> Any:

@@ -29,7 +29,7 @@ from logd.wire.coordination import (
     Transacted,
 )
 from logd_client.arguments import require_between
-from logd_client.coordination.names import checked_bytes, checked_key, checked_name
+from logd_client.coordination.names import checked_bytes, checked_key, checked_name, shown
 from logd_client.coordination.session import Sessions
 from logd_client.coordination.watches import Watch
 
@@ -138,7 +138,13 @@ class KeyValues:
             found = done.results[0].found
             actual = found[0].revision if found else 0
             what = f"is at revision {actual}" if actual else "does not exist"
-            raise CompareFailedError(f"key {checked_key(key)!r} {what}", actual)
+            wanted = [
+                *([] if revision is None else [f"revision {revision}" if revision else "no key"]),
+                *([] if expected is None else ["the value that was given"]),
+            ]
+            raise CompareFailedError(
+                f"key {shown(checked_key(key))} {what}, expected {' with '.join(wanted)}", actual
+            )
         return done.revision
 
     async def increment(self, key: bytes | str, by: int = 1) -> int:

@@ -36,6 +36,7 @@ from logd.wire.coordination import (
     fence_id_of,
 )
 from logd.wire.messages import TopicInfo
+from logd_client.arguments import require_seconds
 from logd_client.backoff import Backoff
 from logd_client.coordination.calls import WAIT_S_MAX
 from logd_client.coordination.fences import Fence, raise_fences, topics_of
@@ -231,10 +232,9 @@ class Place(Generic[L]):
         Cancelled, the place, or the lease, is given back: the caller waits for that for a
         bounded time, and it goes on as long as the session lives.
         """
-        if timeout_s is not None and timeout_s < 0:
-            raise UsageError(f"timeout_s must not be negative, found {timeout_s}")
         if timeout_s is None:
             return await self._obtain(self._acquire)
+        require_seconds("timeout_s", timeout_s)
         lease: L | None = None
         with anyio.move_on_after(timeout_s):
             lease = await self._obtain(self._acquire)

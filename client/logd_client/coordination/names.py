@@ -84,6 +84,14 @@ def checked_bytes(what: str, value: bytes | str) -> bytes:
     return given
 
 
+def shown(key: bytes) -> str:
+    """A key in quotes: as text, if it is text."""
+    try:
+        return repr(key.decode())
+    except UnicodeDecodeError:
+        return repr(key)
+
+
 def _shortened(name: object) -> str:
     text = repr(name)
     return text if len(text) <= 80 else f"{text[:80]}… ({len(text)} characters)"

@@ -48,7 +48,7 @@ from logd.wire.coordination import (
     RenewItems,
     fence_id_of,
 )
-from logd_client.arguments import require_between
+from logd_client.arguments import require_between, require_seconds
 from logd_client.backoff import Backoff
 from logd_client.coordination.fences import Fence
 from logd_client.coordination.names import Name, checked_bytes
@@ -218,6 +218,7 @@ class Queue:
         Cancelled, what was claimed meanwhile is given back at once.
         """
         require_between("count", count, 1, ITEMS_PER_COMMAND_MAX)
+        require_seconds("wait_s", wait_s)
         claims = await self._claim_now(count, visibility_s)
         if claims or not wait_s:
             return claims

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from logd.errors import UsageError
 from logd.wire.coordination import (
     DEFAULT_NAMESPACE,
     Holders,
@@ -22,6 +21,7 @@ from logd.wire.coordination import (
     SessionInfo,
 )
 from logd.wire.coordination import Sessions as SessionsAnswer
+from logd_client.arguments import require_seconds
 from logd_client.coordination.assignments import Assignments
 from logd_client.coordination.elections import Election
 from logd_client.coordination.keys import KeyValues
@@ -188,7 +188,5 @@ class Coordination:
 def _ttl_ms(ttl_s: float | None) -> int | None:
     if ttl_s is None:
         return None
-    given: object = ttl_s
-    if type(given) not in (int, float):
-        raise UsageError(f"ttl_s must be a number of seconds, not {ttl_s!r}")
-    return require_ttl("ttl_s in milliseconds", int(ttl_s * 1000))
+    require_seconds("ttl_s", ttl_s)
+    return require_ttl("ttl_s in milliseconds", int(min(ttl_s, 1e9) * 1000))
