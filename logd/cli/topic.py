@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 from logd.cli.display import count_of, print_facts, print_json, print_table, say
 from logd.cli.options import SETTING, TOPIC_OR_PARTITION, bootstrap_option, output_option
 from logd.cli.start import FromOffset, FromTime, parse_start
+from logd.errors import InvalidPartitionError, UsageError
 from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
 from logd.metadata.topic_config import OPTIONS
 
@@ -59,9 +61,10 @@ def create(
 
     async def create_topic() -> None:
         async with connected(bootstrap) as client:
-            created = await client.admin.create_topic(
-                name, partitions=partitions, replicas=replicas, config=dict(settings)
-            )
+            with _count_is_an_argument():
+                created = await client.admin.create_topic(
+                    name, partitions=partitions, replicas=replicas, config=dict(settings)
+                )
         if output == "json":
             print_json(created)
         else:
@@ -183,7 +186,8 @@ def alter(
     async def alter_topic() -> None:
         async with connected(bootstrap) as client:
             if changes or partitions is not None:
-                altered = await client.admin.alter_topic(name, changes, partitions=partitions)
+                with _count_is_an_argument():
+                    altered = await client.admin.alter_topic(name, changes, partitions=partitions)
                 if output == "json":
                     print_json(altered)
                 else:
@@ -198,6 +202,16 @@ def alter(
                 await set_replicas(client, name, replicas, output)
 
     run_async(alter_topic)
+
+
+@contextmanager
+def _count_is_an_argument() -> Iterator[None]:
+    """A number of partitions that cannot be is wrong usage; elsewhere the same error means that
+    a partition was not found."""
+    try:
+        yield
+    except InvalidPartitionError as error:
+        raise UsageError(str(error)) from error
 
 
 class BeforeType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.

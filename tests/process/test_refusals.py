@@ -55,6 +55,9 @@ def test_what_would_do_harm_is_refused_before_anything_moves(tmp_path: Path) -> 
         require_refused(
             cluster, FAILED, "4 replicas need as many", "topic", "alter", "kept", "--replicas", "4"
         )
+        require_refused(
+            cluster, USAGE, "can only get more", "topic", "alter", "kept", "--partitions", "2"
+        )
         below = ("--config", "segment_bytes=1MiB", "--config", "retention_bytes=512KiB")
         require_refused(
             cluster, USAGE, "cannot be shorter than one", "topic", "create", "short", *below
