@@ -147,7 +147,7 @@ async def raise_feature_level(
         RaiseFeatureLevel(level=level), timeout_ms=request.timeout_ms, safe_to_repeat=True
     )
     assert isinstance(result, FeatureLevelRaised)
-    log.warning(log_events.FEATURE_LEVEL_RAISED, level=result.level)
+    log.warning(log_events.FEATURE_LEVEL_RAISED, feature_level=result.level)
     return RaiseFeatureLevelResponse(
         level=result.level, metadata_offset=broker.metadata.applied_offset
     )

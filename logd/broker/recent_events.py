@@ -77,7 +77,7 @@ SENTENCES: Final[dict[str, Sentence]] = {
     ),
     broker_events.MOVE_SKIPPED: Sentence("gives up a move of {partition}: {reason}"),
     broker_events.PLAN_STARTED: Sentence("starts a plan of {moves} moves by itself: {reason}"),
-    broker_events.FEATURE_LEVEL_RAISED: Sentence("has raised the feature level to {level}"),
+    broker_events.FEATURE_LEVEL_RAISED: Sentence("has raised the feature level to {feature_level}"),
     broker_events.METADATA_VOTER_REPLACED: Sentence(
         "has broker {heir} vote in the metadata log in place of broker {lost}, which stays away"
     ),

@@ -108,17 +108,25 @@ class TopicOrPartitionType(click.ParamType):  # type: ignore[type-arg]  # Not ge
         return PARTITION_NAME.convert(value, param, ctx) if "/" in value else (value, None)
 
 
-class SecondsType(click.FloatRange):
-    """A length of time."""
+class NumberType(click.FloatRange):
+    """A number: not ``nan``, which is in every range, and not ``inf``."""
+
+    expected = "a number"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """A number; ``nan``, which is in every range, and ``inf`` are none."""
+        """Parse, or say what was expected."""
         found: float = super().convert(value, param, ctx)
         if not math.isfinite(found):
-            self.fail(f"expected a number of seconds, found {value!r}", param, ctx)
+            self.fail(f"expected {self.expected}, found {value!r}", param, ctx)
         return found
+
+
+class SecondsType(NumberType):
+    """A length of time."""
+
+    expected = "a number of seconds"
 
 
 class SettingType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
@@ -148,7 +156,16 @@ class ByteRateType(click.ParamType):  # type: ignore[type-arg]  # Not generic in
         match = _BYTE_RATE.fullmatch(value.strip())
         if match is None:
             self.fail(f"expected a rate such as 50MB/s or 64KiB/s, found {value!r}", param, ctx)
-        return int(float(match["number"]) * _BYTES_PER_UNIT[match["unit"].upper()])
+        rate = int(float(match["number"]) * _BYTES_PER_UNIT[match["unit"].upper()])
+        from logd.metadata.moves import THROTTLE_BYTES_PER_S_MAX, THROTTLE_BYTES_PER_S_MIN
+
+        if not THROTTLE_BYTES_PER_S_MIN <= rate <= THROTTLE_BYTES_PER_S_MAX:
+            self.fail(
+                f"a rate is {THROTTLE_BYTES_PER_S_MIN} to {THROTTLE_BYTES_PER_S_MAX} bytes/s, "
+                f"found {value!r}",
+                param, ctx,
+            )  # fmt: skip
+        return rate
 
 
 class BrokerListType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.

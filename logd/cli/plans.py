@@ -16,7 +16,7 @@ import anyio
 import click
 import msgspec
 
-from logd.cli.display import print_json, print_table, say
+from logd.cli.display import count_of, print_json, print_table, say
 from logd.errors import (
     DiskFullError,
     LogdError,
@@ -307,7 +307,7 @@ def show_plan(plan: SavedPlan, output: str) -> None:
     if plan.moves:
         names = ("replicas", "leaders", "bytes", "traffic")
         click.echo(
-            f"{len(plan.moves)} moves, {bytes_text(plan.bytes)}, about "
+            f"{count_of(len(plan.moves), 'move')}, {bytes_text(plan.bytes)}, about "
             f"{time_text(plan.estimated_s)} at {bytes_text(plan.throttle_bytes_per_s)}/s"
         )
         click.echo(
@@ -576,7 +576,8 @@ async def run_plan(client: Client, plan: SavedPlan, output: str, *, detach: bool
         if output == "json":
             print_json(shown)
         else:
-            click.echo(f"plan {plan_id} runs: {len(plan.moves)} moves, {bytes_text(plan.bytes)}")
+            moves = count_of(len(plan.moves), "move")
+            click.echo(f"plan {plan_id} runs: {moves}, {bytes_text(plan.bytes)}")
         return
     if output != "json":
         say(f"plan {plan_id} runs in the cluster, also without this command; Ctrl-C ends watching, "
@@ -613,6 +614,6 @@ async def set_replicas(client: Client, topic: str, count: int, output: str) -> N
     plan = plan_only(picture.brokers, partitions, groups, goals)
     made = picture.saved(f"{count} replicas of {topic}", plan, goals.throttle_bytes_per_s)
     require_all_placed(made)
-    if output != "json":
+    if output != "json" and made.moves:
         show_plan(made, output)
     await run_plan(client, made, output, detach=False)

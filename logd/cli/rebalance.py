@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from logd.cli.display import print_facts, print_json, say
-from logd.cli.options import BYTE_RATE, bootstrap_option, output_option
+from logd.cli.options import BYTE_RATE, NumberType, bootstrap_option, output_option
 from logd.metadata.moves import CONCURRENCY_MAX
 from logd.metadata.rebalance.cluster import TOLERANCE_DEFAULT
 
@@ -37,7 +37,7 @@ def rebalance() -> None:
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Write it to FILE.")
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0, 1),
+    type=NumberType(0, 1),
     default=TOLERANCE_DEFAULT,
     show_default=True,
     help="How far from even a broker may be.",
@@ -108,7 +108,7 @@ def run(
                 picture = await take_picture(client, dead_are_lost=replace_dead)
                 rate = throttle or picture.rebalance.throttle_bytes_per_s
                 made = picture.plan("rebalance", Goals(throttle_bytes_per_s=rate))
-                if output != "json":
+                if output != "json" and made.moves:
                     show_plan(made, output)
             else:
                 made = load_plan(file, (await client.admin.describe_cluster()).cluster_id)

@@ -99,6 +99,13 @@ def test_every_sentence_can_be_told(name: str) -> None:
                if field is not None)  # fmt: skip
 
 
+@pytest.mark.parametrize("name", SENTENCES)
+def test_no_sentence_needs_a_field_that_logging_itself_sets(name: str) -> None:
+    fields = {field for text in SENTENCES[name] for _, field, *_ in Formatter().parse(text)}
+
+    assert not fields & {"event", "level", "timestamp"}
+
+
 @pytest.mark.parametrize(("level", "lines"), [("info", 2), ("warning", 1), ("error", 0)])
 def test_events_are_kept_however_quiet_the_log_is(level: LogLevel, lines: int) -> None:
     stream, events = io.StringIO(), RecentEvents()
