@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import click
@@ -199,7 +200,11 @@ async def run_for(claim: Claim, command: Sequence[str], name: str, bootstrap: st
         "LOGD_FENCE_TOKEN": str(claim.token),
         "LOGD_FENCE": f"{claim.fence.id}:{claim.token}",
     }
-    with _file_of(claim.payload) as payload:
+    # Not a pipe: how much of it the command reads is its own affair, and what is written to a
+    # pipe that nobody reads is an error.
+    with tempfile.TemporaryFile() as payload:
+        payload.write(claim.payload)
+        payload.seek(0)
         try:
             done = await anyio.run_process(
                 list(command),
@@ -218,18 +223,6 @@ async def run_for(claim: Claim, command: Sequence[str], name: str, bootstrap: st
     if done.returncode:
         last_words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise ItemFailedError(f"code {done.returncode} {' '.join(last_words)}".strip())
-
-
-def _file_of(payload: bytes) -> BinaryIO:
-    """The payload as a file that lies in memory.
-
-    Not a pipe: how much of it the command reads is its own affair, and what is written to a
-    pipe that nobody reads is an error.
-    """
-    file = os.fdopen(os.memfd_create("payload"), "w+b")
-    file.write(payload)
-    file.seek(0)
-    return file
 
 
 # --- by hand ------------------------------------------------------------------------------
