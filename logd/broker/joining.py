@@ -92,14 +92,16 @@ async def ask_until_known(broker: Broker, command: RegisterBroker) -> None:
             await _ask(broker, address, command)
 
 
-async def meet_strangers(broker: Broker, command: RegisterBroker) -> None:
-    """Learn of members that are not known here, from those that are, until cancelled.
+async def ask_when_outdated(broker: Broker, command: RegisterBroker) -> None:
+    """Learn where those are who vote in the metadata log, from members that are known, whenever
+    there is a sign that this is of the past.  Until cancelled.
 
-    Brokers may have joined while this one was down or cut off, and one of them may lead the
-    metadata log by now.  That log cannot tell of it, for it would come over a link that is refused.
+    Brokers may have joined, or moved, while this one was down or cut off.  If one of them leads
+    the metadata log by now, that log cannot tell of it: it would come over a link that is refused,
+    or be answered to where nobody listens.
     """
     while True:
-        await broker.membership.stranger_met()
+        await broker.membership.outdated()
         for address in broker.node.addresses_by_life():
             try:
                 if await _ask(broker, address, command) is not None:

@@ -27,10 +27,10 @@ from logd.broker.disk_guard import DiskGuard
 from logd.broker.joining import (
     answer_join,
     ask_until_known,
+    ask_when_outdated,
     follow_brokers,
     join_cluster,
     keep_metadata_members,
-    meet_strangers,
 )
 from logd.broker.leader_balancer import balance_leaders, leave_leaders
 from logd.broker.metadata_service import MetadataService
@@ -206,7 +206,7 @@ async def _join(broker: Broker) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(broker.metadata.run)
         nursery.start_soon(follow_brokers, broker)
-        nursery.start_soon(meet_strangers, broker, _registration(broker))
+        nursery.start_soon(ask_when_outdated, broker, _registration(broker))
         if config.join is not None:
             nursery.start_soon(ask_until_known, broker, _registration(broker))
         await _form(broker, members)

@@ -45,7 +45,7 @@ class Membership:
         self._registered: dict[NodeId, DirectoryId] = {}
         self._removed: dict[NodeId, None] = {}
         self._changed = trio.Event()
-        self._stranger = trio.Event()
+        self._outdated = trio.Event()
         self._check_list()
 
     def _check_list(self) -> None:
@@ -94,7 +94,7 @@ class Membership:
         if members is not None and node not in members:
             if ours is not None and ours == theirs:
                 # Who has the cluster's id was registered: that has not come to be known here.
-                self._stranger.set()
+                self.note_outdated()
                 return f"node {self.node} has not heard of node {node} yet"
             return (
                 f"node {node} is not a member of the cluster of node {self.node}: start it with an "
@@ -117,10 +117,15 @@ class Membership:
         """``node`` is a member no more."""
         self._removed[node] = None
 
-    async def stranger_met(self) -> None:
-        """Wait until a broker of this cluster was refused because it is not known here."""
-        await self._stranger.wait()
-        self._stranger = trio.Event()
+    def note_outdated(self) -> None:
+        """There is a sign that what is known here of the members is of the past."""
+        self._outdated.set()
+
+    async def outdated(self) -> None:
+        """Wait for such a sign: a broker of this cluster that is not known here was refused, or
+        one that is heard is not where it was."""
+        await self._outdated.wait()
+        self._outdated = trio.Event()
 
     def _wrong_directory(self, members: dict[int, str] | None, view: ClusterView) -> str | None:
         if members is None or members.get(view.node) == view.directory_id:

@@ -490,6 +490,10 @@ class Node:
         if self._detector.nobody_there(node) is not None:
             self._peer_down(node)
 
+    def on_unreachable(self, node: NodeId) -> None:
+        if self._detector.is_up(node):
+            self.membership.note_outdated()  # We hear it: it is elsewhere.
+
     def on_link_room(self, node: NodeId) -> None:
         for group in self.groups.values():
             if group.is_leader and node in group.core.configuration.members:

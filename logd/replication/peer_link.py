@@ -43,6 +43,8 @@ cut off: the next connection begins with all that it needs to know."""
 RECONNECT_MIN_S: Final = 0.02
 RECONNECT_MAX_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 2.0
+UNREACHABLE_AFTER: Final = 5
+"""Attempts in a row that came to nothing: no hiccup, and not the moment of a crash either."""
 
 
 class LinkOwner(Protocol):
@@ -53,6 +55,7 @@ class LinkOwner(Protocol):
     def on_link_down(self, node: NodeId, lane: Lane) -> None: ...
     def on_link_refused(self, node: NodeId, lane: Lane, reason: str) -> None: ...
     def on_nobody_there(self, node: NodeId) -> None: ...
+    def on_unreachable(self, node: NodeId) -> None: ...
     def on_link_room(self, node: NodeId) -> None: ...
 
 
@@ -106,6 +109,7 @@ class PeerLink:
         """Keep the link connected until cancelled."""
         delay_s = RECONNECT_MIN_S
         lost_at = -1.0
+        failures = 0
         while True:
             try:
                 with trio.fail_after(CONNECT_TIMEOUT_S):
@@ -113,7 +117,11 @@ class PeerLink:
             except (OSError, trio.TooSlowError) as error:
                 if isinstance(error, ConnectionRefusedError):
                     self._owner.on_nobody_there(self.node)
+                failures += 1
+                if failures >= UNREACHABLE_AFTER:
+                    self._owner.on_unreachable(self.node)
             else:
+                failures = 0
                 connected_at = trio.current_time()
                 await self._use(stream)
                 lost_at = trio.current_time()

@@ -255,6 +255,8 @@ class SimCluster:
         self.joined_count = 0
         self._clients = 0
         self._client_hosts: dict[str, SimHostNetwork] = {}
+        self.peer_ports: dict[NodeId, int] = {}
+        """Where nodes listen for others, from their next start on, if not at ``PEER_PORT``."""
         self.memory_groups: tuple[GroupId, ...] = ()
         """Groups that rest on memory, a majority of which must keep it for them to lose nothing."""
 
@@ -279,7 +281,7 @@ class SimCluster:
             node_id=node,
             data_dir=DATA_DIR,
             listen=HostPort(f"node{node}", CLIENT_PORT),
-            peer_listen=HostPort(f"node{node}", PEER_PORT),
+            peer_listen=HostPort(f"node{node}", self.peer_ports.get(node, PEER_PORT)),
             cluster={n: HostPort(f"node{n}", PEER_PORT) for n in self.founders if is_founder},
             join=None if is_founder else HostPort(f"node{next(iter(self.nodes))}", PEER_PORT),
             failure_domain=f"node{node}",

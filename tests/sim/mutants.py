@@ -93,6 +93,7 @@ FAST_TESTS = {
         "tests/sim/test_repair_sim.py",
         "tests/sim/test_compaction_sim.py",
         "tests/sim/test_scripted_faults.py",
+        "tests/sim/test_join_sim.py",
     ),
     "logd/broker/coordination": (
         "tests/unit/test_session_clock.py",

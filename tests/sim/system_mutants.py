@@ -479,8 +479,15 @@ SYSTEM_MUTANTS = (
         "a member that is not known here is refused for ever",
         "liveness: a broker that was away comes back",
         "logd/replication/membership.py",
-        "                self._stranger.set()\n",
+        "                self.note_outdated()\n",
         "",
+    ),
+    Mutant(
+        "a member that has moved is answered where it was",
+        "liveness: a broker that was away comes back",
+        "logd/replication/node.py",
+        "            self.membership.note_outdated()  # We hear it: it is elsewhere.\n",
+        "            pass\n",
     ),
     Mutant(
         "quiet watches are not told how far they may resume",

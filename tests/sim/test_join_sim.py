@@ -154,6 +154,16 @@ def test_a_voter_of_the_metadata_log_that_stays_away_is_replaced_by_itself() -> 
     run_deterministic(story, seed=1)
 
 
+async def metadata_led_by(cluster: SimCluster, node: NodeId) -> None:
+    """Have ``node``, which votes there or soon will, lead the metadata log."""
+    await until(lambda: node in (metadata_members(cluster) or Configuration(())).voters)
+    with trio.fail_after(PATIENCE_S):
+        while (leader := cluster.leader_of(METADATA_GROUP)) is None or leader.node != node:
+            if leader is not None:
+                leader.groups[METADATA_GROUP].post(TransferLeadership(node))
+            await trio.sleep(1)
+
+
 @pytest.mark.parametrize("is_cut_off", [False, True], ids=["down", "cut off"])
 def test_a_broker_hears_of_those_that_joined_while_it_was_away_although_one_of_them_leads(
     is_cut_off: bool,
@@ -163,13 +173,6 @@ def test_a_broker_hears_of_those_that_joined_while_it_was_away_although_one_of_t
     away = NodeId(2)
     links = [(f"node{other}", "node2") for other in (1, 3, 4, 5)]
     cut = links + [(there, here) for here, there in links]
-
-    async def leads(cluster: SimCluster, node: NodeId) -> None:
-        with trio.fail_after(PATIENCE_S):
-            while (leader := cluster.leader_of(METADATA_GROUP)) is None or leader.node != node:
-                if leader is not None:
-                    leader.groups[METADATA_GROUP].post(TransferLeadership(node))
-                await trio.sleep(1)
 
     async def story() -> None:
         async with open_cluster(1, settings) as cluster, contextlib.AsyncExitStack() as stack:
@@ -182,14 +185,46 @@ def test_a_broker_hears_of_those_that_joined_while_it_was_away_although_one_of_t
             for node in (FOUR, FIVE):
                 cluster.join(node)
                 await until(partial(lambda node: brokers_known_to(cluster, node) == node, node))
-            await until(lambda: FIVE in (metadata_members(cluster) or Configuration(())).voters)
-            await leads(cluster, FIVE)
+            await metadata_led_by(cluster, FIVE)
             if is_cut_off:
                 cluster.network.release(cut)
             else:
                 cluster.nodes[away].start()
 
             await until(lambda: brokers_known_to(cluster, away) == 5)
+            leader = cluster.leader_of(METADATA_GROUP)
+            assert leader is not None
+            assert leader.node == FIVE
+
+    run_deterministic(story, seed=1)
+
+
+def test_a_broker_that_was_away_finds_one_that_has_moved_although_that_one_leads() -> None:
+    """What it would hear from there is answered to where nobody listens any more."""
+    settings = ClusterSettings(brokers=3, network=CALM)
+    away, elsewhere = NodeId(2), 7281
+
+    def address_known_to(cluster: SimCluster, node: NodeId) -> int:
+        broker = cluster.nodes[node].broker
+        known = None if broker is None else broker.metadata.state.broker(FIVE)
+        return 0 if known is None else known.peer_address.port
+
+    async def story() -> None:
+        async with open_cluster(1, settings) as cluster, contextlib.AsyncExitStack() as stack:
+            await connected(cluster, stack)
+            for node in (FOUR, FIVE):
+                cluster.join(node)
+            await until(lambda: brokers_known_to(cluster, away) == 5)
+            await cluster.nodes[away].crash(power=False)
+            await cluster.nodes[FIVE].stop()
+            cluster.peer_ports[FIVE] = elsewhere
+            cluster.nodes[FIVE].start()
+            await until(lambda: address_known_to(cluster, FIVE) == elsewhere)
+            await metadata_led_by(cluster, FIVE)
+
+            cluster.nodes[away].start()
+
+            await until(lambda: address_known_to(cluster, away) == elsewhere)
             leader = cluster.leader_of(METADATA_GROUP)
             assert leader is not None
             assert leader.node == FIVE

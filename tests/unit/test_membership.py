@@ -100,7 +100,7 @@ def test_of_a_member_that_is_not_known_here_one_asks_those_who_are() -> None:
 
         async def ask() -> None:
             while True:
-                await ours.stranger_met()
+                await ours.outdated()
                 met.append(len(met))
 
         async with trio.open_nursery() as nursery:
