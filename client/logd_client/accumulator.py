@@ -8,6 +8,7 @@ never whether it is legal.  Sealing decides that.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, repeat
 from operator import add
@@ -198,6 +199,9 @@ def checked_headers(headers: Sequence[tuple[str, bytes]]) -> tuple[RecordHeaders
     """
     if not headers:
         return NO_HEADERS, 0
+    given: object = headers
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        raise UsageError(f"headers must be a list of pairs of a str and bytes, not {headers!r}")
     if len(headers) > HEADERS_PER_BATCH_MAX:
         raise RecordTooLargeError(
             f"{len(headers)} headers, the limit of one batch is {HEADERS_PER_BATCH_MAX}"
@@ -206,7 +210,10 @@ def checked_headers(headers: Sequence[tuple[str, bytes]]) -> tuple[RecordHeaders
     for pair in headers:
         if not _is_header(pair):
             raise UsageError(f"a header is a pair of a str and bytes, not {pair!r}")
-        size += len(pair[0].encode()) + len(pair[1])
+        try:
+            size += len(pair[0].encode()) + len(pair[1])
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the header {pair[0]!r} is not text: {error.reason}") from error
     return tuple(headers), size
 
 
@@ -318,12 +325,22 @@ def _lengths(column: Sequence[Value]) -> list[int]:
 _COLUMN_TYPES: Final = frozenset((bytes, type(None)))
 
 
-def _check_column(name: str, column: Sequence[Value]) -> None:
+def check_sequence(name: str, column: Sequence[Value]) -> None:
+    """Refuse what is no list of many values.
+
+    Raises:
+        UsageError: it is one value, or cannot be cut into parts, such as a generator or a deque.
+    """
     if isinstance(column, bytes | bytearray | memoryview | str):
         raise UsageError(f"{name} must be a sequence of bytes, not {type(column).__name__}")
-    if not isinstance(column, Sequence):
+    given: object = column
+    if not isinstance(given, Sequence) or isinstance(given, deque):
         # A generator can be looked at once, and is looked at here: its records would be lost.
         raise UsageError(f"{name} must be a list or a tuple, not {type(column).__name__}")
+
+
+def _check_column(name: str, column: Sequence[Value]) -> None:
+    check_sequence(name, column)
     types = list(map(type, column))
     if types.count(bytes) == len(types):
         return

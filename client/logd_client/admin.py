@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from logd.errors import UsageError
 from logd.types import GroupId, NodeId
@@ -50,6 +50,8 @@ from logd_client.arguments import require_int, require_text
 from logd_client.connection import Connection, Lane
 from logd_client.consumer import start_of
 from logd_client.routing import Routing, Target
+
+Text = TypeVar("Text", str, str | None)
 
 MOVES_PER_REQUEST: Final = 200
 """A longer plan is sent in pieces."""
@@ -103,7 +105,7 @@ class Admin:
                 name=name,
                 partitions=partitions,
                 replicas=replicas,
-                config=dict(config or {}),
+                config=_checked_config(config or {}),
                 timeout_ms=self._timeout_ms,
             ),
             CreateTopicResponse,
@@ -147,7 +149,7 @@ class Admin:
             self._routing.controller_connection,
             AlterTopicRequest(
                 name=name,
-                config=dict(config),
+                config=_checked_config(config),
                 partitions=partitions,
                 timeout_ms=self._timeout_ms,
             ),
@@ -436,3 +438,15 @@ class Admin:
     @property
     def _timeout_ms(self) -> int:
         return int(self._routing.request_timeout_s * 1000)
+
+
+def _checked_config(config: Mapping[str, Text]) -> dict[str, Text]:
+    """Topic options as they are sent: all are text, also numbers."""
+    given: object = config
+    if not isinstance(given, Mapping):
+        raise UsageError(f"config must be a dict of topic options, not {given!r}")
+    for name, value in config.items():
+        require_text("a topic option's name", name)
+        if value is not None:
+            require_text(f"the topic option {name}", value)
+    return dict(config)

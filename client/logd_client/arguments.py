@@ -6,7 +6,7 @@ travel to a broker and come back as something puzzling.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from logd.errors import UsageError
 
@@ -41,6 +41,19 @@ def require_seconds(name: str, value: object, least: float = 0) -> None:
     # Not a number is not least or more either.
     if type(value) not in (int, float) or not least <= value:  # type: ignore[operator]
         raise UsageError(f"{name} must be a number of seconds from {least}, not {value!r}")
+
+
+def require_list(name: str, value: object) -> None:
+    """Raise ``UsageError`` unless ``value`` can be gone through.  Text and bytes can, letter by
+    letter, and nobody means that."""
+    if isinstance(value, str | bytes | bytearray) or not isinstance(value, Iterable):
+        raise UsageError(f"{name} must be a list, not {value!r}")
+
+
+def require_function(name: str, value: object) -> None:
+    """Raise ``UsageError`` unless ``value`` can be called."""
+    if not callable(value):
+        raise UsageError(f"{name} must be an async function, not {value!r}")
 
 
 def require_one_of(name: str, value: object, choices: Collection[str]) -> None:

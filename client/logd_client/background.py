@@ -8,13 +8,30 @@ from the scopes around the client, and end when the client is closed, which come
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVarTuple
 
 import anyio
 from anyio.abc import TaskGroup
 
 Args = TypeVarTuple("Args")
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[TaskGroup]:
+    """A task group out of which a single error comes as it was raised, so that ``except``
+    finds it."""
+    single: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        (single,) = group.exceptions
+    if single is not None:
+        raise single
 
 
 class Background:

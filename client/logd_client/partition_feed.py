@@ -122,8 +122,15 @@ class PartitionFeed:
             self._resubscribe()
         else:
             self.leave_connection()
-            self.failure = error
+            self.failure = self._named(error)
             self._owner.on_change()
+
+    def _named(self, error: LogdError) -> LogdError:
+        """A reader of many partitions wants to know in which one there is no such offset."""
+        if not isinstance(error, OffsetOutOfRangeError):
+            return error
+        text = f"{self.cursor.topic}/{self.cursor.partition}: {error}"
+        return OffsetOutOfRangeError(text, error.log_start, error.log_end)
 
     def _is_trimmed(self, error: LogdError) -> bool:
         """What is wanted next was trimmed away, and the caller goes on with what is left."""

@@ -42,6 +42,7 @@ from logd_client.accumulator import (
     OpenBatch,
     Slices,
     Value,
+    check_sequence,
     checked_headers,
     record_bytes,
     too_large,
@@ -454,6 +455,8 @@ class Producer:
         carried = NO_FENCE if fence is None else fence_of(fence)
         if key is not None and keys is not None:
             raise UsageError("give key or keys, not both")
+        if keys is not None:
+            check_sequence("keys", keys)
         if timestamp_ms is not None and type(timestamp_ms) is not int:
             raise UsageError(f"timestamp_ms must be an int, not {timestamp_ms!r}")
         timestamp_ms = self._wall_clock_ms() if timestamp_ms is None else timestamp_ms

@@ -119,8 +119,8 @@ class Proposals:
             expected = proposal.expected_offset
             if expected is not None and not state.data_end <= expected <= state.end_offset:
                 raise UnexpectedOffsetError(
-                    f"expected_offset {expected} does not hold: the log of group "
-                    f"{group.group_id} ends at {state.end_offset}, its data at {state.data_end}",
+                    f"expected_offset {expected} does not hold: the log ends at "
+                    f"{state.end_offset}, its data at {state.data_end}",
                     log_end=state.end_offset,
                 )
         except LogdError as error:

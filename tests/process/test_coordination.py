@@ -624,6 +624,33 @@ async def test_bad_input_gets_typed_errors(cluster: LocalCluster, anyio_backend:
             await client.kv().cas("k", b"v")
 
 
+async def test_a_handler_that_is_no_async_function_uses_up_no_attempt(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    def handle(claim: Claim) -> None:
+        seen.append(claim.payload)
+
+    seen: list[bytes] = []
+    async with connect(cluster.bootstrap) as client:
+        queue = client.queue(fresh("queue"))
+        await queue.configure(attempts_max=3)
+        await queue.put(b"x")
+        work: Any = queue.work
+
+        with pytest.raises(UsageError, match="must be an async function: it returned NoneType"):
+            await work(handle, until_empty=True)
+        with pytest.raises(UsageError, match="handler must be an async function, not None"):
+            await work(None, until_empty=True)
+        with pytest.raises(InvalidRequestError, match="visibility_ms must be 100 to"):
+            await work(handle, visibility_s=0.01)
+        with pytest.raises(UsageError, match="items must be a list, not 'abc'"):
+            await queue.put_many("abc")
+        (claim,) = await queue.claim()
+
+    assert seen == [b"x"]
+    assert (claim.payload, claim.attempt) == (b"x", 2)
+
+
 async def test_a_watch_from_a_forgotten_revision_is_told_the_oldest(
     cluster: LocalCluster, anyio_backend: object
 ) -> None:

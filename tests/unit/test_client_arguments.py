@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 from logd.errors import UsageError
 from logd.types import HostPort
 from logd_client import Client, connect, sync
-from logd_client.accumulator import Slices
+from logd_client.accumulator import Slices, check_sequence, checked_headers
 from logd_client.admin import Admin
-from logd_client.background import Background
+from logd_client.arguments import require_list
+from logd_client.background import Background, task_group
 from logd_client.consumer import ConsumerOptions
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import ProducerOptions
@@ -83,6 +85,18 @@ def test_what_connect_is_given_is_checked_before_anything_is_connected_to(
     [
         (lambda admin: admin.create_topic(5), "a topic's name must be a str, not 5"),
         (lambda admin: admin.create_topic("bad\udcff"), "surrogates not allowed"),
+        (
+            lambda admin: admin.create_topic("t", config={"retention_ms": 5}),
+            "the topic option retention_ms must be a str, not 5",
+        ),
+        (
+            lambda admin: admin.create_topic("t", config=["a=b"]),
+            "config must be a dict of topic options, not ['a=b']",
+        ),
+        (
+            lambda admin: admin.alter_topic("t", {"retention_ms": 5}),
+            "the topic option retention_ms must be a str, not 5",
+        ),
         (lambda admin: admin.delete_topic(None), "a topic's name must be a str"),
         (lambda admin: admin.describe_topic(3), "a topic's name must be a str"),
         (lambda admin: admin.describe_partition("t", "0"), "a partition must be an int, not '0'"),
@@ -163,6 +177,62 @@ def test_aware_times_are_starts_wherever_their_zone_is() -> None:
 def test_a_generator_is_refused_because_measuring_it_would_use_it_up() -> None:
     with pytest.raises(UsageError, match="values must be a list or a tuple, not generator"):
         Slices((value for value in [b"a"]), None)  # type: ignore[arg-type]  # The mistake.
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (b"ab", "values must be a sequence of bytes, not bytes"),
+        (deque([b"a"]), "values must be a list or a tuple, not deque"),
+        ((value for value in [b"a"]), "values must be a list or a tuple, not generator"),
+    ],
+)
+def test_what_cannot_be_cut_into_parts_is_refused(values: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        check_sequence("values", values)
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        (5, "headers must be a list of pairs of a str and bytes, not 5"),
+        ({"a": b"1"}, "headers must be a list of pairs of a str and bytes"),
+        ([("a", "1")], "a header is a pair of a str and bytes, not ('a', '1')"),
+        ([("\udcff", b"1")], "is not text: surrogates not allowed"),
+    ],
+)
+def test_headers_are_pairs_of_text_and_bytes(headers: Any, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        checked_headers(headers)
+
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("shards", ["abc", b"abc", 5, None])
+def test_one_text_is_no_list(shards: object) -> None:
+    with pytest.raises(UsageError, match="shards must be a list"):
+        require_list("shards", shards)
+
+
+async def test_a_single_error_of_a_task_group_comes_as_it_was_raised(
+    anyio_backend: object,
+) -> None:
+    cause = KeyError("cause")
+
+    async def fail() -> None:
+        raise UsageError("mine") from cause
+
+    async def run(count: int) -> None:
+        async with task_group() as tasks:
+            for _ in range(count):
+                tasks.start_soon(fail)
+
+    with pytest.raises(UsageError, match="mine") as caught:
+        await run(1)
+    with pytest.raises(ExceptionGroup):
+        await run(2)
+
+    assert caught.value.__cause__ is cause
 
 
 def test_a_blocking_client_that_is_closed_or_not_open_yet_says_so() -> None:

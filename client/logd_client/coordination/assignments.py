@@ -26,6 +26,7 @@ from logd.wire.coordination import (
     ReportLoad,
     fence_id_of,
 )
+from logd_client.arguments import require_function, require_list
 from logd_client.backoff import Backoff
 from logd_client.coordination.fences import Fence
 from logd_client.coordination.members import Group
@@ -99,6 +100,8 @@ class Assignments:
             shards: their names; they replace those of before.
             weights: what each costs, or nothing: all alike.
         """
+        require_list("shards", shards)
+        require_list("weights", weights)
         assign = Assign(
             group=self._name.name,
             shards=[checked_name(shard) for shard in shards],
@@ -193,6 +196,7 @@ class Worker:
 
         Cancelled, it ends the tasks and leaves the group.
         """
+        require_function("run_shard", run_shard)
         async with self._membership:
             session = await self._sessions.get(self._name.namespace, self._membership.ttl_ms)
             async with (

@@ -12,6 +12,7 @@ than once, at the same time even, and its *completion* is taken once.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from inspect import isawaitable
 from typing import Final
 
 import anyio
@@ -48,7 +49,13 @@ from logd.wire.coordination import (
     RenewItems,
     fence_id_of,
 )
-from logd_client.arguments import require_between, require_seconds
+from logd_client.arguments import (
+    require_between,
+    require_function,
+    require_list,
+    require_seconds,
+)
+from logd_client.background import task_group
 from logd_client.backoff import Backoff
 from logd_client.coordination.fences import Fence
 from logd_client.coordination.names import Name, checked_bytes
@@ -193,6 +200,7 @@ class Queue:
     async def put_many(self, items: Sequence[Item | bytes | str]) -> list[int]:
         """Put items; their ids in order.  Items of one call, up to
         ``ITEMS_PER_COMMAND_MAX``, are put together or not at all.  Raises as ``put``."""
+        require_list("items", items)
         whole = [item if isinstance(item, Item) else make_item(item) for item in items]
         ids: list[int] = []
         for at in range(0, len(whole), ITEMS_PER_COMMAND_MAX):
@@ -422,10 +430,18 @@ class Queue:
             visibility_s: how long a claim holds without renewal; default: the queue's.
             until_empty: return when nothing is due, instead of waiting for more.
 
+        Raises:
+            UsageError: ``handler`` is no async function; its item was given back.
+            LogdError: refused, or the cluster cannot be reached.
+
         Cancelled, running handlers are cancelled and their items given back.
         """
+        require_function("handler", handler)
         require_between("concurrency", concurrency, 1, ITEMS_PER_COMMAND_MAX)
-        worker = _QueueWorker(self, handler, concurrency, batch or concurrency, visibility_s)
+        batch = concurrency if batch is None else batch
+        require_between("batch", batch, 1, ITEMS_PER_COMMAND_MAX)
+        _ms_of("visibility_s", visibility_s)
+        worker = _QueueWorker(self, handler, concurrency, batch, visibility_s)
         await worker.run(until_empty=until_empty)
         return worker.completed
 
@@ -462,7 +478,7 @@ class _QueueWorker:
                 visibility_s = QueueOptions().visibility_ms / 1000
         self._claim_s = visibility_s
         in_flight = self._room
-        async with queue.watch(tells_gaps=True) as watch, anyio.create_task_group() as tasks:
+        async with queue.watch(tells_gaps=True) as watch, task_group() as tasks:
             while True:
                 while not self._room:
                     self._wake = anyio.Event()
@@ -496,6 +512,7 @@ class _QueueWorker:
 
     async def _run_one(self, claim: Claim) -> None:
         failure: ItemFailedError | None = ItemFailedError(STOPPED, delay_s=0)
+        misused: str | None = None
         try:
             async with anyio.create_task_group() as tasks:
                 scope = tasks.cancel_scope
@@ -504,8 +521,12 @@ class _QueueWorker:
                 try:
                     # It may have come so late that the item is another's by now.
                     if self._left_s(claim) > 0 and not claim.session.is_lost():
-                        await self._handler(claim)
-                        failure = None
+                        handling: object = self._handler(claim)
+                        if isawaitable(handling):
+                            await handling
+                            failure = None
+                        else:
+                            misused = type(handling).__name__
                 except Exception as error:
                     failure = failure_of(error)
                 scope.cancel()
@@ -513,6 +534,9 @@ class _QueueWorker:
             claim.session.forget_dependant(claim)
             with anyio.move_on_after(SETTLE_TIMEOUT_S, shield=True):
                 await self._settle(claim, failure)
+            if misused is not None:
+                # Else the attempts of every item would be used up for no fault of its own.
+                raise UsageError(f"the handler must be an async function: it returned {misused}")
             # Only now: what follows it, of its key, can be claimed.
             self._room += 1
             self._wake.set()
