@@ -53,7 +53,7 @@ def require_list(name: str, value: object) -> None:
 def require_function(name: str, value: object) -> None:
     """Raise ``UsageError`` unless ``value`` can be called."""
     if not callable(value):
-        raise UsageError(f"{name} must be an async function, not {value!r}")
+        raise UsageError(f"{name} must be a function, not {value!r}")
 
 
 def require_one_of(name: str, value: object, choices: Collection[str]) -> None:

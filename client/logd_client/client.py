@@ -32,7 +32,7 @@ from logd_client.coordination.calls import Calls
 from logd_client.coordination.session import SESSION_TTL_MS_DEFAULT, Sessions, require_ttl
 from logd_client.coordination.surface import Coordination
 from logd_client.environment import Environment, lease_clock, wall_clock_ms
-from logd_client.event_loop import monotonic_clock
+from logd_client.event_loop import current_loop, monotonic_clock
 from logd_client.producer import (
     BATCH_BYTES_DEFAULT,
     BATCHES_IN_FLIGHT_DEFAULT,
@@ -140,10 +140,12 @@ class Client(Coordination):
         self._tasks: TaskGroup | None = None
         self._background: Background | None = None
         self._routing: Routing | None = None
+        self._loop: object = None
 
     async def __aenter__(self) -> Client:
         if self._tasks is not None:
             raise UsageError("a client is opened once; make another one")
+        self._loop = current_loop()
         tasks = anyio.create_task_group()
         await tasks.__aenter__()
         self._tasks = tasks
@@ -244,7 +246,7 @@ class Client(Coordination):
             batches_in_flight=batches_in_flight,
             idempotent=idempotent,
         )
-        return Producer(self._open_routing(), topic, options)
+        return Producer(self._routing_here(), topic, options)
 
     def consumer(
         self,
@@ -286,13 +288,24 @@ class Client(Coordination):
             on_malformed=on_malformed,
             on_trimmed=on_trimmed,
         )
-        return Consumer(self._open_routing(), topic, options)
+        return Consumer(self._routing_here(), topic, options)
 
     def _open_sessions(self) -> Sessions:
-        routing = self._open_routing()
+        routing = self._routing_here()
         if self._sessions is None:
             self._sessions = self._make_sessions(routing)
         return self._sessions
+
+    def _routing_here(self) -> Routing:
+        """For what will be used in the event loop that runs now, if one does."""
+        routing = self._open_routing()
+        loop = current_loop()
+        if loop is not None and loop is not self._loop:
+            raise UsageError(
+                "the client was opened in another event loop, where its connections are: "
+                "open one in each, or use logd_client.sync"
+            )
+        return routing
 
     def _open_routing(self) -> Routing:
         if self._routing is None:

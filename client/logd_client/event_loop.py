@@ -65,6 +65,17 @@ def monotonic_clock() -> Callable[[], float]:
     return clock
 
 
+def current_loop() -> object:
+    """The event loop that runs here: an object that no other has; None if none runs."""
+    trio = _trio()
+    if trio is not None:
+        return trio.lowlevel.current_trio_token()
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def when_readable(sock: socket.socket, call: Callable[[], None]) -> Callable[[], None]:
     """Call ``call`` whenever ``sock`` is readable; returns what ends that.
 

@@ -45,6 +45,7 @@ from logd.wire.messages import (
 from logd_client import client as asynchronous
 from logd_client import sync_coordination as blocking
 from logd_client.admin import Admin as AsyncAdmin
+from logd_client.arguments import require_one_of
 from logd_client.consumer import Consumer as AsyncConsumer
 from logd_client.coordination.fences import Fence, HasFence
 from logd_client.delivery import Ack, AckRange
@@ -71,6 +72,7 @@ def connect(
     Raises:
         UsageError: the bootstrap list cannot be read, or an option is out of range.
     """
+    require_one_of("backend", backend, ("asyncio", "trio"))
     return Client(asynchronous.connect(bootstrap, **options), backend)
 
 

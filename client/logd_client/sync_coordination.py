@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from inspect import iscoroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -33,6 +34,7 @@ from logd.wire.coordination import (
     QueueStatistics,
     Transacted,
 )
+from logd_client.arguments import require_function
 from logd_client.coordination import assignments as async_assignments
 from logd_client.coordination import elections as async_elections
 from logd_client.coordination import keys as async_keys
@@ -370,6 +372,8 @@ class Assignments:
         """Run ``run_shard`` in a thread for each shard owned.  It has to return soon after
         ``shard.must_stop``: the shard moves once it has."""
 
+        require_function("run_shard", run_shard)
+
         async def in_thread(shard: OwnedShard) -> None:
             await anyio.to_thread.run_sync(run_shard, shard)
 
@@ -487,8 +491,13 @@ class Queue:
         """Run ``handler`` in threads, ``concurrency`` at a time.  A handler whose claim is lost
         cannot be stopped, but what it completes then is not taken."""
 
+        require_function("handler", handler)
+
         async def in_thread(claim: async_queues.Claim) -> None:
-            await anyio.to_thread.run_sync(handler, Claim(self._portal, claim))
+            returned: object = await anyio.to_thread.run_sync(handler, Claim(self._portal, claim))
+            if iscoroutine(returned):
+                returned.close()
+                raise async_queues.HandlerKindError("a function that is not async", returned)
 
         return self._portal.call(
             partial(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -639,7 +640,7 @@ async def test_a_handler_that_is_no_async_function_uses_up_no_attempt(
 
         with pytest.raises(UsageError, match="must be an async function: it returned NoneType"):
             await work(handle, until_empty=True)
-        with pytest.raises(UsageError, match="handler must be an async function, not None"):
+        with pytest.raises(UsageError, match="handler must be a function, not None"):
             await work(None, until_empty=True)
         with pytest.raises(InvalidRequestError, match="visibility_ms must be 100 to"):
             await work(handle, visibility_s=0.01)
@@ -649,6 +650,41 @@ async def test_a_handler_that_is_no_async_function_uses_up_no_attempt(
 
     assert seen == [b"x"]
     assert (claim.payload, claim.attempt) == (b"x", 2)
+
+
+def test_an_async_handler_of_a_blocking_client_completes_nothing(cluster: LocalCluster) -> None:
+    async def handle(_: object) -> None:
+        raise AssertionError("nobody awaits it")
+
+    with sync.connect(cluster.bootstrap) as client:
+        queue = client.queue(fresh("queue"))
+        queue.put(b"x")
+        work: Any = queue.work
+
+        with pytest.raises(UsageError, match="a function that is not async: it returned coroutine"):
+            work(handle, until_empty=True)
+
+        assert queue.statistics().completed == 0
+        assert queue.statistics().ready == 1
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_client_is_used_in_the_event_loop_that_it_was_opened_in(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    async def elsewhere(use: Any) -> None:
+        with pytest.raises(UsageError, match="opened in another event loop"):
+            use()
+
+    async with connect(cluster.bootstrap) as client:
+        for use in (
+            lambda: client.producer("t"),
+            lambda: client.consumer("t"),
+            lambda: client.lock("t"),
+        ):
+            for backend in ("asyncio", "trio"):
+                await anyio.to_thread.run_sync(partial(anyio.run, elsewhere, use, backend=backend))
+        client.producer("t")
 
 
 async def test_a_watch_from_a_forgotten_revision_is_told_the_oldest(

@@ -240,4 +240,6 @@ def test_a_blocking_client_that_is_closed_or_not_open_yet_says_so() -> None:
 
     with pytest.raises(UsageError, match="the client is not open"):
         _ = client.admin
+    with pytest.raises(UsageError, match="backend must be one of asyncio, trio, not 'curio'"):
+        sync.connect("127.0.0.1:1", backend="curio")
     client.close()

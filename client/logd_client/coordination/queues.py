@@ -82,6 +82,14 @@ class ItemFailedError(Exception):
         self.dead = dead
 
 
+class HandlerKindError(Exception):
+    """The handler is of the other kind, async or not: nothing was done for the item."""
+
+    def __init__(self, expected: str, returned: object) -> None:
+        what = type(returned).__name__
+        super().__init__(f"the handler must be {expected}: it returned {what}")
+
+
 class Claim:
     """An item that was handed out, until it is settled or its time runs out."""
 
@@ -512,7 +520,7 @@ class _QueueWorker:
 
     async def _run_one(self, claim: Claim) -> None:
         failure: ItemFailedError | None = ItemFailedError(STOPPED, delay_s=0)
-        misused: str | None = None
+        misused: HandlerKindError | None = None
         try:
             async with anyio.create_task_group() as tasks:
                 scope = tasks.cancel_scope
@@ -522,11 +530,12 @@ class _QueueWorker:
                     # It may have come so late that the item is another's by now.
                     if self._left_s(claim) > 0 and not claim.session.is_lost():
                         handling: object = self._handler(claim)
-                        if isawaitable(handling):
-                            await handling
-                            failure = None
-                        else:
-                            misused = type(handling).__name__
+                        if not isawaitable(handling):
+                            raise HandlerKindError("an async function", handling)
+                        await handling
+                        failure = None
+                except HandlerKindError as error:
+                    misused = error
                 except Exception as error:
                     failure = failure_of(error)
                 scope.cancel()
@@ -536,7 +545,7 @@ class _QueueWorker:
                 await self._settle(claim, failure)
             if misused is not None:
                 # Else the attempts of every item would be used up for no fault of its own.
-                raise UsageError(f"the handler must be an async function: it returned {misused}")
+                raise UsageError(str(misused))
             # Only now: what follows it, of its key, can be claimed.
             self._room += 1
             self._wake.set()
