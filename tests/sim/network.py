@@ -492,8 +492,6 @@ class SimStream:
         self._is_ended = False
         self._is_closed = False
         self._is_reset = False
-        self._peer_was_told = False
-        """It knows that this end is gone: nothing need be said to it."""
         self._arrival = _Signal()
         self._room = _Signal()
 
@@ -654,7 +652,6 @@ class SimStream:
             case _Kind.OPEN:
                 self._on_open()
             case _Kind.RESET:
-                self._peer_was_told = True
                 if self.is_live:
                     self._is_reset = True
                     self._wake()
@@ -671,11 +668,9 @@ class SimStream:
             listener._welcome(self)
 
     def _refuse(self) -> None:
-        """Nobody is here any more: tell the sender, unless it told us so itself."""
+        """Nobody is here any more: tell the sender, each time.  It may not have heard before."""
         self._is_reset = True
-        if not self._peer_was_told:
-            self._peer_was_told = True
-            self._outgoing.push(_Kind.RESET)
+        self._outgoing.push(_Kind.RESET)
 
 
 class SimTransport:

@@ -283,6 +283,28 @@ def test_who_sends_to_a_killed_process_is_reset() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_who_sends_learns_of_a_reset_that_got_lost_with_the_other_host(seed: int) -> None:
+    """Something in the middle has reset it: the host that is back knows nothing of that."""
+
+    async def scenario(world: World) -> None:
+        world.network.chance.seed(seed)
+        near, _ = await world.connected()
+        assert world.network.reset_random()
+        world.crash("b", vanish=True)
+        world.boot("b")
+
+        async def ask() -> None:
+            while True:
+                await near.send([b"anybody there?"])
+                await trio.sleep(SOON_S / 10)
+
+        with trio.fail_after(SOON_S), pytest.raises(ConnectionResetError):
+            await ask()
+
+    play(scenario)
+
+
 def test_a_host_that_vanished_is_silent_until_it_is_back_and_then_resets() -> None:
     async def scenario(world: World) -> None:
         near, _far = await world.connected()
