@@ -38,11 +38,22 @@ class ConfigurationHistory:
         """Whether the change in force is committed, and so the next one may begin."""
         return self._rows[-1][0] < commit_offset
 
+    def due(self, commit_offset: Offset) -> Configuration | None:
+        """What is to be appended next to leave joint consensus, once that is committed."""
+        current = self.current
+        if not current.is_joint or not self.is_settled(commit_offset):
+            return None
+        return current.without_outgoing
+
     def append(self, offset: Offset, configuration: Configuration) -> None:
         """Put ``configuration`` in force; its batch begins at ``offset``."""
         assert offset > self._rows[-1][0]
         assert configuration.voters
         self._rows.append((offset, configuration))
+
+    def restart(self, initial: Configuration) -> None:
+        """Begin again with ``initial``, which is committed."""
+        self._rows = [(NO_OFFSET, initial)]
 
     def truncate(self, offset: Offset) -> bool:
         """Undo changes at and above ``offset``; whether there were any."""

@@ -3,12 +3,17 @@
 Time arrives as an argument, chance as ``draw``; disk and network are requested through
 ``Output``.  The same class runs in production, in unit tests and in the simulator.
 
+A replica is in turn a follower, a candidate and the leader.  What it does as each is told in
+``following.py``, ``candidacy.py`` and ``leadership.py``; what lasts is in ``replica.py``.  Here
+is what makes it change from one to the other: terms, votes, liveness, and the clock.  Also the
+ways in and out: one event at a time, one output for it, and the invariants checked between.
+
 There are no heartbeats.  Liveness comes from one failure detector per node (``PeerUp``,
 ``PeerDown``) for all groups; a follower's election timer stands still while the node of its
 leader is up and claims to lead.  An idle group costs nothing.
 
-Papers: Ongaro 2014, §3.4 (election), §3.5-3.6 (replication, safety), §4.2.3 (disruptive
-servers), §9.6 (pre-vote).  Invariants R1.. and deviations from the paper: docs/raft.md.
+Papers: Ongaro 2014, §3.4 (election), §4.2.3 (disruptive servers), §9.6 (pre-vote).  Invariants
+R1.. and deviations from the paper: docs/raft.md.
 """
 
 from __future__ import annotations
@@ -16,10 +21,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, assert_never
 
-from logd.errors import ChangeUnderWayError, UnavailableError
 from logd.raft.campaign_clock import CampaignClock
-from logd.raft.configuration_change import check_step, check_wanted, first_step, new_voters
+from logd.raft.candidacy import Candidacy
 from logd.raft.configurations import ConfigurationHistory
+from logd.raft.following import Following, refusal
 from logd.raft.leadership import Leadership
 from logd.raft.log_state import LogState
 from logd.raft.messages import (
@@ -32,7 +37,6 @@ from logd.raft.messages import (
     Event,
     HardState,
     LeaderDisclaimed,
-    Message,
     Output,
     PeerConnected,
     PeerDown,
@@ -51,9 +55,10 @@ from logd.raft.messages import (
 )
 from logd.raft.options import RaftOptions
 from logd.raft.progress import Progress
-from logd.raft.quorum import is_quorum, is_voter
+from logd.raft.replica import Replica
+from logd.raft.standing import Standing
 from logd.raft.term_history import TermHistory
-from logd.types import NO_OFFSET, GroupId, NodeId, Offset, Term
+from logd.types import GroupId, NodeId, Offset, Term
 
 __all__ = ["RaftCore", "RaftOptions"]
 
@@ -119,39 +124,26 @@ class RaftCore:
             terms=term_history,
         )
         self._configurations = ConfigurationHistory(configuration, configuration_changes)
-        self._options = options
-        self._is_newcomer = hard_state.is_newcomer
-        self._boot = boot
-        self._rests_on = hard_state.rests_on
-        self._in_memory = False
-        self._memory_end = log_end
-        """Durable below it, this replica rests on its disk alone, if its options say so."""
-        self._whole_end = NO_OFFSET
-        """What the leader of this term has said makes a doubtful replica whole."""
-        self._may_campaign = True
-        self._now_ms = now_ms
+        self._standing = Standing(hard_state, boot, self._log)
+        self._replica = Replica(
+            node=node,
+            group=group,
+            options=options,
+            log=self._log,
+            configurations=self._configurations,
+            standing=self._standing,
+        )
+        self._nodes_up = self._replica.nodes_up
+        self._outbox = self._replica.outbox
 
         self._role = Role.FOLLOWER
         self._leader: NodeId | None = None
         self._leader_of_term: NodeId | None = None
-        self._nodes_up: dict[NodeId, None] = {}  # A set that iterates in one order.
-        self._votes: dict[NodeId, bool] = {}
-        self._doubts: dict[NodeId, bool] = {}
-        """Voters that have lost their memory, as they answered the last pre-campaign."""
-        self._restart_wanted_ms: int | None = None
-        """Since when it is known that without those there is no quorum."""
-        self._is_restart = False
-        self._is_transfer = False
+        self._following: Following | None = None
+        self._candidacy: Candidacy | None = None
         self._leading: Leadership | None = None
-        self._clock = CampaignClock(options, draw)
-
-        # A follower's dealings with the leader of this term.
-        self._matched_end = commit_offset
-        self._acknowledged_end = Offset(0)
-        self._round = 0
-        self._enrolment = NO_OFFSET
-
-        self._outbox: list[Message] = []
+        self._clock = CampaignClock(self._replica, draw)
+        self._now_ms = now_ms
         self._output = Output()
         self._watch_for_leader()
 
@@ -167,12 +159,19 @@ class RaftCore:
 
     @property
     def hard_state(self) -> HardState:
-        return HardState(self._term, self._voted_for, self._is_newcomer, self._rests_on)
+        return HardState(
+            self._term, self._voted_for, self._standing.is_newcomer, self._standing.rests_on
+        )
 
     @property
     def is_doubtful(self) -> bool:
         """It may have lost what it vouched for: the memory that it lay in is gone."""
-        return self._rests_on not in (0, self._boot)
+        return self._standing.is_doubtful
+
+    @property
+    def vouches(self) -> bool:
+        """What is written here counts although it is not durable: if it is lost, that is known."""
+        return self._standing.vouches
 
     def rests_on_memory(self, end_offset: Offset) -> bool:
         """Whether what this leader committed below ``end_offset`` may rest on memory."""
@@ -257,7 +256,9 @@ class RaftCore:
 
     def window_bytes_left(self, follower: NodeId) -> int:
         """Bytes ``follower`` may be sent now; at most one request may pass it."""
-        return max(0, self._options.window_bytes_max - self.progress(follower).in_flight_bytes)
+        return max(
+            0, self._replica.options.window_bytes_max - self.progress(follower).in_flight_bytes
+        )
 
     def make_append(
         self, follower: NodeId, end_offset: Offset, size_bytes: int, now_ms: int | None = None
@@ -287,40 +288,19 @@ class RaftCore:
 
         A leader that was elected in the middle of a change finishes it.
         """
-        current = self._configurations.current
-        if not current.is_joint or not self.is_ready or not self.configuration_is_committed:
-            return None
-        return current.without_outgoing
+        return self._configurations.due(self._log.commit_offset) if self.is_ready else None
 
     def is_caught_up(self, follower: NodeId) -> bool:
         """Whether ``follower`` lacks so little that counting it would hold nobody up."""
         return self._leading is not None and self._leading.is_caught_up(follower)
 
     def first_step_to(self, wanted: Configuration) -> Configuration:
-        """What this leader appends first to bring ``wanted`` about.
+        """What this leader appends first to bring ``wanted`` about, if it may.
 
-        Raises:
-            InvalidRequestError: ``wanted`` cannot be a configuration, or it makes a voter of
-                a node that is not a learner.
-            ChangeUnderWayError: one change at a time.
-            LearnerBehindError: a learner would vote before it is caught up.
-            UnavailableError: the leader is not ready, or is handing over; or not enough of
-                the wanted voters follow it, so that the group would stop.
+        Raises as ``Leadership.first_step_to`` does.
         """
         assert self._leading is not None
-        check_wanted(wanted)
-        if not self._leading.is_ready or self.is_transferring:
-            raise UnavailableError(f"the leader of group {self.group} is taking or handing over")
-        current = self._configurations.current
-        if current.is_joint or not self.configuration_is_committed:
-            raise ChangeUnderWayError(f"group {self.group} is changing to {current}")
-        for node in new_voters(current, wanted):
-            self._leading.check_promotion(node)
-        if not self._leading.has_agreement(wanted):
-            raise UnavailableError(
-                f"too few of the voters {wanted.voters} follow the leader of group {self.group}"
-            )
-        return first_step(current, wanted)
+        return self._leading.first_step_to(wanted)
 
     # --- what the driver tells outside of events --------------------------------------
 
@@ -340,14 +320,7 @@ class RaftCore:
         assert offset < self._log.end
         self._now_ms = max(self._now_ms, now_ms)
         if self._leading is not None:
-            # R11: one change at a time, and none before this leader knows what is committed.
-            assert self._leading.is_ready
-            if not self._configurations.is_settled(self._log.commit_offset):
-                # R17: only who began a change, in the same term, takes it back.
-                assert self._may_take_back()
-                assert configuration == self._configurations.current.taken_back
-            # R15: the voters change by way of joint consensus only.
-            check_step(self._configurations.current, configuration)
+            self._leading.check_change(configuration)
         self._output = Output()
         self._configurations.forget_below(self._log.commit_offset)
         self._configurations.append(offset, configuration)
@@ -398,7 +371,7 @@ class RaftCore:
         if (
             self._leading is not None
             and self._log.commit_offset != before.commit_offset
-            and self._is_left_out()
+            and self._replica.is_left_out
         ):
             self._leading.appoint_successor()
             self._follow()
@@ -412,26 +385,22 @@ class RaftCore:
         return self._finish(before)
 
     def _before(self) -> _Before:
+        standing = self._standing
         return _Before(
             self._term,
             self._voted_for,
-            self._is_newcomer,
-            self._rests_on,
+            standing.is_newcomer,
+            standing.rests_on,
             self._log.commit_offset,
         )
 
     def _finish(self, before: _Before) -> Output:
         """Collect what the step has caused, and check that the step was legal."""
-        output = self._output
-        if before[:4] != (self._term, self._voted_for, self._is_newcomer, self._rests_on):
+        output, standing = self._output, self._standing
+        if before[:4] != (self._term, self._voted_for, standing.is_newcomer, standing.rests_on):
             output.persist = self.hard_state
         if self._outbox:
-            # Without anything to persist or to write both are the same; with it, none may be early.
-            is_early = output.persist is None and output.append_from is None
-            if is_early and not output.install_snapshot:
-                output.send_now = tuple(self._outbox)
-            else:
-                output.send_after_persist = tuple(self._outbox)
+            output.send(self._outbox)
             self._outbox.clear()
         if self._leading is not None:
             output.reads_confirmed = self._leading.reads.take_confirmed()
@@ -441,18 +410,20 @@ class RaftCore:
         return output
 
     def _check_invariants(self, before: _Before) -> None:
-        log = self._log
+        log, standing = self._log, self._standing
         term, voted_for, was_newcomer, _, commit_offset = before
         # R1: terms never go back.
         assert self._term >= term
         # R2: a vote, once given, is not changed within the term.
         assert self._term > term or voted_for is None or self._voted_for == voted_for
         # R16: a newcomer neither votes nor campaigns, and is one at the beginning only.
-        assert was_newcomer or not self._is_newcomer
-        assert self._role is Role.FOLLOWER or not self._is_newcomer
+        assert was_newcomer or not standing.is_newcomer
+        assert self._role is Role.FOLLOWER or not standing.is_newcomer
         # R18: a doubtful replica campaigns only to restart the group, and never leads.
-        assert self._role < Role.CANDIDATE or self._is_restart or not self.is_doubtful
-        assert self._role is not Role.LEADER or not self.is_doubtful
+        assert self._role is not Role.LEADER or not standing.is_doubtful
+        if self._role is Role.CANDIDATE and standing.is_doubtful:
+            assert self._candidacy is not None
+            assert self._candidacy.is_restart
         # R3: only a node that voted for itself campaigns or leads.
         assert self._role < Role.CANDIDATE or self._voted_for == self.node
         # R5: the commit offset never goes back.
@@ -462,14 +433,19 @@ class RaftCore:
         assert log.synced_end <= log.end
         # R13: the log holds no batch of a term this node has not reached.
         assert log.terms.last_term <= self._term
-        assert (self._leading is not None) == (self._role is Role.LEADER)
-        if self._leading is None:
-            # R6: a follower takes for committed or acknowledges only what its leader has.
-            assert log.commit_offset <= self._matched_end <= log.end
-        else:
+        if self._leading is not None:
+            assert self._role is Role.LEADER
             assert self._leading.term == self._term
             if log.commit_offset != commit_offset:
                 self._leading.check_commit()
+        elif self._following is not None:
+            assert self._role is Role.FOLLOWER
+            self._following.check()
+        else:
+            assert self._role is not Role.LEADER
+            assert (self._candidacy is None) == (self._role is Role.FOLLOWER)
+            # R6: who follows nobody learns of no commit.
+            assert log.commit_offset == commit_offset or self._output.lost_leadership
 
     # --- received messages ------------------------------------------------------------
 
@@ -512,223 +488,52 @@ class RaftCore:
             self._leading = None
         self._role = Role.FOLLOWER
         self._leader = None
-        self._votes = {}
-        # Only the committed part is known to be what the next leader has.
-        self._matched_end = self._log.commit_offset
-        self._acknowledged_end = Offset(0)
-        self._round = 0
-        self._enrolment = NO_OFFSET
-        self._whole_end = NO_OFFSET
+        self._candidacy = None
+        self._following = None
 
     # --- replication, as a follower ---------------------------------------------------
 
     def _on_append_request(self, request: AppendRequest, batches: tuple[BatchSpan, ...]) -> None:
         self._observe_term(request.term)
         if request.term < self._term:
-            self._refuse(request)  # Our term tells the sender that it leads no more.
+            self._outbox.append(refusal(request, self._term, self._log, self._standing))
             return
-        self._recognize(request.source)
-        if request.round > self._round:
-            self._round = request.round
-        if request.enrolment > self._enrolment:
-            self._enrolment = request.enrolment
-        if request.doubt == self._boot:
-            self._whole_end = request.whole_end
-        log = self._log
-        if self._contradicts(request, batches):
-            self._output.contradicted = True
-            return
-        if not self._is_consistent(request):
-            self._refuse(request)
-            return
-        appended = bool(batches) and self._take_up(request, batches)
-        if request.end_offset > self._matched_end:
-            self._matched_end = request.end_offset
-        # It may pass our own synced end: that a batch is committed is a fact about a quorum.
-        commit_offset = min(request.commit_offset, self._matched_end)
-        if commit_offset > log.commit_offset:
-            log.commit_offset = commit_offset
-        if request.expects_answer and (not appended or self.vouches):
-            self._acknowledge()
+        self._recognize(request.source).on_append_request(request, batches, self._output)
 
     def _on_snapshot_received(self, event: SnapshotReceived) -> None:
         self._observe_term(event.term)
         if event.term < self._term:
             return  # The leader of this term knows better what we lack.
-        self._recognize(event.source)
-        self._enrolment = max(self._enrolment, event.enrolment)
-        log = self._log
-        start, terms = event.start_offset, TermHistory(event.term_rows)
-        is_here = start <= log.end and log.terms.term_at(start - 1) == terms.last_term
-        if start <= log.commit_offset or is_here:
-            return  # Late: batches came another way.
-        log.restart(start, terms)
-        self._configurations = ConfigurationHistory(event.configuration)
-        self._matched_end = start
-        self._output.install_snapshot = True
-        self._acknowledge()
+        self._recognize(event.source).on_snapshot_received(event, self._output)
 
-    def _recognize(self, leader: NodeId) -> None:
-        """``leader`` leads this term."""
+    def _recognize(self, leader: NodeId) -> Following:
+        """``leader`` leads this term: follow it."""
         # R14: one leader per term.
         assert self._role is not Role.LEADER
         assert self._leader_of_term in (None, leader)
         if self._role is not Role.FOLLOWER:
             self._follow()
         self._leader = self._leader_of_term = leader
-        self._restart_wanted_ms = None
+        self._clock.forget_restart()
         if leader not in self._nodes_up:
             self._clock.postpone(self._now_ms)
-
-    def _contradicts(self, request: AppendRequest, batches: tuple[BatchSpan, ...]) -> bool:
-        """Whether the leader's log differs from ours where ours is committed.
-
-        By leader completeness it cannot, unless the group lost the memory of a majority and was
-        restarted without this replica.
-        """
-        start, commit_offset = self._log.start, self._log.commit_offset
-        term_at = self._log.terms.term_at
-        if start < request.start_offset <= commit_offset and (
-            term_at(request.start_offset - 1) != request.prev_term
-        ):
-            return True
-        if request.start_offset >= commit_offset:
-            return False
-        return any(
-            start <= batch.base_offset < commit_offset and term_at(batch.base_offset) != batch.term
-            for batch in batches
-        )
-
-    def _is_consistent(self, request: AppendRequest) -> bool:
-        """Whether our log below the request's start is the leader's."""
-        log = self._log
-        start = request.start_offset
-        if start <= log.commit_offset:
-            return True  # Leader completeness: every leader has what is committed.
-        return start <= log.end and log.terms.term_at(start - 1) == request.prev_term
-
-    def _take_up(self, request: AppendRequest, batches: tuple[BatchSpan, ...]) -> bool:
-        """Append what the log lacks; False: it has everything already."""
-        assert batches[0].base_offset == request.start_offset
-        assert batches[-1].end_offset == request.end_offset
-        log = self._log
-        first = 0
-        if request.start_offset < log.end:
-            first = self._count_present(batches)
-            if first == len(batches):
-                return False
-            base_offset = batches[first].base_offset
-            if base_offset < log.end:
-                self._truncate(base_offset)
-        log.extend(batches, first)
-        self._output.append_from = first
-        return True
-
-    def _count_present(self, batches: tuple[BatchSpan, ...]) -> int:
-        """How many of ``batches``, from the first, are in the log as they are."""
-        log = self._log
-        count = 0
-        for base_offset, end_offset, term in batches:
-            if end_offset > log.commit_offset:
-                if base_offset >= log.end or log.terms.term_at(base_offset) != term:
-                    break
-                # R4: same offset and term, same batch.
-                assert end_offset <= log.end
-            count += 1
-        return count
-
-    def _truncate(self, offset: Offset) -> None:
-        # R8: nothing committed, and nothing this leader has confirmed, is ever cut off.
-        assert offset >= self._matched_end >= self._log.commit_offset
-        self._output.truncate_to = offset
-        self._log.truncate(offset)
-        self._memory_end = min(self._memory_end, offset)
-        self._configurations.truncate(offset)
-
-    def _acknowledge(self) -> None:
-        assert self._leader is not None
-        assert self._enrolment != NO_OFFSET
-        synced_end = min(self._log.synced_end, self._matched_end)
-        self._acknowledged_end = synced_end
-        if synced_end > self._enrolment:
-            # It has all that the replica before it had when it was removed, and some more.
-            self._is_newcomer = False
-        if self.is_doubtful and NO_OFFSET < self._whole_end <= synced_end:
-            # R18: it has all that it may have vouched for, on the disk.
-            self._become_whole()
-        self._outbox.append(
-            AppendResponse(
-                group=self.group,
-                source=self.node,
-                target=self._leader,
-                term=self._term,
-                round=self._round,
-                accepted=True,
-                synced_end=synced_end,
-                received_end=self._matched_end,
-                received_term=self._log.terms.term_at(self._matched_end - 1),
-                enrolment=self._enrolment,
-                held_end=self._matched_end if self.vouches else Offset(0),
-                doubt=self._boot if self.is_doubtful else 0,
-            )
-        )
-
-    @property
-    def vouches(self) -> bool:
-        """What is written here counts although it is not durable: if it is lost, that is known."""
-        return self._in_memory and self._rests_on == self._boot != 0
-
-    def _become_whole(self) -> None:
-        """What a doubtful replica vouches for from here on is here."""
-        assert self.is_doubtful
-        self._rests_on = self._boot if self._in_memory else 0
-
-    def _rest_as_chosen(self) -> None:
-        """Note what this replica rests on, if that may be noted now."""
-        if self.is_doubtful:
-            return
-        if self._in_memory:
-            self._rests_on = self._boot
-        elif self._rests_on and self._log.synced_end >= self._memory_end:
-            self._rests_on = 0
+        if self._following is None:
+            self._following = Following(self._replica, self._term, leader)
+        return self._following
 
     def _on_durability_chosen(self, event: DurabilityChosen) -> None:
-        if self._in_memory and not event.in_memory:
-            self._memory_end = self._log.end
-        self._in_memory = event.in_memory
-        self._rest_as_chosen()
+        self._standing.choose(in_memory=event.in_memory)
         if self._leading is not None:
             self._leading.count_memory(self.vouches, self._now_ms)
-
-    def _refuse(self, request: AppendRequest) -> None:
-        log = self._log
-        conflict_term = log.terms.term_not_above(request.prev_term)
-        self._outbox.append(
-            AppendResponse(
-                group=self.group,
-                source=self.node,
-                target=request.source,
-                term=self._term,
-                round=request.round,
-                accepted=False,
-                conflict_term=conflict_term,
-                conflict_end=log.terms.end_of_term(conflict_term, log.end),
-                enrolment=request.enrolment,
-                doubt=self._boot if self.is_doubtful else 0,
-            )
-        )
 
     def _on_synced(self, event: Synced) -> None:
         if not self._log.sync(event.end_offset, event.last_term):
             return
-        self._rest_as_chosen()
+        self._standing.rest_as_chosen()
         if self._leading is not None:
             self._leading.on_synced(self._now_ms)
-        elif (
-            self._leader is not None
-            and min(self._log.synced_end, self._matched_end) > self._acknowledged_end
-        ):
-            self._acknowledge()
+        elif self._following is not None and self._leader is not None:
+            self._following.on_synced()
 
     # --- replication, as a leader -----------------------------------------------------
 
@@ -754,16 +559,11 @@ class RaftCore:
         is_sticky = self._has_live_leader() and not request.transfer
         if not request.pre_vote and not is_sticky:
             self._observe_term(request.term)
-        # R16: a newcomer neither votes nor campaigns.
-        granted = not self._is_newcomer and not is_sticky and self._is_up_to_date(request)
         if request.pre_vote:
-            granted = granted and request.term > self._term
+            is_free = request.term > self._term
         else:
-            granted = (
-                granted and request.term == self._term and self._voted_for in (None, request.source)
-            )
-            # R18: a doubtful replica does not vote, unless so many are that nobody else can.
-            granted = granted and (request.restart or not self.is_doubtful)
+            is_free = request.term == self._term and self._voted_for in (None, request.source)
+        granted = is_free and not is_sticky and self._replica.would_vote_for(request)
         if granted and not request.pre_vote:
             self._voted_for = request.source
             self._follow()
@@ -782,224 +582,108 @@ class RaftCore:
         if self._leading is not None and not granted:
             self._leading.announce_to(request.source, self._now_ms)
 
-    def _is_up_to_date(self, request: VoteRequest) -> bool:
-        """Whether the candidate's log holds everything this one may have helped to commit."""
-        return (request.last_term, request.end_offset) >= (self.last_term, self._log.end)
-
     def _on_vote_response(self, response: VoteResponse) -> None:
-        if response.pre_vote and response.granted:
-            expected_role, expected_term = Role.PRE_CANDIDATE, self._term + 1
-        else:
+        would_vote = response.pre_vote and response.granted  # Then the term is the one asked for.
+        if response.term > self._term and not would_vote:
             was_pre_candidate = self._role is Role.PRE_CANDIDATE
-            if response.term > self._term:
-                self._observe_term(response.term)
-                if was_pre_candidate:
-                    self._clock.stop()  # Only the term was wrong: try again in order, soon.
-                return
-            expected_role = Role.PRE_CANDIDATE if response.pre_vote else Role.CANDIDATE
-            expected_term = response.term if response.pre_vote else self._term
-        if self._role is not expected_role or response.term != expected_term:
-            return
-        self._votes[response.source] = response.granted or self._votes.get(response.source, False)
-        if response.pre_vote:
-            self._doubts[response.source] = response.doubtful
-        self._count_votes()
+            self._observe_term(response.term)
+            if was_pre_candidate:
+                self._clock.stop()  # Only the term was wrong: try again in order, soon.
+        elif self._candidacy is not None and self._candidacy.is_answered_by(response):
+            self._candidacy.note(response)
+            self._count_votes(self._candidacy)
 
-    def _count_votes(self) -> None:
-        configuration = self._configurations.current
-        is_pre_vote = self._role is Role.PRE_CANDIDATE
-        if is_quorum(configuration, self._counts_as_granted):
-            if is_pre_vote:
-                self._campaign(is_transfer=False)
+    def _count_votes(self, candidacy: Candidacy) -> None:
+        if candidacy.is_won:
+            if candidacy.is_pre_vote:
+                self._campaign()
             else:
-                self._lead()
-        elif is_pre_vote and self._may_restart():
-            self._campaign(is_transfer=False, is_restart=True)
-        elif not is_quorum(configuration, lambda node: self._votes.get(node, True)):
-            self._follow()  # It cannot be won any more; the clock runs until the next.
-
-    def _counts_as_granted(self, node: NodeId) -> bool:
-        """Whether ``node`` would vote, or has voted, for this one."""
-        if self._role is Role.PRE_CANDIDATE and (self.is_doubtful or self._doubts.get(node, False)):
-            return False
-        return self._votes.get(node, False)
-
-    def _may_restart(self) -> bool:
-        """Whether so many have lost their memory that no leader can be elected without them, and
-        this log is the longest there is, as far as anybody can be asked.
-
-        All have answered: at once.  Else the others are waited for, for a bounded time.  A voter
-        with a longer log refuses, and asks the same itself.
-        """
-        configuration = self._configurations.current
-        if is_quorum(configuration, lambda node: not self._doubts.get(node, False)):
-            return False
-        if not all(self._votes.values()) or not is_quorum(
-            configuration, lambda node: self._votes.get(node, False)
+                self._lead(candidacy)
+        elif (
+            candidacy.is_pre_vote
+            and candidacy.needs_restart
+            and self._clock.may_restart(candidacy.silent, self._now_ms)
         ):
-            return False
-        if self._restart_wanted_ms is None:
-            self._restart_wanted_ms = self._now_ms
-        voters = configuration.voters + configuration.voters_outgoing
-        silent = [voter for voter in voters if voter not in self._votes]
-        if not silent:
-            return True
-        patience = 2 if any(self._is_up(voter) for voter in silent) else 1
-        return self._now_ms - self._restart_wanted_ms >= patience * self._options.restart_wait_ms
+            self._campaign(is_restart=True)
+        elif candidacy.is_lost:
+            self._follow()  # It cannot be won any more; the clock runs until the next.
 
     def _pre_campaign(self) -> None:
         """Ask whether a campaign could be won, before any term is disturbed by it."""
         self._follow()
         self._role = Role.PRE_CANDIDATE
-        self._ask_for_votes(is_transfer=False)
+        self._stand(Candidacy(self._replica, Term(self._term + 1), is_pre_vote=True))
 
-    def _campaign(self, *, is_transfer: bool, is_restart: bool = False) -> None:
+    def _campaign(self, *, is_transfer: bool = False, is_restart: bool = False) -> None:
         assert is_restart or not self.is_doubtful
         self._follow()
-        self._is_restart = is_restart
         self._role = Role.CANDIDATE
         self._term = Term(self._term + 1)
         self._voted_for = self.node
         self._leader_of_term = None
-        self._ask_for_votes(is_transfer=is_transfer)
-
-    def _ask_for_votes(self, *, is_transfer: bool) -> None:
-        self._clock.campaign(self._now_ms)
-        self._votes = {self.node: True}
-        if self._role is Role.PRE_CANDIDATE:
-            self._is_restart = False
-            self._doubts = {self.node: self.is_doubtful}
-        self._is_transfer = is_transfer
-        configuration = self._configurations.current
-        for voter in dict.fromkeys(configuration.voters + configuration.voters_outgoing):
-            if voter != self.node:
-                self._outbox.append(self._vote_request(voter))
-        self._count_votes()
-
-    def _vote_request(self, voter: NodeId) -> VoteRequest:
-        is_pre_vote = self._role is Role.PRE_CANDIDATE
-        return VoteRequest(
-            group=self.group,
-            source=self.node,
-            target=voter,
-            term=Term(self._term + 1) if is_pre_vote else self._term,
-            last_term=self.last_term,
-            end_offset=self._log.end,
-            pre_vote=is_pre_vote,
-            transfer=self._is_transfer,
-            restart=self._is_restart,
+        self._stand(
+            Candidacy(self._replica, self._term, is_transfer=is_transfer, is_restart=is_restart)
         )
 
-    def _lead(self) -> None:
+    def _stand(self, candidacy: Candidacy) -> None:
+        """All voters are asked; who has a quorum by itself need not wait."""
+        self._candidacy = candidacy
+        self._clock.campaign(self._now_ms)
+        self._count_votes(candidacy)
+
+    def _lead(self, candidacy: Candidacy) -> None:
         # R4: leading takes a quorum of votes.
-        assert is_quorum(self._configurations.current, lambda node: self._votes.get(node, False))
+        assert candidacy.is_won
+        assert not candidacy.is_pre_vote
         assert self._leader_of_term is None
-        if self._is_restart:
+        if candidacy.is_restart:
             self._output.restarted = True
             if self.is_doubtful:
-                self._become_whole()
+                self._standing.become_whole()
+        self._candidacy = None
         self._role = Role.LEADER
-        self._restart_wanted_ms = None
         self._leader = self._leader_of_term = self.node
-        self._votes = {}
         self._clock.stop()
+        self._clock.forget_restart()
         self._output.became_leader = True
-        self._leading = Leadership(
-            node=self.node,
-            group=self.group,
-            term=self._term,
-            log=self._log,
-            configuration=self._configurations.current,
-            options=self._options,
-            nodes_up=self._nodes_up,
-            outbox=self._outbox,
-            now_ms=self._now_ms,
-            counts_memory=self.vouches,
-        )
+        self._leading = Leadership(self._replica, self._term, self._now_ms)
 
     def _on_timeout_now(self, message: TimeoutNow) -> None:
         """The leader hands over to this node."""
         self._observe_term(message.term)
         is_from_leader = message.term == self._term and message.source == self._leader
-        if is_from_leader and self._is_electable() and not self.is_doubtful:
+        if is_from_leader and self._replica.is_electable and not self.is_doubtful:
             self._campaign(is_transfer=True)
 
     # --- liveness ---------------------------------------------------------------------
 
     def _watch_for_leader(self) -> None:
-        """Have the clock running exactly while this follower knows no live leader.
-
-        Without a live quorum there is nothing to win, and the clock stands still too.
-        """
+        """Have the clock running only while this follower knows no live leader."""
         if self._leader is not None and self._leader in self._nodes_up:
             if self._clock.deadline_ms is not None:
                 self._clock.stop()
-        elif self._is_electable() and is_quorum(self._configurations.current, self._is_up):
-            self._clock.run(self._rank(), self._now_ms)
         else:
-            self._clock.stop()
+            self._clock.watch(self._now_ms)
 
     def _has_live_leader(self) -> bool:
         return self._leading is not None or (
             self._leader is not None and self._leader in self._nodes_up
         )
 
-    def _is_electable(self) -> bool:
-        if self._is_newcomer or not self._may_campaign:
-            return False
-        return self._configurations.may_need(self.node, self._log.commit_offset)
-
-    def _is_up(self, node: NodeId) -> bool:
-        return node == self.node or node in self._nodes_up
-
-    def _is_left_out(self) -> bool:
-        """Whether a committed change has taken this leader out of the voters."""
-        configurations = self._configurations
-        return configurations.is_settled(self._log.commit_offset) and not is_voter(
-            configurations.current, self.node
-        )
-
-    def _may_take_back(self) -> bool:
-        """Whether the voters can be again those that a change under way was to replace.
-
-        Nobody has left joint consensus the other way, or ever will: that takes the commit of the
-        joint configuration in its own term, of which this leader would know, or by a leader of a
-        later term, which a majority of the outgoing voters would have to have followed: they
-        would not take this one's batches any more.
-        """
-        configurations, leading = self._configurations, self._leading
-        current = configurations.current
-        return (
-            leading is not None
-            and current.is_joint
-            and not configurations.is_settled(self._log.commit_offset)
-            and configurations.last_offset > leading.term_start
-            and leading.has_agreement(current.taken_back)
-        )
-
-    def _rank(self) -> int:
-        """How many live voters are preferred to this node."""
-        configuration = self._configurations.current
-        rank = 0
-        for voter in dict.fromkeys(configuration.voters + configuration.voters_outgoing):
-            if voter == self.node:
-                break
-            rank += voter in self._nodes_up
-        return rank
-
     def _on_tick(self) -> None:
         if self._leading is not None:
             if self._leading.on_tick(self._now_ms):
                 return
-            if self._may_take_back() and not self.is_transferring:
-                self._output.taken_back = self._configurations.current.taken_back
+            taken_back = None if self.is_transferring else self._leading.taken_back
+            if taken_back is not None:
+                self._output.taken_back = taken_back
             else:
                 self._follow()
             return
         deadline_ms = self._clock.deadline_ms
         if deadline_ms is None or self._now_ms < deadline_ms:
             return
-        if self._is_electable() and is_quorum(self._configurations.current, self._is_up):
+        if self._replica.may_win:
             self._pre_campaign()
         else:
             self._follow()
@@ -1020,14 +704,10 @@ class RaftCore:
         """What was sent to ``node`` before may be lost: repeat what it may wait for."""
         if self._leading is not None:
             self._leading.on_peer_connected(node, self._now_ms)
-        elif self._leader == node:
-            self._acknowledge()
-        elif (
-            self._role is not Role.FOLLOWER
-            and node not in self._votes
-            and is_voter(self._configurations.current, node)
-        ):
-            self._outbox.append(self._vote_request(node))
+        elif self._candidacy is not None:
+            self._candidacy.ask_again(node)
+        elif self._following is not None and self._leader == node:
+            self._following.acknowledge()
 
     def _on_leader_disclaimed(self, event: LeaderDisclaimed) -> None:
         if self._leading is None and event.node == self._leader and event.term == self._term:
@@ -1047,7 +727,7 @@ class RaftCore:
 
     def _on_resign(self, event: Resign) -> None:
         if not event.may_campaign:
-            self._may_campaign = False
+            self._standing.may_campaign = False
         if self._role is not Role.FOLLOWER:
             self._follow()
             self._clock.postpone(self._now_ms)

@@ -4,69 +4,64 @@ Replication is pulled: the driver asks who can be sent more (``sendable``), read
 from cache or file as bytes and time allow, and says what it sends (``make_append``).  The
 core only decides where each follower stands, and what a quorum has.
 
-Papers: Ongaro 2014, §3.5-3.6 (replication, commit rule), §3.10 (transfer), §6.2 (a leader
-without a quorum steps down), §6.4 (ReadIndex).
+Also only a leader changes the members, one change at a time; which configurations there are
+is ``configurations.py``'s, and which follows which ``configuration_change.py``'s.
+
+Papers: Ongaro 2014, §3.5-3.6 (replication, commit rule), §3.10 (transfer), §4.3 (joint
+consensus), §6.2 (a leader without a quorum steps down), §6.4 (ReadIndex).  Invariants R9-R12,
+R15, R17.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from logd.errors import InvalidRequestError, LearnerBehindError
+from logd.errors import (
+    ChangeUnderWayError,
+    InvalidRequestError,
+    LearnerBehindError,
+    UnavailableError,
+)
 from logd.limits import LEARNER_LAG_BYTES_MAX
+from logd.raft.configuration_change import check_step, check_wanted, first_step, new_voters
 from logd.raft.messages import AppendRequest, AppendResponse, Configuration, TimeoutNow
 from logd.raft.progress import Progress, ProgressState
 from logd.raft.quorum import is_quorum, is_voter, quorum_value
 from logd.raft.read_rounds import ReadRounds
-from logd.types import GroupId, NodeId, Offset, Term
+from logd.types import NodeId, Offset, Term
 
 if TYPE_CHECKING:
-    from logd.raft.log_state import LogState
-    from logd.raft.messages import Message
-    from logd.raft.options import RaftOptions
+    from logd.raft.replica import Replica
 
 
 class Leadership:
     """One node's leadership of one group in one term."""
 
-    def __init__(
-        self,
-        *,
-        node: NodeId,
-        group: GroupId,
-        term: Term,
-        log: LogState,
-        configuration: Configuration,
-        options: RaftOptions,
-        nodes_up: Collection[NodeId],
-        outbox: list[Message],
-        now_ms: int,
-        counts_memory: bool = False,
-    ) -> None:
+    def __init__(self, replica: Replica, term: Term, now_ms: int) -> None:
         self.term = term
-        self.term_start = log.end
+        self.term_start = replica.log.end
         """Where this term's batches begin: only from here on is a quorum enough to commit."""
         self.reads = ReadRounds()
-        self.counts_memory = counts_memory
+        self.counts_memory = replica.standing.vouches
         """What a quorum vouches for is committed, also if it is not durable yet."""
         self._memory_commit = Offset(0)
         """Below it batches were committed that way, before the topic chose otherwise."""
-        self._node = node
-        self._group = group
-        self._log = log
-        self._options = options
-        self._nodes_up = nodes_up
-        self._outbox = outbox
-        self._configuration = configuration
+        self._node = replica.node
+        self._group = replica.group
+        self._log = replica.log
+        self._options = replica.options
+        self._nodes_up = replica.nodes_up
+        self._outbox = replica.outbox
+        self._configurations = replica.configurations
+        self._configuration = replica.configurations.current
         self._progress: dict[NodeId, Progress] = {}
         self._farewell_ends_ms: int | None = None
         self._quorum_lost_since_ms: int | None = None
         self._transfer_target: NodeId | None = None
         self._transfer_deadline_ms = 0
         self._transfer_sent = False
-        for follower in configuration.members:
-            if follower != node:
+        for follower in self._configuration.members:
+            if follower != self._node:
                 self._enrol(follower, self.term_start, now_ms)
         self._check_agreement(now_ms)
 
@@ -143,28 +138,59 @@ class Leadership:
         is_all_sent = progress.next_offset == self._log.end
         return is_all_sent and progress.in_flight_bytes <= LEARNER_LAG_BYTES_MAX
 
-    def check_promotion(self, node: NodeId) -> None:
-        """Refuse to make a voter of a node that would only be counted, and hold everybody up.
+    def first_step_to(self, wanted: Configuration) -> Configuration:
+        """What to append first to bring ``wanted`` about.
 
         Raises:
-            InvalidRequestError: it is not a learner.
-            LearnerBehindError: it is not caught up.
+            InvalidRequestError: ``wanted`` cannot be a configuration, or it makes a voter of
+                a node that is not a learner.
+            ChangeUnderWayError: one change at a time.
+            LearnerBehindError: a learner would vote before it is caught up.
+            UnavailableError: this leader is not ready, or is handing over; or not enough of
+                the wanted voters follow it, so that the group would stop.
         """
-        if node not in self._configuration.learners:
-            raise InvalidRequestError(
-                f"node {node} is no learner of group {self._group}: it must be one, and catch "
-                "up, before it can vote"
+        check_wanted(wanted)
+        if not self.is_ready or self._transfer_target is not None:
+            raise UnavailableError(f"the leader of group {self._group} is taking or handing over")
+        current = self._configuration
+        if current.is_joint or not self._configurations.is_settled(self._log.commit_offset):
+            raise ChangeUnderWayError(f"group {self._group} is changing to {current}")
+        for node in new_voters(current, wanted):
+            self._check_promotion(node)
+        if not self._has_agreement(wanted):
+            raise UnavailableError(
+                f"too few of the voters {wanted.voters} follow the leader of group {self._group}"
             )
-        if not self.is_caught_up(node):
-            progress = self._progress[node]
-            raise LearnerBehindError(
-                f"learner {node} of group {self._group} is durable below {progress.match}, "
-                f"the commit offset is {self._log.commit_offset}"
-            )
+        return first_step(current, wanted)
 
-    def has_agreement(self, configuration: Configuration) -> bool:
-        """Whether a quorum of ``configuration`` is alive and follows this leader."""
-        return is_quorum(configuration, self._agrees)
+    @property
+    def taken_back(self) -> Configuration | None:
+        """What makes those the voters again that a change under way was to replace; None if that
+        may not be, or would not help.
+
+        Nobody has left joint consensus the other way, or ever will: that takes the commit of the
+        joint configuration in its own term, of which this leader would know, or by a leader of a
+        later term, which a majority of the outgoing voters would have to have followed: they
+        would not take this one's batches any more.
+        """
+        configurations, current = self._configurations, self._configuration
+        may_take_back = (
+            current.is_joint
+            and not configurations.is_settled(self._log.commit_offset)
+            and configurations.last_offset > self.term_start
+            and self._has_agreement(current.taken_back)
+        )
+        return current.taken_back if may_take_back else None
+
+    def check_change(self, configuration: Configuration) -> None:
+        """Check that this leader may put ``configuration`` in force."""
+        # R11: one change at a time, and none before this leader knows what is committed.
+        assert self.is_ready
+        if not self._configurations.is_settled(self._log.commit_offset):
+            # R17: only who began a change, in the same term, takes it back.
+            assert configuration == self.taken_back
+        # R15: the voters change by way of joint consensus only.
+        check_step(self._configuration, configuration)
 
     def make_append(
         self, follower: NodeId, end_offset: Offset, size_bytes: int, now_ms: int
@@ -329,6 +355,24 @@ class Leadership:
                 TimeoutNow(group=self._group, source=self._node, target=successor, term=self.term)
             )
 
+    def _check_promotion(self, node: NodeId) -> None:
+        """Refuse to make a voter of a node that would only be counted, and hold everybody up."""
+        if node not in self._configuration.learners:
+            raise InvalidRequestError(
+                f"node {node} is no learner of group {self._group}: it must be one, and catch "
+                "up, before it can vote"
+            )
+        if not self.is_caught_up(node):
+            progress = self._progress[node]
+            raise LearnerBehindError(
+                f"learner {node} of group {self._group} is durable below {progress.match}, "
+                f"the commit offset is {self._log.commit_offset}"
+            )
+
+    def _has_agreement(self, configuration: Configuration) -> bool:
+        """Whether a quorum of ``configuration`` is alive and follows this leader."""
+        return is_quorum(configuration, self._agrees)
+
     def _enrol(self, node: NodeId, offset: Offset, now_ms: int) -> None:
         is_up = node in self._nodes_up
         progress = self._progress[node] = Progress(node, self._log.end, is_up, offset)
@@ -478,7 +522,7 @@ class Leadership:
             self._check_agreement(now_ms)
 
     def _check_agreement(self, now_ms: int) -> None:
-        if is_quorum(self._configuration, self._agrees):
+        if self._has_agreement(self._configuration):
             self._quorum_lost_since_ms = None
         elif self._quorum_lost_since_ms is None:
             self._quorum_lost_since_ms = now_ms

@@ -10,6 +10,7 @@ Offsets: ``end_offset`` is exclusive.  ``prev_term`` is the term of the batch th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -57,6 +58,11 @@ class Configuration:
     def members(self) -> tuple[NodeId, ...]:
         """Everybody, each once, voters first."""
         return tuple(dict.fromkeys(self.voters + self.voters_outgoing + self.learners))
+
+    @property
+    def electors(self) -> tuple[NodeId, ...]:
+        """Who votes, each once, in order of preference."""
+        return tuple(dict.fromkeys(self.voters + self.voters_outgoing))
 
     @property
     def is_joint(self) -> bool:
@@ -353,3 +359,12 @@ class Output:
     snapshot_wanted: NodeId | None = None
     """A follower that needs batches below the log start: ship it state.  Said again with each
     probe that it refuses."""
+
+    def send(self, messages: Sequence[Message]) -> None:
+        """Send ``messages`` as early as may be, once all else that they may rest on is in here."""
+        # Without anything to persist or to write both are the same; with it, none may be early.
+        is_early = self.persist is None and self.append_from is None
+        if is_early and not self.install_snapshot:
+            self.send_now = tuple(messages)
+        else:
+            self.send_after_persist = tuple(messages)

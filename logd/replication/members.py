@@ -1,8 +1,9 @@
 """Who replicates a group, and how that is changed.
 
 The steps of a change, and whether one may be begun, are the core's to say (joint consensus:
-``raft/core.py``).  Here a step is appended to the log and put in force there, whoever asked is told
-what became of it, and the node is told of new members, so that it finds out who of them lives.
+``raft/leadership.py``).  Here a step is appended to the log and put in force there, whoever
+asked is told what became of it, and the node is told of new members, so that it finds out who of
+them lives.
 
 A change is the group's, not that of the leader that began it: a later leader completes what
 was committed of it.  Whoever waits with the old one is told that it is not known here.
