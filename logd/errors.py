@@ -463,8 +463,11 @@ class PartialAppendError(LogdError):
     ) -> None:
         assert failures
         start, end, first = failures[0]
+        count = sum(e - s for s, e, _ in failures)
         super().__init__(
-            f"{sum(e - s for s, e, _ in failures)} records were not acknowledged; "
+            f"1 record was not acknowledged, input {start}: {first}"
+            if count == 1
+            else f"{count} records were not acknowledged; "
             f"the first are inputs [{start}, {end}): {first}"
         )
         self.acks = acks

@@ -492,7 +492,7 @@ def dead(name: str, count: int, bootstrap: str, output: str) -> None:
 @click.option("--all", "all_items", is_flag=True, help="All dead items.")
 @bootstrap_option
 def redrive(name: str, items: tuple[int, ...], all_items: bool, bootstrap: str) -> None:
-    """Let dead items begin anew."""
+    """Let dead items begin anew.  Exits with 3 if none of ITEMS is dead."""
     if bool(items) == all_items:
         raise click.UsageError("name items, or say --all")
     from logd.cli.session import connected, run_async
@@ -502,7 +502,11 @@ def redrive(name: str, items: tuple[int, ...], all_items: bool, bootstrap: str) 
             return await client.queue(name).redrive(*items)
 
     begun = run_async(begin)
-    click.echo(f"{count_of(len(begun), 'item')} of {name} begin anew")
+    if items and not begun:
+        say(f"logd: no dead item of {name} is called {', '.join(map(str, items))}")
+        raise click.exceptions.Exit(ExitCode.NOT_FOUND)
+    begin_anew = "begins anew" if len(begun) == 1 else "begin anew"
+    click.echo(f"{count_of(len(begun), 'item')} of {name} {begin_anew}")
 
 
 @queue.command("delete")

@@ -858,6 +858,7 @@ def test_a_shell_works_on_a_queue(cluster: LocalCluster, tmp_path: Path) -> None
     script = f"read x; test $x != bad || {{ echo poisoned >&2; exit 1; }}; echo $x >> {out}"
     worked = run_logd("queue", "work", name, "--until-empty", *at, "--", "sh", "-c", script)
     dead = msgspec.json.decode(run_logd("queue", "dead", name, "--output", "json", *at).stdout)
+    unknown = run_logd("queue", "redrive", name, "1", *at)
     redriven = run_logd("queue", "redrive", name, "--all", *at)
     claimed = msgspec.json.decode(run_logd("queue", "claim", name, "--output", "json", *at).stdout)
     completed = run_logd("queue", "complete", name, claimed["claim"], *at)
@@ -870,8 +871,10 @@ def test_a_shell_works_on_a_queue(cluster: LocalCluster, tmp_path: Path) -> None
     assert sorted(out.read_text().split()) == ["a", "b"]
     assert [(one["payload"], one["reason"]) for one in dead] == [("bad", "code 1 poisoned")]
     assert b"1 item" in redriven.stdout
+    assert (unknown.returncode, b"no dead item" in unknown.stderr) == (3, True)
     assert (claimed["payload"], completed.returncode) == ("bad", 0), completed.stderr
     assert (twice.returncode, nothing.returncode) == (4, 3)
+    assert b"the claim of item " in twice.stderr
     assert (stats["completed"], stats["dead"], stats["in_flight"]) == (3, 0, 0)
 
 

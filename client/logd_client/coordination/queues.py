@@ -342,8 +342,9 @@ class Queue:
             else:
                 stale += settled.stale
         if stale:
+            claims_of = "claim of item" if len(stale) == 1 else "claims of items"
             raise ClaimLostError(
-                f"queue {self.name}: the claims of items {', '.join(map(str, stale))} had run out"
+                f"queue {self.name}: the {claims_of} {', '.join(map(str, stale))} had run out"
             )
 
     # --- looking after it ---------------------------------------------------------------
