@@ -17,6 +17,7 @@ from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
 from logd.metadata.topic_config import OPTIONS
 
 if TYPE_CHECKING:
+    from logd.wire.messages import TopicInfo
     from logd_client import Client
 
 
@@ -73,8 +74,24 @@ def create(
                 f"created topic {created.name}: {count_of(partition_count, 'partition')}, "
                 f"{count_of(copies, 'replica')} each"
             )
+        told = told_without_leaders(created)
+        if told:
+            say(told)
 
     run_async(create_topic)
+
+
+def told_without_leaders(created: TopicInfo) -> str:
+    """What there is to say of a new topic that cannot be used everywhere yet; mostly nothing."""
+    without = [one for one in created.partitions if one.leader is None]
+    if not without:
+        return ""
+    first = without[0]
+    return (
+        f"{count_of(len(without), 'partition')} of it without a leader yet, such as "
+        f"{created.name}/{first.partition} on brokers {','.join(map(str, first.replicas))}: "
+        "`logd cluster status` says which brokers are missing"
+    )
 
 
 @topic.command("list")

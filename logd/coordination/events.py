@@ -89,6 +89,7 @@ def is_within(name: bytes, start: bytes, end: bytes | None) -> bool:
 
 def compacted(asked: int, oldest: int) -> CompactedError:
     return CompactedError(
-        f"events from revision {asked} on are no longer kept, the oldest available is {oldest}",
+        f"events from revision {asked} on are no longer kept, the oldest available is {oldest}: "
+        "read what there is, then watch from behind the revision of that",
         oldest,
     )
