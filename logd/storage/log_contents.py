@@ -180,8 +180,10 @@ class LogContents:
         """Everything is durable: go on in ``fresh``, from ``create_next``."""
         active, end = self.active, self.end
         active.end = end.position
-        self.end = self.synced = LogEnd(end.offset, end.term, FIRST_POSITION)
+        # In this order: a reader takes the end first, and the one from before leads nowhere in
+        # the fresh segment.  The new one would say that the segment before it holds nothing.
         self.segments = (*self.segments, fresh)
+        self.end = self.synced = LogEnd(end.offset, end.term, FIRST_POSITION)
         self.note_read(active)
 
     def drop_first(self, trash: str | None) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import errno
 import random
+import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
 
 import pytest
 from xxhash import xxh3_64_intdigest
@@ -430,6 +433,30 @@ def test_the_bytes_behind_an_offset_are_known_also_just_after_a_roll(log: Log) -
 
     assert log.bytes_from(log.end_offset) == 0
     assert log.bytes_from(Offset(0)) == sum(map(len, written))
+
+
+def test_a_read_at_any_moment_of_a_roll_finds_what_is_there(log: Log) -> None:
+    """Reads go on in other threads: here one is made at each line of it."""
+    written = append_some(log, 5)
+    end = log.end_offset
+    found: list[object] = []
+
+    def look(frame: FrameType, _event: str, _argument: Any) -> Any:
+        if frame.f_code.co_filename.endswith(("log.py", "log_contents.py")):
+            sys.settrace(None)
+            batches = log.read(Offset(0), end, 4096, cached_only=False)
+            found.append((batches, log.append_time_at(Offset(0)), log.offset_for_time(0)))
+            sys.settrace(look)
+        return look
+
+    sys.settrace(look)
+    try:
+        log.roll()
+    finally:
+        sys.settrace(None)
+
+    assert len(found) > 20
+    assert all(each == (written, 0, 0) for each in found)
 
 
 def test_a_rolled_segment_ends_with_its_last_batch(disk: SimulatedFileSystem, log: Log) -> None:
