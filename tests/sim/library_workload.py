@@ -231,7 +231,7 @@ class _User:
             except* (UsageError, ProtocolError):
                 raise
             except* LogdError:
-                self.all.cluster.trace.record(self.name, "begins_again", what=str(task))
+                self.all.cluster.trace.record(self.name, "begins_again", what=task.__name__)
             await trio.sleep(RETRY_S)
 
     def _value(self) -> bytes:

@@ -50,6 +50,8 @@ class Trace:
     def record(self, source: str, name: str, **fields: object) -> None:
         """Add an event, kept and digested.  ``source`` is a host, or ``network``, ``test``."""
         printed = tuple((field, str(value)) for field, value in fields.items())
+        # An address is another one in each run, and one seed is to give one digest.
+        assert not any(" at 0x" in value for _, value in printed), printed
         event = TraceEvent(self._now(), source, name, printed)
         self._events.append(event)
         self._count += 1
