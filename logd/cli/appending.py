@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import anyio
 import anyio.abc
 
+from logd.errors import PartialAppendError
 from logd.limits import MIB
 from logd_client.accumulator import RECORD_OVERHEAD_BYTES
 from logd_client.producer import BUFFER_BYTES_DEFAULT
@@ -83,8 +84,14 @@ class AppendLane:
     ) -> None:
         began = time.perf_counter()
         task_status.started()
-        acks = await self._producer.append_many(
-            values, keys=keys, partition=partition, fence=self._fence
-        )
+        try:
+            acks = await self._producer.append_many(
+                values, keys=keys, partition=partition, fence=self._fence
+            )
+        except PartialAppendError as error:
+            acks = cast("tuple[AckRange, ...]", error.acks)
+            self._on_appended(acks, time.perf_counter() - began)
+            # Positions within this call mean nothing to whoever knows lines.
+            raise error.failures[0][2] from error
         self._slots.release()
         self._on_appended(acks, time.perf_counter() - began)

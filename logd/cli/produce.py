@@ -50,6 +50,7 @@ class Summary:
 
     def __init__(self) -> None:
         self.partitions: dict[int, PartitionSummary] = {}
+        self.lines_read = 0
 
     @property
     def records(self) -> int:
@@ -117,8 +118,9 @@ def produce(
             _produce, bootstrap, topic, names, separator, partition, compression, fence, summary
         )
     except BaseException:
-        if summary.records:
-            say("logd: ended early; acknowledged until then:")
+        if summary.lines_read:
+            read = count_of(summary.lines_read, "line")
+            say(f"logd: ended early, after {read}; acknowledged until then:")
             _report(topic, summary, time.monotonic() - began, 0, output)
         raise
     _report(topic, summary, time.monotonic() - began, oversized_count, output)
@@ -180,6 +182,7 @@ async def _produce(
                             for first in range(0, len(lines), RECORDS_PER_CALL_MAX):
                                 part = lines[first : first + RECORDS_PER_CALL_MAX]
                                 keys, values = split_keys(part, separator)
+                                summary.lines_read += len(part)
                                 await lane.append(values, keys=keys, partition=partition)
                         streams.report_oversized(name, cutter, "the record limit")
                         oversized_count += len(cutter.oversized)

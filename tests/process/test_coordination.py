@@ -921,6 +921,23 @@ def test_keys_and_values_are_any_bytes_from_a_shell_too(cluster: LocalCluster) -
     assert deleted.stdout == b"1\n"
 
 
+def test_who_is_fenced_from_a_shell_is_told_how_far_it_came(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    topic, lines, at = fresh("fenced"), tmp_path / "lines", ("--bootstrap", cluster.bootstrap)
+    lines.write_text("1\n2\n3\n")
+    run_logd("topic", "create", topic, *at)
+    run_logd("produce", topic, str(lines), "--fence", "1:5", *at)
+
+    late = run_logd("produce", topic, str(lines), "--fence", "1:4", *at)
+
+    told = late.stderr.decode().splitlines()
+    assert late.returncode == 4
+    assert told[0] == "logd: ended early, after 3 lines; acknowledged until then:"
+    assert told[1].startswith(f"0 records to {topic}")
+    assert told[-1].startswith("logd: fence 1 stands at token 5, found 4 (from node ")
+
+
 def test_lines_become_items_as_many_as_fit_and_who_is_stopped_says_how_many(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
