@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from logd.cli.display import print_json, print_table, say
-from logd.cli.options import BYTE_RATE, bootstrap_option, output_option
+from logd.cli.options import bootstrap_option, detach_option, output_option, throttle_option
 
 if TYPE_CHECKING:
     from logd.cli.plans import Picture, SavedPlan
 
 node_argument = click.argument("node", type=click.IntRange(min=1), metavar="ID")
-throttle_option = click.option(
-    "--throttle", type=BYTE_RATE, metavar="RATE", help="For example 50MB/s."
-)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be moved.")
-detach_option = click.option("--detach", is_flag=True, help="Start it, and do not watch.")
 
 
 @click.group()

@@ -296,3 +296,19 @@ def protect_option(command: Command) -> Command:
         metavar="TOPIC",
         help="Topics to which earlier holders write no more, with their fence.  May be repeated.",
     )(command)
+
+
+def throttle_option(command: Command) -> Command:
+    """``--throttle``."""
+    return click.option(
+        "--throttle",
+        type=BYTE_RATE,
+        metavar="RATE",
+        help="What all moves of the cluster together copy, from now on: for example 50MB/s.  "
+        "Default: as it is set.",
+    )(command)
+
+
+def detach_option(command: Command) -> Command:
+    """``--detach``."""
+    return click.option("--detach", is_flag=True, help="Start it, and do not watch.")(command)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import click
 
 from logd.cli.display import print_facts, print_json, print_table
-from logd.cli.options import BROKER_LIST, BYTE_RATE, PARTITION_NAME, bootstrap_option, output_option
+from logd.cli.options import (
+    BROKER_LIST,
+    PARTITION_NAME,
+    bootstrap_option,
+    detach_option,
+    output_option,
+    throttle_option,
+)
 
 
 @click.group()
@@ -68,8 +75,8 @@ def describe_partition(name: tuple[str, int], bootstrap: str, output: str) -> No
     metavar="ID,ID,…",
     help="The brokers that shall hold it, preferred leader first.",
 )
-@click.option("--throttle", type=BYTE_RATE, metavar="RATE", help="For example 50MB/s.")
-@click.option("--detach", is_flag=True, help="Start it, and do not watch.")
+@throttle_option
+@detach_option
 @bootstrap_option
 @output_option
 def move(

@@ -7,16 +7,16 @@ from pathlib import Path
 import click
 
 from logd.cli.display import print_facts, print_json, say
-from logd.cli.options import BYTE_RATE, NumberType, bootstrap_option, output_option
+from logd.cli.options import (
+    NumberType,
+    bootstrap_option,
+    detach_option,
+    output_option,
+    throttle_option,
+)
 from logd.metadata.moves import CONCURRENCY_MAX
 from logd.metadata.rebalance.cluster import TOLERANCE_DEFAULT
 
-throttle_option = click.option(
-    "--throttle",
-    type=BYTE_RATE,
-    metavar="RATE",
-    help="What all moves together copy, for example 50MB/s.  Default: as it is set.",
-)
 concurrency_option = click.option(
     "--concurrency",
     type=click.IntRange(1, CONCURRENCY_MAX),
@@ -25,7 +25,6 @@ concurrency_option = click.option(
 replace_dead_option = click.option(
     "--replace-dead", is_flag=True, help="Plan as if brokers that are down never came back."
 )
-detach_option = click.option("--detach", is_flag=True, help="Start it, and do not watch.")
 
 
 @click.group()
