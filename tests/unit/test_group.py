@@ -96,6 +96,28 @@ def test_a_proposal_is_acknowledged_when_it_is_committed_and_not_before() -> Non
     play(story)
 
 
+def test_a_duplicate_that_waits_alone_is_answered_when_its_time_is_up() -> None:
+    """Its original came from an earlier leader: there is nothing of this one's under way."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            original = seal_batch(values=[b"v"], timestamps_ms=0, producer_id=7, base_sequence=0)
+            replica.append([placed(original, Offset(0), Term(1))], term=Term(1))
+            await a_while()
+            replica.group.post(PeerDown(THIRD))
+            await replica.be_elected()
+            await a_while()
+
+            retry = replica.propose(b"v", producer_id=7, sequence=0, timeout_s=0.1)
+            await trio.sleep(0.05)
+            assert retry == []
+            await trio.sleep(0.4)
+
+            assert isinstance(refusal_of(retry), RequestTimeoutError)
+
+    play(story)
+
+
 def test_a_duplicate_gets_its_original_acknowledgement_once_that_is_committed() -> None:
     async def story() -> None:
         async with open_replica() as replica:
