@@ -27,10 +27,10 @@ from logd.record.header import (
     verify_header,
     verify_seal,
 )
-from logd.storage.batch_walk import check_seal, header_at, walk_batches
+from logd.storage.batch_walk import check_seal, header_at, walk_batches, walk_headers
 from logd.storage.recovery import LogEnd
 from logd.storage.segment_index import remove_indexes_durably
-from logd.types import FilePosition, GroupId
+from logd.types import FilePosition, GroupId, Offset
 
 _MAGIC_BYTES: Final = b"LGD1"
 _SEARCH_BYTES: Final = 1 * MIB
@@ -91,6 +91,26 @@ def holes_between(file: File, group: GroupId, start: LogEnd, end: LogEnd) -> Ite
         at, hole = next_hole(file, group, at, end)
         if hole is not None:
             yield hole
+
+
+def end_beyond_damage(
+    file: File, group: GroupId, start: LogEnd, end: LogEnd, offset: Offset
+) -> LogEnd | None:
+    """Where the batch that ends at ``offset`` ends, in [start, end) of a segment that is damaged
+    before it; None if that cannot be told, for the damage reaches up to there."""
+    at = start
+    while at.position < end.position:
+        try:
+            for position, header in walk_headers(file, at.position, end.position, group):
+                behind = FilePosition(position + header.size_bytes)
+                at = LogEnd(header.end_offset, header.term, behind)
+                if at.offset >= offset:
+                    return at if at.offset == offset else None
+        except CorruptionError:
+            at = _next_intact(file, group, at, end)
+            if at.offset >= offset:
+                return None  # Which term ended there is not known.
+    return None
 
 
 def fill_hole(files: FileSystem, group: GroupId, hole: Hole, batches: bytes) -> Hole | None:

@@ -30,12 +30,12 @@ from logd.errors import CorruptionError, StorageError, StorageFailedError
 from logd.limits import KIB, MIB, SEGMENT_BYTES_MAX
 from logd.record.header import BatchHeader
 from logd.storage.file_header import LogIdentity
-from logd.storage.holes import Hole, fill_hole
+from logd.storage.holes import Hole, end_beyond_damage, fill_hole
 from logd.storage.log_contents import LogContents, SealedSegment, segment_number
 from logd.storage.log_reads import LogReads
 from logd.storage.recovery import LogEnd, Recovered, RecoveryReport, recover, segment_bases
 from logd.storage.scrub import ScrubPosition, scrub, scrub_start
-from logd.storage.segment import FIRST_POSITION, create_segment
+from logd.storage.segment import FIRST_POSITION, Segment, create_segment
 from logd.storage.segment_index import RELATIVE_OFFSET_MAX, remove_indexes_durably
 from logd.storage.space_ahead import SpaceAhead
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark, write_mark
@@ -687,9 +687,9 @@ class Log:
         """
         held = self._held
         last, after = held.segments[number : number + 2]
-        last.position_after(offset, last.end)
-        found = newest_mark(last.opened_file().pread(SLOTS_END, 0), self._group)
         covered = LogEnd(after.base_offset, after.prev_term, last.end)
+        self._end_of_batch(offset, last, covered)
+        found = newest_mark(last.opened_file().pread(SLOTS_END, 0), self._group)
         if found is None or (found.end_offset, found.term, found.end_position) != covered:
             raise CorruptionError(f"{last.path}: its synced mark does not cover it")
         held.remove_files_behind(number)
@@ -698,12 +698,28 @@ class Log:
         self._space.begin(found.end_position)
         held.cut_behind(number, LogEnd(found.end_offset, found.term, found.end_position))
 
+    def _end_of_batch(self, offset: Offset, segment: Segment, end: LogEnd) -> LogEnd:
+        """Where the batch ends that ends at ``offset``, in a segment that ends at ``end``.
+
+        Damage before it is no reason not to cut there: it is found, and filled, all the same.
+        """
+        try:
+            position, term = segment.position_after(offset, end.position)
+        except CorruptionError:
+            start = LogEnd(segment.base_offset, segment.prev_term, FIRST_POSITION)
+            file = segment.opened_file()
+            found = end_beyond_damage(file, self._group, start, end, offset)
+            if found is None:
+                raise
+            return found
+        return LogEnd(offset, term, position)
+
     def _cut_active(self, offset: Offset) -> None:
         held = self._held
         active = held.active
         file, indexes = active.active()
-        position, term = active.position_after(offset, held.end.position)
-        cut = LogEnd(offset, term, position)
+        cut = self._end_of_batch(offset, active, held.end)
+        position = cut.position
         assert self._mark is not None
         if self._mark.end_offset > offset:
             mark = self._next_mark(cut, self._mark.commit_offset)

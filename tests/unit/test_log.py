@@ -24,7 +24,8 @@ from logd.errors import (
 from logd.limits import KIB, SEGMENT_HEADER_BYTES
 from logd.record.header import decode_header
 from logd.storage.file_header import FILE_HEADER_BYTES, LogIdentity
-from logd.storage.log import Log, LogOptions, SyncedMark
+from logd.storage.log import Log, LogOptions, ScrubPosition, SyncedMark
+from logd.storage.synced_mark import SLOT_POSITIONS
 from logd.types import Buffer, DirectoryId, GroupId, NodeId, Offset, Term
 from tests.sim.files import SimulatedFile, SimulatedFileSystem
 from tests.support.logs import (
@@ -547,15 +548,14 @@ def test_truncation_goes_back_over_segments(disk: SimulatedFileSystem, log: Log)
     assert read_all(reopen(disk)) == written
 
 
-@pytest.mark.parametrize("position", [512, SEGMENT_HEADER_BYTES], ids=["mark", "batch"])
-def test_a_truncation_into_a_damaged_segment_does_nothing(
-    disk: SimulatedFileSystem, log: Log, position: int
+def test_a_truncation_into_a_segment_whose_mark_is_damaged_does_nothing(
+    disk: SimulatedFileSystem, log: Log
 ) -> None:
     written = append_some(log, 20)
     log.roll()
     written += append_some(log, 3)
     log = reopen(disk)
-    disk.overwrite(f"{DIRECTORY}/{0:020}.log", position, bytes(1024))
+    disk.overwrite(f"{DIRECTORY}/{0:020}.log", SLOT_POSITIONS[0], bytes(1024))
     disk.remove(f"{DIRECTORY}/{0:020}.log.index")
 
     with pytest.raises(CorruptionError):
@@ -563,6 +563,45 @@ def test_a_truncation_into_a_damaged_segment_does_nothing(
 
     assert log.segment_bases == (0, 20)
     assert read_all(log, Offset(20)) == written[20:]
+
+
+@pytest.mark.parametrize("is_sealed", [False, True], ids=["active", "sealed"])
+@pytest.mark.parametrize("damaged", [0, 3, 10])
+def test_damage_before_a_truncation_does_not_keep_it_from_being_made(
+    disk: SimulatedFileSystem, damaged: int, is_sealed: bool
+) -> None:
+    """Without an index that leads past it, too.  What is damaged can be filled afterwards."""
+    options = LogOptions(index_interval_bytes=1 << 20)
+    log = Log.create(disk, DIRECTORY, IDENTITY, options)
+    written = [batch for term in (1, 2) for batch in append_some(log, 10, term=term)]
+    if is_sealed:
+        log.roll()
+        append_some(log, 5, term=2)
+    size = len(written[0])
+    disk.flip(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES + damaged * size + 3)
+
+    log.truncate(Offset(15))
+
+    assert (log.end_offset, log.last_term) == (15, 2)
+    position: ScrubPosition | None = log.scrub_start(Offset(0))
+    while position is not None:
+        position, hole = log.scrub(position, 1 << 20)
+        if hole is not None:
+            assert log.fill(hole, written[damaged]) is None
+    written[15:] = append_some(log, 2, term=3)
+    assert read_all(log) == written
+
+
+def test_a_truncation_to_where_damage_ends_does_nothing(disk: SimulatedFileSystem) -> None:
+    log = Log.create(disk, DIRECTORY, IDENTITY, LogOptions(index_interval_bytes=1 << 20))
+    written = append_some(log, 20)
+    disk.flip(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES + 14 * len(written[0]) + 3)
+
+    with pytest.raises(CorruptionError):
+        log.truncate(Offset(15))
+
+    assert log.end_offset == 20
+    assert log.failure is None
 
 
 def test_truncation_to_where_a_segment_begins_knows_the_term_before_it(log: Log) -> None:
