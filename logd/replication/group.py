@@ -29,7 +29,7 @@ part with one job:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -79,6 +79,9 @@ if TYPE_CHECKING:
     from logd.storage.file_header import LogIdentity
 
 log = structlog.get_logger(__name__)
+
+DAMAGE_LOOK_S: Final = 1.0
+"""A replica that waits for damage to be filled looks again after so long."""
 
 
 class Group:
@@ -304,6 +307,8 @@ class Group:
     async def _block_then_finish(self, output: Output, batches: tuple[ReceivedBatch, ...]) -> None:
         """Carry out what blocks, then the rest, then the news that waited."""
         try:
+            if output.truncate_to is not None:
+                await self._until_whole_below(output.truncate_to)
             async with self.io_lock:
                 if output.persist is not None and self.failure is None:
                     await self._persist(output.persist)
@@ -387,6 +392,21 @@ class Group:
                 rests_on=hard_state.rests_on,
             )
         )
+
+    async def _until_whole_below(self, offset: Offset) -> None:
+        """Wait until what a cut at ``offset`` leaves can be replayed.
+
+        Damage in it is reported, and filled meanwhile by whoever repairs; nothing is cut before,
+        so that log and state go on fitting each other.
+        """
+        while self.failure is None:
+            try:
+                await self._host.env.run_blocking(self._opened.check_replay, offset)
+            except CorruptionError:
+                self._host.damage_met(self)
+                await trio.sleep(DAMAGE_LOOK_S)
+            else:
+                return
 
     async def _truncate(self, offset: Offset) -> None:
         """Cut the log, and take back from the derived state what was cut."""

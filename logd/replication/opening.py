@@ -81,6 +81,19 @@ class OpenedGroup:
         self.state = _replay(self.log, self.checkpoints).state
         return self.state
 
+    def check_replay(self, end: Offset) -> None:
+        """See whether the state could be replayed from the log if that ended at ``end``.
+
+        Raises:
+            CorruptionError: what it would be replayed from is damaged.
+        """
+        found = self.checkpoints.load(at_most=end)
+        start = self.log.start_offset if found is None else found[0]
+        if self.log.start_offset <= start < end:
+            for header in self.log.headers(start):
+                if header.end_offset >= end:
+                    break
+
     def install(self, files: FileSystem, snapshot: Snapshot) -> None:
         """Put ``snapshot`` in the place of the log and of what was derived from it.
 

@@ -476,6 +476,13 @@ SYSTEM_MUTANTS = (
         "        if group.syncer.may_sync_later or group.group_id in self._later:\n",
     ),
     Mutant(
+        "a truncation does not wait for damage below it",
+        "P5: damage is repaired, and stops nobody for good",
+        "logd/replication/group.py",
+        "                await self._until_whole_below(output.truncate_to)\n",
+        "                pass\n",
+    ),
+    Mutant(
         "a member that is not known here is refused for ever",
         "liveness: a broker that was away comes back",
         "logd/replication/membership.py",

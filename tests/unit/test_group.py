@@ -20,7 +20,7 @@ from logd.errors import (
     UnavailableError,
     UnexpectedOffsetError,
 )
-from logd.limits import KIB
+from logd.limits import KIB, SEGMENT_HEADER_BYTES
 from logd.partition.state import PartitionState
 from logd.raft.messages import (
     AppendRequest,
@@ -544,6 +544,42 @@ def test_truncation_takes_back_what_the_producer_table_had_noted() -> None:
 
             assert len(replica.group.state.producers) == 0
             assert replica.group.state.end_offset == replica.group.log.end_offset == 2
+
+    play(story)
+
+
+def test_a_truncation_waits_until_damage_below_it_is_filled() -> None:
+    """What is left is replayed, and would stop the replica until a restart."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            group, log = replica.group, replica.group.log
+            batches = [batch_of(Offset(offset), Term(1)) for offset in range(3)]
+            replica.append(batches, term=Term(1), commit_offset=Offset(2))
+            await a_while()
+            path = f"{group.directory}/{0:020}.log"
+            replica.files.flip(path, SEGMENT_HEADER_BYTES + len(batches[0]) + 3)
+
+            replica.append(
+                [batch_of(Offset(2), Term(2), b"other")],
+                term=Term(2),
+                start=Offset(2),
+                prev_term=Term(1),
+                commit_offset=Offset(2),
+            )
+            await trio.sleep(3)
+            assert group.failure is None
+            assert (log.end_offset, log.last_term) == (3, 1)
+
+            found = await group.upkeep.scrub(log.scrub_start(Offset(0)), 1 << 20)
+            assert found is not None
+            hole = found[1]
+            assert hole is not None
+            assert await group.upkeep.fill(hole, batches[1]) is None
+            await until(lambda: log.last_term == 2)
+
+            assert log.end_offset == group.state.end_offset == 3
+            assert group.failure is None
 
     play(story)
 
