@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from logd.errors import LogdError, TopicExistsError
+from logd.errors import LogdError, NotAReplicaError, TopicExistsError
 from logd.types import GroupId, TopicPartition
 from logd.wire.messages import PartitionInfo, TopicInfo
 from logd_client import Client
@@ -262,10 +262,17 @@ class _Run:
         return ends
 
     async def _read_copy(self, client: Client, where: TopicPartition, node: int, end: int) -> None:
-        with self._in_time(f"give what node {node} has of {where}"):
-            records = await self._copy_of(client, where, node, end)
-            # Afterwards: what was read below it was there, and need not be any more.
-            held = await client.admin.offsets(where.topic, where.partition, from_replica=node)
+        try:
+            with self._in_time(f"give what node {node} has of {where}"):
+                records = await self._copy_of(client, where, node, end)
+                # Afterwards: what was read below it was there, and need not be any more.
+                held = await client.admin.offsets(where.topic, where.partition, from_replica=node)
+        except NotAReplicaError:
+            # A broker that drains is emptied as soon as that is possible, which may be now.
+            topic = await client.admin.describe_topic(where.topic)
+            if node in topic.partitions[where.partition].replicas:
+                raise
+            return
         kept = [record for record in records if record[0] >= held.log_start]
         self.workload.history.read_finally(f"node{node}", where, kept, log_start=held.log_start)
 
