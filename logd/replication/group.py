@@ -399,14 +399,18 @@ class Group:
         Damage in it is reported, and filled meanwhile by whoever repairs; nothing is cut before,
         so that log and state go on fitting each other.
         """
+        is_reported = False
         while self.failure is None:
-            try:
-                await self._host.env.run_blocking(self._opened.check_replay, offset)
-            except CorruptionError:
-                self._host.damage_met(self)
-                await trio.sleep(DAMAGE_LOOK_S)
-            else:
-                return
+            # Looking means to read much: not again before whoever repairs says that it is whole.
+            if not is_reported or self.damage is None:
+                try:
+                    await self._host.env.run_blocking(self._opened.check_replay, offset)
+                except CorruptionError:
+                    self._host.damage_met(self)
+                    is_reported = True
+                else:
+                    return
+            await trio.sleep(DAMAGE_LOOK_S)
 
     async def _truncate(self, offset: Offset) -> None:
         """Cut the log, and take back from the derived state what was cut."""

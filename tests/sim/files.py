@@ -497,6 +497,15 @@ class SimulatedFileSystem:
         finally:
             self.on_operation = None
 
+    def refuse_reads(self, *paths: str) -> None:
+        """From now on these files cannot be read: bad sectors tell so by an error."""
+
+        def refuse(operation: str, path: str) -> None:
+            if operation == "read" and path in paths:
+                raise _error(errno.EIO, path)
+
+        self.on_operation = refuse
+
     def before(self, operation: str, path: str) -> None:
         if self.on_operation is not None:
             self.on_operation(operation, path)

@@ -58,11 +58,7 @@ def test_one_that_cannot_be_read_is_stepped_over_and_named(
     store.save(Offset(100), b"newer")
     newest = f"/data/checkpoint-{100:020}"
 
-    def fail(operation: str, path: str) -> None:
-        if operation == "read" and path == newest:
-            raise OSError(5, "Input/output error", path)
-
-    disk.on_operation = fail
+    disk.refuse_reads(newest)
 
     assert store.load() == (90, b"older")
     assert newest in store.damaged[0]

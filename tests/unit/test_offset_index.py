@@ -239,11 +239,7 @@ def test_an_index_that_cannot_be_read_is_built_again(
     if is_loaded:
         assert_finds_everything(log, written)
 
-    def fail(operation: str, path: str) -> None:
-        if path in (OFFSETS, TIMES) and operation == "read":
-            raise OSError(5, "Input/output error", path)
-
-    disk.on_operation = fail
+    disk.refuse_reads(OFFSETS, TIMES)
 
     assert_finds_everything(log, written)
 
@@ -256,11 +252,7 @@ def test_an_index_that_cannot_be_read_does_not_keep_the_active_segment_shut(
     log.close()
     disk.kill()
 
-    def fail(operation: str, path: str) -> None:
-        if path in (OFFSETS, TIMES) and operation == "read":
-            raise OSError(5, "Input/output error", path)
-
-    disk.on_operation = fail
+    disk.refuse_reads(OFFSETS, TIMES)
 
     assert_finds_everything(Log.open(disk, DIRECTORY, IDENTITY, OPTIONS), written)
 
