@@ -35,6 +35,7 @@ from logd_client.backoff import Backoff
 from logd_client.cluster import ClusterView
 from logd_client.connection import Connection, Lane
 from logd_client.environment import Environment
+from logd_client.shared_question import SharedQuestion
 from logd_client.transport import reason_of
 
 METADATA_TIMEOUT_S: Final = 2.0
@@ -91,8 +92,9 @@ class Routing:
         self._connect_timeout_s = connect_timeout_s
         self._connections: dict[tuple[NodeId, Lane], Connection] = {}
         self._opening: dict[tuple[NodeId, Lane], anyio.Lock] = {}
-        self._refreshing = anyio.Lock()
-        self._refreshes = 0
+        self._who_leads = SharedQuestion[bool](environment.clock)
+        self._which_groups: dict[str, SharedQuestion[frozenset[GroupId]]] = {}
+        """By the name of a topic that is doubted."""
         self._topics_of_interest: dict[str, None] = {}
         self._last_subscription = 0
         self._is_closed = False
@@ -295,18 +297,19 @@ class Routing:
         Raises:
             ConnectionFailedError: nobody answered.
         """
-        seen = self._refreshes
-        async with self._refreshing:
-            if self._refreshes == seen:
-                await self._refresh(suspect)
-                self._refreshes += 1
+
+        async def ask() -> bool:
+            await self._refresh(suspect)
+            return True
+
+        await self._who_leads.ask(ask)
 
     async def stay_current(self) -> None:
         """Refresh whenever nobody else did for a while, until cancelled."""
         while True:
-            seen = self._refreshes
+            seen = self._who_leads.answers
             await anyio.sleep(METADATA_AGE_S)
-            if self._refreshes == seen:
+            if self._who_leads.answers == seen:
                 await self._refresh_if_possible(None)
 
     async def _refresh(self, suspect: NodeId | None) -> None:
@@ -429,8 +432,17 @@ class Routing:
         async def another(attempt: int) -> Connection:
             return await self.any_connection(failures + attempt)
 
-        found = await self.describe_topic(topic, another)
-        if group not in [partition.group for partition in found.partitions]:
+        async def ask() -> frozenset[GroupId]:
+            found = await self.describe_topic(topic, another)
+            return frozenset(GroupId(partition.group) for partition in found.partitions)
+
+        question = self._which_groups.setdefault(topic, SharedQuestion(self.environment.clock))
+        try:
+            groups = await question.ask(ask)
+        except UnknownTopicError:
+            self._which_groups.pop(topic, None)
+            raise
+        if group not in groups:
             raise UnknownTopicError(f"topic {topic!r} was deleted and created again")
 
     async def partition(self, topic: str, partition: int) -> PartitionInfo:

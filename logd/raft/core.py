@@ -217,6 +217,16 @@ class RaftCore:
         return self._leading is not None
 
     @property
+    def is_campaigning(self) -> bool:
+        """It has asked for votes, or whether it would get them, and that is not decided yet."""
+        return self._candidacy is not None
+
+    @property
+    def is_preferred(self) -> bool:
+        """No live voter stands before this one in the replica list."""
+        return self._replica.rank == 0
+
+    @property
     def is_ready(self) -> bool:
         """Leads, and a batch of its term is committed: it knows what is committed."""
         return self._leading is not None and self._leading.is_ready

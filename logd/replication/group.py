@@ -384,14 +384,20 @@ class Group:
         self._host.set_deadline(self, self.core.deadline_ms)
 
     async def _persist(self, hard_state: HardState) -> None:
-        await self._host.env.run_blocking(
-            lambda: self._opened.hard_state.save(
-                hard_state.term,
-                hard_state.voted_for,
-                is_newcomer=hard_state.is_newcomer,
-                rests_on=hard_state.rests_on,
-            )
+        file = self._opened.hard_state
+        saving = file.begin_save(
+            hard_state.term,
+            hard_state.voted_for,
+            is_newcomer=hard_state.is_newcomer,
+            rests_on=hard_state.rests_on,
         )
+        try:
+            await self._host.env.sync_file(saving.file)
+        except OSError as error:
+            raise file.fail_save(error) from error
+        finally:
+            saving.file.close()
+        file.finish_save(saving)
 
     async def _until_whole_below(self, offset: Offset) -> None:
         """Wait until what a cut at ``offset`` leaves can be replayed.

@@ -29,6 +29,7 @@ from logd.raft.messages import (
 )
 from logd.raft.messages import Message as AnyRaftMessage
 from logd.replication import log_events
+from logd.replication.campaigns import Campaigns
 from logd.replication.claims import LeaderClaims
 from logd.replication.counts import GroupCounts, NodeCounts
 from logd.replication.failure_detector import Change, FailureDetector
@@ -63,7 +64,7 @@ from logd.replication.sync_pool import SyncPool
 from logd.replication.tail_cache import TailCache
 from logd.replication.timers import GroupTimers
 from logd.replication.turn import Turn
-from logd.types import GroupId, HostPort, NodeId, Term
+from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId, Term
 from logd.wire.frame import Frame, decode_message
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ log = structlog.get_logger(__name__)
 COMMIT_NOTICE_S: Final = 0.005
 """An idle follower learns the commit offset this much later; a busy one with the next
 append.  Only readers of followers can tell."""
+
+CLAIMS_INTERVAL_S: Final = 0.02
+"""All that a node leads is told to all peers, so it is not told more often than this."""
 
 LANES: Final[tuple[Lane, ...]] = ("main", "bulk")
 
@@ -122,11 +126,13 @@ class Node:
         self._owing: dict[GroupId, Group] = {}
         """Groups that may owe somebody the answer to a proposal."""
         self._pump_lot = trio.lowlevel.ParkingLot()
-        self._timers = GroupTimers(self.now_ms, self._tick)
+        self._timers = GroupTimers(self.now_ms, self._on_due)
+        self._campaigns = Campaigns(begin=lambda group: group.post(Tick()))
         self._introductions: list[tuple[Group, tuple[NodeId, ...]]] = []
         self._commit_notices: dict[GroupId, Group] = {}
         self._notice_wanted = trio.Event()
         self._leadership_news = trio.Event()
+        self._claims_wanted = trio.Event()
         self.repairer = Repairer(self, config.scrub_bytes_per_s, config.scrub_interval_s)
         self.reports = Reports(self)
         self._nursery: trio.Nursery | None = None
@@ -143,6 +149,7 @@ class Node:
                 nursery.start_soon(self._pump)
                 nursery.start_soon(self._timers.run)
                 nursery.start_soon(self._syncs.run)
+                nursery.start_soon(self._tell_claims)
                 nursery.start_soon(self._tell_commits)
                 nursery.start_soon(self._expire)
                 nursery.start_soon(self._watch_peers)
@@ -302,6 +309,10 @@ class Node:
 
     def set_deadline(self, group: Group, deadline_ms: int | None) -> None:
         self._timers.set(group, deadline_ms)
+        if self._campaigns.are_any:
+            is_due = deadline_ms is not None and deadline_ms <= self.now_ms()
+            if self._campaigns.reconsider(group, is_due=is_due):
+                self._timers.look_again()
 
     def introduce_later(self, group: Group, members: tuple[NodeId, ...]) -> None:
         self._introductions.append((group, members))
@@ -313,7 +324,7 @@ class Node:
 
     def leadership_changed(self, group: Group) -> None:
         self.claims.changed()
-        self._pump_lot.unpark()
+        self._claims_wanted.set()
         self.tell_leadership_news()
 
     def damage_met(self, group: Group) -> None:
@@ -342,18 +353,26 @@ class Node:
         it: whatever they proposed is one group.
         """
         while True:
-            if not self._dirty and not self.claims.are_dirty and not self._introductions:
+            if not self._dirty and not self._introductions:
                 await self._pump_lot.park()
             with self.turn:
                 introductions, self._introductions = self._introductions, []
                 for introduced, members in introductions:
                     self._introduce(introduced, members)
                 self._flush_dirty()
-                if self.claims.are_dirty:
-                    self.claims.are_dirty = False
-                    self._send_claims()
             if self._dirty:
                 await trio.lowlevel.checkpoint()
+
+    async def _tell_claims(self) -> None:
+        """Tell peers what this node leads: at once, and when hundreds of groups elect, now and
+        then."""
+        while True:
+            await self._claims_wanted.wait()
+            self._claims_wanted = trio.Event()
+            self.claims.are_dirty = False
+            with self.turn:
+                self._send_claims()
+            await trio.sleep(CLAIMS_INTERVAL_S)
 
     async def _tell_commits(self) -> None:
         while True:
@@ -365,10 +384,19 @@ class Node:
                 for group in notices.values():
                     group.feeder.tell_commit()
 
-    def _tick(self, groups: list[Group]) -> None:
+    def _on_due(self, groups: list[Group]) -> int | None:
+        """Have time pass for these groups; says when to look again if campaigns wait."""
         with self.turn:
+            wanting: list[Group] = []
             for group in groups:
-                group.post(Tick())
+                # Without the metadata log nothing else is found: it does not wait.
+                if group.core.is_leader or group.group_id == METADATA_GROUP:
+                    group.post(Tick())
+                else:
+                    wanting.append(group)
+            now_ms = self.now_ms()
+            self._campaigns.want(wanting, now_ms)
+        return self._campaigns.next_place_ms
 
     async def _expire(self) -> None:
         while True:

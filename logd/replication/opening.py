@@ -15,8 +15,8 @@ from logd.partition.state import PartitionState, StateSnapshot
 from logd.raft.core import RaftCore
 from logd.raft.messages import Configuration, HardState
 from logd.raft.term_history import TermHistory
-from logd.record.control import ConfigurationChange, Control, decode_control
-from logd.record.header import HEADER_BYTES, BatchHeader
+from logd.record.control import ConfigurationChange, decode_control
+from logd.record.header import HEADER_BYTES
 from logd.replication.installing import begin_install, finish_install
 from logd.storage.checkpoint import CheckpointStore, application_store
 from logd.storage.hard_state import HardStateFile
@@ -90,7 +90,7 @@ class OpenedGroup:
         found = self.checkpoints.load(at_most=end)
         start = self.log.start_offset if found is None else found[0]
         if self.log.start_offset <= start < end:
-            for header in self.log.headers(start):
+            for header, _ in self.log.replay(start):
                 if header.end_offset >= end:
                     break
 
@@ -270,10 +270,10 @@ def _replay(log: Log, checkpoints: CheckpointStore) -> _Replayed:
         # It was shipped, and the log has not reached it yet: the batches below are in it.
         replayed.terms = [row for row in terms if row[1] < log.end_offset]
         return replayed
-    for header in log.headers(state.end_offset):
+    for header, batch in log.replay(state.end_offset):
         if not terms or header.term != terms[-1][0]:
             terms.append((header.term, header.base_offset))
-        control = _control(log, header)
+        control = None if batch is None else decode_control(batch[HEADER_BYTES:])
         state.note(header, control)
         if isinstance(control, ConfigurationChange):
             change = (header.base_offset, configuration_of(control))
@@ -298,11 +298,3 @@ def _from_checkpoint(log: Log, checkpoints: CheckpointStore) -> _Replayed:
     state, rows, change = PartitionState.decode(found[1])
     terms = [(row.term, row.start_offset) for row in rows]
     return _Replayed(state, terms, None if change is None else configuration_of(change))
-
-
-def _control(log: Log, header: BatchHeader) -> Control | None:
-    if not header.is_control:
-        return None
-    found = log.read(header.base_offset, header.end_offset, 1, cached_only=False)
-    assert found is not None
-    return decode_control(found[0][HEADER_BYTES:])

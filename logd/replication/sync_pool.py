@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from logd.env import Env
     from logd.replication.group import Group
 
-WORKERS: Final = 8
+WORKERS: Final = 32
+"""Syncs under way at a time.  A file system writes its journal once for all that wait for it: when
+a thousand logs begin at once, eight at a time left the last of them unsynced for seconds."""
+
 IDLE_S: Final = 0.05
 """After this long without an append a log's synced mark is brought up to date."""
 
@@ -101,8 +104,8 @@ class SyncPool:
             group.syncer.sync_here()
             self._note(trio.current_time() - began <= self._env.brief_call_s)
             self._done(group)
-        for _ in self._queue:
-            self._workers.unpark()
+        if self._queue:
+            self._workers.unpark(count=len(self._queue))
         return may
 
     def _may_sync_here(self) -> bool:

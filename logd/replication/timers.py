@@ -19,7 +19,14 @@ NEVER_MS: Final = 2**62
 class GroupTimers:
     """Calls back when the deadlines of some groups have come."""
 
-    def __init__(self, now_ms: Callable[[], int], on_due: Callable[[list[Group]], None]) -> None:
+    def __init__(
+        self, now_ms: Callable[[], int], on_due: Callable[[list[Group]], int | None]
+    ) -> None:
+        """
+        Args:
+            on_due: takes those that are due, longest first, be it none; says when it wants to be
+                called again, whether or not a group is due by then.
+        """
         self._now_ms = now_ms
         self._on_due = on_due
         self._deadlines: dict[int, tuple[int, Group]] = {}
@@ -36,6 +43,10 @@ class GroupTimers:
             self._wake_ms = deadline_ms
             self._changed.set()
 
+    def look_again(self) -> None:
+        """Call back soon, whatever is due."""
+        self._changed.set()
+
     async def run(self) -> None:
         """Wait for deadlines until cancelled.
 
@@ -44,12 +55,14 @@ class GroupTimers:
         """
         while True:
             now_ms = self._now_ms()
-            due = [group for at, group in self._deadlines.values() if at <= now_ms]
-            for group in due:
+            due = [(at, group) for at, group in self._deadlines.values() if at <= now_ms]
+            due.sort(key=lambda entry: entry[0])
+            for _, group in due:
                 self._deadlines.pop(group.group_id, None)
-            if due:
-                self._on_due(due)
-            self._wake_ms = min((at for at, _ in self._deadlines.values()), default=NEVER_MS)
             self._changed = trio.Event()
+            again_ms = self._on_due([group for _, group in due])
+            self._wake_ms = min((at for at, _ in self._deadlines.values()), default=NEVER_MS)
+            if again_ms is not None:
+                self._wake_ms = min(self._wake_ms, again_ms)
             with trio.move_on_after(max(0, self._wake_ms - self._now_ms()) / 1000):
                 await self._changed.wait()

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
-from logd.env import FileSystem
+from logd.env import File, FileSystem
 from logd.errors import CorruptionError, StorageError, StorageFailedError
 from logd.limits import KIB
 from logd.storage.file_header import (
@@ -78,6 +78,13 @@ class _State(NamedTuple):
     voted_for: NodeId | None
     is_newcomer: bool = False
     rests_on: int = 0
+
+
+class Saving(NamedTuple):
+    """A state that is written, and not durable yet."""
+
+    file: File
+    state: _State
 
 
 class HardStateFile:
@@ -157,7 +164,11 @@ class HardStateFile:
         if is_new:
             return opened
         try:
-            opened._write(opened._state)
+            file = opened._write(opened._state)
+            try:
+                file.sync()
+            finally:
+                file.close()
             files.sync_directory(parent(path))
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error}") from error
@@ -217,6 +228,26 @@ class HardStateFile:
             StorageFailedError: the disk failed.  Which state it holds is not known; nothing
                 is tried again, a restart finds out.
         """
+        saving = self.begin_save(term, voted_for, is_newcomer=is_newcomer, rests_on=rests_on)
+        try:
+            saving.file.sync()
+        except OSError as error:
+            raise self.fail_save(error) from error
+        finally:
+            saving.file.close()
+        self.finish_save(saving)
+
+    def begin_save(
+        self, term: Term, voted_for: NodeId | None, *, is_newcomer: bool, rests_on: int
+    ) -> Saving:
+        """The first part of ``save``, for who syncs the file by other means.
+
+        It is followed by the sync of ``file``; then ``finish_save`` if that was done, or
+        ``fail_save`` if it failed; and by closing the file.
+
+        Raises:
+            StorageFailedError: the disk failed.
+        """
         if self.failure is not None:
             raise StorageFailedError(f"{self._path} failed before") from self.failure
         before = self._state
@@ -226,24 +257,34 @@ class HardStateFile:
         assert before.is_newcomer or not is_newcomer, "a newcomer only at the beginning"
         state = _State(before.sequence + 1, term, voted_for, is_newcomer, rests_on)
         try:
-            self._write(state)
+            return Saving(self._write(state), state)
         except OSError as error:
-            self.failure = error
-            raise StorageFailedError(f"saving {self._path} failed: {error}") from error
-        self._state = state
+            raise self.fail_save(error) from error
+
+    def finish_save(self, saving: Saving) -> None:
+        """What ``begin_save`` wrote has been synced."""
+        assert saving.state.sequence == self._state.sequence + 1
+        self._state = saving.state
+
+    def fail_save(self, error: OSError) -> StorageFailedError:
+        """Saving failed: nothing is saved any more.  Returns what is to be raised."""
+        self.failure = error
+        return StorageFailedError(f"saving {self._path} failed: {error}")
 
     def close(self) -> None:
         """Save nothing more.  No descriptor is held between two saves."""
         self.failure = self.failure or StorageFailedError(f"{self._path} is closed")
 
-    def _write(self, state: _State) -> None:
+    def _write(self, state: _State) -> File:
+        """Write, and leave the file open to be synced."""
         file = self._files.open(self._path)
         try:
             slot = _encode_slot(state, self._identity)
             file.pwritev([slot], SLOT_POSITIONS[state.sequence % 2])
-            file.sync()
-        finally:
+        except OSError:
             file.close()
+            raise
+        return file
 
 
 def rests_on_by(files: FileSystem, path: str, group: GroupId) -> int:

@@ -611,6 +611,14 @@ class Log:
         """
         return self._reads.headers(from_offset)
 
+    def replay(self, from_offset: Offset) -> Iterator[tuple[BatchHeader, Buffer | None]]:
+        """As ``headers``, each control batch with its verified bytes.
+
+        Raises:
+            CorruptionError: as ``headers``, or a control batch is damaged.
+        """
+        return self._reads.replay(from_offset)
+
     def append_time_at(self, offset: Offset) -> int:
         """When the batch that holds ``offset`` was appended.
 

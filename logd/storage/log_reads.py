@@ -14,14 +14,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 
+from logd.env import File
 from logd.errors import CorruptionError, OffsetOutOfRangeError, StorageFailedError
 from logd.record.header import BatchHeader
 from logd.storage.batch_read import Wanted, read_batches
-from logd.storage.batch_walk import walk_headers
+from logd.storage.batch_walk import check_seal, walk_headers
 from logd.storage.log_contents import LogContents, segment_number
 from logd.storage.recovery import LogEnd
 from logd.storage.segment import Segment
-from logd.types import Offset
+from logd.types import Buffer, FilePosition, Offset
 
 
 class LogReads:
@@ -64,6 +65,20 @@ class LogReads:
 
     def headers(self, from_offset: Offset) -> Iterator[BatchHeader]:
         """See ``Log.headers``."""
+        for _, _, header in self._walk(from_offset):
+            yield header
+
+    def replay(self, from_offset: Offset) -> Iterator[tuple[BatchHeader, Buffer | None]]:
+        """See ``Log.replay``."""
+        for file, position, header in self._walk(from_offset):
+            batch = None
+            if header.is_control:
+                batch = file.pread(header.size_bytes, position)
+                check_seal(file.path, batch, position)
+            yield header, batch
+
+    def _walk(self, from_offset: Offset) -> Iterator[tuple[File, FilePosition, BatchHeader]]:
+        """Where which batch lies, from the one that holds ``from_offset`` to the present end."""
         held = self._held
         end = held.end
         segments = held.segments
@@ -89,7 +104,7 @@ class LogReads:
                         f"expected offset {from_offset if next_offset is None else next_offset}"
                     )
                 next_offset = header.end_offset
-                yield header
+                yield file, at, header
             held.note_read(segment)
         if from_offset < end.offset != next_offset:
             raise CorruptionError(

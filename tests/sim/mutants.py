@@ -80,6 +80,7 @@ FAST_TESTS = {
         "tests/unit/test_opening.py",
         "tests/unit/test_group.py",
         "tests/unit/test_group_memory.py",
+        "tests/unit/test_campaigns.py",
         "tests/unit/test_sync_pool.py",
         "tests/unit/test_membership.py",
         "tests/unit/test_membership_change.py",

@@ -70,9 +70,24 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a vote is not synced",
         "P2: one leader per term",
+        "logd/replication/group.py",
+        "            await self._host.env.sync_file(saving.file)\n",
+        "            await trio.lowlevel.checkpoint()\n",
+    ),
+    Mutant(
+        "a vote that was found at the start is not synced again",
+        "P2: one leader per term",
         "logd/storage/hard_state.py",
-        "SLOT_POSITIONS[state.sequence % 2])\n            file.sync()",
-        "SLOT_POSITIONS[state.sequence % 2])",
+        "            try:\n                file.sync()\n            finally:\n                file.close()\n"
+        "            files.sync_directory(parent(path))\n",
+        "            file.close()\n            files.sync_directory(parent(path))\n",
+    ),
+    Mutant(
+        "a campaign that gets nowhere keeps its place",
+        "liveness: a new leader in bounded time",
+        "logd/replication/campaigns.py",
+        "for g, until_ms in self._under_way.items() if until_ms <= now_ms]",
+        "for g, until_ms in self._under_way.items() if until_ms < 0]",
     ),
     Mutant(
         "of two votes the older one is believed",

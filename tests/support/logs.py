@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from logd.record.batch import seal_batch
-from logd.record.header import LEADER_PART_BYTES, decode_header, leader_part
+from logd.record.batch import seal_batch, seal_opaque
+from logd.record.control import Control, encode_control
+from logd.record.header import LEADER_PART_BYTES, BatchKind, decode_header, leader_part
 from logd.storage.file_header import LogIdentity
 from logd.storage.log import Log, LogBatch
 from logd.types import DirectoryId, GroupId, NodeId, Offset, Term
@@ -26,6 +27,25 @@ def make_batch(
 ) -> LogBatch:
     """A sealed batch with the leader's part, in two pieces, as a leader writes it."""
     sealed = seal_batch(values=[value] * records, timestamps_ms=0)
+    return _placed(sealed, base_offset, records, term, time_ms, group, is_data=True)
+
+
+def make_control_batch(base_offset: int, control: Control, *, term: int = 1) -> LogBatch:
+    """As ``make_batch``, of what a leader says to those who replicate."""
+    sealed = seal_opaque(encode_control(control), kind=BatchKind.CONTROL, timestamp_ms=0)
+    return _placed(sealed, base_offset, 1, term, 0, GROUP, is_data=False)
+
+
+def _placed(
+    sealed: bytes,
+    base_offset: int,
+    records: int,
+    term: int,
+    time_ms: int,
+    group: GroupId,
+    *,
+    is_data: bool,
+) -> LogBatch:
     first = leader_part(
         sealed,
         base_offset=Offset(base_offset),
@@ -38,7 +58,7 @@ def make_batch(
         end_offset=Offset(base_offset + records),
         term=Term(term),
         append_time_ms=time_ms,
-        is_data=True,
+        is_data=is_data,
         size_bytes=len(sealed),
         buffers=(first, memoryview(sealed)[LEADER_PART_BYTES:]),
     )

@@ -22,7 +22,8 @@ from logd.errors import (
     StorageFailedError,
 )
 from logd.limits import KIB, SEGMENT_HEADER_BYTES
-from logd.record.header import decode_header
+from logd.record.control import NoOp, Trim
+from logd.record.header import HEADER_BYTES, decode_header
 from logd.storage.file_header import FILE_HEADER_BYTES, LogIdentity
 from logd.storage.log import Log, LogOptions, ScrubPosition, SyncedMark
 from logd.storage.synced_mark import SLOT_POSITIONS
@@ -35,6 +36,7 @@ from tests.support.logs import (
     append_some,
     batch_bytes,
     make_batch,
+    make_control_batch,
     read_all,
 )
 
@@ -260,6 +262,35 @@ def test_headers_are_replayed_from_any_offset_across_segments(log: Log) -> None:
         bases = [header.base_offset for header in log.headers(Offset(start))]
         assert bases == list(range(start, log.end_offset))
     assert list(log.headers(log.end_offset)) == []
+
+
+def test_a_replay_gives_each_header_and_the_bytes_of_control_batches(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append_some(log, 2)
+    no_ops = [make_control_batch(2, NoOp()), make_control_batch(3, NoOp())]
+    log.append(no_ops)
+    append_some(log, 1)
+
+    found = [
+        (header.base_offset, batch if batch is None else bytes(batch))
+        for header, batch in log.replay(Offset(1))
+    ]
+
+    assert found == [(1, None), (2, batch_bytes(no_ops[0])), (3, batch_bytes(no_ops[1])), (4, None)]
+
+
+def test_a_replay_does_not_pass_over_a_damaged_control_batch(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = append_some(log, 2)
+    log.append([make_control_batch(2, Trim(start_offset=1))])
+    position = SEGMENT_HEADER_BYTES + sum(map(len, written)) + HEADER_BYTES
+    disk.overwrite(f"{DIRECTORY}/{0:020}.log", position, b"\xff")
+
+    assert len(list(log.headers(Offset(0)))) == 3, "the headers are intact"
+    with pytest.raises(CorruptionError, match="seal of a batch"):
+        list(log.replay(Offset(0)))
 
 
 # --- syncing and the mark ---------------------------------------------------------------
