@@ -103,9 +103,9 @@ class Autonomy:
 
     def _look(self) -> None:
         now = trio.current_time()
-        known = self._broker.metadata.state.brokers
-        missing = [b.node for b in known if not self._broker.node.is_up(b.node)]
-        draining = [b.node for b in known if b.is_draining]
+        metadata = self._broker.metadata
+        missing = metadata.brokers_down()
+        draining = [b.node for b in metadata.state.brokers if b.is_draining]
         for seen, since in ((missing, self._missing_since), (draining, self._draining_since)):
             for node in [node for node in since if node not in seen]:
                 del since[node]

@@ -30,7 +30,7 @@ from logd.errors import (
 )
 from logd.limits import COMMANDS_PER_SNAPSHOT, FETCH_BYTES_MAX, PRODUCER_IDS_PER_BLOCK
 from logd.metadata.commands import AllocateProducerIds, Command, decode_command, encode_command
-from logd.metadata.features import check_level
+from logd.metadata.features import avoiding, check_level
 from logd.metadata.state import MetadataState, ProducerIdBlock
 from logd.record.batch import seal_opaque
 from logd.record.header import HEADER_BYTES, BatchKind, split_batches
@@ -84,6 +84,11 @@ class MetadataService:
     def is_known(self) -> bool:
         """The cluster is formed and this broker has applied that."""
         return self.state.cluster_id is not None
+
+    def brokers_down(self) -> tuple[NodeId, ...]:
+        """The registered brokers that are not alive, as far as this one hears."""
+        known = self.state.brokers
+        return tuple(broker.node for broker in known if not self._node.is_up(broker.node))
 
     def attach(self, group: Group) -> None:
         """Follow ``group``, which is group 0."""
@@ -247,7 +252,7 @@ class MetadataService:
                 while True:
                     was_in_doubt, is_in_doubt = is_in_doubt, True
                     try:
-                        offset = await self._commit(encoded, timeout_ms)
+                        offset = await self._commit(command, encoded, timeout_ms)
                     except LogdError as error:
                         if not error.retriable:
                             raise
@@ -269,17 +274,19 @@ class MetadataService:
             )
         raise RequestTimeoutError(f"the controller, node {leader}, did not answer in time")
 
-    async def _commit(self, encoded: bytes, timeout_ms: int) -> Offset:
+    async def _commit(self, command: Command, encoded: bytes, timeout_ms: int) -> Offset:
         leader, _ = self._node.leader_of(METADATA_GROUP)
         if leader == self._node.node:
-            return await self._propose(encoded, timeout_ms)
+            return await self._propose(command, timeout_ms)
         if leader is None:
             raise NotLeaderError("no controller is known")
         return await self._forward(leader, encoded, timeout_ms)
 
-    async def _propose(self, encoded: bytes, timeout_ms: int) -> Offset:
+    async def _propose(self, command: Command, timeout_ms: int) -> Offset:
         if self._group is None:
             raise UnavailableError("this broker is starting")
+        command = avoiding(command, self.brokers_down(), self.state.feature_level)
+        encoded = encode_command(command)
         now_ms = self._node.env.wall_clock_ms()
         batch = seal_opaque(encoded, kind=BatchKind.DATA, timestamp_ms=now_ms)
         placed = await self._group.commit(batch, self._node.now_ms() + timeout_ms)
@@ -327,8 +334,9 @@ class MetadataService:
 
     async def _serve_forward(self, source: NodeId, forward: Forward) -> None:
         try:
-            check_level(decode_command(forward.command), self.state.feature_level)
-            offset = await self._propose(forward.command, forward.timeout_ms)
+            command = decode_command(forward.command)
+            check_level(command, self.state.feature_level)
+            offset = await self._propose(command, forward.timeout_ms)
         except LogdError as error:
             self._answer(source, forward, error)
         else:

@@ -13,12 +13,12 @@ The bytes are MessagePack: a map with the command's name under ``command``.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from logd.errors import InvalidRequestError, MalformedBatchError
-from logd.limits import FRAME_HEADER_BYTES_MAX, KIB
+from logd.limits import BROKERS_MAX, FRAME_HEADER_BYTES_MAX, KIB
 from logd.metadata.moves import PlannedMove
 from logd.types import DirectoryId, GroupId, NodeId
 
@@ -27,6 +27,10 @@ COMMAND_BYTES_MAX: Final = 32 * KIB
 
 # A broker forwards commands to the controller in a frame's header.
 assert COMMAND_BYTES_MAX < FRAME_HEADER_BYTES_MAX
+# A command that names every broker has room for all else that it says.
+assert BROKERS_MAX * 5 < COMMAND_BYTES_MAX // 2
+
+_Brokers = Annotated[tuple[NodeId, ...], msgspec.Meta(max_length=BROKERS_MAX)]
 
 
 class MetadataCommand(
@@ -77,6 +81,9 @@ class CreateTopic(MetadataCommand, frozen=True, kw_only=True):
     """None: min(3, brokers registered when the command is applied)."""
     config: dict[str, str] = {}
     now_ms: int
+    avoid: _Brokers = ()
+    """Brokers that the controller held to be down when it proposed this: they get replicas only if
+    there are too few others."""
 
 
 class CreateInternalTopic(MetadataCommand, frozen=True, kw_only=True):
@@ -86,6 +93,8 @@ class CreateInternalTopic(MetadataCommand, frozen=True, kw_only=True):
     partitions: int
     config: dict[str, str] = {}
     now_ms: int
+    avoid: _Brokers = ()
+    """As in ``CreateTopic``."""
 
 
 class DeleteTopic(MetadataCommand, frozen=True, kw_only=True):
@@ -111,6 +120,8 @@ class AddPartitions(MetadataCommand, frozen=True, kw_only=True):
     name: str
     partitions: int
     """How many it shall have."""
+    avoid: _Brokers = ()
+    """As in ``CreateTopic``."""
 
 
 class DrainBroker(MetadataCommand, frozen=True, kw_only=True):

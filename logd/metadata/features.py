@@ -16,22 +16,28 @@ Raising ``FEATURE_LEVEL`` (``limits.py``) is part of the change that adds to the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
+
+import msgspec
 
 from logd.errors import UnsupportedVersionError
 from logd.limits import FEATURE_LEVEL, FEATURE_LEVEL_MIN
 from logd.metadata.commands import (
+    AddPartitions,
     AlterTopic,
     Command,
     CreateInternalTopic,
     CreateTopic,
     RaiseFeatureLevel,
 )
+from logd.types import NodeId
 
 LEVELS: Final = {
     1: "topics, partitions, moves, retention and compaction",
     2: "durability=replicated",
     3: "coordination: sessions, locks, elections, groups, queues, and topics that ask for a fence",
+    4: "new partitions on brokers that are alive, as long as there are enough of them",
 }
 """What came with each level, for people."""
 
@@ -42,6 +48,9 @@ LEVEL_MAX: Final = "level_max"
 COORDINATION_LEVEL: Final = 3
 """Its commands lie in a log of their own, that of the internal topic: there is none below this."""
 
+AVOID_LEVEL: Final = 4
+"""Commands that place replicas name the brokers that are down."""
+
 _LEVEL_BY_OPTION: Final = {
     ("durability", "replicated"): 2,
     ("fence", "required"): COORDINATION_LEVEL,
@@ -49,7 +58,7 @@ _LEVEL_BY_OPTION: Final = {
 """Values of topic options; a broker below that level would keep another promise."""
 
 assert sorted(LEVELS) == list(range(FEATURE_LEVEL_MIN, FEATURE_LEVEL + 1))
-assert {*_LEVEL_BY_OPTION.values(), COORDINATION_LEVEL} <= LEVELS.keys()
+assert {*_LEVEL_BY_OPTION.values(), COORDINATION_LEVEL, AVOID_LEVEL} <= LEVELS.keys()
 
 
 def registered_range(features: dict[str, int]) -> tuple[int, int]:
@@ -60,16 +69,40 @@ def registered_range(features: dict[str, int]) -> tuple[int, int]:
 def level_of(command: Command) -> int:
     """The level that a cluster must be at to take ``command``."""
     match command:
-        case CreateTopic() | AlterTopic():
-            options = command.config.items()
-            levels = [_LEVEL_BY_OPTION.get((name, text or ""), 1) for name, text in options]
-            return max(levels, default=FEATURE_LEVEL_MIN)
+        case CreateTopic():
+            return max(_level_of_options(command.config), _level_of_placing(command.avoid))
+        case AlterTopic():
+            return _level_of_options(command.config)
         case CreateInternalTopic():
-            return COORDINATION_LEVEL
+            return max(COORDINATION_LEVEL, _level_of_placing(command.avoid))
+        case AddPartitions():
+            return _level_of_placing(command.avoid)
         case RaiseFeatureLevel():
             return FEATURE_LEVEL_MIN  # Whoever does not know it supports no other level either.
         case _:
             return FEATURE_LEVEL_MIN
+
+
+def _level_of_options(config: Mapping[str, str | None]) -> int:
+    levels = [_LEVEL_BY_OPTION.get((name, text or ""), 1) for name, text in config.items()]
+    return max(levels, default=FEATURE_LEVEL_MIN)
+
+
+def _level_of_placing(avoid: tuple[NodeId, ...]) -> int:
+    return AVOID_LEVEL if avoid else FEATURE_LEVEL_MIN
+
+
+def avoiding(command: Command, down: tuple[NodeId, ...], level: int) -> Command:
+    """``command`` as the controller proposes it, who holds ``down`` to be down.
+
+    Who is up is known to each broker for itself alone, and all must place alike: so what the
+    controller knows becomes part of the command, once the cluster is at a level that has it.
+    """
+    match command:
+        case CreateTopic() | CreateInternalTopic() | AddPartitions() if level >= AVOID_LEVEL:
+            return msgspec.structs.replace(command, avoid=down)
+        case _:
+            return command
 
 
 def check_level(command: Command, level: int) -> None:

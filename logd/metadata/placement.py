@@ -20,13 +20,19 @@ second.  Then, in order of importance, for each other replica:
 Rule 1 before 3 means that a cluster of unequal hosts is unequally loaded rather than
 unsafely placed.  The second replica campaigns first when the leader dies, so the others are
 ordered to give each leader's partitions to different successors.
+
+Brokers that a command tells to avoid, because they are down, are passed over as long as there are
+enough others, before any of these rules: a replica beside another one of its host is worth more
+than one that is not there.  If there are too few others, each partition is on all of them, and
+has the rest of its replicas on those to avoid, last in the list: so a topic can be created while
+a broker is away, and waits for nobody to lead it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from logd.errors import InvalidPartitionError, InvalidRequestError, NotEnoughBrokersError
@@ -53,6 +59,7 @@ def place(
     partitions: int,
     replicas: int | None,
     brokers: Mapping[NodeId, BrokerPlacementInfo],
+    avoid: Collection[NodeId] = (),
 ) -> tuple[tuple[NodeId, ...], ...]:
     """Choose the replicas of each partition, preferred leader first.
 
@@ -60,6 +67,7 @@ def place(
         partitions: how many, 1 to ``PARTITIONS_PER_TOPIC_MAX``.
         replicas: of each partition; None: min(3, brokers).
         brokers: those that may hold replicas, with what they hold already.
+        avoid: those of them that hold any only if the others are too few.
 
     Raises:
         InvalidPartitionError: ``partitions`` is out of range.
@@ -71,8 +79,15 @@ def place(
             f"{partitions} partitions, a topic has 1 to {PARTITIONS_PER_TOPIC_MAX}"
         )
     replica_count = _replica_count(replicas, len(brokers))
-    planner = _Planner(brokers)
-    return tuple(planner.next_partition(replica_count) for _ in range(partitions))
+    avoided = set(avoid)
+    preferred = {node: info for node, info in brokers.items() if node not in avoided} or brokers
+    missing = max(0, replica_count - len(preferred))
+    planner = _Planner(preferred, preferred)
+    reserve = _Planner(brokers, [node for node in brokers if node not in preferred])
+    return tuple(
+        reserve.extended(planner.next_partition(replica_count - missing), missing)
+        for _ in range(partitions)
+    )
 
 
 def _replica_count(asked: int | None, registered: int) -> int:
@@ -104,9 +119,16 @@ class _Planner:
     partitions on 1,000 brokers must not stop a broker for seconds.
     """
 
-    def __init__(self, brokers: Mapping[NodeId, BrokerPlacementInfo]) -> None:
+    def __init__(
+        self, brokers: Mapping[NodeId, BrokerPlacementInfo], candidates: Collection[NodeId]
+    ) -> None:
+        """
+        Args:
+            brokers: those on which the partitions may have replicas.
+            candidates: those of them among which this chooses.
+        """
         self._brokers = brokers
-        self._loads = {node: _Load(0, info.replica_count, node) for node, info in brokers.items()}
+        self._loads = {node: _Load(0, brokers[node].replica_count, node) for node in candidates}
         self._by_load = sorted(self._loads.values())
         self._turns: list[set[NodeId]] = []
         self._domain_count = len({info.failure_domain for info in brokers.values()})
@@ -117,7 +139,7 @@ class _Planner:
         """Replicas of one more partition, in order; their load is counted."""
         leader = self._next_leader()
         others = sorted(
-            self._others(leader, replica_count - 1),
+            self._others([leader], replica_count - 1),
             key=lambda node: (self._successions[leader, node], node),
         )
         if others:
@@ -125,6 +147,13 @@ class _Planner:
         for node in (leader, *others):
             self._add_load(node)
         return (leader, *others)
+
+    def extended(self, replicas: Sequence[NodeId], count: int) -> tuple[NodeId, ...]:
+        """``replicas``, and ``count`` more behind them; the load of those is counted."""
+        others = self._others(replicas, count)
+        for node in others:
+            self._add_load(node)
+        return (*replicas, *others)
 
     def _next_leader(self) -> NodeId:
         """The least loaded of those whose turn it is."""
@@ -145,16 +174,16 @@ class _Planner:
             by_count.setdefault(info.leader_count, set()).add(node)
         return [by_count[count] for count in sorted(by_count, reverse=True)]
 
-    def _others(self, leader: NodeId, count: int) -> list[NodeId]:
-        chosen = [leader]
-        domains = Counter([self._brokers[leader].failure_domain])
-        racks = Counter([self._brokers[leader].rack])
+    def _others(self, replicas: Sequence[NodeId], count: int) -> list[NodeId]:
+        chosen = list(replicas)
+        domains = Counter(self._brokers[node].failure_domain for node in replicas)
+        racks = Counter(self._brokers[node].rack for node in replicas)
         for _ in range(count):
             node = self._best(chosen, domains, racks)
             chosen.append(node)
             domains[self._brokers[node].failure_domain] += 1
             racks[self._brokers[node].rack] += 1
-        return chosen[1:]
+        return chosen[len(replicas) :]
 
     def _best(
         self, chosen: list[NodeId], domains: Mapping[str, int], racks: Mapping[str, int]

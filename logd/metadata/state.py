@@ -333,14 +333,19 @@ class MetadataState(MovingState):
         self._check_formed()
         validate_topic_name(command.name)
         return self._add_topic(
-            command.name, command.partitions, command.replicas, command.config, command.now_ms
+            command.name,
+            command.partitions,
+            command.replicas,
+            command.config,
+            command.now_ms,
+            command.avoid,
         )
 
     def _create_internal_topic(self, command: CreateInternalTopic) -> TopicCreated:
         self._check_formed()
         validate_internal_name(command.name)
         return self._add_topic(
-            command.name, command.partitions, None, command.config, command.now_ms
+            command.name, command.partitions, None, command.config, command.now_ms, command.avoid
         )
 
     def _add_topic(
@@ -350,13 +355,14 @@ class MetadataState(MovingState):
         replicas: int | None,
         config: Mapping[str, str],
         now_ms: int,
+        avoid: Sequence[NodeId],
     ) -> TopicCreated:
         if name in self._topics:
             raise TopicExistsError(f"topic {quoted(name)} exists")
         if len(self._topics) >= TOPICS_MAX:
             raise InvalidRequestError(f"the cluster has {TOPICS_MAX} topics, the most it can")
         parse_options(config)
-        replica_lists = place(partitions, replicas, self._placement_info())
+        replica_lists = place(partitions, replicas, self._placement_info(), avoid)
         self._check_partition_count(len(replica_lists))
 
         topic = Topic(
@@ -421,7 +427,7 @@ class MetadataState(MovingState):
         added = command.partitions - there
         self._check_partition_count(added)
         replica_count = len(topic.partitions[0].replicas)
-        replica_lists = place(added, replica_count, self._placement_info())
+        replica_lists = place(added, replica_count, self._placement_info(), command.avoid)
 
         new = self._number(topic.name, topic.topic_id, replica_lists, first=there)
         self._next_group = GroupId(self._next_group + added)

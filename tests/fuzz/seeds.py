@@ -329,6 +329,9 @@ def _commands() -> dict[str, bytes]:
         ),
         "create-many": CreateTopic(name="t", partitions=10_000, now_ms=1),
         "create-negative": CreateTopic(name="t", partitions=-1, replicas=-1, now_ms=-(2**63)),
+        "create-avoiding": CreateTopic(
+            name="t", partitions=3, now_ms=1, avoid=(NodeId(2), NodeId(2**40))
+        ),
         "delete": DeleteTopic(name="t"),
         "alter": AlterTopic(name="t", config={"fence": None}),
         "allocate": AllocateProducerIds(node=NodeId(1), count=1000),

@@ -37,8 +37,9 @@ from logd.errors import (
     StorageError,
     UsageError,
 )
-from logd.limits import FRAME_BYTES_MAX, FRAME_UNAUTHENTICATED_BYTES_MAX, KIB, MIB
+from logd.limits import FEATURE_LEVEL, FRAME_BYTES_MAX, FRAME_UNAUTHENTICATED_BYTES_MAX, KIB, MIB
 from logd.metadata.commands import FormCluster, RegisterBroker, decode_command, encode_command
+from logd.metadata.features import LEVEL_MAX
 from logd.metadata.state import MetadataState
 from logd.metadata.topic_config import parse_options
 from logd.partition.state import PartitionState
@@ -381,7 +382,8 @@ def some_metadata() -> MetadataState:
     """Three brokers, no topics."""
     state = MetadataState()
     voters = {NodeId(node): DirectoryId(f"directory-{node}") for node in (1, 2, 3)}
-    state.apply(FormCluster(cluster_id="cluster", voters=voters), Offset(0))
+    form = FormCluster(cluster_id="cluster", voters=voters, feature_level=FEATURE_LEVEL)
+    state.apply(form, Offset(0))
     for node in (1, 2, 3):
         register = RegisterBroker(
             node=NodeId(node),
@@ -394,6 +396,7 @@ def some_metadata() -> MetadataState:
             failure_domain=f"host-{node}",
             rack="",
             version="1",
+            features={LEVEL_MAX: FEATURE_LEVEL},
         )
         state.apply(register, Offset(node))
     return state

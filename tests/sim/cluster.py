@@ -26,7 +26,7 @@ from logd.broker import server
 from logd.broker.broker import Broker
 from logd.config import BrokerConfig
 from logd.errors import ForeignDirectoryError, LogdError
-from logd.limits import KIB
+from logd.limits import FEATURE_LEVEL, KIB
 from logd.replication.group import Group
 from logd.storage.hard_state import boot_number, rests_on_by
 from logd.types import GroupId, HostPort, NodeId
@@ -57,6 +57,7 @@ class ClusterSettings:
     disk_free_bytes_min: int = 0
     replace_after_ms: int = 0
     rebalance_interval_ms: int = 0
+    feature_level_max: int = FEATURE_LEVEL
     clock_rates: tuple[float, ...] = ()
     """How fast each node's wall clock runs; a node beyond the end has a good one."""
     network: NetworkConditions = field(default_factory=NetworkConditions)
@@ -295,6 +296,7 @@ class SimCluster:
             leader_balance_interval_ms=2000,
             replace_after_ms=self.settings.replace_after_ms,
             rebalance_interval_ms=self.settings.rebalance_interval_ms,
+            feature_level_max=self.settings.feature_level_max,
             scrub_interval_s=8,
             coordination_partitions=2,
             retention_interval_ms=2000,

@@ -119,7 +119,11 @@ FAST_TESTS = {
         "tests/unit/test_coordination_rules.py",
         "tests/unit/test_coordination_history.py",
     ),
-    "logd/metadata": ("tests/unit/test_metadata_state.py", "tests/unit/test_placement.py"),
+    "logd/metadata": (
+        "tests/unit/test_metadata_state.py",
+        "tests/unit/test_features.py",
+        "tests/unit/test_placement.py",
+    ),
     "client": (
         "tests/unit/test_client_pipeline.py",
         "tests/unit/test_client_cursor.py",

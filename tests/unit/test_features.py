@@ -7,6 +7,7 @@ import pytest
 from logd.errors import InvalidRequestError, NewerFormatError, UnsupportedVersionError
 from logd.limits import FEATURE_LEVEL
 from logd.metadata.commands import (
+    AddPartitions,
     AlterTopic,
     Command,
     CreateInternalTopic,
@@ -17,13 +18,14 @@ from logd.metadata.commands import (
     decode_command,
     encode_command,
 )
-from logd.metadata.features import LEVEL_MAX, LEVEL_MIN, level_of
+from logd.metadata.features import LEVEL_MAX, LEVEL_MIN, avoiding, level_of
 from logd.metadata.state import FeatureLevelRaised, MetadataState
 from logd.types import DirectoryId, NodeId, Offset
 
 REPLICATED = CreateTopic(name="t", partitions=1, config={"durability": "replicated"}, now_ms=0)
 FENCED = CreateTopic(name="t", partitions=1, config={"fence": "required"}, now_ms=0)
 COORDINATION = CreateInternalTopic(name="__coordination", partitions=1, now_ms=0)
+DOWN = (NodeId(2), NodeId(7))
 
 
 def apply(state: MetadataState, command: Command) -> object:
@@ -108,10 +110,13 @@ def test_a_broker_that_does_not_support_the_level_is_not_let_in() -> None:
         (3, FENCED),
         (3, AlterTopic(name="t", config={"fence": "required"})),
         (3, COORDINATION),
+        (4, CreateTopic(name="t", partitions=1, now_ms=0, avoid=DOWN)),
+        (4, CreateInternalTopic(name="__t", partitions=1, now_ms=0, avoid=DOWN)),
+        (4, AddPartitions(name="t", partitions=2, avoid=DOWN)),
     ],
 )
 def test_what_came_with_a_level_is_refused_below_it(level: int, command: Command) -> None:
-    state = formed(level - 1, 3)
+    state = formed(level - 1, FEATURE_LEVEL)
 
     assert level_of(command) == level
     with pytest.raises(UnsupportedVersionError, match=f"needs feature level {level}, the cluster"):
@@ -121,6 +126,24 @@ def test_what_came_with_a_level_is_refused_below_it(level: int, command: Command
 
 def test_what_is_taken_back_needs_no_level() -> None:
     assert level_of(AlterTopic(name="t", config={"durability": None})) == 1
+
+
+@pytest.mark.parametrize("command", [FENCED, COORDINATION, AddPartitions(name="t", partitions=2)])
+def test_who_is_down_is_said_where_replicas_are_placed_from_the_level_on_that_has_it(
+    command: CreateTopic | CreateInternalTopic | AddPartitions,
+) -> None:
+    said = avoiding(command, DOWN, 4)
+
+    assert isinstance(said, type(command))
+    assert said.avoid == DOWN
+    assert avoiding(said, (), 4) == command
+    assert avoiding(command, DOWN, 3) == command
+
+
+def test_who_is_down_is_not_said_where_nothing_is_placed() -> None:
+    command = AlterTopic(name="t", config={"fence": "none"})
+
+    assert avoiding(command, DOWN, 4) == command
 
 
 def test_a_snapshot_keeps_the_level() -> None:

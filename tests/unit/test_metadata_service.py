@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 import trio
 
@@ -16,9 +17,18 @@ from logd.errors import (
     UnavailableError,
     UnsupportedVersionError,
 )
-from logd.metadata.commands import Command, CreateTopic, FormCluster, RegisterBroker
+from logd.limits import FEATURE_LEVEL
+from logd.metadata.commands import (
+    Command,
+    CreateTopic,
+    FormCluster,
+    RegisterBroker,
+    encode_command,
+)
+from logd.metadata.features import AVOID_LEVEL, LEVEL_MAX
 from logd.raft.messages import PeerDown
-from logd.types import METADATA_GROUP, DirectoryId, Offset, Term
+from logd.replication.peer_protocol import Forward
+from logd.types import METADATA_GROUP, DirectoryId, NodeId, Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.replica import (
     OURSELVES,
@@ -189,6 +199,53 @@ async def started(nursery: trio.Nursery, replica: Replica) -> MetadataService:
     nursery.start_soon(service.run)
     await until(lambda: service.applied_offset == replica.group.commit_offset)
     return service
+
+
+@pytest.mark.parametrize("is_forwarded", [False, True], ids=["its own", "forwarded"])
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [(AVOID_LEVEL - 1, {1, 2, 3}), (AVOID_LEVEL, {OURSELVES})],
+    ids=["below", "at"],
+)
+def test_the_controller_says_who_is_down_once_the_cluster_is_at_the_level_for_it(
+    level: int, expected: set[NodeId], *, is_forwarded: bool
+) -> None:
+    """Nobody hears the second and the third broker, which have registered."""
+    form = msgspec.structs.replace(COMMAND, feature_level=level)
+    commands = [form] + [
+        msgspec.structs.replace(
+            REGISTER,
+            node=node,
+            directory_id=DirectoryId(f"directory-{node}"),
+            features={LEVEL_MAX: FEATURE_LEVEL},
+        )
+        for node in (OURSELVES, SECOND, THIRD)
+    ]
+    topic = CreateTopic(name="t", partitions=3, replicas=1, now_ms=0)
+
+    async def story() -> None:
+        async with (
+            open_replica(group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            service = await started(nursery, replica)
+            for command in commands:
+                await service.execute(command, timeout_ms=9_000, safe_to_repeat=False)
+            assert service.brokers_down() == (SECOND, THIRD)
+
+            if is_forwarded:
+                message = Forward(request_id=1, command=encode_command(topic), timeout_ms=9_000)
+                service._on_forward(SECOND, message)
+                await until(lambda: service.state.topic("t") is not None)
+            else:
+                await service.execute(topic, timeout_ms=9_000, safe_to_repeat=False)
+
+            created = service.state.topic("t")
+            assert created is not None
+            assert {node for p in created.partitions for node in p.replicas} == expected
+            nursery.cancel_scope.cancel()
+
+    play(story)
 
 
 def test_the_state_is_kept_and_the_log_behind_it_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,12 +20,14 @@ from logd.errors import (
     UnavailableError,
     UnknownTopicError,
 )
-from logd.limits import FEATURE_LEVEL, PRODUCER_IDS_PER_BLOCK
+from logd.limits import BROKERS_MAX, FEATURE_LEVEL, PRODUCER_IDS_PER_BLOCK
 from logd.metadata.commands import (
     COMMAND_BYTES_MAX,
+    AddPartitions,
     AllocateProducerIds,
     AlterTopic,
     Command,
+    CreateInternalTopic,
     CreateTopic,
     DeleteTopic,
     FormCluster,
@@ -43,7 +45,7 @@ from logd.metadata.state import (
     TopicCreated,
     TopicDeleted,
 )
-from logd.types import DirectoryId, HostPort, NodeId, Offset
+from logd.types import NODE_ID_MAX, DirectoryId, HostPort, NodeId, Offset
 
 FORM = FormCluster(
     cluster_id="cluster",
@@ -242,6 +244,30 @@ def test_placement_counts_what_other_topics_have_placed() -> None:
 
     leaders = [topic.partitions[0].replicas[0] for topic in state.topics]
     assert leaders == [1, 2, 3, 1, 2, 3]
+
+
+def test_nothing_new_is_placed_on_brokers_that_were_down_while_there_are_others() -> None:
+    state = cluster(brokers=4)
+    down = (NodeId(2), NodeId(9))  # Who has been removed meanwhile may be named too.
+    commands: list[Command] = [
+        create(partitions=4, avoid=down),
+        AddPartitions(name="orders", partitions=6, avoid=down),
+        CreateInternalTopic(name="__internal", partitions=2, now_ms=1_000, avoid=down),
+    ]
+
+    for command in commands:
+        apply(state, command)
+
+    assert state.partitions_on(NodeId(2)) == ()
+    assert {len(state.partitions_on(NodeId(node))) for node in (1, 3, 4)} == {8}
+
+
+def test_a_broker_that_was_down_gets_replicas_where_there_are_too_few_others() -> None:
+    state = cluster(brokers=3)
+
+    result = apply(state, create(partitions=2, avoid=(NodeId(1),)))
+
+    assert [p.replicas for p in result.created_groups] == [(2, 3, 1), (3, 2, 1)]
 
 
 def test_topics_are_listed_by_name() -> None:
@@ -472,6 +498,22 @@ def test_the_bytes_of_a_command_never_change() -> None:
         b"\x86\xa7command\xabCreateTopic\xa4name\xa1t\xaapartitions\x02\xa8replicas\x03"
         b"\xa6config\x81\xa5fence\xa4none\xa6now_ms\x05"
     )
+
+
+def test_the_bytes_of_a_command_that_names_brokers_to_avoid_never_change() -> None:
+    command = AddPartitions(name="t", partitions=2, avoid=(NodeId(3), NodeId(300)))
+
+    assert encode_command(command) == (
+        b"\x84\xa7command\xadAddPartitions\xa4name\xa1t\xaapartitions\x02\xa5avoid\x92\x03\xcd\x01,"
+    )
+
+
+def test_a_command_that_names_more_brokers_than_there_can_be_is_refused() -> None:
+    named = tuple(NodeId(NODE_ID_MAX - at) for at in range(BROKERS_MAX + 1))
+
+    assert decode_command(encode_command(create(avoid=named[1:]))) == create(avoid=named[1:])
+    with pytest.raises(MalformedBatchError, match="length <= 1000"):
+        decode_command(encode_command(create(avoid=named)))
 
 
 @pytest.mark.parametrize(

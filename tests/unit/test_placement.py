@@ -101,6 +101,70 @@ def test_the_partitions_of_a_dead_leader_go_to_different_successors() -> None:
     assert successors == {2: 2, 3: 2}
 
 
+def test_brokers_to_avoid_are_as_if_they_were_not_there_also_if_only_their_host_is_left() -> None:
+    brokers = brokers_of("a", "a", "b", "a", racks="xxyx")
+    with_load(brokers, 2, 3, 1)
+    others = {node: info for node, info in brokers.items() if node != 3}
+
+    placements = place(5, 2, brokers, avoid=[NodeId(3)])
+
+    assert placements == place(5, 2, others)
+    assert replica_counts(placements)[NodeId(3)] == 0
+
+
+def test_if_too_few_are_left_those_to_avoid_come_last_and_share_what_is_missing() -> None:
+    brokers = brokers_of("a", "b", "c", "d")
+
+    placements = place(4, 3, brokers, avoid=[NodeId(1), NodeId(3)])
+
+    assert placements == ((2, 4, 1), (4, 2, 3), (2, 4, 1), (4, 2, 3))
+
+
+def test_of_those_to_avoid_the_one_on_another_host_comes_first() -> None:
+    brokers = brokers_of("a", "a", "b")
+
+    assert place(2, 2, brokers, avoid=[NodeId(2), NodeId(3)]) == ((1, 3), (1, 3))
+
+
+def test_the_default_counts_those_to_avoid_as_well() -> None:
+    assert place(1, None, brokers_of("a", "b", "c"), avoid=[NodeId(1)]) == ((2, 3, 1),)
+    with pytest.raises(NotEnoughBrokersError, match="registered: 3"):
+        place(1, 4, brokers_of("a", "b", "c"), avoid=[NodeId(1)])
+
+
+@pytest.mark.parametrize("avoid", [[], [9], [1, 2, 3]], ids=["none", "a stranger", "all"])
+def test_where_there_is_no_choice_to_avoid_changes_nothing(avoid: list[int]) -> None:
+    brokers = brokers_of("a", "b", "c")
+
+    assert place(6, 2, brokers, avoid=list(map(NodeId, avoid))) == place(6, 2, brokers)
+
+
+@given(
+    places=st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("xyz")), min_size=1),
+    replicas=st.integers(1, REPLICAS_MAX),
+    data=st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_brokers_to_avoid_have_only_what_the_others_cannot(
+    places: list[tuple[str, str]], replicas: int, data: st.DataObject
+) -> None:
+    brokers = {
+        NodeId(node): BrokerPlacementInfo(host, rack, 0, 0)
+        for node, (host, rack) in enumerate(places, start=1)
+    }
+    replicas = min(replicas, len(brokers))
+    avoid = data.draw(st.sets(st.sampled_from(sorted(brokers)), max_size=len(brokers) - 1))
+    others = brokers.keys() - avoid
+
+    placements = place(10, replicas, brokers, avoid)
+
+    for nodes in placements:
+        assert len(set(nodes)) == replicas
+        assert [node in avoid for node in nodes] == [at >= len(others) for at in range(replicas)]
+    led = [leader_counts(placements)[node] for node in others]
+    assert max(led) - min(led) <= 1
+
+
 @given(
     partitions=st.integers(1, 40),
     replicas=st.integers(1, 5),
