@@ -196,8 +196,14 @@ class FileSystem(Protocol):
     def rename(self, source: str, target: str) -> None:
         """Atomically give ``source`` the name ``target``, replacing a file of that name."""
 
+    def link(self, source: str, target: str) -> bool:
+        """Give the file ``source`` a second name; ``FileExistsError`` if something has it.
+
+        False: the file system knows no second names; nothing was done.
+        """
+
     def remove(self, path: str) -> None:
-        """Remove one file."""
+        """Remove one file: its bytes go with its last name, once nobody has it open."""
 
     def remove_tree(self, path: str) -> None:
         """Remove a directory and all below it."""

@@ -48,10 +48,11 @@ def main() -> int:
     parser.add_argument("--bytes-per-s", type=int, default=0, help="0: as fast as it can")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        return _measure(f"{directory}/log", arguments)
+        return _measure(f"{directory}/log", f"{directory}/trash", arguments)
 
 
-def _measure(directory: str, arguments: argparse.Namespace) -> int:
+def _measure(directory: str, trash: str, arguments: argparse.Namespace) -> int:
+    RealFileSystem().make_directory(trash)
     options = LogOptions(segment_bytes=arguments.segment_mib * MIB)
     log = Log.create(RealFileSystem(), directory, IDENTITY, options)
     began = time.monotonic()
@@ -77,7 +78,7 @@ def _measure(directory: str, arguments: argparse.Namespace) -> int:
     assert isinstance(answer, CompactionResult), answer
     began = time.monotonic()
     for made in answer.segments:
-        log.replace(made.replaces, made.path)
+        log.replace(made.replaces, made.path, trash)
     replacing_s = time.monotonic() - began
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(

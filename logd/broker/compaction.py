@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from logd.metadata.topic_config import TopicOptions
     from logd.replication.group import Group
     from logd.replication.node import Node
+    from logd.storage.directory import DataDirectory
     from logd.types import GroupId
 
 
 class Compaction:
     """Compaction on one broker."""
 
-    def __init__(self, config: BrokerConfig, node: Node) -> None:
+    def __init__(self, config: BrokerConfig, node: Node, directory: DataDirectory) -> None:
         self._config = config
         self._node = node
+        self._directory = directory
         self._policies: dict[GroupId, CompactionPolicy] = {}
         self._compactors: dict[GroupId, tuple[Group, LogCompactor]] = {}
 
@@ -49,7 +51,7 @@ class Compaction:
                 if group is None:
                     self._forget(group_id)
                 elif group.failure is None:
-                    await self._compactor(group).apply(policy)
+                    await self._compactor(group).apply(policy, self._directory.trash_path)
 
     def _compactor(self, group: Group) -> LogCompactor:
         known = self._compactors.get(group.group_id)

@@ -75,7 +75,7 @@ class Partitions:
         self._node = node
         self._directory = membership.directory
         self._is_up_to_date = False
-        self.compaction = Compaction(config, node)
+        self.compaction = Compaction(config, node, self._directory)
         self.retention = Retention(env, node, self._directory, config.retention_interval_ms)
 
     async def open_metadata(

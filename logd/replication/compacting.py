@@ -65,17 +65,21 @@ class LogCompactor:
         self._tombstones_removed_ms = 0
         """Log time of the last compaction."""
 
-    async def apply(self, policy: CompactionPolicy) -> None:
-        """Compact if it is worth it."""
+    async def apply(self, policy: CompactionPolicy, trash: str) -> None:
+        """Compact if it is worth it.
+
+        Args:
+            trash: where the segments go that were replaced.
+        """
         try:
-            await self._apply(policy)
+            await self._apply(policy, trash)
         except CorruptionError as error:
             self._report(str(error))
             self._host.damage_met(self._group)
         except (OSError, LogdError) as error:
             self._report(str(error))
 
-    async def _apply(self, policy: CompactionPolicy) -> None:
+    async def _apply(self, policy: CompactionPolicy, trash: str) -> None:
         group, run_blocking = self._group, self._host.env.run_blocking
         if group.commit_offset <= group.log.start_offset:
             return
@@ -113,7 +117,7 @@ class LogCompactor:
                 if answer.is_damage:
                     self._host.damage_met(group)
             case CompactionResult():
-                await self._put_in_place(answer, now_ms)
+                await self._put_in_place(answer, now_ms, trash)
 
     def _below(self, offset: Offset) -> list[SealedSegment]:
         segments = self._group.log.sealed_segments()
@@ -143,11 +147,11 @@ class LogCompactor:
                 f"{free_bytes} bytes are free, it may take {needed_bytes} for a while"
             )
 
-    async def _put_in_place(self, result: CompactionResult, now_ms: int) -> None:
+    async def _put_in_place(self, result: CompactionResult, now_ms: int, trash: str) -> None:
         group = self._group
         before = group.log.size_bytes
         for made in result.segments:
-            if await group.upkeep.replace(made.replaces, made.path):
+            if await group.upkeep.replace(made.replaces, made.path, trash):
                 self._replacements += 1
         if group.failure is not None:
             return

@@ -200,7 +200,10 @@ class Repairer:
             path = await self.copy(
                 group.directory, group.identity, segment, group.core.configuration.members
             )
-            return path is not None and await group.upkeep.replace([segment.base_offset], path)
+            if path is None:
+                return False
+            trash = self._node.membership.directory.trash_path
+            return await group.upkeep.replace([segment.base_offset], path, trash)
         except (OSError, LogdError) as error:
             log.error(log_events.REPAIR_REFUSED, group=group.group_id, reason=str(error))
             return False

@@ -88,8 +88,11 @@ class Upkeep:
                 return False
             return True
 
-    async def replace(self, bases: Sequence[Offset], path: str) -> bool:
+    async def replace(self, bases: Sequence[Offset], path: str, trash: str) -> bool:
         """Put a compacted file in the place of segments (see ``Log.replace``).
+
+        Args:
+            trash: where the segments go.
 
         Raises:
             StorageError, CorruptionError: the file is not what it should be.
@@ -99,7 +102,7 @@ class Upkeep:
             if self._has_stopped:
                 return False
             try:
-                return await self._host.env.run_blocking(group.log.replace, bases, path)
+                return await self._host.env.run_blocking(group.log.replace, bases, path, trash)
             except StorageFailedError as error:
                 group.fail(error)
                 return False

@@ -31,6 +31,7 @@ _VECTORS_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX"))
 _READ_WITHOUT_WAITING: Final = getattr(os, "RWF_NOWAIT", None)
 _CANNOT_TELL: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _CANNOT_RESERVE: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
+_CANNOT_LINK: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -190,6 +191,15 @@ class RealFileSystem:
 
     def rename(self, source: str, target: str) -> None:
         os.replace(source, target)
+
+    def link(self, source: str, target: str) -> bool:
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno in _CANNOT_LINK:
+                return False
+            raise
+        return True
 
     def remove(self, path: str) -> None:
         os.unlink(path)

@@ -4,7 +4,7 @@
     meta                      whose directory this is
     groups/<group, 20 digits> log, hard state and checkpoints of one group
     promises/<the same>       hard state of a replica that was removed from here
-    trash/                    what was deleted by a committed command
+    trash/                    what was deleted by a committed command, or replaced by a compaction
 
 Why ``meta`` is believed and nothing is guessed: a directory that was copied, restored from a
 backup or mounted in the wrong place looks perfectly healthy, and a voter that starts on it

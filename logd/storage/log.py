@@ -39,6 +39,7 @@ from logd.storage.segment import FIRST_POSITION, Segment, create_segment
 from logd.storage.segment_index import RELATIVE_OFFSET_MAX, remove_indexes_durably
 from logd.storage.space_ahead import SpaceAhead
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark, write_mark
+from logd.storage.trash import set_aside
 from logd.storage.whole_file import make_directory_durably, write_in_new_directory
 from logd.types import Buffer, FilePosition, Offset, Term
 
@@ -505,13 +506,15 @@ class Log:
         except OSError as error:
             raise held.fail("trim", error) from error
 
-    def replace(self, bases: Sequence[Offset], path: str) -> bool:
+    def replace(self, bases: Sequence[Offset], path: str, trash: str | None = None) -> bool:
         """Put a compacted file in the place of the sealed segments that begin at ``bases``.
 
         Exclusive, except with ``append``.
 
         Args:
             path: whole and synced, under an unfinished name.
+            trash: a directory on the same disk that takes the segment files, as far as its file
+                system knows second names; None removes them.
 
         Returns:
             False if the segments are no longer there: the file was removed.
@@ -529,11 +532,12 @@ class Log:
                 self._files.remove(path)
                 return False
             fresh = held.check_replacement(replaced, path)
+            aside = None if trash is None else set_aside(self._files, fresh.path)
         except OSError as error:
             # Nothing has been touched yet.
             raise StorageError(f"cannot put {path} in place: {error}") from error
         try:
-            held.put_in_place(replaced, fresh, path)
+            held.put_in_place(replaced, fresh, path, aside, trash)
         except OSError as error:
             raise held.fail("compaction", error) from error
         return True

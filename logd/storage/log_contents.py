@@ -23,7 +23,7 @@ Invariants: there is always a segment; segments are contiguous; only the last is
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -35,6 +35,7 @@ from logd.storage.recovery import LogEnd, read_segment_header
 from logd.storage.segment import FIRST_POSITION, Segment, create_segment, segment_name
 from logd.storage.segment_index import remove_indexes, remove_indexes_durably
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark
+from logd.storage.trash import throw_away
 from logd.types import FilePosition, Offset, Term
 
 _SEALED_OPEN_MAX: Final = 4
@@ -195,14 +196,8 @@ class LogContents:
         first = self.segments[0]
         # First: who finds the file gone must find the segment gone as well.
         self.segments = self.segments[1:]
-        if trash is None:
-            self._files.remove(first.path)
-        else:
-            name = f"{self.identity.group:020}-{segment_name(first.base_offset)}"
-            self._files.rename(first.path, f"{trash}/{name}")
-            self._files.sync_directory(trash)
         # Durable before the next one goes: a gap would be taken for damage.
-        self._files.sync_directory(self.directory)
+        self._drop({first.path: first.base_offset}, trash)
         remove_indexes(self._files, first.path)
         self._recently_read = [each for each in self._recently_read if each is not first]
 
@@ -248,27 +243,52 @@ class LogContents:
             )
         return self._segment(first.base_offset, first.prev_term, FilePosition(size))
 
-    def put_in_place(self, replaced: Sequence[Segment], fresh: Segment, path: str) -> None:
+    def put_in_place(
+        self,
+        replaced: Sequence[Segment],
+        fresh: Segment,
+        path: str,
+        aside: str | None,
+        trash: str | None,
+    ) -> None:
         """Let ``fresh``, now at ``path``, take the place of ``replaced``.  Appends may go on.
 
         It takes the first one's name, which is atomic; the others then lie below the end of
         the one before them, which is how recovery knows that they have been replaced.
+
+        Args:
+            aside: a second name of the first one.
+            trash: takes the replaced files; None removes them.
         """
         segments = self.segments
         number = segments.index(replaced[0])
         with self.changing():
             remove_indexes_durably(self._files, fresh.path)
             self._files.rename(path, fresh.path)
+            # Before the old one is in the trash: what is cut there must have no name here.
             self._files.sync_directory(self.directory)
             behind = number + len(replaced)
             self.segments = (*segments[:number], fresh, *segments[behind:])
             self.replacements += 1
+            dropped = {segment.path: segment.base_offset for segment in replaced[1:]}
+            if aside is not None:
+                dropped[aside] = fresh.base_offset
+            if dropped:
+                self._drop(dropped, trash, self.replacements)
             for segment in replaced[1:]:
-                self._files.remove(segment.path)
                 remove_indexes(self._files, segment.path)
-            if len(replaced) > 1:
-                self._files.sync_directory(self.directory)
         self._recently_read = [each for each in self._recently_read if each in self.segments]
+
+    def _drop(
+        self, dropped: Mapping[str, Offset], trash: str | None, number: int | None = None
+    ) -> None:
+        """Let files of segments go, durably: see ``throw_away``."""
+        if trash is not None:
+            throw_away(self._files, trash, self.identity.group, dropped, number)
+            return
+        for path in dropped:
+            self._files.remove(path)
+        self._files.sync_directory(self.directory)
 
     def _segment(self, base_offset: Offset, prev_term: Term, end: FilePosition) -> Segment:
         return Segment(

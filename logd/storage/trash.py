@@ -1,27 +1,38 @@
-"""The trash of a data directory: what was deleted by a committed command, on its way out.
+"""The trash of a data directory: what was deleted or replaced, on its way out.
 
 Files leave it in pieces, by being cut shorter.  A file system that gives back a quarter of a
 gigabyte at once keeps every sync on that disk waiting, for two to four tenths of a second; the
 same in pieces of a few MiB, with time for others in between, is not noticed.
 
 Only segments are cut: indexes may still be mapped by somebody, and are small.
+
+What a compaction replaces comes here as well, and its name is given to another file at the same
+time.  So it is set aside first, by a second name beside the first one, and comes here when it has
+certainly lost that: a file that were cut here and had a name in its log would be damage there.  A
+crash in between leaves the second name, which is an unfinished file's, and recovery removes it.
+
+Why a second name, and not the exchange of two: every file system has second names, and Python
+knows them.  Why not one in the trash at once: then the trash would have to find out before each
+cut whether the file is still part of a log, and whether that is durable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from logd.env import FileSystem
 from logd.errors import StorageError
-from logd.storage.segment import SEGMENT_SUFFIX
+from logd.storage.segment import SEGMENT_SUFFIX, segment_name
+from logd.storage.whole_file import UNFINISHED_SUFFIX, parent
+from logd.types import GroupId, Offset
 
 _NAME_BYTES: Final = 4096
 """What a file or directory counts for beside its content when it is removed."""
 
 
 class Trash:
-    """The directory that deleted groups and trimmed segments are moved to."""
+    """The directory that deleted groups, trimmed and replaced segments are moved to."""
 
     def __init__(self, files: FileSystem, path: str, groups_path: str) -> None:
         """
@@ -109,3 +120,58 @@ class Trash:
             file.close()
         self._files.remove(path)
         return size_bytes + _NAME_BYTES
+
+
+# --- what is put there -----------------------------------------------------------------------
+
+
+def set_aside(files: FileSystem, path: str) -> str | None:
+    """Give a file that is about to be replaced a second name; None if it cannot have one.
+
+    Raises:
+        OSError: the disk failed; nothing was done.
+    """
+    directory, _, name = path.rpartition("/")
+    aside = f"{directory}/old-{name}{UNFINISHED_SUFFIX}"
+    if files.exists(aside):
+        files.remove(aside)
+    return aside if files.link(path, aside) else None
+
+
+def throw_away(
+    files: FileSystem,
+    trash: str,
+    group: GroupId,
+    thrown: Mapping[str, Offset],
+    number: int | None = None,
+) -> None:
+    """Move segments of one directory to the trash, durably.
+
+    Args:
+        thrown: the paths, which must be the only names of these files for good, and the
+            segments' base offsets.
+        number: of what was replaced, another one each time.  Its successor may follow before it is
+            gone, and must lie for a round like any other; so no name comes twice.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    for path, base_offset in thrown.items():
+        name = f"{group:020}-{segment_name(base_offset)}"
+        if number is not None:
+            name = _numbered_name(files, trash, group, base_offset, number)
+        files.rename(path, f"{trash}/{name}")
+    files.sync_directory(trash)
+    for directory in dict.fromkeys(map(parent, thrown)):
+        files.sync_directory(directory)
+
+
+def _numbered_name(
+    files: FileSystem, trash: str, group: GroupId, base_offset: Offset, number: int
+) -> str:
+    """With that number, or a higher one if an earlier life of the broker left it there."""
+    while True:
+        name = f"{group:020}-{number}-{segment_name(base_offset)}"
+        if not files.exists(f"{trash}/{name}"):
+            return name
+        number += 1

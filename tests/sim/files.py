@@ -5,8 +5,10 @@ The fault model, which is also what the code under test may rely on:
 - A sector of 512 bytes is written whole or not at all.  Unsynced writes reach the disk in any
   order, sector by sector; of several unsynced writes to one sector any prefix may be there.
 - ``sync`` of a file makes its bytes and its length durable, and not its name.  Names
-  (creations, renames, removals) become durable by ``sync_directory``; until then a power cut
-  keeps any subset of them in which every operation follows those on the same name.
+  (creations, links, renames, removals) become durable by ``sync_directory``; until then a power
+  cut keeps any subset of them in which every operation follows those on the same name.  So of a
+  file that was given a second name, and whose first one was then given to another, either name
+  may lead to it afterwards, or both, or none.
 - An unsynced change of length may be lost or kept; what it brings into the file is zeros.
 - A failed sync leaves any part of what it should have written on the disk.  The cache goes on
   showing all of it, and *the next sync succeeds*.
@@ -320,7 +322,10 @@ class SimulatedFileSystem:
         self.on_operation: Callable[[str, str], None] | None = None
         """Called before each operation with its name and path; may raise ``OSError`` to make it
         fail, or anything else to stop the program there.  Operations: size, read, map, write,
-        allocate, truncate, sync, open, create, mkdir, rename, remove, sync_directory, list."""
+        allocate, truncate, sync, open, create, mkdir, link, rename, remove, sync_directory,
+        list."""
+        self.has_links = True
+        """A file can have several names."""
         self._root = _Directory()
         self._changes: list[_NameChange] = []
 
@@ -375,7 +380,22 @@ class SimulatedFileSystem:
             raise _error(errno.ENOTEMPTY, target)
         if isinstance(replaced, _Directory):
             raise _error(errno.EISDIR, target)
+        if node is replaced:
+            return  # Two names of one file: POSIX leaves both.
         self._change(_Link(from_directory, from_name, None), _Link(to_directory, to_name, node))
+
+    def link(self, source: str, target: str) -> bool:
+        self.before("link", source)
+        node = self._find(source)
+        if node is None:
+            raise _error(errno.ENOENT, source)
+        directory, name = self._parent(target)
+        if name in directory.entries:
+            raise _error(errno.EEXIST, target)
+        if isinstance(node, _Directory) or not self.has_links:
+            return False
+        self._change(_Link(directory, name, node))
+        return True
 
     def remove(self, path: str) -> None:
         self.before("remove", path)
@@ -467,7 +487,7 @@ class SimulatedFileSystem:
         return bytes(self._inode(path).content)
 
     def used_bytes(self) -> int:
-        return _used_bytes(self._root)
+        return sum(len(inode.content) for inode in _inodes_below(self._root, {}).values())
 
     # --- for the files ------------------------------------------------------------------
 
@@ -571,10 +591,14 @@ def _resize(content: bytearray, size: int) -> None:
         content.extend(bytes(size - len(content)))
 
 
-def _used_bytes(node: _Inode | _Directory) -> int:
-    if isinstance(node, _Inode):
-        return len(node.content)
-    return sum(_used_bytes(below) for below in node.entries.values())
+def _inodes_below(directory: _Directory, found: dict[int, _Inode]) -> dict[int, _Inode]:
+    """All files, each once, however many names it has."""
+    for node in directory.entries.values():
+        if isinstance(node, _Inode):
+            found[id(node)] = node
+        else:
+            _inodes_below(node, found)
+    return found
 
 
 def _error(code: int, path: str) -> OSError:

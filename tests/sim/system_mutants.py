@@ -78,7 +78,8 @@ SYSTEM_MUTANTS = (
         "a vote that was found at the start is not synced again",
         "P2: one leader per term",
         "logd/storage/hard_state.py",
-        "            try:\n                file.sync()\n            finally:\n                file.close()\n"
+        "            try:\n                file.sync()\n"
+        "            finally:\n                file.close()\n"
         "            files.sync_directory(parent(path))\n",
         "            file.close()\n            files.sync_directory(parent(path))\n",
     ),
@@ -250,6 +251,27 @@ SYSTEM_MUTANTS = (
         "logd/storage/recovery.py",
         "found = _without_superseded(files, inspect_segments(files, directory, identity))",
         "found = inspect_segments(files, directory, identity)",
+    ),
+    Mutant(
+        "what is replaced is in the trash before it has left its log for good",
+        "P5: a replica does not damage itself",
+        "logd/storage/log_contents.py",
+        "            self._files.sync_directory(self.directory)\n            behind =",
+        "            behind =",
+    ),
+    Mutant(
+        "what a compaction replaces is freed at once",
+        "no sync waits for a whole segment to be freed",
+        "logd/storage/log.py",
+        "None if trash is None else set_aside(self._files, fresh.path)",
+        "None",
+    ),
+    Mutant(
+        "what is replaced takes the place of what an earlier life left in the trash",
+        "no sync waits for a whole segment to be freed",
+        "logd/storage/trash.py",
+        'if not files.exists(f"{trash}/{name}"):',
+        "if name:",
     ),
     Mutant(
         "a compacted file is put in place without a look at what it covers",

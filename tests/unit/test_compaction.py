@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 import trio
 
-from logd.errors import CorruptionError
+from logd.errors import CorruptionError, StorageError
 from logd.limits import KIB
 from logd.partition.state import PartitionState
 from logd.record.batch import decode_batch, seal_batch, seal_opaque
@@ -30,6 +31,8 @@ from logd.replication.compacting import CompactionPolicy, LogCompactor
 from logd.storage.compaction import CompactionRequest, CompactionResult, compact
 from logd.storage.log import Log, LogBatch, LogOptions
 from logd.storage.segment_copy import SegmentCopy
+from logd.storage.trash import Trash
+from logd.storage.whole_file import make_directory_durably
 from logd.types import Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, read_all
@@ -44,6 +47,7 @@ from tests.support.replica import (
 
 OPTIONS = LogOptions(segment_bytes=4 * KIB, index_interval_bytes=300, allocate_bytes=4 * KIB)
 FOR_EVER = -(2**62)
+TRASH = "/data/trash"
 Row = tuple[bytes | None, bytes | None]
 
 
@@ -55,6 +59,10 @@ def disk() -> SimulatedFileSystem:
 @pytest.fixture
 def log(disk: SimulatedFileSystem) -> Log:
     return Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+
+class EndOfLifeError(BaseException):
+    """The program ends here."""
 
 
 def put(log: Log, sealed: bytes, *, term: int = 1, time_ms: int = 0) -> None:
@@ -131,11 +139,13 @@ def request_of(
     )
 
 
-def run(disk: SimulatedFileSystem, log: Log, request: CompactionRequest) -> CompactionResult:
+def run(
+    disk: SimulatedFileSystem, log: Log, request: CompactionRequest, trash: str | None = None
+) -> CompactionResult:
     """Compact, and put everything in place."""
     result = compact(disk, request, lambda count: None)
     for segment in result.segments:
-        assert log.replace(segment.replaces, segment.path)
+        assert log.replace(segment.replaces, segment.path, trash)
     return result
 
 
@@ -516,6 +526,183 @@ def test_a_reader_goes_on_across_a_compaction(disk: SimulatedFileSystem, log: Lo
     assert decode_header(found[0]).base_offset <= 10 < decode_header(found[0]).end_offset
 
 
+# --- what was replaced goes into the trash ----------------------------------------------
+
+
+@pytest.fixture
+def trash(disk: SimulatedFileSystem, log: Log) -> Trash:
+    return trash_of(disk)
+
+
+def trash_of(disk: SimulatedFileSystem) -> Trash:
+    make_directory_durably(disk, TRASH)
+    return Trash(disk, TRASH, "/data/groups")
+
+
+def seal_rewritten(log: Log, segments: int) -> None:
+    """Sealed segments of which little will be left, and which become one."""
+    for _ in range(segments):
+        for key in range(5):
+            append(log, (b"%d" % key, b"x" * 100))
+        seal_segment(log)
+
+
+def test_what_was_replaced_is_in_the_trash_as_it_was(
+    disk: SimulatedFileSystem, log: Log, trash: Trash
+) -> None:
+    seal_rewritten(log, 3)
+    paths = [f"{DIRECTORY}/{base:020}.log" for base in log.segment_bases[:-1]]
+    before = [disk.content(path) for path in paths]
+
+    run(disk, log, request_of(log, segment_bytes=100 * KIB), TRASH)
+
+    assert len(log.segment_bases) == 2
+    assert trash.names() == [f"{GROUP:020}-1-{base:020}.log" for base in (0, 5, 10)]
+    assert [disk.content(f"{TRASH}/{name}") for name in trash.names()] == before
+    assert not any("old-" in name for name in disk.list_directory(DIRECTORY))
+    assert_is_log(disk, log, 15)
+
+
+def test_what_is_replaced_again_lies_beside_what_it_replaced(
+    disk: SimulatedFileSystem, log: Log, trash: Trash
+) -> None:
+    for number in range(3):
+        append(log, (b"a", b"%d" % number), (b"b", b"%d" % number))
+        seal_segment(log)
+        run(disk, log, request_of(log, segment_bytes=100 * KIB), TRASH)
+    disk.kill()
+    log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)  # It counts from the beginning.
+    append(log, (b"a", b"end"), (b"b", b"end"))
+    seal_segment(log)
+    run(disk, log, request_of(log, segment_bytes=100 * KIB), TRASH)
+    log.trim(log.segment_bases[-1], TRASH)
+
+    trimmed, replaced = f"{0:020}", ((1, 0), (1, 2), (1, 6), (2, 0), (2, 4), (3, 0))
+    assert trash.names() == [
+        f"{GROUP:020}-{name}.log"
+        for name in (trimmed, *(f"{number}-{base:020}" for number, base in replaced))
+    ]
+
+
+def test_a_file_system_without_second_names_gives_back_the_first_file_at_once(
+    disk: SimulatedFileSystem, log: Log, trash: Trash
+) -> None:
+    disk.has_links = False
+    seal_rewritten(log, 3)
+
+    run(disk, log, request_of(log, segment_bytes=100 * KIB), TRASH)
+
+    assert trash.names() == [f"{GROUP:020}-1-{base:020}.log" for base in (5, 10)]
+    assert_is_log(disk, log, 15)
+
+
+def test_a_disk_that_cannot_set_the_old_file_aside_is_no_reason_to_give_up_the_log(
+    disk: SimulatedFileSystem, log: Log, trash: Trash
+) -> None:
+    seal_rewritten(log, 1)
+    append(log, (b"0", b"end"))
+    seal_segment(log)
+    first, *_ = compact(disk, request_of(log), lambda count: None).segments
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "link":
+            raise OSError(errno.ENOSPC, "simulated failure", path)
+
+    disk.on_operation = refuse
+    with pytest.raises(StorageError, match="cannot put"):
+        log.replace(first.replaces, first.path, TRASH)
+    disk.on_operation = None
+
+    assert log.failure is None
+    assert log.replace(first.replaces, first.path, TRASH)
+    assert_is_log(disk, log, 6)
+
+
+def test_who_reads_what_is_being_replaced_reads_it_to_its_end(
+    disk: SimulatedFileSystem, log: Log, trash: Trash
+) -> None:
+    seal_rewritten(log, 3)
+    walk = log.headers(Offset(0))
+    first = next(walk)
+
+    run(disk, log, request_of(log), TRASH)
+
+    assert [first.base_offset, *(next(walk).base_offset for _ in range(4))] == [0, 1, 2, 3, 4]
+
+
+def test_a_read_that_finds_its_file_cut_in_the_trash_reads_the_one_in_its_place(
+    disk: SimulatedFileSystem, log: Log, trash: Trash
+) -> None:
+    seal_rewritten(log, 3)
+    result = compact(disk, request_of(log, segment_bytes=100 * KIB), lambda count: None)
+
+    def replace_and_cut(operation: str, path: str) -> None:
+        if operation == "read" and path.endswith(f"{0:020}.log"):
+            disk.on_operation = None
+            for segment in result.segments:
+                log.replace(segment.replaces, segment.path, TRASH)
+            for name in trash.names():
+                disk.open(f"{TRASH}/{name}").truncate(4100)
+
+    disk.on_operation = replace_and_cut
+    found = log.read(Offset(3), Offset(15), 10_000, cached_only=False)
+
+    assert found is not None
+    (header,) = map(decode_header, found[:1])
+    assert header.is_gap
+    assert header.base_offset <= 3 < header.end_offset
+
+
+@pytest.mark.parametrize("is_opened_first", [True, False])
+@pytest.mark.parametrize("power", [True, False])
+def test_a_crash_at_any_step_leaves_no_file_that_is_both_in_the_log_and_in_the_trash(
+    power: bool, is_opened_first: bool
+) -> None:
+    steps, was_cut_off = 0, True
+    while was_cut_off:
+        for seed in range(20 if power else 1):
+            rng = random.Random(seed)
+            disk = SimulatedFileSystem(rng)
+            trash = trash_of(disk)
+            log = Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
+            seal_rewritten(log, 3)
+            log.sync_mark(log.end_offset)
+            old = records(log)
+            result = compact(disk, request_of(log, segment_bytes=100 * KIB), lambda count: None)
+            was_cut_off = False
+            left = steps
+
+            def stop(_operation: str, _path: str) -> None:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise EndOfLifeError
+
+            disk.on_operation = stop
+            try:
+                for segment in result.segments:
+                    log.replace(segment.replaces, segment.path, TRASH)
+            except EndOfLifeError:
+                was_cut_off = True
+            disk.on_operation = None
+            disk.crash(rng) if power else disk.kill()
+
+            if is_opened_first:
+                Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+            names = trash.names()
+            trash.settle(names)
+            for name in names:
+                trash.remove_piece([name], 300)
+            disk.crash(rng) if power else disk.kill()
+            log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+
+            assert not log.recovery.is_damaged, (steps, seed, log.recovery)
+            assert records(log) in (old, old[-5:]), (steps, seed)
+            assert not any(name.endswith(".tmp") for name in disk.list_directory(DIRECTORY))
+        steps += 1
+    assert steps > 10
+
+
 def test_a_request_crosses_a_process_boundary(log: Log) -> None:
     append(log, (b"a", b"1"))
     seal_segment(log)
@@ -583,10 +770,6 @@ def test_any_history_compacted_in_any_steps_keeps_the_last_of_each_key(first: in
             expected = expected_of(rows, dirty_from)
             assert [(o, (k, v)) for o, k, v in records(log)] == expected, seed
         assert_is_log(disk, log, end)
-
-
-class EndOfLifeError(BaseException):
-    """The program ends here."""
 
 
 @pytest.mark.parametrize("power", [True, False])
@@ -755,17 +938,21 @@ def test_what_was_repaired_is_compacted_anew_before_a_tombstone_goes() -> None:
             first = group.log.sealed_segments()[0]
             original = b"".join(read_all(group.log))[: first.size_bytes]
             compactor = LogCompactor(group, replica.node)
-            await compactor.apply(CompactionPolicy(60_000, 1, 0))
+            await compactor.apply(CompactionPolicy(60_000, 1, 0), TRASH)
             assert [value for _, _, value in records(group.log)] == [b"1", None]
 
             # A peer that has not compacted gives back what it has.
             copy = SegmentCopy(files, group.directory, group.identity, first)
             copy.add(original)
-            assert await group.upkeep.replace([first.base_offset], copy.finish())
+            assert await group.upkeep.replace([first.base_offset], copy.finish(), TRASH)
             await trio.sleep(100)
-            await compactor.apply(CompactionPolicy(60_000, 1, 0))
+            await compactor.apply(CompactionPolicy(60_000, 1, 0), TRASH)
 
             assert [(key, value) for _, key, value in records(group.log)] == [(b"b", b"1")]
+            # What the compaction replaced, what the repair did, what the next one did.
+            name = f"{0:020}.log"
+            firsts = [each for each in files.list_directory(TRASH) if each.endswith(name)]
+            assert firsts == [f"{group.group_id:020}-{number}-{name}" for number in (1, 2, 3)]
 
     play(story)
 
@@ -779,12 +966,12 @@ def test_a_log_is_compacted_again_when_half_as_much_has_come_since() -> None:
             for key in range(10):
                 await commit_rows(replica, (b"%d" % key, bytes(1000)))
             await roll(replica)
-            await compactor.apply(policy)
+            await compactor.apply(policy, TRASH)
             kept = []
             for _ in range(8):
                 await commit_rows(replica, (b"0", bytes(1000)))
                 await roll(replica)
-                await compactor.apply(policy)
+                await compactor.apply(policy, TRASH)
                 kept.append(len(records(replica.group.log)))
 
             assert kept[:3] == [11, 12, 13]

@@ -179,6 +179,62 @@ def test_a_rename_replaces_the_target_at_once(files: FileSystem, root: str) -> N
     assert read(files, f"{root}/b") == b"new"
 
 
+def test_a_file_with_two_names_is_one_file_until_the_last_of_them_is_gone(
+    files: FileSystem, root: str
+) -> None:
+    write(files, f"{root}/a", b"content")
+
+    assert files.link(f"{root}/a", f"{root}/b")
+
+    files.open(f"{root}/b").pwritev([b"C"], 0)
+    assert read(files, f"{root}/a") == b"Content"
+    files.remove(f"{root}/a")
+    assert read(files, f"{root}/b") == b"Content"
+
+
+def test_a_file_whose_name_is_given_to_another_keeps_its_second_one(
+    files: FileSystem, root: str
+) -> None:
+    write(files, f"{root}/old", b"old")
+    write(files, f"{root}/new", b"new")
+    files.make_directory(f"{root}/trash")
+
+    files.link(f"{root}/old", f"{root}/aside")
+    files.rename(f"{root}/new", f"{root}/old")
+    files.rename(f"{root}/aside", f"{root}/trash/old")
+
+    assert files.list_directory(root) == ["old", "trash"]
+    assert read(files, f"{root}/old") == b"new"
+    assert read(files, f"{root}/trash/old") == b"old"
+
+
+def test_a_name_that_is_taken_or_leads_nowhere_cannot_be_linked(
+    files: FileSystem, root: str
+) -> None:
+    write(files, f"{root}/a", b"content")
+    write(files, f"{root}/b", b"other")
+
+    with pytest.raises(FileExistsError):
+        files.link(f"{root}/a", f"{root}/b")
+    with pytest.raises(FileNotFoundError):
+        files.link(f"{root}/missing", f"{root}/c")
+    assert not files.link(root, f"{root}/c")
+
+    assert files.list_directory(root) == ["a", "b"]
+    assert read(files, f"{root}/b") == b"other"
+
+
+def test_a_rename_of_one_name_of_a_file_to_another_leaves_both(
+    files: FileSystem, root: str
+) -> None:
+    write(files, f"{root}/a", b"content")
+    files.link(f"{root}/a", f"{root}/b")
+
+    files.rename(f"{root}/a", f"{root}/b")
+
+    assert files.list_directory(root) == ["a", "b"]
+
+
 def test_a_directory_is_renamed_with_all_that_is_in_it(files: FileSystem, root: str) -> None:
     files.make_directory(f"{root}/from/below")
     files.make_directory(f"{root}/to")
@@ -339,6 +395,44 @@ def test_a_rename_that_was_synced_does_not_come_back_under_its_old_name(
     disk.crash(random.Random(3))
 
     assert not disk.exists("/data/a")
+
+
+def test_of_a_second_name_and_a_first_that_is_given_away_a_power_cut_keeps_any(
+    disk: SimulatedFileSystem,
+) -> None:
+    seen: set[tuple[bytes, bool]] = set()
+    for seed in range(60):
+        at = f"/data/{seed}"
+        disk.make_directory(at)
+        disk.sync_directory("/data")
+        for name in ("old", "new"):
+            file = disk.open(f"{at}/{name}", create=True)
+            file.pwritev([name.encode()], 0)
+            file.sync()
+        disk.sync_directory(at)
+        disk.link(f"{at}/old", f"{at}/aside")
+        disk.rename(f"{at}/new", f"{at}/old")
+
+        disk.crash(random.Random(seed))
+
+        has_aside = disk.exists(f"{at}/aside")
+        assert not has_aside or disk.content(f"{at}/aside") == b"old"
+        seen.add((disk.content(f"{at}/old"), has_aside))
+
+    assert seen == {(content, aside) for content in (b"old", b"new") for aside in (True, False)}
+
+
+def test_a_file_takes_up_its_space_once_however_many_names_it_has(
+    disk: SimulatedFileSystem,
+) -> None:
+    write(disk, "/data/a", bytes(100))
+    disk.link("/data/a", "/data/b")
+
+    assert disk.used_bytes() == 100
+    disk.remove("/data/a")
+    assert disk.used_bytes() == 100
+    disk.remove("/data/b")
+    assert disk.used_bytes() == 0
 
 
 def test_a_failed_sync_loses_data_that_the_cache_still_shows_and_the_next_one_succeeds(
