@@ -126,7 +126,8 @@ class Trash:
 
 
 def set_aside(files: FileSystem, path: str) -> str | None:
-    """Give a file that is about to be replaced a second name; None if it cannot have one.
+    """Give a file that is about to be replaced a second name; None if it cannot have one, or is
+    gone: that it was deleted may be why it is replaced.
 
     Raises:
         OSError: the disk failed; nothing was done.
@@ -135,7 +136,7 @@ def set_aside(files: FileSystem, path: str) -> str | None:
     aside = f"{directory}/old-{name}{UNFINISHED_SUFFIX}"
     if files.exists(aside):
         files.remove(aside)
-    return aside if files.link(path, aside) else None
+    return aside if files.exists(path) and files.link(path, aside) else None
 
 
 def throw_away(

@@ -618,6 +618,22 @@ def test_a_disk_that_cannot_set_the_old_file_aside_is_no_reason_to_give_up_the_l
     assert_is_log(disk, log, 6)
 
 
+def test_a_segment_whose_file_was_deleted_can_be_replaced(
+    disk: SimulatedFileSystem, log: Log, trash: Trash
+) -> None:
+    """A repair puts another one in the place of what is not there."""
+    seal_rewritten(log, 1)
+    append(log, (b"0", b"end"))
+    seal_segment(log)
+    first, *_ = compact(disk, request_of(log), lambda count: None).segments
+    disk.remove(f"{DIRECTORY}/{0:020}.log")
+
+    assert log.replace(first.replaces, first.path, TRASH)
+
+    assert trash.names() == []
+    assert_is_log(disk, log, 6)
+
+
 def test_who_reads_what_is_being_replaced_reads_it_to_its_end(
     disk: SimulatedFileSystem, log: Log, trash: Trash
 ) -> None:
