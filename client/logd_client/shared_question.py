@@ -19,7 +19,7 @@ T = TypeVar("T")
 REST_FACTOR: Final = 4
 """So many times as long as an answer took nobody is asked: asking takes a fifth of the time."""
 
-REST_S_MAX: Final = 0.1
+REST_S_MAX: Final = 0.05
 """Nobody waits longer than this for asking again, however long an answer took."""
 
 
