@@ -704,7 +704,6 @@ class Log:
         found = newest_mark(last.opened_file().pread(SLOTS_END, 0), self._group)
         if found is None or (found.end_offset, found.term, found.end_position) != covered:
             raise CorruptionError(f"{last.path}: its synced mark does not cover it")
-        held.remove_files_behind(number)
         last.opened_for_append()
         self._mark = found
         self._space.begin(found.end_position)
@@ -738,12 +737,13 @@ class Log:
             write_mark(file, mark, self._group)
             file.sync()
             self._mark = mark
-        file.truncate(position)
-        file.sync()
-        self._space.begin(position)
+        # Before the file is cut: who reads meanwhile must not look for what is gone.
         held.end = held.synced = cut
         active.end = position
         active.indexes = indexes.kept_below(position)
+        file.truncate(position)
+        file.sync()
+        self._space.begin(position)
         remove_indexes_durably(self._files, active.path)
 
     def _check_usable(self) -> None:

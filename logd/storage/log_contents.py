@@ -98,7 +98,7 @@ class LogContents:
         self.failure: BaseException | None = None
         """The error after which nothing above ``synced`` is believed."""
         self.changes = 0
-        """Raised whenever bytes that a reader may be looking at become others."""
+        """Raised whenever bytes that a reader may be looking at become others; odd meanwhile."""
         self.replacements = 0
         """How often a file took the place of segments since the log was opened."""
 
@@ -140,9 +140,11 @@ class LogContents:
     def is_as_it_was(self, changes: int, segments: tuple[Segment, ...]) -> bool:
         """Whether nothing was truncated, compacted or trimmed under a reader, who tries again.
 
-        A trimmed segment may be gone, or already cut shorter in the trash.
+        A trimmed segment may be gone, or already cut shorter in the trash.  A reader that began in
+        the middle of a change tries again until that is over.
         """
-        return changes == self.changes and segments[0] is self.segments[0]
+        is_changing = self.changes % 2 == 1
+        return changes == self.changes and not is_changing and segments[0] is self.segments[0]
 
     def note_read(self, segment: Segment) -> None:
         """Keep the few segments open that were read last; descriptors are not endless."""
@@ -201,21 +203,18 @@ class LogContents:
         remove_indexes(self._files, first.path)
         self._recently_read = [each for each in self._recently_read if each is not first]
 
-    def remove_files_behind(self, number: int) -> None:
-        """Remove the files of later segments, newest first, each durably: never leave a gap.
-
-        ``cut_behind`` follows.
-        """
-        for segment in reversed(self.segments[number + 1 :]):
-            remove_indexes(self._files, segment.path)
-            self._files.remove(segment.path)
-            self._files.sync_directory(self.directory)
-
     def cut_behind(self, number: int, end: LogEnd) -> None:
-        """Forget those segments: this one is the active one, and ends durably at ``end``."""
+        """Remove the segments behind this one: it is active again, and ends durably at ``end``."""
+        dropped = self.segments[number + 1 :]
+        # First, and in this order: a reader takes the end first, and who finds a file gone must
+        # find its segment gone as well.
         self.end = self.synced = end
         self.segments = self.segments[: number + 1]
         self._recently_read = [each for each in self._recently_read if each in self.segments[:-1]]
+        for segment in reversed(dropped):  # Newest first, each durably: never leave a gap.
+            remove_indexes(self._files, segment.path)
+            self._files.remove(segment.path)
+            self._files.sync_directory(self.directory)
 
     def sealed_at(self, bases: Sequence[Offset]) -> tuple[Segment, ...]:
         """The sealed segments that begin at ``bases``, one behind the other; else none."""

@@ -62,6 +62,8 @@ class LogReads:
             except CorruptionError:
                 if held.is_as_it_was(changes, segments):
                     raise
+            if cached_only:
+                return None  # The log is being changed: not to be waited for here.
 
     def headers(self, from_offset: Offset) -> Iterator[BatchHeader]:
         """See ``Log.headers``."""
@@ -131,10 +133,14 @@ class LogReads:
             end = held.end
             segments = held.segments
             try:
-                return self._offset_for_time(segments, end, time_ms)
+                found = self._offset_for_time(segments, end, time_ms)
             except (OSError, CorruptionError):
                 if held.is_as_it_was(changes, segments):
                     raise
+            else:
+                is_cut = held.end.offset < end.offset
+                if changes == held.changes and not is_cut:
+                    return found
 
     def _read(
         self,

@@ -186,8 +186,19 @@ SYSTEM_MUTANTS = (
         "a read of a segment that was cut in the trash calls it damage",
         "P5: intact data is not called damaged",
         "logd/storage/log_contents.py",
-        "return changes == self.changes and segments[0] is self.segments[0]",
-        "return changes == self.changes",
+        "return changes == self.changes and not is_changing and segments[0] is self.segments[0]",
+        "return changes == self.changes and not is_changing",
+    ),
+    Mutant(
+        "a log is cut before its readers know",
+        "P5: intact data is not called damaged",
+        "logd/storage/log.py",
+        "        held.end = held.synced = cut\n        active.end = position\n"
+        "        active.indexes = indexes.kept_below(position)\n"
+        "        file.truncate(position)\n        file.sync()\n",
+        "        file.truncate(position)\n        file.sync()\n"
+        "        held.end = held.synced = cut\n        active.end = position\n"
+        "        active.indexes = indexes.kept_below(position)\n",
     ),
     Mutant(
         "a trim holds before it is committed",

@@ -491,6 +491,41 @@ def test_a_read_at_any_moment_of_a_roll_finds_what_is_there(log: Log) -> None:
     assert all(each == (written, 0, 0) for each in found)
 
 
+@pytest.mark.parametrize("segment", [1, 2], ids=["over a border", "in the last segment"])
+def test_what_a_truncation_leaves_is_found_meanwhile(log: Log, segment: int) -> None:
+    """Reads go on in other threads: here one is made at each line of it."""
+    fill_segments(log, 2)
+    append_some(log, 5, time_ms=log.end_offset * 10)
+    log.sync(Offset(0))
+    cut = Offset(log.segment_bases[segment] + 3)
+    found: list[object] = []
+
+    def answers() -> list[object]:
+        return [
+            (log.read(offset, cut, 1, cached_only=False), log.append_time_at(offset), by_time)
+            for offset in map(Offset, (0, 1, cut // 2, cut - 1))
+            for by_time in [log.offset_for_time(offset * 10)]
+        ]
+
+    def look(frame: FrameType, _event: str, _argument: Any) -> Any:
+        if frame.f_code.co_filename.endswith(("log.py", "log_contents.py", "segment.py")):
+            sys.settrace(None)
+            found.append(answers())
+            sys.settrace(look)
+        return look
+
+    expected = answers()
+    sys.settrace(look)
+    try:
+        log.truncate(cut)
+    finally:
+        sys.settrace(None)
+
+    assert log.end_offset == cut
+    assert len(found) > 20
+    assert all(each == expected for each in found)
+
+
 def test_a_rolled_segment_ends_with_its_last_batch(disk: SimulatedFileSystem, log: Log) -> None:
     written = fill_segments(log, 1)
 
