@@ -349,6 +349,8 @@ class WireSession:
         self.deadline = trio.current_time() + ttl_ms / 1000
         """Until then it certainly lives, by our own clock."""
         self.is_expired = False
+        self.is_closing = False
+        """Whoever uses it has begun to close it."""
         self._sequence = 0
         self._open: dict[int, None] = {}
 
