@@ -33,9 +33,10 @@ import trio
 from logd.cli.local_cluster import HOST, LocalBroker, LocalCluster, free_ports, open_cluster
 from logd.errors import LogdError
 from logd.limits import FRAME_UNAUTHENTICATED_BYTES_MAX, HANDSHAKE_TIMEOUT_S, KIB
-from logd.replication.peer_protocol import PeerHello, PeerKind
+from logd.metadata.commands import RegisterBroker, decode_command
+from logd.replication.peer_protocol import JoinRequest, PeerHello, PeerKind
 from logd.types import HostPort, NodeId
-from logd.wire.frame import FrameDecoder, decode_message
+from logd.wire.frame import Frame, FrameDecoder, decode_message
 from tests.process.harness import BROKERS
 
 CHUNK_BYTES: Final = 16 * KIB
@@ -359,9 +360,18 @@ async def _read_greeting(stream: trio.SocketStream) -> tuple[bytes, NodeId]:
                 decoder.received(taken)
                 chunk = chunk[taken:]
             if (frame := decoder.next_frame()) is not None:
-                assert frame.kind == PeerKind.PEER_HELLO
-                return received, NodeId(decode_message(PeerHello, frame.header).view.node)
+                return received, _who_greets(frame)
     raise OSError("no greeting came")
+
+
+def _who_greets(frame: Frame) -> NodeId:
+    """A peer, or a broker that asks a member whom it knows to be told who the others are."""
+    if frame.kind == PeerKind.JOIN_REQUEST:
+        registration = decode_command(decode_message(JoinRequest, frame.header).command)
+        assert isinstance(registration, RegisterBroker)
+        return registration.node
+    assert frame.kind == PeerKind.PEER_HELLO
+    return NodeId(decode_message(PeerHello, frame.header).view.node)
 
 
 def _is_listening(port: int) -> bool:
