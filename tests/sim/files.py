@@ -296,6 +296,17 @@ class SimulatedLock:
             self._files.locks.pop(self._path, None)
 
 
+class EndOfLifeError(BaseException):
+    """The process is killed in the middle of what it does: nobody may catch that."""
+
+
+@dataclass(slots=True)
+class Life:
+    """Of a process whose disk was told when it ends."""
+
+    was_cut_off: bool = False
+
+
 class SimulatedFileSystem:
     """The disk of one node.  It outlives the node's crashes.
 
@@ -514,6 +525,26 @@ class SimulatedFileSystem:
         self.on_operation = refuse
         try:
             yield
+        finally:
+            self.on_operation = None
+
+    @contextmanager
+    def dying_after(self, operations: int) -> Iterator[Life]:
+        """The block ends without a word when so many operations have been carried out."""
+        left = operations
+        life = Life()
+
+        def stop(_operation: str, _path: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise EndOfLifeError
+
+        self.on_operation = stop
+        try:
+            yield life
+        except EndOfLifeError:
+            life.was_cut_off = True
         finally:
             self.on_operation = None
 

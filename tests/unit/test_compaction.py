@@ -28,13 +28,18 @@ from logd.record.header import (
     verify_seal,
 )
 from logd.replication.compacting import CompactionPolicy, LogCompactor
-from logd.storage.compaction import CompactionRequest, CompactionResult, compact
+from logd.storage.compaction import (
+    CompactedSegment,
+    CompactionRequest,
+    CompactionResult,
+    compact,
+)
 from logd.storage.log import Log, LogBatch, LogOptions
 from logd.storage.segment_copy import SegmentCopy
 from logd.storage.trash import Trash
 from logd.storage.whole_file import make_directory_durably
 from logd.types import Offset, Term
-from tests.sim.files import SimulatedFileSystem
+from tests.sim.files import EndOfLifeError, SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, read_all
 from tests.support.replica import (
     OURSELVES,
@@ -59,10 +64,6 @@ def disk() -> SimulatedFileSystem:
 @pytest.fixture
 def log(disk: SimulatedFileSystem) -> Log:
     return Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
-
-
-class EndOfLifeError(BaseException):
-    """The program ends here."""
 
 
 def put(log: Log, sealed: bytes, *, term: int = 1, time_ms: int = 0) -> None:
@@ -596,13 +597,19 @@ def test_a_file_system_without_second_names_gives_back_the_first_file_at_once(
     assert_is_log(disk, log, 15)
 
 
-def test_a_disk_that_cannot_set_the_old_file_aside_is_no_reason_to_give_up_the_log(
-    disk: SimulatedFileSystem, log: Log, trash: Trash
-) -> None:
+def first_replacement(disk: SimulatedFileSystem, log: Log) -> CompactedSegment:
+    """What takes the place of the first of two segments, with six batches in all."""
     seal_rewritten(log, 1)
     append(log, (b"0", b"end"))
     seal_segment(log)
     first, *_ = compact(disk, request_of(log), lambda count: None).segments
+    return first
+
+
+def test_a_disk_that_cannot_set_the_old_file_aside_is_no_reason_to_give_up_the_log(
+    disk: SimulatedFileSystem, log: Log, trash: Trash
+) -> None:
+    first = first_replacement(disk, log)
 
     def refuse(operation: str, path: str) -> None:
         if operation == "link":
@@ -622,10 +629,7 @@ def test_a_segment_whose_file_was_deleted_can_be_replaced(
     disk: SimulatedFileSystem, log: Log, trash: Trash
 ) -> None:
     """A repair puts another one in the place of what is not there."""
-    seal_rewritten(log, 1)
-    append(log, (b"0", b"end"))
-    seal_segment(log)
-    first, *_ = compact(disk, request_of(log), lambda count: None).segments
+    first = first_replacement(disk, log)
     disk.remove(f"{DIRECTORY}/{0:020}.log")
 
     assert log.replace(first.replaces, first.path, TRASH)
@@ -685,22 +689,10 @@ def test_a_crash_at_any_step_leaves_no_file_that_is_both_in_the_log_and_in_the_t
             log.sync_mark(log.end_offset)
             old = records(log)
             result = compact(disk, request_of(log, segment_bytes=100 * KIB), lambda count: None)
-            was_cut_off = False
-            left = steps
-
-            def stop(_operation: str, _path: str) -> None:
-                nonlocal left
-                left -= 1
-                if left < 0:
-                    raise EndOfLifeError
-
-            disk.on_operation = stop
-            try:
+            with disk.dying_after(steps) as life:
                 for segment in result.segments:
                     log.replace(segment.replaces, segment.path, TRASH)
-            except EndOfLifeError:
-                was_cut_off = True
-            disk.on_operation = None
+            was_cut_off = life.was_cut_off
             disk.crash(rng) if power else disk.kill()
 
             if is_opened_first:

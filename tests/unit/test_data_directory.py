@@ -170,21 +170,8 @@ def test_a_file_system_of_its_own_counts_as_empty(tmp_path: Path) -> None:
 def test_a_first_start_that_was_interrupted_anywhere_can_be_repeated() -> None:
     for seed in range(60):
         disk = SimulatedFileSystem(random.Random(seed))
-        left = seed // 2
-
-        def stop(operation: str, _: str) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise KeyboardInterrupt
-
-        disk.on_operation = stop
-        try:
+        with disk.dying_after(seed // 2):
             open_directory(disk, "first")
-        except KeyboardInterrupt:
-            pass
-        finally:
-            disk.on_operation = None
         disk.crash(random.Random(seed))
 
         assert open_directory(disk, "second").directory_id in ("first", "second")

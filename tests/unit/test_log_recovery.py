@@ -17,7 +17,7 @@ from logd.storage.hard_state import HardStateFile
 from logd.storage.log import Log, LogOptions, SyncedMark
 from logd.storage.synced_mark import SLOT_POSITIONS
 from logd.types import NodeId, Offset, Term
-from tests.sim.files import SimulatedFileSystem
+from tests.sim.files import EndOfLifeError, SimulatedFileSystem
 from tests.support.logs import (
     DIRECTORY,
     IDENTITY,
@@ -387,13 +387,6 @@ def test_a_segment_whose_name_was_not_synced_before_a_kill_does_not_vanish_later
 
 
 # --- the power goes, anywhere -----------------------------------------------------------
-
-
-class EndOfLifeError(BaseException):
-    """The program ends here, by ``kill -9`` or because the power goes.
-
-    Not an ``Exception``: no handler may run, as none would.
-    """
 
 
 class Life:

@@ -151,10 +151,6 @@ def test_log_time_is_that_of_the_last_committed_batch_carried_on_by_the_monotoni
 # --- the power goes at every step -------------------------------------------------------
 
 
-class EndOfLifeError(BaseException):
-    """The program ends here."""
-
-
 @pytest.mark.parametrize("power", [True, False])
 def test_a_crash_at_any_step_of_a_trim_leaves_a_whole_log(power: bool) -> None:
     steps_seen = 0
@@ -167,21 +163,9 @@ def test_a_crash_at_any_step_of_a_trim_leaves_a_whole_log(power: bool) -> None:
             written += append_some(log, 5, value=b"v" * 300)
             log.sync(log.end_offset)
             log.roll()
-        left = steps
-
-        def stop(_operation: str, _path: str) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise EndOfLifeError
-
-        disk.on_operation = stop
-        try:
+        with disk.dying_after(steps) as life:
             log.trim(Offset(15), TRASH)
-            was_cut_off = False
-        except EndOfLifeError:
-            was_cut_off = True
-        disk.on_operation = None
+        was_cut_off = life.was_cut_off
         disk.crash(random.Random(steps)) if power else disk.kill()
 
         log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
