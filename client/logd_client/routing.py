@@ -377,6 +377,7 @@ class Routing:
                 return topic
         self.view.forget_topic(name)
         self._topics_of_interest.pop(name, None)
+        self._which_groups.pop(name, None)
         raise UnknownTopicError(f"no topic {name!r}")
 
     async def describe(
@@ -437,12 +438,7 @@ class Routing:
             return frozenset(GroupId(partition.group) for partition in found.partitions)
 
         question = self._which_groups.setdefault(topic, SharedQuestion(self.environment.clock))
-        try:
-            groups = await question.ask(ask)
-        except UnknownTopicError:
-            self._which_groups.pop(topic, None)
-            raise
-        if group not in groups:
+        if group not in await question.ask(ask):
             raise UnknownTopicError(f"topic {topic!r} was deleted and created again")
 
     async def partition(self, topic: str, partition: int) -> PartitionInfo:

@@ -301,7 +301,7 @@ def rests_on_by(files: FileSystem, path: str, group: GroupId) -> int:
 
 
 def _encode_slot(state: _State, identity: LogIdentity) -> bytes:
-    """Both copies, up to the end of the second."""
+    """Both copies, in a whole block: no part of it has to be read before it is written."""
     packed = _STRUCT.pack(
         0,
         state.sequence,
@@ -312,7 +312,7 @@ def _encode_slot(state: _State, identity: LogIdentity) -> bytes:
     )
     checked = packed[_CHECKSUM.size :]
     copy = _CHECKSUM.pack(xxh3_64_intdigest(checked, seed=identity.group)) + checked
-    slot = bytearray(COPY_POSITIONS[-1] + COPY_BYTES)
+    slot = bytearray(BLOCK_BYTES)
     for position in COPY_POSITIONS:
         slot[position : position + COPY_BYTES] = copy
     return bytes(slot)
