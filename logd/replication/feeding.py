@@ -12,7 +12,7 @@ besides, whose owner refills it, until it votes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from logd.errors import CorruptionError, LogdError, OffsetOutOfRangeError
 from logd.limits import APPEND_BYTES_MAX
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
     from logd.replication.group import Group
     from logd.replication.peer_protocol import Lane
     from logd.replication.seams import GroupHost
+    from logd.types import Buffer
+
+
+class _Range(NamedTuple):
+    """Batches for an append request."""
+
+    buffers: tuple[Buffer, ...]
+    size_bytes: int
+    end_offset: Offset
 
 
 class Feeder:
@@ -90,12 +99,22 @@ class Feeder:
 
     def send(self) -> None:
         """Send each follower what it may be sent now."""
+        ranges: dict[tuple[Offset, int], _Range] = {}
         for follower in self._core.sendable():
-            while self._send_next(follower):
+            while self._send_next(follower, ranges):
                 pass
 
-    def _send_next(self, follower: NodeId) -> bool:
-        """Send the next range to one follower; False if nothing more can be sent now."""
+    def _send_next(self, follower: NodeId, ranges: dict[tuple[Offset, int], _Range]) -> bool:
+        """Send the next range to one follower.
+
+        Args:
+            follower: one of ``sendable()``.
+            ranges: what others were sent in the same turn, by start and bytes allowed: followers
+                that keep up stand at the same offset.
+
+        Returns:
+            Whether there is more, which may not fit its window.
+        """
         core, host, group = self._core, self._host, self._group
         start = core.next_offset(follower)
         end = group.log.end_offset
@@ -109,8 +128,8 @@ class Feeder:
         if budget is not None and not budget.allows(start) and self._is_learner(follower):
             return False
         bytes_max = min(window, APPEND_BYTES_MAX)
-        cached = host.tail_cache.read(group.group_id, start, end, bytes_max)
-        if cached is None:
+        found = ranges.get((start, bytes_max)) or self._read_cached(start, end, bytes_max)
+        if found is None:
             if not host.has_room(follower, "bulk"):
                 return False
             self._catching_up[follower] = True
@@ -119,13 +138,24 @@ class Feeder:
         if lane == "bulk" and core.progress(follower).in_flight_bytes == 0:
             lane = self._lanes[follower] = "main"
         self._fed_from_file.pop(follower, None)
-        buffers = tuple(buffer for batch in cached for buffer in batch.buffers)
-        size = sum(batch.size_bytes for batch in cached)
-        request = core.make_append(follower, cached[-1].end_offset, size)
-        host.send(request, buffers, lane)
+        ranges[start, bytes_max] = found
+        request = core.make_append(follower, found.end_offset, found.size_bytes)
+        host.send(request, found.buffers, lane)
         if budget is not None:
-            budget.spend(start, size)
-        return True
+            budget.spend(start, found.size_bytes)
+        return found.end_offset < end
+
+    def _read_cached(self, start: Offset, end: Offset, bytes_max: int) -> _Range | None:
+        """What memory still has from ``start`` on."""
+        group_id = self._group.group_id
+        batches = self._host.tail_cache.read(group_id, start, end, bytes_max)
+        if batches is None:
+            return None
+        return _Range(
+            tuple([buffer for batch in batches for buffer in batch.buffers]),
+            sum([batch.size_bytes for batch in batches]),
+            batches[-1].end_offset,
+        )
 
     def _is_learner(self, follower: NodeId) -> bool:
         """Only learners are held back: everybody waits for one that votes."""

@@ -96,20 +96,25 @@ class Syncer:
             return False
         return group.log.unsynced_bytes <= BRIEF_SYNC_BYTES_MAX and not group.io_lock.locked()
 
-    def sync_here(self) -> None:
-        """As ``sync_once``, on the event loop.  Only if ``may_sync_here``."""
+    def sync_here(self) -> float:
+        """As ``sync_once``, on the event loop.  Only if ``may_sync_here``.
+
+        Returns the seconds that it took; 0 if the log has failed.
+        """
         group = self._group
         log = group.log
         if group.failure is not None or log.failure is not None:
-            return
+            return 0.0
         began = trio.current_time()
         try:
             end, term = log.sync(group.commit_offset)
         except (OSError, LogdError) as error:
             group.fail(error)
-            return
-        self._host.counts.sync_s.observe(trio.current_time() - began)
+            return 0.0
+        seconds = trio.current_time() - began
+        self._host.counts.sync_s.observe(seconds)
         self._synced(end, term)
+        return seconds
 
     def _synced(self, end: Offset, term: Term) -> None:
         group = self._group

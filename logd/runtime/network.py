@@ -161,6 +161,8 @@ class TcpStream:
         try:
             if len(buffers) == 1:
                 sent = self._socket.send(buffers[0], socket.MSG_NOSIGNAL)
+                if sent == len(buffers[0]):
+                    return ()
             else:
                 sent = self._socket.sendmsg(buffers[:BUFFERS_PER_SEND_MAX], (), socket.MSG_NOSIGNAL)
         except BlockingIOError:
