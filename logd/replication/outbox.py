@@ -55,8 +55,11 @@ class Outbox:
 
     def push(self, buffers: Sequence[Buffer], size_bytes: int) -> None:
         """Queue buffers; they are not copied and must not change any more."""
+        is_first = not self._queue
         self._queue.append((size_bytes, buffers))
         self._bytes += size_bytes
+        if not is_first:
+            return  # Whoever takes the first takes this one too.
         if self._turn.is_open:
             self._turn.note(self)
         else:
@@ -121,7 +124,12 @@ class Outbox:
     def _take(self) -> tuple[int, Sequence[Buffer]]:
         if len(self._queue) == 1:
             return self._queue.pop()
-        taken: list[Buffer] = []
+        if self._bytes <= SEND_BYTES_MAX:
+            taken = [buffer for _, entry in self._queue for buffer in entry]
+            if len(taken) <= SEND_BUFFERS_MAX:
+                self._queue.clear()
+                return self._bytes, taken
+        taken = []
         size = 0
         count = 0
         for entry_bytes, entry in self._queue:

@@ -161,8 +161,6 @@ class TcpStream:
         try:
             if len(buffers) == 1:
                 sent = self._socket.send(buffers[0], socket.MSG_NOSIGNAL)
-                if sent == len(buffers[0]):
-                    return ()
             else:
                 sent = self._socket.sendmsg(buffers[:BUFFERS_PER_SEND_MAX], (), socket.MSG_NOSIGNAL)
         except BlockingIOError:
@@ -413,6 +411,8 @@ def _new_socket(family: socket.AddressFamily) -> socket.socket:
 
 def _unsent(buffers: Sequence[Buffer], sent: int) -> Sequence[Buffer]:
     """What is left of ``buffers`` after ``sent`` bytes; nothing is copied."""
+    if sent == sum(map(len, buffers)):
+        return ()
     for position, buffer in enumerate(buffers):
         if sent < len(buffer):
             return (memoryview(buffer)[sent:], *buffers[position + 1 :])
