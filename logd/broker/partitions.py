@@ -58,6 +58,14 @@ BEING_REPAIRED: Final = "damaged, and being repaired from its peers"
 T = TypeVar("T")
 
 
+class _Mending:
+    """One replica's repair in the background."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+
 class Partitions:
     """Opens and removes this broker's replicas."""
 
@@ -75,6 +83,8 @@ class Partitions:
         self._node = node
         self._directory = membership.directory
         self._is_up_to_date = False
+        self._mending: dict[GroupId, _Mending] = {}
+        """Damaged replicas that are being repaired."""
         self.compaction = Compaction(config, node, self._directory)
         self.retention = Retention(env, node, self._directory, config.retention_interval_ms)
 
@@ -109,7 +119,7 @@ class Partitions:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._open_all, missing, metadata)
                 if may_change:
-                    self._forget_deleted(metadata)
+                    await self._forget_shut(wanted, metadata)
                     is_tidy = await self._remove_others(wanted, metadata)
             self._apply_topic_options(wanted, metadata)
             if {p.group for p in metadata.state.partitions_on(self._node.node)} == set(wanted):
@@ -117,12 +127,19 @@ class Partitions:
                 with trio.move_on_after(math.inf if is_settled else RETRY_S):
                     await metadata.changed()
 
-    def _forget_deleted(self, metadata: MetadataService) -> None:
-        """Nobody misses a replica that is shut once its partition is no more."""
+    async def _forget_shut(
+        self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
+    ) -> None:
+        """Nobody misses a replica that is shut once it is not to be here any more.
+
+        If it is to be here again later, it is another one.
+        """
         for group_id in list(self._node.shut):
-            if self._is_handed_out(group_id, metadata) and (
-                metadata.state.placement(group_id) is None
-            ):
+            if self._is_handed_out(group_id, metadata) and group_id not in wanted:
+                mending = self._mending.get(group_id)
+                if mending is not None:
+                    mending.scope.cancel()
+                    await mending.ended.wait()  # Its files are about to go.
                 del self._node.shut[group_id]
 
     async def _remove_others(
@@ -248,8 +265,11 @@ class Partitions:
 
     async def _mend(self, placement: PartitionPlacement, options: LogOptions) -> None:
         """Have a damaged replica repaired, then take it up with the next round."""
+        mending = self._mending[placement.group] = _Mending()
         try:
-            await self._repaired(placement.group, placement.replicas, options)
+            with mending.scope:
+                await self._repaired(placement.group, placement.replicas, options)
+                self._node.shut.pop(placement.group, None)
         except (OSError, LogdError) as error:
             self._node.shut[placement.group] = str(error)
             log.error(
@@ -258,8 +278,9 @@ class Partitions:
                 group=placement.group,
                 reason=str(error),
             )
-        else:
-            self._node.shut.pop(placement.group, None)
+        finally:
+            del self._mending[placement.group]
+            mending.ended.set()
 
     async def _repaired(
         self, group_id: GroupId, members: tuple[NodeId, ...], options: LogOptions

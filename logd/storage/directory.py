@@ -28,7 +28,8 @@ import msgspec
 from logd.env import DirectoryLock, FileSystem
 from logd.errors import CorruptionError, ForeignDirectoryError, StorageError
 from logd.storage.file_header import META_MAGIC, FileHeader, LogIdentity
-from logd.storage.hard_state import FILE_BYTES
+from logd.storage.hard_state import FILE_BYTES, is_intact, promise_of
+from logd.storage.repair import last_term
 from logd.storage.trash import Trash
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
@@ -196,16 +197,34 @@ class DataDirectory:
         """The replica was removed from this node, but the group lives on: keep its promises.
 
         Raises:
-            StorageError: they could not be kept, or the files not moved.
+            StorageError: they could not be kept, or the files not moved; or both the votes and
+                the log are lost, so that nobody knows what was promised.
         """
         try:
-            hard_state = f"{self.group_path(group)}/{HARD_STATE_NAME}"
-            content = read_file(self._files, hard_state, FILE_BYTES)
-            path = self.promises_path(group)
-            write_new_file(self._files, path, [content])
+            write_new_file(self._files, self.promises_path(group), [self._promises_of(group)])
         except OSError as error:
             raise StorageError(f"cannot keep the promises of group {group}: {error}") from error
         self._move_to_trash(group)
+
+    def _promises_of(self, group: GroupId) -> bytes:
+        """The hard state of a replica that is leaving, or what its log says in place of it.
+
+        The term is what matters.  A vote that is lost helped a candidate that cannot win without
+        one of those who have committed the removal since, or that knows of it: ADR 8.
+        """
+        files, path, identity = self._files, self.group_path(group), self.identity(group)
+        hard_state = f"{path}/{HARD_STATE_NAME}"
+        if files.exists(hard_state):
+            content = read_file(files, hard_state, FILE_BYTES)
+            if is_intact(content, identity):
+                return content
+        term = last_term(files, path, identity)
+        if term is None:
+            raise StorageError(
+                f"{path} holds a replica whose votes (hard_state) and last term (both synced "
+                "marks) are lost: what it promised is not known, and it must not come back here"
+            )
+        return promise_of(term, identity)
 
     def trash_group(self, group: GroupId) -> None:
         """Move the files of a group that is no more to the trash, durably and at once.

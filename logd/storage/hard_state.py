@@ -119,18 +119,11 @@ class HardStateFile:
             StorageError: it cannot be written.
         """
         assert not files.exists(path)
-        block = bytearray(FILE_BYTES)
-        header = encode_file_header(HARD_STATE_MAGIC, FileHeader(identity))
-        block[: len(header)] = header
         state = _State(1, Term(0), None)
         if promised is not None:
             state = _State(1, *promised, is_newcomer=True)
-        for each in (state._replace(sequence=0), state):
-            position = SLOT_POSITIONS[each.sequence % 2]
-            slot = _encode_slot(each, identity)
-            block[position : position + len(slot)] = slot
         try:
-            write(files, path, [block])
+            write(files, path, [_new_content(identity, state)])
         except OSError as error:
             raise StorageError(f"cannot create {path}: {error}") from error
         return cls(files, path, identity, state)
@@ -287,6 +280,21 @@ class HardStateFile:
         return file
 
 
+def is_intact(content: bytes, identity: LogIdentity) -> bool:
+    """Whether what a hard state's file holds says what was promised."""
+    try:
+        for position in SLOT_POSITIONS:
+            _decode_slot("", content, position, identity)
+    except CorruptionError:
+        return False
+    return True
+
+
+def promise_of(term: Term, identity: LogIdentity) -> bytes:
+    """A hard state's file for a replica that has seen ``term``, and whose vote is not known."""
+    return bytes(_new_content(identity, _State(1, term, None)))
+
+
 def rests_on_by(files: FileSystem, path: str, group: GroupId) -> int:
     """What a hard state says that its replica rests on, for whoever only looks at the file.
 
@@ -298,6 +306,17 @@ def rests_on_by(files: FileSystem, path: str, group: GroupId) -> int:
     content = read_file(files, path, FILE_BYTES)
     slots = [_decode_slot(path, content, position, identity) for position in SLOT_POSITIONS]
     return sorted(slots, key=lambda each: each.sequence)[-1].rests_on
+
+
+def _new_content(identity: LogIdentity, state: _State) -> bytearray:
+    block = bytearray(FILE_BYTES)
+    header = encode_file_header(HARD_STATE_MAGIC, FileHeader(identity))
+    block[: len(header)] = header
+    for each in (state._replace(sequence=0), state):
+        position = SLOT_POSITIONS[each.sequence % 2]
+        slot = _encode_slot(each, identity)
+        block[position : position + len(slot)] = slot
+    return block
 
 
 def _encode_slot(state: _State, identity: LogIdentity) -> bytes:

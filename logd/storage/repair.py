@@ -101,6 +101,16 @@ def segment_with(
     return None
 
 
+def last_term(files: FileSystem, directory: str, identity: LogIdentity) -> Term | None:
+    """The term of the last batch of a closed log; None if it cannot be told.
+
+    Raises:
+        StorageError, OSError: as ``Log.open``.
+    """
+    active = inspect_segments(files, directory, identity)[-1]
+    return None if active.mark is None else _tail_end(files, active, identity).term
+
+
 def _tail_end(files: FileSystem, active: FoundSegment, identity: LogIdentity) -> LogEnd:
     """Where the batches behind the active segment's mark end: they may have been promised."""
     mark = active.mark

@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 import trio
 
+from logd.broker.partitions import BEING_REPAIRED
 from logd.errors import LogdError
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import PartitionInfo, PlanInfo, PlannedMoveInfo
 from logd_client import Client
 from tests.sim import stories
 from tests.sim.checks import check_metadata, check_replicas
-from tests.sim.cluster import ClusterSettings, SimCluster
+from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster
 from tests.sim.network import CALM
 
 TOPIC = "t"
@@ -200,6 +201,68 @@ def test_a_partition_goes_to_brokers_none_of_which_had_it_and_back() -> None:
 
         assert (await partitions_of(client))[0].replicas == elsewhere
         await check(cluster, client)
+
+    play(story)
+
+
+@pytest.mark.parametrize("lost", ["hard_state", ".log"])
+def test_a_replica_that_nobody_can_mend_is_rebuilt_where_it_was_by_moving_it_out_and_back(
+    lost: str,
+) -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        partition = (await partitions_of(client))[0]
+        before, group = partition.replicas, GroupId(partition.group)
+        victim = cluster.nodes[NodeId(before[1])]
+
+        async def work() -> None:
+            await victim.stop()
+            directory = f"{DATA_DIR}/groups/{group:020}"
+            for name in victim.files.list_directory(directory):
+                if name.endswith(lost):
+                    victim.files.remove(f"{directory}/{name}")
+            victim.start()
+            while victim.broker is None or group not in victim.broker.node.shut:
+                await trio.sleep(0.1)
+
+            for target in ([node for node in before if node != victim.node], before):
+                await start(client, {0: target})
+                assert (await ended(client)).state == "done"
+            assert victim.broker.node.shut == {}
+
+        await under_load(client, work)
+
+        assert (await partitions_of(client))[0].replicas == before
+        await check(cluster, client)
+
+    play(story)
+
+
+def test_a_replica_that_is_being_repaired_goes_when_its_partition_does() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic("alone", partitions=1, replicas=1)
+        async with client.producer("alone") as producer:
+            for _ in range(20):
+                await producer.append(bytes(VALUE_BYTES))
+        partition = (await client.admin.describe_topic("alone")).partitions[0]
+        group, victim = GroupId(partition.group), cluster.nodes[NodeId(partition.replicas[0])]
+        await victim.stop()
+        directory = f"{DATA_DIR}/groups/{group:020}"
+        for name in victim.files.list_directory(directory):
+            if name.endswith(".log"):
+                victim.files.overwrite(f"{directory}/{name}", 5_000, bytes(1_000))
+        victim.start()
+        while victim.broker is None or group not in victim.broker.node.shut:
+            await trio.sleep(0.1)
+        assert victim.broker.node.shut[group] == BEING_REPAIRED
+
+        await client.admin.delete_topic("alone")
+        with trio.fail_after(10):
+            while group in victim.broker.node.shut or victim.files.exists(directory):
+                await trio.sleep(0.1)
+        await trio.sleep(5)
+
+        assert victim.broker.node.shut == {}
+        assert not victim.files.exists(directory)
 
     play(story)
 

@@ -21,8 +21,11 @@ from logd.errors import (
 from logd.runtime.files import RealFileSystem
 from logd.storage.directory import DataDirectory
 from logd.storage.hard_state import HardStateFile
-from logd.types import GroupId, NodeId, Term
+from logd.storage.log import Log, LogOptions
+from logd.storage.segment import segment_name
+from logd.types import GroupId, NodeId, Offset, Term
 from tests.sim.files import SimulatedFileSystem
+from tests.support.logs import make_batch
 
 NODE = NodeId(1)
 
@@ -279,6 +282,51 @@ def test_a_replica_retired_at_a_power_cut_is_there_or_its_promises_are() -> None
         directory = open_directory(disk)
 
         assert directory.has_group(GroupId(3)) or promised(disk, directory) == (5, 2)
+
+
+def a_log(disk: SimulatedFileSystem, directory: DataDirectory, *terms: int) -> str:
+    """A log with a batch of each of these terms; where it lies."""
+    path, identity = directory.group_path(GroupId(3)), directory.identity(GroupId(3))
+    log = Log.create(disk, path, identity, LogOptions())
+    for offset, term in enumerate(terms):
+        log.append([make_batch(offset, term=term, group=GroupId(3))])
+        log.sync(Offset(0))
+    log.close()
+    return f"{path}/{segment_name(Offset(0))}"
+
+
+@pytest.mark.parametrize("loss", ["missing", "damaged"])
+def test_where_the_votes_are_lost_the_term_of_the_log_is_promised(
+    disk: SimulatedFileSystem, loss: str
+) -> None:
+    directory = open_directory(disk, "first")
+    a_replica(disk, directory, 9)
+    a_log(disk, directory, 4, 7)
+    hard_state = f"{directory.group_path(GroupId(3))}/hard_state"
+    if loss == "missing":
+        disk.remove(hard_state)
+    else:
+        disk.overwrite(hard_state, 4096, bytes(8192))
+
+    directory.retire_group(GroupId(3))
+
+    assert not directory.has_group(GroupId(3))
+    assert promised(disk, directory) == (7, None)
+
+
+def test_a_replica_of_which_no_promise_is_known_stays_and_so_cannot_come_back(
+    disk: SimulatedFileSystem,
+) -> None:
+    directory = open_directory(disk, "first")
+    a_replica(disk, directory, 9)
+    segment = a_log(disk, directory, 4, 7)
+    disk.remove(f"{directory.group_path(GroupId(3))}/hard_state")
+    disk.overwrite(segment, 512, bytes(1024))
+
+    with pytest.raises(StorageError, match="what it promised is not known"):
+        directory.retire_group(GroupId(3))
+
+    assert directory.has_group(GroupId(3))
 
 
 def test_the_promises_of_a_deleted_group_are_forgotten(disk: SimulatedFileSystem) -> None:
