@@ -186,8 +186,8 @@ class BrokerConfig:
     """A broker that is missing for this long is taken for lost: what it held is rebuilt elsewhere.
 
     If there is room, and enough other brokers. Longer than a reboot should take, or every
-    maintenance copies the disk. 0 turns this off; `logd rebalance set --autonomy off` does
-    so for the whole cluster while it runs.
+    maintenance copies the disk. 0 turns this off, and that replicas which nobody can mend are
+    made anew; `logd rebalance set --autonomy off` does so for the whole cluster while it runs.
     """
 
     feature_level_max: int = FEATURE_LEVEL

@@ -443,6 +443,15 @@ class NewerFormatError(StorageError):
     code = 113
 
 
+class BeyondRepairError(StorageError):
+    """What a replica promised can no longer be told from its files: no peer can mend it.
+
+    Another replica can take its place.
+    """
+
+    code = 114
+
+
 class UsageError(LogdError):
     """The local program misused the API, or its configuration does not fit."""
 

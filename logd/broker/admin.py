@@ -316,9 +316,9 @@ async def describe_broker(broker: Broker, request: DescribeBrokerRequest) -> Des
                     log_start=0,
                     log_end=0,
                     commit_offset=0,
-                    reason=reason,
+                    reason=shut.reason,
                 )
-                for group_id, reason in broker.node.shut.items()
+                for group_id, shut in broker.node.shut.items()
             ),
         ],
         peers_alive=[int(node) for node in broker.node.peers_up()],

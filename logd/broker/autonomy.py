@@ -1,4 +1,4 @@
-"""What the cluster does about itself, without a command: replace, drain on, even out.
+"""What the cluster does about itself, without a command: replace, rebuild, drain on, even out.
 
 Only the controller acts, and it only starts plans: carrying them out, showing and cancelling
 them is as with any other.  It counts from when it first saw a broker missing, so that a new
@@ -8,7 +8,7 @@ or would do is said in ``autonomy_notes`` and in the log, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,6 +17,7 @@ import trio
 
 from logd.broker import log_events
 from logd.broker.plan_runner import is_controller
+from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
 from logd.metadata.commands import CancelMove, Command, StartPlan
 from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, PlannedMove
@@ -77,6 +78,7 @@ class Autonomy:
         self._draining_since: dict[NodeId, float] = {}
         self._evened_at = trio.current_time()
         self._not_before = 0.0
+        self._rebuilding = Rebuilding(broker)
         self._problem = ""
 
     async def run(self) -> None:
@@ -86,6 +88,7 @@ class Autonomy:
             if not is_controller(self._broker):
                 self._missing_since.clear()
                 self._draining_since.clear()
+                self._rebuilding.forget()
                 self._broker.autonomy_notes = []
                 self._broker.lost_brokers = []
                 continue
@@ -157,9 +160,19 @@ class Autonomy:
         now = trio.current_time()
         if now < self._not_before:
             return
+        wanted = self._rebuilding.to_make_anew()
+        if wanted and await self._plan_for(set(wanted), MAKE_ANEW, wanted):
+            return  # Before any other plan takes the place of the one that says so.
         if any(state.partitions_on(node) for node in lost):
-            await self._rebuild(lost)
+            await self._replace(lost)
             return
+        if self._broker.config.replace_after_ms:
+            await self._rebuilding.look()
+            out = self._rebuilding.to_take_out()
+            if out:
+                await self._start(out, TAKE_OUT, self._broker.metadata.state.layout_version)
+                self._rebuilding.note_taken_out(out)
+                return
         if plan is None or plan.state != "cancelled":  # Whoever cancelled it meant it.
             due = [n for n, since in self._draining_since.items() if now - since >= DRAIN_GRACE_S]
             if any(state.partitions_on(node) for node in due):
@@ -185,7 +198,7 @@ class Autonomy:
                 )
                 await self._execute(CancelMove(group=placement.group))
 
-    async def _rebuild(self, lost: list[NodeId]) -> None:
+    async def _replace(self, lost: list[NodeId]) -> None:
         groups = {p.group for node in lost for p in self._broker.metadata.state.partitions_on(node)}
         minutes = self._broker.config.replace_after_ms / 60_000
         names = ", ".join(map(str, sorted(lost)))
@@ -196,11 +209,22 @@ class Autonomy:
         groups = {p.group for node in draining for p in state.partitions_on(node)}
         await self._plan_for(groups, f"drain broker {', '.join(map(str, sorted(draining)))}")
 
-    async def _plan_for(self, groups: set[GroupId], purpose: str) -> None:
-        """Plan what must be, for these groups alone, and start it."""
+    async def _plan_for(
+        self, groups: set[GroupId], purpose: str, wanted: Mapping[GroupId, int] | None = None
+    ) -> bool:
+        """Plan what must be, for these groups alone, and start it.
+
+        Args:
+            wanted: replicas that a partition shall have; default: as many as it has.
+
+        Returns:
+            Whether there was anything that could be done.
+        """
         version = self._broker.metadata.state.layout_version
         loads = await self._ask_for_loads()
         brokers, partitions = self._picture(loads)
+        if wanted:
+            partitions = [p._replace(replica_count=wanted.get(p.group)) for p in partitions]
         goals = Goals(is_balancing=False)
         plan = await self._broker.env.run_blocking(
             lambda: plan_only(brokers, partitions, groups, goals)
@@ -213,7 +237,8 @@ class Autonomy:
             self._problem = f"{purpose}: {why} for {left} of {len(groups)} partitions"
             log.warning(log_events.REPLACEMENT_IMPOSSIBLE, reason=self._problem)
             self._not_before = trio.current_time() + TRY_AGAIN_S
-        await self._start(moves, purpose, version)
+        await self._start(_planned(moves), purpose, version)
+        return bool(moves)
 
     async def _even_out(self) -> None:
         version = self._broker.metadata.state.layout_version
@@ -224,9 +249,9 @@ class Autonomy:
             evaluations_max=GENTLE_EVALUATIONS_MAX,
         )
         plan = await self._broker.env.run_blocking(lambda: make_plan(brokers, partitions, goals))
-        await self._start(list(plan.moves), "even out", version)
+        await self._start(_planned(plan.moves), "even out", version)
 
-    async def _start(self, moves: list[Move], purpose: str, layout_version: int) -> None:
+    async def _start(self, moves: Sequence[PlannedMove], purpose: str, layout_version: int) -> None:
         if not moves:
             return
         log.warning(log_events.PLAN_STARTED, reason=purpose, moves=len(moves))
@@ -239,16 +264,7 @@ class Autonomy:
                     layout_version=layout_version,
                     move_count=len(moves),
                     first=first,
-                    moves=tuple(
-                        PlannedMove(
-                            group=move.group,
-                            before=move.before,
-                            target=move.after,
-                            reason=f"{move.reason}: {move.detail}",
-                            size_bytes=move.bytes,
-                        )
-                        for move in moves[first : first + PLAN_MOVES_PER_COMMAND_MAX]
-                    ),
+                    moves=tuple(moves[first : first + PLAN_MOVES_PER_COMMAND_MAX]),
                     now_ms=self._broker.env.wall_clock_ms(),
                 )
             )
@@ -331,3 +347,16 @@ class Autonomy:
                     if node in left:
                         left[node] -= size
         return fitting
+
+
+def _planned(moves: Sequence[Move]) -> list[PlannedMove]:
+    return [
+        PlannedMove(
+            group=move.group,
+            before=move.before,
+            target=move.after,
+            reason=f"{move.reason}: {move.detail}",
+            size_bytes=move.bytes,
+        )
+        for move in moves
+    ]

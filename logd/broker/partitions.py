@@ -26,13 +26,14 @@ from logd.broker import log_events
 from logd.broker.broker import METADATA_LOG
 from logd.broker.compaction import Compaction
 from logd.broker.retention import Retention
-from logd.errors import LogdError
+from logd.errors import BeyondRepairError, LogdError
 from logd.metadata.state import PartitionPlacement
 from logd.metadata.topic_config import TopicOptions
 from logd.raft.core import RaftCore
 from logd.raft.messages import Configuration
 from logd.raft.options import RaftOptions
 from logd.replication.group import Group
+from logd.replication.node import Shut
 from logd.replication.opening import OpenedGroup, open_group, start_core
 from logd.storage.hard_state import boot_number
 from logd.storage.log import LogOptions
@@ -53,7 +54,7 @@ FILES_AT_ONCE: Final = 8
 """Replicas that are opened, or removed, at one time."""
 
 RETRY_S: Final = 1.0
-BEING_REPAIRED: Final = "damaged, and being repaired from its peers"
+BEING_REPAIRED: Final = Shut("damaged, and being repaired from its peers")
 
 T = TypeVar("T")
 
@@ -228,14 +229,7 @@ class Partitions:
                 is_coordination=placement.topic == COORDINATION_TOPIC,
             )
         except (OSError, LogdError) as error:
-            # This replica stays shut; the others serve.  A restart tries again.
-            self._node.shut[placement.group] = str(error)
-            log.error(
-                log_events.PARTITION_DAMAGED,
-                partition=str(placement.name),
-                group=placement.group,
-                reason=str(error),
-            )
+            self._shut(placement, error)
         else:
             log.info(
                 log_events.PARTITION_OPENED, partition=str(placement.name), group=placement.group
@@ -271,16 +265,21 @@ class Partitions:
                 await self._repaired(placement.group, placement.replicas, options)
                 self._node.shut.pop(placement.group, None)
         except (OSError, LogdError) as error:
-            self._node.shut[placement.group] = str(error)
-            log.error(
-                log_events.PARTITION_DAMAGED,
-                partition=str(placement.name),
-                group=placement.group,
-                reason=str(error),
-            )
+            self._shut(placement, error)
         finally:
             del self._mending[placement.group]
             mending.ended.set()
+
+    def _shut(self, placement: PartitionPlacement, error: Exception) -> None:
+        """This replica stays shut; the others serve.  A restart tries again."""
+        is_final = isinstance(error, BeyondRepairError)
+        self._node.shut[placement.group] = Shut(str(error), is_final)
+        log.error(
+            log_events.PARTITION_DAMAGED,
+            partition=str(placement.name),
+            group=placement.group,
+            reason=str(error),
+        )
 
     async def _repaired(
         self, group_id: GroupId, members: tuple[NodeId, ...], options: LogOptions
@@ -288,7 +287,7 @@ class Partitions:
         """Wait until the replica's files are whole.
 
         Raises:
-            CorruptionError: no peer can give back what is missing.
+            BeyondRepairError: no peer can give back what is missing.
         """
         opened = await self._open_files(group_id, options)
         if opened.damage is None:

@@ -47,6 +47,8 @@ class Trouble(msgspec.Struct, frozen=True, kw_only=True):
 
     group: int
     reason: str
+    is_final: bool = False
+    """It is shut, and nobody can mend it."""
 
 
 class BrokerReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +121,10 @@ async def make_report(broker: Broker, sampler: Sampler) -> BrokerReport:
         led_left_out=max(0, len(led) - REPORT_REPLICAS_MAX),
         troubles=[
             *(Trouble(group=row.group, reason=row.reason) for row in facts if row.reason),
-            *(Trouble(group=group, reason=reason) for group, reason in node.shut.items()),
+            *(
+                Trouble(group=group, reason=shut.reason, is_final=shut.is_final)
+                for group, shut in node.shut.items()
+            ),
         ][:REPORT_REPLICAS_MAX],
         history=list(sampler.history),
         commit_p99_s=sampler.commit_p99_s,

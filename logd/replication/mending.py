@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from logd.errors import CorruptionError
+from logd.errors import BeyondRepairError, CorruptionError
 from logd.replication import log_events
 from logd.replication.installing import begin_install, finish_install
 from logd.storage.holes import Hole, fill_hole
@@ -66,7 +66,7 @@ class Mender:
         """Return when the log is whole.
 
         Raises:
-            CorruptionError: no peer can give back what is missing.
+            BeyondRepairError: no peer can give back what is missing.
             StorageError, OSError: the disk failed.
         """
         group_id, patience = self._opened.group_id, self._repairer.patience
@@ -80,7 +80,7 @@ class Mender:
         env, opened = self._env, self._opened
         survey = await env.run_blocking(survey_log, env.files, opened.directory, opened.identity)
         if survey.beyond_repair is not None:
-            raise CorruptionError(survey.beyond_repair)
+            raise BeyondRepairError(survey.beyond_repair)
         left_open: list[Hole] = []
         let_go = Offset(0)
         for hole in survey.holes:

@@ -11,7 +11,7 @@ logs.  Nothing is acknowledged after that.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 import trio
@@ -86,6 +86,14 @@ LANES: Final[tuple[Lane, ...]] = ("main", "bulk")
 EXPIRY_INTERVAL_S: Final = 0.25
 
 
+class Shut(NamedTuple):
+    """Why a replica is not taken up."""
+
+    reason: str
+    is_final: bool = False
+    """Nobody can mend it; another one could take its place."""
+
+
 class Node:
     """Groups, links and what they share.  Implements ``GroupHost`` and ``LinkOwner``."""
 
@@ -98,8 +106,8 @@ class Node:
         self.group_counts: dict[GroupId, GroupCounts] = {}
         """Of all groups that were ever open here; whoever reads them forgets deleted ones."""
         self.groups: dict[GroupId, Group] = {}
-        self.shut: dict[GroupId, str] = {}
-        """Replicas on this node that could not be taken up, and why."""
+        self.shut: dict[GroupId, Shut] = {}
+        """Replicas on this node that could not be taken up."""
         self.incarnation = env.rng("incarnation").getrandbits(48)
         self.on_forward: Callable[[NodeId, Forward], None] | None = None
         self.on_forward_result: Callable[[ForwardResult], None] | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from logd.errors import CorruptionError, StorageError
+from logd.errors import BeyondRepairError, CorruptionError
 from logd.partition.state import PartitionState, StateSnapshot
 from logd.raft.core import RaftCore
 from logd.raft.messages import Configuration, HardState
@@ -133,8 +133,9 @@ def open_group(
     """Open the replica's directory, creating it if there is none.
 
     Raises:
-        StorageError: the directory cannot be used, or a trimmed log has lost its checkpoints.
-        CorruptionError: its small files are damaged beyond their redundancy.
+        StorageError: the directory cannot be used.
+        BeyondRepairError: its votes or its log are gone, or a trimmed log has lost its checkpoints.
+        CorruptionError: an earlier replica's promises are damaged beyond their redundancy.
     """
     path = directory.group_path(group_id)
     identity = LogIdentity(directory.directory_id, node, group_id)
@@ -142,11 +143,14 @@ def open_group(
     if is_new:
         _create(files, path, identity, directory.promises_path(group_id))
     if not files.exists(f"{path}/hard_state"):
-        raise StorageError(
+        raise BeyondRepairError(
             f"{path} holds a replica without its votes (hard_state is missing): it may have "
-            "voted, so it stays shut; restore the file, or remove the replica"
+            "voted, so it stays shut"
         )
-    hard_state = HardStateFile.open(files, f"{path}/hard_state", identity, is_new=is_new)
+    try:
+        hard_state = HardStateFile.open(files, f"{path}/hard_state", identity, is_new=is_new)
+    except CorruptionError as error:
+        raise BeyondRepairError(str(error)) from error
     finish_install(files, path, identity, options)
     log = Log.open(files, path, identity, options, is_new=is_new)
     checkpoints = CheckpointStore(files, path, identity)
@@ -158,13 +162,13 @@ def open_group(
             replayed = _replay(log, checkpoints)
         except CorruptionError as error:
             damage = str(error)
-        except StorageError:
+        except BeyondRepairError:
             log.close()
             raise
     terms = replayed.terms
     if terms and terms[-1][0] > term:
         log.close()
-        raise CorruptionError(
+        raise BeyondRepairError(
             f"{path}: the log reaches term {terms[-1][0]}, the hard state term {term}: it has lost "
             "votes that were cast"
         )
@@ -289,7 +293,7 @@ def _from_checkpoint(log: Log, checkpoints: CheckpointStore) -> _Replayed:
     if log.start_offset > 0 and (found is None or found[0] < log.start_offset):
         found = checkpoints.load()
     if log.start_offset > 0 and (found is None or found[0] < log.start_offset):
-        raise StorageError(
+        raise BeyondRepairError(
             f"the log begins at offset {log.start_offset}, and no checkpoint from there on can be "
             f"read: {'; '.join(checkpoints.damaged) or 'there is none'}"
         )

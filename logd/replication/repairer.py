@@ -242,7 +242,7 @@ class Repairer:
         """Make a damaged log whole, waiting for peers as long as it takes; then close it.
 
         Raises:
-            CorruptionError: no peer can give back what is missing.
+            BeyondRepairError: no peer can give back what is missing.
             StorageError, OSError: the disk failed.
         """
         group_id = opened.group_id

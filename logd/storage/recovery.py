@@ -25,7 +25,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from logd.env import File, FileSystem
-from logd.errors import CorruptionError, StorageError
+from logd.errors import BeyondRepairError, CorruptionError
 from logd.limits import MIB, SEGMENT_HEADER_BYTES
 from logd.storage.batch_walk import is_zero, walk_batches, walk_headers, written_end
 from logd.storage.file_header import (
@@ -128,7 +128,8 @@ def recover(
         is_new: it was just laid out, and synced.
 
     Raises:
-        StorageError: there is no segment; ``NewerFormatError``, ``ForeignDirectoryError``.
+        BeyondRepairError: there is no segment.
+        StorageError: ``NewerFormatError``, ``ForeignDirectoryError``.
         OSError: the disk failed.
     """
     _remove_leftovers(files, directory)
@@ -187,12 +188,13 @@ def inspect_segments(
     """The header blocks of a log's segments, in order, damaged or not.
 
     Raises:
-        StorageError: there is no segment; ``NewerFormatError``, ``ForeignDirectoryError``.
+        BeyondRepairError: there is no segment.
+        StorageError: ``NewerFormatError``, ``ForeignDirectoryError``.
         OSError: the disk failed.
     """
     bases = segment_bases(files, directory)
     if not bases:
-        raise StorageError(f"{directory} holds no segment")
+        raise BeyondRepairError(f"{directory} holds no segment: its log is gone")
     return [_inspect(files, directory, base, identity) for base in bases]
 
 

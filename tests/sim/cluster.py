@@ -58,6 +58,8 @@ class ClusterSettings:
     replace_after_ms: int = 0
     rebalance_interval_ms: int = 0
     feature_level_max: int = FEATURE_LEVEL
+    companion: server.Companion | None = None
+    """Runs beside each broker."""
     clock_rates: tuple[float, ...] = ()
     """How fast each node's wall clock runs; a node beyond the end has a good one."""
     network: NetworkConditions = field(default_factory=NetworkConditions)
@@ -165,7 +167,12 @@ class SimNode:
         ended = self._ended
         try:
             with self._scope:
-                await server.run_broker(self._cluster.config_of(self.node), env, stop=self._stop)
+                await server.run_broker(
+                    self._cluster.config_of(self.node),
+                    env,
+                    stop=self._stop,
+                    companion=self._cluster.settings.companion,
+                )
         except (BaseExceptionGroup, Crashed, OSError, LogdError) as error:
             if not self.may_end_by(error, env):
                 raise

@@ -941,8 +941,8 @@ SYSTEM_MUTANTS = (
         "the promises of a removed replica are not kept",
         "P2: one leader per term",
         "logd/storage/directory.py",
-        "            write_new_file(self._files, path, [content])\n",
-        "",
+        "            write_new_file(self._files, self.promises_path(group), [self._promises_of(group)])\n",
+        "            pass\n",
     ),
     Mutant(
         "a replica that returns has promised nothing",

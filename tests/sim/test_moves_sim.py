@@ -14,8 +14,11 @@ import pytest
 import trio
 
 from logd.broker.partitions import BEING_REPAIRED
+from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT
 from logd.errors import LogdError
-from logd.types import METADATA_GROUP, GroupId, NodeId
+from logd.ops.companion import make_visible
+from logd.storage.segment import segment_name
+from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
 from logd.wire.messages import PartitionInfo, PlanInfo, PlannedMoveInfo
 from logd_client import Client
 from tests.sim import stories
@@ -25,7 +28,7 @@ from tests.sim.network import CALM
 
 TOPIC = "t"
 PARTITIONS = 4
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 VALUE_BYTES = 400
 
 pytestmark = pytest.mark.sim
@@ -45,6 +48,7 @@ def play(
         network=CALM,
         replace_after_ms=replace_after_ms,
         rebalance_interval_ms=rebalance_interval_ms,
+        companion=make_visible,
     )
 
     async def with_topic(cluster: SimCluster, client: Client) -> None:
@@ -235,6 +239,88 @@ def test_a_replica_that_nobody_can_mend_is_rebuilt_where_it_was_by_moving_it_out
         await check(cluster, client)
 
     play(story)
+
+
+def test_a_replica_that_nobody_can_mend_is_rebuilt_by_itself_whoever_is_the_controller() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        partition = (await partitions_of(client))[0]
+        before, group = partition.replicas, GroupId(partition.group)
+        victim = cluster.nodes[NodeId(before[1])]
+        await victim.stop()
+        victim.files.remove(f"{DATA_DIR}/groups/{group:020}/{segment_name(Offset(0))}")
+        victim.start()
+        await trio.sleep(60)
+        assert (await partitions_of(client))[0].replicas == before
+
+        async def work() -> None:
+            while (plan := (await client.admin.describe_rebalance()).plan) is None:
+                await trio.sleep(0.02)
+            assert plan.purpose == f"by itself: {TAKE_OUT}"
+
+            controller = cluster.leader_of(METADATA_GROUP)
+            assert controller is not None
+            await controller.crash(power=False)
+            await trio.sleep(2)
+            controller.start()
+            while True:
+                plan = await ended(client)
+                if plan.purpose == f"by itself: {MAKE_ANEW}":
+                    break
+                await trio.sleep(0.2)
+            assert plan.state == "done"
+
+        await under_load(client, work)
+
+        assert len((await partitions_of(client))[0].replicas) == 3
+        await check(cluster, client)
+
+    play(story, replace_after_ms=600_000)
+
+
+def test_a_replica_is_made_anew_elsewhere_if_its_broker_is_lost_meanwhile() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        partition = (await partitions_of(client))[0]
+        group, victim = GroupId(partition.group), cluster.nodes[NodeId(partition.replicas[1])]
+        await victim.stop()
+        victim.files.remove(f"{DATA_DIR}/groups/{group:020}/{segment_name(Offset(0))}")
+        victim.start()
+        while len((await partitions_of(client))[0].replicas) == 3:
+            await trio.sleep(0.01)
+        await victim.crash(power=False)
+
+        while len(now := (await partitions_of(client))[0].replicas) < 3:
+            await trio.sleep(0.1)
+
+        assert victim.node not in now
+        while any(victim.node in p.replicas for p in await partitions_of(client)):
+            await trio.sleep(0.1)
+        victim.start()
+        await check(cluster, client)
+
+    play(story, replace_after_ms=8_000)
+
+
+def test_a_replica_that_nobody_can_mend_is_left_alone_while_the_others_cannot_spare_it() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        partition = (await partitions_of(client))[0]
+        group = GroupId(partition.group)
+        victim, other = (cluster.nodes[NodeId(node)] for node in partition.replicas[1:])
+        await victim.stop()
+        victim.files.remove(f"{DATA_DIR}/groups/{group:020}/{segment_name(Offset(0))}")
+        victim.start()
+        await other.stop()
+        await trio.sleep(90)
+        assert (await client.admin.describe_rebalance()).plan is None
+
+        other.start()
+
+        while len((await partitions_of(client))[0].replicas) == 3:
+            await trio.sleep(0.1)
+        while len((await partitions_of(client))[0].replicas) < 3:
+            await trio.sleep(0.1)
+        await check(cluster, client)
+
+    play(story, replace_after_ms=600_000)
 
 
 def test_a_replica_that_is_being_repaired_goes_when_its_partition_does() -> None:

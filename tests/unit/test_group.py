@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from logd.errors import (
+    BeyondRepairError,
     CorruptionError,
     LeadershipLostError,
     NotLeaderError,
@@ -1092,7 +1093,7 @@ def test_a_replica_whose_hard_state_is_behind_its_log_is_not_opened() -> None:
         identity = LogIdentity(DirectoryId("a-directory"), OURSELVES, GROUP)
         HardStateFile.create(files, path, identity)
 
-        with pytest.raises(CorruptionError, match="lost votes"):
+        with pytest.raises(BeyondRepairError, match="lost votes"):
             async with open_replica(files, voters=ALONE):
                 pass
 

@@ -1,0 +1,158 @@
+"""Replicas that nobody can mend are made anew.
+
+A replica that has lost its votes, the marks of its log or all of its files may have promised what
+it no longer knows.  It stays shut, and its partition goes on without it, one failure away from
+standing still.  The others need nothing from it: together they have all that was committed.  So it
+is taken out of the partition by a committed change, its files go to the trash, and another one
+comes in its place, where there is room: on the same broker, too, for there it neither votes nor
+counts before it has caught up (ADR 8).
+
+Two plans, one after the other, because a partition returns to a broker only once its old copy
+there is gone.  The second follows from the first, which stands in the metadata: whoever is the
+controller by then goes on with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import trio
+
+from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, PlannedMove
+from logd.types import GroupId, NodeId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from logd.broker.broker import Broker
+    from logd.metadata.layout import PartitionPlacement
+
+ASK_INTERVAL_S: Final = 15.0
+"""Every broker is asked so often which replicas it has shut."""
+
+REPORT_TIMEOUT_S: Final = 2.0
+GRACE_S: Final = 60.0
+"""Who looks at such a replica at once still finds its files, and may put back what is missing."""
+
+AGAIN_AFTER_S: Final = 3_600.0
+"""A disk that destroys what was made anew at once is not given more to copy all the time."""
+
+TAKE_OUT: Final = "take out replicas that nobody can mend"
+MAKE_ANEW: Final = "make anew what was taken out"
+
+
+class _Trouble(msgspec.Struct, frozen=True):
+    group: int
+    is_final: bool = False
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """The part of a broker's report that says what it has shut."""
+
+    troubles: list[_Trouble]
+
+
+class Rebuilding:
+    """What the controller knows of such replicas."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._since: dict[tuple[GroupId, NodeId], float] = {}
+        """When this broker first heard of each."""
+        self._taken_out: dict[tuple[GroupId, NodeId], float] = {}
+        """When this broker did that, of those that it may not be done to again yet."""
+        self._asked_at = trio.current_time()
+
+    def forget(self) -> None:
+        """Another broker is the controller."""
+        self._since.clear()
+        self._asked_at = trio.current_time()
+
+    async def look(self) -> None:
+        """Ask all brokers now and then; who does not answer has nothing shut."""
+        now = trio.current_time()
+        if now - self._asked_at < ASK_INTERVAL_S:
+            return
+        self._asked_at = now
+        node = self._broker.node
+        found = {(group, node.node) for group, shut in node.shut.items() if shut.is_final}
+
+        async def ask(peer: NodeId) -> None:
+            answer = await node.reports.ask(peer, REPORT_TIMEOUT_S)
+            if answer is None:
+                return
+            try:
+                report = msgspec.msgpack.decode(answer, type=_Report)
+            except msgspec.DecodeError:
+                return  # Of another version.
+            found.update((GroupId(t.group), peer) for t in report.troubles if t.is_final)
+
+        async with trio.open_nursery() as nursery:
+            for peer in node.peers_up():
+                nursery.start_soon(ask, peer)
+        for gone in self._since.keys() - found:
+            del self._since[gone]
+        for replica in found:
+            self._since.setdefault(replica, now)
+
+    def to_take_out(self) -> list[PlannedMove]:
+        """Replicas that have been beyond repair for long enough, and that the others can spare."""
+        metadata, now = self._broker.metadata, trio.current_time()
+        for replica in [r for r, at in self._taken_out.items() if now - at >= AGAIN_AFTER_S]:
+            del self._taken_out[replica]
+        moves: dict[GroupId, PlannedMove] = {}
+        for (group, node), since in sorted(self._since.items()):
+            placement = metadata.state.placement(group)
+            if placement is None or now - since < GRACE_S or (group, node) in self._taken_out:
+                continue
+            others = tuple(each for each in placement.replicas if each != node)
+            if group not in moves and self._are_enough(placement, others):
+                moves[group] = PlannedMove(
+                    group=group,
+                    before=placement.replicas,
+                    target=others,
+                    reason=f"beyond repair: the replica on broker {node}",
+                    size_bytes=0,
+                )
+                if len(moves) == PLAN_MOVES_PER_COMMAND_MAX:
+                    break
+        return list(moves.values())
+
+    def note_taken_out(self, moves: Sequence[PlannedMove]) -> None:
+        """A plan with these moves was started."""
+        now = trio.current_time()
+        for move in moves:
+            for node in set(move.before) - set(move.target):
+                self._taken_out[move.group, node] = now
+
+    def to_make_anew(self) -> dict[GroupId, int]:
+        """Partitions that have a replica less since the last plan or the one before it, and how
+        many they shall have.  Whoever cancelled that plan meant it."""
+        state = self._broker.metadata.state
+        plan = state.plan
+        if plan is None or plan.state != "done":
+            return {}
+        wanted: dict[GroupId, int] = {}
+        for move in plan.moves:
+            if plan.purpose.endswith(TAKE_OUT):
+                fewer = move.target
+            elif plan.purpose.endswith(MAKE_ANEW):
+                fewer = move.before  # It was given up on the way: the broker was lost, say.
+            else:
+                return {}
+            placement = state.placement(move.group)
+            if placement is not None and placement.replicas == fewer:
+                wanted[move.group] = len(fewer) + 1
+        return wanted
+
+    def _are_enough(self, placement: PartitionPlacement, others: tuple[NodeId, ...]) -> bool:
+        """Whether these replicas can go on by themselves, and nothing is amiss with any."""
+        is_one_missing = len(others) + 1 == len(placement.replicas)
+        is_majority = 2 * len(others) > len(placement.replicas)
+        return (
+            is_one_missing
+            and is_majority
+            and all(self._broker.node.is_up(node) for node in others)
+            and not any((placement.group, node) in self._since for node in others)
+        )
