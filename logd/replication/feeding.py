@@ -149,7 +149,8 @@ class Feeder:
         """What memory still has from ``start`` on."""
         group_id = self._group.group_id
         batches = self._host.tail_cache.read(group_id, start, end, bytes_max)
-        if batches is None:
+        if batches is None or batches[0].base_offset < start:
+            # A gap that an earlier leader sent is cut where it is read from the file.
             return None
         return _Range(
             tuple([buffer for batch in batches for buffer in batch.buffers]),

@@ -62,9 +62,12 @@ class TappedNode(Node):
     """A node that remembers what its groups sent."""
 
     sent: list[Message]
+    sent_batches: list[tuple[AppendRequest, bytes]]
 
     def send(self, message: Message, buffers: tuple[Buffer, ...] = (), lane: Lane = "main") -> None:
         self.sent.append(message)
+        if isinstance(message, AppendRequest) and buffers:
+            self.sent_batches.append((message, b"".join(buffers)))
         super().send(message, buffers, lane)
 
     def has_room(self, target: NodeId, lane: Lane) -> bool:
@@ -298,6 +301,7 @@ async def open_replica(
     directory = DataDirectory.open(files, "/data", OURSELVES, lambda: "a-directory")
     node = TappedNode(config, env, Membership(OURSELVES, directory, config.cluster, env))
     node.sent = []
+    node.sent_batches = []
     opened = open_group(
         files,
         directory,

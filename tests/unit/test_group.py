@@ -35,10 +35,12 @@ from logd.raft.messages import (
     VoteRequest,
 )
 from logd.record.batch import seal_batch, seal_opaque
+from logd.record.compacted import make_gap
 from logd.record.header import BatchKind, decode_header
 from logd.replication import held_news, proposals
 from logd.replication.peer_protocol import PEER_PROTOCOL_VERSION, ClusterView, PeerHello
 from logd.replication.proposal import Placed
+from logd.replication.received import check_append
 from logd.replication.standing import role_name
 from logd.storage.file_header import LogIdentity
 from logd.storage.hard_state import HardStateFile
@@ -894,6 +896,31 @@ def test_a_follower_that_moved_during_a_read_for_it_is_still_fed() -> None:
                 if isinstance(m, AppendRequest) and m.target == SECOND
             ]
             assert sent[-1] == (2, 3)
+
+    play(story)
+
+
+@pytest.mark.parametrize("tail_cache_bytes", [0, 1024 * KIB])
+def test_a_follower_whose_log_ends_inside_a_gap_is_sent_the_rest_of_it(
+    tail_cache_bytes: int,
+) -> None:
+    """The gap came from an earlier leader, whose log was compacted."""
+
+    async def story() -> None:
+        async with open_replica(tail_cache_bytes=tail_cache_bytes) as replica:
+            gap = make_gap(Offset(0), Offset(10), term=Term(1), append_time_ms=0, group=GROUP)
+            replica.append([gap], term=Term(1))
+            await a_while()
+            replica.group.post(PeerDown(THIRD))
+            await replica.be_elected()
+            await a_while()
+
+            replica.acknowledge(Offset(4))
+            await a_while()
+
+            sent = replica.node.sent_batches
+            spans = [batch.span for request, body in sent for batch in check_append(request, body)]
+            assert spans == [(4, 10, 1), (10, 11, 2)]
 
     play(story)
 
