@@ -135,7 +135,7 @@ class SyncPool:
 
     def _done(self, group: Group) -> None:
         self._queued.pop(group.group_id, None)
-        if group.syncer.needs_sync:
+        if group.syncer.needs_another_sync:
             self.request(group, is_noticed=False)
 
     async def _sync_later(self) -> None:

@@ -46,6 +46,14 @@ class Syncer:
         return group.failure is None and self._core.synced_end < group.log.end_offset
 
     @property
+    def needs_another_sync(self) -> bool:
+        """As ``needs_sync``, when a sync has just been made."""
+        log = self._group.log
+        if self._group.is_held and log.synced_end == log.end_offset:
+            return False  # The core will be told of that one: another would say the same.
+        return self.needs_sync
+
+    @property
     def may_sync_later(self) -> bool:
         """What was written counts as it is: nobody waits for its sync."""
         return self._core.vouches and self._group.log.unsynced_bytes < UNSYNCED_BYTES_MAX

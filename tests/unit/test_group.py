@@ -587,6 +587,39 @@ def test_a_truncation_waits_until_damage_below_it_is_filled() -> None:
     play(story)
 
 
+def test_a_log_whose_truncation_waits_is_not_synced_again_and_again() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+            batches = [batch_of(Offset(offset), Term(1)) for offset in range(3)]
+            replica.append(batches[:2], term=Term(1), commit_offset=Offset(2))
+            await a_while()
+            path = f"{group.directory}/{0:020}.log"
+            replica.files.flip(path, SEGMENT_HEADER_BYTES + len(batches[0]) + 3)
+            syncs: list[str] = []
+
+            def note(operation: str, path: str) -> None:
+                if operation == "sync":
+                    syncs.append(path)
+
+            replica.files.on_operation = note
+
+            replica.append(batches[2:], term=Term(1), commit_offset=Offset(2))
+            replica.append(
+                [batch_of(Offset(2), Term(2), b"other")],
+                term=Term(2),
+                start=Offset(2),
+                prev_term=Term(1),
+            )
+            await trio.sleep(3)
+
+            assert group.is_held
+            assert group.log.synced_end == group.log.end_offset == 3
+            assert len(syncs) <= 4
+
+    play(story)
+
+
 def test_an_acknowledgement_follows_the_sync_and_never_goes_before() -> None:
     async def story() -> None:
         async with open_replica() as replica:

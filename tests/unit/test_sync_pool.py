@@ -42,6 +42,10 @@ class Log:
     def needs_sync(self) -> bool:
         return self.synced < self.appended
 
+    @property
+    def needs_another_sync(self) -> bool:
+        return self.needs_sync
+
     def append(self) -> None:
         self.appended += 1
         request(self._pool, self)
