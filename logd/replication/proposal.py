@@ -58,5 +58,6 @@ class Proposal:
     def finish(self, outcome: Outcome) -> None:
         """Tell the proposer, once."""
         done, self.done = self.done, None
+        self.batch = b""  # The log has it, or never will; nobody counts it any more.
         if done is not None:
             done(outcome)

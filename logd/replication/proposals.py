@@ -192,6 +192,7 @@ class Proposals:
     def expire(self, now_ms: int) -> None:
         """Answer proposals whose time is up; those that are placed may still be committed."""
         group = self._group
+        is_any_queued = any(proposal.deadline_ms <= now_ms for proposal in self.queued)
         for proposal in (*self._waiting, *self._waiting_elsewhere, *self.queued):
             if proposal.deadline_ms <= now_ms and proposal.done is not None:
                 proposal.finish(
@@ -200,6 +201,8 @@ class Proposals:
                         f"commit offset {group.commit_offset}, log end {group.log.end_offset}"
                     )
                 )
+        if is_any_queued:  # A group that waits for its disk takes none out for a long time.
+            self.queued = deque(each for each in self.queued if each.done is not None)
 
     def give_up_placed(self, error: Callable[[], LogdError]) -> None:
         """This node leads no more: whoever waits for a commit does not learn of it here."""

@@ -39,7 +39,7 @@ from logd.record.compacted import make_gap
 from logd.record.header import BatchKind, decode_header
 from logd.replication import held_news, proposals
 from logd.replication.peer_protocol import PEER_PROTOCOL_VERSION, ClusterView, PeerHello
-from logd.replication.proposal import Placed
+from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.replication.received import check_append
 from logd.replication.standing import role_name
 from logd.storage.file_header import LogIdentity
@@ -348,6 +348,36 @@ def test_a_proposal_that_waits_for_the_disk_to_be_free_does_not_outlive_its_time
             await until(lambda: replica.group.commit_offset == 2)
             await trio.sleep(10)
             assert replica.group.log.end_offset == 2
+
+    play(story)
+
+
+def test_proposals_whose_time_is_up_leave_nothing_in_memory_while_the_disk_hangs() -> None:
+    """Whoever counts what is held for producers has given it back."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            group = replica.group
+            outcomes: list[Outcome] = []
+            deadline_ms = replica.node.now_ms() + 500
+            placed, queued = (
+                Proposal(batch, decode_header(batch), outcomes.append, deadline_ms=deadline_ms)
+                for batch in (seal_batch(values=[bytes(1024)], timestamps_ms=0) for _ in range(2))
+            )
+            group.propose(placed)
+            await a_while()
+            replica.slow_down(60.0)
+            group.roll_soon()
+            group.propose(queued)
+            assert queued in group.proposals.queued
+
+            await trio.sleep(2.0)
+
+            assert [type(outcome) for outcome in outcomes] == [RequestTimeoutError] * 2
+            assert group.is_held
+            assert not group.proposals.queued
+            assert placed.batch == b""
 
     play(story)
 
