@@ -33,8 +33,11 @@ from logd.storage.retention import LogClock
 from logd.types import Offset
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from logd.replication.group import Group
     from logd.replication.seams import GroupHost
+    from logd.storage.compaction import CompactedSegment
     from logd.storage.log_contents import SealedSegment
 
 log = structlog.get_logger(__name__)
@@ -150,11 +153,16 @@ class LogCompactor:
     async def _put_in_place(self, result: CompactionResult, now_ms: int, trash: str) -> None:
         group = self._group
         before = group.log.size_bytes
-        for made in result.segments:
+        for number, made in enumerate(result.segments):
             if await group.upkeep.replace(made.replaces, made.path, trash):
                 self._replacements += 1
-        if group.failure is not None:
-            return
+            elif group.failure is not None:
+                return
+            elif any(base in group.log.segment_bases for base in made.replaces):
+                # Some of it was trimmed meanwhile.  What the rest still has may be deleted by
+                # tombstones that later files have no more: all that follows is made anew.
+                await self._host.env.run_blocking(self._discard, result.segments[number + 1 :])
+                return
         self._clean_to = result.clean_to
         self._oldest_tombstone_ms = result.oldest_tombstone_ms
         self._tombstones_removed_ms = now_ms
@@ -170,6 +178,10 @@ class LogCompactor:
             log_bytes_before=before,
             log_bytes=group.log.size_bytes,
         )
+
+    def _discard(self, segments: Sequence[CompactedSegment]) -> None:
+        for made in segments:
+            self._host.env.files.remove(made.path)
 
     def _report(self, reason: str) -> None:
         log.warning(log_events.COMPACTION_FAILED, group=self._group.group_id, reason=reason)

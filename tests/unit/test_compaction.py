@@ -10,8 +10,9 @@ import msgspec
 import pytest
 import trio
 
+from logd.env import ApartWork
 from logd.errors import CorruptionError, StorageError
-from logd.limits import KIB
+from logd.limits import KIB, SEGMENT_HEADER_BYTES
 from logd.partition.state import PartitionState
 from logd.record.batch import decode_batch, seal_batch, seal_opaque
 from logd.record.compacted import cut_gap, make_gap
@@ -961,6 +962,42 @@ def test_what_was_repaired_is_compacted_anew_before_a_tombstone_goes() -> None:
             name = f"{0:020}.log"
             firsts = [each for each in files.list_directory(TRASH) if each.endswith(name)]
             assert firsts == [f"{group.group_id:020}-{number}-{name}" for number in (1, 2, 3)]
+
+    play(story)
+
+
+def test_a_tombstone_stays_if_what_it_deletes_was_trimmed_only_in_part_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            group, env = replica.group, replica.env
+            await replica.lead()
+            for rows in ([(b"b", bytes(400))], [(b"a", b"1")], [(b"a", None), (b"c", bytes(800))]):
+                await commit_rows(replica, *rows)
+                await roll(replica)
+            await trio.sleep(100)
+            await commit_rows(replica, (b"d", b"1"))
+            sealed = group.log.sealed_segments()
+            compact_as_ever = env.run_apart
+
+            async def trim_meanwhile(work: ApartWork, request: bytes) -> bytes:
+                answer = await compact_as_ever(work, request)
+                assert await group.upkeep.trim(sealed[1].base_offset, TRASH)
+                return answer
+
+            compactor = LogCompactor(group, replica.node)
+            policy = CompactionPolicy(60_000, SEGMENT_HEADER_BYTES + 1200, 0)
+            with monkeypatch.context() as patched:
+                patched.setattr(env, "run_apart", trim_meanwhile)
+                await compactor.apply(policy, TRASH)
+
+            keys = [key for _, key, _ in records(group.log)]
+            assert keys == [b"a", b"a", b"c", b"d"]
+            names = replica.files.list_directory(group.directory)
+            assert not any(name.endswith(".tmp") for name in names)
+            await compactor.apply(policy, TRASH)
+            assert [key for _, key, _ in records(group.log)] == [b"c", b"d"]
 
     play(story)
 
