@@ -76,6 +76,14 @@ class SparseIndex:
         """How many rows point below ``position``."""
         return bisect_left(range(len(self)), int(position), key=lambda number: self[number][-1])
 
+    @property
+    def row_bytes(self) -> int:
+        return self._row.size
+
+    def part(self, start: int, end: int) -> bytes:
+        """A copy of the rows from number ``start`` up to ``end``."""
+        return bytes(self.rows[start * self._row.size : end * self._row.size])
+
     def first(self, count: int) -> bytearray:
         """A copy of the first ``count`` rows."""
         return bytearray(self.rows[: count * self._row.size])
@@ -185,12 +193,16 @@ class SegmentIndexes:
     def write(self, files: FileSystem, segment_path: str) -> None:
         """Write the rows that the files do not have yet."""
         offsets_written, times_written = self._written
+        # Counted before: the log is appended to while a sync has them written.
+        offset_count, time_count = len(self.offsets), len(self.times)
         # A disk without room for an index has none for a batch either: the log will say so.
         # The index stays in memory, and at the next start it is found wanting and built again.
         with contextlib.suppress(OSError):
-            _write_rows(files, segment_path + OFFSET_SUFFIX, self.offsets, offsets_written, 8)
-            _write_rows(files, segment_path + TIME_SUFFIX, self.times, times_written, 16)
-            self.note_all_written()
+            path = segment_path + OFFSET_SUFFIX
+            _write_rows(files, path, self.offsets, offsets_written, offset_count)
+            path = segment_path + TIME_SUFFIX
+            _write_rows(files, path, self.times, times_written, time_count)
+            self._written = (offset_count, time_count)
 
 
 assert OFFSET_ROW.size == 8
@@ -296,16 +308,15 @@ def _is_increasing(row: struct.Struct, rows: Buffer) -> bool:
     return all(all(map(operator.lt, column, column[1:])) for column in columns)
 
 
-def _write_rows(
-    files: FileSystem, path: str, index: SparseIndex, written: int, row_bytes: int
-) -> None:
+def _write_rows(files: FileSystem, path: str, index: SparseIndex, written: int, count: int) -> None:
+    """Bring a file that has the first ``written`` rows to the first ``count``."""
     if written == 0 and files.exists(path):
         # Not overwritten in place: somebody may have the old rows mapped.
         files.remove(path)
-    if len(index) == written:
+    if count == written:
         return
     file = files.open(path, create=written == 0)
     try:
-        file.pwritev([bytes(index.rows[written * row_bytes :])], written * row_bytes)
+        file.pwritev([index.part(written, count)], written * index.row_bytes)
     finally:
         file.close()

@@ -99,6 +99,29 @@ def test_rows_at_and_behind_a_cut_are_dropped() -> None:
     assert kept.floor(15) == 6096
 
 
+def test_rows_that_come_while_others_are_written_are_written_the_next_time(
+    disk: SimulatedFileSystem,
+) -> None:
+    """A log is appended to while a sync, in a thread, has its rows written."""
+    disk.make_directory(DIRECTORY)
+    indexes = SegmentIndexes.growing(1)
+    indexes.add(0, 0, 4096)
+
+    def append(operation: str, path: str) -> None:
+        if operation == "write":
+            disk.on_operation = None
+            indexes.add(1, 1, 5096)
+
+    disk.on_operation = append
+    indexes.write(disk, OFFSETS.removesuffix(".index"))
+    indexes.add(2, 2, 6096)
+    indexes.write(disk, OFFSETS.removesuffix(".index"))
+
+    assert [*OFFSET_ROW.iter_unpack(disk.content(OFFSETS))] == [(0, 4096), (1, 5096), (2, 6096)]
+    times = [(0, 0, 4096), (1, 1, 5096), (2, 2, 6096)]
+    assert [*TIME_ROW.iter_unpack(disk.content(TIMES))] == times
+
+
 # --- files of a sealed segment ----------------------------------------------------------
 
 
