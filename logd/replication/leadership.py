@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from logd.raft.core import RaftCore
     from logd.replication.group import Group
     from logd.replication.seams import GroupHost
-    from logd.types import Term
 
 SUCCESSOR_AWAITED_S: Final = 0.2
 """Who asks a leader that has just handed over is answered once its successor is known, or after
@@ -37,6 +36,7 @@ class Leadership:
         "_confirmations",
         "_core",
         "_group",
+        "_handed_over",
         "_host",
         "_next_read_id",
         "awaits_successor",
@@ -50,6 +50,8 @@ class Leadership:
         self._next_read_id = 1
         self.awaits_successor = False
         """Leadership was handed over, and it is not known yet that it was taken."""
+        self._handed_over = 0
+        """How often it was."""
 
     # --- being certain ------------------------------------------------------------------------
 
@@ -110,11 +112,14 @@ class Leadership:
     def await_successor(self) -> None:
         """Leadership was handed over: its successor will be known in a moment."""
         self.awaits_successor = True
-        self._host.start_soon(self._await_successor, self._core.term)
+        self._handed_over += 1
+        self._host.start_soon(self._await_successor, self._handed_over)
 
-    async def _await_successor(self, term: Term) -> None:
+    async def _await_successor(self, handed_over: int) -> None:
         await trio.sleep(SUCCESSOR_AWAITED_S)
-        if self.awaits_successor and self._core.term == term:
+        # Of this time, not of a later one.  The term says nothing: a successor that is not elected
+        # at once, or another one in its place, asks for votes in the next.
+        if self.awaits_successor and self._handed_over == handed_over:
             self.end_wait()
 
     def end_wait(self) -> None:

@@ -405,6 +405,13 @@ async def hand_over(replica: Replica) -> Term:
     replica.group.post(TransferLeadership(SECOND))
     await until(lambda: bool(replica.sent(TimeoutNow)))
     term = Term(replica.group.core.term + 1)
+    ask_for_vote(replica, term)
+    await until(lambda: replica.group.leadership.awaits_successor)
+    return term
+
+
+def ask_for_vote(replica: Replica, term: Term) -> None:
+    """The second voter campaigns in ``term``, because it was told to."""
     request = VoteRequest(
         group=GROUP,
         source=SECOND,
@@ -416,8 +423,6 @@ async def hand_over(replica: Replica) -> Term:
         transfer=True,
     )
     replica.group.post(Received(request))
-    await until(lambda: replica.group.leadership.awaits_successor)
-    return term
 
 
 def test_who_asks_during_a_hand_over_is_told_the_successor_once_that_leads() -> None:
@@ -443,12 +448,17 @@ def test_who_asks_during_a_hand_over_is_told_the_successor_once_that_leads() -> 
     play(story)
 
 
-def test_nobody_waits_long_for_a_successor_that_does_not_come_forward() -> None:
+@pytest.mark.parametrize("campaigns_again", [False, True])
+def test_nobody_waits_long_for_a_successor_that_does_not_come_forward(
+    campaigns_again: bool,
+) -> None:
     async def story() -> None:
         async with open_replica() as replica:
             await replica.lead()
-            await hand_over(replica)
+            term = await hand_over(replica)
             outcomes = replica.propose()
+            if campaigns_again:
+                ask_for_vote(replica, Term(term + 1))
 
             await until(lambda: bool(outcomes))
 
