@@ -65,6 +65,8 @@ class LogCompactor:
         self._replacements = group.log.replacements
         self._clean_to = Offset(0)
         self._oldest_tombstone_ms: int | None = None
+        self._has_stale = False
+        """Below ``clean_to`` there is what a tombstone may still have to delete."""
         self._tombstones_removed_ms = 0
         """Log time of the last compaction."""
 
@@ -90,6 +92,7 @@ class LogCompactor:
             # Installed or repaired: what was clean may hold again what had been left out.
             self._clean_to = Offset(0)
             self._oldest_tombstone_ms = None
+            self._has_stale = False
             self._log, self._replacements = group.log, group.log.replacements
         last = Offset(group.commit_offset - 1)
         append_time_ms = await run_blocking(group.log.append_time_at, last)
@@ -107,7 +110,7 @@ class LogCompactor:
             identity=group.identity,
             segments=segments,
             dirty_from=max(self._clean_to, segments[0].base_offset),
-            tombstones_before_ms=now_ms - policy.tombstone_ms,
+            tombstones_before_ms=None if self._has_stale else now_ms - policy.tombstone_ms,
             segment_bytes=policy.segment_bytes,
             keys_max=COMPACTION_KEYS_MAX,
             bytes_per_s=policy.bytes_per_s,
@@ -164,7 +167,8 @@ class LogCompactor:
                 await self._host.env.run_blocking(self._discard, result.segments[number + 1 :])
                 return
         self._clean_to = result.clean_to
-        self._oldest_tombstone_ms = result.oldest_tombstone_ms
+        self._has_stale = self._has_stale or result.has_stale
+        self._oldest_tombstone_ms = None if self._has_stale else result.oldest_tombstone_ms
         self._tombstones_removed_ms = now_ms
         log.info(
             log_events.LOG_COMPACTED,

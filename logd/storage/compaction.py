@@ -8,7 +8,8 @@ records that a later one replaces.  Offsets stay what they are, and so do batch 
 see ``logd/record/compacted.py``.
 
 What stays: control batches, records without a key, batches that cannot be decoded (they are
-not this module's to judge), and the last batch of each producer and fence, without records if
+not this module's to judge), those that would become too large (and then all tombstones behind
+them), and the last batch of each producer and fence, without records if
 need be, so that whoever follows the log learns what its state rests on.  A tombstone stays
 until it is older than the topic says; what it deleted is gone by then, since segments are
 replaced oldest first.
@@ -68,8 +69,8 @@ class CompactionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Consecutive, from the log's start."""
     dirty_from: Offset
     """Below it every key has one record, as far as the records there go."""
-    tombstones_before_ms: int
-    """Tombstones appended earlier may go."""
+    tombstones_before_ms: int | None
+    """Tombstones appended earlier may go; None: none may."""
     segment_bytes: int
     """Neighbours are merged up to this size."""
     keys_max: int
@@ -95,6 +96,8 @@ class CompactionResult(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
     """The next compaction's ``dirty_from``, once these are in place."""
     oldest_tombstone_ms: int | None
     """When the oldest tombstone that was kept had been appended."""
+    has_stale: bool
+    """Somewhere a record is left that a later one replaces: a tombstone may be what does."""
     keys: int
     records_read: int
     records_kept: int
@@ -170,6 +173,7 @@ class _Compaction:
         self._needed: frozenset[int] = frozenset()
         """Base offsets of the batches that producers and fences still need."""
         self._oldest_tombstone_ms: int | None = None
+        self._has_stale = False
         self._records_read = 0
         self._records_kept = 0
         self._bytes_read = 0
@@ -190,6 +194,7 @@ class _Compaction:
             segments=segments,
             clean_to=self._clean_to,
             oldest_tombstone_ms=self._oldest_tombstone_ms,
+            has_stale=self._has_stale,
             keys=len(self._latest),
             records_read=self._records_read,
             records_kept=self._records_kept,
@@ -298,7 +303,9 @@ class _Compaction:
             try:
                 writer.write(keep_rows(decoded, rows, self._group), is_new=True)
             except RecordTooLargeError:
-                writer.write(batch)  # It was compressed better than we can.
+                # Where each record was comes on top, or it was compressed better than we can.
+                writer.write(batch)
+                self._has_stale = True
 
     def _write_emptied(
         self, writer: _Writer, header: BatchHeader, batch: memoryview | None
@@ -324,7 +331,8 @@ class _Compaction:
         if None not in values:
             return rows
         append_time_ms = batch.header.append_time_ms
-        if append_time_ms >= self._request.tombstones_before_ms:
+        before_ms = self._request.tombstones_before_ms
+        if self._has_stale or before_ms is None or append_time_ms >= before_ms:
             # Append times never decrease, so the first that is met is the oldest.
             if self._oldest_tombstone_ms is None and any(values[row] is None for row in rows):
                 self._oldest_tombstone_ms = append_time_ms

@@ -232,7 +232,7 @@ SYSTEM_MUTANTS = (
         "a tombstone is dropped early",
         "a reader learns of what was deleted",
         "logd/storage/compaction.py",
-        "if append_time_ms >= self._request.tombstones_before_ms:",
+        "if self._has_stale or before_ms is None or append_time_ms >= before_ms:",
         "if False:",
     ),
     Mutant(

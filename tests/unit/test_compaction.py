@@ -1002,6 +1002,30 @@ def test_a_tombstone_stays_if_what_it_deletes_was_trimmed_only_in_part_meanwhile
     play(story)
 
 
+def test_a_tombstone_stays_while_a_batch_cannot_let_go_of_what_it_deletes() -> None:
+    """So full a batch that it has no room for the offsets of the records that would be left."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,), segment_bytes=8192 * KIB) as replica:
+            await replica.lead()
+            others = [(b"%d" % key, bytes(190)) for key in range(20_950)]
+            await commit_rows(replica, (b"a", b"1"), *others)
+            await roll(replica)
+            await commit_rows(replica, (b"a", None))
+            await roll(replica)
+            compactor = LogCompactor(replica.group, replica.node)
+            for _ in range(3):
+                await trio.sleep(100)
+                await commit_rows(replica, *[(b"b%d" % key, bytes(1000 * KIB)) for key in range(4)])
+                await roll(replica)
+                await compactor.apply(CompactionPolicy(60_000, 1, 0), TRASH)
+
+                found = records(replica.group.log)
+                assert [value for _, key, value in found if key == b"a"] == [b"1", None]
+
+    play(story)
+
+
 def test_a_log_is_compacted_again_when_half_as_much_has_come_since() -> None:
     async def story() -> None:
         async with open_replica(voters=(OURSELVES,)) as replica:
