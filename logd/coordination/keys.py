@@ -11,7 +11,7 @@ an operation will say.  A key has one event per revision, the difference a trans
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from sortedcontainers import SortedList
@@ -99,14 +99,15 @@ class KeySpace:
         """In order of the keys' last creation, for snapshots."""
         return list(self._found.values())
 
-    def restore(self, entries: Iterable[KeyValue]) -> None:
+    def restore(self, entries: Sequence[KeyValue]) -> None:
+        """Those of a snapshot that are not here yet: it may come in parts."""
         for entry in entries:
             self._found[entry.key] = entry
             if entry.session:
                 self._sessions[entry.session].keys.add(entry.key)
             self._usage.add(quotas.KEY_BYTES, len(entry.key) + len(entry.value))
             self._usage.add(quotas.KEYS, 1)
-        self._order.update(self._found)
+        self._order.update(entry.key for entry in entries)
 
     def check_invariants(self) -> None:
         assert list(self._order) == sorted(self._found)

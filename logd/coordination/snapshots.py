@@ -32,7 +32,7 @@ _FORMAT: Final = 1
 _NAME: Final = b"logd coordination "
 _MAGIC: Final = _NAME + _FORMAT.to_bytes(2, "little")
 _PREFIX: Final = struct.Struct("<IB")
-_RECORDS_PER_PART: Final = 1_000
+RECORDS_PER_PART: Final = 1_000
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
@@ -80,7 +80,7 @@ class _Section(NamedTuple):
     record: Any
     take: Callable[[Namespace, int], Sequence[Any]]
     put: Callable[[Namespace, list[Any]], None]
-    per_part: int = _RECORDS_PER_PART
+    per_part: int = RECORDS_PER_PART
 
 
 def _take_sessions(space: Namespace, _now_ms: int) -> list[_SessionRecord]:
@@ -150,8 +150,8 @@ def _take_items(space: Namespace, _now_ms: int) -> list[_ItemsRecord]:
     taken = []
     for queue in space.work.all():
         items, dead = list(queue.items.values()), list(queue.dead.values())
-        for start in range(0, max(len(items), len(dead)), _RECORDS_PER_PART):
-            part = slice(start, start + _RECORDS_PER_PART)
+        for start in range(0, max(len(items), len(dead)), RECORDS_PER_PART):
+            part = slice(start, start + RECORDS_PER_PART)
             taken.append(_ItemsRecord(queue.name, items[part], dead[part]))
     return taken
 

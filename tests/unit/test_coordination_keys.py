@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from logd.coordination.snapshots import RECORDS_PER_PART
 from logd.coordination.state import CoordinationState
 from logd.errors import (
     CompactedError,
@@ -298,6 +299,23 @@ def test_a_restored_state_has_no_events_from_before() -> None:
     assert refused.value.oldest == partition.state.applied
     put = transact(partition, session, Put(key=b"a", value=b"2"))
     assert history(partition, b"a", None, refused.value.oldest)[0].revision == put.revision
+
+
+def test_a_snapshot_of_more_keys_than_fit_one_part_has_each_of_them_once() -> None:
+    partition = Partition()
+    session = partition.open()
+    keys = [b"%05d" % number for number in range(2 * RECORDS_PER_PART + 500)]
+    for key in keys:
+        transact(partition, session, Put(key=key, value=b"1"))
+
+    partition.state = CoordinationState.restore(partition.state.snapshot())
+
+    partition.state.check_invariants()
+    found = read(partition, b"", b"")
+    assert [entry.key for entry in found.found] == keys
+    assert found.count == len(keys)
+    transact(partition, session, Delete(key=keys[0]))
+    assert read(partition, b"", b"", limit=1).found[0].key == keys[1]
 
 
 def test_a_namespace_that_was_forgotten_has_forgotten_its_events() -> None:
