@@ -42,10 +42,10 @@ class EventRing:
     def append(self, event: Event) -> None:
         events = self._events
         events.append(event)
-        self._bytes = kept = self._bytes + bytes_of(event)
-        if (
+        self._bytes += bytes_of(event)
+        while (
             len(events) - self._start > EVENTS_PER_NAMESPACE_MAX
-            or kept > EVENT_BYTES_PER_NAMESPACE_MAX
+            or self._bytes > EVENT_BYTES_PER_NAMESPACE_MAX
         ):
             self._drop_the_oldest()
 

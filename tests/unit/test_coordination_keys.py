@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from logd.coordination.events import bytes_of
 from logd.coordination.snapshots import RECORDS_PER_PART
 from logd.coordination.state import CoordinationState
 from logd.errors import (
@@ -15,7 +16,11 @@ from logd.errors import (
     NewerFormatError,
     QuotaExceededError,
 )
-from logd.limits import EVENTS_PER_NAMESPACE_MAX
+from logd.limits import (
+    EVENT_BYTES_PER_NAMESPACE_MAX,
+    EVENTS_PER_NAMESPACE_MAX,
+    VALUE_BYTES_MAX,
+)
 from logd.wire.coordination import (
     Compare,
     Delete,
@@ -285,6 +290,21 @@ def test_a_watch_from_what_is_no_longer_kept_is_told_what_is() -> None:
     assert len(history(partition, b"a", None, oldest)) == EVENTS_PER_NAMESPACE_MAX
     with pytest.raises(CompactedError):
         history(partition, b"a", None, oldest - 1)
+
+
+def test_large_events_after_many_small_ones_are_kept_within_the_bound_in_bytes() -> None:
+    partition = Partition()
+    session = partition.open()
+    for _ in range(EVENTS_PER_NAMESPACE_MAX):
+        transact(partition, session, Put(key=b"a", value=b""))
+    for _ in range(300):
+        transact(partition, session, Put(key=b"a", value=bytes(VALUE_BYTES_MAX)))
+
+    with pytest.raises(CompactedError) as refused:
+        history(partition, b"a", None, 0)
+    kept = history(partition, b"a", None, refused.value.oldest)
+    assert 0 < sum(map(bytes_of, kept)) <= EVENT_BYTES_PER_NAMESPACE_MAX
+    assert kept[-1].revision == partition.revision
 
 
 def test_a_restored_state_has_no_events_from_before() -> None:
