@@ -71,6 +71,17 @@ def test_one_that_ended_does_not_expire() -> None:
     assert len(watched.clock) == 1
 
 
+def test_sessions_that_ended_long_before_their_time_are_not_kept_until_then() -> None:
+    watched = Watched((1, 1_000), (2, 1_500))
+    assert watched.expired_until(1_000) == [(1, 1_000)]
+    for session in range(10, 10_010):
+        watched.clock.open(session, 24 * 3_600_000, watched.now_ms)
+        watched.clock.close(session)
+
+    assert len(watched.clock._heap) < 100
+    assert watched.expired_until(3_000) == [(2, 1_500)]
+
+
 def test_time_in_which_nobody_looked_counts_for_nobody() -> None:
     watched = Watched((1, 5_000))
     watched.expired_until(1_000)

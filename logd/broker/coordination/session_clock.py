@@ -22,6 +22,9 @@ from typing import Final
 ATTENDED_MS_MAX: Final = 1_000
 """The longest step that counts.  Whoever drives the clock looks more often than that."""
 
+_SPARE: Final = 64
+"""Sessions that have ended stay in the heap until there are this many too many."""
+
 
 class SessionClock:
     """Deadlines of sessions.  Times are those of a monotonic clock, in milliseconds."""
@@ -45,8 +48,7 @@ class SessionClock:
         self._deadline_ms = {
             session: self._attended_ms + ttl_ms for session, ttl_ms in self._ttl_ms.items()
         }
-        self._heap = [(deadline, session) for session, deadline in self._deadline_ms.items()]
-        heapify(self._heap)
+        self._build_heap()
 
     def end(self) -> None:
         """It leads no more: what it knew is worth nothing."""
@@ -68,6 +70,8 @@ class SessionClock:
         self._ttl_ms.pop(session, None)
         self._deadline_ms.pop(session, None)
         self._expiring.pop(session, None)
+        if len(self._heap) > 2 * len(self._deadline_ms) + _SPARE:
+            self._build_heap()
 
     def renew(self, session: int, now_ms: int) -> None:
         """Something was heard of a session.  Too late for one whose expiry is proposed."""
@@ -103,6 +107,11 @@ class SessionClock:
     def next_in_ms(self) -> int | None:
         """When to look again, from the last look on; None if there is nobody."""
         return max(self._heap[0][0] - self._attended_ms, 0) if self._heap else None
+
+    def _build_heap(self) -> None:
+        expiring = self._expiring
+        self._heap = [(at, one) for one, at in self._deadline_ms.items() if one not in expiring]
+        heapify(self._heap)
 
     def _attend(self, now_ms: int) -> int:
         step = now_ms - self._looked_ms
