@@ -25,11 +25,13 @@ from logd.record.header import Codec
 from logd.types import GroupId
 from logd.wire.coordination import (
     Acquire,
+    Answer,
     Claim,
     CloseSession,
     Done,
     Opened,
     Refused,
+    Release,
     Result,
     Transact,
 )
@@ -267,7 +269,7 @@ class SlowCalls(HandClock):
 class OneSession:
     """What leases use of ``Sessions``: one session, which may be lost."""
 
-    def __init__(self, calls: SlowCalls) -> None:
+    def __init__(self, calls: HandClock) -> None:
         calls.routing = None  # type: ignore[attr-defined]  # Nothing is to be protected.
         self.calls = calls
         self._session = open_session(calls)
@@ -285,6 +287,85 @@ async def test_a_lock_whose_grant_is_learnt_of_after_its_session_was_over_is_not
 
     with pytest.raises(SessionExpiredError, match="not renewed"):
         await place.obtain(None)
+
+
+class QueueingCalls(HandClock):
+    """A lock that another holds until ``granted``; whatever else is asked is done at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.granted = anyio.Event()
+        self.is_waited_for = anyio.Event()
+        self.released: list[int] = []
+
+    async def command(
+        self,
+        namespace: str,
+        command: object,
+        request: Callable[[GroupId, int], object],
+        *,
+        timeout_s: float | None = None,
+    ) -> Result:
+        request(GroupId(5), 1_000)
+        if isinstance(command, Acquire):
+            return Claim(revision=9, ticket=9, position=1)
+        if isinstance(command, Release):
+            self.released.append(command.ticket)
+        return Done(revision=9)
+
+    async def query(self, namespace: str, query: object, *, wait_s: float) -> Answer:
+        self.is_waited_for.set()
+        await self.granted.wait()
+        return Claim(revision=2_000, ticket=9, token=2_000)
+
+
+@pytest.mark.anyio
+async def test_who_waits_for_a_lock_holds_up_nothing_else_of_its_session(
+    anyio_backend: object,
+) -> None:
+    calls = QueueingCalls()
+    sessions = OneSession(calls)
+    place = Place(
+        cast("Sessions", sessions),
+        parse_name("compactor"),
+        Acquire(kind="lock", name="compactor"),
+        Lease,
+    )
+    obtained: list[Lease] = []
+
+    async def obtain() -> None:
+        obtained.append(await place.obtain(None))
+
+    with anyio.fail_after(GUARD_S):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(obtain)
+            await calls.is_waited_for.wait()
+            session = await sessions.get("default", None)
+            for _ in range(WINDOW + 1):  # Who holds it may have to do much before it lets go.
+                await session.call(CloseSession(), Done)
+            calls.granted.set()
+
+    assert [lease.token for lease in obtained] == [2_000]
+
+
+@pytest.mark.anyio
+async def test_a_place_in_line_is_given_back_by_whoever_is_cancelled_there(
+    anyio_backend: object,
+) -> None:
+    calls = QueueingCalls()
+    place = Place(
+        cast("Sessions", OneSession(calls)),
+        parse_name("compactor"),
+        Acquire(kind="lock", name="compactor"),
+        Lease,
+    )
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(place.obtain, None)
+        await calls.is_waited_for.wait()
+        tasks.cancel_scope.cancel()
+
+    assert calls.released == [9]
 
 
 @pytest.mark.anyio

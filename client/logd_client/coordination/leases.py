@@ -271,6 +271,9 @@ class Place(Generic[L]):
             lease: L | None = None
             try:
                 claim = await pending.result(Claim)
+                # From here on the ticket is enough to give it back by.  A result that was kept for
+                # as long as it waits in line would hold up all other commands of the session.
+                pending.finish()
                 while claim.token is None:
                     claim = await self._wait(session, claim)
                 lease = self._lease(session, claim)
@@ -281,18 +284,22 @@ class Place(Generic[L]):
             except BaseException as error:
                 if lease is not None:
                     lease.end()
-                if claim is None and isinstance(error, LogdError) and not error.may_have_applied:
+                if claim is not None:
+                    await settle(self.sessions, session, self._release(claim.ticket))
+                elif isinstance(error, LogdError) and not error.may_have_applied:
                     pending.finish()
                 else:
                     await settle(self.sessions, session, pending)
                 raise
-            pending.finish()
             return lease
 
     def _lease(self, session: Session, claim: Claim) -> L:
         return self._lease_type(
             self.sessions, session, self.kind, self.name, claim, is_exclusive=self._is_exclusive
         )
+
+    def _release(self, ticket: int) -> Release:
+        return Release(kind=self.kind, name=self.name.name, ticket=ticket)
 
     async def _wait(self, session: Session, claim: Claim) -> Claim:
         query = ReadClaim(kind=self.kind, name=self.name.name, ticket=claim.ticket)
