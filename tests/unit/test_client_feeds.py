@@ -51,6 +51,8 @@ class Broker:
         self.credit: dict[int, int] = {}
         self.refusals: list[LogdError] = []
         """For the next requests."""
+        self.pushes_with_answer: list[bytes] = []
+        """Arrive together with the next answer."""
         self.last_received_at = float("inf")  # Never silent.
         self._sinks: dict[int, Feed] = {}
 
@@ -91,7 +93,11 @@ class Broker:
             raise self.refusals.pop(0)
         self.asked.append(request)
         self.credit[request.watch] = request.credit_bytes
-        return Answer(WatchResponse(revision=self.revision), b"")
+        answer = Answer(WatchResponse(revision=self.revision), b"")
+        values, self.pushes_with_answer = self.pushes_with_answer, []
+        if values:
+            self.push(*values, to=-1)
+        return answer
 
     def post_credit(self, credit: WatchCredit) -> None:
         self.credit[credit.watch] += credit.bytes
@@ -268,6 +274,35 @@ async def test_all_who_listen_learn_that_changes_are_lost() -> None:
         assert gap is not None
         assert gap.change == GAP
         assert one.broker.asked[-1].revision is None  # It looks, and hears on.
+
+
+async def test_what_changes_after_a_gap_was_told_is_told_too() -> None:
+    """Whoever is told looks at once, and may see nothing yet of what comes a moment later."""
+    async with client() as one, one.watch(tells_gaps=True) as watch:
+        one.broker.refusals = [CompactedError("gone", 99)]
+        one.broker.end(0, NotLeaderError("moved"))
+        gap = await watch.next()
+        late = one.watch(tells_gaps=True)
+        await late.__aenter__()
+        one.broker.push(b"a moment later")
+
+        assert gap is not None
+        assert gap.change == GAP
+        assert arrived(watch) == arrived(late) == [b"a moment later"]
+        await late.aclose()
+
+
+async def test_a_gap_is_told_before_what_comes_behind_it() -> None:
+    async with client() as one, one.watch(tells_gaps=True) as watch:
+        one.broker.refusals = [CompactedError("gone", 99)]
+        one.broker.pushes_with_answer = [b"behind it"]
+        one.broker.end(0, NotLeaderError("moved"))
+        first, second = await watch.next(), await watch.next()
+
+        assert first is not None
+        assert first.change == GAP
+        assert second is not None
+        assert second.value == b"behind it"
 
 
 async def test_who_waits_for_an_event_is_woken_and_by_closing_too() -> None:

@@ -91,6 +91,8 @@ class Feed:
         self._subject = subject
         self._resume_at = resume_at
         """The first revision whose events have not arrived; None: from now on."""
+        self._owes_gap = False
+        """Events were missed, and those who listen have not been told yet."""
         self._listeners: dict[Listener, None] = {}
         self._pushed = 0
         self._owed: deque[int] = deque()
@@ -182,6 +184,7 @@ class Feed:
             return
         self._resume_at = max(self._resume_at or 0, message.revision + 1)
         self._backoff.reset()
+        self._tell_gap()
         if events:
             self._tell(events, len(body), is_whole=events[-1].revision <= message.revision)
         else:
@@ -218,11 +221,8 @@ class Feed:
     def _on_trouble(self, error: LogdError) -> None:
         self.trouble = error
         if isinstance(error, CompactedError) and self._subject.tells_gaps:
-            subject = self._subject
-            gap = Event(revision=0, kind=subject.kind, name=subject.start, change=GAP)
-            for listener in list(self._listeners):
-                listener.on_pushed(Push(self, 0, [gap], 0))
             self._resume_at = None
+            self._owes_gap = True
             return
         if not error.retriable or isinstance(error, CompactedError):
             self.failure = error
@@ -230,6 +230,15 @@ class Feed:
             self.attached.set()
             for listener in list(self._listeners):
                 listener.on_failed(error)
+
+    def _tell_gap(self) -> None:
+        """Only once what changes from now on is heard: whoever is told looks at once."""
+        if self._owes_gap:
+            self._owes_gap = False
+            subject = self._subject
+            gap = Event(revision=0, kind=subject.kind, name=subject.start, change=GAP)
+            for listener in self._listeners:
+                listener.on_pushed(Push(self, 0, [gap], 0))
 
     async def _attach(self) -> GroupId:
         """Watch at whoever leads the namespace's partition now."""
@@ -262,6 +271,7 @@ class Feed:
         assert isinstance(answer.message, WatchResponse)
         # Events may have arrived with the answer, and tell more.
         self._resume_at = max(self._resume_at or 0, answer.message.revision + 1)
+        self._tell_gap()
         self.trouble = None
         self.attached.set()
         return group
