@@ -131,6 +131,7 @@ FAST_TESTS = {
         "tests/unit/test_client_accumulator.py",
         "tests/unit/test_client_coordination.py",
         "tests/unit/test_client_feeds.py",
+        "tests/unit/test_client_shards.py",
         "tests/unit/test_client_exchange.py",
         "tests/sim/test_library_sim.py",
     ),

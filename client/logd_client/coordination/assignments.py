@@ -179,8 +179,11 @@ class Worker:
         self.owned: dict[str, OwnedShard] = {}
         """What runs now."""
         self._scopes: dict[str, anyio.CancelScope] = {}
-        self._stopped: list[str] = []
-        """Shards that are to be let go."""
+        self._stopped: dict[str, None] = {}
+        """Shards that are being let go.  Until it is known that they are none of them runs again:
+        whatever lets it go then would give it to another while it runs here."""
+        self._let_go_at = 0
+        """The last revision at which some were."""
         self._changed = anyio.Event()
         self._wake_let_go = anyio.Event()
 
@@ -231,6 +234,8 @@ class Worker:
         tasks: TaskGroup,
         run_shard: Callable[[OwnedShard], Awaitable[None]],
     ) -> None:
+        if found.revision < self._let_go_at:
+            return  # It was read before, and tells of what has been let go since.
         mine = {row.shard: row for row in found.shards if row.owner == self.member}
         for shard, owned in self.owned.items():
             row = mine.get(shard)
@@ -238,7 +243,7 @@ class Worker:
                 owned.is_revoked = True
                 self._scopes[shard].cancel()
         for shard, row in mine.items():
-            if shard in self.owned:
+            if shard in self.owned or shard in self._stopped:
                 continue
             if row.revoked:
                 self._stop(shard)  # Never begun here, or let go before the answer was lost.
@@ -262,8 +267,7 @@ class Worker:
         self._changed.set()
 
     def _stop(self, shard: str) -> None:
-        if shard not in self._stopped:
-            self._stopped.append(shard)
+        self._stopped[shard] = None
         self._wake_let_go.set()
 
     async def _let_go(self, session: Session) -> None:
@@ -272,7 +276,7 @@ class Worker:
         while True:
             await self._wake_let_go.wait()
             self._wake_let_go = anyio.Event()
-            stopped, self._stopped = self._stopped, []
+            stopped = list(self._stopped)
             if not stopped:
                 continue
             try:
@@ -280,16 +284,18 @@ class Worker:
             except SessionExpiredError:
                 return  # They are others' already.
             except LogdError:
-                self._stopped += stopped
                 self._wake_let_go.set()
                 await anyio.sleep(backoff.next_delay_s())
             else:
                 backoff.reset()
+                for shard in stopped:
+                    del self._stopped[shard]
+                self._changed.set()
 
     async def _tell_let_go(self, session: Session, shards: list[str]) -> None:
         let_go = LetGo(group=self._name.name, member=self.member, shards=shards)
         try:
-            await session.call(let_go, Done)
+            done = await session.call(let_go, Done)
         except RefusedError as error:
             if isinstance(error, SessionExpiredError):
                 raise
@@ -297,3 +303,5 @@ class Worker:
                 # One that is this member's no more spoils it for all: each by itself.
                 for shard in shards:
                     await self._tell_let_go(session, [shard])
+        else:
+            self._let_go_at = done.revision

@@ -1,0 +1,80 @@
+"""A worker lets go of a shard only while it does not run it."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, cast
+
+import anyio
+import pytest
+
+from logd.wire.coordination import Assignment, Done, LetGo, ShardOwner
+from logd_client.coordination.assignments import Assignments, OwnedShard, Worker
+from logd_client.coordination.members import Group
+from logd_client.coordination.names import parse_name
+
+if TYPE_CHECKING:
+    from logd_client.coordination.session import Session, Sessions
+
+pytestmark = pytest.mark.anyio
+
+NAME = parse_name("indexers")
+
+
+class Cluster:
+    """What a worker uses of sessions: one, whose commands take as long as the test wants."""
+
+    def __init__(self) -> None:
+        self.calls = self.routing = self.environment = self
+        self.rng = random.Random(0)
+        self.let_go: list[str] = []
+        """What has been asked, in order."""
+        self.may_answer = anyio.Event()
+
+    async def call(self, command: LetGo, expected: type[Done]) -> Done:
+        self.let_go += command.shards
+        await self.may_answer.wait()
+        return Done(revision=9)
+
+
+async def test_a_shard_that_comes_back_is_run_again_only_once_it_was_let_go() -> None:
+    cluster = Cluster()
+    session = cast("Session", cluster)
+    sessions = cast("Sessions", cluster)
+    group = Group(sessions, NAME, None)
+    worker = Worker(sessions, NAME, group, Assignments(sessions, NAME, None), "one", b"")
+    tokens: list[int] = []
+
+    async def run_shard(shard: OwnedShard) -> None:
+        tokens.append(shard.token)
+        await anyio.sleep_forever()
+
+    def row(token: int, *, revoked: bool = False) -> ShardOwner:
+        return ShardOwner(shard="s", owner="one", token=token, revoked=revoked)
+
+    async with anyio.create_task_group() as tasks:
+
+        async def follow(row: ShardOwner, *, revision: int = 5) -> None:
+            found = Assignment(revision=revision, shards=[row])
+            worker._follow(found, session, tasks, run_shard)
+            await anyio.wait_all_tasks_blocked()
+
+        tasks.start_soon(worker._let_go, session)
+        await follow(row(3))
+        await follow(row(3, revoked=True))  # It stops, and says so.
+        assert cluster.let_go == ["s"]
+        await follow(row(3))  # Taken back, before that was heard.
+        await follow(row(3, revoked=True))
+        assert tokens == [3]
+        assert worker.owned == {}
+
+        cluster.may_answer.set()
+        await anyio.wait_all_tasks_blocked()
+        assert worker._changed.is_set()  # It looks again.
+        await follow(row(3))  # Read before.
+        assert tokens == [3]
+        await follow(row(7), revision=9)
+
+        assert tokens == [3, 7]
+        assert cluster.let_go == ["s"]  # Not what it runs by now.
+        tasks.cancel_scope.cancel()
