@@ -51,6 +51,7 @@ from logd_client.coordination.fences import Fence
 if TYPE_CHECKING:
     from logd_client.sync import _Portal
 
+A = TypeVar("A")
 T = TypeVar("T")
 L = TypeVar("L", bound="Lease")
 
@@ -282,6 +283,13 @@ async def _next_or_end(source: Any) -> Any:
         raise _EndError from None
 
 
+async def _in_thread(function: Callable[[A], T], argument: A) -> T:
+    """In a thread of its own: of those that anyio lends to everybody there are forty, and a shard
+    keeps its thread for as long as it is owned."""
+    own = anyio.CapacityLimiter(1)
+    return await anyio.to_thread.run_sync(function, argument, limiter=own)
+
+
 # --- members and assignments ------------------------------------------------------------
 
 
@@ -375,7 +383,7 @@ class Assignments:
         require_function("run_shard", run_shard)
 
         async def in_thread(shard: OwnedShard) -> None:
-            await anyio.to_thread.run_sync(run_shard, shard)
+            await _in_thread(run_shard, shard)
 
         self._portal.call(partial(self._assignments.work, member, in_thread, data=data))
 
@@ -494,7 +502,7 @@ class Queue:
         require_function("handler", handler)
 
         async def in_thread(claim: async_queues.Claim) -> None:
-            returned: object = await anyio.to_thread.run_sync(handler, Claim(self._portal, claim))
+            returned: object = await _in_thread(handler, Claim(self._portal, claim))
             if iscoroutine(returned):
                 returned.close()
                 raise async_queues.HandlerKindError("a function that is not async", returned)

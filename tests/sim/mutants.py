@@ -132,6 +132,7 @@ FAST_TESTS = {
         "tests/unit/test_client_coordination.py",
         "tests/unit/test_client_feeds.py",
         "tests/unit/test_client_shards.py",
+        "tests/unit/test_client_threads.py",
         "tests/unit/test_client_exchange.py",
         "tests/sim/test_library_sim.py",
     ),

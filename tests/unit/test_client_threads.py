@@ -1,0 +1,43 @@
+"""The blocking client from several threads, and interrupted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, cast
+
+import anyio
+import pytest
+from anyio.from_thread import start_blocking_portal
+
+from logd_client.coordination.assignments import OwnedShard
+from logd_client.sync import _Portal
+from logd_client.sync_coordination import Assignments
+
+SHARDS = 64
+GUARD_S = 30.0
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def portal(request: pytest.FixtureRequest) -> Iterator[_Portal]:
+    with start_blocking_portal(request.param) as opened:
+        yield _Portal(opened)
+
+
+def test_each_shard_has_a_thread_however_many_there_are(portal: _Portal) -> None:
+    class Owner:
+        """The member that owns all shards."""
+
+        async def work(
+            self, member: str, run_shard: Callable[[str], Awaitable[None]], *, data: bytes
+        ) -> None:
+            async with anyio.create_task_group() as tasks:
+                for number in range(SHARDS):
+                    tasks.start_soon(run_shard, f"shard-{number}")
+
+    all_run = threading.Barrier(SHARDS)
+
+    def run_shard(shard: OwnedShard) -> None:
+        all_run.wait(GUARD_S)
+
+    Assignments(portal, cast("Any", Owner())).work("one", run_shard)
