@@ -216,10 +216,17 @@ class _Portal:
     def call(self, function: Callable[..., T], *arguments: object) -> T: ...
 
     def call(self, function: Callable[..., object], *arguments: object) -> object:
-        """Call ``function`` there and wait for what it returns, or for what it awaits."""
+        """Call ``function`` there and wait for what it returns, or for what it awaits.  If this
+        thread is interrupted meanwhile, it is cancelled."""
         if self.is_closed:
             raise UsageError("the client is closed: make another one with connect(...)")
-        return self._portal.call(function, *arguments)
+        called = self._portal.start_task_soon(function, *arguments)
+        try:
+            return called.result()
+        except BaseException:
+            # Interrupted, by Ctrl-C for example: nobody is there to have what it would come to.
+            called.cancel()
+            raise
 
 
 class Admin:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, cast
 
 import anyio
@@ -29,7 +30,7 @@ def test_each_shard_has_a_thread_however_many_there_are(portal: _Portal) -> None
         """The member that owns all shards."""
 
         async def work(
-            self, member: str, run_shard: Callable[[str], Awaitable[None]], *, data: bytes
+            self, member: str, run_shard: Callable[[str], Coroutine[Any, Any, None]], *, data: bytes
         ) -> None:
             async with anyio.create_task_group() as tasks:
                 for number in range(SHARDS):
@@ -41,3 +42,31 @@ def test_each_shard_has_a_thread_however_many_there_are(portal: _Portal) -> None
         all_run.wait(GUARD_S)
 
     Assignments(portal, cast("Any", Owner())).work("one", run_shard)
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt: not meant to be caught."""
+
+
+def test_a_call_that_is_interrupted_goes_on_behind_nobody_s_back(portal: _Portal) -> None:
+    is_cancelled = threading.Event()
+
+    async def wait_in_line() -> None:
+        try:
+            await anyio.sleep(2 * GUARD_S)
+        except anyio.get_cancelled_exc_class():
+            is_cancelled.set()
+            raise
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(Interrupted):
+            portal.call(wait_in_line)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+    assert is_cancelled.wait(GUARD_S)
