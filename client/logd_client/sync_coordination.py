@@ -10,6 +10,7 @@ no asking.  Leaving the block raises ``LeaseLostError`` if the lease was lost wi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import iscoroutine
@@ -136,18 +137,25 @@ class Leadership(Lease):
         self._portal.call(self._leadership.hand_over, to)
 
 
+class _Held(threading.local, Generic[L]):
+    """What one thread has entered: several may share a semaphore, and each gives back its own."""
+
+    def __init__(self) -> None:
+        self.leases: list[L] = []
+
+
 class _Holding(Generic[L]):
     """``with … as lease``."""
 
     def __init__(self) -> None:
-        self._held: list[L] = []
+        self._held = _Held[L]()
 
     def _obtain(self) -> L:
         raise NotImplementedError
 
     def __enter__(self) -> L:
         lease = self._obtain()
-        self._held.append(lease)
+        self._held.leases.append(lease)
         return lease
 
     def __exit__(
@@ -156,7 +164,7 @@ class _Holding(Generic[L]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._held.pop().leave(error is not None)
+        self._held.leases.pop().leave(error is not None)
 
 
 class Lock(_Holding[Lease]):

@@ -13,7 +13,7 @@ from anyio.from_thread import start_blocking_portal
 
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.sync import _Portal
-from logd_client.sync_coordination import Assignments
+from logd_client.sync_coordination import Assignments, Lock
 
 SHARDS = 64
 GUARD_S = 30.0
@@ -70,3 +70,44 @@ def test_a_call_that_is_interrupted_goes_on_behind_nobody_s_back(portal: _Portal
         signal.signal(signal.SIGALRM, before)
 
     assert is_cancelled.wait(GUARD_S)
+
+
+def test_each_thread_gives_back_what_it_took_itself(portal: _Portal) -> None:
+    class Taken:
+        is_lost = False
+
+        def __init__(self, number: int) -> None:
+            self.token = number
+            self.is_released = False
+
+        async def release(self) -> None:
+            self.is_released = True
+
+    class Semaphore:
+        def __init__(self) -> None:
+            self.taken: list[Taken] = []
+
+        async def acquire(self, timeout_s: float | None) -> Taken:
+            self.taken.append(Taken(len(self.taken)))
+            return self.taken[-1]
+
+    asynchronous = Semaphore()
+    semaphore = Lock(portal, cast("Any", asynchronous))
+    second_holds, first_is_gone = threading.Event(), threading.Event()
+    held: list[bool] = []
+
+    def second() -> None:
+        with semaphore as lease:
+            second_holds.set()
+            first_is_gone.wait(GUARD_S)
+            held.append(not asynchronous.taken[lease.token].is_released)
+
+    thread = threading.Thread(target=second)
+    with semaphore:
+        thread.start()
+        second_holds.wait(GUARD_S)
+    first_is_gone.set()
+    thread.join()
+
+    assert held == [True]
+    assert all(taken.is_released for taken in asynchronous.taken)
