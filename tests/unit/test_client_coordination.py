@@ -40,7 +40,7 @@ from logd_client.arguments import require_seconds
 from logd_client.coordination.calls import Calls, encoded, error_from_refusal
 from logd_client.coordination.fences import Fence, fence_of
 from logd_client.coordination.keys import delete, prefix_end, put
-from logd_client.coordination.leases import Lease, Place
+from logd_client.coordination.leases import Lease, LeaseContext, Place
 from logd_client.coordination.members import Membership
 from logd_client.coordination.names import checked_key, parse_name, shown
 from logd_client.coordination.queues import ItemFailedError, failure_of, make_item
@@ -366,6 +366,39 @@ async def test_a_place_in_line_is_given_back_by_whoever_is_cancelled_there(
         tasks.cancel_scope.cancel()
 
     assert calls.released == [9]
+
+
+@pytest.mark.anyio
+async def test_tasks_that_wait_for_one_lock_object_at_a_time_are_told_to_make_their_own(
+    anyio_backend: object,
+) -> None:
+    calls = QueueingCalls()
+    place = Place(
+        cast("Sessions", OneSession(calls)),
+        parse_name("api"),
+        Acquire(kind="semaphore", name="api", capacity=2),
+        Lease,
+        is_exclusive=False,
+    )
+    shared = LeaseContext(lambda: place.obtain(None))
+    refused: list[UsageError] = []
+
+    async def enter() -> None:
+        try:
+            async with shared:
+                pass
+        except UsageError as error:
+            refused.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(enter)
+        tasks.start_soon(enter)
+        await anyio.wait_all_tasks_blocked()
+        calls.granted.set()
+
+    assert len(refused) == 1
+    async with shared:  # And again, once it is left.
+        pass
 
 
 @pytest.mark.anyio

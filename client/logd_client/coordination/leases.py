@@ -347,13 +347,19 @@ class LeaseContext(Generic[L]):
 
     def __init__(self, obtain: Callable[[], Awaitable[L]]) -> None:
         self._obtain = obtain
+        self._is_entered = False
         self._lease: L | None = None
         self._scope: anyio.CancelScope | None = None
 
     async def __aenter__(self) -> L:
-        if self._scope is not None:
+        if self._is_entered:
             raise UsageError("it is entered already: each task makes one of its own")
-        lease = await self._obtain()
+        self._is_entered = True
+        try:
+            lease = await self._obtain()
+        except BaseException:
+            self._is_entered = False
+            raise
         self._lease = lease
         self._scope = anyio.CancelScope()
         self._scope.__enter__()
@@ -370,6 +376,7 @@ class LeaseContext(Generic[L]):
         assert self._scope is not None
         lease, scope = self._lease, self._scope
         self._lease = self._scope = None
+        self._is_entered = False
         lost = lease.lost_error() if lease.is_lost else None
         lease.call_on_loss(None)
         is_swallowed = bool(scope.__exit__(kind, error, traceback))
