@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import cast
 
 import anyio
 import pytest
+from anyio.abc import TaskGroup
 
 from logd.errors import (
     InvalidNameError,
@@ -399,6 +401,55 @@ async def test_tasks_that_wait_for_one_lock_object_at_a_time_are_told_to_make_th
     assert len(refused) == 1
     async with shared:  # And again, once it is left.
         pass
+
+
+class HangingCalls(HandClock):
+    """Nothing is answered until ``answers``."""
+
+    def __init__(self, tasks: TaskGroup) -> None:
+        super().__init__()
+        self.routing = self.environment = self
+        self.rng = random.Random(0)
+        self.tasks = tasks
+        self.answers = anyio.Event()
+        self.done: list[object] = []
+
+    async def command(
+        self,
+        namespace: str,
+        command: object,
+        request: Callable[[GroupId, int], object],
+        *,
+        timeout_s: float | None = None,
+    ) -> Result:
+        await self.answers.wait()  # Before it is sent.
+        request(GroupId(5), 1_000)
+        self.done.append(command)
+        return Done(revision=9)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_lease_is_given_back_although_asyncio_cancels_its_release(
+    anyio_backend: object,
+) -> None:
+    """A task that asyncio itself cancels is not protected by a shield."""
+    async with anyio.create_task_group() as tasks:
+        calls = HangingCalls(tasks)
+        session = open_session(calls)
+        sessions = cast("Sessions", calls)
+        calls.calls = calls  # type: ignore[attr-defined]
+        claim = Claim(revision=9, ticket=9, token=9)
+        lease = Lease(sessions, session, "lock", parse_name("a"), claim, is_exclusive=True)
+
+        releasing = asyncio.create_task(lease.release())
+        await anyio.wait_all_tasks_blocked()
+        releasing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await releasing
+        calls.answers.set()
+
+    assert calls.done == [Release(kind="lock", name="a", ticket=9)]
 
 
 @pytest.mark.anyio

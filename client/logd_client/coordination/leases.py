@@ -391,9 +391,17 @@ async def settle(sessions: Sessions, session: Session, work: Command | PendingCo
 
     A command is simply carried out.  A pending ``Acquire`` is given back whatever it came to.
     """
-    with anyio.move_on_after(GIVE_BACK_TIMEOUT_S, shield=True):
-        if await _settle_once(session, work):
-            return
+    is_settled = False
+    try:
+        with anyio.move_on_after(GIVE_BACK_TIMEOUT_S, shield=True):
+            is_settled = await _settle_once(session, work)
+    finally:  # Also if asyncio itself cancels the task: no shield holds that off.
+        if not is_settled:
+            _settle_later(sessions, session, work)
+
+
+def _settle_later(sessions: Sessions, session: Session, work: Command | PendingCommand) -> None:
+    """Have it given back by a task of the client's."""
     if not session.is_lost():
         session.unsettled.setdefault(work, anyio.Event())
         sessions.calls.routing.tasks.start_soon(_settle, session, work)
