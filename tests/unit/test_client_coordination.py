@@ -31,6 +31,7 @@ from logd.wire.coordination import (
     Claim,
     CloseSession,
     Done,
+    Leave,
     Opened,
     Refused,
     Release,
@@ -39,10 +40,11 @@ from logd.wire.coordination import (
 )
 from logd_client.accumulator import NO_FENCE, OpenBatch
 from logd_client.arguments import require_seconds
+from logd_client.coordination import leases
 from logd_client.coordination.calls import Calls, encoded, error_from_refusal
 from logd_client.coordination.fences import Fence, fence_of
 from logd_client.coordination.keys import delete, prefix_end, put
-from logd_client.coordination.leases import Lease, LeaseContext, Place
+from logd_client.coordination.leases import Lease, LeaseContext, Place, settle
 from logd_client.coordination.members import Membership
 from logd_client.coordination.names import checked_key, parse_name, shown
 from logd_client.coordination.queues import ItemFailedError, failure_of, make_item
@@ -450,6 +452,25 @@ async def test_a_lease_is_given_back_although_asyncio_cancels_its_release(
         calls.answers.set()
 
     assert calls.done == [Release(kind="lock", name="a", ticket=9)]
+
+
+@pytest.mark.anyio
+async def test_two_of_one_name_that_leave_while_nobody_answers_leave_once(
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "GIVE_BACK_TIMEOUT_S", 0.05)
+    async with anyio.create_task_group() as tasks:
+        calls = HangingCalls(tasks)
+        calls.calls = calls  # type: ignore[attr-defined]
+        session = open_session(calls)
+        leave = Leave(group="workers", member="one")
+        for _ in range(2):
+            await settle(cast("Sessions", calls), session, leave)
+        assert list(session.unsettled) == [leave]
+        calls.answers.set()
+
+    assert calls.done == [leave]
+    assert session.unsettled == {}
 
 
 @pytest.mark.anyio

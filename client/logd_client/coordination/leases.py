@@ -402,8 +402,8 @@ async def settle(sessions: Sessions, session: Session, work: Command | PendingCo
 
 def _settle_later(sessions: Sessions, session: Session, work: Command | PendingCommand) -> None:
     """Have it given back by a task of the client's."""
-    if not session.is_lost():
-        session.unsettled.setdefault(work, anyio.Event())
+    if not session.is_lost() and work not in session.unsettled:
+        session.unsettled[work] = anyio.Event()
         sessions.calls.routing.tasks.start_soon(_settle, session, work)
 
 
