@@ -581,8 +581,7 @@ class Producer:
         Cancelled, some partitions may have been raised; raising one again changes nothing.
         """
         self._check_open()
-        topic = await self._routing.topic(self._topic)
-        offsets = await raise_fences(self._routing, [topic], fence_of(lease))
+        offsets = await raise_fences(self._routing, [self._topic], fence_of(lease))
         return {partition: offset for (_, partition), offset in sorted(offsets.items())}
 
     async def flush(self) -> None:

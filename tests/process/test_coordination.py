@@ -114,6 +114,29 @@ async def test_protecting_a_topic_shuts_out_whoever_held_it_before(
                 await producer.append(b"unfenced")
 
 
+async def test_partitions_that_were_added_before_a_lock_was_granted_are_protected_too(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    async with connect(cluster.bootstrap) as client, connect(cluster.bootstrap) as other:
+        topic, name = fresh("grown"), fresh("lock")
+        await client.admin.create_topic(topic, partitions=1, replicas=3)
+        first = await client.lock(name, protects=[topic]).acquire()
+        old = first.fence
+        async with other.lock(fresh("lock"), protects=[topic]):
+            pass  # It knows the topic as it was.
+        async with anyio.create_task_group() as tasks:
+            second = other.lock(name, protects=[topic])
+            tasks.start_soon(second.acquire)
+            while not (await second.holders()).waiting:
+                await anyio.sleep(0.05)
+            await client.admin.alter_topic(topic, {}, partitions=3)
+            await first.release()
+        async with client.producer(topic) as producer:
+            for partition in range(3):
+                with pytest.raises(FencedError):
+                    await producer.append(b"late", fence=old, partition=partition)
+
+
 # --- locks, semaphores, elections -------------------------------------------------------
 
 

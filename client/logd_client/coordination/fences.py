@@ -16,7 +16,7 @@ import anyio
 
 from logd.errors import LogdError, UsageError
 from logd.types import GroupId
-from logd.wire.messages import RaiseFenceRequest, RaiseFenceResponse, TopicInfo
+from logd.wire.messages import RaiseFenceRequest, RaiseFenceResponse
 from logd_client.arguments import require_text
 from logd_client.routing import Routing
 
@@ -51,8 +51,8 @@ def fence_of(fence: Fence | HasFence) -> Fence:
     return found
 
 
-async def topics_of(routing: Routing, names: Sequence[str]) -> list[TopicInfo]:
-    """Describe topics that are to be protected.
+async def require_topics(routing: Routing, names: Sequence[str]) -> None:
+    """Accept topics that are to be protected.
 
     Raises:
         UnknownTopicError: there is no such topic.
@@ -62,23 +62,29 @@ async def topics_of(routing: Routing, names: Sequence[str]) -> list[TopicInfo]:
         raise UsageError(f"protects must be a list of topics, not the str {names!r}")
     for name in names:
         require_text("a topic", name)
-    return [await routing.topic(name) for name in names]
+    for name in names:
+        await routing.topic(name)
 
 
 async def raise_fences(
-    routing: Routing, topics: Sequence[TopicInfo], fence: Fence
+    routing: Routing, names: Sequence[str], fence: Fence
 ) -> dict[tuple[str, int], int]:
-    """Have every partition of ``topics`` refuse what is older than ``fence``.
+    """Have every partition of the topics ``names`` refuse what is older than ``fence``.
+
+    Which they are is asked anew, of the controller: some may have been added since this client
+    heard of the topic, and whoever held the lease before may know them.
 
     Returns:
         By topic and partition the offset below which all lies that older tokens have written.
 
     Raises:
         FencedError: a partition has seen a newer token: this lease is over.
+        UnknownTopicError: there is no such topic.
         LogdError: a partition could not be reached in time; others may have been raised.
 
     Cancelled, some partitions may have been raised: that is harmless.
     """
+    topics = [await routing.describe_topic(name, routing.controller_connection) for name in names]
     offsets: dict[tuple[str, int], int] = {}
     failures: list[LogdError] = []
     limit = anyio.CapacityLimiter(_RAISES_AT_ONCE)

@@ -35,11 +35,10 @@ from logd.wire.coordination import (
     Release,
     fence_id_of,
 )
-from logd.wire.messages import TopicInfo
 from logd_client.arguments import require_seconds
 from logd_client.backoff import Backoff
 from logd_client.coordination.calls import WAIT_S_MAX
-from logd_client.coordination.fences import Fence, raise_fences, topics_of
+from logd_client.coordination.fences import Fence, raise_fences, require_topics
 from logd_client.coordination.names import Name
 from logd_client.coordination.session import PendingCommand, Session, Sessions
 
@@ -261,9 +260,8 @@ class Place(Generic[L]):
             return None
 
     async def _obtain(self, acquire: Acquire) -> L:
-        topics: list[TopicInfo] = []
         if self._protects:
-            topics = await topics_of(self.sessions.calls.routing, self._protects)
+            await require_topics(self.sessions.calls.routing, self._protects)
         session = await self.sessions.get(self.name.namespace, self._ttl_ms)
         with session.scope():
             pending = await session.prepare(acquire)
@@ -277,8 +275,8 @@ class Place(Generic[L]):
                 while claim.token is None:
                     claim = await self._wait(session, claim)
                 lease = self._lease(session, claim)
-                if topics:
-                    await self._raise_fences(lease, topics)
+                if self._protects:
+                    await self._raise_fences(lease)
                 # The grant may have been learnt of too late, without a moment to be cancelled in.
                 session.check()
             except BaseException as error:
@@ -307,9 +305,9 @@ class Place(Generic[L]):
         assert isinstance(answer, Claim)
         return answer
 
-    async def _raise_fences(self, lease: L, topics: list[TopicInfo]) -> None:
+    async def _raise_fences(self, lease: L) -> None:
         try:
-            await raise_fences(self.sessions.calls.routing, topics, lease.fence)
+            await raise_fences(self.sessions.calls.routing, self._protects, lease.fence)
         except FencedError as error:
             raise LeaseLostError(
                 f"{lease.name}: a newer holder is known already: {error}"
