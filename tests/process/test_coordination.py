@@ -554,6 +554,24 @@ async def test_recipes(cluster: LocalCluster, anyio_backend: object) -> None:
 # --- blocking ---------------------------------------------------------------------------
 
 
+async def test_a_double_barrier_is_entered_again_by_who_was_quick_to_leave(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    rounds = 20
+    name = fresh("double")
+
+    async def take_part(one: Client, member: str) -> None:
+        for _ in range(rounds):
+            async with one.double_barrier(name, 2, member):
+                pass
+
+    async with connect(cluster.bootstrap) as client, connect(cluster.bootstrap) as other:
+        with anyio.fail_after(TIMEOUT_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(take_part, client, "a")
+                tasks.start_soon(take_part, other, "b")
+
+
 def test_the_blocking_client_has_the_same_verbs(cluster: LocalCluster) -> None:
     name, topic = fresh("blocking"), fresh("topic")
     done: list[bytes] = []

@@ -9,8 +9,9 @@ from __future__ import annotations
 import anyio
 
 from logd.errors import UsageError
+from logd.wire.coordination import Compare
 from logd_client.arguments import require_between
-from logd_client.coordination.keys import KeyValues
+from logd_client.coordination.keys import KeyValues, delete
 from logd_client.coordination.names import Name
 from logd_client.coordination.session import Sessions
 
@@ -81,12 +82,20 @@ class DoubleBarrier(_Recipe):
     async def leave(self) -> None:
         """Wait until all members have left.  Cancelled, this one has left, or will with its
         session."""
-        await self.kv.delete(self._mine)
+        left_at = (await self.kv.transact(then=[delete(self._mine)])).revision
         async with self.kv.watch(prefix=self._members, tells_gaps=True) as events:
-            while (await self.kv.prefix(self._members, keys_only=True)).found:
+            while await self._is_anybody_left(left_at):
                 await events.next()
         # Whoever comes first tidies up for the next time.
-        await self.kv.delete(self._ready)
+        ready = await self.kv.get(self._ready)
+        if ready is not None and ready.revision < left_at:
+            same = Compare(key=ready.key, revision=ready.revision)
+            await self.kv.transact(compare=[same], then=[delete(ready.key)])
+
+    async def _is_anybody_left(self, left_at: int) -> bool:
+        """Of those who were together: who has entered since waits for the next time."""
+        present = await self.kv.prefix(self._members, keys_only=True)
+        return any(member.created < left_at for member in present.found)
 
     async def __aenter__(self) -> DoubleBarrier:
         await self.enter()
