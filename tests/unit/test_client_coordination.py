@@ -9,14 +9,18 @@ from collections.abc import Callable
 from typing import cast
 
 import anyio
+import msgspec
 import pytest
 from anyio.abc import TaskGroup
 
 from logd.errors import (
+    ConflictError,
     InvalidNameError,
     LeaseLostError,
     LogdError,
+    OverloadedError,
     QuotaExceededError,
+    RequestError,
     SessionExpiredError,
     UnknownServerError,
     UsageError,
@@ -27,7 +31,6 @@ from logd.record.header import Codec
 from logd.types import GroupId
 from logd.wire.coordination import (
     Acquire,
-    Answer,
     Claim,
     CloseSession,
     Done,
@@ -38,8 +41,10 @@ from logd.wire.coordination import (
     Result,
     Transact,
 )
+from logd.wire.messages import CoordinateResponse, UnwatchRequest
 from logd_client.accumulator import NO_FENCE, OpenBatch
 from logd_client.arguments import require_seconds
+from logd_client.connection import Answer
 from logd_client.coordination import leases
 from logd_client.coordination.calls import Calls, encoded, error_from_refusal
 from logd_client.coordination.fences import Fence, fence_of
@@ -172,6 +177,37 @@ def test_a_refused_command_certainly_took_no_effect() -> None:
     assert not error.may_have_applied
     assert isinstance(unknown, UnknownServerError)
     assert not unknown.may_have_applied
+
+
+class DoubtfulCalls(Calls):
+    """An attempt is never answered, the next one is refused."""
+
+    def __init__(self, code: int) -> None:
+        self._refused = Refused(revision=3, code=code, message="no")
+
+    def _known_group(self, namespace: str) -> GroupId | None:
+        return None
+
+    async def _ask(self, *arguments: object, **options: object) -> tuple[Answer, bool]:
+        return Answer(CoordinateResponse(), msgspec.msgpack.encode(self._refused)), True
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("refused", "may_have_applied"),
+    [(ConflictError, False), (SessionExpiredError, True), (OverloadedError, True)],
+)
+async def test_a_refusal_that_leaves_no_trace_says_nothing_of_an_earlier_attempt(
+    anyio_backend: object, refused: type[RequestError], may_have_applied: bool
+) -> None:
+    calls = DoubtfulCalls(refused.code)
+
+    with pytest.raises(refused) as caught:
+        await calls.command(
+            "default", CloseSession(), lambda group, timeout_ms: UnwatchRequest(watch=1)
+        )
+
+    assert caught.value.may_have_applied == may_have_applied
 
 
 def test_a_fence_is_taken_from_whatever_was_granted() -> None:
@@ -317,7 +353,7 @@ class QueueingCalls(HandClock):
             self.released.append(command.ticket)
         return Done(revision=9)
 
-    async def query(self, namespace: str, query: object, *, wait_s: float) -> Answer:
+    async def query(self, namespace: str, query: object, *, wait_s: float) -> Claim:
         self.is_waited_for.set()
         await self.granted.wait()
         return Claim(revision=2_000, ticket=9, token=2_000)

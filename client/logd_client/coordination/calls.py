@@ -22,6 +22,7 @@ from logd.errors import (
     ERROR_BY_CODE,
     LogdError,
     NotLeaderError,
+    OverloadedError,
     ProtocolError,
     QuotaExceededError,
     RequestTimeoutError,
@@ -160,8 +161,10 @@ class Calls:
         result: Result = _decoded(_RESULTS, answer)
         if type(result) is Refused:
             refusal = error_from_refusal(result)
-            # The results of a session go with it, also that of an earlier attempt.
-            refusal.may_have_applied = is_in_doubt and isinstance(refusal, SessionExpiredError)
+            # The results of a session go with it, also that of an earlier attempt; and what finds
+            # no room for its result leaves no trace: an earlier attempt may yet arrive and find it.
+            says_nothing = isinstance(refusal, SessionExpiredError | OverloadedError)
+            refusal.may_have_applied = is_in_doubt and says_nothing
             raise refusal
         return result
 
