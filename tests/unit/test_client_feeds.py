@@ -64,12 +64,15 @@ class Broker:
             events.append(
                 Event(revision=self.revision, kind="key", name=b"k", change="put", value=value)
             )
+        self.tell(events, revision=self.revision, to=to)
+
+    def tell(self, events: list[Event], *, revision: int, to: int | None = None) -> None:
         body = msgspec.msgpack.encode(events)
         for request in self.asked if to is None else [self.asked[to]]:
             sink = self._sinks.get(request.watch)
             if sink is not None:
                 message = WatchEvents(
-                    watch=request.watch, generation=request.generation, revision=self.revision
+                    watch=request.watch, generation=request.generation, revision=revision
                 )
                 self.credit[request.watch] -= len(body)
                 sink.on_events(message, body)
@@ -252,6 +255,36 @@ async def test_a_feed_goes_on_behind_what_it_was_told_for_all_who_listen() -> No
 
         assert one.broker.asked[1].revision == 12
         assert arrived(first) == arrived(second) == [b"a", b"b"]
+
+
+async def test_of_a_change_that_was_told_in_part_only_the_rest_is_told_by_the_next_broker() -> None:
+    def change(*values: bytes, revision: int = 11) -> list[Event]:
+        return [
+            Event(revision=revision, kind="key", name=value, change="put", value=value)
+            for value in values
+        ]
+
+    async def move(broker: Broker, number: int) -> None:
+        broker.end(number, NotLeaderError("moved"))
+        while len(broker.asked) == number + 1:
+            await anyio.sleep(0.01)
+        await anyio.wait_all_tasks_blocked()
+
+    async with client() as one, one.watch() as watch:
+        one.broker.tell(change(b"a", b"b"), revision=10)
+        one.broker.tell(change(b"c"), revision=10)
+        for number in range(2):  # The second is lost before it has told anything.
+            await move(one.broker, number)
+            assert one.broker.asked[-1].revision == 11
+        one.broker.tell(change(b"a", b"b"), revision=10)
+        one.broker.tell(change(b"c", b"d"), revision=10)
+        one.broker.tell([*change(b"e"), *change(b"f", revision=12)], revision=12)
+        await move(one.broker, 2)
+        one.broker.tell(change(b"g", revision=13), revision=13)
+
+        assert one.broker.asked[-1].revision == 13
+        assert b"".join(arrived(watch)) == b"abcdefg"
+        assert one.broker.credit[one.broker.asked[-1].watch] == CREDIT_BYTES
 
 
 async def test_all_who_listen_learn_that_changes_are_lost() -> None:

@@ -91,6 +91,10 @@ class Feed:
         self._subject = subject
         self._resume_at = resume_at
         """The first revision whose events have not arrived; None: from now on."""
+        self._told_in_part = 0
+        """So many events of that revision have, if it is one that is told in parts."""
+        self._to_skip = 0
+        """So many of them come again, since the watch has begun anew."""
         self._owes_gap = False
         """Events were missed, and those who listen have not been told yet."""
         self._listeners: dict[Listener, None] = {}
@@ -182,11 +186,16 @@ class Feed:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             self._detach(ProtocolError(f"events cannot be read: {error}"))
             return
-        self._resume_at = max(self._resume_at or 0, message.revision + 1)
+        skipped, events = events[: self._to_skip], events[self._to_skip :]
+        self._to_skip -= len(skipped)
+        if self._resume_at is None or self._resume_at <= message.revision:
+            self._resume_at = message.revision + 1
+            self._told_in_part = 0
+        self._told_in_part += sum(event.revision > message.revision for event in events)
         self._backoff.reset()
         self._tell_gap()
         if events:
-            self._tell(events, len(body), is_whole=events[-1].revision <= message.revision)
+            self._tell(events, len(body), is_whole=not self._told_in_part)
         else:
             self._return_credit(len(body))
 
@@ -222,6 +231,7 @@ class Feed:
         self.trouble = error
         if isinstance(error, CompactedError) and self._subject.tells_gaps:
             self._resume_at = None
+            self._told_in_part = 0
             self._owes_gap = True
             return
         if not error.retriable or isinstance(error, CompactedError):
@@ -252,6 +262,7 @@ class Feed:
         self._suspect = connection.node
         self._watch = self._routing.next_subscription()
         self._generation += 1
+        self._to_skip = self._told_in_part
         self._detached = anyio.Event()
         self._why_detached = None
         self._connection = connection
