@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from logd.storage.log import LogBatch
@@ -109,11 +110,22 @@ class TailCache:
 
     def forget(self, group: GroupId) -> None:
         """Drop all of one group: its log was cut, or it is gone."""
-        if self._tails.pop(group, None) is None:
+        if self._tails.pop(group, None) is not None:
+            self._drop(lambda entry: entry[0] == group)
+
+    def forget_below(self, group: GroupId, offset: Offset) -> None:
+        """Drop what one group has below ``offset``, where a batch ends: it was compacted."""
+        tail = self._tails.get(group)
+        if tail is None:
             return
+        while tail.head < len(tail.batches) and tail.batches[tail.head].end_offset <= offset:
+            tail.drop_first()
+        self._drop(lambda entry: entry[0] == group and entry[1].end_offset <= offset)
+
+    def _drop(self, is_dropped: Callable[[tuple[GroupId, LogBatch]], bool]) -> None:
         kept: deque[tuple[GroupId, LogBatch]] = deque()
         for entry in self._order:
-            if entry[0] == group:
+            if is_dropped(entry):
                 self._bytes -= entry[1].size_bytes + ENTRY_OVERHEAD_BYTES
             else:
                 kept.append(entry)

@@ -102,10 +102,15 @@ class Upkeep:
             if self._has_stopped:
                 return False
             try:
-                return await self._host.env.run_blocking(group.log.replace, bases, path, trash)
+                is_done = await self._host.env.run_blocking(group.log.replace, bases, path, trash)
             except StorageFailedError as error:
                 group.fail(error)
                 return False
+            if is_done:
+                # Or who reads would be told what was left out for as long as memory has it.
+                after = next(base for base in group.log.segment_bases if base > bases[-1])
+                self._host.tail_cache.forget_below(group.group_id, after)
+            return is_done
 
     @property
     def _has_stopped(self) -> bool:

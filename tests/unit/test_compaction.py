@@ -25,6 +25,7 @@ from logd.record.header import (
     Codec,
     decode_header,
     leader_part,
+    split_batches,
     verify_header,
     verify_seal,
 )
@@ -933,6 +934,31 @@ async def roll(replica: Replica) -> None:
     replica.group.roll_soon()
     await until(lambda: len(replica.group.log.segment_bases) > bases)
     await trio.sleep(1)
+
+
+def test_who_reads_a_compacted_log_is_not_told_what_memory_still_has_of_it() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await replica.lead()
+            await commit_rows(replica, (b"a", b"1"), (b"b", b"1"))
+            await roll(replica)
+            await commit_rows(replica, (b"a", b"2"))
+            await roll(replica)
+            await commit_rows(replica, (b"c", b"3"))
+            await LogCompactor(replica.group, replica.node).apply(
+                CompactionPolicy(60_000, 1, 0), TRASH
+            )
+
+            reader, offset, values = replica.group.reader, Offset(0), list[bytes | None]()
+            while (found := await reader.read_committed(offset, 64 * KIB)) is not None:
+                whole = memoryview(b"".join(found.buffers))
+                for header, view in split_batches(whole):
+                    if not header.is_control and header.record_count:
+                        values += decode_batch(view).values
+                offset = found.end_offset
+            assert values == [b"1", b"2", b"3"]
+
+    play(story)
 
 
 def test_what_was_repaired_is_compacted_anew_before_a_tombstone_goes() -> None:

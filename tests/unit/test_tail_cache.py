@@ -87,3 +87,26 @@ def test_a_cache_of_no_bytes_holds_nothing() -> None:
 
     assert cache.bytes == 0
     assert cache.read(ONE, Offset(0), Offset(1), SIZE) is None
+
+
+def test_what_was_compacted_is_forgotten_and_the_rest_is_not() -> None:
+    cache = cache_of(10)
+    for base in range(4):
+        cache.add(ONE, [batch(base, base + 1)])
+        cache.add(TWO, [batch(base, base + 1)])
+
+    cache.forget_below(ONE, Offset(2))
+
+    assert cache.read(ONE, Offset(1), Offset(4), 10 * SIZE) is None
+    assert offsets(cache.read(ONE, Offset(2), Offset(4), 10 * SIZE)) == [(2, 3), (3, 4)]
+    assert offsets(cache.read(TWO, Offset(0), Offset(4), SIZE)) == [(0, 1)]
+    assert cache.bytes == 6 * (SIZE + ENTRY_OVERHEAD_BYTES)
+
+    cache.forget_below(ONE, Offset(4))
+    cache.add(ONE, [batch(4, 5)])
+
+    assert offsets(cache.read(ONE, Offset(4), Offset(5), SIZE)) == [(4, 5)]
+    assert cache.bytes == 5 * (SIZE + ENTRY_OVERHEAD_BYTES)
+    for base in range(5, 30):
+        cache.add(ONE, [batch(base, base + 1)])
+    assert offsets(cache.read(ONE, Offset(20), Offset(30), SIZE)) == [(20, 21)]
