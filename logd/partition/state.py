@@ -172,7 +172,8 @@ class PartitionState:
             last_append_time_ms=self.last_append_time_ms,
             producers=[],
             fences=self.fences.rows(),
-            fence_floor=self.fences.floor,
+            fence_floor=max((floor for _, floor in self.fences.floors), default=0),
+            fence_floors=self.fences.floors,
             term_rows=[(term, start) for term, start in term_rows],
             configuration=configuration,
             trim=self.trim,
@@ -205,7 +206,7 @@ class PartitionState:
         state.last_append_time_ms = read.last_append_time_ms
         state.trim = read.trim
         state.producers = ProducerTable.from_rows(_decode_pieces(read.producers))
-        state.fences = FenceTable.from_rows(read.fences, read.fence_floor)
+        state.fences = FenceTable.from_rows(read.fences, read.all_floors)
         return Checkpoint(state, rows, read.configuration)
 
 
@@ -248,9 +249,18 @@ class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Each a list of some rows."""
     fences: list[tuple[int, int]]
     fence_floor: int
+    """The largest, for versions that know of one only."""
     term_rows: list[tuple[Term, Offset]]
     configuration: ConfigurationChange | None
     trim: TrimRow = NO_TRIM
+    fence_floors: list[tuple[int, int]] | None = None
+    """None: written by such a version."""
+
+    @property
+    def all_floors(self) -> list[tuple[int, int]]:
+        if self.fence_floors is not None:
+            return self.fence_floors
+        return FenceTable.floors_of(self.fence_floor)
 
 
 _CHECKPOINT_FORMAT: Final = 1

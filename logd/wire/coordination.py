@@ -26,6 +26,7 @@ import msgspec
 import xxhash
 
 COORDINATION_TOPIC: Final = "__coordination"
+FENCE_CLASS_MASK: Final = 0xFF
 DEFAULT_NAMESPACE: Final = "default"
 
 LockMode = Literal["exclusive", "shared"]
@@ -39,8 +40,14 @@ def partition_of(namespace: str, partition_count: int) -> int:
 
 
 def fence_id_of(namespace: str, kind: Kind, name: str) -> int:
-    """The number by which appends name a lock, an election or a shard (``fence_id``).  Never 0."""
-    return xxhash.xxh3_64_intdigest(f"{namespace}/{kind}/{name}".encode()) or 1
+    """The number by which appends name a lock, an election or a shard (``fence_id``).  Never 0.
+
+    The lowest byte is the namespace's alone: tokens of fences that differ in it may come from
+    different partitions, and are not compared.
+    """
+    digest = xxhash.xxh3_64_intdigest(f"{namespace}/{kind}/{name}".encode())
+    of_namespace = xxhash.xxh64_intdigest(namespace.encode())
+    return (digest & ~FENCE_CLASS_MASK | of_namespace & FENCE_CLASS_MASK) or 1
 
 
 class _Command(

@@ -841,7 +841,7 @@ SYSTEM_MUTANTS = (
         "forgetting a fence opens it",
         "fences: who was replaced writes no more",
         "logd/partition/fences.py",
-        "            self._floor = max(self._floor, forgotten)\n",
+        "            self._floors[of_class] = max(self._floors.get(of_class, 0), forgotten)\n",
         "",
     ),
     Mutant(

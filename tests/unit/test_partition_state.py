@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -251,6 +252,20 @@ def test_a_checkpoint_carries_what_the_caller_knows_of_the_log() -> None:
     assert checkpoint.term_rows == rows
     assert checkpoint.configuration == change
     assert checkpoint.state.end_offset == 50
+
+
+def test_a_checkpoint_with_one_floor_for_all_fences_holds_them_all_against_it() -> None:
+    payload = PartitionState(Offset(0)).encode()
+    magic, content = payload[:17], msgspec.msgpack.decode(payload[17:])
+    del content["fence_floors"]
+    content["fence_floor"] = 7
+
+    fences = PartitionState.decode(magic + msgspec.msgpack.encode(content)).state.fences
+
+    for fence in (1, 2, 255, 256):
+        fences.check(fence, 7)
+        with pytest.raises(FencedError, match="up to token 7"):
+            fences.check(fence, 6)
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused() -> None:
