@@ -39,7 +39,7 @@ class FenceTable:
 
     @property
     def floors(self) -> list[tuple[int, int]]:
-        """(lowest byte of the fence ids, the largest token of such that was forgotten), in order."""
+        """(lowest byte of fence ids, the largest token of such that was forgotten), in order."""
         return sorted(self._floors.items())
 
     def check(self, fence_id: int, token: int) -> None:

@@ -448,8 +448,13 @@ class _Writer:
         self._flush()
         last = self._last
         mark = MarkSlot(1, last.end_term, last.end_offset, self._position, last.end_offset)
+        # Only what is sealed is compacted, so there is one behind it.
         block = segment_header_block(
-            self._request.identity, self._first.base_offset, self._first.prev_term, mark
+            self._request.identity,
+            self._first.base_offset,
+            self._first.prev_term,
+            mark,
+            is_followed=True,
         )
         self._file.pwritev([block], 0)
         self._file.sync()

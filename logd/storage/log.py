@@ -38,6 +38,7 @@ from logd.storage.scrub import ScrubPosition, scrub, scrub_start
 from logd.storage.segment import FIRST_POSITION, Segment, create_segment
 from logd.storage.segment_index import RELATIVE_OFFSET_MAX, remove_indexes_durably
 from logd.storage.space_ahead import SpaceAhead
+from logd.storage.successor_note import write_note
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark, write_mark
 from logd.storage.trash import set_aside
 from logd.storage.whole_file import make_directory_durably, write_in_new_directory
@@ -447,6 +448,7 @@ class Log:
             commit_offset = self._settle()
             active.active()[1].write(self._files, active.path)
             fresh, mark = held.create_next(commit_offset)
+            write_note(active.active()[0], fresh.base_offset, self._group)
         except OSError as error:
             raise held.fail("roll", error) from error
         self._mark = mark
@@ -705,6 +707,9 @@ class Log:
         if found is None or (found.end_offset, found.term, found.end_position) != covered:
             raise CorruptionError(f"{last.path}: its synced mark does not cover it")
         last.opened_for_append()
+        # First: a crash on the way must not leave one that leads to what is gone.
+        for segment in held.segments[number:-1]:
+            held.forget_successor(segment)
         self._mark = found
         self._space.begin(found.end_position)
         held.cut_behind(number, LogEnd(found.end_offset, found.term, found.end_position))

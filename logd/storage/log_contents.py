@@ -34,6 +34,7 @@ from logd.storage.file_header import FileHeader, LogIdentity
 from logd.storage.recovery import LogEnd, read_segment_header
 from logd.storage.segment import FIRST_POSITION, Segment, create_segment, segment_name
 from logd.storage.segment_index import remove_indexes, remove_indexes_durably
+from logd.storage.successor_note import clear_note
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark
 from logd.storage.trash import throw_away
 from logd.types import FilePosition, Offset, Term
@@ -215,6 +216,14 @@ class LogContents:
             remove_indexes(self._files, segment.path)
             self._files.remove(segment.path)
             self._files.sync_directory(self.directory)
+
+    def forget_successor(self, segment: Segment) -> None:
+        """What follows ``segment`` is about to be removed."""
+        file = self._files.open(segment.path)
+        try:
+            clear_note(file)
+        finally:
+            file.close()
 
     def sealed_at(self, bases: Sequence[Offset]) -> tuple[Segment, ...]:
         """The sealed segments that begin at ``bases``, one behind the other; else none."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
@@ -22,6 +22,7 @@ from logd.storage.directory import GROUPS_NAME
 from logd.storage.recovery import find_superseded, read_segment_header, segment_bases
 from logd.storage.segment import FIRST_POSITION, Segment, base_offset_of, segment_name
 from logd.storage.segment_index import OFFSET_SUFFIX, TIME_SUFFIX, remove_indexes
+from logd.storage.successor_note import next_offset_of
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark
 from logd.storage.whole_file import parent
 from logd.types import FilePosition, GroupId, Offset, Term
@@ -43,6 +44,8 @@ class SegmentFile:
     is_active: bool
     """The last of its log; or all that is known is this one file."""
     header_error: str | None
+    lost_successor: Offset | None
+    """Where the segment began that followed it, and is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,8 @@ def find_segments(files: FileSystem, path: str) -> list[SegmentFile]:
         StorageError: there are none; ``NewerFormatError``.
     """
     if not files.is_directory(path):
-        return [_inspect(files, path, is_active=True)]
+        # Whether it is the last is not known, nor asked.
+        return [replace(_inspect(files, path, is_active=True), lost_successor=None)]
     found: list[SegmentFile] = []
     for directory in group_directories(files, path):
         bases = segment_bases(files, directory)
@@ -141,7 +145,11 @@ def group_directories(files: FileSystem, path: str) -> list[str]:
 
 def check_chain(segments: list[SegmentFile]) -> list[str]:
     """What is wrong with how the segments of each group follow on from one another."""
-    wrong: list[str] = []
+    wrong = [
+        f"{each.path}: the segment that followed it, from offset {each.lost_successor}, is gone"
+        for each in segments
+        if each.lost_successor is not None
+    ]
     for before, after in pairwise(segments):
         if parent(before.path) != parent(after.path):
             continue
@@ -199,15 +207,19 @@ def _inspect(files: FileSystem, path: str, *, is_active: bool) -> SegmentFile:
         group, base_offset = header.identity.group, header.base_offset
         prev_term = header.prev_term
         error = None
+    mark = newest_mark(block[:SLOTS_END], group)
+    next_offset = next_offset_of(block, group)
+    is_followed = mark is not None and next_offset == mark.end_offset
     return SegmentFile(
         path=path,
         group=group,
         base_offset=base_offset,
         prev_term=prev_term,
-        mark=newest_mark(block[:SLOTS_END], group),
+        mark=mark,
         size=FilePosition(size),
         is_active=is_active,
         header_error=error,
+        lost_successor=next_offset if is_active and is_followed else None,
     )
 
 

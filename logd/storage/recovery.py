@@ -48,6 +48,7 @@ from logd.storage.segment_index import (
     load_indexes,
     remove_indexes_durably,
 )
+from logd.storage.successor_note import next_offset_of
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark, write_mark
 from logd.storage.whole_file import UNFINISHED_SUFFIX
 from logd.types import FilePosition, Offset, Term
@@ -99,7 +100,16 @@ class FoundSegment:
     size: int
     header: FileHeader | None
     mark: MarkSlot | None
+    next_offset: Offset | None = None
+    """Where it says that the next one begins."""
     damage: list[str] = field(default_factory=list)
+
+    @property
+    def lost_successor(self) -> str | None:
+        """Of the last segment that there is: what was behind it, and is gone."""
+        if self.mark is None or self.next_offset != self.mark.end_offset:
+            return None  # It has gone on since it said so, behind a truncation.
+        return f"{self.path}: the segment that followed it, from offset {self.next_offset}, is gone"
 
     @property
     def prev_term(self) -> Term:
@@ -139,6 +149,9 @@ def recover(
         files.sync_directory(directory)
     found = _without_superseded(files, inspect_segments(files, directory, identity))
     damage = _check_chain(found)
+    lost = found[-1].lost_successor
+    if lost is not None:
+        damage.append(lost)
 
     segments = tuple(_segment(files, each, identity, interval_bytes) for each in found)
     last, active = found[-1], segments[-1]
@@ -234,13 +247,14 @@ def _inspect(
     header, block, size = read_segment_header(files, path)
     mark = newest_mark(block[:SLOTS_END], identity.group)
     if isinstance(header, CorruptionError):
-        return FoundSegment(path, base_offset, size, None, mark, [str(header)])
+        return FoundSegment(path, base_offset, size, None, mark, damage=[str(header)])
     refuse_foreign(path, header.identity, identity)
     if header.base_offset != base_offset:
         # Another segment's file: nothing in it says anything about this one.
         wrong = f"{path}: the header says base offset {header.base_offset}"
-        return FoundSegment(path, base_offset, size, None, None, [wrong])
-    return FoundSegment(path, base_offset, size, header, mark)
+        return FoundSegment(path, base_offset, size, None, None, damage=[wrong])
+    next_offset = next_offset_of(block, identity.group)
+    return FoundSegment(path, base_offset, size, header, mark, next_offset)
 
 
 def _check_chain(found: list[FoundSegment]) -> list[str]:

@@ -46,6 +46,8 @@ def survey_log(files: FileSystem, directory: str, identity: LogIdentity) -> Surv
     active = found[-1]
     if active.mark is None:
         return Survey((), beyond_repair=f"{active.path}: both synced marks are unreadable")
+    if active.lost_successor is not None:
+        return Survey((), beyond_repair=active.lost_successor)
     if found[0].header is None and found[0].base_offset != 0:
         return Survey((), beyond_repair=f"{found[0].path}: which term it follows is not known")
     holes: list[Hole] = []

@@ -29,6 +29,7 @@ from logd.storage.file_header import (
     encode_file_header,
 )
 from logd.storage.segment_index import SegmentIndexes, load_indexes
+from logd.storage.successor_note import NOTE_END, NOTE_POSITION, encode_note
 from logd.storage.synced_mark import SLOT_POSITIONS, MarkSlot, encode_mark
 from logd.storage.whole_file import WriteNew, write_new_file
 from logd.types import FilePosition, GroupId, Offset, Term
@@ -70,14 +71,25 @@ def create_segment(
 
 
 def segment_header_block(
-    identity: LogIdentity, base_offset: Offset, prev_term: Term, mark: MarkSlot
+    identity: LogIdentity,
+    base_offset: Offset,
+    prev_term: Term,
+    mark: MarkSlot,
+    *,
+    is_followed: bool = False,
 ) -> bytearray:
-    """The header block of a new segment file."""
+    """The header block of a new segment file.
+
+    Args:
+        is_followed: another segment begins where this one ends.
+    """
     block = bytearray(SEGMENT_HEADER_BYTES)
     header = encode_file_header(SEGMENT_MAGIC, FileHeader(identity, base_offset, prev_term))
     encoded = encode_mark(mark, identity.group)
     block[: len(header)] = header
     block[mark.position : mark.position + len(encoded)] = encoded
+    if is_followed:
+        block[NOTE_POSITION:NOTE_END] = encode_note(mark.end_offset, identity.group)
     assert len(block) == SEGMENT_HEADER_BYTES
     return block
 

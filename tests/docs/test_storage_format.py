@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from logd.storage import file_header, hard_state, synced_mark
+from logd.storage import file_header, hard_state, successor_note, synced_mark
 from logd.storage.checkpoint import CheckpointStore
 from logd.storage.directory import DataDirectory
 from logd.storage.file_header import FILE_HEADER_BYTES, FORMAT_VERSION, Field
@@ -42,19 +42,21 @@ def layout_rows(layout: Sequence[Field]) -> list[tuple[str, ...]]:
     return expected
 
 
-def test_the_file_header_and_mark_tables_are_the_structs() -> None:
-    _, header, mark = tables("Segment files")
+def test_the_file_header_mark_and_note_tables_are_the_structs() -> None:
+    _, header, mark, note = tables("Segment files")
 
     assert header == layout_rows(file_header.LAYOUT)
     assert mark == layout_rows(synced_mark.LAYOUT)
+    assert note == layout_rows(successor_note.LAYOUT)
 
 
 def test_the_places_in_a_segment_are_those_of_the_code() -> None:
-    places, _, _ = tables("Segment files")
+    places, _, _, _ = tables("Segment files")
 
     assert [(at, size) for at, size, _ in places] == [
         ("0", str(FILE_HEADER_BYTES)),
         *((str(position), str(synced_mark.MARK_BYTES)) for position in synced_mark.SLOT_POSITIONS),
+        (str(successor_note.NOTE_POSITION), str(successor_note.NOTE_BYTES)),
         (str(FIRST_POSITION), ""),
     ]
 

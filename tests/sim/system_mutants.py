@@ -987,6 +987,20 @@ SYSTEM_MUTANTS = (
         "        if batches is None:\n",
     ),
     Mutant(
+        "nobody notices that the newest segment is gone",
+        "P1: whoever has lost what it acknowledged does not vote",
+        "logd/storage/recovery.py",
+        "        damage.append(lost)\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "only the last segment that is left says no more that another follows",
+        "P1: a crash is not damage",
+        "logd/storage/log.py",
+        "        for segment in held.segments[number:-1]:\n",
+        "        for segment in held.segments[number : number + 1]:\n",
+    ),
+    Mutant(
         "a replica that returns has promised nothing",
         "P2: one leader per term",
         "logd/replication/opening.py",

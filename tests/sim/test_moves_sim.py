@@ -277,6 +277,34 @@ def test_a_replica_that_nobody_can_mend_is_rebuilt_by_itself_whoever_is_the_cont
     play(story, replace_after_ms=600_000)
 
 
+def test_a_replica_that_lost_its_newest_segment_does_not_vote_and_is_made_anew() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        partition = (await partitions_of(client))[0]
+        group, victim = GroupId(partition.group), cluster.nodes[NodeId(partition.replicas[1])]
+        async with client.producer(TOPIC) as producer:
+            for _ in range(400):
+                await producer.append(bytes(VALUE_BYTES), partition=0)
+        await trio.sleep(1)
+        bases = victim.groups[group].log.segment_bases
+        assert len(bases) > 1
+        await victim.stop()
+        victim.files.remove(f"{DATA_DIR}/groups/{group:020}/{segment_name(bases[-1])}")
+
+        victim.start()
+
+        while victim.broker is None or group not in victim.broker.node.shut:
+            await trio.sleep(0.1)
+        while victim.broker.node.shut[group] == BEING_REPAIRED:
+            await trio.sleep(0.1)
+        assert victim.broker.node.shut[group].is_final
+        assert "is gone" in victim.broker.node.shut[group].reason
+        while victim.broker.node.shut or len((await partitions_of(client))[0].replicas) < 3:
+            await trio.sleep(0.1)
+        await check(cluster, client)
+
+    play(story, replace_after_ms=600_000)
+
+
 def test_a_replica_is_made_anew_elsewhere_if_its_broker_is_lost_meanwhile() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         partition = (await partitions_of(client))[0]

@@ -713,6 +713,22 @@ def test_a_crash_at_any_step_leaves_no_file_that_is_both_in_the_log_and_in_the_t
     assert steps > 10
 
 
+def test_a_compacted_segment_still_says_that_another_follows_it(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    seal_rewritten(log, 3)
+    for segment in compact(disk, request_of(log, segment_bytes=100 * KIB), lambda _: None).segments:
+        log.replace(segment.replaces, segment.path)
+    newest = log.segment_bases[-1]
+    log.close()
+
+    disk.remove(f"{DIRECTORY}/{newest:020}.log")
+
+    damage = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS).recovery.damage
+    assert damage
+    assert f"from offset {newest}, is gone" in damage[0]
+
+
 def test_a_request_crosses_a_process_boundary(log: Log) -> None:
     append(log, (b"a", b"1"))
     seal_segment(log)

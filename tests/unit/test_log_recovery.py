@@ -15,6 +15,8 @@ from logd.errors import CorruptionError, LogdError, StorageFailedError
 from logd.limits import KIB, SEGMENT_HEADER_BYTES
 from logd.storage.hard_state import HardStateFile
 from logd.storage.log import Log, LogOptions, SyncedMark
+from logd.storage.offline import check_chain, find_segments
+from logd.storage.repair import survey_log
 from logd.storage.synced_mark import SLOT_POSITIONS
 from logd.types import NodeId, Offset, Term
 from tests.sim.files import EndOfLifeError, SimulatedFileSystem
@@ -308,6 +310,79 @@ def test_a_missing_segment_is_damage(disk: SimulatedFileSystem, log: Log) -> Non
     assert len(found) == 5
     with pytest.raises(CorruptionError):
         log.read(Offset(5), Offset(15), 10_000, cached_only=False)
+
+
+def test_a_missing_newest_segment_is_damage_that_nobody_can_mend(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    for _ in range(2):
+        append_some(log, 5)
+        log.roll()
+    append_some(log, 5)
+    log.sync(Offset(0))
+    disk.kill()
+    disk.remove(f"{DIRECTORY}/{10:020}.log")
+
+    log = reopen(disk)
+
+    gone = f"{DIRECTORY}/{5:020}.log: the segment that followed it, from offset 10, is gone"
+    assert log.recovery.damage == (gone,)
+    assert survey_log(disk, DIRECTORY, IDENTITY).beyond_repair == gone
+    assert check_chain(find_segments(disk, DIRECTORY)) == [gone]
+    assert check_chain(find_segments(disk, FIRST)) == []
+    with pytest.raises(StorageFailedError, match="is gone"):
+        append_some(log, 1)
+
+
+@pytest.mark.parametrize("power", [True, False])
+@pytest.mark.parametrize("offset", [3, 5, 7])
+def test_a_truncation_over_borders_that_a_crash_cuts_off_leaves_no_damage(
+    power: bool, offset: int
+) -> None:
+    steps, was_cut_off = 0, True
+    while was_cut_off:
+        for seed in range(10 if power else 1):
+            rng = random.Random(seed)
+            disk = SimulatedFileSystem(rng)
+            log = Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
+            for _ in range(3):
+                append_some(log, 5)
+                log.roll()
+            append_some(log, 5)
+            log.sync(Offset(0))
+            if rng.random() < 0.5:  # As time does: what sealed segments say is durable.
+                for name in disk.list_directory(DIRECTORY):
+                    disk.open(f"{DIRECTORY}/{name}").sync()
+            with disk.dying_after(steps) as life:
+                log.truncate(Offset(offset))
+            was_cut_off = life.was_cut_off
+            disk.crash(rng) if power else disk.kill()
+
+            log = reopen(disk)
+
+            assert not log.recovery.is_damaged, (steps, seed, log.recovery)
+            assert log.end_offset >= offset
+            assert was_cut_off or log.end_offset == offset
+            append_some(log, 3)
+            log.roll()
+            disk.kill()
+            assert not reopen(disk).recovery.is_damaged
+        steps += 1
+    assert steps > 10
+
+
+def test_a_log_that_goes_on_behind_a_truncation_is_followed_by_nothing_yet(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append_some(log, 5)
+    log.roll()
+    append_some(log, 2)
+    log.sync(Offset(0))
+    log.truncate(Offset(4))
+    append_some(log, 1)
+    log.close()
+
+    assert not reopen(disk).recovery.is_damaged
 
 
 def test_a_sealed_segment_cut_short_is_damage(disk: SimulatedFileSystem, log: Log) -> None:
