@@ -107,6 +107,7 @@ FAST_TESTS = {
         "tests/unit/test_trash.py",
         "tests/fuzz/test_live_borders.py",
         "tests/sim/test_scripted_faults.py",
+        "tests/sim/test_rebuilding_sim.py",
     ),
     "logd/coordination": (
         "tests/unit/test_coordination_sessions.py",
