@@ -27,16 +27,16 @@ class Timers:
         self._scheduled: dict[Place, int] = {}
 
     def schedule(self, place: Place, due_ms: int | None) -> None:
-        """A queue has changed: it may be due earlier than was known."""
-        if due_ms is None:
-            return
+        """A queue has changed: it may be due earlier than was known; None: not at all, now."""
         known = self._scheduled.get(place)
-        if known is None or due_ms < known:
+        if due_ms is None:
+            self._scheduled.pop(place, None)
+        elif known is None or due_ms < known:
             self._scheduled[place] = due_ms
             heapq.heappush(self._heap, (due_ms, place))
-            if len(self._heap) > 2 * len(self._scheduled) + _SPARE:
-                self._heap = [(due_ms, place) for place, due_ms in self._scheduled.items()]
-                heapq.heapify(self._heap)
+        if len(self._heap) > 2 * len(self._scheduled) + _SPARE:
+            self._heap = [(due_ms, place) for place, due_ms in self._scheduled.items()]
+            heapq.heapify(self._heap)
 
     def first(self) -> tuple[int, Place] | None:
         """When the first is due, and which it is."""

@@ -170,6 +170,7 @@ class Work:
             self._forget(record.item)
         del self._queues[queue.name]
         self._usage.add(quotas.QUEUES, -1)
+        self._schedule(queue.name, None)
 
     def end_session(self, session: Session, revision: int, now_ms: int) -> None:
         """Its claims end like those that ran out."""

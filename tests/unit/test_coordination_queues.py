@@ -478,3 +478,13 @@ def test_timers_that_were_overtaken_do_not_pile_up() -> None:
         assert timers.first() == (1_000_000, ("n", "q"))
 
     assert len(timers) < 100
+
+
+def test_timers_of_queues_that_are_no_more_do_not_pile_up() -> None:
+    timers = Timers(lambda _: None)
+    timers.schedule(("n", "kept"), 10**9)
+    for number in range(1_000):
+        timers.schedule(("n", f"q{number}"), 10**12)
+        timers.schedule(("n", f"q{number}"), None)
+
+    assert len(timers) < 100
