@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 import msgspec
 
-from logd.cli.display import print_facts, print_json, print_table, say
+from logd.cli.display import print_facts, print_json, print_table, printable, say
 from logd.cli.exits import ExitCode
 from logd.cli.options import bootstrap_option, output_option
 
@@ -294,7 +294,7 @@ def _level_text(found: Status) -> str:
 
 def problem_lines(found: Status) -> list[str]:
     """What is wrong, below an empty line; nothing if nothing is."""
-    lines = [f"! {problem}" for problem in found.problems[:PROBLEMS_SHOWN_MAX]]
+    lines = [f"! {printable(problem)}" for problem in found.problems[:PROBLEMS_SHOWN_MAX]]
     if len(found.problems) > PROBLEMS_SHOWN_MAX:
         lines.append(f"! and {len(found.problems) - PROBLEMS_SHOWN_MAX} more")
     return ["", *lines] if lines else []
@@ -308,4 +308,4 @@ def rebalancing_lines(found: Status) -> list[str]:
 def event_line(event: EventRow) -> str:
     """One event, by this machine's clock and zone."""
     at = datetime.fromtimestamp(event.at_ms / 1000).astimezone()
-    return f"{at:%H:%M:%S}  broker {event.broker}  {event.text}"
+    return f"{at:%H:%M:%S}  broker {event.broker}  {printable(event.text)}"

@@ -1,10 +1,16 @@
 """Tables for people, JSON for programs.
 
 Data goes to stdout, everything said about it to stderr, so that a pipe carries only data.
+
+Keys, values and names come from other clients, and a terminal does what it is sent.  So what is
+shown to a person is shown with its control characters escaped (``printable``): it can neither
+move the cursor nor look like a line of ours.  JSON escapes them by itself; raw bytes are what
+``kv get`` and ``consume`` are for.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +20,11 @@ import click
 
 STYLED_ROWS_MAX: Final = 1000
 """Laying a table out costs a tenth of a millisecond a row."""
+
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\udc80-\udcff]")
+"""C0, DEL and C1, and the bytes of an argument that were no text."""
+
+_SHORT: Final = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def print_json(document: object) -> None:
@@ -79,7 +90,20 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
 def say(text: str) -> None:
     """Tell the person, on stderr.  That nobody can be told makes nothing fail."""
     with suppress(OSError):
-        click.echo(text, err=True)
+        click.echo("\n".join(map(printable, text.split("\n"))), err=True)
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, as a terminal may get it: ``\\x1b[31m`` instead of red.
+
+    A backslash stays one: paths and patterns are read more often than doubted, and JSON is exact.
+    """
+    return _CONTROL.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    character = found[0]
+    return _SHORT.get(character) or f"\\x{ord(character) & 0xFF:02x}"
 
 
 def cells_of(row: Mapping[str, object], columns: Sequence[str]) -> list[object]:
@@ -89,13 +113,17 @@ def cells_of(row: Mapping[str, object], columns: Sequence[str]) -> list[object]:
 
 def cell_text(value: object) -> str:
     """A value as people read it."""
+    return printable(_raw_text(value))
+
+
+def _raw_text(value: object) -> str:
     match value:
         case None:
             return "-"
         case bool():
             return "yes" if value else "no"
         case list() | tuple():
-            return ",".join(cell_text(item) for item in value)
+            return ",".join(_raw_text(item) for item in value)
         case float():
             return f"{value:,.1f}"
         case _:

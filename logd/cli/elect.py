@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import click
 
-from logd.cli.display import print_json, say
+from logd.cli.display import print_json, printable, say
 from logd.cli.options import (
     bootstrap_option,
     hold_option,
@@ -246,5 +246,6 @@ def _show(leader: Leader | None, output: str) -> None:
     elif leader is None:
         click.echo("nobody leads")
     else:
-        click.echo(f"token {leader.token}  {leader.data.decode(errors='backslashreplace')}")
+        data = printable(leader.data.decode(errors="backslashreplace"))
+        click.echo(f"token {leader.token}  {data}")
     sys.stdout.flush()

@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 from logd import errors
+from logd.cli.display import printable
 
 
 class ExitCode(IntEnum):
@@ -94,6 +95,10 @@ def is_interrupt(raised: BaseException) -> bool:
 
 def describe(error: BaseException) -> str:
     """One line for a person."""
+    return printable(_text_of(error))
+
+
+def _text_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from logd.cli import streams
-from logd.cli.display import cell_text, cells_of, print_json, print_table, say
+from logd.cli.display import cell_text, cells_of, print_json, print_table, printable, say
 from logd.cli.options import SETTING, bootstrap_option, namespace_option, output_option
 from logd.errors import UsageError
 from logd.limits import VALUE_BYTES_MAX
@@ -43,7 +43,7 @@ def get(key: str, namespace: str, bootstrap: str, output: str) -> None:
 
     found = run_async(fetch)
     if found is None:
-        say(f"logd: no key {key} in namespace {namespace}")
+        say(f"logd: no key {printable(key)} in namespace {namespace}")
         raise click.exceptions.Exit(_NOTHING_THERE)
     if output == "json":
         print_json(_row(found))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.display import print_facts, print_json, print_table
+from logd.cli.display import cells_of, print_facts, print_json, print_table
 from logd.cli.options import (
     bootstrap_option,
     hold_option,
@@ -193,7 +193,7 @@ def describe_holders(kind: Any, name: str, bootstrap: str, output: str) -> None:
             return
         print_facts([(kind, name), ("capacity", found.capacity), ("waiting", len(waiting))])
         click.echo()
-        rows = [[row.get(column) for column in HOLDER_COLUMNS] for row in (*holders, *waiting)]
+        rows = [cells_of(row, HOLDER_COLUMNS) for row in (*holders, *waiting)]
         print_table(HOLDER_COLUMNS, rows, empty="nobody holds it, nobody waits")
 
     run_async(fetch)

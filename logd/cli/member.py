@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.display import cells_of, print_json, print_table, say
+from logd.cli.display import cell_text, cells_of, print_json, print_table, say
 from logd.cli.options import bootstrap_option, output_option, ttl_option
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ async def show_events(watch: Any, count: int | None, output: str) -> None:
             if output == "json":
                 print_json(row)
             else:
-                click.echo("  ".join(str(value) for value in row.values() if value != ""))
+                click.echo("  ".join(cell_text(value) for value in row.values() if value != ""))
             sys.stdout.flush()
             told += 1
             if told == count:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+from collections.abc import AsyncIterator
 
-from logd.cli.display import count_of, print_facts, print_table
+import anyio
+import pytest
+from click.testing import CliRunner
+
+from logd.cli import root
+from logd.cli.display import cells_of, count_of, print_facts, print_table, printable, say
+from logd.cli.elect import _show
+from logd.cli.exits import describe
+from logd.cli.lock import HOLDER_COLUMNS, holder_row
+from logd.cli.member import show_events
+from logd.errors import UnknownNameError
+from logd.wire.coordination import Event, Holder
+from logd_client.coordination.elections import Leader
 
 
 def test_offsets_are_printed_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,3 +48,84 @@ def test_one_is_not_a_plural() -> None:
         "1 record",
         "2,000 records",
     ]
+
+
+# --- what other clients wrote --------------------------------------------------------------
+
+HOSTILE = "\x1b[31mred\x07\r\nsecond\x7f\x9b2J"
+ESCAPED = r"\x1b[31mred\x07\r\nsecond\x7f\x9b2J"
+
+
+def test_a_value_in_a_table_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("key", "value"), [(HOSTILE, HOSTILE)])
+
+    assert capsys.readouterr().out.splitlines()[2:] == [f"{ESCAPED}   {ESCAPED}"]
+
+
+def test_a_fact_and_a_list_in_it_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    print_facts([("client", HOSTILE), ("holders", [HOSTILE, "b"])])
+
+    assert capsys.readouterr().out.splitlines() == [
+        f"client   {ESCAPED}",
+        f"holders  {ESCAPED},b",
+    ]
+
+
+def test_what_is_said_keeps_its_own_lines_only(capsys: pytest.CaptureFixture[str]) -> None:
+    say("first\nno key a\x1b]0;title\x07")
+
+    assert capsys.readouterr().err == "first\nno key a\\x1b]0;title\\x07\n"
+
+
+def test_text_is_not_escaped_and_bytes_of_an_argument_are() -> None:
+    assert printable("Größe 5 \\ 日本") == "Größe 5 \\ 日本"
+    assert printable(os.fsdecode(b"a\xff\x1b")) == r"a\xff\x1b"
+
+
+def test_a_change_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    event = Event(revision=7, kind="key", change="put", name=HOSTILE.encode(), value=b"a\nb\x1b[2J")
+
+    anyio.run(show_events, Told([event]), None, "table", backend="trio")
+
+    assert capsys.readouterr().out == f"7  put  {ESCAPED}  a\\nb\\x1b[2J\n"
+
+
+class Told:
+    """A watch that tells some events."""
+
+    def __init__(self, events: list[Event]) -> None:
+        self._events = events
+
+    async def __aenter__(self) -> AsyncIterator[Event]:
+        return self._tell()
+
+    async def __aexit__(self, *_: object) -> None:
+        return
+
+    async def _tell(self) -> AsyncIterator[Event]:
+        for event in self._events:
+            yield event
+
+
+def test_what_a_leader_says_of_itself_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    _show(Leader(token=3, session=4, ticket=5, data=HOSTILE.encode()), "table")
+
+    assert capsys.readouterr().out == f"token 3  {ESCAPED}\n"
+
+
+def test_who_holds_a_lock_is_shown_also_where_its_data_is_no_text() -> None:
+    row = holder_row(Holder(ticket=1, token=1, session=2, client="c", since_ms=0, data=b"\xff\xfe"))
+
+    assert cells_of(row, HOLDER_COLUMNS)[-1] == "//4="
+
+
+def test_an_error_that_quotes_a_key_is_escaped() -> None:
+    assert describe(UnknownNameError("no key a\x1b[31m")) == r"no key a\x1b[31m"
+
+
+def test_wrong_usage_that_quotes_an_argument_is_escaped() -> None:
+    result = CliRunner().invoke(
+        root, ["topic", "alter", "t", "--config", "\x1b=a", "--reset", "\x1b"]
+    )
+
+    assert "both set and reset: \\x1b" in result.stderr
