@@ -55,7 +55,8 @@ def show(config_file: Path | None, output: str, **given: Any) -> None:
         print_json(rows)
     else:
         cells = [(row.setting, _text(row.value), row.origin) for row in rows]
-        print_table(("setting", "value", "origin"), cells)
+        columns = ("setting", "value", "origin")
+        print_table(columns, cells, whole=columns)
 
 
 def _plain(value: object) -> object:

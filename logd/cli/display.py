@@ -10,16 +10,24 @@ move the cursor nor look like a line of ours.  JSON escapes them by itself; raw 
 
 from __future__ import annotations
 
+import base64
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 import click
 
+from logd.limits import NAME_CHARACTERS_MAX
+
 STYLED_ROWS_MAX: Final = 1000
 """Laying a table out costs a tenth of a millisecond a row."""
+
+CELL_CHARACTERS_MAX: Final = 200
+"""What a cell of a table shows of a value, which may have 64 KiB."""
+
+assert CELL_CHARACTERS_MAX >= NAME_CHARACTERS_MAX
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 """C0, DEL and C1, and the bytes of an argument that were no text."""
@@ -35,35 +43,54 @@ def print_json(document: object) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str = "(none)"
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    empty: str = "(none)",
+    whole: Collection[str] = (),
 ) -> None:
-    """Columns of text; numbers are aligned right.  Nothing is wrapped into a pipe."""
+    """Columns of text; numbers are aligned right.  Nothing is wrapped into a pipe.
+
+    A cell shows the beginning of a long value and its size, but all of it in the columns
+    ``whole``: those that one copies from.
+    """
     if not rows:
         click.echo(empty)
         return
-    if not sys.stdout.isatty() or len(rows) > STYLED_ROWS_MAX:
-        _print_plain(columns, rows)
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for at, column in enumerate(columns):
-        is_number = all(isinstance(row[at], int | float) for row in rows)
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell_text(value)) for value in row))
-    Console(highlight=False).print(table)
-
-
-def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """The same table for a pipe, which has no edge to wrap at, and for very long ones."""
-    texts = [list(columns), *([cell_text(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    texts = [
+        [cell_text(value) if column in whole else _cut(value)
+         for column, value in zip(columns, row, strict=True)]
+        for row in rows
+    ]  # fmt: skip
     is_number = [all(isinstance(value, int | float) for value in column)
                  for column in zip(*rows, strict=True)]  # fmt: skip
+    if not sys.stdout.isatty() or len(rows) > STYLED_ROWS_MAX:
+        _print_plain(columns, texts, is_number)
+        return
+    never_folded = [all(map(_is_of_numbers, column)) for column in zip(*rows, strict=True)]
+    _print_styled(columns, texts, is_number, never_folded)
+
+
+def _cut(value: object) -> str:
+    raw = _raw_text(value)
+    if len(raw) <= CELL_CHARACTERS_MAX:
+        return printable(raw)
+    size = len(value if isinstance(value, bytes) else raw.encode(errors="surrogateescape"))
+    return f"{printable(raw[:CELL_CHARACTERS_MAX])}… ({size:,} bytes)"
+
+
+def _is_of_numbers(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_of_numbers, value))
+    return value is None or isinstance(value, int | float)
+
+
+def _print_plain(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], is_number: Sequence[bool]
+) -> None:
+    """For a pipe, which has no edge to wrap at, and for very long tables."""
+    texts = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = [
         "   ".join(
             text.rjust(width) if right else text.ljust(width)
@@ -73,6 +100,61 @@ def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> No
     ]
     lines.insert(1, "─" * (sum(widths) + 3 * (len(widths) - 1)))
     click.echo("\n".join(lines))
+
+
+def _print_styled(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    is_number: Sequence[bool],
+    never_folded: Sequence[bool],
+) -> None:
+    """For a terminal: what is too wide is folded, but no number and no header.
+
+    Where those alone are wider than the terminal, the table is too: a line that the terminal
+    wraps can still be read, and a number of which a part is missing is another number.
+    """
+    from rich import box
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    wanted = [max(map(cell_len, column)) for column in zip(columns, *rows, strict=True)]
+    needed = [
+        width if whole else len(column)
+        for column, width, whole in zip(columns, wanted, never_folded, strict=True)
+    ]
+    gaps = len(columns) - 1
+    is_tight = sum(wanted) + 3 * gaps > console.width
+    gap = 2 if is_tight else 3
+    widths = fitted_widths(wanted, needed, console.width - gap * gaps)
+    # One cell of each gap is the box's own.
+    padding = (0, gap - 2, 0, 1)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=padding)
+    for column, width, right in zip(columns, widths, is_number, strict=True):
+        table.add_column(column, justify="right" if right else "left", overflow="fold", width=width)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.size = (max(console.width, sum(widths) + gap * gaps), console.height)
+    console.print(table)
+
+
+def fitted_widths(wanted: Sequence[int], needed: Sequence[int], room: int) -> list[int]:
+    """Widths of columns that fit into ``room``, if what they need does: the widest give first."""
+    assert all(least <= most for least, most in zip(needed, wanted, strict=True))
+    low, high = 0, max(wanted)
+    while low < high:
+        level = (low + high + 1) // 2
+        if sum(_widths_at(level, wanted, needed)) <= room:
+            low = level
+        else:
+            high = level - 1
+    return _widths_at(low, wanted, needed)
+
+
+def _widths_at(level: int, wanted: Sequence[int], needed: Sequence[int]) -> list[int]:
+    return [max(least, min(most, level)) for most, least in zip(wanted, needed, strict=True)]
 
 
 def count_of(count: int, noun: str) -> str:
@@ -108,7 +190,12 @@ def _escaped(found: re.Match[str]) -> str:
 
 def cells_of(row: Mapping[str, object], columns: Sequence[str]) -> list[object]:
     """Of a JSON object; what is no text, and so in base64 there, is shown so."""
-    return [row[column] if column in row else row.get(f"{column}_base64") for column in columns]
+    return [row[column] if column in row else _bytes_of(row, column) for column in columns]
+
+
+def _bytes_of(row: Mapping[str, object], column: str) -> bytes | None:
+    encoded = row.get(f"{column}_base64")
+    return base64.b64decode(encoded) if isinstance(encoded, str) else None
 
 
 def cell_text(value: object) -> str:
@@ -126,5 +213,7 @@ def _raw_text(value: object) -> str:
             return ",".join(_raw_text(item) for item in value)
         case float():
             return f"{value:,.1f}"
+        case bytes():
+            return base64.b64encode(value).decode("ascii")
         case _:
             return str(value)

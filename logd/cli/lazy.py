@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from logd.cli.display import printable, say
+from logd.cli.display import say
 from logd.cli.exits import ExitCode, describe, exit_code_for, expected_error, is_interrupt
 
 INTERRUPTED_EXIT_CODE = 130
@@ -87,10 +87,7 @@ class RootGroup(LazyGroup):
             error = expected_error(raised)
             if error is None:
                 raise
-            if isinstance(error, click.ClickException):
-                error.message = printable(error.message)
-                raise error from None
-            if isinstance(error, click.exceptions.Exit | click.Abort):
+            if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
                 raise error from None
             _end_with(ctx, error)
 

@@ -156,7 +156,8 @@ def show_holders(kind: Any, namespace: str, bootstrap: str, output: str) -> None
             print_json(rows)
         else:
             columns = ("name", "holders", "token", "since", "waiting")
-            print_table(columns, [list(row.values()) for row in rows], empty=f"no {kind}s")
+            cells = [list(row.values()) for row in rows]
+            print_table(columns, cells, empty=f"no {kind}s", whole=("name",))
 
     run_async(fetch)
 

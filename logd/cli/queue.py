@@ -399,7 +399,8 @@ def list_queues(namespace: str, bootstrap: str, output: str) -> None:
     if output == "json":
         print_json(rows)
     else:
-        print_table(columns, [list(row.values()) for row in rows], empty="no queues")
+        cells = [list(row.values()) for row in rows]
+        print_table(columns, cells, empty="no queues", whole=("name",))
 
 
 @queue.command("stats")

@@ -120,7 +120,8 @@ def verify(path: str, output: str) -> None:
         print_json({"segments": rows, "damage": damage})
     else:
         columns = ("group", "base_offset", "end_offset", "batches", "bytes", "state", "path")
-        print_table(columns, [[row[column] for column in columns] for row in rows])
+        shown = [[row[column] for column in columns] for row in rows]
+        print_table(columns, shown, whole=("path",))
         for text in damage:
             say(f"damaged: {text}")
     if damage:
@@ -156,7 +157,7 @@ def reindex(path: str, output: str) -> None:
     if output == "json":
         print_json({"segments": rows, "damage": damage})
     else:
-        print_table(("path", "bytes"), [list(row.values()) for row in rows])
+        print_table(("path", "bytes"), [list(row.values()) for row in rows], whole=("path",))
         for text in damage:
             say(f"damaged: {text}")
     if damage:

@@ -121,7 +121,7 @@ def list_topics(bootstrap: str, output: str) -> None:
                 (row["name"], row["partitions"], row["replicas"], _settings_text(one.config))
                 for row, one in zip(rows, topics, strict=True)
             ]
-            print_table(columns, shown, empty="no topics")
+            print_table(columns, shown, empty="no topics", whole=columns)
 
     run_async(fetch)
 

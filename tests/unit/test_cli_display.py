@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Sequence
 
 import anyio
 import pytest
-from click.testing import CliRunner
 
-from logd.cli import root
-from logd.cli.display import cells_of, count_of, print_facts, print_table, printable, say
+from logd.cli.display import (
+    cell_text,
+    cells_of,
+    count_of,
+    fitted_widths,
+    print_facts,
+    print_table,
+    printable,
+    say,
+)
 from logd.cli.elect import _show
 from logd.cli.exits import describe
 from logd.cli.lock import HOLDER_COLUMNS, holder_row
 from logd.cli.member import show_events
+from logd.cli.overview import PARTITION_COLUMNS
 from logd.errors import UnknownNameError
 from logd.wire.coordination import Event, Holder
 from logd_client.coordination.elections import Leader
@@ -27,13 +38,13 @@ def test_offsets_are_printed_as_they_are_typed(capsys: pytest.CaptureFixture[str
 
 
 def test_a_table_in_a_pipe_is_as_wide_as_it_has_to_be(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table(("name", "count", "note"), [("x" * 300, 5, ""), ("y", 1234, None)])
+    print_table(("name", "count", "note"), [("x" * 150, 5, ""), ("y", 1234, None)])
 
     header, rule, first, second = capsys.readouterr().out.splitlines()
-    assert header == f"{'name':<300}   count   note"
+    assert header == f"{'name':<150}   count   note"
     assert set(rule) == {"─"}
-    assert first == f"{'x' * 300}       5"  # Nothing follows the last word of a line.
-    assert second == f"{'y':<300}    1234   -"
+    assert first == f"{'x' * 150}       5"  # Nothing follows the last word of a line.
+    assert second == f"{'y':<150}    1234   -"
 
 
 def test_a_table_without_rows_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,16 +127,96 @@ def test_what_a_leader_says_of_itself_is_one_line(capsys: pytest.CaptureFixture[
 def test_who_holds_a_lock_is_shown_also_where_its_data_is_no_text() -> None:
     row = holder_row(Holder(ticket=1, token=1, session=2, client="c", since_ms=0, data=b"\xff\xfe"))
 
-    assert cells_of(row, HOLDER_COLUMNS)[-1] == "//4="
+    assert cell_text(cells_of(row, HOLDER_COLUMNS)[-1]) == "//4="
 
 
 def test_an_error_that_quotes_a_key_is_escaped() -> None:
     assert describe(UnknownNameError("no key a\x1b[31m")) == r"no key a\x1b[31m"
 
 
-def test_wrong_usage_that_quotes_an_argument_is_escaped() -> None:
-    result = CliRunner().invoke(
-        root, ["topic", "alter", "t", "--config", "\x1b=a", "--reset", "\x1b"]
-    )
+# --- what is too wide ----------------------------------------------------------------------
 
-    assert "both set and reset: \\x1b" in result.stderr
+
+def test_a_cell_shows_the_beginning_of_a_large_value_and_its_size(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    encoded = base64.b64encode(bytes(9000)).decode()
+    texts = [{"value": "ä" * 5000}, {"value_base64": encoded}, {"value": "x" * 200}]
+
+    print_table(("value", "count"), [(*cells_of(text, ("value",)), 5) for text in texts])
+
+    _, _, text, data, whole = capsys.readouterr().out.splitlines()
+    assert text.startswith("ä" * 200 + "… (10,000 bytes)   ")
+    assert data.startswith("A" * 200 + "… (9,000 bytes)   ")
+    assert whole.startswith("x" * 200 + "   ")
+
+
+def test_a_column_that_is_copied_from_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("path",), [("/x" * 300,)], whole=("path",))
+
+    assert "/x" * 300 in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wanted", "needed", "room", "expected"),
+    [
+        ([5, 9], [5, 9], 80, [5, 9]),
+        ([5, 200], [5, 5], 80, [5, 75]),
+        ([200, 200, 4], [3, 3, 4], 44, [20, 20, 4]),
+        ([50, 20], [50, 3], 60, [50, 10]),
+        ([50, 40], [50, 40], 60, [50, 40]),
+    ],
+)
+def test_the_widest_columns_give_first_and_none_below_what_it_needs(
+    wanted: list[int], needed: list[int], room: int, expected: list[int]
+) -> None:
+    assert fitted_widths(wanted, needed, room) == expected
+
+
+class Terminal(io.StringIO):
+    """Eighty columns, as rich takes it for."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, columns: Sequence[str], *rows: Sequence[object]
+) -> list[str]:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    print_table(columns, rows)
+    return terminal.getvalue().splitlines()
+
+
+def test_no_header_breaks_in_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = ("orders-of-the-day", 0, 1, 7, [1, 2, 3], [1, 2, 3], 0, 271_707, None)
+
+    lines = on_a_terminal(monkeypatch, PARTITION_COLUMNS, row)
+
+    assert lines[0].split() == list(PARTITION_COLUMNS)
+    assert all(len(line) <= 80 for line in lines)
+    assert "1,2,3" in lines[2]
+    assert "271707" in lines[2]
+
+
+def test_no_number_is_folded_where_numbers_alone_are_too_wide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    columns = [f"column_{number}" for number in range(8)]
+    numbers = [10**11 + number for number in range(8)]
+
+    lines = on_a_terminal(monkeypatch, [*columns, "value"], [*numbers, "word " * 30])
+
+    assert lines[0].split() == [*columns, "value"]
+    assert lines[2].split()[:8] == [str(number) for number in numbers]
+
+
+def test_text_is_folded_into_what_numbers_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = on_a_terminal(monkeypatch, ("key", "value", "revision"), ["k", "v" * 150, 123_456_789])
+
+    assert all(len(line) <= 80 for line in lines)
+    assert "123456789" in lines[2]
+    assert "".join(lines[2:]).count("v") == 150
