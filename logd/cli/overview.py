@@ -14,6 +14,7 @@ import anyio
 import msgspec
 
 from logd.errors import LogdError
+from logd.types import HostPort
 
 if TYPE_CHECKING:
     from logd.wire.messages import (
@@ -149,7 +150,7 @@ def broker_rows(metadata: MetadataResponse) -> list[BrokerRow]:
     return [
         BrokerRow(
             id=broker.node_id,
-            address=f"{broker.host}:{broker.port}",
+            address=str(HostPort(broker.host, broker.port)),
             draining=broker.draining,
             alive=broker.alive,
             leaders=leaders.get(broker.node_id, 0),
@@ -164,7 +165,9 @@ def missing_brokers(metadata: MetadataResponse) -> str:
     missing = [broker for broker in metadata.brokers if not broker.alive]
     if not missing:
         return f"all {len(metadata.brokers)} known brokers answer, an election is under way"
-    names = ", ".join(f"{broker.node_id} ({broker.host}:{broker.port})" for broker in missing)
+    names = ", ".join(
+        f"{broker.node_id} ({HostPort(broker.host, broker.port)})" for broker in missing
+    )
     alive = len(metadata.brokers) - len(missing)
     return f"{alive} of {len(metadata.brokers)} brokers are alive; missing: {names}"
 

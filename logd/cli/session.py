@@ -21,6 +21,7 @@ from logd.errors import (
     UnavailableError,
     UnknownBrokerError,
 )
+from logd.types import HostPort
 from logd_client import connect
 from logd_client.routing import partitions_text
 
@@ -123,6 +124,7 @@ async def require_alive(client: Client, node: int) -> None:
     for broker in (await client.admin.describe_cluster()).brokers:
         if broker.node_id == node:
             if not broker.alive:
-                raise UnavailableError(f"broker {node} at {broker.host}:{broker.port} is not alive")
+                address = HostPort(broker.host, broker.port)
+                raise UnavailableError(f"broker {node} at {address} is not alive")
             return
     raise UnknownBrokerError(f"no broker {node} in the cluster")

@@ -106,6 +106,14 @@ def test_without_a_controller_it_is_unavailable_and_says_who_is_missing() -> Non
     )
 
 
+def test_an_ipv6_address_can_be_given_to_the_next_command() -> None:
+    brokers = [BrokerInfo(node_id=1, host="::1", port=21500, alive=False)]
+    found = MetadataResponse(cluster_id="c", controller=None, brokers=brokers, topics=[])
+
+    assert [row.address for row in broker_rows(found)] == ["[::1]:21500"]
+    assert missing_brokers(found).endswith("missing: 1 ([::1]:21500)")
+
+
 def test_an_election_is_told_apart_from_a_missing_broker() -> None:
     assert "an election is under way" in missing_brokers(metadata(controller=None))
 
