@@ -52,6 +52,9 @@ WILDCARD_HOSTS: Final = ("0.0.0.0", "::")
 """Addresses to listen on that nobody can connect to."""
 
 
+_FOUNDS_OR_JOINS: Final = "join and cluster are both given: a broker founds a cluster, or joins one"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
     """Settings of one broker.  In the file each is a key of that name at the top level."""
@@ -314,6 +317,8 @@ class BrokerConfig:
             f"cluster lists {len(self.cluster)} brokers; at most {METADATA_VOTERS_MAX} form it",
         )
         _check_no_duplicate_addresses(self.cluster)
+        is_listed = dict(self.cluster) != {self.node_id: self.peer_listen}
+        _require(self.join is None or not is_listed, _FOUNDS_OR_JOINS)
         if len(self.cluster) == 1:
             _require(
                 self.join is None or self.peer_listen.host not in WILDCARD_HOSTS,
@@ -321,10 +326,6 @@ class BrokerConfig:
                 "address, and who joins is known to them by it",
             )
             return
-        _require(
-            self.join is None,
-            "join and cluster are both given: a broker founds a cluster, or joins one",
-        )
         for node, address in self.cluster.items():
             _require(
                 address.host not in WILDCARD_HOSTS and address.port != 0,
@@ -447,6 +448,8 @@ def resolve(sources: Sequence[Source]) -> Settings:
     try:
         for name in REQUIRED:
             _require(name in read, f"{name} is missing")
+        # Here too: a list of this broker alone may be what it would be without one.
+        _require(not read.get("join") or not read.get("cluster"), _FOUNDS_OR_JOINS)
         config = BrokerConfig(**read)  # type: ignore[arg-type]  # The readers give these types.
     except UsageError as error:
         used = [source.place for source in sources if source.place in places.values()]

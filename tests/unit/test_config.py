@@ -1,5 +1,7 @@
 """A mistake in the configuration stops the broker, and the message says where it is."""
 
+import dataclasses
+
 import pytest
 
 from logd.config import (
@@ -250,3 +252,19 @@ def test_a_cluster_is_a_list_of_addresses_by_id() -> None:
 def test_a_list_that_is_not_one_is_refused(text: str, found: str) -> None:
     with pytest.raises(UsageError, match=found):
         parse_cluster(text)
+
+
+@pytest.mark.parametrize(
+    "cluster", ["1=h:1,2=h:2", "1=h:1", "1=127.0.0.1:7172"], ids=["two", "one", "the default"]
+)
+def test_joining_and_founding_at_once_is_refused_however_long_the_list(cluster: str) -> None:
+    given = {"node_id": 1, "data_dir": "/data", "join": "h:3", "cluster": cluster}
+
+    with pytest.raises(UsageError, match="join and cluster are both given: a broker founds"):
+        resolve([Source("options", given)])
+
+
+def test_a_configuration_that_joins_can_be_changed() -> None:
+    config = resolve([Source("options", {"node_id": 1, "data_dir": "/data", "join": "h:3"})]).config
+
+    assert dataclasses.replace(config, failure_domain="h").join == HostPort("h", 3)
