@@ -98,32 +98,47 @@ def told_without_leaders(created: TopicInfo) -> str:
 @bootstrap_option
 @output_option
 def list_topics(bootstrap: str, output: str) -> None:
-    """Every topic."""
+    """Every topic.
+
+    Where partitions have not all as many replicas, JSON has the smallest number.
+    """
     from logd.cli.session import connected, run_async
 
     async def fetch() -> None:
         async with connected(bootstrap) as client:
             topics = await client.admin.list_topics()
-        rows = [
-            {
-                "name": one.name,
-                "partitions": len(one.partitions),
-                "replicas": len(one.partitions[0].replicas),
-                "config": one.config,
-            }
-            for one in topics
-        ]
         if output == "json":
+            rows = [
+                {
+                    "name": one.name,
+                    "partitions": len(one.partitions),
+                    "replicas": min(replica_counts(one)),
+                    "config": one.config,
+                }
+                for one in topics
+            ]
             print_json(rows)
         else:
             columns = ("name", "partitions", "replicas", "config")
             shown = [
-                (row["name"], row["partitions"], row["replicas"], _settings_text(one.config))
-                for row, one in zip(rows, topics, strict=True)
+                (one.name, len(one.partitions), replicas_shown(one), _settings_text(one.config))
+                for one in topics
             ]
             print_table(columns, shown, empty="no topics", whole=columns)
 
     run_async(fetch)
+
+
+def replica_counts(topic: TopicInfo) -> list[int]:
+    """Of each partition: they differ while replicas are added, and where one was moved by hand."""
+    return [len(partition.replicas) for partition in topic.partitions]
+
+
+def replicas_shown(topic: TopicInfo) -> int | str:
+    """How many replicas the partitions have."""
+    counts = replica_counts(topic)
+    least, most = min(counts), max(counts)
+    return least if least == most else f"{least} to {most}"
 
 
 @topic.command("describe")

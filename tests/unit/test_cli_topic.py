@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from logd.cli.topic import told_without_leaders
+import pytest
+
+from logd.cli.topic import replica_counts, replicas_shown, told_without_leaders
 from logd.wire.messages import PartitionInfo, TopicInfo
 
 
@@ -23,3 +25,19 @@ def test_a_partition_on_brokers_that_are_down_is_named() -> None:
 
     assert "1 partition of it without a leader yet, such as orders/1 on brokers 1,2" in told
     assert "logd cluster status" in told
+
+
+@pytest.mark.parametrize(
+    ("replicas", "shown", "least"), [([3, 3], 3, 3), ([3, 1, 2], "1 to 3", 1), ([1], 1, 1)]
+)
+def test_partitions_with_fewer_replicas_are_not_hidden_by_the_first(
+    replicas: list[int], shown: int | str, least: int
+) -> None:
+    partitions = [
+        PartitionInfo(partition=number, group=7 + number, replicas=list(range(count)), leader=0)
+        for number, count in enumerate(replicas)
+    ]
+    found = TopicInfo(name="orders", topic_id=1, partitions=partitions)
+
+    assert replicas_shown(found) == shown
+    assert min(replica_counts(found)) == least
