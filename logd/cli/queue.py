@@ -107,7 +107,10 @@ async def _some_at_a_time(
         for some in commands_of([os.fsencode(payload) for payload in payloads]):
             yield some
         return
-    async for lines in streams.lines_of(streams.STANDARD_INPUT, cutter):
+    lines_read = streams.lines_of(
+        streams.STANDARD_INPUT, cutter, instead="give the payloads behind the name"
+    )
+    async for lines in lines_read:
         for some in commands_of(lines):
             yield some
 

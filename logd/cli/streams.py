@@ -59,15 +59,17 @@ def is_typed() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-async def lines_of(name: str, cutter: LineCutter) -> AsyncIterator[list[bytes]]:
+async def lines_of(
+    name: str, cutter: LineCutter, *, instead: str = "name a file"
+) -> AsyncIterator[list[bytes]]:
     """Lines of one file, or of standard input, in order, as many at a time as one read brought.
 
     Raises:
-        UsageError: standard input is closed.
+        UsageError: standard input is closed; ``instead`` says what to do.
     """
     import anyio
 
-    with _opened(name) as descriptor:
+    with _opened(name, instead) as descriptor:
         while block := await anyio.to_thread.run_sync(
             os.read, descriptor, READ_BYTES, abandon_on_cancel=True
         ):
@@ -80,9 +82,9 @@ async def lines_of(name: str, cutter: LineCutter) -> AsyncIterator[list[bytes]]:
 
 
 @contextmanager
-def _opened(name: str) -> Iterator[int]:
+def _opened(name: str, instead: str) -> Iterator[int]:
     if name == STANDARD_INPUT:
-        yield standard_input("name a file").fileno()
+        yield standard_input(instead).fileno()
         return
     descriptor = os.open(name, os.O_RDONLY)
     try:

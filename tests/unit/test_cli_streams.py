@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
+import anyio
 import pytest
 
 from logd.cli.lines import LineCutter
 from logd.cli.queue import PUT_BYTES_MAX, commands_of
+from logd.cli.streams import STANDARD_INPUT, lines_of
+from logd.errors import UsageError
 from logd.limits import ITEMS_PER_COMMAND_MAX, VALUE_BYTES_MAX
 
 NOWHERE = ("--bootstrap", "127.0.0.1:1")
@@ -96,6 +100,21 @@ def test_ctrl_c_during_the_first_moments_is_no_traceback() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
 
     assert (done.returncode, done.stderr) == (130, b"")
+
+
+def test_who_reads_standard_input_says_what_to_do_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def read(**options: str) -> None:
+        async for _ in lines_of(STANDARD_INPUT, LineCutter(10), **options):
+            pass
+
+    monkeypatch.setattr(sys, "stdin", None)
+
+    with pytest.raises(UsageError, match="standard input is closed: name a file"):
+        anyio.run(read, backend="trio")
+    with pytest.raises(UsageError, match="standard input is closed: give it otherwise"):
+        anyio.run(partial(read, instead="give it otherwise"), backend="trio")
 
 
 # --- items of a queue -------------------------------------------------------------------
