@@ -409,7 +409,7 @@ class CompareFailedError(LogdError):
 
 
 class ClaimLostError(LogdError):
-    """The item's claim had run out: it was handed to somebody else, or will be."""
+    """The item's claim does not hold: it ran out, or the item was completed or released before."""
 
     code = 109
 

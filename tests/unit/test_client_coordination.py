@@ -52,7 +52,7 @@ from logd_client.coordination.keys import delete, prefix_end, put
 from logd_client.coordination.leases import Lease, LeaseContext, Place, settle
 from logd_client.coordination.members import Membership
 from logd_client.coordination.names import checked_key, parse_name, shown
-from logd_client.coordination.queues import ItemFailedError, failure_of, make_item
+from logd_client.coordination.queues import ItemFailedError, failure_of, lost_text, make_item
 from logd_client.coordination.session import (
     SAFE_SHARE,
     WINDOW,
@@ -725,3 +725,10 @@ async def test_nobody_goes_on_waiting_for_a_place_in_a_session_that_is_lost(
         session.lose(SessionExpiredError("gone"))
 
     assert len(refused) == 3
+
+
+def test_a_claim_that_does_not_hold_may_have_been_settled_by_its_own_holder() -> None:
+    why = "not hold: run out, completed or released before, or never made"
+
+    assert lost_text([7]) == f"the claim of item 7 does {why}"
+    assert lost_text([7, 9]) == f"the claims of items 7, 9 do {why}"

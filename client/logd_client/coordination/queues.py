@@ -150,7 +150,8 @@ class Claim:
         """The item is done: it is never handed out again.
 
         Raises:
-            ClaimLostError: the claim had run out; it is handed to somebody else, or was.
+            ClaimLostError: the claim does not hold: it ran out, and somebody else has the item or
+                will get it, or it was completed or released before.
             LogdError: the cluster could not be reached; see ``may_have_applied``.
 
         Cancelled, it may have been completed.
@@ -342,10 +343,7 @@ class Queue:
             else:
                 stale += settled.stale
         if stale:
-            claims_of = "claim of item" if len(stale) == 1 else "claims of items"
-            raise ClaimLostError(
-                f"queue {self.name}: the {claims_of} {', '.join(map(str, stale))} had run out"
-            )
+            raise ClaimLostError(f"queue {self.name}: {lost_text(stale)}")
 
     # --- looking after it ---------------------------------------------------------------
 
@@ -614,6 +612,13 @@ def make_item(
         delay_ms=delay_ms,
         priority=priority,
     )
+
+
+def lost_text(items: Sequence[int]) -> str:
+    """Why ``items`` were not settled.  The cluster knows that nobody holds them so, and not why."""
+    named = ", ".join(map(str, items))
+    what = f"claim of item {named} does" if len(items) == 1 else f"claims of items {named} do"
+    return f"the {what} not hold: run out, completed or released before, or never made"
 
 
 def _by_session(claims: Iterable[Claim]) -> list[tuple[Session, list[ItemClaim]]]:
