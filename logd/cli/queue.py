@@ -27,6 +27,7 @@ from logd.limits import (
 )
 
 if TYPE_CHECKING:
+    from logd.wire.coordination import QueueStatistics
     from logd_client import Client
     from logd_client.coordination.queues import Claim
 
@@ -518,14 +519,27 @@ def redrive(name: str, items: tuple[int, ...], all_items: bool, bootstrap: str) 
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @bootstrap_option
 def delete(name: str, yes: bool, bootstrap: str) -> None:
-    """Delete NAME with all its items."""
+    """Delete NAME with all its items.  Exits with 3 if there is no such queue."""
     from logd.cli.session import connected, run_async
 
+    async def look() -> QueueStatistics:
+        async with connected(bootstrap) as client:
+            return await client.queue(name).statistics()
+
     if not yes:
-        click.confirm(f"delete queue {name} with all its items?", abort=True)
+        click.confirm(f"{lost_with(name, run_async(look))}; delete it?", abort=True)
 
     async def remove() -> None:
         async with connected(bootstrap) as client:
             await client.queue(name).delete()
 
     run_async(remove)
+
+
+def lost_with(name: str, found: QueueStatistics) -> str:
+    """What is lost with a queue; the items that were completed are gone already."""
+    waiting = found.ready + found.delayed
+    return (
+        f"queue {name} holds {count_of(waiting, 'item')} to do, {found.in_flight:,} being worked "
+        f"on and {found.dead:,} dead"
+    )

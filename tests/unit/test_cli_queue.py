@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import cast
 
 import anyio
@@ -10,8 +12,9 @@ from click.testing import CliRunner
 
 from logd.cli import root
 from logd.cli.queue import run_for
+from logd.errors import UnknownNameError
 from logd.limits import VALUE_BYTES_MAX
-from logd.wire.coordination import ClaimedItem
+from logd.wire.coordination import ClaimedItem, QueueOptions, QueueStatistics
 from logd_client.coordination.names import parse_name
 from logd_client.coordination.queues import Claim, ItemFailedError, Queue
 from logd_client.coordination.session import Session, Sessions
@@ -60,3 +63,72 @@ def test_without_a_command_no_item_is_claimed(command: str, told: str) -> None:
     )
 
     assert (result.exit_code, result.stderr) == (127, f"logd: {command}: {told}\n")
+
+
+# --- deleting ---------------------------------------------------------------------------
+
+
+class Queues:
+    """A cluster with the queue ``jobs`` alone."""
+
+    def __init__(self) -> None:
+        self.asked = ""
+        self.deleted: list[str] = []
+
+    @asynccontextmanager
+    async def connected(self, bootstrap: str) -> AsyncIterator[Queues]:
+        yield self
+
+    def queue(self, name: str) -> Queues:
+        self.asked = name
+        return self
+
+    async def statistics(self) -> QueueStatistics:
+        if self.asked != "jobs":
+            raise UnknownNameError(f"there is no queue {self.asked!r}")
+        return STATISTICS
+
+    async def delete(self) -> None:
+        self.deleted.append(self.asked)
+
+
+STATISTICS = QueueStatistics(
+    revision=1,
+    ready=1200,
+    delayed=30,
+    in_flight=2,
+    dead=1,
+    completed=9,
+    oldest_ms=5,
+    options=QueueOptions(),
+)
+
+
+@pytest.fixture
+def queues(monkeypatch: pytest.MonkeyPatch) -> Queues:
+    queues = Queues()
+    monkeypatch.setattr("logd.cli.session.connected", queues.connected)
+    return queues
+
+
+def test_who_deletes_no_queue_is_asked_nothing(queues: Queues) -> None:
+    result = CliRunner().invoke(root, ["queue", "delete", "jbos"], input="y\n")
+
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr == "logd: there is no queue 'jbos'\n"
+
+
+@pytest.mark.parametrize(("answer", "deleted"), [("y", ["jobs"]), ("n", [])])
+def test_who_deletes_a_queue_is_told_what_is_lost(
+    queues: Queues, answer: str, deleted: list[str]
+) -> None:
+    result = CliRunner().invoke(root, ["queue", "delete", "jobs"], input=f"{answer}\n")
+
+    assert "jobs holds 1,230 items to do, 2 being worked on and 1 dead; delete" in result.output
+    assert queues.deleted == deleted
+
+
+def test_who_is_sure_is_not_asked(queues: Queues) -> None:
+    result = CliRunner().invoke(root, ["queue", "delete", "jobs", "--yes"])
+
+    assert (result.exit_code, result.output, queues.deleted) == (0, "", ["jobs"])
