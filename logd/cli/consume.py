@@ -55,6 +55,7 @@ class StartType(click.ParamType):  # type: ignore[type-arg]  # Not generic in ol
     "--from",
     "start",
     type=StartType(),
+    metavar="start|end|OFFSET|TIMESTAMP|-15m",
     help="start, end, an offset, a timestamp with zone, or an age (-15m).  "
     "Default: start, or end with --follow.",
 )

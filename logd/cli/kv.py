@@ -31,7 +31,7 @@ def kv() -> None:
 @bootstrap_option
 @output_option
 def get(key: str, namespace: str, bootstrap: str, output: str) -> None:
-    """The value of KEY, and nothing else (with --output json also its revisions).
+    """The value of KEY as it is, and a newline (with --output json also its revisions).
 
     Exits with 3 if there is no such key.
     """

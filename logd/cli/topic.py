@@ -271,6 +271,7 @@ class BeforeType(click.ParamType):  # type: ignore[type-arg]  # Not generic in o
 @click.option(
     "--before",
     type=BeforeType(),
+    metavar="OFFSET|TIMESTAMP|-15m",
     required=True,
     help="The first offset that stays, or a timestamp with zone, or an age (-15m): the first "
     "record that stays was appended then or later.",

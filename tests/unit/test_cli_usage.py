@@ -122,6 +122,18 @@ def test_every_command_in_the_table_has_help(name: str) -> None:
     assert result.exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["consume"], "--from start|end|OFFSET|TIMESTAMP|-15m"),
+        (["topic", "trim"], "--before OFFSET|TIMESTAMP|-15m"),
+        (["kv", "get"], "The value of KEY as it is, and a newline"),
+    ],
+)
+def test_help_shows_words_as_they_are_typed(command: list[str], shown: str) -> None:
+    assert shown in CliRunner().invoke(root, [*command, "--help"]).stdout
+
+
 def test_help_imports_none_of_the_heavy_libraries() -> None:
     script = (
         "import sys\n"
