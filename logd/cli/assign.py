@@ -9,7 +9,7 @@ import anyio
 import click
 
 from logd.cli.display import count_of, print_json, print_table, say
-from logd.cli.options import bootstrap_option, output_option, ttl_option
+from logd.cli.options import REVISION, bootstrap_option, output_option, ttl_option
 from logd.limits import SHARDS_PER_GROUP_MAX
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def list_shards(group: str, bootstrap: str, output: str) -> None:
 
 @assign.command("watch")
 @click.argument("group")
-@click.option("--from", "revision", type=click.IntRange(min=0), help="From this revision on.")
+@click.option("--from", "revision", type=REVISION, help="From this revision on.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many changes.")
 @bootstrap_option
 @output_option

@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING
 import click
 
 from logd.cli.display import print_json, print_table, say
-from logd.cli.options import bootstrap_option, detach_option, output_option, throttle_option
+from logd.cli.options import (
+    BROKER_ID,
+    bootstrap_option,
+    detach_option,
+    output_option,
+    throttle_option,
+)
 
 if TYPE_CHECKING:
     from logd.cli.plans import Picture, SavedPlan
 
-node_argument = click.argument("node", type=click.IntRange(min=1), metavar="ID")
+node_argument = click.argument("node", type=BROKER_ID, metavar="ID")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be moved.")
 
 
@@ -127,7 +133,7 @@ def remove(node: int, bootstrap: str, output: str) -> None:
 @click.option(
     "--with",
     "successor",
-    type=click.IntRange(min=1),
+    type=BROKER_ID,
     help="The broker that takes over.  Default: all others share.",
 )
 @throttle_option

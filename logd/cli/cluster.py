@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PROBLEMS_SHOWN_MAX = 8
 EVENTS_SHOWN_MAX = 8
+LEVEL_MAX = 1_000
+"""More than there will be; --dry-run tells of each level up to the one that is wanted."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +123,9 @@ def describe(bootstrap: str, output: str) -> None:
 
 
 @cluster.command("upgrade")
-@click.option("--level", type=click.IntRange(min=1), help="Default: what all brokers support.")
+@click.option(
+    "--level", type=click.IntRange(1, LEVEL_MAX), help="Default: what all brokers support."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be raised.")
 @bootstrap_option
 @output_option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from os import fsencode
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +11,14 @@ import click
 
 from logd.cli import streams
 from logd.cli.display import cell_text, cells_of, print_json, print_table, printable, say
-from logd.cli.options import SETTING, bootstrap_option, namespace_option, output_option
+from logd.cli.options import (
+    NUMBER_MAX,
+    REVISION,
+    SETTING,
+    bootstrap_option,
+    namespace_option,
+    output_option,
+)
 from logd.errors import UsageError
 from logd.limits import VALUE_BYTES_MAX
 
@@ -66,7 +74,7 @@ def _row(found: KeyValue) -> dict[str, Any]:
 @kv.command("put")
 @click.argument("key")
 @click.argument("value", required=False)
-@click.option("--if-revision", type=click.IntRange(min=0), help="Only if the key is at it; 0: new.")
+@click.option("--if-revision", type=REVISION, help="Only if the key is at it; 0: new.")
 @click.option("--if-value", help="Only if this is its value.")
 @namespace_option
 @bootstrap_option
@@ -131,7 +139,7 @@ def delete(key: str, prefix: bool, namespace: str, bootstrap: str) -> None:
 
 @kv.command("list")
 @click.argument("prefix", default="")
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many.")
+@click.option("--limit", type=click.IntRange(1, NUMBER_MAX), help="At most so many.")
 @click.option("--keys-only", is_flag=True, help="Without the values.")
 @namespace_option
 @bootstrap_option
@@ -161,7 +169,7 @@ def list_keys(
 @kv.command("watch")
 @click.argument("key")
 @click.option("--prefix", is_flag=True, help="All keys that begin with KEY.")
-@click.option("--from", "revision", type=click.IntRange(min=0), help="From this revision on.")
+@click.option("--from", "revision", type=REVISION, help="From this revision on.")
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many changes.")
 @namespace_option
 @bootstrap_option
@@ -243,10 +251,7 @@ def txn(namespace: str, bootstrap: str, output: str, **parts: tuple[Any, ...]) -
 def _comparisons(parts: dict[str, tuple[Any, ...]]) -> list[Compare]:
     from logd.wire.coordination import Compare
 
-    try:
-        revisions = [(key, int(text)) for key, text in parts["revisions"]]
-    except ValueError:
-        raise click.UsageError("--if-revision takes KEY=REVISION, a number") from None
+    revisions = _numbers(parts["revisions"], 0, "--if-revision takes KEY=REVISION, a number")
     return [
         *(Compare(key=fsencode(key), value=fsencode(value)) for key, value in parts["values"]),
         *(Compare(key=fsencode(key), revision=revision) for key, revision in revisions),
@@ -260,13 +265,23 @@ def _operations(
 ) -> list[Operation]:
     from logd.wire.coordination import Delete, Get, Increment, Put
 
-    try:
-        numbers = [(key, int(text)) for key, text in parts.get(adds, ())]
-    except ValueError:
-        raise click.UsageError("--add takes KEY=NUMBER, a whole one") from None
+    numbers = _numbers(parts.get(adds, ()), -NUMBER_MAX, "--add takes KEY=NUMBER, a whole one")
     return [
         *(Put(key=fsencode(key), value=fsencode(value)) for key, value in parts[puts]),
         *(Delete(key=fsencode(key)) for key in parts[deletes]),
         *(Increment(key=fsencode(key), by=number) for key, number in numbers),
         *(Get(key=fsencode(key)) for key in parts[gets]),
     ]
+
+
+def _numbers(
+    settings: Iterable[tuple[str, str]], least: int, expected: str
+) -> list[tuple[str, int]]:
+    try:
+        numbers = [(key, int(text)) for key, text in settings]
+    except ValueError:
+        raise click.UsageError(expected) from None
+    for _, number in numbers:
+        if not least <= number <= NUMBER_MAX:
+            raise click.UsageError(f"{expected} of {least} to {NUMBER_MAX}, found {number}")
+    return numbers

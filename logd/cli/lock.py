@@ -17,6 +17,7 @@ from logd.cli.options import (
     ttl_option,
     wait_option,
 )
+from logd.limits import PERMITS_MAX
 
 if TYPE_CHECKING:
     from logd.wire.coordination import Holder, Holders
@@ -38,10 +39,12 @@ def lock() -> None:
 @click.option("--shared", is_flag=True, help="Beside others that share it.")
 @click.option(
     "--capacity",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, PERMITS_MAX),
     help="A semaphore: so many permits there are, for all who name it.",
 )
-@click.option("--permits", type=click.IntRange(min=1), help="How many to take of it.  Default: 1.")
+@click.option(
+    "--permits", type=click.IntRange(1, PERMITS_MAX), help="How many to take of it.  Default: 1."
+)
 @protect_option
 @click.option("--data", default="", help="Shown to whoever lists the holders.")
 @hold_option

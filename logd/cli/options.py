@@ -15,7 +15,7 @@ import click
 
 from logd.config import parse_host_port
 from logd.errors import UsageError
-from logd.types import HostPort
+from logd.types import NODE_ID_MAX, HostPort
 
 BOOTSTRAP_DEFAULT: Final = "127.0.0.1:7171"
 
@@ -206,6 +206,11 @@ class FenceType(click.ParamType):  # type: ignore[type-arg]  # Not generic in ol
         return int(fence_id), int(token)
 
 
+NUMBER_MAX: Final = 2**63 - 1
+"""Of offsets, revisions, items: what the protocol's integers hold."""
+
+BROKER_ID: Final = click.IntRange(1, NODE_ID_MAX)
+REVISION: Final = click.IntRange(0, NUMBER_MAX)
 FENCE: Final = FenceType()
 BROKER_LIST: Final = BrokerListType()
 BYTE_RATE: Final = ByteRateType()

@@ -6,6 +6,7 @@ import click
 
 from logd.cli.display import print_facts, print_json, print_table
 from logd.cli.options import (
+    BROKER_ID,
     BROKER_LIST,
     PARTITION_NAME,
     bootstrap_option,
@@ -107,7 +108,7 @@ def move(
 
 @partition.command("transfer-leader")
 @click.argument("name", type=PARTITION_NAME, metavar="TOPIC/N")
-@click.option("--to", "target", type=click.IntRange(min=1), help="Default: the most caught-up.")
+@click.option("--to", "target", type=BROKER_ID, help="Default: the most caught-up.")
 @bootstrap_option
 @output_option
 def transfer_leader(name: tuple[str, int], target: int | None, bootstrap: str, output: str) -> None:

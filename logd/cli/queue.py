@@ -17,13 +17,19 @@ from logd.cli import streams
 from logd.cli.display import cells_of, count_of, print_facts, print_json, print_table, say
 from logd.cli.exits import ExitCode
 from logd.cli.lines import LineCutter
-from logd.cli.options import SecondsType, bootstrap_option, output_option, ttl_option
+from logd.cli.options import NUMBER_MAX, SecondsType, bootstrap_option, output_option, ttl_option
 from logd.limits import (
+    ATTEMPTS_MAX,
     COMMAND_BYTES_MAX,
+    DEAD_ITEMS_MAX,
+    DELAY_MS_MAX,
     ITEMS_PER_COMMAND_MAX,
     KEY_BYTES_MAX,
     MIB,
+    PRIORITY_MAX,
     VALUE_BYTES_MAX,
+    VISIBILITY_MS_MAX,
+    VISIBILITY_MS_MIN,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +59,10 @@ def queue() -> None:
     "--delay", "delay_s", type=SecondsType(min=0), default=0, metavar="SECONDS",
     help="Not handed out before.",
 )  # fmt: skip
-@click.option("--priority", type=int, default=0, help="Higher ones first.")
+@click.option(
+    "--priority", type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX), default=0,
+    help="Higher ones first.",
+)  # fmt: skip
 @bootstrap_option
 @output_option
 def put(
@@ -440,11 +449,22 @@ def stats(name: str, bootstrap: str, output: str) -> None:
 
 @queue.command("configure")
 @click.argument("name")
-@click.option("--attempts-max", type=click.IntRange(min=1), help="After so many an item is dead.")
-@click.option("--backoff-ms", type=click.IntRange(min=0), help="Before the second attempt.")
-@click.option("--backoff-max-ms", type=click.IntRange(min=0), help="It is doubled up to this.")
-@click.option("--visibility-ms", type=click.IntRange(min=1), help="How long a claim holds.")
-@click.option("--dead-items-max", type=click.IntRange(min=0), help="The oldest go first.")
+@click.option(
+    "--attempts-max", type=click.IntRange(1, ATTEMPTS_MAX), help="After so many an item is dead."
+)
+@click.option(
+    "--backoff-ms", type=click.IntRange(0, DELAY_MS_MAX), help="Before the second attempt."
+)
+@click.option(
+    "--backoff-max-ms", type=click.IntRange(0, DELAY_MS_MAX), help="It is doubled up to this."
+)
+@click.option(
+    "--visibility-ms", type=click.IntRange(VISIBILITY_MS_MIN, VISIBILITY_MS_MAX),
+    help="How long a claim holds.",
+)  # fmt: skip
+@click.option(
+    "--dead-items-max", type=click.IntRange(0, DEAD_ITEMS_MAX), help="The oldest go first."
+)
 @bootstrap_option
 def configure(name: str, bootstrap: str, **options: int | None) -> None:
     """Make queue NAME, or change its options."""
@@ -493,7 +513,7 @@ def dead(name: str, count: int, bootstrap: str, output: str) -> None:
 
 @queue.command("redrive")
 @click.argument("name")
-@click.argument("items", type=int, nargs=-1)
+@click.argument("items", type=click.IntRange(1, NUMBER_MAX), nargs=-1)
 @click.option("--all", "all_items", is_flag=True, help="All dead items.")
 @bootstrap_option
 def redrive(name: str, items: tuple[int, ...], all_items: bool, bootstrap: str) -> None:

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from logd.cli import COMMANDS, root
 
+BEYOND = str(2**64)
+
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
@@ -72,6 +74,19 @@ from logd.cli import COMMANDS, root
         (["kv", "txn", "--if-revision", "k=x", "--put", "k=v"], "takes KEY=REVISION"),
         (["kv", "txn", "--add", "k=x"], "takes KEY=NUMBER"),
         (["kv", "put", "k", "v", "--if-revision", "-1"], "-1 is not in the range"),
+        (["kv", "put", "k", "v", "--if-revision", BEYOND], "not in the range 0<=x<="),
+        (["kv", "list", "--limit", BEYOND], "not in the range 1<=x<="),
+        (["kv", "watch", "k", "--from", BEYOND], "not in the range 0<=x<="),
+        (["kv", "txn", "--add", f"k={BEYOND}"], "a whole one of -9223372036854775807 to"),
+        (["kv", "txn", "--if-revision", "k=-1", "--put", "k=v"], "a number of 0 to"),
+        (["queue", "put", "q", "x", "--priority", str(2**31)], "not in the range -2147483647<=x"),
+        (["queue", "configure", "q", "--visibility-ms", BEYOND], "in the range 100<=x<=86400000"),
+        (["queue", "configure", "q", "--attempts-max", BEYOND], "not in the range 1<=x<=10000"),
+        (["queue", "redrive", "q", BEYOND], "not in the range 1<=x<="),
+        (["partition", "transfer-leader", "t/0", "--to", str(2**31)], "in the range 1<=x<="),
+        (["broker", "drain", str(2**31)], "not in the range 1<=x<=2147483647"),
+        (["cluster", "upgrade", "--level", BEYOND], "not in the range 1<=x<=1000"),
+        (["lock", "run", "n", "--capacity", BEYOND, "--", "x"], "not in the range 1<=x<=1000000"),
         (["produce", "t", "--fence", "7"], "expected ID:TOKEN as $LOGD_FENCE holds it"),
         (["produce", "t", "--fence", "0:7"], "a fence's id is 1 to"),
     ],
