@@ -47,6 +47,8 @@ GENTLE_EVALUATIONS_MAX: Final = 20_000
 """It costs the controller processor time that clients wait for."""
 
 DISK_SHARE_MAX: Final = 0.9
+NAMED_MAX: Final = 3
+"""Partitions that one note names."""
 
 
 class _Led(msgspec.Struct, frozen=True):
@@ -79,7 +81,8 @@ class Autonomy:
         self._evened_at = trio.current_time()
         self._not_before = 0.0
         self._rebuilding = Rebuilding(broker)
-        self._problem = ""
+        self._problems: list[str] = []
+        """What of it could not be done when it was last tried."""
 
     async def run(self) -> None:
         """Look every second, until cancelled."""
@@ -89,6 +92,7 @@ class Autonomy:
                 self._missing_since.clear()
                 self._draining_since.clear()
                 self._rebuilding.forget()
+                self._problems = []
                 self._broker.autonomy_notes = []
                 self._broker.lost_brokers = []
                 continue
@@ -144,9 +148,7 @@ class Autonomy:
                 notes.append(f"{told}; its {held} replicas are rebuilt elsewhere in {left_s:.0f} s")
             else:
                 notes.append(f"{told}; its {held} replicas are being rebuilt elsewhere")
-        if self._problem:
-            notes.append(self._problem)
-        return notes
+        return notes + self._problems
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -160,11 +162,22 @@ class Autonomy:
         now = trio.current_time()
         if now < self._not_before:
             return
+        told, self._problems = self._problems, []
+        try:
+            await self._begin_something(lost)
+        finally:
+            for problem in self._problems:
+                if problem not in told:
+                    log.warning(log_events.REPLACEMENT_IMPOSSIBLE, reason=problem)
+
+    async def _begin_something(self, lost: list[NodeId]) -> None:
+        """Start the first plan that is due.  What cannot be done keeps nothing else waiting."""
+        state, now = self._broker.metadata.state, trio.current_time()
+        plan = state.plan
         wanted = self._rebuilding.to_make_anew()
         if wanted and await self._plan_for(set(wanted), MAKE_ANEW, wanted):
             return  # Before any other plan takes the place of the one that says so.
-        if any(state.partitions_on(node) for node in lost):
-            await self._replace(lost)
+        if any(state.partitions_on(node) for node in lost) and await self._replace(lost):
             return
         if self._broker.config.replace_after_ms:
             await self._rebuilding.look()
@@ -175,8 +188,7 @@ class Autonomy:
                 return
         if plan is None or plan.state != "cancelled":  # Whoever cancelled it meant it.
             due = [n for n, since in self._draining_since.items() if now - since >= DRAIN_GRACE_S]
-            if any(state.partitions_on(node) for node in due):
-                await self._empty(due)
+            if any(state.partitions_on(node) for node in due) and await self._empty(due):
                 return
         interval_ms = self._broker.config.rebalance_interval_ms
         if interval_ms and (now - self._evened_at) * 1000 >= interval_ms:
@@ -198,16 +210,16 @@ class Autonomy:
                 )
                 await self._execute(CancelMove(group=placement.group))
 
-    async def _replace(self, lost: list[NodeId]) -> None:
+    async def _replace(self, lost: list[NodeId]) -> bool:
         groups = {p.group for node in lost for p in self._broker.metadata.state.partitions_on(node)}
         minutes = self._broker.config.replace_after_ms / 60_000
         names = ", ".join(map(str, sorted(lost)))
-        await self._plan_for(groups, f"replace broker {names}, missing for {minutes:g} min")
+        return await self._plan_for(groups, f"replace broker {names}, missing for {minutes:g} min")
 
-    async def _empty(self, draining: list[NodeId]) -> None:
+    async def _empty(self, draining: list[NodeId]) -> bool:
         state = self._broker.metadata.state
         groups = {p.group for node in draining for p in state.partitions_on(node)}
-        await self._plan_for(groups, f"drain broker {', '.join(map(str, sorted(draining)))}")
+        return await self._plan_for(groups, f"drain broker {', '.join(map(str, sorted(draining)))}")
 
     async def _plan_for(
         self, groups: set[GroupId], purpose: str, wanted: Mapping[GroupId, int] | None = None
@@ -229,13 +241,10 @@ class Autonomy:
         plan = await self._broker.env.run_blocking(
             lambda: plan_only(brokers, partitions, groups, goals)
         )
-        self._problem = ""
         moves = self._with_room(plan, partitions, loads.free)
-        if len(moves) < len(plan.moves) or plan.unplaced:
-            left = len(plan.moves) - len(moves) + len(plan.unplaced)
-            why = "too few brokers" if plan.unplaced else "no room on the other disks"
-            self._problem = f"{purpose}: {why} for {left} of {len(groups)} partitions"
-            log.warning(log_events.REPLACEMENT_IMPOSSIBLE, reason=self._problem)
+        problems = _problems_of(plan, len(plan.moves) - len(moves))
+        if problems:
+            self._problems.append(f"{purpose}, {len(groups)} partitions: {'; '.join(problems)}")
             self._not_before = trio.current_time() + TRY_AGAIN_S
         await self._start(_planned(moves), purpose, version)
         return bool(moves)
@@ -347,6 +356,25 @@ class Autonomy:
                     if node in left:
                         left[node] -= size
         return fitting
+
+
+def _problems_of(plan: RebalancePlan, without_room: int) -> list[str]:
+    """Why a plan is not for everything that it should be for."""
+    problems = []
+    if plan.unplaced:
+        problems.append(f"too few brokers for {len(plan.unplaced)}")
+    if without_room:
+        problems.append(f"no room on the other disks for {without_room}")
+    if plan.stranded:
+        names = ", ".join(str(each.name) for each in plan.stranded[:NAMED_MAX])
+        etc = ", …" if len(plan.stranded) > NAMED_MAX else ""
+        down = ", ".join(map(str, sorted({node for each in plan.stranded for node in each.dead})))
+        problems.append(
+            f"too few replicas alive to elect a leader for {len(plan.stranded)} ({names}{etc}): "
+            f"start broker {down} again with its data directory, or delete the topic, and what is "
+            "only on its disk is lost"
+        )
+    return problems
 
 
 def _planned(moves: Sequence[Move]) -> list[PlannedMove]:

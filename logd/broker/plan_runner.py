@@ -3,6 +3,9 @@
 Every broker runs this, and only the controller does anything: which moves are under way, which
 are done and which are still to come stands in the metadata, so the next controller goes on where
 the last one was lost.
+
+A move whose partition has no majority of its replicas alive is not begun: nobody leads it, so
+nobody could carry the move out, nor take it back when the plan is cancelled.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import trio
 from logd.broker import log_events
 from logd.errors import LogdError, RefusedError
 from logd.metadata.commands import BeginMove, SkipMove
+from logd.metadata.rebalance.cluster import is_majority_alive
 from logd.types import METADATA_GROUP
 
 if TYPE_CHECKING:
@@ -45,10 +49,13 @@ def is_controller(broker: Broker) -> bool:
 async def _begin_some(broker: Broker, plan: Plan) -> None:
     state = broker.metadata.state
     room = state.rebalance_settings.concurrency - plan.count("running")
+    down = broker.metadata.brokers_down()
     for move, progress in zip(plan.moves, plan.states, strict=True):
         if room <= 0:
             return
-        if progress == "pending" and await _is_begun(broker, plan, move):
+        if progress != "pending" or not is_majority_alive(move.before, down):
+            continue
+        if await _is_begun(broker, plan, move):
             room -= 1
 
 

@@ -73,7 +73,7 @@ def drain(
             picture = await take_picture(client, dead_are_lost=True)
             made = _plan_without(picture, node, f"drain broker {node}", throttle)
             require_all_placed(made)
-            if output != "json" or dry_run:
+            if dry_run or (output != "json" and made.moves):
                 show_plan(made, output)
             if dry_run:
                 return
@@ -155,6 +155,7 @@ def replace(
     """
     from logd.cli.plans import (
         bytes_text,
+        end_incomplete,
         finish,
         follow,
         require_all_placed,
@@ -181,7 +182,7 @@ def replace(
             purpose = f"replace broker {node}" + (f" with {successor}" if successor else "")
             made = _plan_without(picture, node, purpose, throttle, successor)
             require_all_placed(made)
-            if output != "json" or dry_run:
+            if dry_run or (output != "json" and made.moves):
                 show_plan(made, output)
             if dry_run:
                 return
@@ -192,7 +193,13 @@ def replace(
             if made.moves:
                 version = (await client.admin.describe_rebalance()).layout_version
                 plan_id = await start_plan(client, _for_layout(made, version))
-                finish(await follow(client, plan_id, output), output)
+                finish(await follow(client, plan_id, output), output, made)
+            if made.stranded:
+                if output == "json" and not made.moves:
+                    print_json(made)
+                say(f"broker {node} stays a member until it holds nothing: `logd broker remove "
+                    f"{node}` ends its membership then")  # fmt: skip
+                end_incomplete(made, output)
             removed = await client.admin.alter_broker(node, "remove")
             if output == "json" and not made.moves:
                 print_json(removed)
@@ -232,12 +239,15 @@ def _plan_without(
     if successor is not None:
         heir = NodeId(successor)
         after = {move.group: move.after for move in plan.moves}
+        stays = {each.name for each in plan.stranded}
         after |= {
             p.group: tuple(heir if holder == node else holder for holder in p.replicas)
             for p in affected
-            if heir not in p.replicas
+            if heir not in p.replicas and p.name not in stays
         }
-        plan = explain(brokers, picture.partitions, after, goals)._replace(unplaced=plan.unplaced)
+        plan = explain(brokers, picture.partitions, after, goals)._replace(
+            unplaced=plan.unplaced, stranded=plan.stranded
+        )
     return picture.saved(purpose, plan, goals.throttle_bytes_per_s)
 
 

@@ -57,6 +57,8 @@ FOLLOW_ATTEMPTS_MAX: Final = 60
 """Looks in a row that may fail before the command gives up watching."""
 
 MOVES_SHOWN_MAX: Final = 40
+NAMED_MAX: Final = 3
+"""Partitions that one line names."""
 
 
 class SavedMove(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,6 +75,15 @@ class SavedMove(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     balance_after: list[float]
 
 
+class SavedStranded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A partition that no plan can move, because nobody can lead it."""
+
+    topic: str
+    partition: int
+    replicas: list[int]
+    down: list[int]
+
+
 class SavedPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A plan as a file.  The balances are: replicas, leaders, bytes, traffic."""
 
@@ -87,6 +98,7 @@ class SavedPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     balance_after: list[float]
     left_out: int
     unplaced: list[str]
+    stranded: list[SavedStranded] = []
     moves: list[SavedMove]
 
 
@@ -122,6 +134,15 @@ class Picture:
             balance_after=_rounded(plan.balance_after),
             left_out=plan.left_out,
             unplaced=[str(name) for name in plan.unplaced],
+            stranded=[
+                SavedStranded(
+                    topic=each.name.topic,
+                    partition=each.name.partition,
+                    replicas=list(each.replicas),
+                    down=list(each.dead),
+                )
+                for each in plan.stranded
+            ],
             moves=[_saved_move(move) for move in plan.moves],
         )
 
@@ -323,6 +344,46 @@ def show_plan(plan: SavedPlan, output: str) -> None:
         say(f"{plan.left_out} moves are left for the next plan")
     if plan.unplaced:
         say(f"too few brokers for {len(plan.unplaced)} partitions: {', '.join(plan.unplaced[:3])}")
+    say_stranded(plan)
+
+
+def say_stranded(plan: SavedPlan) -> None:
+    """Name what a plan leaves alone because nobody can lead it, and the ways out."""
+    if not plan.stranded:
+        return
+    count = count_of(len(plan.stranded), "partition")
+    some = "; ".join(
+        f"{each.topic}/{each.partition} (on {_listed(each.replicas)}, down: {_listed(each.down)})"
+        for each in plan.stranded[:NAMED_MAX]
+    )
+    more = len(plan.stranded) - NAMED_MAX
+    say(
+        f"left where they are, because too few of their replicas are alive to elect a leader: "
+        f"{count}: {some}{f'; and {more} more' if more > 0 else ''}"
+    )
+    down = _listed(sorted({node for each in plan.stranded for node in each.down}))
+    say(
+        f"start broker {down} again with its data directory, or delete the topic with "
+        "`logd topic delete`: what is only on its disk is then lost"
+    )
+
+
+def _listed(nodes: Sequence[int]) -> str:
+    return ",".join(map(str, nodes))
+
+
+def end_incomplete(plan: SavedPlan, output: str) -> None:
+    """Say what a plan could not be for, if anything, and end with the exit code of that.
+
+    Raises:
+        Exit: it left partitions alone.
+    """
+    from logd.cli.exits import ExitCode
+
+    if plan.stranded:
+        if output != "json":
+            say_stranded(plan)
+        raise click.exceptions.Exit(ExitCode.FAILED)
 
 
 # --- running ----------------------------------------------------------------------------------
@@ -456,6 +517,8 @@ class PlanProgress(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_s: float | None
     eta_s: float | None
     running: list[MoveProgress]
+    stranded: list[SavedStranded] | msgspec.UnsetType = msgspec.UNSET
+    """What the plan left alone; only the command that made it can tell."""
 
 
 async def plan_progress(
@@ -540,8 +603,11 @@ async def follow(client: Client, plan_id: int, output: str) -> PlanProgress:
             await anyio.sleep(FOLLOW_INTERVAL_S)
 
 
-def finish(progress: PlanProgress, output: str) -> None:
+def finish(progress: PlanProgress, output: str, made: SavedPlan | None = None) -> None:
     """Say how a plan ended; the exit code too.
+
+    Args:
+        made: the plan, by whom made it: what it left alone is told as well.
 
     Raises:
         Exit: it did not end as planned.
@@ -549,6 +615,8 @@ def finish(progress: PlanProgress, output: str) -> None:
     from logd.cli.exits import ExitCode
 
     if output == "json":
+        if made is not None:
+            progress = msgspec.structs.replace(progress, stranded=made.stranded)
         print_json(progress)
     else:
         parts = [f"{progress.done} of {progress.moves} moves done"]
@@ -563,26 +631,38 @@ def finish(progress: PlanProgress, output: str) -> None:
 
 
 async def run_plan(client: Client, plan: SavedPlan, output: str, *, detach: bool) -> None:
-    """Start a plan and follow it."""
+    """Start a plan and follow it.
+
+    Raises:
+        Exit: it did not end as planned, or left partitions alone.
+    """
     if not plan.moves:
         if output == "json":
             print_json(plan)
         else:
             click.echo("nothing to move")
+        end_incomplete(plan, output)
         return
     plan_id = await start_plan(client, plan)
     if detach:
-        shown: Any = {"plan_id": plan_id, "moves": len(plan.moves), "bytes": plan.bytes}
+        shown: Any = {
+            "plan_id": plan_id,
+            "moves": len(plan.moves),
+            "bytes": plan.bytes,
+            "stranded": plan.stranded,
+        }
         if output == "json":
             print_json(shown)
         else:
             moves = count_of(len(plan.moves), "move")
             click.echo(f"plan {plan_id} runs: {moves}, {bytes_text(plan.bytes)}")
+        end_incomplete(plan, output)
         return
     if output != "json":
         say(f"plan {plan_id} runs in the cluster, also without this command; Ctrl-C ends watching, "
             "`logd rebalance cancel` ends the plan")  # fmt: skip
-    finish(await follow(client, plan_id, output), output)
+    finish(await follow(client, plan_id, output), output, plan)
+    end_incomplete(plan, output)
 
 
 async def set_pace(client: Client, throttle: int | None, concurrency: int | None) -> None:

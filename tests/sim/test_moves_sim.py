@@ -159,6 +159,65 @@ def test_a_broker_that_stays_dead_is_replaced_by_itself_and_one_that_returns_is_
     play(story, replace_after_ms=8_000)
 
 
+def test_what_nobody_can_lead_is_named_and_keeps_nothing_else_from_being_replaced() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        before = await partitions_of(client)
+        alone = await client.admin.create_topic("alone", partitions=5, replicas=1)
+        dead = NodeId(before[0].replicas[0])
+        (lost,) = [f"alone/{p.partition}" for p in alone.partitions if p.replicas == [dead]]
+        draining = NodeId(next(n for n in range(1, 6) if n != dead))
+        await cluster.nodes[dead].crash(power=False)
+
+        replaced = await ended(client)
+        await client.admin.alter_broker(draining, "drain")
+        while (drained := await ended(client)).plan_id == replaced.plan_id:
+            await trio.sleep(1)
+
+        assert replaced.purpose.startswith(f"by itself: replace broker {dead}, missing")
+        assert drained.purpose == f"by itself: drain broker {draining}"
+        assert {replaced.state, drained.state} == {"done"}
+        for partition in await partitions_of(client):
+            assert dead not in partition.replicas
+            assert draining not in partition.replicas
+        await trio.sleep(35)  # It has been tried again.
+        assert (await client.admin.describe_rebalance()).plan == drained
+        note = next(n for n in await notes_of(client) if "to elect a leader" in n)
+        assert f"for 1 ({lost})" in note
+        assert f"start broker {dead} again with its data directory" in note
+
+        cluster.nodes[dead].start()
+        await trio.sleep(35)
+        assert await notes_of(client) == []
+
+    play(story, replace_after_ms=3_000)
+
+
+def test_a_plan_does_not_begin_what_nobody_can_lead_and_so_can_be_cancelled() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        partition = (await partitions_of(client))[0]
+        replicas = partition.replicas
+        others = [node for node in range(1, 6) if node not in replicas]
+        for node in replicas[1:]:
+            await cluster.nodes[NodeId(node)].crash(power=False)
+        await trio.sleep(5)
+        plan_id = await start(client, {0: [replicas[0], *others]})
+        await trio.sleep(5)
+
+        plan = (await client.admin.describe_rebalance()).plan
+        assert plan is not None
+        assert [move.state for move in plan.moves] == ["pending"]
+        await client.admin.cancel_plan(plan_id)
+        with trio.fail_after(5):
+            assert [move.state for move in (await ended(client)).moves] == ["cancelled"]
+
+    play(story)
+
+
+async def notes_of(client: Client) -> list[str]:
+    """What the controller says of what it does by itself; the others say nothing."""
+    return (await client.admin.describe_rebalance()).autonomy
+
+
 def test_with_autonomy_off_a_dead_broker_is_only_talked_about() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         victim = NodeId((await partitions_of(client))[0].replicas[1])

@@ -11,15 +11,21 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from logd.cli.broker import _plan_without
 from logd.cli.exits import exit_code_for
 from logd.cli.options import BROKER_LIST, BYTE_RATE
 from logd.cli.plans import (
+    Picture,
+    PlanProgress,
     SavedMove,
     SavedPlan,
+    SavedStranded,
     bytes_text,
+    finish,
     load_plan,
     require_all_placed,
     require_room,
+    run_plan,
     save_plan,
     show_plan,
     time_text,
@@ -31,7 +37,13 @@ from logd.errors import (
     RebalanceConflictError,
     UsageError,
 )
-from logd.wire.messages import DescribeBrokerResponse
+from logd.metadata.rebalance.cluster import BrokerLoad, PartitionLoad
+from logd.types import GroupId, NodeId, TopicPartition
+from logd.wire.messages import (
+    DescribeBrokerResponse,
+    DescribeRebalanceResponse,
+    MetadataResponse,
+)
 from logd_client import Client
 
 PLAN = SavedPlan(
@@ -111,6 +123,85 @@ def test_replicas_that_find_no_place_stop_a_plan() -> None:
 
     with pytest.raises(NotEnoughBrokersError, match="orders/1"):
         require_all_placed(unplaced)
+
+
+STRANDED = msgspec.structs.replace(
+    PLAN, stranded=[SavedStranded(topic="orders", partition=1, replicas=[2, 4], down=[4])]
+)
+
+
+def test_what_a_plan_leaves_alone_because_nobody_leads_it_is_said_with_the_ways_out() -> None:
+    @click.command()
+    def show() -> None:
+        show_plan(STRANDED, "table")
+
+    told = CliRunner().invoke(show).output
+
+    assert "1 partition: orders/1 (on 2,4, down: 4)" in told
+    assert "start broker 4 again with its data directory" in told
+    assert "logd topic delete" in told
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_a_plan_that_leaves_partitions_alone_ends_as_a_failure_and_names_them(output: str) -> None:
+    @click.command()
+    def run() -> None:
+        client = cast(Client, None)  # Nothing is asked: nothing can be moved.
+        anyio.run(lambda: run_plan(client, STRANDED, output, detach=False))
+
+    result = CliRunner().invoke(run)
+
+    assert result.exit_code == 1
+    assert "orders" in result.output
+
+
+def test_a_finished_plan_tells_in_json_what_it_left_alone() -> None:
+    progress = PlanProgress(
+        plan_id=1,
+        purpose="rebalance",
+        state="done",
+        moves=1,
+        done=1,
+        skipped=0,
+        cancelled=0,
+        bytes_done=0,
+        bytes_total=0,
+        bytes_per_s=None,
+        eta_s=None,
+        running=[],
+    )
+
+    @click.command()
+    def end() -> None:
+        finish(progress, "json", STRANDED)
+
+    told = msgspec.json.decode(CliRunner().invoke(end).output)
+    assert told["stranded"] == [
+        {"topic": "orders", "partition": 1, "replicas": [2, 4], "down": [4]}
+    ]
+
+
+def test_a_successor_does_not_take_over_what_nobody_leads() -> None:
+    brokers = [BrokerLoad(NodeId(node), f"host{node}", is_dead=node == 2) for node in (1, 2, 3, 4)]
+    partitions = [
+        PartitionLoad(
+            GroupId(at + 1), TopicPartition("orders", at), tuple(map(NodeId, replicas)), 100
+        )
+        for at, replicas in enumerate([(2,), (1, 2, 3)])
+    ]
+    picture = Picture(
+        MetadataResponse(cluster_id="c", controller=1, brokers=[], topics=[]),
+        DescribeRebalanceResponse(
+            layout_version=1, throttle_bytes_per_s=1_000, concurrency=1, autonomous=True
+        ),
+        brokers,
+        partitions,
+    )
+
+    made = _plan_without(picture, 2, "replace broker 2", None, successor=4)
+
+    assert [(move.partition, move.after) for move in made.moves] == [(1, [1, 4, 3])]
+    assert [(each.partition, each.down) for each in made.stranded] == [(0, [2])]
 
 
 class SmallDisks:

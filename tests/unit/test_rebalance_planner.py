@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from logd.limits import MIB
-from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad
-from logd.metadata.rebalance.planner import Reason, RebalancePlan, make_plan
+from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad, Stranded
+from logd.metadata.rebalance.planner import Reason, RebalancePlan, make_plan, plan_only
 from logd.metadata.rebalance.shares import ranges_of
 from logd.types import GroupId, NodeId, TopicPartition
 from tests.support.optimum import Excess, fewest_bytes
@@ -213,6 +213,60 @@ def test_what_cannot_be_placed_stays_where_it_is_and_is_named() -> None:
     assert layout_after([partition], plan)[partition.group] == (1, 2, 3)
 
 
+def test_partitions_that_nobody_can_lead_are_named_and_left_alone_and_the_rest_is_moved() -> None:
+    brokers = brokers_of(*"abcd")
+    brokers[3] = brokers[3]._replace(is_dead=True)
+    only_copy, one_of_two = partition_of(0, (4,)), partition_of(1, (1, 4))
+    one_of_three = partition_of(2, (4, 1, 2))
+
+    for goals in (QUICKLY, QUICKLY._replace(is_balancing=False)):
+        plan = make_plan(brokers, [only_copy, one_of_two, one_of_three], goals)
+
+        assert plan.stranded == (
+            Stranded(only_copy.name, (NodeId(4),), (NodeId(4),)),
+            Stranded(one_of_two.name, (NodeId(1), NodeId(4)), (NodeId(4),)),
+        )
+        assert plan.unplaced == ()
+        assert [(move.name, set(move.after)) for move in plan.moves] == [
+            (one_of_three.name, {1, 2, 3})
+        ]
+
+
+def test_of_the_partitions_that_nobody_can_lead_only_those_that_a_plan_is_for_are_named() -> None:
+    brokers = brokers_of(*"abc")
+    brokers[1:] = [broker._replace(is_dead=True) for broker in brokers[1:]]
+    asked, other = partition_of(0, (2,)), partition_of(1, (3,))
+
+    plan = plan_only(brokers, [asked, other], {asked.group}, QUICKLY)
+
+    assert [each.name for each in plan.stranded] == [asked.name]
+    assert plan.moves == ()
+
+
+def test_with_no_broker_left_to_hold_anything_what_nobody_can_lead_is_told_apart() -> None:
+    brokers = brokers_of("a", "b")
+    brokers[0] = brokers[0]._replace(is_draining=True)
+    brokers[1] = brokers[1]._replace(is_dead=True)
+    healthy, lost = partition_of(0, (1,)), partition_of(1, (2,))
+
+    plan = make_plan(brokers, [healthy, lost], QUICKLY)
+
+    assert plan.unplaced == (healthy.name,)
+    assert [each.name for each in plan.stranded] == [lost.name]
+
+
+def test_copies_of_what_nobody_can_lead_still_take_room() -> None:
+    brokers = brokers_of(*"abcd")
+    brokers[2] = brokers[2]._replace(bytes_max=3 * MIB)
+    brokers[3] = brokers[3]._replace(is_dead=True)
+    stranded = partition_of(0, (3, 4), size_bytes=3 * MIB)
+    partitions = [stranded, *(partition_of(n, (1,)) for n in range(1, 7))]
+
+    plan = make_plan(brokers, partitions, QUICKLY)
+
+    assert all(3 not in move.after for move in plan.moves)
+
+
 def test_a_disk_without_room_gets_nothing() -> None:
     brokers = brokers_of(*"abc")
     brokers[1] = brokers[1]._replace(bytes_max=2 * MIB)
@@ -249,7 +303,7 @@ def random_cluster(seed: int) -> tuple[list[BrokerLoad], list[PartitionLoad]]:
     partitions = []
     for number in range(chance.randint(8, 24)):
         replicas: list[int] = []
-        while len(replicas) < 2:
+        while len(replicas) < (3 if story == "dead" else 2):  # The living can lead it.
             node = chance.choices(range(1, used + 1), weights)[0]
             if node not in replicas:
                 replicas.append(node)
@@ -278,6 +332,7 @@ def test_about_as_few_bytes_are_moved_as_a_solver_needs_for_the_same_balance(
         plan = make_plan(brokers, partitions, goals)
 
         assert plan.unplaced == ()
+        assert plan.stranded == ()
         targets = [broker for broker in brokers if broker.is_target]
         ranges = ranges_of(targets, partitions, goals.tolerance)
         loads: dict[NodeId, list[int]] = {broker.node: [0, 0, 0] for broker in targets}

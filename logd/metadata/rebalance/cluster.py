@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from logd.limits import PLAN_MOVES_MAX
@@ -51,6 +52,23 @@ class PartitionLoad(NamedTuple):
     @property
     def wanted_count(self) -> int:
         return len(self.replicas) if self.replica_count is None else self.replica_count
+
+
+class Stranded(NamedTuple):
+    """A partition that nobody can lead, because too few of its replicas are alive.
+
+    Only its leader could move it, so a plan leaves it where it is: it would wait for ever.
+    """
+
+    name: TopicPartition
+    replicas: tuple[NodeId, ...]
+    dead: tuple[NodeId, ...]
+    """Those of its replicas that are away: with enough of them back it goes on."""
+
+
+def is_majority_alive(replicas: Collection[NodeId], dead: Collection[NodeId]) -> bool:
+    """Whether a partition with these replicas can have a leader."""
+    return 2 * sum(node not in dead for node in replicas) > len(replicas)
 
 
 class Goals(NamedTuple):

@@ -5,6 +5,9 @@ plan: the balance before it and after it is that of the layout with all earlier 
 Replicas that have lost a copy come first, then those that would fail together, then those on
 draining brokers, then the balance; among equals the moves take turns with the brokers that
 receive, so that a plan that is cut or stopped has helped all of them.
+
+Partitions that nobody can lead are named and otherwise not looked at: they are neither moved nor
+counted, but for the room that their copies take.
 """
 
 from __future__ import annotations
@@ -15,7 +18,13 @@ from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad
+from logd.metadata.rebalance.cluster import (
+    BrokerLoad,
+    Goals,
+    PartitionLoad,
+    Stranded,
+    is_majority_alive,
+)
 from logd.metadata.rebalance.leaders import choose_leaders, leader_range
 from logd.metadata.rebalance.search import (
     Layout,
@@ -96,6 +105,8 @@ class RebalancePlan(NamedTuple):
     """Moves beyond the bound of the goals: plan again afterwards."""
     unplaced: tuple[TopicPartition, ...]
     """Partitions for which there are too few brokers: their replicas stay where they are."""
+    stranded: tuple[Stranded, ...] = ()
+    """Partitions that nobody can lead, nor move: too few of their replicas are alive."""
 
 
 def make_plan(
@@ -104,11 +115,14 @@ def make_plan(
     """Plan how to reach ``goals``.  Equal arguments give equal plans."""
     brokers = sorted(brokers, key=lambda broker: broker.node)
     partitions = sorted(partitions, key=lambda partition: partition.group)
+    stranded = _stranded(brokers, partitions)
+    if stranded:
+        brokers, partitions = _without(stranded, brokers, partitions)
     targets = [broker for broker in brokers if broker.is_target]
     if not targets:
         balance = Balance(0.0, 0.0, 0.0, 0.0)
         names = tuple(partition.name for partition in partitions)
-        return RebalancePlan((), 0, 0.0, balance, balance, 0, names)
+        return RebalancePlan((), 0, 0.0, balance, balance, 0, names, stranded)
     ranges = ranges_of(targets, partitions, goals.tolerance)
     layout = Layout(brokers, partitions, ranges)
     unplaced = place_what_must_move(layout)
@@ -125,7 +139,7 @@ def make_plan(
         after,
         goals,
         tuple(partitions[at].name for at in unplaced),
-    )
+    )._replace(stranded=stranded)
 
 
 def plan_only(
@@ -138,8 +152,10 @@ def plan_only(
     plan = make_plan(brokers, partitions, goals._replace(moves_max=len(partitions)))
     after = {move.group: move.after for move in plan.moves if move.group in groups}
     named = {partition.name for partition in partitions if partition.group in groups}
-    unplaced = tuple(name for name in plan.unplaced if name in named)
-    return explain(brokers, partitions, after, goals)._replace(unplaced=unplaced)
+    return explain(brokers, partitions, after, goals)._replace(
+        unplaced=tuple(name for name in plan.unplaced if name in named),
+        stranded=tuple(each for each in plan.stranded if each.name in named),
+    )
 
 
 def explain(
@@ -162,6 +178,37 @@ def explain(
         goals,
         (),
     )
+
+
+def _stranded(
+    brokers: Sequence[BrokerLoad], partitions: Sequence[PartitionLoad]
+) -> tuple[Stranded, ...]:
+    dead = {broker.node for broker in brokers if broker.is_dead}
+    return tuple(
+        Stranded(p.name, p.replicas, tuple(node for node in p.replicas if node in dead))
+        for p in partitions
+        if not is_majority_alive(p.replicas, dead)
+    )
+
+
+def _without(
+    stranded: Sequence[Stranded],
+    brokers: Sequence[BrokerLoad],
+    partitions: Sequence[PartitionLoad],
+) -> tuple[list[BrokerLoad], list[PartitionLoad]]:
+    """The cluster without these partitions; the room that their copies take is not there."""
+    names = {each.name for each in stranded}
+    taken: Counter[NodeId] = Counter()
+    for partition in partitions:
+        if partition.name in names:
+            taken.update(dict.fromkeys(partition.replicas, partition.size_bytes))
+    smaller = [
+        broker
+        if broker.bytes_max is None
+        else broker._replace(bytes_max=max(0, broker.bytes_max - taken[broker.node]))
+        for broker in brokers
+    ]
+    return smaller, [partition for partition in partitions if partition.name not in names]
 
 
 def _replica_lists(
