@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from logd.cli.plans import PlanProgress, bytes_text, time_text
+from logd.cli.plans import PlanProgress, bytes_text, time_text, waiting_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LINE_INTERVAL_S: Final = 10.0
 RATE_WINDOW_S: Final = 10.0
+WAITING_DRAWN_MAX: Final = 1
+"""The line of the plan has little room; the moves under way have theirs."""
 
 
 class MoveBars:
@@ -56,12 +58,15 @@ class MoveBars:
         note = f"{progress.done}/{progress.moves} moves  {bytes_text(rate)}/s"
         if eta_s is not None:
             note += f"  {time_text(eta_s)} left"
+        if progress.state == "cancelling":
+            note = f"cancelling  {note}"
         if self._bars is not None:
-            self._draw(progress, note)
+            self._draw(progress, "  ".join([note, *progress.waiting[:WAITING_DRAWN_MAX]]))
         elif self._is_shown and time.monotonic() - self._said_at >= LINE_INTERVAL_S:
             self._said_at = time.monotonic()
             done, total = bytes_text(progress.bytes_done), bytes_text(progress.bytes_total)
-            click.echo(f"{note}  {done} of {total}", err=True)
+            why = waiting_text(progress)
+            click.echo(f"{note}  {done} of {total}{f'  ({why})' if why else ''}", err=True)
 
     def _pace(self, progress: PlanProgress) -> tuple[float, float | None]:
         """Bytes per second of late, and the seconds that are left at that pace."""

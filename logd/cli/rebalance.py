@@ -167,6 +167,8 @@ def status(watch: bool, bootstrap: str, output: str) -> None:
                 f"  {move.partition} to {','.join(map(str, move.target))}: "
                 f"{bytes_text(move.bytes_done)} of {bytes_text(move.bytes_total)}"
             )
+        for reason in progress.waiting if progress is not None else []:
+            click.echo(f"  {reason}")
         for note in found.autonomy:
             click.echo(f"  {note}")
 

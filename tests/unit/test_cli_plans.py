@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from logd.cli.broker import _plan_without
 from logd.cli.exits import exit_code_for
+from logd.cli.moving import MoveBars
 from logd.cli.options import BROKER_LIST, BYTE_RATE
 from logd.cli.plans import (
     Picture,
@@ -23,26 +24,34 @@ from logd.cli.plans import (
     bytes_text,
     finish,
     load_plan,
+    plan_progress,
     require_all_placed,
     require_room,
     run_plan,
     save_plan,
     show_plan,
     time_text,
+    waiting_text,
 )
 from logd.errors import (
     BrokerInUseError,
     DiskFullError,
     NotEnoughBrokersError,
     RebalanceConflictError,
+    UnavailableError,
     UsageError,
 )
 from logd.metadata.rebalance.cluster import BrokerLoad, PartitionLoad
 from logd.types import GroupId, NodeId, TopicPartition
 from logd.wire.messages import (
+    BrokerInfo,
     DescribeBrokerResponse,
+    DescribePartitionResponse,
     DescribeRebalanceResponse,
     MetadataResponse,
+    PlanInfo,
+    PlannedMoveInfo,
+    ReplicaInfo,
 )
 from logd_client import Client
 
@@ -202,6 +211,107 @@ def test_a_successor_does_not_take_over_what_nobody_leads() -> None:
 
     assert [(move.partition, move.after) for move in made.moves] == [(1, [1, 4, 3])]
     assert [(each.partition, each.down) for each in made.stranded] == [(0, [2])]
+
+
+def running_move(group: int, target: list[int]) -> PlannedMoveInfo:
+    return PlannedMoveInfo(
+        group=group, before=[1, 2, 4], target=target, size_bytes=100, state="running"
+    )
+
+
+class HalfALeader:
+    """Of five brokers 2, 4 and 5 are down; orders/0 has a leader, the others have none."""
+
+    def __init__(self) -> None:
+        self.admin = self
+
+    async def describe_partition(self, topic: str, partition: int) -> DescribePartitionResponse:
+        if partition:
+            raise UnavailableError("no leader")
+        return DescribePartitionResponse(
+            group=1,
+            leader=1,
+            term=1,
+            replicas=[
+                ReplicaInfo(node_id=1, synced_end=9, in_sync=True, alive=True),
+                ReplicaInfo(node_id=5, synced_end=None, in_sync=False, alive=False, voter=False),
+            ],
+            log_start=0,
+            log_end=9,
+            commit_offset=9,
+            data_end=9,
+            size_bytes=100,
+        )
+
+    async def describe_cluster(self) -> MetadataResponse:
+        return MetadataResponse(
+            cluster_id="c",
+            controller=1,
+            brokers=[
+                BrokerInfo(node_id=node, host="h", port=1, alive=node in (1, 3))
+                for node in range(1, 6)
+            ],
+            topics=[],
+        )
+
+
+NAMES = {group: ("orders", group - 1) for group in range(1, 10)}
+
+
+def plan_info(*moves: PlannedMoveInfo) -> PlanInfo:
+    return PlanInfo(
+        plan_id=1,
+        purpose="test",
+        state="running",
+        move_count=len(moves),
+        moves=list(moves),
+        begun_ms=0,
+    )
+
+
+def test_a_plan_that_waits_says_for_which_partitions_and_why() -> None:
+    plan = plan_info(running_move(1, [1, 2, 5]), running_move(2, [1, 2, 3]))
+
+    progress = anyio.run(plan_progress, cast(Client, HalfALeader()), plan, NAMES)
+
+    assert [move.partition for move in progress.running] == ["orders/0", "orders/1"]
+    assert progress.waiting == [
+        "orders/0 waits for its target: broker 5 is down",
+        "orders/1 has no leader: brokers 2, 4 are down",
+    ]
+    assert waiting_text(progress) == "; ".join(["under way: orders/0, orders/1", *progress.waiting])
+
+
+def test_a_plan_of_which_nothing_is_begun_says_what_the_next_moves_wait_for() -> None:
+    pending = msgspec.structs.replace(running_move(2, [1, 2, 3]), state="pending")
+
+    progress = anyio.run(plan_progress, cast(Client, HalfALeader()), plan_info(pending), NAMES)
+
+    assert progress.running == []
+    assert waiting_text(progress) == "orders/1 has no leader: brokers 2, 4 are down"
+
+
+def test_of_many_partitions_that_wait_a_few_are_named() -> None:
+    plan = plan_info(*(running_move(group, [1, 2, 3]) for group in range(2, 10)))
+
+    progress = anyio.run(plan_progress, cast(Client, HalfALeader()), plan, NAMES)
+
+    assert waiting_text(progress).endswith("; 5 more wait")
+    assert len(waiting_text(progress)) < 250
+
+
+def test_a_line_of_a_plan_that_is_cancelled_and_waits_says_why(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = msgspec.structs.replace(plan_info(running_move(2, [1, 2, 3])), state="cancelling")
+    progress = anyio.run(plan_progress, cast(Client, HalfALeader()), plan, NAMES)
+
+    with MoveBars(is_shown=True) as bars:
+        bars.show(progress)
+
+    told = capsys.readouterr().err
+    assert told.startswith("cancelling  0/1 moves")
+    assert "(under way: orders/1; orders/1 has no leader: brokers 2, 4 are down)" in told
 
 
 class SmallDisks:
