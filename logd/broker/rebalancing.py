@@ -30,6 +30,7 @@ from logd.metadata.features import registered_range
 from logd.metadata.layout import Broker as KnownBroker
 from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, Plan, PlannedMove
 from logd.metadata.moving import BrokerChanged, PlanChanged, RebalancingSet
+from logd.metadata.rebalance.cluster import is_majority_alive
 from logd.metadata.state import FeatureLevelRaised
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import (
@@ -194,6 +195,13 @@ def _check_room(broker: Broker, request: StartPlanRequest) -> None:
                 raise UnavailableError(
                     f"broker {node}, to which group {move.group} is to go, is not alive"
                 )
+        away = [node for node in move.target if not broker.node.is_up(NodeId(node))]
+        if away and not is_majority_alive(move.target, away):
+            names = ", ".join(map(str, away))
+            raise UnavailableError(
+                f"broker {names} is not alive: without it nobody could lead group {move.group} "
+                f"on {', '.join(map(str, move.target))}"
+            )
 
 
 async def cancel_plan(broker: Broker, request: CancelPlanRequest) -> CancelPlanResponse:

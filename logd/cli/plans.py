@@ -168,11 +168,17 @@ def _rounded(balance: Balance) -> list[float]:
     return [round(share, 4) for share in balance]
 
 
-async def take_picture(client: Client, *, dead_are_lost: bool = False) -> Picture:
+async def take_picture(
+    client: Client,
+    *,
+    dead_are_lost: bool = False,
+    else_do: str = "plan without it (--replace-dead)",
+) -> Picture:
     """Ask every broker what it holds.
 
     Args:
         dead_are_lost: plan as if brokers that are not alive never came back.
+        else_do: what to advise whoever does not want to wait for one of those.
 
     Raises:
         UnavailableError: a broker is not alive, and may come back with what it holds.
@@ -182,8 +188,8 @@ async def take_picture(client: Client, *, dead_are_lost: bool = False) -> Pictur
     missing = [broker.node_id for broker in metadata.brokers if not broker.alive]
     if missing and not dead_are_lost:
         raise UnavailableError(
-            f"broker {', '.join(map(str, missing))} is not alive: wait until it is back, or plan "
-            "without it (--replace-dead)"
+            f"broker {', '.join(map(str, missing))} is not alive: wait until it is back, or "
+            f"{else_do}"
         )
     first = await _describe_all(client, metadata)
     await anyio.sleep(RATE_SAMPLE_S)
@@ -754,7 +760,9 @@ async def set_replicas(client: Client, topic: str, count: int, output: str) -> N
         NotEnoughBrokersError: there are fewer brokers.
     """
     await client.admin.describe_topic(topic)
-    picture = await take_picture(client)
+    picture = await take_picture(
+        client, else_do="replace it first (`logd broker replace` with its id)"
+    )
     able = sum(broker.is_target for broker in picture.brokers)
     if count > able:
         raise NotEnoughBrokersError(

@@ -11,6 +11,7 @@ import random
 import pytest
 import trio
 
+from logd.errors import UnavailableError
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd_client import Client
 from tests.sim.cluster import SimCluster
@@ -209,6 +210,24 @@ def test_a_plan_does_not_begin_what_nobody_can_lead_and_so_can_be_cancelled() ->
         await client.admin.cancel_plan(plan_id)
         with trio.fail_after(5):
             assert [move.state for move in (await ended(client)).moves] == ["cancelled"]
+
+    play(story)
+
+
+def test_a_move_is_refused_if_too_few_of_its_targets_are_alive_to_lead_it() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        replicas = (await partitions_of(client))[0].replicas
+        newcomer = min(set(range(1, 6)) - set(replicas))
+        dead = replicas[2]
+        await cluster.nodes[NodeId(dead)].crash(power=False)
+        await trio.sleep(5)
+
+        for target in ([dead], [dead, newcomer]):
+            with pytest.raises(UnavailableError, match=f"broker {dead} is not alive: without it"):
+                await start(client, {0: target})
+
+        await start(client, {0: [replicas[0], newcomer, dead]})
+        assert (await ended(client)).state == "done"
 
     play(story)
 

@@ -29,7 +29,9 @@ from logd.cli.plans import (
     require_room,
     run_plan,
     save_plan,
+    set_replicas,
     show_plan,
+    take_picture,
     time_text,
     waiting_text,
 )
@@ -52,6 +54,7 @@ from logd.wire.messages import (
     PlanInfo,
     PlannedMoveInfo,
     ReplicaInfo,
+    TopicInfo,
 )
 from logd_client import Client
 
@@ -253,6 +256,23 @@ class HalfALeader:
             ],
             topics=[],
         )
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        return TopicInfo(name=name, topic_id=1, partitions=[])
+
+    async def describe_rebalance(self) -> DescribeRebalanceResponse:
+        return DescribeRebalanceResponse(
+            layout_version=1, throttle_bytes_per_s=1_000, concurrency=1, autonomous=True
+        )
+
+
+def test_what_is_advised_while_a_broker_is_down_is_something_the_command_can_do() -> None:
+    client = cast(Client, HalfALeader())
+
+    with pytest.raises(UnavailableError, match=r"or plan without it \(--replace-dead\)"):
+        anyio.run(take_picture, client)
+    with pytest.raises(UnavailableError, match="or replace it first"):
+        anyio.run(set_replicas, client, "orders", 3, "table")
 
 
 NAMES = {group: ("orders", group - 1) for group in range(1, 10)}

@@ -66,7 +66,7 @@ class Stranded(NamedTuple):
     """Those of its replicas that are away: with enough of them back it goes on."""
 
 
-def is_majority_alive(replicas: Collection[NodeId], dead: Collection[NodeId]) -> bool:
+def is_majority_alive(replicas: Collection[int], dead: Collection[int]) -> bool:
     """Whether a partition with these replicas can have a leader."""
     return 2 * sum(node not in dead for node in replicas) > len(replicas)
 
