@@ -22,6 +22,7 @@ from logd.errors import LogdError
 from logd.metadata.commands import CancelMove, Command, StartPlan
 from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, PlannedMove
 from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad
+from logd.metadata.rebalance.outlook import outlook
 from logd.metadata.rebalance.planner import Move, RebalancePlan, make_plan, plan_only
 from logd.types import GroupId, NodeId
 
@@ -135,19 +136,29 @@ class Autonomy:
         state, config = self._broker.metadata.state, self._broker.config
         is_on = state.rebalance_settings.is_autonomous and config.replace_after_ms > 0
         notes: list[str] = []
+        takers = [
+            known.node
+            for known in state.brokers
+            if not known.is_draining and known.node not in self._missing_since
+        ]
         now = trio.current_time()
         for node, since in sorted(self._missing_since.items()):
-            held = len(state.partitions_on(node))
+            # What is on its way there is not there yet.
+            held = [p.replicas for p in state.partitions_on(node) if node in p.replicas]
             if not held:
                 continue
             told = f"broker {node} has been missing for {now - since:.0f} s"
+            found = outlook(node, held, self._missing_since, takers)
             left_s = config.replace_after_ms / 1000 - (now - since)
             if not is_on:
-                notes.append(f"{told}; its {held} replicas stay where they are: autonomy is off")
+                stay = f"its {len(held)} replicas stay where they are: autonomy is off"
+                notes.append(f"{told}; {stay}")
             elif left_s > 0:
-                notes.append(f"{told}; its {held} replicas are rebuilt elsewhere in {left_s:.0f} s")
+                notes.append(f"{told}; {found.text(f'are rebuilt elsewhere in {left_s:.0f} s')}")
+            elif state.plan is not None and not state.plan.is_over:
+                notes.append(f"{told}; {found.text('are being rebuilt elsewhere')}")
             else:
-                notes.append(f"{told}; its {held} replicas are being rebuilt elsewhere")
+                notes.append(f"{told}; {found.text('are to be rebuilt elsewhere')}")
         return notes + self._problems
 
     # --- acting -------------------------------------------------------------------------------

@@ -2,5 +2,6 @@
 
 ``cluster.py`` says what is looked at, ``shares.py`` what would be even, ``search.py`` finds a
 layout that is even enough and moves few bytes, ``leaders.py`` chooses preferred leaders, and
-``planner.py`` turns the difference into an explained, ordered, bounded plan.
+``planner.py`` turns the difference into an explained, ordered, bounded plan.  ``outlook.py``
+says what a plan will find once a missing broker is given up.
 """
