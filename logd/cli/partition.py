@@ -90,7 +90,13 @@ def move(
 ) -> None:
     """Move a partition to other brokers, while it is written and read."""
     from logd.cli.plans import move_plan, run_plan, set_pace
-    from logd.cli.session import connected, require_alive, require_partition, run_async
+    from logd.cli.session import (
+        connected,
+        require_alive,
+        require_majority_alive,
+        require_partition,
+        run_async,
+    )
 
     async def carry_out() -> None:
         topic, number = name
@@ -99,6 +105,7 @@ def move(
             for node in targets:
                 if node not in info.replicas:
                     await require_alive(client, node)
+            await require_majority_alive(client, targets, f"{topic}/{number}")
             made = await move_plan(client, topic, number, targets)
             await set_pace(client, throttle, None)
             await run_plan(client, made, output, detach=detach)

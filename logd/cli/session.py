@@ -7,7 +7,7 @@ bounded time for a broker and for a controller, and otherwise says who is missin
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -21,6 +21,7 @@ from logd.errors import (
     UnavailableError,
     UnknownBrokerError,
 )
+from logd.metadata.rebalance.cluster import is_majority_alive
 from logd.types import HostPort
 from logd_client import connect
 from logd_client.routing import partitions_text
@@ -128,3 +129,19 @@ async def require_alive(client: Client, node: int) -> None:
                 raise UnavailableError(f"broker {node} at {address} is not alive")
             return
     raise UnknownBrokerError(f"no broker {node} in the cluster")
+
+
+async def require_majority_alive(client: Client, nodes: Sequence[int], partition: str) -> None:
+    """Refuse to have a partition where too few brokers are alive to lead it.
+
+    Raises:
+        UnavailableError: names those that are not.
+    """
+    brokers = (await client.admin.describe_cluster()).brokers
+    down = [broker.node_id for broker in brokers if broker.node_id in nodes and not broker.alive]
+    if not is_majority_alive(nodes, down):
+        names = ", ".join(map(str, down))
+        raise UnavailableError(
+            f"broker {names} is not alive: without it nobody could lead {partition} "
+            f"on {', '.join(map(str, nodes))}"
+        )

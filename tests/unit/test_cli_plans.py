@@ -35,6 +35,7 @@ from logd.cli.plans import (
     time_text,
     waiting_text,
 )
+from logd.cli.session import require_majority_alive
 from logd.errors import (
     BrokerInUseError,
     DiskFullError,
@@ -273,6 +274,14 @@ def test_what_is_advised_while_a_broker_is_down_is_something_the_command_can_do(
         anyio.run(take_picture, client)
     with pytest.raises(UnavailableError, match="or replace it first"):
         anyio.run(set_replicas, client, "orders", 3, "table")
+
+
+def test_a_move_to_brokers_too_few_of_which_are_alive_is_refused_at_once() -> None:
+    client = cast(Client, HalfALeader())
+
+    with pytest.raises(UnavailableError, match=r"broker 2 is not alive.* lead orders/0 on 2, 3"):
+        anyio.run(require_majority_alive, client, [2, 3], "orders/0")
+    anyio.run(require_majority_alive, client, [1, 2, 3], "orders/0")
 
 
 NAMES = {group: ("orders", group - 1) for group in range(1, 10)}
