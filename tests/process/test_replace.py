@@ -85,6 +85,33 @@ def test_a_broker_whose_disk_is_lost_is_replaced_by_a_new_one(tmp_path: Path) ->
         require_no_bug_reported(cluster)
 
 
+def test_what_only_a_dead_broker_has_is_left_alone_until_it_is_back_and_the_rest_is_replaced(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path) as cluster:
+        require_done(cluster, "topic", "create", "alone", "--partitions", "3", "--replicas", "1")
+        cluster.join(FRESH)
+        wait_until_alive(cluster, FRESH)
+        cluster.kill(LOST)
+        while brokers_of(cluster)[LOST]["alive"]:
+            time.sleep(POLL_S)
+        replace = ("broker", "replace", str(LOST), "--with", str(FRESH))
+        status = ("rebalance", "status")
+        there_alone = ("partition", "move", "kept/0", "--to", str(LOST))
+
+        require_refused(cluster, 5, "without it nobody could lead kept/0", *there_alone)
+        assert b"1 cannot be rebuilt: too few copies" in require_done(cluster, *status)
+        for _ in range(2):
+            require_refused(cluster, 1, f"start broker {LOST} again", *replace)
+        require_refused(cluster, 1, "1 partition: alone/", "rebalance", "run", "--replace-dead")
+
+        found = brokers_of(cluster)[LOST]
+        assert (found["replicas"], found["draining"]) == (1, True)
+        cluster.start(LOST)
+        wait_for(cluster, "broker", "remove", str(LOST))
+        require_no_bug_reported(cluster)
+
+
 def test_a_replacement_is_refused_while_its_successor_is_draining(tmp_path: Path) -> None:
     with running(tmp_path) as cluster:
         cluster.join(FRESH)
