@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from logd.broker import log_events
+from logd.broker.peer_reports import ask_peers
 from logd.broker.plan_runner import is_controller
 from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 LOOK_INTERVAL_S: Final = 1.0
-REPORT_TIMEOUT_S: Final = 2.0
 COMMAND_TIMEOUT_MS: Final = 10_000
 DRAIN_GRACE_S: Final = 15.0
 """Whoever drains a broker starts the plan too; this is for the case that it died in between."""
@@ -302,21 +302,9 @@ class Autonomy:
         loads.free[node.node] = self._broker.disk.free_bytes
         for group in node.groups.values():
             loads.sizes[group.group_id] = group.log.size_bytes
-
-        async def ask(peer: NodeId) -> None:
-            answer = await node.reports.ask(peer, REPORT_TIMEOUT_S)
-            if answer is None:
-                return
-            try:
-                report = msgspec.msgpack.decode(answer, type=_Report)
-            except msgspec.DecodeError:
-                return  # Of another version.
+        for peer, report in (await ask_peers(node, _Report)).items():
             loads.free[peer] = report.disk_free_bytes
             loads.sizes.update((GroupId(row.group), row.log_bytes) for row in report.led)
-
-        async with trio.open_nursery() as nursery:
-            for peer in node.peers_up():
-                nursery.start_soon(ask, peer)
         return loads
 
     def _picture(self, loads: _Loads) -> tuple[list[BrokerLoad], list[PartitionLoad]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from logd.broker.peer_reports import ask_peers
 from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, PlannedMove
 from logd.types import GroupId, NodeId
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 ASK_INTERVAL_S: Final = 15.0
 """Every broker is asked so often which replicas it has shut."""
 
-REPORT_TIMEOUT_S: Final = 2.0
 GRACE_S: Final = 60.0
 """Who looks at such a replica at once still finds its files, and may put back what is missing."""
 
@@ -77,20 +77,8 @@ class Rebuilding:
         self._asked_at = now
         node = self._broker.node
         found = {(group, node.node) for group, shut in node.shut.items() if shut.is_final}
-
-        async def ask(peer: NodeId) -> None:
-            answer = await node.reports.ask(peer, REPORT_TIMEOUT_S)
-            if answer is None:
-                return
-            try:
-                report = msgspec.msgpack.decode(answer, type=_Report)
-            except msgspec.DecodeError:
-                return  # Of another version.
+        for peer, report in (await ask_peers(node, _Report)).items():
             found.update((GroupId(t.group), peer) for t in report.troubles if t.is_final)
-
-        async with trio.open_nursery() as nursery:
-            for peer in node.peers_up():
-                nursery.start_soon(ask, peer)
         for gone in self._since.keys() - found:
             del self._since[gone]
         for replica in found:
