@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from logd.coordination.timers import Place, Timers
 from logd.errors import NotHeldError, UnknownNameError
 from logd.limits import DUE_PER_COMMAND_MAX
@@ -148,9 +150,13 @@ def test_a_claim_holds_until_its_time_has_come() -> None:
     assert complete(partition, session, item).settled == [item.item]
 
 
-def test_what_ran_out_is_claimed_again_with_a_greater_token_and_the_old_one_is_stale() -> None:
+@pytest.mark.parametrize("by_the_same", [True, False])
+def test_what_ran_out_is_claimed_again_with_a_greater_token_and_the_old_one_is_stale(
+    by_the_same: bool,
+) -> None:
     partition = Partition()
-    session, other = partition.open(), partition.open()
+    session = partition.open()
+    other = session if by_the_same else partition.open()
     put(partition, session, b"a")
     (old,) = claim(partition, session)
     partition.sleep(VISIBILITY_MS + BACKOFF_MS)
