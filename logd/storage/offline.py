@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -117,8 +117,7 @@ def find_segments(files: FileSystem, path: str) -> list[SegmentFile]:
         StorageError: there are none; ``NewerFormatError``.
     """
     if not files.is_directory(path):
-        # Whether it is the last is not known, nor asked.
-        return [replace(_inspect(files, path, is_active=True), lost_successor=None)]
+        return [_inspect(files, path, is_active=True)]
     found: list[SegmentFile] = []
     for directory in group_directories(files, path):
         bases = segment_bases(files, directory)
@@ -209,7 +208,14 @@ def _inspect(files: FileSystem, path: str, *, is_active: bool) -> SegmentFile:
         error = None
     mark = newest_mark(block[:SLOTS_END], group)
     next_offset = next_offset_of(block, group)
-    is_followed = mark is not None and next_offset == mark.end_offset
+    is_lost = (
+        is_active
+        and next_offset is not None
+        and mark is not None
+        and next_offset == mark.end_offset
+        # A running broker may have begun it since the directory was listed.
+        and not files.exists(f"{directory}/{segment_name(next_offset)}")
+    )
     return SegmentFile(
         path=path,
         group=group,
@@ -219,7 +225,7 @@ def _inspect(files: FileSystem, path: str, *, is_active: bool) -> SegmentFile:
         size=FilePosition(size),
         is_active=is_active,
         header_error=error,
-        lost_successor=next_offset if is_active and is_followed else None,
+        lost_successor=next_offset if is_lost else None,
     )
 
 
