@@ -16,8 +16,8 @@ import structlog
 import trio
 
 from logd.broker import log_events
-from logd.broker.peer_reports import ask_peers
-from logd.broker.plan_runner import is_controller
+from logd.broker.peer_reports import ask_peers, reader_of
+from logd.broker.plan_runner import BY_ITSELF, is_controller
 from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
 from logd.metadata.commands import CancelMove, Command, StartPlan
@@ -62,6 +62,9 @@ class _Report(msgspec.Struct, frozen=True):
 
     disk_free_bytes: int
     led: list[_Led]
+
+
+_read_report = reader_of(_Report)
 
 
 class _Loads:
@@ -280,7 +283,7 @@ class Autonomy:
             await self._execute(
                 StartPlan(
                     token=token,
-                    purpose=f"by itself: {purpose}",
+                    purpose=f"{BY_ITSELF}{purpose}",
                     layout_version=layout_version,
                     move_count=len(moves),
                     first=first,
@@ -302,7 +305,7 @@ class Autonomy:
         loads.free[node.node] = self._broker.disk.free_bytes
         for group in node.groups.values():
             loads.sizes[group.group_id] = group.log.size_bytes
-        for peer, report in (await ask_peers(node, _Report)).items():
+        for peer, report in (await ask_peers(node, _read_report)).items():
             loads.free[peer] = report.disk_free_bytes
             loads.sizes.update((GroupId(row.group), row.log_bytes) for row in report.led)
         return loads

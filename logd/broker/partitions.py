@@ -59,14 +59,6 @@ BEING_REPAIRED: Final = Shut("damaged, and being repaired from its peers")
 T = TypeVar("T")
 
 
-class _Mending:
-    """One replica's repair in the background."""
-
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.ended = trio.Event()
-
-
 class Partitions:
     """Opens and removes this broker's replicas."""
 
@@ -84,8 +76,8 @@ class Partitions:
         self._node = node
         self._directory = membership.directory
         self._is_up_to_date = False
-        self._mending: dict[GroupId, _Mending] = {}
-        """Damaged replicas that are being repaired."""
+        self._mending: dict[GroupId, trio.CancelScope] = {}
+        """Damaged replicas that are being repaired; their files stay where they are meanwhile."""
         self.compaction = Compaction(config, node, self._directory)
         self.retention = Retention(env, node, self._directory, config.retention_interval_ms)
 
@@ -120,7 +112,7 @@ class Partitions:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._open_all, missing, metadata)
                 if may_change:
-                    await self._forget_shut(wanted, metadata)
+                    self._forget_shut(wanted, metadata)
                     is_tidy = await self._remove_others(wanted, metadata)
             self._apply_topic_options(wanted, metadata)
             if {p.group for p in metadata.state.partitions_on(self._node.node)} == set(wanted):
@@ -128,20 +120,21 @@ class Partitions:
                 with trio.move_on_after(math.inf if is_settled else RETRY_S):
                     await metadata.changed()
 
-    async def _forget_shut(
+    def _forget_shut(
         self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
     ) -> None:
         """Nobody misses a replica that is shut once it is not to be here any more.
 
-        If it is to be here again later, it is another one.
+        If it is to be here again later, it is another one.  One that is being repaired is left
+        until that has ended, which may take a while: a later round finds it.
         """
         for group_id in list(self._node.shut):
             if self._is_handed_out(group_id, metadata) and group_id not in wanted:
                 mending = self._mending.get(group_id)
-                if mending is not None:
-                    mending.scope.cancel()
-                    await mending.ended.wait()  # Its files are about to go.
-                del self._node.shut[group_id]
+                if mending is None:
+                    del self._node.shut[group_id]
+                else:
+                    mending.cancel()
 
     async def _remove_others(
         self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
@@ -173,7 +166,9 @@ class Partitions:
                 [
                     group_id
                     for group_id in found
-                    if self._is_handed_out(group_id, metadata) and group_id not in wanted
+                    if self._is_handed_out(group_id, metadata)
+                    and group_id not in wanted
+                    and group_id not in self._mending
                 ],
             )
             for group_id in await self._env.run_blocking(directory.list_promises):
@@ -259,16 +254,14 @@ class Partitions:
 
     async def _mend(self, placement: PartitionPlacement, options: LogOptions) -> None:
         """Have a damaged replica repaired, then take it up with the next round."""
-        mending = self._mending[placement.group] = _Mending()
         try:
-            with mending.scope:
+            with trio.CancelScope() as self._mending[placement.group]:
                 await self._repaired(placement.group, placement.replicas, options)
                 self._node.shut.pop(placement.group, None)
         except (OSError, LogdError) as error:
             self._shut(placement, error)
         finally:
             del self._mending[placement.group]
-            mending.ended.set()
 
     def _shut(self, placement: PartitionPlacement, error: Exception) -> None:
         """This replica stays shut; the others serve.  A restart tries again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -16,21 +17,33 @@ T = TypeVar("T")
 TIMEOUT_S: Final = 2.0
 
 
-async def ask_peers(node: Node, part: type[T]) -> dict[NodeId, T]:
+def reader_of(part: type[T]) -> Callable[[bytes], T | None]:
+    """Reads ``part`` of a report; None: its sender is of a version that reports something else."""
+    decoder = msgspec.msgpack.Decoder(part)
+
+    def read(report: bytes) -> T | None:
+        try:
+            return decoder.decode(report)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+    return read
+
+
+async def ask_peers(
+    node: Node, read: Callable[[bytes], T | None], timeout_s: float = TIMEOUT_S
+) -> dict[NodeId, T]:
     """Ask all peers that are alive; what they say, by peer.
 
-    Who does not answer in time, or is of a version whose reports have no such part, is left out.
+    Who does not answer in time, or nothing that can be read, is left out.
     """
     found: dict[NodeId, T] = {}
 
     async def ask(peer: NodeId) -> None:
-        answer = await node.reports.ask(peer, TIMEOUT_S)
-        if answer is None:
-            return
-        try:
-            found[peer] = msgspec.msgpack.decode(answer, type=part)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return  # Of another version.
+        answer = await node.reports.ask(peer, timeout_s)
+        report = None if answer is None else read(answer)
+        if report is not None:
+            found[peer] = report
 
     async with trio.open_nursery() as nursery:
         for peer in node.peers_up():

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
-from logd.broker.peer_reports import ask_peers
+from logd.broker.peer_reports import ask_peers, reader_of
+from logd.broker.plan_runner import BY_ITSELF
 from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, PlannedMove
+from logd.metadata.rebalance.cluster import is_majority_alive
 from logd.types import GroupId, NodeId
 
 if TYPE_CHECKING:
@@ -53,6 +55,9 @@ class _Report(msgspec.Struct, frozen=True):
     troubles: list[_Trouble]
 
 
+_read_report = reader_of(_Report)
+
+
 class Rebuilding:
     """What the controller knows of such replicas."""
 
@@ -70,36 +75,40 @@ class Rebuilding:
         self._asked_at = trio.current_time()
 
     async def look(self) -> None:
-        """Ask all brokers now and then; who does not answer has nothing shut."""
+        """Ask all brokers now and then; of who does not answer what was known holds on."""
         now = trio.current_time()
         if now - self._asked_at < ASK_INTERVAL_S:
             return
         self._asked_at = now
         node = self._broker.node
+        reports = await ask_peers(node, _read_report)
         found = {(group, node.node) for group, shut in node.shut.items() if shut.is_final}
-        for peer, report in (await ask_peers(node, _Report)).items():
+        for peer, report in reports.items():
             found.update((GroupId(t.group), peer) for t in report.troubles if t.is_final)
-        for gone in self._since.keys() - found:
-            del self._since[gone]
+        for group, holder in list(self._since):
+            placement = self._broker.metadata.state.placement(group)
+            is_here = placement is not None and holder in placement.replicas
+            has_answered = holder == node.node or holder in reports
+            if not is_here or (has_answered and (group, holder) not in found):
+                del self._since[group, holder]
         for replica in found:
             self._since.setdefault(replica, now)
 
     def to_take_out(self) -> list[PlannedMove]:
         """Replicas that have been beyond repair for long enough, and that the others can spare."""
-        metadata, now = self._broker.metadata, trio.current_time()
+        now = trio.current_time()
         for replica in [r for r, at in self._taken_out.items() if now - at >= AGAIN_AFTER_S]:
             del self._taken_out[replica]
         moves: dict[GroupId, PlannedMove] = {}
         for (group, node), since in sorted(self._since.items()):
-            placement = metadata.state.placement(group)
-            if placement is None or now - since < GRACE_S or (group, node) in self._taken_out:
+            if now - since < GRACE_S or (group, node) in self._taken_out or group in moves:
                 continue
-            others = tuple(each for each in placement.replicas if each != node)
-            if group not in moves and self._are_enough(placement, others):
+            placement = self._broker.metadata.state.placement(group)
+            if placement is not None and self._can_spare(placement, node):
                 moves[group] = PlannedMove(
                     group=group,
                     before=placement.replicas,
-                    target=others,
+                    target=tuple(each for each in placement.replicas if each != node),
                     reason=f"beyond repair: the replica on broker {node}",
                     size_bytes=0,
                 )
@@ -121,26 +130,31 @@ class Rebuilding:
         plan = state.plan
         if plan is None or plan.state != "done":
             return {}
-        wanted: dict[GroupId, int] = {}
-        for move in plan.moves:
-            if plan.purpose.endswith(TAKE_OUT):
-                fewer = move.target
-            elif plan.purpose.endswith(MAKE_ANEW):
-                fewer = move.before  # It was given up on the way: the broker was lost, say.
-            else:
-                return {}
-            placement = state.placement(move.group)
-            if placement is not None and placement.replicas == fewer:
-                wanted[move.group] = len(fewer) + 1
-        return wanted
+        if plan.purpose == BY_ITSELF + TAKE_OUT:
+            fewer = {move.group: move.target for move in plan.moves}
+        elif plan.purpose == BY_ITSELF + MAKE_ANEW:
+            # What was given up on the way: its broker was lost, say.
+            fewer = {move.group: move.before for move in plan.moves}
+        else:
+            return {}
+        return {
+            group: len(replicas) + 1
+            for group, replicas in fewer.items()
+            if (placement := state.placement(group)) is not None and placement.replicas == replicas
+        }
 
-    def _are_enough(self, placement: PartitionPlacement, others: tuple[NodeId, ...]) -> bool:
-        """Whether these replicas can go on by themselves, and nothing is amiss with any."""
-        is_one_missing = len(others) + 1 == len(placement.replicas)
-        is_majority = 2 * len(others) > len(placement.replicas)
+    def _can_spare(self, placement: PartitionPlacement, holder: NodeId) -> bool:
+        """Whether the others lead and are led without this replica, and will without counting it.
+
+        A leader there is proves that a majority works: this replica has had no part in that.
+        """
+        node = self._broker.node
+        others = [each for each in placement.replicas if each != holder]
+        shut = [each for group, each in self._since if group == placement.group]
+        leader, _ = node.leader_of(placement.group)
         return (
-            is_one_missing
-            and is_majority
-            and all(self._broker.node.is_up(node) for node in others)
-            and not any((placement.group, node) in self._since for node in others)
+            len(others) < len(placement.replicas)
+            and leader in others
+            and all(map(node.is_up, placement.replicas))
+            and is_majority_alive(others, shut)
         )

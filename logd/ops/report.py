@@ -6,12 +6,13 @@ ignores fields that it does not know, and shows no numbers for those it misses.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 
 from logd import __version__
+from logd.broker.peer_reports import reader_of
 from logd.limits import REPORT_REPLICAS_MAX
 from logd.ops.process_memory import resident_bytes
 from logd.ops.replicas import ReplicaFacts, look_at_replicas
@@ -78,7 +79,6 @@ class BrokerReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(BrokerReport)
 
 
 def encode_report(report: BrokerReport) -> bytes:
@@ -86,12 +86,7 @@ def encode_report(report: BrokerReport) -> bytes:
     return _ENCODER.encode(report)
 
 
-def decode_report(data: bytes) -> BrokerReport | None:
-    """None: a broker of another version, whose report has other fields."""
-    try:
-        return _DECODER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+decode_report: Final = reader_of(BrokerReport)
 
 
 async def make_report(broker: Broker, sampler: Sampler) -> BrokerReport:

@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from logd import __version__
+from logd.broker.peer_reports import ask_peers
 from logd.limits import STATUS_PARTITIONS_MAX
 from logd.ops.report import BrokerReport, LedPartition, decode_report, make_report
 from logd.ops.sampler import INTERVAL_S, NO_RATES, Sampler
@@ -207,18 +208,8 @@ class StatusBoard:
     async def _ask_all(self) -> dict[NodeId, BrokerReport]:
         """Ask every broker that is alive; those that do not answer in time are left out."""
         node = self._broker.node
-        found = {node.node: await make_report(self._broker, self._sampler)}
-
-        async def ask(peer: NodeId) -> None:
-            answer = await node.reports.ask(peer, REPORT_TIMEOUT_S)
-            report = None if answer is None else decode_report(answer)
-            if report is not None:
-                found[peer] = report
-
-        async with trio.open_nursery() as nursery:
-            for peer in node.peers_up():
-                nursery.start_soon(ask, peer)
-        return found
+        own = await make_report(self._broker, self._sampler)
+        return {node.node: own, **await ask_peers(node, decode_report, REPORT_TIMEOUT_S)}
 
 
 def judge(broker: Broker, reports: Mapping[NodeId, BrokerReport]) -> ClusterStatus:

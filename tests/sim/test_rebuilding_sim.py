@@ -112,6 +112,25 @@ def test_a_replica_that_lost_its_newest_segment_does_not_vote_and_is_made_anew()
     play(story, replace_after_ms=600_000)
 
 
+def test_two_of_five_replicas_that_nobody_can_mend_are_made_anew_one_after_the_other() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic("five", partitions=1, replicas=5)
+        group = GroupId(topic.partitions[0].group)
+        victims = [cluster.nodes[NodeId(node)] for node in topic.partitions[0].replicas[-2:]]
+        for victim in victims:
+            await victim.stop()
+            victim.files.remove(f"{DATA_DIR}/groups/{group:020}/{segment_name(Offset(0))}")
+            victim.start()
+
+        while not all(group in victim.groups for victim in victims):
+            await trio.sleep(0.5)
+
+        while len((await client.admin.describe_topic("five")).partitions[0].replicas) < 5:
+            await trio.sleep(0.5)
+
+    play(story, replace_after_ms=600_000)
+
+
 def test_a_replica_is_made_anew_elsewhere_if_its_broker_is_lost_meanwhile() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         partition = (await partitions_of(client))[0]
