@@ -192,6 +192,9 @@ PRODUCER_BATCHES_REMEMBERED: Final = 32
 
 PRODUCERS_PER_PARTITION_MAX: Final = 16_384
 FENCES_PER_PARTITION_MAX: Final = 16_384
+FENCE_CLASSES: Final = 256
+"""Classes of fences by their ids' lowest byte: only within one are forgotten tokens compared."""
+
 PRODUCER_EXPIRY_MS: Final = 24 * 3600 * 1000
 """A producer idle for this long, by append time, is forgotten by a partition."""
 

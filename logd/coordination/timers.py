@@ -28,10 +28,9 @@ class Timers:
 
     def schedule(self, place: Place, due_ms: int | None) -> None:
         """A queue has changed: it may be due earlier than was known; None: not at all, now."""
-        known = self._scheduled.get(place)
         if due_ms is None:
             self._scheduled.pop(place, None)
-        elif known is None or due_ms < known:
+        elif due_ms < self._scheduled.get(place, due_ms + 1):
             self._scheduled[place] = due_ms
             heapq.heappush(self._heap, (due_ms, place))
         if len(self._heap) > 2 * len(self._scheduled) + _SPARE:

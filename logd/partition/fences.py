@@ -18,13 +18,9 @@ and so only within that does getting the lock again help.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final
 
 from logd.errors import CorruptionError, FencedError
-from logd.limits import FENCES_PER_PARTITION_MAX
-
-_CLASS_MASK: Final = 0xFF
-_CLASSES: Final = _CLASS_MASK + 1
+from logd.limits import FENCE_CLASSES, FENCES_PER_PARTITION_MAX
 
 
 class FenceTable:
@@ -50,7 +46,7 @@ class FenceTable:
         """
         newest = self._tokens.get(fence_id)
         if newest is None:
-            floor = self._floors.get(fence_id & _CLASS_MASK, 0)
+            floor = self._floors.get(fence_id % FENCE_CLASSES, 0)
             if token < floor:
                 raise FencedError(
                     f"token {token} of fence {fence_id} is older than fences that have been "
@@ -66,7 +62,7 @@ class FenceTable:
         self._tokens.move_to_end(fence_id)
         if len(self._tokens) > FENCES_PER_PARTITION_MAX:
             forgotten_id, forgotten = self._tokens.popitem(last=False)
-            of_class = forgotten_id & _CLASS_MASK
+            of_class = forgotten_id % FENCE_CLASSES
             self._floors[of_class] = max(self._floors.get(of_class, 0), forgotten)
 
     def rows(self) -> list[tuple[int, int]]:
@@ -76,7 +72,7 @@ class FenceTable:
     @staticmethod
     def floors_of(floor: int) -> list[tuple[int, int]]:
         """The floors of a table of which the largest one only is known."""
-        return [(number, floor) for number in range(_CLASSES)] if floor else []
+        return [(number, floor) for number in range(FENCE_CLASSES)] if floor else []
 
     @classmethod
     def from_rows(cls, rows: list[tuple[int, int]], floors: list[tuple[int, int]]) -> FenceTable:
@@ -93,9 +89,9 @@ class FenceTable:
                 f"{len(rows)} fences in a checkpoint, expected at most "
                 f"{FENCES_PER_PARTITION_MAX} and each once"
             )
-        if len(table._floors) != len(floors) or not all(0 <= n < _CLASSES for n, _ in floors):
+        if len(table._floors) != len(floors) or not all(0 <= n < FENCE_CLASSES for n, _ in floors):
             raise CorruptionError(
-                f"the floors {floors} in a checkpoint, expected one for each of 0 to "
-                f"{_CLASS_MASK} at most"
+                f"{len(floors)} floors in a checkpoint, expected one for each class of fences at "
+                f"most, of 0 to {FENCE_CLASSES - 1}"
             )
         return table

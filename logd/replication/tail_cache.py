@@ -118,9 +118,12 @@ class TailCache:
         tail = self._tails.get(group)
         if tail is None:
             return
+        is_any = False
         while tail.head < len(tail.batches) and tail.batches[tail.head].end_offset <= offset:
             tail.drop_first()
-        self._drop(lambda entry: entry[0] == group and entry[1].end_offset <= offset)
+            is_any = True
+        if is_any:
+            self._drop(lambda entry: entry[0] == group and entry[1].end_offset <= offset)
 
     def _drop(self, is_dropped: Callable[[tuple[GroupId, LogBatch]], bool]) -> None:
         kept: deque[tuple[GroupId, LogBatch]] = deque()

@@ -28,7 +28,7 @@ import msgspec
 from logd.env import DirectoryLock, FileSystem
 from logd.errors import CorruptionError, ForeignDirectoryError, StorageError
 from logd.storage.file_header import META_MAGIC, FileHeader, LogIdentity
-from logd.storage.hard_state import FILE_BYTES, is_intact, promise_of
+from logd.storage.hard_state import FILE_BYTES, promise_file, promise_in
 from logd.storage.repair import last_term
 from logd.storage.trash import Trash
 from logd.storage.whole_file import (
@@ -40,7 +40,7 @@ from logd.storage.whole_file import (
     write_new_file,
     write_payload_file,
 )
-from logd.types import METADATA_GROUP, DirectoryId, GroupId, NodeId
+from logd.types import METADATA_GROUP, DirectoryId, GroupId, NodeId, Term
 
 LOCK_NAME: Final = "lock"
 META_NAME: Final = "meta"
@@ -201,13 +201,14 @@ class DataDirectory:
                 the log are lost, so that nobody knows what was promised.
         """
         try:
-            write_new_file(self._files, self.promises_path(group), [self._promises_of(group)])
+            content = promise_file(self.identity(group), *self._promise_of(group))
+            write_new_file(self._files, self.promises_path(group), [content])
         except OSError as error:
             raise StorageError(f"cannot keep the promises of group {group}: {error}") from error
         self._move_to_trash(group)
 
-    def _promises_of(self, group: GroupId) -> bytes:
-        """The hard state of a replica that is leaving, or what its log says in place of it.
+    def _promise_of(self, group: GroupId) -> tuple[Term, NodeId | None]:
+        """Term and vote of a replica that is leaving, or what its log says in place of them.
 
         The term is what matters.  A vote that is lost helped a candidate that cannot win without
         one of those who have committed the removal since, or that knows of it: ADR 8.
@@ -215,16 +216,17 @@ class DataDirectory:
         files, path, identity = self._files, self.group_path(group), self.identity(group)
         hard_state = f"{path}/{HARD_STATE_NAME}"
         if files.exists(hard_state):
-            content = read_file(files, hard_state, FILE_BYTES)
-            if is_intact(content, identity):
-                return content
+            promise = promise_in(read_file(files, hard_state, FILE_BYTES), identity)
+            if promise is not None:
+                return promise
         term = last_term(files, path, identity)
         if term is None:
             raise StorageError(
-                f"{path} holds a replica whose votes (hard_state) and last term (both synced "
-                "marks) are lost: what it promised is not known, and it must not come back here"
+                f"{path} holds a replica whose votes (hard_state) and last term (the newest "
+                "segment, or its synced marks) are lost: what it promised is not known, and it "
+                "must not come back here"
             )
-        return promise_of(term, identity)
+        return term, None
 
     def trash_group(self, group: GroupId) -> None:
         """Move the files of a group that is no more to the trash, durably and at once.

@@ -25,6 +25,7 @@ from xxhash import xxh3_64_intdigest
 from logd.env import File, FileSystem
 from logd.errors import CorruptionError, StorageError, StorageFailedError
 from logd.limits import KIB
+from logd.storage.checksummed import is_intact, with_checksum
 from logd.storage.file_header import (
     HARD_STATE_MAGIC,
     Field,
@@ -52,7 +53,6 @@ LAYOUT: Final = (
     Field("rests_on", "I", "boot in whose memory promises may lie; 0 none, 1 it is lost"),
 )
 _STRUCT: Final = struct.Struct("<" + "".join(field.format for field in LAYOUT))
-_CHECKSUM: Final = struct.Struct("<Q")
 
 MEMORY_LOST: Final = 1
 """A ``rests_on`` that is no boot: what was in memory is known to be gone."""
@@ -152,8 +152,7 @@ class HardStateFile:
             raise StorageError(f"cannot open {path}: {error}") from error
         header = decode_file_header(path, HARD_STATE_MAGIC, content)
         refuse_foreign(path, header.identity, identity)
-        slots = [_decode_slot(path, content, position, identity) for position in SLOT_POSITIONS]
-        opened = cls(files, path, identity, max(slots, key=lambda state: state.sequence))
+        opened = cls(files, path, identity, _newest(path, content, identity))
         if is_new:
             return opened
         try:
@@ -280,19 +279,18 @@ class HardStateFile:
         return file
 
 
-def is_intact(content: bytes, identity: LogIdentity) -> bool:
-    """Whether what a hard state's file holds says what was promised."""
+def promise_in(content: bytes, identity: LogIdentity) -> tuple[Term, NodeId | None] | None:
+    """Term and vote, from the content of a hard state's file; None if they are lost."""
     try:
-        for position in SLOT_POSITIONS:
-            _decode_slot("", content, position, identity)
+        newest = _newest("", content, identity)
     except CorruptionError:
-        return False
-    return True
+        return None
+    return newest.term, newest.voted_for
 
 
-def promise_of(term: Term, identity: LogIdentity) -> bytes:
-    """A hard state's file for a replica that has seen ``term``, and whose vote is not known."""
-    return bytes(_new_content(identity, _State(1, term, None)))
+def promise_file(identity: LogIdentity, term: Term, voted_for: NodeId | None) -> bytearray:
+    """The content of a file that keeps what a replica that is leaving has promised."""
+    return _new_content(identity, _State(1, term, voted_for))
 
 
 def rests_on_by(files: FileSystem, path: str, group: GroupId) -> int:
@@ -304,8 +302,7 @@ def rests_on_by(files: FileSystem, path: str, group: GroupId) -> int:
     """
     identity = LogIdentity(DirectoryId(""), NodeId(0), group)
     content = read_file(files, path, FILE_BYTES)
-    slots = [_decode_slot(path, content, position, identity) for position in SLOT_POSITIONS]
-    return sorted(slots, key=lambda each: each.sequence)[-1].rests_on
+    return _newest(path, content, identity).rests_on
 
 
 def _new_content(identity: LogIdentity, state: _State) -> bytearray:
@@ -329,12 +326,21 @@ def _encode_slot(state: _State, identity: LogIdentity) -> bytes:
         int(state.is_newcomer),
         state.rests_on,
     )
-    checked = packed[_CHECKSUM.size :]
-    copy = _CHECKSUM.pack(xxh3_64_intdigest(checked, seed=identity.group)) + checked
+    copy = with_checksum(packed, identity.group)
     slot = bytearray(BLOCK_BYTES)
     for position in COPY_POSITIONS:
         slot[position : position + COPY_BYTES] = copy
     return bytes(slot)
+
+
+def _newest(path: str, content: bytes, identity: LogIdentity) -> _State:
+    """The state that holds.
+
+    Raises:
+        CorruptionError: a slot is damaged, and may have held it.
+    """
+    slots = [_decode_slot(path, content, position, identity) for position in SLOT_POSITIONS]
+    return max(slots, key=lambda state: state.sequence)
 
 
 def _decode_slot(path: str, content: bytes, slot: int, identity: LogIdentity) -> _State:
@@ -344,8 +350,8 @@ def _decode_slot(path: str, content: bytes, slot: int, identity: LogIdentity) ->
         copy = content[slot + position : slot + position + COPY_BYTES]
         if len(copy) < COPY_BYTES:
             continue
-        checksum, sequence, term, voted_for, newcomer, rests_on = _STRUCT.unpack(copy)
-        if xxh3_64_intdigest(copy[_CHECKSUM.size :], seed=identity.group) == checksum:
+        if is_intact(copy, identity.group):
+            _, sequence, term, voted_for, newcomer, rests_on = _STRUCT.unpack(copy)
             vote = NodeId(voted_for) if voted_for else None
             intact.append(_State(sequence, Term(term), vote, bool(newcomer), rests_on))
     if not intact:

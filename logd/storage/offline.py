@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
@@ -117,7 +117,8 @@ def find_segments(files: FileSystem, path: str) -> list[SegmentFile]:
         StorageError: there are none; ``NewerFormatError``.
     """
     if not files.is_directory(path):
-        return [_inspect(files, path, is_active=True)]
+        # Whether it is the last of its log is not known: it may be a copy that lies elsewhere.
+        return [replace(_inspect(files, path, is_active=True), lost_successor=None)]
     found: list[SegmentFile] = []
     for directory in group_directories(files, path):
         bases = segment_bases(files, directory)

@@ -110,7 +110,9 @@ def last_term(files: FileSystem, directory: str, identity: LogIdentity) -> Term 
         StorageError, OSError: as ``Log.open``.
     """
     active = inspect_segments(files, directory, identity)[-1]
-    return None if active.mark is None else _tail_end(files, active, identity).term
+    if active.mark is None or active.lost_successor is not None:
+        return None
+    return _tail_end(files, active, identity).term
 
 
 def _tail_end(files: FileSystem, active: FoundSegment, identity: LogIdentity) -> LogEnd:

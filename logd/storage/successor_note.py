@@ -16,9 +16,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from xxhash import xxh3_64_intdigest
-
 from logd.env import File
+from logd.storage.checksummed import is_intact, with_checksum
 from logd.storage.file_header import Field
 from logd.types import Buffer, GroupId, Offset
 
@@ -27,7 +26,6 @@ LAYOUT: Final = (
     Field("next_offset", "q", "base offset of the segment that follows"),
 )
 _STRUCT: Final = struct.Struct("<" + "".join(field.format for field in LAYOUT))
-_CHECKSUM: Final = struct.Struct("<Q")
 
 NOTE_POSITION: Final = 1536
 NOTE_BYTES: Final = _STRUCT.size
@@ -37,8 +35,7 @@ assert NOTE_BYTES == 16
 
 
 def encode_note(next_offset: Offset, group: GroupId) -> bytes:
-    checked = _STRUCT.pack(0, next_offset)[_CHECKSUM.size :]
-    return _CHECKSUM.pack(xxh3_64_intdigest(checked, seed=group)) + checked
+    return with_checksum(_STRUCT.pack(0, next_offset), group)
 
 
 def write_note(file: File, next_offset: Offset, group: GroupId) -> None:
@@ -57,6 +54,5 @@ def next_offset_of(header_block: Buffer, group: GroupId) -> Offset | None:
     note = bytes(memoryview(header_block)[NOTE_POSITION:NOTE_END])
     if len(note) < NOTE_BYTES:
         return None
-    checksum, next_offset = _STRUCT.unpack(note)
-    is_intact = xxh3_64_intdigest(note[_CHECKSUM.size :], seed=group) == checksum
-    return Offset(next_offset) if is_intact and next_offset >= 0 else None
+    _, next_offset = _STRUCT.unpack(note)
+    return Offset(next_offset) if is_intact(note, group) and next_offset >= 0 else None

@@ -20,9 +20,8 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
-from xxhash import xxh3_64_intdigest
-
 from logd.env import File
+from logd.storage.checksummed import is_intact, with_checksum
 from logd.storage.file_header import Field
 from logd.types import Buffer, FilePosition, GroupId, Offset, Term
 
@@ -35,7 +34,6 @@ LAYOUT: Final = (
     Field("commit_offset", "q", "everything below was known to be committed"),
 )
 _STRUCT: Final = struct.Struct("<" + "".join(field.format for field in LAYOUT))
-_CHECKSUM: Final = struct.Struct("<Q")
 
 MARK_BYTES: Final = _STRUCT.size
 SLOT_POSITIONS: Final = (512, 1024)
@@ -75,9 +73,7 @@ class MarkSlot(NamedTuple):
 def encode_mark(mark: MarkSlot, group: GroupId) -> bytes:
     assert mark.sequence > 0
     assert 0 <= mark.commit_offset <= mark.end_offset
-    packed = _STRUCT.pack(0, *mark)
-    checked = packed[_CHECKSUM.size :]
-    return _CHECKSUM.pack(xxh3_64_intdigest(checked, seed=group)) + checked
+    return with_checksum(_STRUCT.pack(0, *mark), group)
 
 
 def write_mark(file: File, mark: MarkSlot, group: GroupId) -> None:
@@ -96,9 +92,9 @@ def _decode(header_block: Buffer, position: int, group: GroupId) -> MarkSlot | N
     slot = bytes(memoryview(header_block)[position : position + MARK_BYTES])
     if len(slot) < MARK_BYTES:
         return None
-    checksum, *fields = _STRUCT.unpack(slot)
-    if xxh3_64_intdigest(slot[_CHECKSUM.size :], seed=group) != checksum:
+    if not is_intact(slot, group):
         return None
+    _, *fields = _STRUCT.unpack(slot)
     mark = MarkSlot._make(fields)
     is_possible = mark.sequence > 0 and 0 <= mark.commit_offset <= mark.end_offset
     return mark if is_possible else None

@@ -25,8 +25,9 @@ from typing import Final, Literal
 import msgspec
 import xxhash
 
+from logd.limits import FENCE_CLASSES
+
 COORDINATION_TOPIC: Final = "__coordination"
-FENCE_CLASS_MASK: Final = 0xFF
 DEFAULT_NAMESPACE: Final = "default"
 
 LockMode = Literal["exclusive", "shared"]
@@ -47,7 +48,7 @@ def fence_id_of(namespace: str, kind: Kind, name: str) -> int:
     """
     digest = xxhash.xxh3_64_intdigest(f"{namespace}/{kind}/{name}".encode())
     of_namespace = xxhash.xxh64_intdigest(namespace.encode())
-    return (digest & ~FENCE_CLASS_MASK | of_namespace & FENCE_CLASS_MASK) or 1
+    return digest - digest % FENCE_CLASSES + of_namespace % FENCE_CLASSES or 1
 
 
 class _Command(

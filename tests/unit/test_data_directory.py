@@ -23,6 +23,7 @@ from logd.storage.directory import DataDirectory
 from logd.storage.hard_state import HardStateFile
 from logd.storage.log import Log, LogOptions
 from logd.storage.segment import segment_name
+from logd.storage.successor_note import write_note
 from logd.types import GroupId, NodeId, Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.logs import make_batch
@@ -314,14 +315,29 @@ def test_where_the_votes_are_lost_the_term_of_the_log_is_promised(
     assert promised(disk, directory) == (7, None)
 
 
+def test_votes_whose_file_has_lost_its_header_are_kept(disk: SimulatedFileSystem) -> None:
+    directory = open_directory(disk, "first")
+    a_replica(disk, directory, 9)
+    disk.overwrite(f"{directory.group_path(GroupId(3))}/hard_state", 0, bytes(128))
+
+    directory.retire_group(GroupId(3))
+
+    assert promised(disk, directory) == (9, 2)
+
+
+@pytest.mark.parametrize("lost", ["marks", "newest segment"])
 def test_a_replica_of_which_no_promise_is_known_stays_and_so_cannot_come_back(
-    disk: SimulatedFileSystem,
+    disk: SimulatedFileSystem, lost: str
 ) -> None:
     directory = open_directory(disk, "first")
     a_replica(disk, directory, 9)
     segment = a_log(disk, directory, 4, 7)
     disk.remove(f"{directory.group_path(GroupId(3))}/hard_state")
-    disk.overwrite(segment, 512, bytes(1024))
+    if lost == "marks":
+        disk.overwrite(segment, 512, bytes(1024))
+    else:
+        # Behind it there was a batch of a term that nobody knows any more.
+        write_note(disk.open(segment), Offset(2), GroupId(3))
 
     with pytest.raises(StorageError, match="what it promised is not known"):
         directory.retire_group(GroupId(3))
