@@ -318,12 +318,16 @@ class OneSession:
         return self._session
 
 
+def compactor_lock(sessions: OneSession) -> Place[Lease]:
+    acquire = Acquire(kind="lock", name="compactor")
+    return Place(cast("Sessions", sessions), parse_name("compactor"), acquire, Lease)
+
+
 @pytest.mark.anyio
 async def test_a_lock_whose_grant_is_learnt_of_after_its_session_was_over_is_not_held(
     anyio_backend: object,
 ) -> None:
-    sessions = cast("Sessions", OneSession(SlowCalls()))
-    place = Place(sessions, parse_name("compactor"), Acquire(kind="lock", name="compactor"), Lease)
+    place = compactor_lock(OneSession(SlowCalls()))
 
     with pytest.raises(SessionExpiredError, match="not renewed"):
         await place.obtain(None)
@@ -365,12 +369,7 @@ async def test_who_waits_for_a_lock_holds_up_nothing_else_of_its_session(
 ) -> None:
     calls = QueueingCalls()
     sessions = OneSession(calls)
-    place = Place(
-        cast("Sessions", sessions),
-        parse_name("compactor"),
-        Acquire(kind="lock", name="compactor"),
-        Lease,
-    )
+    place = compactor_lock(sessions)
     obtained: list[Lease] = []
 
     async def obtain() -> None:
@@ -393,12 +392,7 @@ async def test_a_place_in_line_is_given_back_by_whoever_is_cancelled_there(
     anyio_backend: object,
 ) -> None:
     calls = QueueingCalls()
-    place = Place(
-        cast("Sessions", OneSession(calls)),
-        parse_name("compactor"),
-        Acquire(kind="lock", name="compactor"),
-        Lease,
-    )
+    place = compactor_lock(OneSession(calls))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(place.obtain, None)
