@@ -22,7 +22,6 @@ import trio
 from logd.broker.peer_reports import ask_peers, reader_of
 from logd.broker.plan_runner import BY_ITSELF
 from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, PlannedMove
-from logd.metadata.rebalance.cluster import is_majority_alive
 from logd.types import GroupId, NodeId
 
 if TYPE_CHECKING:
@@ -144,17 +143,15 @@ class Rebuilding:
         }
 
     def _can_spare(self, placement: PartitionPlacement, holder: NodeId) -> bool:
-        """Whether the others lead and are led without this replica, and will without counting it.
+        """Whether the others are enough without this replica.
 
-        A leader there is proves that a majority works: this replica has had no part in that.
+        If one of them leads, a majority works in which this replica has no part; and what is a
+        majority with it is one without it.
         """
-        node = self._broker.node
-        others = [each for each in placement.replicas if each != holder]
-        shut = [each for group, each in self._since if group == placement.group]
-        leader, _ = node.leader_of(placement.group)
+        leader, _ = self._broker.node.leader_of(placement.group)
         return (
-            len(others) < len(placement.replicas)
-            and leader in others
-            and all(map(node.is_up, placement.replicas))
-            and is_majority_alive(others, shut)
+            holder in placement.replicas
+            and self._broker.node.is_up(holder)
+            and leader is not None
+            and leader != holder
         )

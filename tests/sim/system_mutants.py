@@ -962,7 +962,7 @@ SYSTEM_MUTANTS = (
         "a replica is taken out whatever becomes of the others",
         "availability: a majority is left",
         "logd/broker/rebuilding.py",
-        "            and all(map(node.is_up, placement.replicas))\n",
+        "            and leader is not None\n",
         "",
     ),
     Mutant(
