@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from logd.cli.local_cluster import LocalBroker, LocalCluster, open_cluster, stopping
-from logd.errors import DeliveryTimeoutError
+from logd.errors import ConnectionFailedError, DeliveryTimeoutError
 from logd.limits import KIB, MIB
 from logd.types import HostPort
 from logd.wire.frame import encode_message, frame_prefix
@@ -133,11 +133,11 @@ def connections(address: HostPort, count: int) -> list[socket.socket]:
 
 
 def can_connect(address: HostPort) -> bool:
-    """A client that comes anew is served."""
+    """A client that comes anew is served, not refused while the crowd's descriptors are given up."""
     try:
         with sync.connect(str(address)) as client:
             client.admin.describe_cluster()
-    except OSError:
+    except ConnectionFailedError:
         return False
     return True
 
