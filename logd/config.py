@@ -243,6 +243,13 @@ class BrokerConfig:
     What is no longer in it is read from the files, usually from the system's page cache.
     """
 
+    follower_cached_bytes: int = 32 * MIB
+    """How much a replica that follows leaves in the system's page cache behind its log's end.
+
+    What lies before is read by few, and its memory serves the logs that are led here better; a
+    consumer that is far behind when such a replica comes to lead is served from the disk.
+    """
+
     coordination_partitions: int = 4
     """Partitions of the topic that locks, members, queues and keys live in, made when it is first
     needed; the setting of the broker that is asked for it counts, and later changes do not.
@@ -352,6 +359,7 @@ class BrokerConfig:
             ("scrub_interval_s", 1, 365 * 86_400),
             ("produce_bytes_in_flight", FRAME_BYTES_MAX, 2**40),
             ("tail_cache_bytes", 0, 2**40),
+            ("follower_cached_bytes", 0, 2**40),
             ("coordination_partitions", 1, 64),
         ):
             found = getattr(self, name)

@@ -163,6 +163,10 @@ class File(Protocol):
         """Put data and length on stable storage (fdatasync).  After an error nothing about
         unsynced data is known: never retry."""
 
+    def forget_cached(self, position: int, end: int) -> None:
+        """Have the system drop what it keeps in memory of [position, end), as far as that is
+        synced.  A hint: what is read there all the same comes from the disk."""
+
     def map(self) -> ReadOnlyMap:
         """Map the whole file, which must not be empty, for reading."""
 

@@ -102,6 +102,7 @@ class Node:
         self.node = config.node_id
         self.membership = membership
         self.tail_cache = TailCache(config.tail_cache_bytes)
+        self.follower_cached_bytes = config.follower_cached_bytes
         self.counts = NodeCounts()
         self.group_counts: dict[GroupId, GroupCounts] = {}
         """Of all groups that were ever open here; whoever reads them forgets deleted ones."""

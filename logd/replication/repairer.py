@@ -16,6 +16,7 @@ different places can heal each other.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
@@ -101,7 +102,7 @@ class Repairer:
                 self._wanted = trio.Event()
                 await self._wanted.wait()
             group = self._reported[0]
-            is_whole = await self._go_through(group, pause_s=0.0)
+            is_whole = await self._go_through(group, bytes_per_s=math.inf)
             self._reported.popleft()
             if is_whole:
                 self.patience.restore(group.group_id)
@@ -118,21 +119,26 @@ class Repairer:
         """Go round all groups, for ever, at the configured rate and not too often.
 
         One that was just opened is looked through soon: what happened to its files while
-        nobody had them open is not known.
+        nobody had them open is not known.  Unless it was new then.
         """
-        pause_s = SCRUB_PIECE_BYTES / self._scrub_bytes_per_s
         due_at: dict[GroupId, float] = {}
         while True:
             groups = dict(self._node.groups)
-            due_at = {group_id: due_at.get(group_id, 0.0) for group_id in groups}
+            due_at = {
+                group_id: due_at[group_id] if group_id in due_at else self._first_due_at(group)
+                for group_id, group in groups.items()
+            }
             for group_id, group in groups.items():
                 if trio.current_time() >= due_at[group_id]:
                     due_at[group_id] = trio.current_time() + self._scrub_interval_s
-                    if not await self._go_through(group, pause_s):
+                    if not await self._go_through(group, self._scrub_bytes_per_s):
                         self.report(group)
             await trio.sleep(SCRUB_LOOK_S)
 
-    async def _go_through(self, group: Group, pause_s: float) -> bool:
+    def _first_due_at(self, group: Group) -> float:
+        return trio.current_time() + self._scrub_interval_s if group.log.was_empty else 0.0
+
+    async def _go_through(self, group: Group, bytes_per_s: float) -> bool:
         """Verify a whole log and fill the holes; False if one is still open."""
         is_whole = True
         position = group.log.scrub_start(group.log.start_offset)
@@ -145,8 +151,9 @@ class Repairer:
                 is_whole = False
             if following is None:
                 break
+            read_bytes = max(SCRUB_PIECE_BYTES, following.bytes_after(position))
+            await trio.sleep(read_bytes / bytes_per_s)
             position = following
-            await trio.sleep(pause_s)
         if is_whole:
             group.damage = None
         return is_whole or group.failure is not None

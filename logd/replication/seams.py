@@ -27,6 +27,7 @@ class GroupHost(Protocol):
     env: Env
     counts: NodeCounts
     tail_cache: TailCache
+    follower_cached_bytes: int
     node: NodeId
     turn: Turn
 

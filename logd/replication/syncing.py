@@ -73,6 +73,7 @@ class Syncer:
                 began = trio.current_time()
                 end, term = await self._sync_log()
                 self._host.counts.sync_s.observe(trio.current_time() - began)
+                self._forget_cached()
         except (OSError, LogdError) as error:
             group.fail(error)
             return
@@ -116,6 +117,7 @@ class Syncer:
         began = trio.current_time()
         try:
             end, term = log.sync(group.commit_offset)
+            self._forget_cached()
         except (OSError, LogdError) as error:
             group.fail(error)
             return 0.0
@@ -123,6 +125,11 @@ class Syncer:
         self._host.counts.sync_s.observe(seconds)
         self._synced(end, term)
         return seconds
+
+    def _forget_cached(self) -> None:
+        """What consumers read, they read from the leader: its files deserve the page cache."""
+        if not self._core.is_leader:
+            self._group.log.forget_cached(self._host.follower_cached_bytes)
 
     def _synced(self, end: Offset, term: Term) -> None:
         group = self._group

@@ -29,6 +29,7 @@ from logd.types import Buffer
 
 _VECTORS_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX"))
 _READ_WITHOUT_WAITING: Final = getattr(os, "RWF_NOWAIT", None)
+_ADVISE: Final = getattr(os, "posix_fadvise", None)
 _CANNOT_TELL: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _CANNOT_RESERVE: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
 _CANNOT_LINK: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -127,6 +128,10 @@ class RealFile:
     def sync(self) -> None:
         self._check_open()
         os.fdatasync(self._descriptor)
+
+    def forget_cached(self, position: int, end: int) -> None:
+        if _ADVISE is not None:
+            _ADVISE(self._descriptor, position, end - position, os.POSIX_FADV_DONTNEED)
 
     def map(self) -> RealMap:
         self._check_open()

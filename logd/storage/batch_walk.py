@@ -63,9 +63,16 @@ def walk_headers(
 
 
 def walk_batches(
-    file: File, position: FilePosition, end: FilePosition, group: GroupId
+    file: File,
+    position: FilePosition,
+    end: FilePosition,
+    group: GroupId,
+    bytes_max: int | None = None,
 ) -> Iterator[tuple[FilePosition, BatchHeader, memoryview]]:
     """Whole batches, header checksum and seal verified, from ``position`` until ``end``.
+
+    Args:
+        bytes_max: about so much will be looked at: there is no need to read ahead further.
 
     Raises:
         CorruptionError: the batch at the position named in it is not intact.
@@ -73,17 +80,19 @@ def walk_batches(
     chunk = memoryview(b"")
     chunk_position = position
     before: BatchHeader | None = None
+    read_end = end if bytes_max is None else position + bytes_max
     while position < end:
+        read_bytes = min(_BATCHES_READ_BYTES, max(read_end - position, HEADER_BYTES))
         within = position - chunk_position
         if within + HEADER_BYTES > len(chunk):
-            chunk = _read(file, position, end, _BATCHES_READ_BYTES)
+            chunk = _read(file, position, end, read_bytes)
             chunk_position, within = position, 0
         header = checked_header(file.path, chunk, within, position, group)
         _check_fits(file.path, header, position, end)
         _check_follows(file.path, header, before, position)
         before = header
         if within + header.size_bytes > len(chunk):
-            chunk = _read(file, position, end, max(_BATCHES_READ_BYTES, header.size_bytes))
+            chunk = _read(file, position, end, max(read_bytes, header.size_bytes))
             chunk_position, within = position, 0
         batch = chunk[within : within + header.size_bytes]
         check_seal(file.path, batch, position)

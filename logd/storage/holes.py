@@ -168,7 +168,7 @@ def follow(
     cost = 0
     limit = FilePosition(min(end.position, file.size()))
     try:
-        for position, header, _ in walk_batches(file, at.position, limit, group):
+        for position, header, _ in walk_batches(file, at.position, limit, group, bytes_max):
             if header.base_offset != at.offset or not at.term <= header.term <= end.term:
                 return at, (
                     f"a batch at offset {header.base_offset} of term {header.term}, expected "

@@ -58,6 +58,14 @@ _SEGMENT_FILE: Final = re.compile(r"\d{20}\.log", re.ASCII)
 """How the names of segments, of their indexes and of what was never finished begin."""
 
 
+_FORGOTTEN_BYTES_MIN: Final = 4 * MIB
+"""The page cache is asked to forget so much at a time: a quarter of a millisecond."""
+
+_FORGOTTEN_AGAIN_BYTES: Final = 2 * MIB
+"""A system that keeps pages in larger pieces forgets those that were named whole: the one that
+the last request ended in is named again."""
+
+
 class LogBatch(NamedTuple):
     """One batch on its way to the disk."""
 
@@ -128,9 +136,13 @@ class Log:
         self._reads = LogReads(self._held)
         self._mark = found.mark
         self._is_syncing = False
+        self._forgotten = FIRST_POSITION
+        """Of the active segment: up to here the page cache was asked to keep nothing."""
         self._space = SpaceAhead(found.end.position, options.segment_bytes, options.allocate_bytes)
         self.recovery = found.report
         """What was found when the log was opened."""
+        self.was_empty = found.end.offset == found.segments[0].base_offset
+        """It held nothing when it was opened."""
 
     # --- making one ---------------------------------------------------------------------
 
@@ -433,6 +445,18 @@ class Log:
         if not is_current or held.end is not held.synced:
             self.sync(commit_offset)
 
+    def forget_cached(self, keep_bytes: int) -> None:
+        """Leave to others the memory that what is synced takes in the page cache.
+
+        Args:
+            keep_bytes: about how much to keep behind the end of the log.
+        """
+        position = FilePosition(self._held.synced.position - keep_bytes)
+        if position >= self._forgotten + _FORGOTTEN_BYTES_MIN:
+            self._forget_cached(position)
+        elif position < self._forgotten:
+            self._forgotten = max(FIRST_POSITION, position)  # The log was cut.
+
     def roll(self) -> None:
         """Seal the active segment and start the next one.  Exclusive.
 
@@ -451,6 +475,9 @@ class Log:
             write_note(active.active()[0], fresh.base_offset, self._group)
         except OSError as error:
             raise held.fail("roll", error) from error
+        if self._forgotten > FIRST_POSITION:
+            self._forget_cached(end.position)
+        self._forgotten = FIRST_POSITION
         self._mark = mark
         self._space.begin(FIRST_POSITION)
         held.roll_on(fresh)
@@ -664,6 +691,11 @@ class Log:
         return scrub(self._held, position, bytes_max)
 
     # --- writing, inside ----------------------------------------------------------------
+
+    def _forget_cached(self, position: FilePosition) -> None:
+        file, _ = self._held.active.active()
+        file.forget_cached(max(0, self._forgotten - _FORGOTTEN_AGAIN_BYTES), position)
+        self._forgotten = position
 
     def _next_mark(self, end: LogEnd, commit_offset: Offset) -> MarkSlot:
         """The mark that claims ``end``; the present one if that already does."""

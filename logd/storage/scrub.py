@@ -28,6 +28,12 @@ class ScrubPosition(NamedTuple):
     replacements: int
     """Segments that had been replaced by then: positions are those of that time."""
 
+    def bytes_after(self, before: ScrubPosition) -> int:
+        """How many bytes lie between the two, if they are in the same segment; else 0."""
+        if self.base_offset != before.base_offset:
+            return 0
+        return max(0, self.at.position - before.at.position)
+
 
 def scrub_start(held: LogContents, offset: Offset) -> ScrubPosition:
     """The beginning of the segment that holds ``offset``."""

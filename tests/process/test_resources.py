@@ -133,7 +133,7 @@ def connections(address: HostPort, count: int) -> list[socket.socket]:
 
 
 def can_connect(address: HostPort) -> bool:
-    """A client that comes anew is served, not refused while the crowd's descriptors are given up."""
+    """A client that comes anew is served; it is refused while the crowd is being let go."""
     try:
         with sync.connect(str(address)) as client:
             client.admin.describe_cluster()

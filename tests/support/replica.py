@@ -277,6 +277,7 @@ async def open_replica(
     voters: tuple[NodeId, ...] = (OURSELVES, SECOND, THIRD),
     segment_bytes: int = 64 * KIB,
     tail_cache_bytes: int = 1024 * KIB,
+    follower_cached_bytes: int = 32 * KIB,
     blocking: BlockingConditions = PROMPT,
     life: int = 1,
     boot_id: str = "boot",
@@ -297,6 +298,7 @@ async def open_replica(
         data_dir="/data",
         cluster={node: HostPort(f"node{node}", 7181) for node in (OURSELVES, SECOND, THIRD)},
         tail_cache_bytes=tail_cache_bytes,
+        follower_cached_bytes=follower_cached_bytes,
     )
     directory = DataDirectory.open(files, "/data", OURSELVES, lambda: "a-directory")
     node = TappedNode(config, env, Membership(OURSELVES, directory, config.cluster, env))

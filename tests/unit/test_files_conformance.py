@@ -55,6 +55,18 @@ def test_buffers_of_any_kind_are_written_back_to_back(files: FileSystem, root: s
     assert file.size() == 15
 
 
+def test_what_the_page_cache_forgot_is_read_all_the_same(files: FileSystem, root: str) -> None:
+    file = files.open(f"{root}/a", create=True)
+    written = bytes(range(256)) * 256
+    file.pwritev([written], 0)
+    file.forget_cached(0, 30_000)
+    file.sync()
+    file.forget_cached(10_000, 50_000)
+    file.forget_cached(40_000, 1_000_000)
+
+    assert file.pread(100_000, 0) == written
+
+
 def test_more_buffers_than_one_system_call_takes_are_written(files: FileSystem, root: str) -> None:
     file = files.open(f"{root}/a", create=True)
     buffers = [number.to_bytes(2, "big") for number in range(2500)]

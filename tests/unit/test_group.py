@@ -45,7 +45,7 @@ from logd.replication.standing import role_name
 from logd.storage.file_header import LogIdentity
 from logd.storage.hard_state import HardStateFile
 from logd.types import DirectoryId, Offset, Term
-from tests.sim.files import SimulatedFileSystem
+from tests.sim.files import SimulatedFile, SimulatedFileSystem
 from tests.sim.run import run_deterministic
 from tests.support.replica import (
     GROUP,
@@ -777,6 +777,35 @@ def test_a_sync_is_timed_wherever_it_is_made() -> None:
             assert sum(replica.node.counts.sync_s.counts) == timed + 2
 
     play(story)
+
+
+@pytest.mark.parametrize("leads", [False, True])
+def test_the_page_cache_is_left_to_the_logs_that_are_led(
+    leads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten: list[int] = []
+    monkeypatch.setattr(
+        SimulatedFile, "forget_cached", lambda file, position, end: forgotten.append(end)
+    )
+    monkeypatch.setattr("logd.storage.log._FORGOTTEN_BYTES_MIN", 4 * KIB)
+
+    async def story() -> None:
+        async with open_replica(segment_bytes=256 * KIB, follower_cached_bytes=8 * KIB) as replica:
+            await replica.lead()
+            if not leads:
+                replica.depose(Term(9))
+            for _ in range(4):
+                end = replica.group.log.end_offset
+                if leads:
+                    replica.propose(bytes(10 * KIB))
+                else:
+                    time_ms = replica.group.state.last_append_time_ms
+                    batch = batch_of(end, Term(9), bytes(10 * KIB), time_ms=time_ms)
+                    replica.append([batch], term=Term(9))
+                await until(lambda end=end: replica.group.log.synced_end > end)  # type: ignore[misc]
+
+    play(story)
+    assert len(forgotten) == (0 if leads else 3)
 
 
 def test_a_failed_sync_stops_the_replica_and_answers_all_who_wait() -> None:

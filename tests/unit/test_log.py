@@ -449,6 +449,82 @@ def test_what_was_cut_off_leaves_nothing_behind_the_end(
 # --- rolling, trimming, truncating ------------------------------------------------------
 
 
+# --- the page cache -----------------------------------------------------------------------
+
+
+def forgotten_ranges(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What is asked to be forgotten from here on."""
+    ranges: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        SimulatedFile,
+        "forget_cached",
+        lambda file, position, end: ranges.append((position, end)),
+    )
+    monkeypatch.setattr("logd.storage.log._FORGOTTEN_BYTES_MIN", 2 * KIB)
+    monkeypatch.setattr("logd.storage.log._FORGOTTEN_AGAIN_BYTES", 512)
+    return ranges
+
+
+def test_the_page_cache_keeps_what_is_not_synced_and_some_of_what_is(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = forgotten_ranges(monkeypatch)
+    size = len(append_some(log, 1, value=bytes(1000))[0])
+    for _ in range(9):
+        log.sync(Offset(0))
+        append_some(log, 1, value=bytes(1000))  # Not synced when its like is forgotten.
+        log.forget_cached(KIB)
+
+    # Each time so much that it is worth it, from where the last one ended, or a little before.
+    ends = [SEGMENT_HEADER_BYTES + count * size - KIB for count in (3, 5, 7, 9)]
+    assert [end for _, end in ranges] == ends
+    starts = [SEGMENT_HEADER_BYTES, *ends[:-1]]
+    assert [start for start, _ in ranges] == [start - 512 for start in starts]
+
+
+def test_of_a_sealed_segment_the_page_cache_keeps_nothing_if_it_kept_little_before(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = forgotten_ranges(monkeypatch)
+    append_some(log, 8, value=bytes(1000))
+    log.sync(log.end_offset)
+    log.roll()
+    assert ranges == []  # Nobody asked.
+
+    append_some(log, 8, value=bytes(1000))
+    log.sync(log.end_offset)
+    log.forget_cached(KIB)
+    log.roll()
+    append_some(log, 4, value=bytes(1000))
+    log.sync(log.end_offset)
+    log.forget_cached(KIB)
+
+    (_, near_end), (again, end), (start, _) = ranges
+    assert near_end - 512 == again
+    assert end == near_end + KIB
+    assert start < SEGMENT_HEADER_BYTES
+
+
+def test_after_a_truncation_the_page_cache_forgets_what_is_written_there_anew(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = forgotten_ranges(monkeypatch)
+    append_some(log, 8, value=bytes(1000))
+    log.sync(Offset(0))
+    log.forget_cached(KIB)
+    log.truncate(Offset(3))
+    log.forget_cached(KIB)
+    append_some(log, 8, value=bytes(1000), term=2)
+    log.sync(Offset(0))
+    log.forget_cached(KIB)
+
+    (_, first_end), (start, end) = ranges
+    assert start < first_end - 4 * KIB < first_end < end
+
+
+# --- segments -----------------------------------------------------------------------------
+
+
 def test_a_full_segment_asks_to_be_rolled_and_the_next_one_goes_on(log: Log) -> None:
     written = fill_segments(log, 3)
     written += append_some(log, 2)

@@ -7,14 +7,14 @@ import random
 import pytest
 
 from logd.errors import CorruptionError
-from logd.limits import SEGMENT_HEADER_BYTES
+from logd.limits import KIB, SEGMENT_HEADER_BYTES
 from logd.record.header import leader_part
 from logd.storage.holes import Hole, fill_hole
 from logd.storage.log import Log, LogOptions, ScrubPosition
 from logd.storage.repair import Survey, mend_headers, put_in_place, segment_with, survey_log
 from logd.storage.segment_copy import SegmentCopy
 from logd.types import Offset, Term
-from tests.sim.files import SimulatedFileSystem
+from tests.sim.files import SimulatedFile, SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, append_some, read_all
 
 OPTIONS = LogOptions(segment_bytes=4096, index_interval_bytes=512)
@@ -272,6 +272,26 @@ def test_a_scrub_finds_damage_in_a_running_log_and_fills_it_in_place(seed: int) 
     assert scrub_all(log, bytes_max=1000) == []
     written += append_some(log, 5, term=4)
     assert read_all(log) == written
+
+
+def test_a_scrub_in_pieces_reads_everything_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small a piece is: not a megabyte for each."""
+    files = SimulatedFileSystem(random.Random(1))
+    log = Log.create(files, DIRECTORY, IDENTITY, LogOptions())
+    written = append_some(log, 100, value=bytes(5000))
+    read: list[int] = []
+    pread = SimulatedFile.pread
+
+    def counted(file: SimulatedFile, count: int, position: int) -> bytes:
+        found = pread(file, count, position)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(SimulatedFile, "pread", counted)
+    assert scrub_all(log, bytes_max=64 * KIB) == []
+
+    size = sum(map(len, written))
+    assert size <= sum(read) <= size * 1.25
 
 
 def test_a_scrub_finds_that_a_segment_was_cut_short_and_writes_its_end_again() -> None:

@@ -8,12 +8,15 @@ import pytest
 import trio
 
 from logd.errors import UnavailableError
-from logd.limits import KIB, SEGMENT_HEADER_BYTES
+from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES
 from logd.replication.patience import WAIT_S_MAX
 from logd.replication.peer_protocol import AnyPeerMessage, RepairRequest, RepairResponse
 from logd.replication.trimming import Trimmer
+from logd.storage.holes import Hole
+from logd.storage.log import Log, ScrubPosition
 from logd.storage.retention import KEEP_EVERYTHING
 from logd.types import Buffer, NodeId, Offset
+from tests.sim.run import run_deterministic
 from tests.support.replica import (
     GROUP,
     OURSELVES,
@@ -81,6 +84,52 @@ def test_a_log_is_scrubbed_soon_after_it_was_opened_however_long_the_scrubber_re
             await until(lambda: replica.node.counts.holes_found > 0)
 
     play(story)
+
+
+def test_a_scrub_reads_no_faster_than_it_may_however_large_the_batches_are() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,), segment_bytes=64 * MIB) as replica:
+            await replica.lead()
+            for _ in range(8):
+                outcomes = replica.propose(bytes(MIB))
+                await until(lambda outcomes=outcomes: bool(outcomes))  # type: ignore[misc]
+            files = replica.files
+        files.kill()
+        async with open_replica(files, voters=(OURSELVES,), segment_bytes=64 * MIB) as replica:
+            began = trio.current_time()
+            await replica.node.repairer._go_through(replica.group, bytes_per_s=2 * MIB)
+            assert 3.5 <= trio.current_time() - began <= 4.5
+
+    play(story)
+
+
+def test_a_log_that_was_new_when_it_was_opened_is_not_scrubbed_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was written since is still what it was: nobody but us had it open."""
+    scrubbed: list[float] = []
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            rest_s = replica.node.repairer._scrub_interval_s
+            began = trio.current_time()
+            await replica.lead()
+            replica.propose()
+            await trio.sleep(rest_s - 10)
+            assert scrubbed == []
+            await trio.sleep(20)
+            assert [round(at - began - rest_s) for at in scrubbed] in ([0], [1])
+
+    scrub = Log.scrub
+
+    def noted(
+        log: Log, position: ScrubPosition, bytes_max: int
+    ) -> tuple[ScrubPosition | None, Hole | None]:
+        scrubbed.append(trio.current_time())
+        return scrub(log, position, bytes_max)
+
+    monkeypatch.setattr(Log, "scrub", noted)
+    run_deterministic(story, seed=1, time_limit_s=10_000)
 
 
 def test_damage_above_the_commit_offset_stops_the_replica_instead_of_asking_its_peers() -> None:
