@@ -34,7 +34,7 @@ _NOT_THERE_YET: Final = -(2**63)
 """Less reluctant to move than anything that somebody works on."""
 
 
-class Shard(msgspec.Struct, frozen=True, array_like=True):
+class Shard(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Replaced when it changes; also how a snapshot keeps it."""
 
     group: str

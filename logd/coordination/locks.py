@@ -47,7 +47,7 @@ from logd.wire.coordination import (
 LockKind = Literal["lock", "semaphore", "election"]
 
 
-class Ticket(msgspec.Struct, frozen=True, array_like=True):
+class Ticket(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A place at a lock.  Replaced when it is granted; also how a snapshot keeps it."""
 
     ticket: int

@@ -20,7 +20,7 @@ from logd.limits import MEMBERS_PER_GROUP_MAX
 from logd.wire.coordination import Event, Join, Leave, Member, Members
 
 
-class MemberRecord(msgspec.Struct, frozen=True, array_like=True):
+class MemberRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Replaced when the data change; also how a snapshot keeps it."""
 
     group: str

@@ -25,6 +25,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -36,9 +37,11 @@ NOT_IN_TIME: Final = "not completed in time"
 SESSION_LOST: Final = "the session of the claim ended"
 _DOUBLINGS_MAX: Final = 40
 _HEAP_SPARE: Final = 64
+PLACED_AT_ONCE: Final = 2_000
+"""Items whose place is found without a rest."""
 
 
-class QueueItem(msgspec.Struct, frozen=True, array_like=True):
+class QueueItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Replaced when it changes; also how a snapshot keeps it."""
 
     item: int
@@ -61,7 +64,7 @@ class QueueItem(msgspec.Struct, frozen=True, array_like=True):
         return len(self.payload) + len(self.key)
 
 
-class DeadRecord(msgspec.Struct, frozen=True, array_like=True):
+class DeadRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     item: QueueItem
     reason: str
     died_ms: int
@@ -243,10 +246,13 @@ class Queue:
             return []
         return sorted(item for due_ms, _, item in self._delayed if due_ms <= now_ms)
 
-    def find_places(self, overdue: Iterable[int], now_ms: int) -> None:
-        """Derive all that is no part of a snapshot from the items."""
+    def find_places(self, overdue: Iterable[int], now_ms: int) -> Iterator[None]:
+        """Derive all that is no part of a snapshot from the items.  Yields now and then."""
         still_delayed = set(overdue)
-        for item in sorted(self.items.values(), key=lambda item: item.place):
+        in_order = sorted(self.items.values(), key=attrgetter("place"))
+        for number, item in enumerate(in_order):
+            if number % PLACED_AT_ONCE == 0:
+                yield
             if item.key:
                 following = self._keys.setdefault(item.key, deque())
                 following.append(item.item)

@@ -229,8 +229,10 @@ def read_snapshot(
     payload: bytes | memoryview,
     begin: Callable[[int, int], None],
     add_namespace: Callable[[str], Namespace],
-) -> None:
+) -> Iterator[None]:
     """Call ``begin`` with the applied offset and log time, and fill one namespace after the other.
+
+    Yields after each part.
 
     Raises:
         NewerFormatError: it was written by a later version.
@@ -246,6 +248,7 @@ def read_snapshot(
             if space is None:
                 raise CorruptionError("coordination snapshot has records before any namespace")
             _SECTIONS[kind].put(space, content)
+        yield
 
 
 def _parts_of(payload: memoryview) -> Iterator[tuple[int, Any]]:

@@ -191,12 +191,22 @@ class CoordinationState:
             CorruptionError: it is not a snapshot.
         """
         state = cls()
-        read_snapshot(payload, state._begin, state._restored_namespace)
-        for space in state._namespaces.values():
-            space.work.finish_restore(state._log_time_ms)
-            for session in space.sessions:
-                state._where[session] = space
+        for _ in state.fill(payload):
+            pass
         return state
+
+    def fill(self, payload: bytes | memoryview) -> Iterator[None]:
+        """Take over what ``snapshot`` was taken of: as ``restore``, part by part.
+
+        Between any two parts others may run, for all of them may take seconds.  Until it has
+        ended the state is of no use.  It is empty before.
+        """
+        assert not self._namespaces
+        yield from read_snapshot(payload, self._begin, self._add_namespace)
+        for space in self._namespaces.values():
+            yield from space.work.finish_restore(self._log_time_ms)
+            for session in space.sessions:
+                self._where[session] = space
 
     def check_invariants(self) -> None:
         """What must hold between any two entries; for tests and the simulator."""
@@ -210,9 +220,6 @@ class CoordinationState:
         self._applied = Offset(applied)
         self._events_forgotten = Offset(applied)
         self._log_time_ms = log_time_ms
-
-    def _restored_namespace(self, name: str) -> Namespace:
-        return self._add_namespace(name)
 
     # --- inside -------------------------------------------------------------------------
 

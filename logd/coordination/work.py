@@ -226,9 +226,10 @@ class Work:
             self._usage.add(quotas.ITEMS, 1)
             self._usage.add(quotas.ITEM_BYTES, item.size_bytes)
 
-    def finish_restore(self, now_ms: int) -> None:
+    def finish_restore(self, now_ms: int) -> Iterator[None]:
+        """Derive what is no part of a snapshot.  Yields now and then."""
         for name, queue in self._queues.items():
-            queue.find_places(self._overdue.get(name, []), now_ms)
+            yield from queue.find_places(self._overdue.get(name, []), now_ms)
             self._schedule(name, queue.next_due_ms())
         self._overdue.clear()
 

@@ -13,6 +13,7 @@ import trio
 from logd.broker.coordination import kept_state
 from logd.broker.coordination.partition import CoordinationPartition
 from logd.coordination import events as history
+from logd.coordination import snapshots
 from logd.errors import (
     FencedError,
     InvalidNameError,
@@ -738,10 +739,14 @@ def test_a_broker_that_starts_again_has_the_state_it_kept_and_a_short_log(
     live(story)
 
 
+@pytest.mark.parametrize("per_part", [1, 1_000])
 def test_a_replica_that_lacks_what_was_trimmed_is_sent_the_state(
-    monkeypatch: pytest.MonkeyPatch,
+    per_part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However many parts there are between which the event loop turns."""
     monkeypatch.setattr(kept_state, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
+    for kind, section in snapshots._SECTIONS.items():
+        monkeypatch.setitem(snapshots._SECTIONS, kind, section._replace(per_part=per_part))
 
     async def story(world: World) -> None:
         session = await world.session(ttl_ms=60_000)

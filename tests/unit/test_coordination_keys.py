@@ -19,6 +19,8 @@ from logd.errors import (
 from logd.limits import (
     EVENT_BYTES_PER_NAMESPACE_MAX,
     EVENTS_PER_NAMESPACE_MAX,
+    ITEMS_PER_COMMAND_MAX,
+    OPERATIONS_PER_TRANSACTION_MAX,
     VALUE_BYTES_MAX,
 )
 from logd.wire.coordination import (
@@ -27,10 +29,12 @@ from logd.wire.coordination import (
     Event,
     Get,
     Increment,
+    Item,
     Keys,
     KeyValue,
     Operation,
     Put,
+    PutItems,
     ReadKeys,
     ReadQueue,
     Transact,
@@ -336,6 +340,26 @@ def test_a_snapshot_of_more_keys_than_fit_one_part_has_each_of_them_once() -> No
     assert found.count == len(keys)
     transact(partition, session, Delete(key=keys[0]))
     assert read(partition, b"", b"", limit=1).found[0].key == keys[1]
+
+
+def test_a_large_state_is_taken_over_with_a_rest_after_each_part() -> None:
+    """All of it at once would hold an event loop for seconds."""
+    partition = Partition()
+    session = partition.open()
+    for first in range(0, 10 * RECORDS_PER_PART, OPERATIONS_PER_TRANSACTION_MAX):
+        numbers = range(first, first + OPERATIONS_PER_TRANSACTION_MAX)
+        transact(partition, session, *(Put(key=b"%06d" % number, value=b"") for number in numbers))
+    for number in range(10):
+        items = [Item(payload=b"") for _ in range(ITEMS_PER_COMMAND_MAX)]
+        partition.do(session, PutItems(queue=f"q{number % 2}", items=items))
+
+    snapshot = partition.state.snapshot()
+    state = CoordinationState()
+    rests = sum(1 for _ in state.fill(snapshot))
+
+    assert rests >= 10 + 2
+    state.check_invariants()
+    assert state.snapshot() == snapshot
 
 
 def test_a_namespace_that_was_forgotten_has_forgotten_its_events() -> None:

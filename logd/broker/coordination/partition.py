@@ -95,6 +95,8 @@ class CoordinationPartition:
         self._node = node
         self._kept = KeptState(group, node, trash_path)
         self._applied = Offset(0)
+        self._shipped: tuple[Offset, bytes] | None = None
+        """A state to go on with in place of this one; the log begins with it."""
         self._is_behind = True
         """The task applies; else whoever moves the commit offset does."""
         self._is_serving = False
@@ -498,11 +500,14 @@ class CoordinationPartition:
             while self.group.failure is None:
                 self._work = trio.Event()
                 try:
+                    await self._take_over_shipped()
                     if self._is_behind:
                         await self._catch_up()
-                    if self._kept.is_due:
+                    if self._kept.is_due and self._shipped is None:
                         await self._kept.save(self.state, self._applied)
                 except (OSError, LogdError) as error:
+                    if self._shipped is not None:
+                        continue  # What could not be read is not needed any more.
                     # Nothing is skipped: this replica serves nobody until it can read on.
                     log.error(
                         log_events.COORDINATION_UNREADABLE,
@@ -523,14 +528,11 @@ class CoordinationPartition:
 
     async def _catch_up(self) -> None:
         while self._applied < self.group.commit_offset and self.group.failure is None:
-            begin = self._applied
-            found = await self.group.reader.read_committed(begin, FETCH_BYTES_MAX)
+            found = await self.group.reader.read_committed(self._applied, FETCH_BYTES_MAX)
             assert found is not None
-            if self._applied != begin:
-                continue  # Another log was installed meanwhile.
             for header, view in split_batches(memoryview(b"".join(found.buffers))):
-                if self._applied != header.base_offset:
-                    break  # The same, between two batches.
+                if self._shipped is not None:
+                    return
                 if header.is_control:
                     self._step_over(header.end_offset)
                     continue
@@ -540,7 +542,7 @@ class CoordinationPartition:
                 else:
                     self._apply([command.entry for command in flight.commands], flight)
                 await trio.lowlevel.checkpoint()
-        if self._applied >= self.group.commit_offset:
+        if self._applied >= self.group.commit_offset and self._shipped is None:
             self._caught_up()
 
     # --- snapshots ------------------------------------------------------------------------------
@@ -550,7 +552,8 @@ class CoordinationPartition:
         try:
             found = await self.group.checkpoints.load_application()
             if found is not None:
-                self._take_over(*found)
+                await self._take_over(*found)
+            await self._take_over_shipped()
             if self.group.log.start_offset > self._applied:
                 raise CorruptionError(
                     f"the log begins at {self.group.log.start_offset}, the state that was kept "
@@ -562,12 +565,25 @@ class CoordinationPartition:
 
     def on_installed(self, offset: Offset, payload: bytes) -> None:
         """The log begins anew further on, with this state."""
-        self._take_over(offset, payload)
+        self._shipped = (offset, payload)
+        self._is_behind = True
+        self._work.set()
 
-    def _take_over(self, offset: Offset, payload: bytes) -> None:
-        if offset <= self._applied:
-            return  # This replica was further already.
-        state = CoordinationState.restore(payload)
+    async def _take_over_shipped(self) -> None:
+        while self._shipped is not None:
+            (offset, payload), self._shipped = self._shipped, None
+            if offset <= self._applied:
+                continue  # This replica was further already.
+            try:
+                await self._take_over(offset, payload)
+            except LogdError as error:
+                self.group.fail(error)
+
+    async def _take_over(self, offset: Offset, payload: bytes) -> None:
+        """Nothing is applied meanwhile: this is done by the task that does."""
+        state = CoordinationState()
+        for _ in state.fill(payload):
+            await trio.lowlevel.checkpoint()
         if state.applied > offset:
             raise CorruptionError(f"the state kept for offset {offset} is that of {state.applied}")
         state.advance(offset)
@@ -577,8 +593,6 @@ class CoordinationPartition:
         self.state = state
         self._applied = offset
         self._kept.begin_at(offset, len(payload))
-        self._is_behind = True
-        self._work.set()
 
 
 def _decode(payload: memoryview) -> list[Entry]:
