@@ -70,6 +70,9 @@ CORRELATION_ID_MAX: Final = 2**32 - 1
 _SEND_BYTES: Final = 1024 * 1024
 """What one send takes at most, unless a single frame is larger."""
 
+_POSTED_BYTES: Final = 4 * 1024
+"""Small requests that were gathered are sent once they are so many bytes."""
+
 FIRST_BYTES_SHOWN: Final = 16
 """Of what answers and is not logd."""
 
@@ -221,10 +224,14 @@ class Connection:
 
     def post(self, message: Message, on_done: Completion, body: Buffer = b"") -> None:
         """As ``submit``; while others wait for answers it leaves with what this turn of the event
-        loop has yet to send, since many small sends cost more than one."""
+        loop has yet to send, since many small sends cost more than one.
+
+        What has become enough for a send of its own leaves at once: a turn in which a thousand
+        callers go on takes so long that the broker would have nothing to do meanwhile.
+        """
         is_alone = not self._pending
         self.enqueue(message, on_done, body)
-        if is_alone:
+        if is_alone or self._queued_bytes >= _POSTED_BYTES:
             self.flush()
         else:
             self._wake_writer.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -39,6 +39,7 @@ class ScriptedBroker:
         self.answers_first_when_asked: int | None = None
         """How many requests it waits for."""
         self.takes_at_once = False
+        self.on_taken: Callable[[Buffer], None] = lambda data: None
         self.taken = b""
         """Without having waited."""
         self._decoder = FrameDecoder(2**20)
@@ -64,6 +65,7 @@ class ScriptedBroker:
         if not self.takes_at_once:
             return 0
         self.taken += data
+        self.on_taken(data)
         return len(data)
 
     async def aclose(self) -> None:
@@ -119,6 +121,20 @@ async def test_a_request_that_is_not_answered_in_time_says_so() -> None:
             await ask(connection, SOON_S, told)
             assert told == [RequestTimeoutError]
             tasks.cancel_scope.cancel()
+
+
+async def test_many_requests_of_one_turn_leave_together_but_not_all_at_its_end() -> None:
+    async with connected() as (connection, broker):
+        broker.takes_at_once = True
+        sends: list[int] = []
+        broker.on_taken = lambda data: sends.append(len(data))
+        for _ in range(1000):
+            connection.post(KeepAliveRequest(group=1, sessions=[]), lambda answer: None)
+        first, *others = sends
+
+        assert first < 100  # Nobody waited for an answer yet.
+        assert 5 <= len(others) <= 20
+        assert sum(sends) > 15_000
 
 
 async def test_an_answer_that_comes_after_its_deadline_disturbs_nobody() -> None:
