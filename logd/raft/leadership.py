@@ -341,6 +341,9 @@ class Leadership:
         if self._transfer_target is not None and self._transfer_target not in members:
             self._transfer_target = None
         self._check_agreement(now_ms)
+        if self.reads.is_under_way:
+            # Those who still count may all have answered: no echo of theirs would be news.
+            self._confirm_reads(now_ms)
 
     def appoint_successor(self) -> None:
         """This leader is left out by what was just committed: name the next, and leave.

@@ -161,6 +161,8 @@ class Members:
         assert output.persist is None
         for message in output.send_now:
             self._host.send(message)
+        for read_id, _ in output.reads_confirmed:
+            self._group.leadership.on_confirmed(read_id)
         self.introduce()
 
     def introduce(self) -> None:

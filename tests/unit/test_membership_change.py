@@ -322,6 +322,33 @@ def test_a_change_whose_new_voters_die_at_once_is_taken_back_and_the_group_goes_
     in_a_house(ONE, TWO, THREE)(story)
 
 
+def test_who_asks_during_a_change_that_is_taken_back_is_told_that_the_leader_leads() -> None:
+    async def story(house: House) -> None:
+        await house.append()
+        newcomer = house.open(FOUR)
+        await house.change((ONE, TWO, THREE), (FOUR,))
+        leader = await house.leader()
+        await until(lambda: leader.core.is_caught_up(FOUR))
+
+        async with trio.open_nursery() as nursery:
+
+            async def change() -> None:
+                with pytest.raises(UnavailableError, match="was taken back"):
+                    await leader.members.change_configuration((leader.core.node, FOUR), ())
+
+            nursery.start_soon(change)
+            await until(lambda: leader.configuration.is_joint)
+            newcomer.fail(OSError(errno.EIO, "simulated failure"))
+            with trio.fail_after(PATIENCE_MS / 1000):
+                await leader.leadership.confirmed()
+
+        assert leader.configuration.voters == (ONE, TWO, THREE)
+        with trio.fail_after(PATIENCE_MS / 1000):
+            await leader.leadership.confirmed()
+
+    in_a_house(ONE, TWO, THREE)(story)
+
+
 def test_changes_are_refused_with_the_reason() -> None:
     async def story(house: House) -> None:
         await house.append()

@@ -740,6 +740,39 @@ def test_a_change_whose_new_voters_are_lost_is_taken_back_by_the_leader_that_beg
     assert core.configuration_due is None
 
 
+def test_a_read_that_waits_for_voters_of_a_change_taken_back_is_confirmed_without_them() -> None:
+    core = ready_leader()
+    change(core, TO_OTHERS)
+    core.step(accepted(SECOND, 1, 2), 100)
+    core.step(ReadRequested(1), 100)
+    core.step(accepted(SECOND, 1, 2, round_=1), 100)
+    taken_back = quorum_lost(core).taken_back
+    assert taken_back is not None
+    append(core, 1, now_ms=2000)
+
+    output = core.apply_configuration(Offset(2), taken_back, 2000)
+
+    assert output.reads_confirmed == ((1, 1),)
+    core.step(ReadRequested(2), 2000)
+    assert core.step(accepted(SECOND, 1, 3, round_=2), 2000).reads_confirmed == ((2, 1),)
+
+
+def test_a_read_that_waits_for_an_outgoing_voter_is_confirmed_when_that_votes_no_more() -> None:
+    core = ready_leader()
+    change(core, TO_OTHERS)
+    core.step(PeerUp(FOURTH), 100)
+    core.step(accepted(FOURTH, 1, 2, enrolment=1), 100)
+    core.step(ReadRequested(1), 100)
+    core.step(accepted(FOURTH, 1, 2, round_=1, enrolment=1), 100)
+    core.step(accepted(SECOND, 1, 2), 100)  # What it said before it was asked for the read.
+    due = core.configuration_due
+    assert due is not None
+
+    output = change(core, due)
+
+    assert output.reads_confirmed == ((1, 1),)
+
+
 def test_a_change_that_is_committed_is_not_taken_back() -> None:
     core = ready_leader()
     change(core, TO_OTHERS)
