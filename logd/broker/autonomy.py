@@ -21,7 +21,7 @@ from logd.broker.plan_runner import BY_ITSELF, is_controller
 from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
 from logd.metadata.commands import CancelMove, Command, StartPlan
-from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, PlannedMove
+from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, Plan, PlannedMove
 from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad
 from logd.metadata.rebalance.outlook import outlook
 from logd.metadata.rebalance.planner import Move, RebalancePlan, make_plan, plan_only
@@ -36,6 +36,9 @@ LOOK_INTERVAL_S: Final = 1.0
 COMMAND_TIMEOUT_MS: Final = 10_000
 DRAIN_GRACE_S: Final = 15.0
 """Whoever drains a broker starts the plan too; this is for the case that it died in between."""
+
+ARRIVAL_PATIENCE_S: Final = 30.0
+"""A long plan comes in pieces.  If the next one takes longer, whoever sent them has gone."""
 
 TRY_AGAIN_S: Final = 30.0
 """After something that cannot be done now: too few brokers, or no room."""
@@ -82,6 +85,9 @@ class Autonomy:
         self._broker = broker
         self._missing_since: dict[NodeId, float] = {}
         self._draining_since: dict[NodeId, float] = {}
+        self._arrived: tuple[int, int] | None = None
+        """The last plan that was seen incomplete, and how many of its moves there were."""
+        self._arrived_at = 0.0
         self._evened_at = trio.current_time()
         self._not_before = 0.0
         self._rebuilding = Rebuilding(broker)
@@ -95,6 +101,7 @@ class Autonomy:
             if not is_controller(self._broker):
                 self._missing_since.clear()
                 self._draining_since.clear()
+                self._arrived = None
                 self._rebuilding.forget()
                 self._problems = []
                 self._broker.autonomy_notes = []
@@ -171,7 +178,8 @@ class Autonomy:
         await self._give_up_moves_to(lost)
         state = self._broker.metadata.state
         plan = state.plan
-        if (plan is not None and not plan.is_over) or state.moving:
+        is_under_way = plan is not None and not plan.is_over and not self._never_arrived(plan)
+        if is_under_way or state.moving:
             return
         now = trio.current_time()
         if now < self._not_before:
@@ -183,6 +191,16 @@ class Autonomy:
             for problem in self._problems:
                 if problem not in told:
                     log.warning(log_events.REPLACEMENT_IMPOSSIBLE, reason=problem)
+
+    def _never_arrived(self, plan: Plan) -> bool:
+        """Whether the rest of ``plan`` has been waited for long enough: nobody else would end it,
+        and it makes way for another."""
+        if plan.state != "arriving":
+            return False
+        arrived = (plan.plan_id, len(plan.moves))
+        if arrived != self._arrived:
+            self._arrived, self._arrived_at = arrived, trio.current_time()
+        return trio.current_time() - self._arrived_at >= ARRIVAL_PATIENCE_S
 
     async def _begin_something(self, lost: list[NodeId]) -> None:
         """Start the first plan that is due.  What cannot be done keeps nothing else waiting."""

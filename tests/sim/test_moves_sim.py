@@ -12,6 +12,8 @@ import pytest
 import trio
 
 from logd.errors import UnavailableError
+from logd.metadata.commands import StartPlan
+from logd.metadata.moves import PlannedMove
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd_client import Client
 from tests.sim.cluster import SimCluster
@@ -270,6 +272,43 @@ def test_a_drain_goes_on_when_whoever_asked_for_it_has_gone() -> None:
         assert all(node not in p.replicas for p in await partitions_of(client))
         await client.admin.alter_broker(node, "remove")
         assert node not in [b.node_id for b in (await client.admin.describe_cluster()).brokers]
+
+    play(story)
+
+
+def test_a_plan_that_never_arrived_whole_keeps_nothing_waiting_for_ever() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        controller = cluster.leader_of(METADATA_GROUP)
+        assert controller is not None
+        assert controller.broker is not None
+        placement = controller.broker.metadata.state.placement(GroupId(1))
+        assert placement is not None
+        newcomer = next(NodeId(n) for n in range(1, 6) if n not in placement.replicas)
+        piece = StartPlan(
+            token="whoever sends it goes",
+            purpose="test",
+            layout_version=controller.broker.metadata.state.layout_version,
+            move_count=2,
+            first=0,
+            moves=(
+                PlannedMove(
+                    group=placement.group,
+                    before=placement.replicas,
+                    target=(*placement.replicas[:2], newcomer),
+                    reason="test",
+                    size_bytes=0,
+                ),
+            ),
+            now_ms=0,
+        )
+        await controller.broker.metadata.execute(piece, timeout_ms=5_000, safe_to_repeat=True)
+        victim = placement.replicas[0]
+
+        await client.admin.alter_broker(victim, "drain")
+
+        with trio.fail_after(120):
+            assert (await ended(client)).purpose == f"by itself: drain broker {victim}"
+        assert all(victim not in p.replicas for p in await partitions_of(client))
 
     play(story)
 
