@@ -25,6 +25,10 @@ def test_of_two_missing_replicas_one_is_rebuilt_where_one_broker_is_left() -> No
     assert outlook(NodeId(5), lists, nodes(4, 5), nodes(1, 2, 3, 6)) == Outlook(0, 1, 0)
 
 
+def test_a_missing_replica_is_rebuilt_before_one_that_only_has_to_leave() -> None:
+    assert outlook(NodeId(2), [nodes(1, 2, 3)], nodes(2), nodes(3, 4)) == Outlook(1, 0, 0)
+
+
 def test_the_outlook_says_how_many_and_why_not_the_others() -> None:
     when = "are rebuilt elsewhere in 9 s"
 

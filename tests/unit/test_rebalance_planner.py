@@ -202,6 +202,31 @@ def test_more_replicas_are_added_and_surplus_ones_taken_away() -> None:
     assert {move.reason for move in plan.moves} == {Reason.REPLICA_COUNT}
 
 
+def test_the_last_place_goes_to_a_copy_that_is_lost_before_one_that_only_has_to_leave() -> None:
+    brokers = brokers_of(*"abcd")
+    brokers[0] = brokers[0]._replace(is_draining=True)
+    brokers[1] = brokers[1]._replace(is_dead=True)
+
+    plan = make_plan(brokers, [partition_of(0, (1, 2, 3))], QUICKLY._replace(is_balancing=False))
+
+    (move,) = plan.moves
+    assert (move.removed, move.added) == ((2,), (4,))
+    assert move.reason is Reason.DEAD
+    assert [name.partition for name in plan.unplaced] == [0]
+
+
+def test_of_surplus_replicas_the_lost_ones_go_first() -> None:
+    brokers = brokers_of(*"abc")
+    brokers[0] = brokers[0]._replace(is_dead=True)
+    brokers[1] = brokers[1]._replace(is_draining=True)
+    partition = partition_of(0, (2, 1, 3))._replace(replica_count=2)
+
+    plan = make_plan(brokers, [partition], QUICKLY._replace(is_balancing=False))
+
+    (move,) = plan.moves
+    assert move.removed == (1,)
+
+
 def test_what_cannot_be_placed_stays_where_it_is_and_is_named() -> None:
     brokers = brokers_of(*"abc")
     brokers[2] = brokers[2]._replace(is_draining=True)

@@ -57,8 +57,8 @@ def outlook(
     for replicas in replica_lists:
         assert node in replicas
         free = sum(taker not in replicas for taker in takers)
-        # The planner finds places for them in this order.
-        waiting = [holder for holder in replicas if holder not in takers]
+        # The planner finds places for them in this order, and before those that are draining.
+        waiting = [holder for holder in replicas if holder in missing]
         if not is_majority_alive(replicas, missing):
             stranded += 1
         elif waiting.index(node) < free:

@@ -321,7 +321,9 @@ def place_what_must_move(layout: Layout) -> list[int]:
     for partition in largest_first:
         _drop_surplus(layout, partition)
         holders = layout.holders[partition]
-        for broker in [b for b in holders if not layout.is_target[b]]:
+        unfit = [broker for broker in holders if not layout.is_target[broker]]
+        # What is lost first: with too few places, a copy that is draining still is one.
+        for broker in sorted(unfit, key=lambda b: not layout.brokers[b].is_dead):
             target = layout.best_place(partition, leaving=broker)
             if target is None:
                 unplaced.append(partition)
@@ -337,7 +339,7 @@ def place_what_must_move(layout: Layout) -> list[int]:
 
 
 def _drop_surplus(layout: Layout, partition: int) -> None:
-    """Take replicas away where that hurts least: unfit brokers, then crowded ones."""
+    """Take replicas away where that hurts least: dead brokers, unfit ones, then crowded ones."""
     holders = layout.holders[partition]
     while len(holders) > layout.wanted[partition]:
         layout.remove(
@@ -345,6 +347,7 @@ def _drop_surplus(layout: Layout, partition: int) -> None:
             max(
                 holders,
                 key=lambda broker: (
+                    layout.brokers[broker].is_dead,
                     not layout.is_target[broker],
                     layout.togetherness(partition, broker),
                     layout.penalty_now(broker) - layout.penalty_with(broker, partition, -1),
