@@ -20,9 +20,14 @@ from logd.broker.peer_reports import ask_peers, reader_of
 from logd.broker.plan_runner import BY_ITSELF, is_controller
 from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
-from logd.metadata.commands import CancelMove, Command, StartPlan
+from logd.metadata.commands import CancelMove, Command, SkipMove, StartPlan
 from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, Plan, PlannedMove
-from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad
+from logd.metadata.rebalance.cluster import (
+    BrokerLoad,
+    Goals,
+    PartitionLoad,
+    is_majority_alive,
+)
 from logd.metadata.rebalance.outlook import outlook
 from logd.metadata.rebalance.planner import Move, RebalancePlan, make_plan, plan_only
 from logd.types import GroupId, NodeId
@@ -176,6 +181,7 @@ class Autonomy:
     async def _act(self) -> None:
         lost = self._lost()
         await self._give_up_moves_to(lost)
+        await self._give_up_moves_without(lost)
         state = self._broker.metadata.state
         plan = state.plan
         is_under_way = plan is not None and not plan.is_over and not self._never_arrived(plan)
@@ -241,6 +247,26 @@ class Autonomy:
                     reason=f"broker {min(newcomers & set(lost))} is lost",
                 )
                 await self._execute(CancelMove(group=placement.group))
+
+    async def _give_up_moves_without(self, lost: list[NodeId]) -> None:
+        """A move that cannot begin before a lost broker returns would keep its plan for ever, and
+        with it what is to be done for all other partitions."""
+        plan = self._broker.metadata.state.plan
+        if plan is None or plan.state != "running":
+            return
+        for move, progress in zip(plan.moves, plan.states, strict=True):
+            if progress == "pending" and not is_majority_alive(move.before, lost):
+                away = ", ".join(str(node) for node in move.before if node in lost)
+                log.warning(
+                    log_events.MOVE_SKIPPED, group=move.group, reason=f"broker {away} is lost"
+                )
+                await self._execute(
+                    SkipMove(
+                        plan_id=plan.plan_id,
+                        group=move.group,
+                        now_ms=self._broker.env.wall_clock_ms(),
+                    )
+                )
 
     async def _replace(self, lost: list[NodeId]) -> bool:
         groups = {p.group for node in lost for p in self._broker.metadata.state.partitions_on(node)}

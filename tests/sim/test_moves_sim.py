@@ -15,6 +15,7 @@ from logd.errors import UnavailableError
 from logd.metadata.commands import StartPlan
 from logd.metadata.moves import PlannedMove
 from logd.types import METADATA_GROUP, GroupId, NodeId
+from logd.wire.messages import PlannedMoveInfo
 from logd_client import Client
 from tests.sim.cluster import SimCluster
 from tests.sim.moves import (
@@ -218,6 +219,29 @@ def test_a_plan_does_not_begin_what_nobody_can_lead_and_so_can_be_cancelled() ->
             assert [move.state for move in (await ended(client)).moves] == ["cancelled"]
 
     play(story)
+
+
+def test_a_move_that_cannot_begin_before_a_lost_broker_returns_keeps_no_other_waiting() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        dead = NodeId((await partitions_of(client))[0].replicas[0])
+        alone = await client.admin.create_topic("alone", partitions=5, replicas=1)
+        (lost,) = [p for p in alone.partitions if p.replicas == [dead]]
+        await cluster.nodes[dead].crash(power=False)
+        await trio.sleep(5)
+        move = PlannedMoveInfo(
+            group=lost.group, before=lost.replicas, target=[1 if dead != 1 else 2], reason="test"
+        )
+        version = (await client.admin.describe_rebalance()).layout_version
+        plan_id = await client.admin.start_plan("test", version, [move])
+
+        with trio.fail_after(60):
+            while (replaced := await ended(client)).plan_id == plan_id:
+                await trio.sleep(1)
+
+        assert replaced.purpose.startswith(f"by itself: replace broker {dead}, missing")
+        assert all(dead not in p.replicas for p in await partitions_of(client))
+
+    play(story, replace_after_ms=8_000)
 
 
 def test_a_move_is_refused_if_too_few_of_its_targets_are_alive_to_lead_it() -> None:
