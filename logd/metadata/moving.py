@@ -212,6 +212,11 @@ class MovingState(Layout):
             raise RebalanceConflictError("another plan has been started meanwhile")
         if command.first < len(plan.moves):
             return PlanChanged(plan=plan)
+        if plan.state != "arriving":
+            raise RebalanceConflictError(
+                f"plan {plan.plan_id} is {plan.state}, with {len(plan.moves)} of its "
+                f"{plan.move_count} moves: it takes no more"
+            )
         self._check_moves(command, plan)
 
         if command.first == 0:

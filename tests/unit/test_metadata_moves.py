@@ -327,6 +327,19 @@ def test_a_plan_that_never_arrived_whole_makes_way_for_another() -> None:
         apply(state, msgspec.structs.replace(whole, moves=whole.moves[1:], first=1))
 
 
+def test_a_plan_that_was_cancelled_before_it_was_whole_does_not_go_on_arriving() -> None:
+    state = five_brokers(partitions=2)
+    whole = start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)})
+    apply(state, msgspec.structs.replace(whole, moves=whole.moves[:1]))
+    apply(state, CancelPlan(plan_id=1, now_ms=8))
+
+    with pytest.raises(RebalanceConflictError, match="plan 1 is cancelled"):
+        apply(state, msgspec.structs.replace(whole, moves=whole.moves[1:], first=1))
+
+    assert plan_of(state).state == "cancelled"
+    assert plan_of(state).states == ("cancelled",)
+
+
 def test_moves_that_cannot_be_begun_are_skipped() -> None:
     state = five_brokers(partitions=2)
     apply(state, start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)}))
