@@ -235,16 +235,19 @@ class Autonomy:
                 await self._even_out()
 
     async def _give_up_moves_to(self, lost: list[NodeId]) -> None:
-        """A newcomer that does not come back would be waited for for ever."""
+        """A newcomer that does not come back would be waited for for ever, and so would one that
+        is to stay where the target has no majority without it."""
         for placement in self._broker.metadata.state.moving:
             move = placement.move
             assert move is not None
-            newcomers = set(move.target) - set(placement.replicas)
-            if not move.is_cancelled and newcomers & set(lost):
+            gone = [node for node in move.target if node in lost]
+            has_newcomer = any(node not in placement.replicas for node in gone)
+            is_hopeless = has_newcomer or not is_majority_alive(move.target, gone)
+            if is_hopeless and not move.is_cancelled:
                 log.warning(
                     log_events.MOVE_SKIPPED,
                     partition=str(placement.name),
-                    reason=f"broker {min(newcomers & set(lost))} is lost",
+                    reason=f"broker {', '.join(map(str, gone))} is lost",
                 )
                 await self._execute(CancelMove(group=placement.group))
 

@@ -361,6 +361,29 @@ def test_a_move_to_a_broker_that_is_lost_is_taken_back() -> None:
     play(story, replace_after_ms=3_000)
 
 
+def test_a_move_to_fewer_brokers_of_which_too_many_are_lost_is_taken_back() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        before = (await partitions_of(client))[0]
+        controller = cluster.leader_of(METADATA_GROUP)
+        assert controller is not None
+        dead = next(n for n in before.replicas if n not in (controller.node, before.leader))
+        stays = next(n for n in before.replicas if n != dead)
+        await cluster.nodes[NodeId(dead)].crash(power=False)
+        plan_id = await start(client, {0: [stays, dead]})  # Nobody has noticed yet.
+
+        with trio.fail_after(60):
+            while (replaced := await ended(client)).plan_id == plan_id:
+                await trio.sleep(0.2)
+
+        assert replaced.purpose.startswith(f"by itself: replace broker {dead}, missing")
+        assert replaced.state == "done"
+        partitions = await partitions_of(client)
+        assert all(dead not in p.replicas for p in partitions)
+        assert len(partitions[0].replicas) == 3
+
+    play(story, replace_after_ms=8_000)
+
+
 def test_a_leader_that_is_shipped_metadata_while_it_moves_something_goes_by_them() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         controller = cluster.leader_of(METADATA_GROUP)
