@@ -10,6 +10,9 @@ goes on where the last leader stopped, from the metadata and the group's own con
 
 A move that was cancelled goes back the same way, unless it has arrived.  A broker that has been
 left out puts its copy into the trash when the end of the move is committed, and says so.
+
+Where only the order of the replicas was changed nothing moves, and the metadata are done with it
+at once: the leader has the group follow, so that who is named first is the first to campaign.
 """
 
 from __future__ import annotations
@@ -48,6 +51,8 @@ CATCHING_UP_FACTOR: Final = 1.5
 
 COMMAND_TIMEOUT_MS: Final = 10_000
 RETIRED_PER_COMMAND_MAX: Final = 1_000
+ORDER_INTERVAL_S: Final = 5.0
+"""How often all partitions are looked at: their order matters only when the leader goes."""
 
 
 class Mover:
@@ -64,6 +69,7 @@ class Mover:
         """Look at the moves whenever something has changed, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._refill)
+            nursery.start_soon(self._keep_order)
             while True:
                 for placement in self._broker.metadata.state.moving:
                     group = self._led(placement.group)
@@ -165,6 +171,22 @@ class Mover:
         )
         log.info(log_events.MOVE_FINISHED, partition=str(placement.name), replicas=list(replicas))
 
+    # --- the order of preference --------------------------------------------------------------
+
+    async def _keep_order(self) -> None:
+        """Have the replicas of what is led here preferred as the metadata say."""
+        while True:
+            await trio.sleep(ORDER_INTERVAL_S)
+            for group in list(self._broker.node.groups.values()):
+                placement = self._placement(group.group_id)
+                if placement is not None and _is_out_of_order(placement, group):
+                    try:
+                        await group.members.change_configuration(placement.replicas, ())
+                    except LogdError as error:
+                        log.info(
+                            log_events.MOVE_WAITS, partition=str(placement.name), reason=str(error)
+                        )
+
     # --- the throttle -------------------------------------------------------------------------
 
     def _make_budgets(self, group: Group, newcomers: tuple[NodeId, ...]) -> None:
@@ -245,3 +267,12 @@ class Mover:
             await trio.sleep(STEP_RETRY_S)
         finally:
             self._is_telling = False
+
+
+def _is_out_of_order(placement: PartitionPlacement, group: Group) -> bool:
+    """Whether this leads a group of the brokers that the metadata name, in another order."""
+    current = group.configuration
+    if current.voters == placement.replicas or placement.move is not None or not group.is_ready:
+        return False
+    is_changing = current.is_joint or current.learners
+    return not is_changing and set(current.voters) == set(placement.replicas)

@@ -69,6 +69,28 @@ def test_a_partition_goes_to_brokers_none_of_which_had_it_and_back() -> None:
     play(story)
 
 
+def test_who_is_made_the_first_of_the_replicas_is_the_next_to_lead() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        partition = (await partitions_of(client))[0]
+        group = GroupId(partition.group)
+        leader = cluster.leader_of(group)
+        assert leader is not None
+        second, third = (node for node in partition.replicas if node != leader.node)
+        await start(client, {0: [third, leader.node, second]})
+        assert (await ended(client)).state == "done"
+        await trio.sleep(10)
+        assert cluster.leader_of(group) is leader
+
+        await leader.crash(power=False)
+        await trio.sleep(5)
+
+        successor = cluster.leader_of(group)
+        assert successor is not None
+        assert successor.node == third
+
+    play(story)
+
+
 def test_a_cancelled_plan_leaves_every_partition_where_it_was_or_was_to_go() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         before = {at: p.replicas for at, p in enumerate(await partitions_of(client))}
