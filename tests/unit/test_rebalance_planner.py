@@ -8,6 +8,7 @@ import pytest
 from logd.limits import MIB
 from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad, Stranded
 from logd.metadata.rebalance.planner import Reason, RebalancePlan, make_plan, plan_only
+from logd.metadata.rebalance.search import Layout, Step
 from logd.metadata.rebalance.shares import ranges_of
 from logd.types import GroupId, NodeId, TopicPartition
 from tests.support.optimum import Excess, fewest_bytes
@@ -343,6 +344,16 @@ def test_equal_clusters_give_equal_plans_in_whatever_order_they_are_listed() -> 
     plan = make_plan(brokers, partitions, QUICKLY)
 
     assert make_plan(brokers[::-1], partitions[::-1], QUICKLY) == plan
+
+
+def test_what_a_step_moves_is_weighed_also_where_replicas_have_to_share_a_host() -> None:
+    brokers = brokers_of(*"aabb")
+    small, large = partition_of(0, (1, 2, 3), 999), partition_of(1, (1, 2, 3), 10**9 - 999)
+    layout = Layout(brokers, [small, large], ranges_of(brokers, [small, large], 10.0))
+
+    gain = layout.gain(Step(partition=0, source=0, target=3))
+
+    assert gain == pytest.approx(-1000 / (3 * 10**9))
 
 
 @pytest.mark.parametrize("seeds", [range(4), range(4, 8)], ids=str)

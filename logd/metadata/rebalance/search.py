@@ -225,8 +225,10 @@ class Layout:
             moved = self.sizes[partition] if source in original else -self.sizes[partition]
             gain -= (moved + (1 if moved > 0 else -1)) / self._bytes_total
         if not self._is_always_apart:
-            gain += self.togetherness(partition, source, source)
-            gain -= self.togetherness(partition, target, source)
+            # Taken together: next to one of these weights the bytes would be rounded away.
+            gain += self.togetherness(partition, source, source) - self.togetherness(
+                partition, target, source
+            )
         return gain
 
     # --- change -----------------------------------------------------------------------------
