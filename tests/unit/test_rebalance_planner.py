@@ -356,6 +356,21 @@ def test_what_a_step_moves_is_weighed_also_where_replicas_have_to_share_a_host()
     assert gain == pytest.approx(-1000 / (3 * 10**9))
 
 
+def test_an_empty_partition_gains_nothing_by_going_to_and_fro() -> None:
+    brokers = brokers_of(*"abc")
+    partitions = [partition_of(0, (1,), 0, rate=100), partition_of(1, (2,), 0)]
+    layout = Layout(brokers, partitions, ranges_of(brokers, partitions, 0.05))
+    there = Step(partition=0, source=0, target=1, other=1)
+
+    gain_there = layout.gain(there)
+    layout.take(there)
+    gain_back = layout.gain(Step(partition=0, source=1, target=0, other=1))
+
+    assert gain_there < 0
+    assert gain_back == -gain_there
+    assert make_plan(brokers, partitions, QUICKLY).moves == ()
+
+
 @pytest.mark.parametrize("seeds", [range(4), range(4, 8)], ids=str)
 def test_about_as_few_bytes_are_moved_as_a_solver_needs_for_the_same_balance(
     seeds: range,

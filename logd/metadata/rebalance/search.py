@@ -222,8 +222,9 @@ class Layout:
         original = self.original[partition]
         gain = 0.0
         if (source in original) != (target in original):
-            moved = self.sizes[partition] if source in original else -self.sizes[partition]
-            gain -= (moved + (1 if moved > 0 else -1)) / self._bytes_total
+            # One more, so that an empty partition is not moved for nothing either.
+            moved = (self.sizes[partition] + 1) / self._bytes_total
+            gain += -moved if source in original else moved
         if not self._is_always_apart:
             # Taken together: next to one of these weights the bytes would be rounded away.
             gain += self.togetherness(partition, source, source) - self.togetherness(
