@@ -54,12 +54,18 @@ async def _begin_some(broker: Broker, plan: Plan) -> None:
     room = state.rebalance_settings.concurrency - plan.count("running")
     down = broker.metadata.brokers_down()
     for move, progress in zip(plan.moves, plan.states, strict=True):
-        if room <= 0:
+        if room <= 0 or not _goes_on(broker, plan):
             return
         if progress != "pending" or not is_majority_alive(move.before, down):
             continue
         if await _is_begun(broker, plan, move):
             room -= 1
+
+
+def _goes_on(broker: Broker, plan: Plan) -> bool:
+    """Whether nobody has cancelled ``plan`` since it was looked at."""
+    current = broker.metadata.state.plan
+    return current is not None and current.plan_id == plan.plan_id and current.state == "running"
 
 
 async def _is_begun(broker: Broker, plan: Plan, move: PlannedMove) -> bool:
@@ -85,8 +91,7 @@ async def _is_begun(broker: Broker, plan: Plan, move: PlannedMove) -> bool:
 
 
 async def _skip(broker: Broker, plan: Plan, move: PlannedMove, reason: RefusedError) -> None:
-    current = broker.metadata.state.plan
-    if current is None or current.plan_id != plan.plan_id or current.state != "running":
+    if not _goes_on(broker, plan):
         return  # Cancelled meanwhile, which is why it was refused.
     log.warning(log_events.MOVE_SKIPPED, group=move.group, reason=str(reason))
     command = SkipMove(plan_id=plan.plan_id, group=move.group, now_ms=broker.env.wall_clock_ms())

@@ -10,7 +10,9 @@ import random
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
+from logd.broker import log_events
 from logd.errors import UnavailableError
 from logd.metadata.commands import StartPlan
 from logd.metadata.moves import PlannedMove
@@ -109,6 +111,32 @@ def test_a_cancelled_plan_leaves_every_partition_where_it_was_or_was_to_go() -> 
         for at, partition in enumerate(await partitions_of(client)):
             assert partition.replicas in (before[at], targets[at])
         await check(cluster, client)
+
+    play(story)
+
+
+def test_of_a_plan_that_was_cancelled_no_further_moves_are_tried() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        many = await client.admin.create_topic("many", partitions=40, replicas=3)
+        await client.admin.set_rebalancing(concurrency=60)
+        version = (await client.admin.describe_rebalance()).layout_version
+        moves = [
+            PlannedMoveInfo(
+                group=p.group,
+                before=p.replicas,
+                target=[*p.replicas[:2], min(set(range(1, 6)) - set(p.replicas))],
+                reason="test",
+            )
+            for p in many.partitions
+        ]
+
+        with capture_logs() as logs:
+            await client.admin.cancel_plan(await client.admin.start_plan("test", version, moves))
+            assert (await ended(client)).state == "cancelled"
+            await trio.sleep(5)
+
+        refused = {e["offset"] for e in logs if e["event"] == log_events.METADATA_REFUSED}
+        assert len(refused) <= 1  # The one that was under way.
 
     play(story)
 
