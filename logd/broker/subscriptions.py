@@ -268,7 +268,9 @@ async def start_position(broker: Broker, group: Group, start: Start, value: int)
             return commit
         case "time":
             found = await broker.env.run_blocking(group.log.offset_for_time, value)
-            return min(Offset(found), commit) if found is not None else commit
+            position = commit if found is None else min(Offset(found), commit)
+            # What was trimmed may still lie in the files, with the time that was asked for.
+            return max(position, group.log_start)
         case "offset":
             if value > commit and not group.is_ready:
                 # A replica that was cut off or has just started learns of commits late: a

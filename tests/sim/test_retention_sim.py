@@ -196,6 +196,20 @@ def test_a_trim_by_time_keeps_what_was_appended_then_or_later() -> None:
     play(story)
 
 
+def test_a_start_at_a_time_that_was_trimmed_is_the_first_record_that_is_left() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await make_topic(client)
+        await append(client, 20)
+        await client.admin.trim_partition(TOPIC, 0, 7)
+        long_ago = datetime(2000, 1, 1, tzinfo=UTC)
+
+        assert (await client.admin.offsets(TOPIC, 0, at=long_ago)).time_offset == 7
+        async with client.consumer(TOPIC, start=long_ago) as consumer:
+            assert (await anext(aiter(consumer))).offset == 7
+
+    play(story)
+
+
 def test_what_was_trimmed_stays_trimmed_when_another_broker_leads() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         group = await make_topic(client)
