@@ -221,8 +221,8 @@ def _is_header(pair: object) -> bool:
     return (
         isinstance(pair, tuple)
         and len(pair) == 2
-        and isinstance(pair[0], str)
-        and isinstance(pair[1], bytes)
+        and type(pair[0]) is str  # Nothing derived from them can be sealed.
+        and type(pair[1]) is bytes
     )
 
 
@@ -234,7 +234,8 @@ def record_bytes(value: Value, key: bytes | None, headers_bytes: int) -> int:
         RecordTooLargeError: above the limit of a record.
     """
     for name, column in (("value", value), ("key", key)):
-        if column is not None and not isinstance(column, bytes):
+        # Nothing derived from bytes can be sealed, and it would take its batch along.
+        if column is not None and type(column) is not bytes:
             raise UsageError(f"{name} must be bytes or None, not {type(column).__name__}")
     size = len(value or b"") + len(key or b"") + headers_bytes
     if size > RECORD_BYTES_MAX:

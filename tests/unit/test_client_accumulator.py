@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -155,6 +157,30 @@ def test_the_short_way_into_a_batch_adds_what_the_long_way_would_or_nothing() ->
 def test_headers_are_pairs_of_a_name_and_bytes(headers: list[tuple[str, bytes]]) -> None:
     with pytest.raises(UsageError, match="pair"):
         checked_headers(headers)
+
+
+class Name(StrEnum):
+    TRACE = "trace"
+
+
+class Token(bytes):
+    """Bytes to whoever looks at them, and not to MessagePack."""
+
+
+@pytest.mark.parametrize("headers", [[(Name.TRACE, b"x")], [("trace", Token(b"x"))]])
+def test_a_header_that_cannot_be_sealed_is_refused_before_others_share_its_batch(
+    headers: list[tuple[str, bytes]],
+) -> None:
+    with pytest.raises(UsageError, match="pair"):
+        checked_headers(headers)
+
+
+@pytest.mark.parametrize(("value", "key"), [(Token(b"x"), None), (b"x", Token(b"k"))])
+def test_bytes_that_cannot_be_sealed_are_refused_before_others_share_their_batch(
+    value: bytes, key: bytes | None
+) -> None:
+    with pytest.raises(UsageError, match="must be bytes or None, not Token"):
+        record_bytes(value, key, 0)
 
 
 def test_key_value_and_headers_share_the_limit_of_a_record() -> None:
