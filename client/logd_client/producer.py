@@ -24,6 +24,7 @@ from logd.limits import (
     MIB,
     RECORD_BYTES_MAX,
 )
+from logd.record.batch import TIMESTAMP_MS_MAX
 from logd.record.header import Codec
 from logd.record.payload import NO_HEADERS, RecordHeaders
 from logd.types import NO_PRODUCER, GroupId, ProducerId
@@ -331,9 +332,7 @@ class Producer:
         Its partition, its batch's delivery and its position in the batch.
         """
         try:
-            timestamp_ms = self._wall_clock_ms() if timestamp_ms is None else timestamp_ms
-            if type(timestamp_ms) is not int:
-                raise UsageError(f"timestamp_ms must be an int, not {timestamp_ms!r}")
+            timestamp_ms = self._time_of(timestamp_ms)
             if expected_offset is not None and partition is None:
                 raise UsageError("expected_offset needs partition: offsets are per partition")
             chosen = self._choose(key, partition)
@@ -348,6 +347,16 @@ class Producer:
         position = batch.add(value, key, headers, timestamp_ms, size)
         batch.is_closed = expected_offset is not None
         return chosen, batch.delivery, position
+
+    def _time_of(self, timestamp_ms: int | None) -> int:
+        """A record's timestamp.  One that no batch can hold would take its batch along."""
+        if timestamp_ms is not None:
+            require_between("timestamp_ms", timestamp_ms, -TIMESTAMP_MS_MAX, TIMESTAMP_MS_MAX)
+            return timestamp_ms
+        now_ms = self._wall_clock_ms()
+        if type(now_ms) is not int:
+            raise UsageError(f"wall_clock_ms must give an int, not {now_ms!r}")
+        return now_ms
 
     def _batch_for(
         self,
@@ -457,9 +466,7 @@ class Producer:
             raise UsageError("give key or keys, not both")
         if keys is not None:
             check_sequence("keys", keys)
-        if timestamp_ms is not None and type(timestamp_ms) is not int:
-            raise UsageError(f"timestamp_ms must be an int, not {timestamp_ms!r}")
-        timestamp_ms = self._wall_clock_ms() if timestamp_ms is None else timestamp_ms
+        timestamp_ms = self._time_of(timestamp_ms)
         if key is not None:
             record_bytes(None, key, 0)
         elif keys is None or None in keys:

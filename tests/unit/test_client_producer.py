@@ -1,0 +1,138 @@
+"""A producer before its records have left: what is refused, and what holds up whom."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial, wraps
+from typing import Any, cast
+
+import anyio
+import pytest
+import trio
+import trio.testing
+
+from logd.errors import UsageError
+from logd.record.batch import TIMESTAMP_MS_MAX
+from logd.types import GroupId, NodeId
+from logd.wire.messages import (
+    InitProducerResponse,
+    PartitionInfo,
+    ProduceRequest,
+    ProduceResponse,
+    TopicInfo,
+)
+from logd_client.background import Background, task_group
+from logd_client.cluster import ClusterView
+from logd_client.connection import Answer, Completion, Connection, Lane
+from logd_client.environment import Environment
+from logd_client.producer import Producer, ProducerOptions
+from logd_client.routing import Routing
+from logd_client.transport import TcpTransport
+
+TOPIC = "orders"
+
+
+class Leader:
+    """The far end of a connection: it has what it was sent, and answers when it is told to."""
+
+    node = NodeId(1)
+    name = "node 1"
+    is_open = True
+
+    def __init__(self) -> None:
+        self.unanswered: list[tuple[ProduceRequest, Completion]] = []
+        self.end_offset = 0
+
+    def enqueue(self, message: ProduceRequest, on_done: Completion, body: bytes) -> None:
+        self.unanswered.append((message, on_done))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def answer(self) -> None:
+        """Acknowledge what has waited longest."""
+        _, on_done = self.unanswered.pop(0)
+        response = ProduceResponse(
+            base_offset=self.end_offset, end_offset=self.end_offset + 1, append_time_ms=5
+        )
+        self.end_offset += 1
+        on_done(Answer(response, b""))
+
+
+class Cluster:
+    """What producers use of ``Routing``."""
+
+    def __init__(self, tasks: Background, partition_count: int) -> None:
+        self.leaders = [Leader() for _ in range(partition_count)]
+        self.view = ClusterView()
+        self.tasks = tasks
+        self.environment = Environment(
+            TcpTransport(), trio.current_time, lambda: 1_000, random.Random(0)
+        )
+        self.request_timeout_s = 30.0
+        self.on_close: dict[object, Callable[[], None]] = {}
+        self.controller_connection = None
+
+    async def topic(self, name: str) -> TopicInfo:
+        partitions = [
+            PartitionInfo(partition=number, group=number + 1, replicas=[1])
+            for number in range(len(self.leaders))
+        ]
+        return TopicInfo(name=name, topic_id=1, partitions=partitions)
+
+    async def call(self, *_: object) -> InitProducerResponse:
+        return InitProducerResponse(producer_id=7)
+
+    async def leader_connection(self, group: GroupId, lane: Lane, attempt: int) -> Connection:
+        await anyio.lowlevel.checkpoint()
+        return cast("Connection", self.leaders[group - 1])
+
+    async def look_again(self, *_: object) -> None:
+        """Nothing has changed."""
+
+
+@asynccontextmanager
+async def opened(
+    partition_count: int = 1, **options: Any
+) -> AsyncIterator[tuple[Cluster, Producer]]:
+    """A producer that is given up at the end."""
+    async with task_group() as tasks:
+        background = Background(tasks)
+        cluster = Cluster(background, partition_count)
+        producer = Producer(cast("Routing", cluster), TOPIC, ProducerOptions(**options))
+        try:
+            await producer.__aenter__()
+            yield cluster, producer
+        finally:
+            for close in list(cluster.on_close.values()):
+                close()
+            background.close()
+
+
+def in_virtual_time(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    @wraps(test)
+    def run(**arguments: object) -> None:
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        trio.run(partial(test, **arguments), clock=clock)
+
+    return run
+
+
+# --- what is refused --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timestamp_ms", [TIMESTAMP_MS_MAX + 1, -TIMESTAMP_MS_MAX - 1, 1.0])
+@in_virtual_time
+async def test_a_time_that_no_batch_can_hold_fails_alone(timestamp_ms: Any) -> None:
+    async with opened() as (cluster, producer):
+        other = producer.append_nowait(b"other")
+        with pytest.raises(UsageError, match="timestamp_ms"):
+            producer.append_nowait(b"value", timestamp_ms=timestamp_ms)
+        with pytest.raises(UsageError, match="timestamp_ms"):
+            await producer.append_many([b"value"], timestamp_ms=timestamp_ms)
+        await trio.testing.wait_all_tasks_blocked()
+        cluster.leaders[0].answer()
+
+        assert (await other).offset == 0
