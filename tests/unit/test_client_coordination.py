@@ -220,6 +220,19 @@ def test_a_fence_is_taken_from_whatever_was_granted() -> None:
             fence_of(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("fence", [Fence(-1, 4), Fence(2**64, 4), Fence(9, -1), Fence(9, 2**64)])
+def test_a_fence_that_no_batch_can_carry_is_refused_before_it_ends_the_client(
+    fence: Fence,
+) -> None:
+    with pytest.raises(UsageError, match="fence has an id from 1 and a token from 0"):
+        fence_of(fence)
+
+
+def test_a_fence_of_no_lock_is_refused_since_it_would_fence_nothing() -> None:
+    with pytest.raises(UsageError, match="fence has an id from 1"):
+        fence_of(Fence(0, 4))
+
+
 def test_a_batch_carries_its_fence() -> None:
 
     def sealed(fence: tuple[int, int]) -> bytes:

@@ -21,6 +21,8 @@ from logd_client.arguments import require_text
 from logd_client.routing import Routing
 
 _RAISES_AT_ONCE = 64
+_FENCE_NUMBER_MAX = 2**64 - 1
+"""What a batch's header holds."""
 
 
 class Fence(NamedTuple):
@@ -41,13 +43,20 @@ def fence_of(fence: Fence | HasFence) -> Fence:
     """The fence of a lease; a fence stays as it is.
 
     Raises:
-        UsageError: it is neither, or a lease that several may hold.
+        UsageError: it is neither, or a lease that several may hold, or no batch can carry it.
     """
     found: object = fence
     if not isinstance(found, Fence):
         found = getattr(found, "fence", None)
     if not isinstance(found, Fence):
         raise UsageError(f"fence must be a lease, or a lease's fence, not {fence!r}")
+    fence_id, token = found
+    if not (
+        type(fence_id) is type(token) is int
+        and 0 < fence_id <= _FENCE_NUMBER_MAX  # 0 stands for none: the append would go unfenced.
+        and 0 <= token <= _FENCE_NUMBER_MAX
+    ):
+        raise UsageError(f"a fence has an id from 1 and a token from 0, in 64 bits, not {found}")
     return found
 
 
