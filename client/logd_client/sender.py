@@ -175,7 +175,11 @@ class Sender:
             await self._wake_sender.wait()
             self._wake_sender = anyio.Event()
             return
-        times = [partition.pipeline.lingers_until() for partition in self.partitions]
+        # Of what waits for its leader the time may be over: looking again does not help it.
+        times = [
+            None if partition.is_attaching else partition.pipeline.lingers_until()
+            for partition in self.partitions
+        ]
         wanted = min((time for time in times if time is not None), default=None)
         left_s = None if wanted is None else max(wanted - self._clock(), 0)
         with anyio.move_on_after(left_s):

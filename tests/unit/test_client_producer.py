@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from functools import partial, wraps
 from typing import Any, cast
 
-import anyio
 import pytest
 import trio
 import trio.testing
@@ -68,9 +67,10 @@ class Cluster:
         self.leaders = [Leader() for _ in range(partition_count)]
         self.view = ClusterView()
         self.tasks = tasks
-        self.environment = Environment(
-            TcpTransport(), trio.current_time, lambda: 1_000, random.Random(0)
-        )
+        self.environment = Environment(TcpTransport(), self._clock, lambda: 1_000, random.Random(0))
+        self.clock_reads_left = 1_000
+        self.leader_is_known = trio.Event()
+        self.leader_is_known.set()
         self.request_timeout_s = 30.0
         self.on_close: dict[object, Callable[[], None]] = {}
         self.controller_connection = None
@@ -86,8 +86,13 @@ class Cluster:
         return InitProducerResponse(producer_id=7)
 
     async def leader_connection(self, group: GroupId, lane: Lane, attempt: int) -> Connection:
-        await anyio.lowlevel.checkpoint()
+        await self.leader_is_known.wait()
         return cast("Connection", self.leaders[group - 1])
+
+    def _clock(self) -> float:
+        self.clock_reads_left -= 1
+        assert self.clock_reads_left, "somebody looks at the clock again and again"
+        return trio.current_time()
 
     async def look_again(self, *_: object) -> None:
         """Nothing has changed."""
@@ -136,3 +141,20 @@ async def test_a_time_that_no_batch_can_hold_fails_alone(timestamp_ms: Any) -> N
         cluster.leaders[0].answer()
 
         assert (await other).offset == 0
+
+
+# --- what is waited for -----------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_batch_that_is_old_enough_waits_for_its_leader_without_spinning() -> None:
+    async with opened(linger_ms=10) as (cluster, producer):
+        cluster.leader_is_known = trio.Event()
+        producer.append_nowait(b"value")
+        await trio.sleep(1)
+        assert cluster.leaders[0].unanswered == []
+
+        cluster.leader_is_known.set()
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert len(cluster.leaders[0].unanswered) == 1
