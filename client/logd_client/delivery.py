@@ -156,6 +156,10 @@ class ManyDeliveries:
         """The input at ``position`` cannot travel at all."""
         self._failures.append((position, position + 1, error))
 
+    def add_failures(self, positions: Sequence[int], error: LogdError) -> None:
+        """The inputs at ``positions``, increasing, were not queued."""
+        self._failures += [(start, end, error) for start, end, _ in _runs(positions)]
+
     async def wait(self) -> tuple[AckRange, ...]:
         """Wait for every batch; the acknowledged ranges in input order.
 

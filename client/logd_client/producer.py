@@ -481,10 +481,14 @@ class Producer:
         for start, end, size in slices.bounds(self._options.batch_bytes):
             part_keys = key if keys is None else _as_list(keys[start:end])
             chosen = self._choose(key, partition)
-            delivery, first = await self._enqueue(
-                chosen, _as_list(values[start:end]), part_keys, timestamp_ms, size, carried
-            )
-            outcome.add_batch(range(start, end), delivery, first)
+            try:
+                delivery, first = await self._enqueue(
+                    chosen, _as_list(values[start:end]), part_keys, timestamp_ms, size, carried
+                )
+            except LogdError as error:
+                outcome.add_failures(range(start, end), error)
+            else:
+                outcome.add_batch(range(start, end), delivery, first)
         for position, size in slices.too_large:
             outcome.add_failure(position, too_large(size))
         return await outcome.wait()
@@ -504,15 +508,19 @@ class Producer:
             group_keys = [keys[position] for position in positions]
             slices = Slices(group_values, group_keys)
             for start, end, size in slices.bounds(self._options.batch_bytes):
-                delivery, first = await self._enqueue(
-                    chosen,
-                    group_values[start:end],
-                    group_keys[start:end],
-                    timestamp_ms,
-                    size,
-                    fence,
-                )
-                outcome.add_batch(positions[start:end], delivery, first)
+                try:
+                    delivery, first = await self._enqueue(
+                        chosen,
+                        group_values[start:end],
+                        group_keys[start:end],
+                        timestamp_ms,
+                        size,
+                        fence,
+                    )
+                except LogdError as error:
+                    outcome.add_failures(positions[start:end], error)
+                else:
+                    outcome.add_batch(positions[start:end], delivery, first)
             for at, size in slices.too_large:
                 outcome.add_failure(positions[at], too_large(size))
         return await outcome.wait()
@@ -539,7 +547,12 @@ class Producer:
         size: int,
         fence: tuple[int, int],
     ) -> tuple[Delivery, int]:
-        """Put records into a batch; its delivery, and the position of the first one in it."""
+        """Put records into a batch; its delivery, and the position of the first one in it.
+
+        Raises:
+            UsageError, ProducerFencedError: the producer has ended, perhaps while others of the
+                same call waited.  These were not queued.
+        """
         assert keys is None or isinstance(keys, bytes | list)
         # A key of all records stands in the batch once, unless others with other keys share it.
         shared_size = size
@@ -550,6 +563,7 @@ class Producer:
             size = shared_size
         if not self._budget.take_now(size):
             await self._budget.take(size)
+        if not self._sender.is_open or self._sender.fatal is not None:
             self._check_open_or_give_back(size)
         if is_small:
             batch = self._batch_for(partition, size, fence, record_count=len(values))

@@ -12,7 +12,8 @@ import pytest
 import trio
 import trio.testing
 
-from logd.errors import UsageError
+from logd.errors import PartialAppendError, UsageError
+from logd.limits import BATCH_BYTES_MAX, KIB
 from logd.record.batch import TIMESTAMP_MS_MAX
 from logd.types import GroupId, NodeId
 from logd.wire.messages import (
@@ -26,7 +27,7 @@ from logd_client.background import Background, task_group
 from logd_client.cluster import ClusterView
 from logd_client.connection import Answer, Completion, Connection, Lane
 from logd_client.environment import Environment
-from logd_client.producer import Producer, ProducerOptions
+from logd_client.producer import BATCH_BYTES_DEFAULT, Producer, ProducerOptions
 from logd_client.routing import Routing
 from logd_client.transport import TcpTransport
 
@@ -89,6 +90,11 @@ class Cluster:
         await self.leader_is_known.wait()
         return cast("Connection", self.leaders[group - 1])
 
+    def close(self) -> None:
+        """As the client does when it is closed."""
+        for close in list(self.on_close.values()):
+            close()
+
     def _clock(self) -> float:
         self.clock_reads_left -= 1
         assert self.clock_reads_left, "somebody looks at the clock again and again"
@@ -111,8 +117,7 @@ async def opened(
             await producer.__aenter__()
             yield cluster, producer
         finally:
-            for close in list(cluster.on_close.values()):
-                close()
+            cluster.close()
             background.close()
 
 
@@ -158,3 +163,41 @@ async def test_a_batch_that_is_old_enough_waits_for_its_leader_without_spinning(
         await trio.testing.wait_all_tasks_blocked()
 
         assert len(cluster.leaders[0].unanswered) == 1
+
+
+# --- what fails in part -----------------------------------------------------------------
+
+LARGE = bytes(BATCH_BYTES_DEFAULT - KIB)
+KEYS = [b"a", b"b", b"c", b"d", b"e", b"f"]
+
+
+@pytest.mark.parametrize("keys", [None, KEYS])
+@in_virtual_time
+async def test_of_many_that_wait_for_room_when_the_producer_ends_each_has_its_own_fate(
+    keys: list[bytes] | None,
+) -> None:
+    """A plain error would say that nothing was appended, and would lose what was acknowledged."""
+    async with opened(buffer_bytes=BATCH_BYTES_MAX) as (cluster, producer):
+        outcome: list[PartialAppendError] = []
+
+        async def append() -> None:
+            with pytest.raises(PartialAppendError) as caught:
+                await producer.append_many([LARGE] * len(KEYS), keys=keys)
+            outcome.append(caught.value)
+
+        async with task_group() as tasks:
+            tasks.start_soon(append)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(cluster.leaders[0].unanswered) == 4
+            cluster.leaders[0].answer()
+            cluster.close()
+
+        (error,) = outcome
+        assert [(ack.base_offset, ack.count) for ack in cast("Any", error.acks)] == [(0, 1)]
+        assert [(start, end, each.may_have_applied) for start, end, each in error.failures] == [
+            (1, 2, True),
+            (2, 3, True),
+            (3, 4, True),
+            (4, 5, False),
+            (5, 6, False),
+        ]
