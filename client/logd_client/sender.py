@@ -291,11 +291,14 @@ class Sender:
     async def _attach(self, partition: ProducerPartition) -> None:
         """Find the partition's leader, connect to it, and start the pipeline (again)."""
         pipeline = partition.pipeline
-        while self.is_open and not pipeline.is_idle:
+        # A pipeline that has stopped gets no records without a key: were it left so because all
+        # that it had has expired, it would never get any again.
+        while self.is_open and not (pipeline.is_idle and pipeline.is_flowing):
             try:
                 partition.connection = await self._find_leader(partition)
             except UnknownTopicError as error:
                 self._fail_all(partition, error)
+                break
             except LogdError as error:
                 pipeline.note_trouble(error)
             else:

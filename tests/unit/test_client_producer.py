@@ -12,7 +12,13 @@ import pytest
 import trio
 import trio.testing
 
-from logd.errors import PartialAppendError, UsageError
+from logd.errors import (
+    DeliveryTimeoutError,
+    LogdError,
+    NotLeaderError,
+    PartialAppendError,
+    UsageError,
+)
 from logd.limits import BATCH_BYTES_MAX, KIB
 from logd.record.batch import TIMESTAMP_MS_MAX
 from logd.types import GroupId, NodeId
@@ -51,6 +57,11 @@ class Leader:
     def flush(self) -> None:
         """Nothing is held back."""
 
+    def refuse(self, error: LogdError) -> None:
+        """Refuse what has waited longest."""
+        _, on_done = self.unanswered.pop(0)
+        on_done(error)
+
     def answer(self) -> None:
         """Acknowledge what has waited longest."""
         _, on_done = self.unanswered.pop(0)
@@ -72,6 +83,7 @@ class Cluster:
         self.clock_reads_left = 1_000
         self.leader_is_known = trio.Event()
         self.leader_is_known.set()
+        self.without_leader: set[GroupId] = set()
         self.request_timeout_s = 30.0
         self.on_close: dict[object, Callable[[], None]] = {}
         self.controller_connection = None
@@ -88,6 +100,8 @@ class Cluster:
 
     async def leader_connection(self, group: GroupId, lane: Lane, attempt: int) -> Connection:
         await self.leader_is_known.wait()
+        if group in self.without_leader:
+            raise NotLeaderError("no leader is known")
         return cast("Connection", self.leaders[group - 1])
 
     def close(self) -> None:
@@ -163,6 +177,26 @@ async def test_a_batch_that_is_old_enough_waits_for_its_leader_without_spinning(
         await trio.testing.wait_all_tasks_blocked()
 
         assert len(cluster.leaders[0].unanswered) == 1
+
+
+@in_virtual_time
+async def test_a_partition_that_was_without_a_leader_for_long_gets_its_share_again() -> None:
+    async with opened(2, delivery_timeout_ms=1_000) as (cluster, producer):
+        lost = producer.append_nowait(b"value", partition=0)
+        await trio.testing.wait_all_tasks_blocked()
+        cluster.without_leader = {GroupId(1)}
+        cluster.leaders[0].refuse(NotLeaderError("stepped down"))
+        with pytest.raises(DeliveryTimeoutError):
+            await lost
+        await trio.sleep(60)
+
+        cluster.without_leader = set()
+        await trio.sleep(1)
+        for _ in range(4):
+            producer.append_nowait(b"value")
+            await trio.testing.wait_all_tasks_blocked()
+
+        assert [len(leader.unanswered) for leader in cluster.leaders] == [2, 2]
 
 
 # --- what fails in part -----------------------------------------------------------------
