@@ -114,7 +114,8 @@ class Cursor:
         self._subscription = subscription
         self._generation += 1
         self._is_subscribed = False
-        self._owed_bytes = 0
+        # More than the credit may be held, by one batch: for that nothing is owed.
+        self._owed_bytes = min(self._credit_bytes - self._held_bytes, 0)
         kind, value = self._start
         if self._fetch_position is not None:
             kind, value = "offset", self._fetch_position
@@ -263,7 +264,7 @@ class Cursor:
     def take_credit(self) -> Credit | None:
         """Credit to return to the broker now, if there is enough to be worth a frame."""
         share = self._credit_bytes // _CREDIT_SHARE
-        if not self._is_subscribed or self._owed_bytes == 0 or self._owed_bytes < share:
+        if not self._is_subscribed or self._owed_bytes <= 0 or self._owed_bytes < share:
             return None
         credit = Credit(
             subscription=self._subscription,

@@ -207,6 +207,23 @@ def test_small_credit_is_gathered_before_it_is_worth_a_frame() -> None:
     assert credit.bytes == sizes
 
 
+def test_what_is_held_beyond_the_credit_comes_off_the_credit_of_the_next_subscription() -> None:
+    """Else each subscription could leave more behind for the next one."""
+    cursor = cursor_at(0)
+    body = data(0, b"x" * 3 * CREDIT_BYTES)
+    deliver(cursor, body, 1)
+
+    request = cursor.subscribe(1)
+    cursor.on_subscribed(
+        request.generation, SubscribeResponse(position=1, log_start=0, commit_offset=1)
+    )
+    read_all(cursor)
+    credit = cursor.take_credit()
+
+    assert credit is not None
+    assert request.credit_bytes + credit.bytes == CREDIT_BYTES
+
+
 def flipped(body: bytes, at: int) -> bytes:
     damaged = bytearray(body)
     damaged[at] ^= 1
