@@ -80,6 +80,9 @@ KEEP_ALIVE_PROBES: Final = 3
 """A quiet connection is probed by the kernel, and closed when nothing answers: else whoever
 lost power would keep a connection for ever."""
 
+ADMIN_TIMEOUT_MS_MAX: Final = 300_000
+"""How long one request of an administrator is worked on at most."""
+
 # --- names -----------------------------------------------------------------------------
 
 NAME_CHARACTERS_MAX: Final = 200

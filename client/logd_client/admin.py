@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Final, Literal, TypeVar
 
 from logd.errors import UsageError
+from logd.limits import ADMIN_TIMEOUT_MS_MAX
 from logd.types import GroupId, NodeId
 from logd.wire.messages import (
     AlterBrokerRequest,
@@ -437,7 +438,8 @@ class Admin:
 
     @property
     def _timeout_ms(self) -> int:
-        return int(self._routing.request_timeout_s * 1000)
+        """How long brokers may take: they refuse requests that would wait for ever."""
+        return min(int(self._routing.request_timeout_s * 1000), ADMIN_TIMEOUT_MS_MAX)
 
 
 def _checked_config(config: Mapping[str, Text]) -> dict[str, Text]:

@@ -19,7 +19,11 @@ from logd.errors import (
     RequestTimeoutError,
     UnavailableError,
 )
-from logd.limits import METADATA_PARTITIONS_PER_ANSWER, METADATA_TOPICS_PER_ANSWER
+from logd.limits import (
+    ADMIN_TIMEOUT_MS_MAX,
+    METADATA_PARTITIONS_PER_ANSWER,
+    METADATA_TOPICS_PER_ANSWER,
+)
 from logd.metadata.commands import AddPartitions, AlterTopic, CreateTopic, DeleteTopic
 from logd.metadata.state import Topic, TopicAltered, TopicCreated
 from logd.raft.messages import Role, TransferLeadership
@@ -60,7 +64,6 @@ if TYPE_CHECKING:
     from logd.broker.broker import Broker
     from logd.replication.group import Group
 
-ADMIN_TIMEOUT_MS_MAX: Final = 300_000
 INIT_PRODUCER_TIMEOUT_MS: Final = 10_000
 METADATA_LAG_S: Final = 1.0
 """How long a question about what this broker has not applied yet waits for it."""

@@ -15,7 +15,7 @@ from logd.errors import (
     NotLeaderError,
     UnavailableError,
 )
-from logd.limits import METADATA_VOTERS_MAX
+from logd.limits import ADMIN_TIMEOUT_MS_MAX, METADATA_VOTERS_MAX
 from logd.metadata.commands import (
     CancelPlan,
     Command,
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
     from logd.broker.broker import Broker
 
 log = structlog.get_logger(__name__)
-
-ADMIN_TIMEOUT_MS_MAX: Final = 300_000
 
 
 def broker_info(broker: Broker, known: KnownBroker) -> BrokerInfo:

@@ -12,14 +12,17 @@ from typing import Any
 import anyio
 import pytest
 
-from logd.errors import UsageError
+from logd.errors import UnknownTopicError, UsageError
+from logd.limits import ADMIN_TIMEOUT_MS_MAX, COORDINATION_TIMEOUT_MS_MAX
 from logd.types import HostPort
+from logd.wire.messages import PartitionInfo, TopicInfo
 from logd_client import Client, connect, sync
 from logd_client.accumulator import Slices, check_sequence, checked_headers
 from logd_client.admin import Admin
 from logd_client.arguments import require_list
 from logd_client.background import Background, task_group
 from logd_client.consumer import ConsumerOptions
+from logd_client.coordination.fences import Fence, raise_fences
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import ProducerOptions
 from logd_client.routing import Routing
@@ -134,6 +137,41 @@ async def test_an_administrator_is_told_which_argument_is_wrong(
             await call(Admin(routing))
 
     assert told in str(caught.value)
+
+
+class PatientRouting(Routing):
+    """Of a client that waits longer for an answer than brokers work on a request."""
+
+    request_timeout_s = 7200.0
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    async def call(self, target: object, message: Any, *_: object, **__: object) -> Any:
+        self.asked.append(message)
+        raise UnknownTopicError("no topic 't'")
+
+    async def describe_topic(self, name: str, *_: object) -> TopicInfo:
+        row = PartitionInfo(partition=0, group=1, replicas=[1])
+        return TopicInfo(name=name, topic_id=1, partitions=[row])
+
+
+@pytest.mark.parametrize(
+    ("call", "limit_ms"),
+    [
+        (lambda routing: Admin(routing).delete_topic("t"), ADMIN_TIMEOUT_MS_MAX),
+        (lambda routing: raise_fences(routing, ["t"], Fence(9, 4)), COORDINATION_TIMEOUT_MS_MAX),
+    ],
+)
+async def test_a_patient_client_asks_for_no_more_time_than_brokers_give(
+    call: Callable[[Routing], Any], limit_ms: int, anyio_backend: object
+) -> None:
+    routing = PatientRouting()
+
+    with pytest.raises(UnknownTopicError):
+        await call(routing)
+
+    assert [message.timeout_ms for message in routing.asked] == [limit_ms]
 
 
 async def test_a_closed_client_says_that_it_is_closed(anyio_backend: object) -> None:

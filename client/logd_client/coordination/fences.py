@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import anyio
 
 from logd.errors import LogdError, UsageError
+from logd.limits import COORDINATION_TIMEOUT_MS_MAX
 from logd.types import GroupId
 from logd.wire.messages import RaiseFenceRequest, RaiseFenceResponse
 from logd_client.arguments import require_text
@@ -103,7 +104,7 @@ async def raise_fences(
             group=group,
             fence_id=fence.id,
             token=fence.token,
-            timeout_ms=int(routing.request_timeout_s * 1000),
+            timeout_ms=min(int(routing.request_timeout_s * 1000), COORDINATION_TIMEOUT_MS_MAX),
         )
         async with limit:
             try:
