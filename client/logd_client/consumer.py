@@ -158,11 +158,14 @@ class Consumer:
 
         Raises:
             UnknownTopicError, InvalidPartitionError: there is no such topic or partition.
+            UsageError: the client is closed.
             LogdError: a position could not be found out in time.
         """
         if self._is_open or self._feeds:
             raise UsageError("a consumer is opened once; make another one")
         topic = await self._routing.topic(self._topic)
+        # Closed meanwhile, it would end nothing that is opened now.
+        self._routing.check_open()
         starts = self._starts(len(topic.partitions))
         descriptions = [partition_of(topic, number) for number in starts]
         credit_bytes = max(self._options.credit_bytes // len(descriptions), CREDIT_BYTES_MIN)

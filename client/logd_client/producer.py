@@ -139,12 +139,15 @@ class Producer:
 
         Raises:
             UnknownTopicError: the topic does not exist.
+            UsageError: the client is closed.
             LogdError: the cluster could not answer in time.
         """
         if self._partitions:
             raise UsageError("a producer is opened once; make another one")
         topic = await self._routing.topic(self._topic)
         producer_id = await self._init_producer()
+        # Closed meanwhile, it would end nothing that is opened now.
+        self._routing.check_open()
         partitions = sorted(topic.partitions, key=lambda partition: partition.partition)
         if [partition.partition for partition in partitions] != list(range(len(partitions))):
             raise InvalidPartitionError(f"topic {self._topic!r} is described with gaps")

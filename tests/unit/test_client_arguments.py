@@ -21,10 +21,10 @@ from logd_client.accumulator import Slices, check_sequence, checked_headers
 from logd_client.admin import Admin
 from logd_client.arguments import require_list
 from logd_client.background import Background, task_group
-from logd_client.consumer import ConsumerOptions
+from logd_client.consumer import Consumer, ConsumerOptions
 from logd_client.coordination.fences import Fence, raise_fences
 from logd_client.environment import Environment, wall_clock_ms
-from logd_client.producer import ProducerOptions
+from logd_client.producer import Producer, ProducerOptions
 from logd_client.routing import Routing
 from logd_client.transport import TcpTransport
 
@@ -192,6 +192,41 @@ async def test_a_closed_client_says_that_it_is_closed(anyio_backend: object) -> 
 
         with pytest.raises(UsageError, match="the client is closed"):
             await admin.list_topics()
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        lambda routing: Producer(routing, "t", ProducerOptions(idempotent=False)),
+        lambda routing: Consumer(routing, "t", ConsumerOptions(start="earliest")),
+    ],
+)
+async def test_what_is_opened_on_a_client_closed_meanwhile_says_so_and_does_not_wait_for_ever(
+    opened: Callable[[Routing], Producer | Consumer], anyio_backend: object
+) -> None:
+    async with task_group() as tasks:
+        background = Background(tasks)
+        environment = Environment(
+            TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)
+        )
+        routing = Routing(
+            [HostPort("127.0.0.1", 1)],
+            environment,
+            background,
+            client_id="test",
+            connect_timeout_s=1,
+            request_timeout_s=1,
+        )
+        row = PartitionInfo(partition=0, group=1, replicas=[1])
+        routing.view.learn_topic(TopicInfo(name="t", topic_id=1, partitions=[row]))
+        made = opened(routing)
+        routing.close()
+
+        try:
+            with pytest.raises(UsageError, match="the client is closed"):
+                await made.__aenter__()
+        finally:
+            background.close()
 
 
 async def test_a_client_that_was_not_entered_says_so(anyio_backend: object) -> None:

@@ -104,6 +104,9 @@ class Cluster:
             raise NotLeaderError("no leader is known")
         return cast("Connection", self.leaders[group - 1])
 
+    def check_open(self) -> None:
+        """It is."""
+
     def close(self) -> None:
         """As the client does when it is closed."""
         for close in list(self.on_close.values()):
