@@ -318,8 +318,17 @@ class Admin:
     def trim_partition(self, topic: str, partition: int, before: int | datetime) -> int:
         return self._portal.call(self._admin.trim_partition, topic, partition, before)
 
-    def offsets(self, topic: str, partition: int, *, at: datetime | None = None) -> OffsetsResponse:
-        return self._portal.call(partial(self._admin.offsets, topic, partition, at=at))
+    def offsets(
+        self,
+        topic: str,
+        partition: int,
+        *,
+        at: datetime | None = None,
+        from_replica: int | None = None,
+    ) -> OffsetsResponse:
+        return self._portal.call(
+            partial(self._admin.offsets, topic, partition, at=at, from_replica=from_replica)
+        )
 
 
 class _Entered:
@@ -494,6 +503,10 @@ class Consumer(_Entered):
     @property
     def lag(self) -> int | None:
         return self._portal.call(lambda: self._consumer.lag)
+
+    @property
+    def malformed_count(self) -> int:
+        return self._portal.call(lambda: self._consumer.malformed_count)
 
     def close(self) -> None:
         """End the subscriptions; iteration in progress, in another thread, stops."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from inspect import getmembers, isfunction, signature
 from typing import Any, cast
 
 import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from logd_client import sync
+from logd_client.admin import Admin
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.sync import _Portal
 from logd_client.sync_coordination import Assignments, Lock
@@ -42,6 +45,17 @@ def test_each_shard_has_a_thread_however_many_there_are(portal: _Portal) -> None
         all_run.wait(GUARD_S)
 
     Assignments(portal, cast("Any", Owner())).work("one", run_shard)
+
+
+def test_a_blocking_administrator_takes_what_the_asynchronous_one_takes() -> None:
+    for name, asked in getmembers(Admin, isfunction):
+        if not name.startswith("_"):
+            blocking = getattr(sync.Admin, name)
+            assert list(signature(blocking).parameters) == list(signature(asked).parameters), name
+
+
+def test_a_blocking_consumer_tells_what_the_asynchronous_one_tells() -> None:
+    assert {"lag", "malformed_count", "position", "trouble"} <= set(dir(sync.Consumer))
 
 
 class Interrupted(BaseException):
