@@ -163,7 +163,7 @@ class Consumer:
         """
         if self._is_open or self._feeds:
             raise UsageError("a consumer is opened once; make another one")
-        topic = await self._routing.topic(self._topic)
+        topic = await self._routing.topic(self._topic, as_it_is_now=True)
         # Closed meanwhile, it would end nothing that is opened now.
         self._routing.check_open()
         starts = self._starts(len(topic.partitions))

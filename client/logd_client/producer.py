@@ -144,7 +144,7 @@ class Producer:
         """
         if self._partitions:
             raise UsageError("a producer is opened once; make another one")
-        topic = await self._routing.topic(self._topic)
+        topic = await self._routing.topic(self._topic, as_it_is_now=True)
         producer_id = await self._init_producer()
         # Closed meanwhile, it would end nothing that is opened now.
         self._routing.check_open()

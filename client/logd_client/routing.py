@@ -352,14 +352,19 @@ class Routing:
 
         await self._describe_by(ask, list(self._topics_of_interest), at_least=0)
 
-    async def topic(self, name: str) -> TopicInfo:
+    async def topic(self, name: str, *, as_it_is_now: bool = False) -> TopicInfo:
         """Describe a topic, asking the cluster if it is not known here.
+
+        Args:
+            as_it_is_now: ask in any case.  Partitions may have been added since, or it may be
+                another topic of that name: who reads all of it, or spreads records over it, would
+                go on without them for as long as it is open.
 
         Raises:
             UnknownTopicError: the cluster has no such topic.
             ConnectionFailedError: nobody answered.
         """
-        known = self.view.topic(name)
+        known = None if as_it_is_now else self.view.topic(name)
         if known is None:
             known = await self.describe_topic(name)
         # Only now: a topic that is refused would keep the client from learning of all others.
@@ -447,7 +452,11 @@ class Routing:
         Raises:
             UnknownTopicError, InvalidPartitionError: there is no such partition.
         """
-        return partition_of(await self.topic(topic), partition)
+        try:
+            return partition_of(await self.topic(topic), partition)
+        except InvalidPartitionError:
+            # It may have been added since.
+            return partition_of(await self.describe_topic(topic), partition)
 
     async def require_replica(self, topic: str, group: GroupId, node: NodeId) -> None:
         """Raise ``NotAReplicaError`` if ``node`` has no replica of ``group``."""

@@ -88,7 +88,7 @@ class Cluster:
         self.on_close: dict[object, Callable[[], None]] = {}
         self.controller_connection = None
 
-    async def topic(self, name: str) -> TopicInfo:
+    async def topic(self, name: str, *, as_it_is_now: bool) -> TopicInfo:
         partitions = [
             PartitionInfo(partition=number, group=number + 1, replicas=[1])
             for number in range(len(self.leaders))

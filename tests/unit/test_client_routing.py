@@ -1,0 +1,140 @@
+"""What a client knows of a topic, when somebody else has changed it since."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from logd.errors import InvalidPartitionError, UnknownTopicError, UsageError
+from logd.types import HostPort
+from logd.wire.messages import MetadataRequest, MetadataResponse, PartitionInfo, TopicInfo
+from logd_client.background import Background
+from logd_client.consumer import Consumer, ConsumerOptions
+from logd_client.environment import Environment, wall_clock_ms
+from logd_client.producer import Producer, ProducerOptions
+from logd_client.routing import Routing
+from logd_client.transport import TcpTransport
+
+pytestmark = pytest.mark.anyio
+
+
+class Told(Routing):
+    """The routing of a client whose questions are answered with what the cluster has now."""
+
+    def __init__(self, tasks: Background) -> None:
+        super().__init__(
+            [HostPort("127.0.0.1", 1)],
+            Environment(TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)),
+            tasks,
+            client_id="test",
+            connect_timeout_s=1,
+            request_timeout_s=1,
+        )
+        self.topics: list[TopicInfo] = []
+        self.is_closed_while_asked = False
+
+    async def call(self, target: object, message: Any, *_: object, **__: object) -> Any:
+        assert isinstance(message, MetadataRequest)
+        assert message.topics is not None
+        if self.is_closed_while_asked:
+            self.close()
+        found = [topic for topic in self.topics if topic.name in message.topics]
+        return MetadataResponse(
+            cluster_id="c",
+            controller=None,
+            brokers=[],
+            topics=found,
+            unknown=[] if found else message.topics,
+        )
+
+
+def topic(partition_count: int, *, topic_id: int = 1) -> TopicInfo:
+    partitions = [
+        PartitionInfo(partition=number, group=100 * topic_id + number, replicas=[1])
+        for number in range(partition_count)
+    ]
+    return TopicInfo(name="t", topic_id=topic_id, partitions=partitions)
+
+
+@asynccontextmanager
+async def routing(then: TopicInfo, now: TopicInfo | None) -> AsyncIterator[Told]:
+    """Of a client that has used the topic as it was ``then``."""
+    async with anyio.create_task_group() as tasks:
+        background = Background(tasks)
+        told = Told(background)
+        told.topics = [then]
+        await told.topic("t")
+        told.topics = [] if now is None else [now]
+        try:
+            yield told
+        finally:
+            told.close()
+            background.close()
+
+
+async def test_a_consumer_reads_the_partitions_that_were_added_before_it_was_opened(
+    anyio_backend: object,
+) -> None:
+    async with (
+        routing(topic(1), topic(3)) as told,
+        Consumer(told, "t", ConsumerOptions(start="earliest")) as consumer,
+    ):
+        assert [consumer.position(number) for number in range(3)] == [None] * 3
+
+
+async def test_a_producer_spreads_records_as_every_other_that_is_opened_now(
+    anyio_backend: object,
+) -> None:
+    async with routing(topic(1), topic(3)) as told:
+        producer = Producer(told, "t", ProducerOptions(idempotent=False))
+        await producer.__aenter__()
+
+        producer.append_nowait(b"value", partition=2)
+
+
+async def test_a_topic_that_was_made_anew_is_read_and_not_the_one_before(
+    anyio_backend: object,
+) -> None:
+    async with (
+        routing(topic(1), topic(1, topic_id=2)) as told,
+        Consumer(told, "t", ConsumerOptions(start="earliest")),
+    ):
+        assert [partition.group for partition in (await told.topic("t")).partitions] == [200]
+
+
+async def test_a_topic_that_was_deleted_is_not_opened(anyio_backend: object) -> None:
+    async with routing(topic(1), None) as told:
+        with pytest.raises(UnknownTopicError):
+            await Consumer(told, "t", ConsumerOptions(start="earliest")).__aenter__()
+
+
+async def test_a_partition_is_not_refused_before_the_cluster_was_asked(
+    anyio_backend: object,
+) -> None:
+    async with routing(topic(1), topic(3)) as told:
+        assert (await told.partition("t", 2)).group == 102
+        with pytest.raises(InvalidPartitionError, match="expected 0 to 2"):
+            await told.partition("t", 3)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda told: Producer(told, "t", ProducerOptions(idempotent=False)),
+        lambda told: Consumer(told, "t", ConsumerOptions(start="earliest")),
+    ],
+)
+async def test_what_was_asked_for_when_the_client_was_closed_is_not_opened(
+    made: Callable[[Routing], Producer | Consumer], anyio_backend: object
+) -> None:
+    """Nobody would close it any more, and what waits for it would wait for ever."""
+    async with routing(topic(1), topic(1)) as told:
+        told.is_closed_while_asked = True
+
+        with pytest.raises(UsageError, match="the client is closed"):
+            await made(told).__aenter__()
