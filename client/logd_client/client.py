@@ -221,7 +221,8 @@ class Client(Coordination):
         Args:
             topic: an existing topic; topics are not created on first use.
             linger_ms: how long single records wait for company.  0 loses nothing under
-                load, when they gather while others are in flight.
+                load, when they gather while others are in flight.  Less than
+                ``delivery_timeout_ms``.
             batch_bytes: a batch is full at this size.  Larger ones cost less per record.
             compression: "zstd" (level 1) if it makes a batch smaller, or "none".
             buffer_bytes: records not acknowledged yet take at most about this much; then

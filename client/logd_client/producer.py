@@ -100,6 +100,12 @@ class ProducerOptions:
         # The largest batch has to fit.
         require_between("buffer_bytes", self.buffer_bytes, BATCH_BYTES_MAX)
         require_between("delivery_timeout_ms", self.delivery_timeout_ms, 1, DELIVERY_TIMEOUT_MS_MAX)
+        if self.linger_ms >= self.delivery_timeout_ms:
+            # Whatever waits for company would expire before it is sent.
+            raise UsageError(
+                f"linger_ms must be less than delivery_timeout_ms, {self.delivery_timeout_ms}, "
+                f"not {self.linger_ms}"
+            )
         require_between(
             "batches_in_flight", self.batches_in_flight, 1, BATCHES_IN_FLIGHT_PER_PRODUCER_MAX
         )

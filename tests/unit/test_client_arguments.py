@@ -37,6 +37,10 @@ pytestmark = pytest.mark.anyio
         ({"linger_ms": "5"}, "linger_ms must be a number, not '5'"),
         ({"linger_ms": -1}, "linger_ms must be 0 to"),
         ({"linger_ms": float("nan")}, "linger_ms must be 0 to"),
+        (
+            {"linger_ms": 500, "delivery_timeout_ms": 500},
+            "linger_ms must be less than delivery_timeout_ms, 500, not 500",
+        ),
         ({"batch_bytes": 0}, "batch_bytes must be 1024 to"),
         ({"batch_bytes": 1e6}, "batch_bytes must be an int, not 1000000.0"),
         ({"compression": "gzip"}, "compression must be one of none, zstd, not 'gzip'"),
