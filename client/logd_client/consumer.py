@@ -158,7 +158,7 @@ class Consumer:
 
         Raises:
             UnknownTopicError, InvalidPartitionError: there is no such topic or partition.
-            UsageError: the client is closed.
+            UsageError: the client is closed, or this consumer meanwhile.
             LogdError: a position could not be found out in time.
         """
         if self._is_open or self._feeds:
@@ -208,8 +208,10 @@ class Consumer:
         """Wait until it is settled what "latest" or a time means."""
         with anyio.move_on_after(self._routing.request_timeout_s):
             for feed in feeds:
-                while feed.cursor.position is None and feed.failure is None:
+                while feed.cursor.position is None and feed.failure is None and self._is_open:
                     await self._wait_for_change()
+        if not self._is_open:
+            raise UsageError("the consumer was closed while it looked for its position")
         for feed in feeds:
             if feed.failure is not None:
                 raise feed.failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ import pytest
 from logd.errors import InvalidPartitionError, UnknownTopicError, UsageError
 from logd.types import HostPort
 from logd.wire.messages import MetadataRequest, MetadataResponse, PartitionInfo, TopicInfo
-from logd_client.background import Background
+from logd_client.background import Background, task_group
 from logd_client.consumer import Consumer, ConsumerOptions
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import Producer, ProducerOptions
@@ -21,6 +22,8 @@ from logd_client.routing import Routing
 from logd_client.transport import TcpTransport
 
 pytestmark = pytest.mark.anyio
+
+GUARD_S = 5.0
 
 
 class Told(Routing):
@@ -138,3 +141,20 @@ async def test_what_was_asked_for_when_the_client_was_closed_is_not_opened(
 
         with pytest.raises(UsageError, match="the client is closed"):
             await made(told).__aenter__()
+
+
+async def test_a_consumer_that_is_closed_while_it_looks_for_its_position_says_so_at_once(
+    anyio_backend: object,
+) -> None:
+    async with routing(topic(1), topic(1)) as told:
+        told.request_timeout_s = math.inf
+
+        async def open_it() -> None:
+            with pytest.raises(UsageError, match="the consumer was closed"):
+                await Consumer(told, "t", ConsumerOptions(start="latest")).__aenter__()
+
+        with anyio.fail_after(GUARD_S):
+            async with task_group() as tasks:
+                tasks.start_soon(open_it)
+                await anyio.wait_all_tasks_blocked()
+                told.close()
