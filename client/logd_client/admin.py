@@ -398,7 +398,7 @@ class Admin:
 
         Args:
             at: an aware datetime; ``time_offset`` of the answer is then the first offset
-                appended at or after it, or None.
+                appended at or after it, or the commit offset if there is none yet.
             from_replica: ask the replica on this node instead of the leader.
 
         Raises:

@@ -210,6 +210,18 @@ def test_a_start_at_a_time_that_was_trimmed_is_the_first_record_that_is_left() -
     play(story)
 
 
+def test_a_time_at_and_after_which_nothing_was_appended_is_that_of_the_end() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await make_topic(client)
+        await append(client, 3)
+
+        found = await client.admin.offsets(TOPIC, 0, at=datetime(2100, 1, 1, tzinfo=UTC))
+
+        assert found.time_offset == found.commit_offset
+
+    play(story)
+
+
 def test_what_was_trimmed_stays_trimmed_when_another_broker_leads() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         group = await make_topic(client)
