@@ -483,15 +483,24 @@ class Consumer(_Entered):
         while True:
             record = self._consumer.take_buffered()
             if record is None:
-                record = self._portal.call(self._consumer.next_record)
+                record = self._next(self._consumer.next_record)
             if record is None:
                 return
             yield record
 
     def batches(self) -> Iterator[Batch]:
         """Iterate over batches, as columns."""
-        while (batch := self._portal.call(self._consumer.next_batch)) is not None:
+        while (batch := self._next(self._consumer.next_batch)) is not None:
             yield batch
+
+    def _next(self, wait: Callable[[], Awaitable[T | None]]) -> T | None:
+        """What ``wait`` gives; None once the client is closed, which has closed this too."""
+        try:
+            return self._portal.call(wait)
+        except UsageError:
+            if self._portal.is_closed:
+                return None
+            raise
 
     @property
     def trouble(self) -> LogdError | None:

@@ -47,6 +47,29 @@ def test_each_shard_has_a_thread_however_many_there_are(portal: _Portal) -> None
     Assignments(portal, cast("Any", Owner())).work("one", run_shard)
 
 
+def test_iterating_ends_when_the_client_is_closed_wherever_the_thread_just_is(
+    portal: _Portal,
+) -> None:
+    """A thread that waits for a record ends; one that has yet to ask for the next does too."""
+
+    class Source:
+        def take_buffered(self) -> None:
+            """Nothing is."""
+
+        async def next_record(self) -> str:
+            return "record"
+
+        async def next_batch(self) -> str:
+            return "batch"
+
+    consumer = sync.Consumer(portal, cast("Any", Source()))
+    records, batches = iter(consumer), consumer.batches()
+    begun = [next(records), next(batches)]
+    portal.is_closed = True
+
+    assert [*begun, *records, *batches] == ["record", "batch"]
+
+
 def test_a_blocking_administrator_takes_what_the_asynchronous_one_takes() -> None:
     for name, asked in getmembers(Admin, isfunction):
         if not name.startswith("_"):
