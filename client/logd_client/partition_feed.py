@@ -75,6 +75,8 @@ class PartitionFeed:
         self._pinned = pinned
         self._substitute: NodeId | None = None
         """Read from this replica, because the leader's bytes were damaged."""
+        self._substitute_count = 0
+        """So often another replica was chosen."""
         self._suspect: NodeId | None = None
         """Whom we lost last: asked last about who leads."""
         self._is_attaching = False
@@ -265,7 +267,9 @@ class PartitionFeed:
         replicas = self._routing.view.replicas(self.cursor.group)
         asked = None if self.connection is None else self.connection.node
         others = [node for node in replicas if node != asked]
-        self._substitute = others[self.damaged_count % len(others)] if others else None
+        # In turn: one of them may be down, or damaged too.
+        self._substitute = others[self._substitute_count % len(others)] if others else None
+        self._substitute_count += 1
 
     # --- probing ------------------------------------------------------------------------
 

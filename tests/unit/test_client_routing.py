@@ -15,6 +15,7 @@ from logd.errors import InvalidPartitionError, UnknownTopicError, UsageError
 from logd.types import HostPort
 from logd.wire.messages import MetadataRequest, MetadataResponse, PartitionInfo, TopicInfo
 from logd_client.background import Background, task_group
+from logd_client.connection import Connection
 from logd_client.consumer import Consumer, ConsumerOptions
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import Producer, ProducerOptions
@@ -54,6 +55,10 @@ class Told(Routing):
             topics=found,
             unknown=[] if found else message.topics,
         )
+
+    async def leader_connection(self, *_: object) -> Connection:
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
 
 
 def topic(partition_count: int, *, topic_id: int = 1) -> TopicInfo:

@@ -1,0 +1,131 @@
+"""One partition of a consumer, whose replicas are damaged or gone."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, cast
+
+import trio
+import trio.testing
+
+from logd.errors import ConnectionFailedError, ReplicaDamagedError
+from logd.types import GroupId, NodeId
+from logd.wire.messages import (
+    PartitionInfo,
+    SubscribeRequest,
+    SubscribeResponse,
+    SubscriptionEnded,
+    TopicInfo,
+)
+from logd_client.background import Background, task_group
+from logd_client.cluster import ClusterView
+from logd_client.connection import Answer, Completion
+from logd_client.cursor import Cursor
+from logd_client.environment import Environment
+from logd_client.partition_feed import PartitionFeed
+from logd_client.routing import Routing
+from logd_client.transport import TcpTransport
+
+GROUP = GroupId(5)
+LEADER, DOWN, WHOLE = NodeId(1), NodeId(2), NodeId(3)
+PATIENCE_S = 60.0
+
+
+class Broker:
+    """The far end of a connection: takes every subscription, and may find what it has damaged."""
+
+    is_open = True
+
+    def __init__(self, node: NodeId, *, is_damaged: bool) -> None:
+        self.node = node
+        self.name = f"node {node}"
+        self._is_damaged = is_damaged
+        self._sinks: dict[int, PartitionFeed] = {}
+
+    def add_sink(self, subscription: int, sink: PartitionFeed) -> None:
+        self._sinks[subscription] = sink
+
+    def remove_sink(self, subscription: int) -> None:
+        del self._sinks[subscription]
+
+    def submit(self, message: Any, on_done: Completion) -> None:
+        if not isinstance(message, SubscribeRequest):
+            return
+        on_done(Answer(SubscribeResponse(position=7, log_start=0, commit_offset=9), b""))
+        if self._is_damaged:
+            ended = SubscriptionEnded(
+                subscription=message.subscription,
+                generation=message.generation,
+                error=cast("Any", None),
+            )
+            self._sinks[message.subscription].on_ended(ended, ReplicaDamagedError("rotten"))
+
+
+class Cluster:
+    """What feeds use of ``Routing``: a damaged leader, one replica that is down, a whole one."""
+
+    def __init__(self, tasks: Background) -> None:
+        self.tasks = tasks
+        self.environment = Environment(
+            TcpTransport(), trio.current_time, lambda: 0, random.Random(0)
+        )
+        self.request_timeout_s = 30.0
+        self.view = ClusterView()
+        row = PartitionInfo(
+            partition=0, group=GROUP, replicas=[LEADER, DOWN, WHOLE], leader=LEADER, term=1
+        )
+        self.view.learn_topic(TopicInfo(name="t", topic_id=1, partitions=[row]))
+        self._subscriptions = 0
+
+    def next_subscription(self) -> int:
+        self._subscriptions += 1
+        return self._subscriptions
+
+    async def connection(self, node: NodeId, *_: object) -> Broker:
+        if node == DOWN:
+            raise ConnectionFailedError("down")
+        return Broker(node, is_damaged=node == LEADER)
+
+    async def leader_connection(self, *_: object) -> Broker:
+        return await self.connection(LEADER)
+
+    async def look_again(self, *_: object) -> None:
+        """Nothing has changed."""
+
+
+class Reader:
+    """The consumer."""
+
+    is_open = True
+
+    def on_arrival(self, feed: PartitionFeed) -> None:
+        """Nothing is read here."""
+
+    def on_change(self) -> None:
+        """Nobody waits for it."""
+
+
+def test_the_damaged_range_is_sought_at_each_replica_in_turn() -> None:
+    """Not again and again at one that is down, while another has it."""
+
+    async def main() -> None:
+        async with task_group() as tasks:
+            background = Background(tasks)
+            cursor = Cursor(
+                topic="t",
+                partition=0,
+                group=GROUP,
+                start=("offset", 7),
+                credit_bytes=100,
+                any_replica=False,
+            )
+            feed = PartitionFeed(Reader(), cast("Routing", Cluster(background)), cursor, None)
+
+            feed.attach_soon()
+            await trio.sleep(PATIENCE_S)
+            background.close()
+
+        assert feed.connection is not None
+        assert feed.connection.node == WHOLE
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
