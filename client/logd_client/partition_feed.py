@@ -13,12 +13,14 @@ from typing import Final, Protocol
 import anyio
 
 from logd.errors import (
+    ConnectionFailedError,
     CorruptionError,
     LogdError,
     NotLeaderError,
     OffsetOutOfRangeError,
     ReplicaDamagedError,
     RequestTimeoutError,
+    UnknownBrokerError,
     UnknownTopicError,
 )
 from logd.types import Buffer, NodeId
@@ -192,11 +194,17 @@ class PartitionFeed:
                 await self._routing.require_replica(
                     self.cursor.topic, self.cursor.group, self._pinned
                 )
-        node = self._substitute if self._pinned is None else self._pinned
+        substitute, self._substitute = self._substitute, None
+        node = substitute if self._pinned is None else self._pinned
         self.cursor.any_replica = node is not None
         if node is not None:
-            self._substitute = None
-            return await self._routing.connection(node, Lane.CONSUME)
+            try:
+                return await self._routing.connection(node, Lane.CONSUME)
+            except UnknownBrokerError as error:
+                if node == self._pinned:
+                    raise
+                # It was removed from the cluster since; the others are there still.
+                raise ConnectionFailedError(str(error)) from error
         return await self._routing.leader_connection(self.cursor.group, Lane.CONSUME, failures)
 
     async def _subscribe(self, connection: Connection) -> None:

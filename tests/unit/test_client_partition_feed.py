@@ -5,10 +5,16 @@ from __future__ import annotations
 import random
 from typing import Any, cast
 
+import pytest
 import trio
 import trio.testing
 
-from logd.errors import ConnectionFailedError, ReplicaDamagedError
+from logd.errors import (
+    ConnectionFailedError,
+    LogdError,
+    ReplicaDamagedError,
+    UnknownBrokerError,
+)
 from logd.types import GroupId, NodeId
 from logd.wire.messages import (
     PartitionInfo,
@@ -64,8 +70,9 @@ class Broker:
 class Cluster:
     """What feeds use of ``Routing``: a damaged leader, one replica that is down, a whole one."""
 
-    def __init__(self, tasks: Background) -> None:
+    def __init__(self, tasks: Background, found_down: type[LogdError]) -> None:
         self.tasks = tasks
+        self._found_down = found_down
         self.environment = Environment(
             TcpTransport(), trio.current_time, lambda: 0, random.Random(0)
         )
@@ -83,7 +90,7 @@ class Cluster:
 
     async def connection(self, node: NodeId, *_: object) -> Broker:
         if node == DOWN:
-            raise ConnectionFailedError("down")
+            raise self._found_down("down")
         return Broker(node, is_damaged=node == LEADER)
 
     async def leader_connection(self, *_: object) -> Broker:
@@ -105,8 +112,11 @@ class Reader:
         """Nobody waits for it."""
 
 
-def test_the_damaged_range_is_sought_at_each_replica_in_turn() -> None:
-    """Not again and again at one that is down, while another has it."""
+@pytest.mark.parametrize("found_down", [ConnectionFailedError, UnknownBrokerError])
+def test_the_damaged_range_is_sought_at_each_replica_in_turn(
+    found_down: type[LogdError],
+) -> None:
+    """Not again and again at one that is down, or was removed, while another has it."""
 
     async def main() -> None:
         async with task_group() as tasks:
@@ -119,7 +129,8 @@ def test_the_damaged_range_is_sought_at_each_replica_in_turn() -> None:
                 credit_bytes=100,
                 any_replica=False,
             )
-            feed = PartitionFeed(Reader(), cast("Routing", Cluster(background)), cursor, None)
+            cluster = Cluster(background, found_down)
+            feed = PartitionFeed(Reader(), cast("Routing", cluster), cursor, None)
 
             feed.attach_soon()
             await trio.sleep(PATIENCE_S)
