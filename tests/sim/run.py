@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple
 import trio
 import trio._core._run as trio_run
 
+import tests.sim.clock as clock_module
 from tests.sim.clock import VirtualClock, light_sleep
 
 T = TypeVar("T")
@@ -147,13 +148,14 @@ def _break_shields() -> None:
 
 
 def _waiting_tasks() -> list[str]:
-    """Who waits where: of each task the innermost calls outside trio and this module."""
+    """Who waits where: of each task the innermost calls outside trio, the clock and this module."""
     found: list[str] = []
     for task in _tasks():
         calls = [
             f"{frame.f_code.co_name} ({frame.f_code.co_filename.rpartition('/')[2]}:{line})"
             for frame, line in task.iter_await_frames()
-            if "/trio/" not in frame.f_code.co_filename and frame.f_code.co_filename != __file__
+            if "/trio/" not in frame.f_code.co_filename
+            and frame.f_code.co_filename not in (__file__, clock_module.__file__)
         ]
         if calls:
             found.append(f"  {' > '.join(calls[-3:])}")

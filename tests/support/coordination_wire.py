@@ -206,7 +206,8 @@ class WireClient:
     async def refresh(self) -> None:
         """Learn where the partitions are; makes the topic the first time."""
         self._turn += 1
-        addresses = self._bootstrap
+        # Those that are known from the start may all have been removed since.
+        addresses = list(dict.fromkeys([*self._bootstrap, *self._addresses.values()]))
         address = addresses[self._turn % len(addresses)]
         connection = await self.connection(address)
         with trio.move_on_after(self._timeout_s):
