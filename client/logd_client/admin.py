@@ -161,7 +161,7 @@ class Admin:
 
     def _changed(self, response: CreateTopicResponse | AlterTopicResponse) -> TopicInfo:
         self._routing.view.reached(response.metadata_offset)
-        self._routing.view.learn_topic(response.topic)
+        self._routing.learn_topic(response.topic)
         return response.topic
 
     async def list_topics(self) -> list[TopicInfo]:

@@ -218,6 +218,9 @@ class Client(Coordination):
     ) -> Producer:
         """A producer for ``topic``; use as ``async with client.producer(...) as producer``.
 
+        Partitions that the topic gets later are used from when this client learns of them, which
+        takes a minute at most; records of a key may go to another one then.
+
         Args:
             topic: an existing topic; topics are not created on first use.
             linger_ms: how long single records wait for company.  0 loses nothing under
@@ -267,7 +270,9 @@ class Client(Coordination):
             start: "earliest", "latest" (what is committed after entering), an offset, or an
                 aware datetime: the first record appended at or after it.  A mapping gives
                 each partition its own start, and reads only those it names.
-            partitions: those to read; default: all.
+            partitions: those to read; default: all, also those that the topic gets later: they
+                are read from their beginning once this client learns of them, which takes a
+                minute at most.
             from_replica: read the replica on this node, below its commit offset, instead of
                 the leader's.
             credit_bytes: what brokers may send ahead of the caller, over all partitions, but

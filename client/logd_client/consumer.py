@@ -27,6 +27,7 @@ from logd.errors import (
 )
 from logd.limits import KIB, MIB, SUBSCRIPTION_CREDIT_BYTES_MAX
 from logd.types import GroupId, NodeId
+from logd.wire.messages import PartitionInfo
 from logd_client.arguments import require_between, require_int, require_one_of
 from logd_client.connection import Connection
 from logd_client.cursor import Cursor, StartKind
@@ -168,23 +169,11 @@ class Consumer:
         self._routing.check_open()
         starts = self._starts(len(topic.partitions))
         descriptions = [partition_of(topic, number) for number in starts]
-        credit_bytes = max(self._options.credit_bytes // len(descriptions), CREDIT_BYTES_MIN)
-        replica = self._options.from_replica
-        pinned = None if replica is None else NodeId(replica)
         for description in descriptions:
-            cursor = Cursor(
-                topic=self._topic,
-                partition=description.partition,
-                group=GroupId(description.group),
-                start=starts[description.partition],
-                credit_bytes=credit_bytes,
-                any_replica=pinned is not None,
-            )
-            feed = PartitionFeed(self, self._routing, cursor, pinned)
-            feed.leaps_over_trimmed = self._options.on_trimmed == "earliest"
-            self._feeds[description.partition] = feed
+            self._add_feed(description, starts[description.partition], len(descriptions))
         self._is_open = True
         self._routing.on_close[self] = self._close
+        self._routing.on_learnt[self] = self._look_for_more_partitions
         self._routing.tasks.start_soon(self._run)
         for feed in self._feeds.values():
             feed.attach_soon()
@@ -196,6 +185,46 @@ class Consumer:
             self._close()
             raise
         return self
+
+    def _add_feed(
+        self, description: PartitionInfo, start: tuple[StartKind, int], partition_count: int
+    ) -> PartitionFeed:
+        replica = self._options.from_replica
+        pinned = None if replica is None else NodeId(replica)
+        cursor = Cursor(
+            topic=self._topic,
+            partition=description.partition,
+            group=GroupId(description.group),
+            start=start,
+            credit_bytes=max(self._options.credit_bytes // partition_count, CREDIT_BYTES_MIN),
+            any_replica=pinned is not None,
+        )
+        feed = PartitionFeed(self, self._routing, cursor, pinned)
+        feed.leaps_over_trimmed = self._options.on_trimmed == "earliest"
+        self._feeds[description.partition] = feed
+        return feed
+
+    def _look_for_more_partitions(self) -> None:
+        """Read those too that the topic has got since, from where this consumer would have begun.
+
+        That is their beginning, unless it is a time: no record in them is older than they are.
+        """
+        options, topic = self._options, self._routing.view.topic(self._topic)
+        if topic is None or len(topic.partitions) <= len(self._feeds):
+            return
+        if options.partitions is not None or options.from_replica is not None:
+            return
+        start = start_of("earliest")
+        if isinstance(options.start, Mapping):
+            return
+        if isinstance(options.start, datetime):
+            start = start_of(options.start)
+        groups = {partition.group for partition in topic.partitions}
+        if any(feed.cursor.group not in groups for feed in self._feeds.values()):
+            return  # Another topic of that name: this one is gone.
+        for description in topic.partitions:
+            if description.partition not in self._feeds:
+                self._add_feed(description, start, len(topic.partitions)).attach_soon()
 
     def _starts(self, partition_count: int) -> dict[int, tuple[StartKind, int]]:
         start, partitions = self._options.start, self._options.partitions
@@ -237,6 +266,7 @@ class Consumer:
             return
         self._is_open = False
         self._routing.on_close.pop(self, None)
+        self._routing.on_learnt.pop(self, None)
         self._scope.cancel()
         self.rows = iter(())
         for feed in self._feeds.values():

@@ -27,6 +27,11 @@ class RoundRobin:
         self._count = partition_count
         self.current = first
 
+    def grow(self, partition_count: int) -> None:
+        """There are more now; who has their turn stays."""
+        assert partition_count >= self._count
+        self._count = partition_count
+
     def advance(self, is_usable: Callable[[int], bool]) -> int:
         """Go to the next usable partition, or to the next if none is."""
         if self._count == 1:

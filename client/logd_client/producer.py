@@ -132,6 +132,7 @@ class Producer:
             routing, topic, linger_s=self._linger_s, is_idempotent=options.idempotent
         )
         self._partitions = self._sender.partitions
+        self._producer_id = NO_PRODUCER
         self._round_robin = RoundRobin(1, 0)
         self._growing: OpenBatch | None = None
         """What a record without key and partition joins next, unless it is closed by then."""
@@ -151,28 +152,44 @@ class Producer:
         if self._partitions:
             raise UsageError("a producer is opened once; make another one")
         topic = await self._routing.topic(self._topic, as_it_is_now=True)
-        producer_id = await self._init_producer()
+        self._producer_id = await self._init_producer()
         # Closed meanwhile, it would end nothing that is opened now.
         self._routing.check_open()
+        self._add_partitions(topic)
+        # Producers that start together do not all begin with partition 0.
+        count = len(self._partitions)
+        self._round_robin = RoundRobin(count, self._routing.environment.rng.randrange(count))
+        self._sender.open()
+        self._routing.on_close[self] = self._close
+        self._routing.on_learnt[self] = self._look_for_more_partitions
+        return self
+
+    def _look_for_more_partitions(self) -> None:
+        """Spread records over those too that the topic has got since."""
+        topic = self._routing.view.topic(self._topic)
+        if topic is None or len(topic.partitions) <= len(self._partitions):
+            return
+        groups = {partition.group for partition in topic.partitions}
+        if all(partition.group in groups for partition in self._partitions):
+            # Else it is another topic of that name, and this one is gone.
+            self._add_partitions(topic)
+            self._round_robin.grow(len(self._partitions))
+
+    def _add_partitions(self, topic: TopicInfo) -> None:
+        """Those of ``topic`` that this producer does not have yet."""
         partitions = sorted(topic.partitions, key=lambda partition: partition.partition)
         if [partition.partition for partition in partitions] != list(range(len(partitions))):
             raise InvalidPartitionError(f"topic {self._topic!r} is described with gaps")
-        for description in partitions:
+        for description in partitions[len(self._partitions) :]:
             pipeline = Pipeline(
-                producer_id=producer_id,
+                producer_id=self._producer_id,
                 codec=_CODECS[self._options.compression],
                 linger_s=self._linger_s,
                 # Without sequences nothing keeps pipelined batches in order.
-                batches_in_flight=self._options.batches_in_flight if producer_id else 1,
+                batches_in_flight=self._options.batches_in_flight if self._producer_id else 1,
                 on_settled=self._budget.give_back,
             )
             self._sender.add_partition(GroupId(description.group), pipeline)
-        # Producers that start together do not all begin with partition 0.
-        first = self._routing.environment.rng.randrange(len(partitions))
-        self._round_robin = RoundRobin(len(partitions), first)
-        self._sender.open()
-        self._routing.on_close[self] = self._close
-        return self
 
     async def __aexit__(
         self,
@@ -192,6 +209,7 @@ class Producer:
 
     def _close(self) -> None:
         self._routing.on_close.pop(self, None)
+        self._routing.on_learnt.pop(self, None)
         closed = UsageError("the producer was closed before the record was acknowledged")
         self._sender.close(closed)
 
@@ -261,6 +279,8 @@ class Producer:
         if key is None:
             self._check_keyless()
         checked, size = _measured(value, key, headers)
+        if partition is not None and partition not in range(len(self._partitions)):
+            await self._learn_partitions()
         if not self._budget.take_now(size):
             await self._budget.take(size)
             self._check_open_or_give_back(size)
@@ -416,6 +436,10 @@ class Producer:
             return current
         return self._partitions[self._round_robin.advance(self._is_usable)]
 
+    async def _learn_partitions(self) -> None:
+        """A partition that is not known here may have been added since."""
+        await self._routing.describe_topic(self._topic)
+
     def _check_keyless(self) -> None:
         """A record without a key would stay in a compacted topic for ever."""
         topic = self._routing.view.topic(self._topic)
@@ -481,6 +505,8 @@ class Producer:
         elif keys is None or None in keys:
             self._check_keyless()
         if partition is not None:
+            if partition not in range(len(self._partitions)):
+                await self._learn_partitions()
             self._choose(None, partition)
         if keys is not None and partition is None:
             return await self._append_grouped(values, keys, timestamp_ms, carried)

@@ -54,9 +54,9 @@ RECONNECT_TIMEOUT_S: Final = 2.0
 """How long a known broker may take to accept a connection: a frozen one never does, and
 meanwhile another may lead."""
 
-METADATA_AGE_S: Final = 300.0
+METADATA_AGE_S: Final = 60.0
 """A client that had no reason to ask this long asks who is there: brokers come and go, and it
-has to know one of those that are left."""
+has to know one of those that are left.  And topics get more partitions."""
 
 _LAST_WORDS_S: Final = 0.5
 """After the time for meeting the cluster is over, how long those that tried may take to say how
@@ -100,6 +100,8 @@ class Routing:
         self._is_closed = False
         self.on_close: dict[object, Callable[[], None]] = {}
         """What has to end with the client: open producers and consumers."""
+        self.on_learnt: dict[object, Callable[[], None]] = {}
+        """Those who want to look at the view whenever topics have been described anew."""
 
     def next_subscription(self) -> int:
         """A subscription id that no connection of this client has used."""
@@ -395,6 +397,15 @@ class Routing:
 
         return await self._describe_by(ask, topics, at_least=self.view.metadata_offset)
 
+    def learn_topic(self, topic: TopicInfo) -> None:
+        """Take over what a change has made of a topic."""
+        self.view.learn_topic(topic)
+        self._tell_what_was_learnt()
+
+    def _tell_what_was_learnt(self) -> None:
+        for look in list(self.on_learnt.values()):
+            look()
+
     async def _describe_by(
         self,
         ask: Callable[[MetadataRequest], Awaitable[MetadataResponse]],
@@ -415,6 +426,7 @@ class Routing:
                 found += response.topics
                 unknown += response.unknown
                 following = response.next
+        self._tell_what_was_learnt()
         assert response is not None
         return msgspec.structs.replace(response, topics=found, unknown=unknown)
 

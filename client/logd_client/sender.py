@@ -96,7 +96,7 @@ class Sender:
     # --- life ---------------------------------------------------------------------------
 
     def add_partition(self, group: GroupId, pipeline: Pipeline) -> None:
-        """The next partition.  Before ``open``."""
+        """The next partition."""
         backoff = Backoff(self._routing.environment.rng)
         number = len(self.partitions)
         self.partitions.append(ProducerPartition(number, group, pipeline, backoff))
@@ -175,10 +175,11 @@ class Sender:
             await self._wake_sender.wait()
             self._wake_sender = anyio.Event()
             return
+        partitions = list(self.partitions)
         # Of what waits for its leader the time may be over: looking again does not help it.
         times = [
             None if partition.is_attaching else partition.pipeline.lingers_until()
-            for partition in self.partitions
+            for partition in partitions
         ]
         wanted = min((time for time in times if time is not None), default=None)
         left_s = None if wanted is None else max(wanted - self._clock(), 0)
@@ -186,7 +187,7 @@ class Sender:
             await self._wake_sender.wait()
         self._wake_sender = anyio.Event()
         now = self._clock()
-        for partition, time in zip(self.partitions, times, strict=True):
+        for partition, time in zip(partitions, times, strict=True):
             if time is not None and time <= now:
                 self._dirty[partition.number] = partition
 

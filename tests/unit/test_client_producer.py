@@ -86,6 +86,7 @@ class Cluster:
         self.without_leader: set[GroupId] = set()
         self.request_timeout_s = 30.0
         self.on_close: dict[object, Callable[[], None]] = {}
+        self.on_learnt: dict[object, Callable[[], None]] = {}
         self.controller_connection = None
 
     async def topic(self, name: str, *, as_it_is_now: bool) -> TopicInfo:
