@@ -49,6 +49,7 @@ BOOTSTRAP_DEFAULT: Final = "127.0.0.1:7171"
 CLIENT_ID_DEFAULT: Final = "logd_client"
 CONNECT_TIMEOUT_MS_DEFAULT: Final = 5_000
 REQUEST_TIMEOUT_MS_DEFAULT: Final = 30_000
+_TIMEOUT_MS_MAX: Final = 24 * 3600 * 1000
 _CLIENT_ID_CHARACTERS_MAX: Final = 200
 
 
@@ -89,13 +90,14 @@ def connect(
         ProtocolError: something else than logd answers there; says what.
 
     Raises:
-        UsageError: the bootstrap list cannot be read, or a timeout is not positive.
+        UsageError: the bootstrap list cannot be read, or a timeout is not positive, or longer
+            than a day.
     """
     for name, value in (
         ("connect_timeout_ms", connect_timeout_ms),
         ("request_timeout_ms", request_timeout_ms),
     ):
-        require_between(name, value, 1)
+        require_between(name, value, 1, _TIMEOUT_MS_MAX)
     require_text("client_id", client_id)
     require_text("bootstrap", bootstrap)
     if len(client_id) > _CLIENT_ID_CHARACTERS_MAX:

@@ -78,7 +78,13 @@ def test_a_consumer_option_is_refused_by_name(options: dict[str, Any], told: str
 
 @pytest.mark.parametrize(
     "options",
-    [{"connect_timeout_ms": "5"}, {"request_timeout_ms": 0}, {"client_id": 5}, {"bootstrap": None}],
+    [
+        {"connect_timeout_ms": "5"},
+        {"request_timeout_ms": 0},
+        {"request_timeout_ms": 10**400},
+        {"client_id": 5},
+        {"bootstrap": None},
+    ],
 )
 def test_what_connect_is_given_is_checked_before_anything_is_connected_to(
     options: dict[str, Any],
