@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any, Final, Literal, TextIO
 
 import msgspec
@@ -43,9 +44,20 @@ def configure_logging(
         wrapper_class=structlog.make_filtering_bound_logger(
             threshold if on_event is None else min(threshold, logging.INFO)
         ),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=lambda *_: _Writer(stream),
         cache_logger_on_first_use=True,
     )
+
+
+class _Writer(structlog.WriteLogger):
+    """Writes lines where they can be written.  Elsewhere they are lost: a broker whose log nobody
+    reads any more, or lies on a full disk, serves on."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError):
+            super().msg(message)
+
+    debug = info = warning = error = critical = msg
 
 
 class _Teller:

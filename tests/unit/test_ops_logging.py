@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +23,19 @@ def _defaults_afterwards() -> Iterator[None]:
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+class Unwritable(io.StringIO):
+    """A pipe that nobody reads any more, or a file on a full disk."""
+
+    def __init__(self, why: int) -> None:
+        super().__init__()
+        self.attempts = 0
+        self._why = why
+
+    def flush(self) -> None:
+        self.attempts += 1
+        raise OSError(self._why, os.strerror(self._why))
 
 
 def test_an_event_is_one_json_line_with_its_fields() -> None:
@@ -65,3 +80,15 @@ def test_a_terminal_gets_text() -> None:
 
     assert "segment_rolled" in terminal.getvalue()
     assert "{" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("why", [errno.EPIPE, errno.ENOSPC])
+def test_a_log_that_cannot_be_written_makes_nothing_fail(why: int) -> None:
+    stream = Unwritable(why)
+    configure_logging("info", stream)
+    logger = structlog.get_logger()
+
+    logger.info("segment_rolled")
+    logger.error("append_failed")
+
+    assert stream.attempts == 2
