@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -230,7 +231,8 @@ async def run_for(claim: Claim, command: Sequence[str], name: str, bootstrap: st
         except OSError as error:
             say(f"logd: {command[0]}: {error.strerror}")
             raise ItemFailedError(f"{command[0]}: {error.strerror}") from error
-    if sys.stderr is not None:
+    # That nobody hears it is no failure of the item, which would be worked on again.
+    with suppress(OSError):
         sys.stderr.buffer.write(done.stderr)
         sys.stderr.flush()
     if done.returncode:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
@@ -46,6 +48,31 @@ def test_the_reason_of_a_failure_is_its_code_and_last_words(
         work_on(b"x" * VALUE_BYTES_MAX, "sh", "-c", "echo first >&2; echo oops >&2; exit 3")
 
     assert capfd.readouterr().err == "first\noops\n"
+
+
+class Unheard:
+    """A standard error that nobody reads any more."""
+
+    @property
+    def buffer(self) -> Unheard:
+        return self
+
+    def write(self, data: bytes) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    def flush(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def test_what_a_command_says_decides_nothing_also_if_nobody_hears_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stderr", Unheard())
+
+    work_on(b"x", "sh", "-c", "echo done >&2")
+
+    with pytest.raises(ItemFailedError, match=r"^code 3 oops$"):
+        work_on(b"x", "sh", "-c", "echo oops >&2; exit 3")
 
 
 def test_a_command_that_cannot_be_run_fails_with_why() -> None:
