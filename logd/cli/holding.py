@@ -19,6 +19,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, NoReturn, Protocol, TypeVar
 
 import anyio
@@ -81,6 +82,7 @@ async def run_while_held(
 
     Raises:
         LeaseLostError: what it depended on was lost, and it was ended.
+        Exit: a signal came when it had ended and was held on.
     """
     until = anyio.current_time() + hold_s
     process = await _start(command, environment)
@@ -97,7 +99,8 @@ async def run_while_held(
         tasks.cancel_scope.cancel()
     if held.is_lost:
         raise held.lost_error()
-    await anyio.sleep_until(until)
+    if hold_s:
+        await obtain_until_signalled(partial(anyio.sleep_until, until))
     return SIGNAL_EXIT_BASE - code if code < 0 else code
 
 
