@@ -40,7 +40,12 @@ SIGNAL_EXIT_BASE: Final = 128
 """As shells report a command that a signal ended."""
 
 NOT_FOUND_EXIT: Final = 127
+LOOK_S: Final = 0.02
+"""Nobody tells us when what a command started has ended."""
+
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_IS_THERE: Final = 0
+"""A signal that is not sent: it only tells whether there is anybody to send one to."""
 
 
 class Held(Protocol):
@@ -190,16 +195,19 @@ def _is_apart() -> bool:
     return sys.stdin is None or not sys.stdin.isatty()
 
 
-def _send(process: anyio.abc.Process, number: int) -> None:
-    if process.returncode is not None:
-        return
+def _send(process: anyio.abc.Process, number: int) -> bool:
+    """To the command, and where it is apart to what it started; False if nobody is there."""
+    is_apart = _is_apart()
+    if process.returncode is not None and not is_apart:
+        return False
     try:
-        if _is_apart():
+        if is_apart:
             os.killpg(process.pid, number)
         else:
             os.kill(process.pid, number)
     except ProcessLookupError:
-        return
+        return False
+    return True
 
 
 async def _pass_signals_on(process: anyio.abc.Process) -> None:
@@ -214,14 +222,19 @@ async def _end_when_lost(process: anyio.abc.Process, held: Held, ttl_s: float) -
     await held.wait_until_over()
     if held.is_lost:
         say(f"logd: {held.lost_error()}: ending the command")
-        await _end(process, ttl_s * TERM_SHARE)
+        # Not over when the command has ended: what it started has to end too.
+        with anyio.CancelScope(shield=True):
+            await _end(process, ttl_s * TERM_SHARE)
 
 
 async def _end(process: anyio.abc.Process, grace_s: float) -> None:
     _send(process, signal.SIGTERM)
     with anyio.move_on_after(grace_s):
         await process.wait()
-        return
+        while True:
+            if not _send(process, _IS_THERE):
+                return
+            await anyio.sleep(LOOK_S)
     _send(process, signal.SIGKILL)
     await process.wait()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import anyio
 import click
@@ -71,3 +73,32 @@ def test_a_signal_ends_a_hold_that_outlasts_the_command(signals_missed: list[int
     anyio.run(hold, backend="trio")
 
     assert signals_missed == []
+
+
+DEAF_CHILD = 'exec 3>"$0"; trap "" TERM; sleep 20 & trap - TERM; echo begun >&3; wait'
+"""It ends when it is told to.  What it started does not, and has the pipe open until it ends."""
+
+
+def test_what_a_command_started_ends_with_it_when_the_grant_is_lost(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = ("sh", "-c", DEAF_CHILD, str(pipe))
+
+    async def lose() -> None:
+        grant = Grant()
+
+        async def lose_once_begun() -> None:
+            # What it started may stay: then nobody waits for it here.
+            in_thread = partial(anyio.to_thread.run_sync, abandon_on_cancel=True)
+            with await in_thread(pipe.open) as told:
+                assert await in_thread(told.readline) == "begun\n"
+                grant.lose()
+                assert await in_thread(told.read) == ""
+
+        with anyio.fail_after(ENOUGH_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lose_once_begun)
+                with pytest.raises(LeaseLostError):
+                    await run_while_held(command, {}, grant, ttl_s=0.5)
+
+    anyio.run(lose, backend="trio")
