@@ -20,7 +20,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final, NoReturn, Protocol, TypeVar
+from typing import IO, Final, NoReturn, Protocol, TypeVar
 
 import anyio
 import anyio.abc
@@ -109,6 +109,30 @@ async def run_while_held(
     return SIGNAL_EXIT_BASE - code if code < 0 else code
 
 
+async def run_for_input(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    grace_s: float,
+    *,
+    stdin: IO[bytes],
+    stderr: IO[bytes],
+) -> int:
+    """Run ``command`` to its end; its exit code, negative if a signal ended it.
+
+    Cancelled, it is ended first, with ``grace_s`` to end by itself.
+
+    Raises:
+        OSError: it could not be started.
+    """
+    process = await _started(command, environment, stdin, stderr)
+    try:
+        return await process.wait()
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await _end(process, grace_s)
+        raise
+
+
 async def run_until_signalled(function: Callable[[], Awaitable[None]]) -> int:
     """Run ``function`` to its end, or until a signal asks us to end: then it is cancelled, and
     gives back what it holds.  Returns the exit code."""
@@ -174,16 +198,25 @@ def require_command(command: Sequence[str]) -> None:
 
 async def _start(command: Sequence[str], environment: Mapping[str, str]) -> anyio.abc.Process:
     try:
-        return await anyio.open_process(
-            list(command),
-            stdin=None,
-            stdout=None,
-            stderr=None,
-            env={**os.environ, **environment},
-            start_new_session=_is_apart(),
-        )
+        return await _started(command, environment)
     except OSError as error:
         _end_without_command(command, error)
+
+
+async def _started(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    stdin: IO[bytes] | None = None,
+    stderr: IO[bytes] | None = None,
+) -> anyio.abc.Process:
+    return await anyio.open_process(
+        list(command),
+        stdin=stdin,
+        stdout=None,
+        stderr=stderr,
+        env={**os.environ, **environment},
+        start_new_session=_is_apart(),
+    )
 
 
 def _end_without_command(command: Sequence[str], error: OSError) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -11,14 +10,20 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
 import click
 
 from logd.cli import streams
 from logd.cli.display import cells_of, count_of, print_facts, print_json, print_table, say
 from logd.cli.exits import ExitCode
 from logd.cli.lines import LineCutter
-from logd.cli.options import NUMBER_MAX, SecondsType, bootstrap_option, output_option, ttl_option
+from logd.cli.options import (
+    DEFAULT_TTL_S,
+    NUMBER_MAX,
+    SecondsType,
+    bootstrap_option,
+    output_option,
+    ttl_option,
+)
 from logd.limits import (
     ATTEMPTS_MAX,
     COMMAND_BYTES_MAX,
@@ -187,7 +192,7 @@ def work(
     async def run_one(claim: Claim) -> None:
         nonlocal failed
         try:
-            await run_for(claim, command, name, bootstrap)
+            await run_for(claim, command, name, bootstrap, ttl_s)
         except ItemFailedError:
             failed += 1
             raise
@@ -195,16 +200,22 @@ def work(
     leave_with(run_async(run_until_signalled, run_all))
 
 
-async def run_for(claim: Claim, command: Sequence[str], name: str, bootstrap: str) -> None:
-    """Run ``command`` for one item of queue ``name``.
+async def run_for(
+    claim: Claim,
+    command: Sequence[str],
+    name: str,
+    bootstrap: str,
+    ttl_s: float = DEFAULT_TTL_S,
+) -> None:
+    """Run ``command`` for one item of queue ``name``; cancelled, it is ended.
 
     Raises:
         ItemFailedError: it ended with another code than 0, or could not be started.
     """
+    from logd.cli.holding import TERM_SHARE, run_for_input
     from logd_client.coordination.queues import ItemFailedError
 
     environment = {
-        **os.environ,
         "LOGD_BOOTSTRAP": bootstrap,
         "LOGD_QUEUE": name,
         "LOGD_ITEM": str(claim.id),
@@ -214,30 +225,27 @@ async def run_for(claim: Claim, command: Sequence[str], name: str, bootstrap: st
         "LOGD_FENCE_TOKEN": str(claim.token),
         "LOGD_FENCE": f"{claim.fence.id}:{claim.token}",
     }
-    # Not a pipe: how much of it the command reads is its own affair, and what is written to a
-    # pipe that nobody reads is an error.
-    with tempfile.TemporaryFile() as payload:
+    # Not pipes.  How much of its payload the command reads is its own affair, and what is
+    # written to a pipe that nobody reads is an error.  And what it leaves running may keep its
+    # standard error open for as long as it likes.
+    with tempfile.TemporaryFile() as payload, tempfile.TemporaryFile() as told:
         payload.write(claim.payload)
         payload.seek(0)
+        grace_s = ttl_s * TERM_SHARE
         try:
-            done = await anyio.run_process(
-                list(command),
-                stdin=payload,
-                stdout=None,
-                stderr=subprocess.PIPE,
-                check=False,
-                env=environment,
-            )
+            code = await run_for_input(command, environment, grace_s, stdin=payload, stderr=told)
         except OSError as error:
             say(f"logd: {command[0]}: {error.strerror}")
             raise ItemFailedError(f"{command[0]}: {error.strerror}") from error
+        told.seek(0)
+        said = told.read()
     # That nobody hears it is no failure of the item, which would be worked on again.
     with suppress(OSError):
-        sys.stderr.buffer.write(done.stderr)
+        sys.stderr.buffer.write(said)
         sys.stderr.flush()
-    if done.returncode:
-        last_words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise ItemFailedError(f"code {done.returncode} {' '.join(last_words)}".strip())
+    if code:
+        last_words = said.decode(errors="replace").strip().splitlines()[-1:]
+        raise ItemFailedError(f"code {code} {' '.join(last_words)}".strip())
 
 
 # --- by hand ------------------------------------------------------------------------------

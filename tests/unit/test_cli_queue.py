@@ -6,6 +6,8 @@ import errno
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 from typing import cast
 
 import anyio
@@ -21,13 +23,18 @@ from logd_client.coordination.names import parse_name
 from logd_client.coordination.queues import Claim, ItemFailedError, Queue
 from logd_client.coordination.session import Session, Sessions
 
+ENOUGH_S = 10
+"""A test that waits so long has failed."""
 
-def work_on(payload: bytes, *command: str) -> None:
+
+def claim_of(payload: bytes) -> Claim:
     queue = Queue(cast(Sessions, None), parse_name("jobs"))
     item = ClaimedItem(item=7, token=9, payload=payload)
-    claim = Claim(queue, cast(Session, None), item, None, 0.0)
+    return Claim(queue, cast(Session, None), item, None, 0.0)
 
-    anyio.run(run_for, claim, command, "jobs", "127.0.0.1:1", backend="trio")
+
+def work_on(payload: bytes, *command: str) -> None:
+    anyio.run(run_for, claim_of(payload), command, "jobs", "127.0.0.1:1", backend="trio")
 
 
 @pytest.mark.parametrize("command", [("true",), ("head", "-c", "1"), ("sh", "-c", "exec <&-")])
@@ -73,6 +80,40 @@ def test_what_a_command_says_decides_nothing_also_if_nobody_hears_it(
 
     with pytest.raises(ItemFailedError, match=r"^code 3 oops$"):
         work_on(b"x", "sh", "-c", "echo oops >&2; exit 3")
+
+
+def test_what_a_command_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    held = os.open(pipe, os.O_RDWR)
+
+    # It ends when it is written to.
+    work_on(b"x", "sh", "-c", 'read line <"$0" & exit 0', str(pipe))
+
+    os.write(held, b"\n")
+    os.close(held)
+
+
+def test_a_command_whose_item_is_taken_away_is_asked_to_end_with_all_that_it_started(
+    tmp_path: Path,
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    script = 'exec 3>"$0"; trap "echo ended >&3; exit" TERM; sleep 20 & echo begun >&3; wait'
+    command = ("sh", "-c", script, str(pipe))
+
+    async def take_away() -> None:
+        in_thread = partial(anyio.to_thread.run_sync, abandon_on_cancel=True)
+        with anyio.fail_after(ENOUGH_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run_for, claim_of(b"x"), command, "jobs", "127.0.0.1:1")
+                with await in_thread(pipe.open) as told:
+                    assert await in_thread(told.readline) == "begun\n"
+                    tasks.cancel_scope.cancel()
+                    with anyio.CancelScope(shield=True):
+                        assert await in_thread(told.read) == "ended\n"
+
+    anyio.run(take_away, backend="trio")
 
 
 def test_a_command_that_cannot_be_run_fails_with_why() -> None:
