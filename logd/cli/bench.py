@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from logd.cli.benchmark.settings import Settings
-from logd.cli.display import print_facts, print_json
+from logd.cli.display import print_facts, print_json, say
 from logd.cli.options import bootstrap_option, output_option
 from logd.errors import UsageError
 from logd.limits import (
@@ -225,7 +225,7 @@ def bench_report(files: tuple[Path, ...], output: Path) -> None:
     from logd.cli.benchmark.report import write_report
 
     write_report(files, output)
-    click.echo(f"wrote {output}", err=True)
+    say(f"wrote {output}")
 
 
 def _records(settings: dict[str, Any], default: int) -> int:

@@ -11,8 +11,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-import click
-
+from logd.cli.display import say
 from logd.cli.plans import PlanProgress, bytes_text, time_text, waiting_text
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class MoveBars:
             self._said_at = time.monotonic()
             done, total = bytes_text(progress.bytes_done), bytes_text(progress.bytes_total)
             why = waiting_text(progress)
-            click.echo(f"{note}  {done} of {total}{f'  ({why})' if why else ''}", err=True)
+            say(f"{note}  {done} of {total}{f'  ({why})' if why else ''}")
 
     def _pace(self, progress: PlanProgress) -> tuple[float, float | None]:
         """Bytes per second of late, and the seconds that are left at that pace."""

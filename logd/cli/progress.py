@@ -12,7 +12,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-import click
+from logd.cli.display import say
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -76,7 +76,7 @@ class RecordProgress:
     def say(self, text: str) -> None:
         """Write a line on stderr without breaking the bar."""
         if self._bar is None:
-            click.echo(text, err=True)
+            say(text)
         else:
             self._bar.console.print(text, highlight=False, markup=False)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +13,9 @@ import anyio
 import pytest
 
 from logd.cli.lines import LineCutter
+from logd.cli.moving import MoveBars
+from logd.cli.plans import PlanProgress
+from logd.cli.progress import RecordProgress
 from logd.cli.queue import PUT_BYTES_MAX, commands_of
 from logd.cli.streams import STANDARD_INPUT, lines_of
 from logd.errors import UsageError
@@ -138,3 +144,32 @@ def test_a_line_of_an_item_ends_at_a_newline_and_at_nothing_else() -> None:
 
     assert lines == [b"a\r", b"b\rc\x0bd"]
     assert cutter.oversized == [(3, VALUE_BYTES_MAX + 1)]
+
+
+class Unheard(io.StringIO):
+    """A standard error that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def test_a_word_of_waiting_that_nobody_hears_ends_no_append(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Unheard())
+
+    with RecordProgress("produce t") as progress:
+        progress.say("logd: waiting: t/0 has no leader")
+
+
+def test_a_line_of_progress_that_nobody_hears_ends_no_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Unheard())
+    begun = PlanProgress(
+        plan_id=1, purpose="rebalance", state="running", moves=1, done=0, skipped=0, cancelled=0,
+        bytes_done=0, bytes_total=1, bytes_per_s=None, eta_s=None, running=[],
+    )  # fmt: skip
+
+    with MoveBars(is_shown=True) as bars:
+        bars.show(begun)
