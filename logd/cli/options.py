@@ -27,7 +27,7 @@ _BYTES_PER_UNIT: Final = {
 _BYTE_RATE: Final = re.compile(
     r"(?P<number>\d{1,15}(\.\d+)?)\s*(?P<unit>|B|[kKMG]i?B)(/s)?", re.IGNORECASE
 )
-_PARTITION_NAME: Final = re.compile(r"(?P<topic>[^/]+)/(?P<partition>\d+)")
+_PARTITION_NAME: Final = re.compile(r"(?P<topic>[^/]+)/(?P<partition>\d{1,19})")
 
 
 class HostPortType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from logd.cli import COMMANDS, root
 
 BEYOND = str(2**64)
+ENDLESS = "9" * 5000
+"""More digits than Python makes a number of."""
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,8 @@ BEYOND = str(2**64)
         (["topic", "alter", "t"], "nothing to change"),
         (["topic", "alter", "t", "--config", "a=b", "--reset", "a"], "both set and reset: a"),
         (["partition", "describe", "orders"], "expected TOPIC/N, for example orders/0"),
+        (["partition", "describe", f"orders/{ENDLESS}"], "expected TOPIC/N, for example orders/0"),
+        (["topic", "trim", f"orders/{ENDLESS}", "--before", "1"], "expected TOPIC/N"),
         (["produce", "t", "/"], "'/' is a directory"),
         (["produce", "t", "/no/such/file"], "does not exist"),
         (["produce", "t", "--key-separator", ""], "must not be empty"),
