@@ -46,7 +46,9 @@ def test_another_size_is_refused(tmp_path: Path) -> None:
         open_cluster(tmp_path / "c", broker_count=5, port=None)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"brokers": 1}', b'{"other": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[]", b'{"brokers": 1}', b'{"other": 1}', b'{"brokers": []}']
+)
 def test_a_damaged_cluster_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "dev.json").write_bytes(content)
 
