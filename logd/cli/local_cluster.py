@@ -29,6 +29,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from logd.cli.display import say
 from logd.config import parse_host_port
 from logd.errors import StorageError, UsageError
 from logd.types import HostPort, NodeId
@@ -217,7 +218,8 @@ def stopping(cluster: LocalCluster) -> Iterator[LocalCluster]:
     try:
         yield cluster
     finally:
-        cluster.stop_all()
+        for node_id in cluster.stop_all():
+            say(f"logd: broker {node_id} did not stop within {STOP_TIMEOUT_S:g} s and was killed")
 
 
 def open_cluster(

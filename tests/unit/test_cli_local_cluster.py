@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from logd.cli.local_cluster import free_ports, open_cluster, process_cpu_seconds
+from logd.cli.local_cluster import (
+    LocalCluster,
+    free_ports,
+    open_cluster,
+    process_cpu_seconds,
+    stopping,
+)
 from logd.errors import StorageError, UsageError
+from logd.types import NodeId
 
 
 def test_a_directory_that_holds_a_cluster_gives_the_same_cluster_again(tmp_path: Path) -> None:
@@ -97,3 +104,19 @@ def test_the_command_line_is_what_a_person_would_type(tmp_path: Path) -> None:
 
 def test_processor_time_of_a_process_is_read() -> None:
     assert process_cpu_seconds(os.getpid()) > 0
+
+
+class Deaf(LocalCluster):
+    """A cluster of which a broker does not stop when it is asked to."""
+
+    def stop_all(self) -> list[NodeId]:
+        return [NodeId(2)]
+
+
+def test_a_broker_that_had_to_be_killed_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stopping(Deaf(open_cluster(tmp_path / "c", broker_count=3, port=None).brokers)):
+        pass
+
+    assert capsys.readouterr().err == "logd: broker 2 did not stop within 5 s and was killed\n"
