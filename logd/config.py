@@ -290,6 +290,7 @@ class BrokerConfig:
                 len(text) <= TEXT_CHARACTERS_MAX,
                 f"{name} has {len(text)} characters, at most {TEXT_CHARACTERS_MAX} are allowed",
             )
+            _require(_NO_TEXT.search(text) is None, f"{name} = {text!r}: expected text")
 
     def _check_addresses(self) -> None:
         _require(
@@ -505,9 +506,12 @@ def parse_cluster(text: str) -> dict[NodeId, HostPort]:
 
 
 _HOST_PORT: Final = re.compile(
-    r"(?:\[(?P<bracketed>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^\s:\[\],=]+))"
+    r"(?:\[(?P<bracketed>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<host>[^\s:\[\],=\ud800-\udfff]+))"
     r":(?P<port>[0-9]{1,6})"
 )
+_NO_TEXT: Final = re.compile(r"[\ud800-\udfff]")
+"""Bytes of an argument or a variable that Python could not decode: brokers tell each other text."""
+
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
 _NODE_ID: Final = re.compile(r"[0-9]{1,10}")
 

@@ -140,6 +140,22 @@ def test_settings_that_contradict_each_other_are_named_with_all_their_places() -
         resolve(sources)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "found"),
+    [
+        ("rack", "r\udcff", "rack = 'r\\\\udcff': expected text"),
+        ("failure_domain", "\udcff", "failure_domain = '\\\\udcff': expected text"),
+        ("listen", "h\udcff:1", "listen: expected HOST:PORT, found 'h\\\\udcff:1'"),
+        ("cluster", "1=h\udcff:1", "expected HOST:PORT, found 'h\\\\udcff:1'"),
+    ],
+)
+def test_bytes_of_an_argument_that_are_no_text_are_a_mistake(
+    setting: str, value: str, found: str
+) -> None:
+    with pytest.raises(UsageError, match=f"command line: .*{found}"):
+        load_config(MINIMAL, "broker.toml", {setting: value})
+
+
 def test_a_flag_that_cannot_be_is_a_mistake_of_the_command_line() -> None:
     with pytest.raises(UsageError, match=r"^command line: cluster: expected ID=HOST:PORT"):
         load_config(MINIMAL, "broker.toml", {"cluster": "x"})
