@@ -19,6 +19,7 @@ from typing import Final
 
 import click
 
+from logd.errors import UsageError
 from logd.limits import NAME_CHARACTERS_MAX
 
 STYLED_ROWS_MAX: Final = 1000
@@ -36,10 +37,18 @@ _SHORT: Final = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def print_json(document: object) -> None:
-    """One document, as one line."""
+    """One document, as one line.
+
+    Raises:
+        UsageError: there is a path in it that is no text.
+    """
     import msgspec
 
-    click.echo(msgspec.json.encode(document).decode())
+    try:
+        line = msgspec.json.encode(document).decode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"JSON is text, which {error.object!r} is not") from error
+    click.echo(line)
 
 
 def print_table(

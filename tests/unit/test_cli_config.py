@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,15 @@ def test_what_serve_would_refuse_is_refused(file: Path) -> None:
 
     assert result.exit_code == 2
     assert "environment: LOGD_CONFIG_RAK: unknown key 'rak'; did you mean rack?" in result.output
+
+
+def test_a_path_that_is_no_text_cannot_be_in_a_json_document() -> None:
+    path = os.fsdecode(b"/data-\xff")
+
+    result = show("--node-id", "1", "--data-dir", path, "--output", "json")
+
+    assert result.exit_code == 2
+    assert result.stderr == r"logd: JSON is text, which '/data-\udcff' is not" + "\n"
 
 
 def test_without_any_settings_it_says_what_to_give() -> None:
