@@ -122,17 +122,20 @@ async def open_blocking_pool(threads: int = BLOCKING_THREADS) -> AsyncIterator[B
     """
     assert threads > 0
     pool = BlockingPool()
-    workers = [
-        threading.Thread(target=pool._work, name=f"logd-blocking-{number}")
-        for number in range(1, threads + 1)
-    ]
-    for worker in workers:
-        worker.start()
-    trio.lowlevel.spawn_system_task(pool._wake_callers)
+    workers: list[threading.Thread] = []
     try:
-        yield pool
+        for number in range(1, threads + 1):
+            worker = threading.Thread(target=pool._work, name=f"logd-blocking-{number}")
+            worker.start()
+            workers.append(worker)
+        trio.lowlevel.spawn_system_task(pool._wake_callers)
+        try:
+            yield pool
+        finally:
+            await pool._close()
     finally:
-        await pool._close()
+        # Also where the machine gave fewer than asked for: one that stays would keep the
+        # process from ending.
         for _ in workers:
             pool._jobs.put(None)
         for worker in workers:

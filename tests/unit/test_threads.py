@@ -170,3 +170,26 @@ def test_a_cancelled_block_still_gets_the_results_of_its_calls() -> None:
 
     assert results == [7]
     assert logd_threads() == []
+
+
+def test_where_the_machine_gives_too_few_threads_none_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+    begun: list[threading.Thread] = []
+
+    def start_two(thread: threading.Thread) -> None:
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    async def main() -> None:
+        async with open_blocking_pool(3):
+            pass
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        trio.run(main)
+
+    assert logd_threads() == []
