@@ -39,7 +39,9 @@ def elect() -> None:
 @wait_option
 @protect_option
 @click.option("--data", default="", help="Shown to observers; for example an address.")
-@click.option("--again", is_flag=True, help="Stand again whenever leadership has ended.")
+@click.option(
+    "--again", is_flag=True, help="Stand again whenever it has ended, until a signal comes."
+)
 @hold_option
 @bootstrap_option
 def run(

@@ -87,13 +87,14 @@ async def run_while_held(
 
     Raises:
         LeaseLostError: what it depended on was lost, and it was ended.
-        Exit: a signal came when it had ended and was held on.
+        Exit: a signal asked us to end, while it ran or while it was held on.
     """
     until = anyio.current_time() + hold_s
+    received: list[int] = []
     process = await _start(command, environment)
     async with anyio.create_task_group() as tasks:
         if passes_signals:
-            tasks.start_soon(_pass_signals_on, process)
+            tasks.start_soon(_pass_signals_on, process, received)
         tasks.start_soon(_end_when_lost, process, held, ttl_s)
         try:
             code = await process.wait()
@@ -104,9 +105,12 @@ async def run_while_held(
         tasks.cancel_scope.cancel()
     if held.is_lost:
         raise held.lost_error()
+    code = SIGNAL_EXIT_BASE - code if code < 0 else code
+    if received:
+        raise click.exceptions.Exit(code)
     if hold_s:
         await obtain_until_signalled(partial(anyio.sleep_until, until))
-    return SIGNAL_EXIT_BASE - code if code < 0 else code
+    return code
 
 
 async def run_for_input(
@@ -243,9 +247,10 @@ def _send(process: anyio.abc.Process, number: int) -> bool:
     return True
 
 
-async def _pass_signals_on(process: anyio.abc.Process) -> None:
+async def _pass_signals_on(process: anyio.abc.Process, received: list[int]) -> None:
     with anyio.open_signal_receiver(*_PASSED_ON) as signals:
         async for number in signals:
+            received.append(number)
             # From a terminal an interrupt reaches the command by itself.
             if number != signal.SIGINT or _is_apart():
                 _send(process, number)

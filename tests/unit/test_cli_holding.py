@@ -75,6 +75,28 @@ def test_a_signal_ends_a_hold_that_outlasts_the_command(signals_missed: list[int
     assert signals_missed == []
 
 
+def test_a_signal_that_ends_the_command_ends_the_hold_too(signals_missed: list[int]) -> None:
+    async def hold() -> None:
+        unheard = signal.getsignal(signal.SIGTERM)
+
+        async def signal_once_heard() -> None:
+            while signal.getsignal(signal.SIGTERM) is unheard:
+                await anyio.sleep(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with anyio.fail_after(ENOUGH_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(signal_once_heard)
+                with pytest.raises(click.exceptions.Exit) as ended:
+                    await run_while_held(("sleep", "20"), {}, Grant(), ttl_s=15, hold_s=3600)
+
+        assert ended.value.exit_code == 128 + signal.SIGTERM
+
+    anyio.run(hold, backend="trio")
+
+    assert signals_missed == []
+
+
 DEAF_CHILD = 'exec 3>"$0"; trap "" TERM; sleep 20 & trap - TERM; echo begun >&3; wait'
 """It ends when it is told to.  What it started does not, and has the pipe open until it ends."""
 
