@@ -11,9 +11,10 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     try:
         from logd.cli import root
-        from logd.cli.streams import fill_missing
+        from logd.cli.streams import escape_unencodable, fill_missing
 
         fill_missing()
+        escape_unencodable()
     except KeyboardInterrupt:
         # Later ones are told from ``logd.cli.lazy``, which is being imported.
         raise SystemExit(130) from None

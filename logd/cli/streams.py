@@ -8,6 +8,7 @@ needs one asks here, and is told which is missing.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -36,6 +37,13 @@ def fill_missing() -> None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def escape_unencodable() -> None:
+    """Have standard output escape what its encoding has no characters for, as standard error does:
+    the lines of a table, for one, where the locale is not UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def is_output_closed() -> bool:

@@ -54,6 +54,15 @@ def test_the_exit_code_is_told_although_nothing_else_can_be(redirection: str) ->
     assert code == 2
 
 
+def test_what_a_terminal_has_no_characters_for_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+
+    code, table, _ = in_a_shell("", "config", "show", "--node-id", "1", "--data-dir", "x")
+
+    assert code == 0
+    assert set(table.splitlines()[1].split("\\")) == {"", "u2500"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
