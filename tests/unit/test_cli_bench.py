@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
+import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 
 from logd.cli.benchmark.pace import CALLS_PER_S_MAX, pace_of
 from logd.cli.benchmark.report import read_runs, throughput_of, write_report
+from logd.cli.benchmark.run import Bench
 from logd.cli.benchmark.settings import Settings
 from logd.cli.benchmark.values import CALL_BYTES, stamp_of, stamped, values_of_a_call
 from logd.cli.measure import Measurement, Sample, measurement
 from logd.errors import UsageError
+from logd_client import Client
 
 
 @pytest.mark.parametrize("rate", [1, 7, CALLS_PER_S_MAX, CALLS_PER_S_MAX + 1, 1_000_000])
@@ -120,3 +125,37 @@ def test_a_page_compares_with_the_first_run_and_needs_nothing_else(tmp_path: Pat
     assert "after&lt;b&gt;" in page
     assert 'src="data:image/svg+xml;base64,' in page
     assert "http" not in page
+
+
+class Admin:
+    """A cluster that makes and deletes topics."""
+
+    def __init__(self) -> None:
+        self.admin = self
+        self.topics: list[str] = []
+
+    async def create_topic(self, name: str, **_: object) -> None:
+        self.topics.append(name)
+
+    async def delete_topic(self, name: str) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.topics.remove(name)
+
+
+def test_a_run_that_is_broken_off_leaves_no_topic_behind() -> None:
+    cluster = Admin()
+    settings = Settings(brokers=None, records=1, record_bytes=1)
+    bench = Bench(cast(Client, cluster), "h:1", None, settings)
+
+    async def break_off() -> None:
+        with anyio.CancelScope() as scope:
+            async with bench.topic("produce"):
+                scope.cancel()
+                await anyio.lowlevel.checkpoint()
+        with pytest.raises(KeyboardInterrupt):
+            async with bench.topic("consume"):
+                raise KeyboardInterrupt
+
+    anyio.run(break_off, backend="trio")
+
+    assert cluster.topics == []

@@ -11,10 +11,12 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
 
 from logd.cli.benchmark.meter import Meter
 from logd.cli.benchmark.settings import Settings
@@ -26,10 +28,14 @@ from logd.cli.measure import (
     measurement,
     this_machine,
 )
+from logd.errors import LogdError
 
 if TYPE_CHECKING:
     from logd.cli.local_cluster import LocalCluster
     from logd_client import Client
+
+DELETE_TIMEOUT_S: Final = 3.0
+"""A run that is broken off may be so because the cluster does not answer."""
 
 
 class Bench:
@@ -59,9 +65,14 @@ class Bench:
 
     @asynccontextmanager
     async def topic(self, purpose: str) -> AsyncIterator[str]:
-        """A topic for the length of the block."""
+        """A topic for the length of the block, however it ends."""
         name = await self.create_topic(purpose)
-        yield name
+        try:
+            yield name
+        except BaseException:
+            with suppress(LogdError), anyio.move_on_after(DELETE_TIMEOUT_S, shield=True):
+                await self.delete_topic(name)
+            raise
         await self.delete_topic(name)
 
     def meter(self) -> Meter:
