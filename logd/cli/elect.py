@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 RESIGN_TIMEOUT_S: Final = 10.0
 """How long `elect resign` waits until somebody else leads, or nobody."""
+
+STAND_AGAIN_S: Final = 1.0
+"""How long `elect run --again` rests between two leaderships."""
 
 
 @click.group()
@@ -68,7 +72,7 @@ def run(
     """
     if again and wait_s is not None:
         raise click.UsageError("--again stands for ever: it does not go with --wait")
-    from logd.cli.holding import client_name, leave_with
+    from logd.cli.holding import client_name, leave_with, obtain_until_signalled
     from logd.cli.session import connected, run_async
     from logd.errors import LeaseLostError
 
@@ -86,6 +90,9 @@ def run(
                 else:
                     if not again:
                         return code
+                # A command that fails at once would be elected hundreds of times a second; and
+                # somebody else may have better luck.
+                await obtain_until_signalled(partial(anyio.sleep, STAND_AGAIN_S))
 
     leave_with(run_async(stand))
 

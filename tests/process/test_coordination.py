@@ -18,6 +18,7 @@ import anyio.lowlevel
 import msgspec
 import pytest
 
+from logd.cli.elect import STAND_AGAIN_S
 from logd.cli.local_cluster import LocalCluster
 from logd.errors import (
     AcquireTimeoutError,
@@ -889,6 +890,28 @@ def test_who_is_told_to_end_while_it_waits_leaves_no_place_behind(cluster: Local
 
     assert code == 128 + signal.SIGTERM
     assert left == []
+
+
+def test_a_command_that_fails_at_once_is_not_elected_again_and_again_without_a_rest(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    began = tmp_path / "began"
+    script = f"date +%s.%N >> {began}; exit 1"
+    command = logd_command(
+        "elect", "run", fresh("e"), "--again", "--bootstrap", cluster.bootstrap, "--",
+        "sh", "-c", script,
+    )  # fmt: skip
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as candidate:
+        deadline = time.monotonic() + 30
+        while not began.exists() or len(began.read_text().split()) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        candidate.terminate()
+        code = candidate.wait(timeout=10)
+
+    first, second, third = (float(at) for at in began.read_text().split()[:3])
+    assert min(second - first, third - second) >= STAND_AGAIN_S
+    assert code == 128 + signal.SIGTERM
 
 
 def test_a_shell_works_on_a_queue(cluster: LocalCluster, tmp_path: Path) -> None:
