@@ -216,7 +216,7 @@ class BrokerConfig:
     scrub_interval_s: int = 3600
     """How long after a broker began to read its logs again it begins anew, at the earliest.
 
-    The first round begins when it starts.
+    The first round begins when it starts; logs that were new then are left alone for as long.
     """
 
     compaction_bytes_per_s: int = 32 * MIB
