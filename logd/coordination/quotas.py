@@ -22,6 +22,8 @@ QUEUES: Final = "queues"
 ITEMS: Final = "items"
 ITEM_BYTES: Final = "bytes of items"
 RESULT_BYTES: Final = "bytes of results that were not acknowledged"
+STATE_BYTES: Final = "bytes of all namespaces of a partition"
+"""No namespace's own."""
 
 QUOTAS: Final = {
     SESSIONS: limits.SESSIONS_PER_NAMESPACE_MAX,
@@ -65,6 +67,11 @@ class PartitionUsage:
     def __init__(self) -> None:
         self.state_bytes = 0
 
+    @property
+    def used(self) -> float:
+        """The part of what they may take together; above it every namespace is refused."""
+        return self.state_bytes / limits.STATE_BYTES_PER_PARTITION_MAX
+
 
 class Usage:
     """What one namespace holds."""
@@ -81,6 +88,10 @@ class Usage:
     @property
     def is_empty(self) -> bool:
         return not any(self._counts.values())
+
+    def fullest(self) -> tuple[float, str]:
+        """The largest part of a quota that is used, and of which one."""
+        return max((count / QUOTAS[what], what) for what, count in self._counts.items())
 
     def require(self, what: str, more: int) -> None:
         """Raise QuotaExceededError unless there is room for ``more``."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from logd.coordination import quotas
 from logd.coordination.checks import check_command, check_entry, check_query, check_sequence
 from logd.coordination.events import compacted
 from logd.coordination.names import check_name
@@ -80,6 +81,20 @@ class CoordinationState:
         """Log time from which an ``Advance`` would change something."""
         first = self._timers.first()
         return None if first is None else first[0]
+
+    def fullest(self) -> tuple[float, str, str] | None:
+        """The largest part of a quota that is used, by which namespace, and of which quota.
+
+        Looks at all namespaces: for those who watch, not for each command.
+        """
+        spaces = self._namespaces.values()
+        found = max(((*space.usage.fullest(), space.name) for space in spaces), default=None)
+        if found is None:
+            return None
+        used, quota, name = found
+        if self._usage.used > used:
+            return self._usage.used, "", quotas.STATE_BYTES
+        return used, name, quota
 
     def check(self, entry: Entry) -> None:
         """Accept what a client may propose, whatever the state.

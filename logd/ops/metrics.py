@@ -143,6 +143,13 @@ METRICS: Final = (
     Metric("logd_coordination_sessions", _G, (), "Sessions of coordination partitions led here."),
     Metric("logd_coordination_watches", _G, (), "Watches of coordination partitions led here."),
     Metric(
+        "logd_coordination_quota_ratio",
+        _G,
+        ("namespace", "quota"),
+        "The largest part of any quota that is used in the coordination partitions led here, and "
+        "by which namespace; what would go beyond 1 is refused.",
+    ),
+    Metric(
         "logd_coordination_commands_total",
         _C,
         (),
@@ -278,6 +285,10 @@ def _of_broker(broker: Broker) -> Iterator[Sample]:
     coordination = broker.coordination.totals()
     yield _one("logd_coordination_sessions", coordination.sessions)
     yield _one("logd_coordination_watches", coordination.watches)
+    fullest = broker.coordination.fullest()
+    if fullest is not None:
+        used, namespace, quota = fullest
+        yield _one("logd_coordination_quota_ratio", used, namespace, quota)
     yield _one("logd_coordination_commands_total", coordination.commands)
     yield _one("logd_coordination_sessions_expired_total", coordination.sessions_expired)
     yield _one("logd_coordination_events_total", coordination.events_pushed)

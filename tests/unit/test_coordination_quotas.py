@@ -80,6 +80,29 @@ def test_what_is_too_much_is_refused_with_the_figure(
     partition.state.check_invariants()
 
 
+def test_who_watches_is_told_which_namespace_has_used_most_of_which_quota(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(QUOTAS, quotas.KEYS, 10)
+    monkeypatch.setitem(QUOTAS, quotas.SESSIONS, 4)
+    partition = Partition()
+    assert partition.state.fullest() is None
+
+    session = partition.open()
+    assert partition.state.fullest() == (0.25, NAMESPACE, quotas.SESSIONS)
+    other = partition.open("another")
+    puts = [Put(key=b"%d" % number, value=b"") for number in range(9)]
+    for put in puts:
+        partition.do(other, Transact(then=[put]), "another")
+    partition.do(session, Transact(then=puts[:1]))
+    assert partition.state.fullest() == (0.9, "another", quotas.KEYS)
+
+    monkeypatch.setattr(limits, "STATE_BYTES_PER_PARTITION_MAX", 1)
+    used, namespace, quota = partition.state.fullest() or (0, "", "")
+    assert used > 1
+    assert (namespace, quota) == ("", quotas.STATE_BYTES)
+
+
 def contents(partition: Partition) -> bytes:
     """A snapshot without what each command changes: its result, the revision, the time."""
     state = CoordinationState.restore(partition.state.snapshot())

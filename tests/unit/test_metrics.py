@@ -9,7 +9,8 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from logd.broker.broker import Broker
-from logd.limits import METRIC_TOPICS_MAX
+from logd.coordination.quotas import KEY_BYTES
+from logd.limits import KEY_BYTES_PER_NAMESPACE_MAX, METRIC_TOPICS_MAX
 from logd.ops import metrics
 from logd.ops.metrics import METRICS, Kind, render, take_samples
 from logd.replication.counts import SECONDS_BOUNDS, Histogram
@@ -167,6 +168,17 @@ def test_names_carry_their_unit_and_their_kind(metric: metrics.Metric) -> None:
     assert metric.name.startswith("logd_")
     assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
     assert metric.meaning.endswith((".", "here.", "wait."))
+
+
+def test_the_quota_that_is_used_most_is_told_by_who_leads_its_partition() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.kv("full").put("key", bytes(60_000))
+        labels = {"namespace": "full", "quota": KEY_BYTES}
+        used = await total(cluster, "logd_coordination_quota_ratio", **labels)
+
+        assert used == pytest.approx(60_003 / KEY_BYTES_PER_NAMESPACE_MAX)
+
+    play(story)
 
 
 def test_a_refused_request_is_counted_by_its_error() -> None:

@@ -52,6 +52,12 @@ class Coordination:
             totals = _sum(totals, partition)
         return totals
 
+    def fullest(self) -> tuple[float, str, str] | None:
+        """As ``CoordinationState.fullest``, over the partitions that this broker leads."""
+        led = (partition.state for partition in self if partition.is_serving)
+        found = (fullest for state in led if (fullest := state.fullest()) is not None)
+        return max(found, default=None)
+
     def attach(self, group: Group) -> None:
         """A replica of the coordination log was opened: feed it, until it is closed."""
         partition = CoordinationPartition(group, self._node, self._trash_path)
