@@ -94,7 +94,7 @@ def test_who_watches_is_told_which_namespace_has_used_most_of_which_quota(
     puts = [Put(key=b"%d" % number, value=b"") for number in range(9)]
     for put in puts:
         partition.do(other, Transact(then=[put]), "another")
-    partition.do(session, Transact(then=puts[:1]))
+    partition.do(session, Transact(then=[*puts[:1]]))
     assert partition.state.fullest() == (0.9, "another", quotas.KEYS)
 
     monkeypatch.setattr(limits, "STATE_BYTES_PER_PARTITION_MAX", 1)
