@@ -37,6 +37,10 @@ from logd_client.connection import Answer, Connection, Lane
 from logd_client.cursor import Cursor
 from logd_client.routing import FAILURES_BEFORE_DOUBTING_THE_TOPIC, Routing
 
+_SUBSCRIBE_TIMEOUT_S: Final = 5.0
+"""A broker that froze with its connections open answers no subscription, and meanwhile another
+may lead."""
+
 _PROBE_TIMEOUT_S: Final = 1.5
 _DAMAGED_DELIVERIES_MAX: Final = 3
 """So many in a row are fetched again, from another replica, before the caller is told."""
@@ -216,7 +220,7 @@ class PartitionFeed:
         self.connection = connection
         sent_at = self._routing.environment.clock()
         connection.submit(request, partial(self._on_answer, outcome, request.generation))
-        with anyio.move_on_after(self._routing.request_timeout_s):
+        with anyio.move_on_after(min(self._routing.request_timeout_s, _SUBSCRIBE_TIMEOUT_S)):
             await outcome.settled.wait()
         if outcome.error is not None:
             raise outcome.error

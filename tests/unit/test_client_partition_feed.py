@@ -42,8 +42,9 @@ class Broker:
 
     is_open = True
 
-    def __init__(self, node: NodeId, *, is_damaged: bool) -> None:
+    def __init__(self, node: NodeId, *, is_damaged: bool, is_frozen: bool = False) -> None:
         self.node = node
+        self._is_frozen = is_frozen
         self.name = f"node {node}"
         self._is_damaged = is_damaged
         self._sinks: dict[int, PartitionFeed] = {}
@@ -55,7 +56,7 @@ class Broker:
         del self._sinks[subscription]
 
     def submit(self, message: Any, on_done: Completion) -> None:
-        if not isinstance(message, SubscribeRequest):
+        if not isinstance(message, SubscribeRequest) or self._is_frozen:
             return
         on_done(Answer(SubscribeResponse(position=7, log_start=0, commit_offset=9), b""))
         if self._is_damaged:
@@ -65,6 +66,9 @@ class Broker:
                 error=cast("Any", None),
             )
             self._sinks[message.subscription].on_ended(ended, ReplicaDamagedError("rotten"))
+
+    def fail_if_silent_since(self, time: float, error: LogdError) -> None:
+        """Nobody else uses it."""
 
 
 class Cluster:
@@ -112,6 +116,41 @@ class Reader:
         """Nobody waits for it."""
 
 
+def feed_of(cluster: Cluster) -> PartitionFeed:
+    cursor = Cursor(
+        topic="t",
+        partition=0,
+        group=GROUP,
+        start=("offset", 7),
+        credit_bytes=100,
+        any_replica=False,
+    )
+    return PartitionFeed(Reader(), cast("Routing", cluster), cursor, None)
+
+
+def test_a_broker_that_does_not_answer_a_subscription_is_soon_left_for_who_leads_now() -> None:
+    """It froze, or its host did: its connection stays open, and says nothing."""
+
+    class Moved(Cluster):
+        asked = 0
+
+        async def leader_connection(self, *_: object) -> Broker:
+            self.asked += 1
+            return Broker(WHOLE, is_damaged=False, is_frozen=self.asked == 1)
+
+    async def main() -> None:
+        async with task_group() as tasks:
+            background = Background(tasks)
+            cluster = Moved(background, ConnectionFailedError)
+            feed = feed_of(cluster)
+            feed.attach_soon()
+            await trio.sleep(cluster.request_timeout_s / 3)
+            assert feed.cursor.is_subscribed
+            background.close()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 @pytest.mark.parametrize("found_down", [ConnectionFailedError, UnknownBrokerError])
 def test_the_damaged_range_is_sought_at_each_replica_in_turn(
     found_down: type[LogdError],
@@ -121,16 +160,7 @@ def test_the_damaged_range_is_sought_at_each_replica_in_turn(
     async def main() -> None:
         async with task_group() as tasks:
             background = Background(tasks)
-            cursor = Cursor(
-                topic="t",
-                partition=0,
-                group=GROUP,
-                start=("offset", 7),
-                credit_bytes=100,
-                any_replica=False,
-            )
-            cluster = Cluster(background, found_down)
-            feed = PartitionFeed(Reader(), cast("Routing", cluster), cursor, None)
+            feed = feed_of(Cluster(background, found_down))
 
             feed.attach_soon()
             await trio.sleep(PATIENCE_S)
