@@ -135,6 +135,10 @@ FAST_TESTS = {
         "tests/unit/test_client_shards.py",
         "tests/unit/test_client_threads.py",
         "tests/unit/test_client_exchange.py",
+        "tests/unit/test_client_producer.py",
+        "tests/unit/test_client_routing.py",
+        "tests/unit/test_client_partition_feed.py",
+        "tests/sim/test_growing_topics_sim.py",
         "tests/sim/test_library_sim.py",
     ),
 }

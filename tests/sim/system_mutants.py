@@ -589,6 +589,35 @@ SYSTEM_MUTANTS = (
     ),
     # --- the client ---------------------------------------------------------------------------
     Mutant(
+        "a consumer passes over partitions that are added",
+        "P2: nothing is left out",
+        "client/logd_client/consumer.py",
+        "        for description in topic.partitions:\n            if description.partition not in",
+        "        for description in ():\n            if description.partition not in",
+    ),
+    Mutant(
+        "a consumer begins at the end of a partition that is added",
+        "P2: nothing is left out",
+        "client/logd_client/consumer.py",
+        'start = start_of("earliest")',
+        "start = start_of(options.start if isinstance(options.start, str) else 0)",
+    ),
+    Mutant(
+        "a producer with room that was promised goes on although it has ended",
+        "P3",
+        "client/logd_client/producer.py",
+        "            except LogdError as error:\n"
+        "                outcome.add_failures(range(start, end), error)\n",
+        "            except LogdError:\n                raise\n",
+    ),
+    Mutant(
+        "a fence without an id is taken for a fence",
+        "coordination: a stale holder is refused",
+        "client/logd_client/coordination/fences.py",
+        "        and 0 < fence_id <=",
+        "        and 0 <= fence_id <=",
+    ),
+    Mutant(
         "what was lost on its way is not stored once a retry was out of sequence",
         "P4: stored once",
         "client/logd_client/pipeline.py",

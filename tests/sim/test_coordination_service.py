@@ -772,6 +772,39 @@ def test_a_replica_that_lacks_what_was_trimmed_is_sent_the_state(
     live(story, brokers=3, tail_cache_bytes=0)
 
 
+def test_a_state_that_arrives_while_another_is_taken_over_is_taken_over_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for kind, section in snapshots._SECTIONS.items():
+        monkeypatch.setitem(snapshots._SECTIONS, kind, section._replace(per_part=1))
+
+    async def story(world: World) -> None:
+        session = await world.session(ttl_ms=60_000)
+        leader = await world.leader()
+        lagging = next(n for n in world.cluster.nodes.values() if n.node != leader)
+        world.cluster.network.isolate(lagging.host)
+        await trio.sleep(3)
+        theirs, mine = await world.partition(leader), await world.partition(lagging.node)
+        shipped = []
+        for round_number in range(2):
+            for number in range(20):
+                await put(session, b"k%d" % number, b"%d" % round_number)
+            shipped.append((theirs.applied_offset, theirs.state.snapshot()))
+
+        mine.on_installed(*shipped[0])
+        for _ in range(5):  # There are more parts than that.
+            await trio.lowlevel.checkpoint()
+        assert mine.applied_offset < shipped[0][0]
+        mine.on_installed(*shipped[1])
+        with trio.fail_after(5):
+            while mine.applied_offset < shipped[1][0]:
+                await trio.sleep(0.01)
+
+        assert mine.state.snapshot() == shipped[1][1]
+
+    live(story, brokers=3)
+
+
 def test_sessions_are_opened_once_however_often_they_are_asked_for() -> None:
     async def story(world: World) -> None:
         command = OpenSession(token=b"t" * 16, ttl_ms=TTL_MS)

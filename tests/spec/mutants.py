@@ -119,6 +119,13 @@ CORE_MUTANTS = (
         "if echoed_round >= self.round - 1:",
     ),
     Mutant(
+        "a read waits on for who votes no more",
+        "liveness: reads go on",
+        "logd/raft/leadership.py",
+        "        self._check_agreement(now_ms)\n        if self.reads.is_under_way:\n",
+        "        self._check_agreement(now_ms)\n        if False:\n",
+    ),
+    Mutant(
         "a leader serves reads before its no-op is committed",
         "P2: a read after an append sees it",
         "logd/raft/leadership.py",
