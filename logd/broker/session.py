@@ -163,7 +163,7 @@ class Session:
         if frame is None:
             return
         if frame.kind != Kind.HELLO:
-            error = ProtocolError(f"frame kind {frame.kind} before the greeting")
+            error = InvalidRequestError(f"frame kind {frame.kind} before the greeting")
             await self._refuse(frame, error)
             return
         if frame.flags:

@@ -549,6 +549,18 @@ def test_a_greeting_with_flags_closes_the_connection() -> None:
     live(story)
 
 
+def test_a_request_before_the_greeting_is_refused_with_a_code_of_the_protocol_and_closed() -> None:
+    async def story(world: World) -> None:
+        raw = await world.connect()
+        await raw.send(encode_message(Kind.METADATA, MetadataRequest(), 2))
+        refused = await raw.error()
+        assert refused.code == InvalidRequestError.code
+        assert "before the greeting" in refused.message
+        assert await raw.frame() is None
+
+    live(story)
+
+
 def test_a_peers_frame_with_the_flags_of_an_answer_closes_the_connection() -> None:
     async def story(world: World) -> None:
         greeting = await greeting_of_a_dead_peer(world)
