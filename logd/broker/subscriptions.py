@@ -142,6 +142,8 @@ class Subscriptions:
 
     async def subscribe(self, request: SubscribeRequest) -> SubscribeResponse:
         """Start a subscription; one with the same key on this connection is replaced."""
+        if request.credit_bytes < 0:
+            raise InvalidRequestError(f"credit of {request.credit_bytes} bytes")
         group = find_replica(self._broker, request.group, any_replica=request.any_replica)
         if request.start == "latest" and not request.any_replica:
             await group.leadership.confirmed()

@@ -586,6 +586,22 @@ def test_a_request_too_long_for_a_header_is_refused_and_the_connection_goes_on()
     live(story)
 
 
+def test_a_subscription_that_begins_with_negative_credit_is_refused() -> None:
+    """It would owe the broker bytes, and wait for ever for what it believes to have asked for."""
+
+    async def story(world: World) -> None:
+        async with world.greeted() as raw:
+            request = SubscribeRequest(
+                subscription=1, generation=1, group=world.group, credit_bytes=-1
+            )
+            await raw.send(encode_message(Kind.SUBSCRIBE, request, 2))
+            refused = await raw.error()
+            assert refused.code == InvalidRequestError.code
+            assert "credit of -1 bytes" in refused.message
+
+    live(story)
+
+
 def test_credit_too_long_for_a_header_closes_the_connection_because_it_has_no_answer() -> None:
     async def story(world: World) -> None:
         async with world.greeted() as raw:
