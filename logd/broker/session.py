@@ -421,8 +421,8 @@ def _short_header(frame: Frame) -> Buffer:
     """The header of a request, which must not be a long message."""
     if frame.flags & FLAG_LONG:
         raise InvalidRequestError(
-            f"the message has {len(frame.header) + len(frame.body)} bytes, "
-            f"that of a request may have {HEADER_LENGTH_MAX}"
+            f"a request may not be LONG: the message has {len(frame.header) + len(frame.body)} "
+            f"bytes, that of a request may have {HEADER_LENGTH_MAX}, in its header"
         )
     return frame.header
 

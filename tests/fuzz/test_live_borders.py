@@ -586,6 +586,18 @@ def test_a_request_too_long_for_a_header_is_refused_and_the_connection_goes_on()
     live(story)
 
 
+def test_a_short_request_with_the_flag_long_is_told_of_the_flag_and_not_of_its_length() -> None:
+    async def story(world: World) -> None:
+        async with world.greeted() as raw:
+            request = msgspec.msgpack.encode(MetadataRequest())
+            await raw.send(frame_prefix(Kind.METADATA, FLAG_LONG, b"", 2, len(request)) + request)
+            refused = await raw.error()
+            assert refused.code == InvalidRequestError.code
+            assert "a request may not be LONG" in refused.message
+
+    live(story)
+
+
 def test_a_subscription_that_begins_with_negative_credit_is_refused() -> None:
     """It would owe the broker bytes, and wait for ever for what it believes to have asked for."""
 
