@@ -16,6 +16,8 @@ hundreds of thousands may lie in a state.
 Each command has an offset of its own, also where several lie in one batch.  A command of a
 session carries the session's id and a sequence; the state keeps its result until the client says
 that it has it (``acknowledged``), so that a repeated command is answered and not repeated.
+
+The page for other languages is docs/coordination_messages.md; ``tests/docs`` compares the two.
 """
 
 from __future__ import annotations

@@ -52,7 +52,14 @@ def rows(text: str) -> list[tuple[str, ...]]:
 
 def type_name(annotation: Any) -> str:
     """A field's type as the page writes it: MessagePack's words."""
-    words = {int: "int", str: "str", bytes: "bin", bool: "bool", types.NoneType: "nil"}
+    words: dict[Any, str] = {
+        int: "int",
+        float: "float",
+        str: "str",
+        bytes: "bin",
+        bool: "bool",
+        types.NoneType: "nil",
+    }
     if annotation in words:
         return words[annotation]
     if isinstance(annotation, type) and issubclass(annotation, Message):
