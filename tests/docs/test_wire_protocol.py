@@ -24,6 +24,7 @@ from logd.wire.frame import (
     encode_message,
 )
 from logd.wire.messages import REQUEST_BY_KIND, RESPONSE_BY_KIND, HelloRequest, Kind, Message
+from logd_client.partitioner import partition_for_key
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "wire_protocol.md"
 
@@ -167,3 +168,11 @@ def test_the_example_frame_is_what_the_code_writes_and_reads() -> None:
     assert frame is not None
     assert (frame.kind, frame.correlation_id) == (Kind.HELLO, 1)
     assert decode_message(HelloRequest, frame.header) == hello
+
+
+def test_the_partition_of_the_example_key_is_that_of_the_code() -> None:
+    key, partition, last = re.findall(
+        r"the key `(\w+)` goes to partition (\d+) of 0 to (\d+)", section("## 6. Producing")
+    )[0]
+
+    assert partition_for_key(key.encode(), int(last) + 1) == int(partition)
