@@ -244,6 +244,11 @@ def _send(process: anyio.abc.Process, number: int) -> bool:
             os.kill(process.pid, number)
     except ProcessLookupError:
         return False
+    except PermissionError:
+        # It runs as somebody else, by sudo for example.  What it depends on is held for it all
+        # the same, and must not be given back while it runs.
+        if number != _IS_THERE:
+            say(f"logd: the command cannot be sent {signal.Signals(number).name}: not permitted")
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -95,6 +96,41 @@ def test_a_signal_that_ends_the_command_ends_the_hold_too(signals_missed: list[i
     anyio.run(hold, backend="trio")
 
     assert signals_missed == []
+
+
+def test_a_command_that_may_not_be_sent_a_signal_is_held_for_until_it_ends(
+    signals_missed: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs as somebody else."""
+    asked: list[int] = []
+
+    def refuse(group: int, number: int) -> None:
+        asked.append(number)
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "killpg", refuse)
+
+    async def hold() -> None:
+        unheard = signal.getsignal(signal.SIGTERM)
+
+        async def signal_once_heard() -> None:
+            while signal.getsignal(signal.SIGTERM) is unheard:
+                await anyio.sleep(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        with anyio.fail_after(ENOUGH_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(signal_once_heard)
+                with pytest.raises(click.exceptions.Exit) as ended:
+                    await run_while_held(("sleep", "0.5"), {}, Grant(), ttl_s=15)
+
+        assert ended.value.exit_code == 0
+
+    anyio.run(hold, backend="trio")
+
+    assert signals_missed == []
+    assert asked == [signal.SIGTERM]
+    assert "cannot be sent SIGTERM" in capsys.readouterr().err
 
 
 DEAF_CHILD = 'exec 3>"$0"; trap "" TERM; sleep 20 & trap - TERM; echo begun >&3; wait'
