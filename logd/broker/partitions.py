@@ -190,12 +190,14 @@ class Partitions:
         for group_id, placement in wanted.items():
             group, topic = self._node.groups.get(group_id), metadata.state.topic(placement.topic)
             if group is not None and topic is not None:
-                options = topic.options
-                group.fence_required = options.fence == "required"
-                group.choose_durability(in_memory=options.durability == "replicated")
-                group.log.set_options(self._log_options(options))
-                self.retention.set_policy(group, options)
-                self.compaction.set_policy(group, options)
+                self._apply_options(group, topic.options)
+
+    def _apply_options(self, group: Group, options: TopicOptions) -> None:
+        group.fence_required = options.fence == "required"
+        group.choose_durability(in_memory=options.durability == "replicated")
+        group.log.set_options(self._log_options(options))
+        self.retention.set_policy(group, options)
+        self.compaction.set_policy(group, options)
 
     async def _open_all(self, missing: list[PartitionPlacement], metadata: MetadataService) -> None:
         async def open_one(placement: PartitionPlacement) -> None:
@@ -217,12 +219,14 @@ class Partitions:
                 self._node.shut[placement.group] = BEING_REPAIRED
                 self._node.start_soon(self._mend, placement, options)
                 return
-            self._add(
+            group = self._add(
                 opened,
                 Configuration(placement.replicas),
                 str(placement.name),
                 is_coordination=placement.topic == COORDINATION_TOPIC,
             )
+            # At once: it may lead, and be written to, long before the others are open.
+            self._apply_options(group, topic.options)
         except (OSError, LogdError) as error:
             self._shut(placement, error)
         else:

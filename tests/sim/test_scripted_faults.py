@@ -10,12 +10,21 @@ import trio
 from logd.broker.broker import Broker
 from logd.broker.reading import fetch, offsets
 from logd.broker.subscriptions import DELIVERY_BYTES
-from logd.errors import LogdError, NotAReplicaError, StorageError, TopicExistsError
+from logd.errors import (
+    FencedError,
+    LogdError,
+    NotAReplicaError,
+    StorageError,
+    TopicExistsError,
+)
+from logd.record.batch import seal_batch
 from logd.replication.claims import CLAIMS_COMPARED_EVERY_S
-from logd.types import GroupId, NodeId, Offset
+from logd.replication.group import Group
+from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
 from logd.wire.messages import FetchRequest, OffsetsRequest
 from logd_client import Client
 from tests.sim.cluster import DATA_DIR, SimCluster, SimNode
+from tests.sim.env import BlockingConditions
 from tests.sim.faults import SLOW_DISK
 from tests.sim.files import CAPACITY_BYTES_DEFAULT
 from tests.sim.stories import play
@@ -328,3 +337,32 @@ def broker_of(node: SimNode) -> Broker:
 async def create_topic(client: Client) -> None:
     with contextlib.suppress(LogdError):
         await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
+
+
+def test_a_partition_that_asks_for_a_fence_does_so_from_the_moment_it_is_open() -> None:
+    """The first that a broker opens when it starts leads before the last is open."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic(
+            TOPIC, partitions=240, replicas=1, config={"fence": "required"}
+        )
+        node = cluster.nodes[NodeId(1)]
+        await node.crash(power=False)
+        node.blocking = BlockingConditions(latency_s_min=0.1, spike_probability=0.0)
+        node.start()
+        asked: set[GroupId] = set()
+
+        async def append_without(group: Group) -> None:
+            batch = bytes(seal_batch(values=[b"v"], timestamps_ms=0))
+            with pytest.raises(FencedError, match="carries no token"):
+                await group.commit(batch, broker_of(node).node.now_ms() + 1000)
+
+        async with trio.open_nursery() as nursery:
+            while len(asked) < 80:
+                for group in node.groups.values():
+                    if group.is_ready and group.group_id not in {METADATA_GROUP, *asked}:
+                        asked.add(group.group_id)
+                        nursery.start_soon(append_without, group)
+                await trio.sleep(0.001)
+
+    play(story)
