@@ -182,7 +182,11 @@ async def alter_topic(broker: Broker, request: AlterTopicRequest) -> AlterTopicR
     _check_timeout(request.timeout_ms)
     broker.check_known()
     result: object = None
+    change = AlterTopic(name=request.name, config=request.config)
     if request.partitions is not None:
+        state = broker.metadata.state
+        if state.topic(request.name) is not None:  # Else it may have been created elsewhere.
+            state.altered(change)  # What refuses the options must come before the partitions do.
         result = await broker.metadata.execute(
             AddPartitions(name=request.name, partitions=request.partitions),
             timeout_ms=request.timeout_ms,
@@ -190,7 +194,7 @@ async def alter_topic(broker: Broker, request: AlterTopicRequest) -> AlterTopicR
         )
     if request.config or result is None:
         result = await broker.metadata.execute(
-            AlterTopic(name=request.name, config=request.config),
+            change,
             timeout_ms=request.timeout_ms,
             safe_to_repeat=True,
         )

@@ -197,6 +197,20 @@ class MetadataState(MovingState):
     def next_producer_id(self) -> ProducerId:
         return self._next_producer_id
 
+    def altered(self, command: AlterTopic) -> Topic:
+        """The topic as ``command`` would leave it, which ``apply`` makes of it.
+
+        Raises:
+            RequestError: as ``apply`` would.
+        """
+        check_level(command, self._feature_level)
+        topic = self._existing_topic(command.name)
+        merged = topic.config | command.config
+        config = {name: text for name, text in sorted(merged.items()) if text is not None}
+        check_option_names(command.config)
+        parse_options(config)
+        return msgspec.structs.replace(topic, config=config)
+
     # --- commands -----------------------------------------------------------------------
 
     def apply(self, command: Command, offset: Offset) -> Result:
@@ -449,14 +463,9 @@ class MetadataState(MovingState):
         return TopicDeleted(topic=topic, deleted_groups=topic.partitions)
 
     def _alter_topic(self, command: AlterTopic) -> TopicAltered:
-        topic = self._existing_topic(command.name)
-        merged = topic.config | command.config
-        config = {name: text for name, text in sorted(merged.items()) if text is not None}
-        check_option_names(command.config)
-        parse_options(config)
+        altered = self.altered(command)
 
-        altered = msgspec.structs.replace(topic, config=config)
-        self._topics[topic.name] = altered
+        self._topics[altered.name] = altered
         return TopicAltered(topic=altered)
 
     def _allocate_producer_ids(self, command: AllocateProducerIds) -> ProducerIdBlock:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 import trio
 
-from logd.errors import InvalidPartitionError
+from logd.errors import InvalidConfigError, InvalidPartitionError
 from logd_client import Client
 from logd_client.consumer import Start
 from logd_client.partitioner import partition_for_key
@@ -111,5 +111,19 @@ def test_who_holds_a_topic_that_was_made_anew_with_more_partitions_is_told_that_
             await writing.admin.describe_topic("t")
             with pytest.raises(InvalidPartitionError):
                 await producer.append(b"", partition=3)
+
+    stories.play(story)
+
+
+def test_no_partitions_are_added_if_the_options_that_were_asked_for_with_them_are_refused() -> None:
+    """A refusal says that nothing was changed."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic("t", partitions=1, replicas=3)
+
+        with pytest.raises(InvalidConfigError, match="retention_ms='soon'"):
+            await client.admin.alter_topic("t", {"retention_ms": "soon"}, partitions=PARTITIONS)
+
+        assert len((await client.admin.describe_topic("t")).partitions) == 1
 
     stories.play(story)
