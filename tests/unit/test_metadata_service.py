@@ -177,6 +177,21 @@ def test_a_disk_whose_free_space_cannot_be_asked_leaves_things_as_they_are() -> 
     play(story)
 
 
+def test_a_disk_that_may_run_full_is_looked_at_all_the_same() -> None:
+    """Its free space is shown, and decides what is put on it."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            guard = DiskGuard(replica.env, "/data", 0)
+            with trio.move_on_after(3):
+                await guard.run()
+
+            assert guard.free_bytes == replica.env.files.free_bytes("/data") > 0
+            guard.check()
+
+    play(story)
+
+
 def create(number: int) -> CreateTopic:
     return CreateTopic(name=f"topic-{number}", partitions=1, replicas=1, now_ms=0)
 
