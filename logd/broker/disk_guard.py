@@ -37,7 +37,10 @@ class DiskGuard:
 
     @property
     def free_bytes(self) -> int:
-        """As of the last look; 0 before the first."""
+        """As of the last look, at least 1; 0 before the first.
+
+        Of 0 whoever makes a plan concludes that nothing is known, and not that nothing fits.
+        """
         return self._free_bytes
 
     def check(self) -> None:
@@ -50,12 +53,13 @@ class DiskGuard:
 
     async def measure(self) -> None:
         """Look once."""
-        self._free_bytes = await self._env.run_blocking(self._env.files.free_bytes, self._path)
+        free_bytes = await self._env.run_blocking(self._env.files.free_bytes, self._path)
+        self._free_bytes = max(1, free_bytes)
         needed = self._free_bytes_min * (RESUME_FACTOR if self.is_full else 1)
-        was_full, self.is_full = self.is_full, self._free_bytes < needed
+        was_full, self.is_full = self.is_full, free_bytes < needed
         if self.is_full != was_full:
             event = log_events.DISK_FULL if self.is_full else log_events.DISK_USABLE_AGAIN
-            log.warning(event, path=self._path, free_bytes=self._free_bytes)
+            log.warning(event, path=self._path, free_bytes=free_bytes)
 
     async def run(self) -> None:
         """Look again and again until cancelled; also if nothing is refused, for those who ask."""

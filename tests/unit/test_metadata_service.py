@@ -192,6 +192,22 @@ def test_a_disk_that_may_run_full_is_looked_at_all_the_same() -> None:
     play(story)
 
 
+def test_a_disk_that_is_full_to_the_last_byte_is_told_from_one_nobody_has_looked_at() -> None:
+    """Of one that says 0 the planner thinks that it has room for everything."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            guard = DiskGuard(replica.env, "/data", 1024)
+            assert guard.free_bytes == 0
+            replica.files.capacity_bytes = replica.files.used_bytes()
+            with trio.move_on_after(3):
+                await guard.run()
+
+            assert guard.free_bytes == 1
+
+    play(story)
+
+
 def create(number: int) -> CreateTopic:
     return CreateTopic(name=f"topic-{number}", partitions=1, replicas=1, now_ms=0)
 
