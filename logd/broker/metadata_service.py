@@ -28,7 +28,7 @@ from logd.errors import (
     UnavailableError,
     UnknownServerError,
 )
-from logd.limits import COMMANDS_PER_SNAPSHOT, FETCH_BYTES_MAX, PRODUCER_IDS_PER_BLOCK
+from logd.limits import COMMANDS_PER_SNAPSHOT, KIB, PRODUCER_IDS_PER_BLOCK
 from logd.metadata.commands import AllocateProducerIds, Command, decode_command, encode_command
 from logd.metadata.features import avoiding, check_level
 from logd.metadata.state import MetadataState, ProducerIdBlock
@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 RESULTS_KEPT_MAX: Final = 1024
+PIECE_BYTES: Final = 64 * KIB
+"""Applied at once; then those who wait for the results take them."""
+
+# They may take them while the next piece is applied.
+assert 2 * (PIECE_BYTES // HEADER_BYTES) <= RESULTS_KEPT_MAX
+
 FORWARDS_MAX: Final = 256
 RETRY_S: Final = 0.02
 READ_AGAIN_S: Final = 1.0
@@ -139,13 +145,15 @@ class MetadataService:
                         log_events.METADATA_UNREADABLE, offset=self._applied, reason=str(error)
                     )
                     await trio.sleep(READ_AGAIN_S)
+                if self._applied < group.commit_offset:
+                    await trio.lowlevel.checkpoint()
                 continue
             self._commits = trio.Event()
             await self._commits.wait()
 
     async def _apply_some(self, group: Group) -> None:
         begin = self._applied
-        found = await group.reader.read_committed(begin, FETCH_BYTES_MAX)
+        found = await group.reader.read_committed(begin, PIECE_BYTES)
         assert found is not None
         if self._applied != begin:
             return  # A snapshot was installed meanwhile.

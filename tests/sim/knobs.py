@@ -33,7 +33,7 @@ class Knobs:
     window_bytes: int = limits.PEER_WINDOW_BYTES_MAX
     delivery_bytes: int = subscriptions.DELIVERY_BYTES
     fetch_bytes: int = limits.FETCH_BYTES_MAX
-    """Of the metadata log, applied at a time."""
+    """Of a log that is applied, read at a time."""
 
     scrub_piece_bytes: int = repairer.SCRUB_PIECE_BYTES
     commands_per_snapshot: int = limits.COMMANDS_PER_SNAPSHOT
@@ -85,7 +85,11 @@ class Knobs:
                 functools.partial(RaftOptions, window_bytes_max=self.window_bytes),
             ),
             (subscriptions, "DELIVERY_BYTES", self.delivery_bytes),
-            (metadata_service, "FETCH_BYTES_MAX", self.fetch_bytes),
+            (
+                metadata_service,
+                "PIECE_BYTES",
+                min(self.fetch_bytes, metadata_service.PIECE_BYTES),
+            ),
             (repairer, "SCRUB_PIECE_BYTES", self.scrub_piece_bytes),
             (metadata_service, "COMMANDS_PER_SNAPSHOT", self.commands_per_snapshot),
             (shipping, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),

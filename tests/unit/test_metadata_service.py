@@ -10,15 +10,16 @@ import trio
 
 from logd.broker import metadata_service
 from logd.broker.disk_guard import DiskGuard
-from logd.broker.metadata_service import MetadataService
+from logd.broker.metadata_service import RESULTS_KEPT_MAX, MetadataService
 from logd.errors import (
     DiskFullError,
     RequestTimeoutError,
     UnavailableError,
     UnsupportedVersionError,
 )
-from logd.limits import FEATURE_LEVEL
+from logd.limits import FEATURE_LEVEL, MIB
 from logd.metadata.commands import (
+    AllocateProducerIds,
     Command,
     CreateTopic,
     FormCluster,
@@ -26,6 +27,7 @@ from logd.metadata.commands import (
     encode_command,
 )
 from logd.metadata.features import AVOID_LEVEL, LEVEL_MAX
+from logd.metadata.state import ProducerIdBlock
 from logd.raft.messages import PeerDown
 from logd.replication.peer_protocol import Forward
 from logd.types import METADATA_GROUP, DirectoryId, NodeId, Offset, Term
@@ -230,6 +232,35 @@ async def started(nursery: trio.Nursery, replica: Replica) -> MetadataService:
     nursery.start_soon(service.run)
     await until(lambda: service.applied_offset == replica.group.commit_offset)
     return service
+
+
+def test_however_many_commands_are_committed_at_once_each_proposer_learns_its_result() -> None:
+    count = 2 * RESULTS_KEPT_MAX
+    found: list[ProducerIdBlock] = []
+
+    async def story() -> None:
+        async with (
+            open_replica(
+                group_id=METADATA_GROUP, voters=(OURSELVES,), segment_bytes=16 * MIB
+            ) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            service = await started(nursery, replica)
+            await service.execute(COMMAND, timeout_ms=9_000, safe_to_repeat=False)
+
+            async def execute() -> None:
+                command = AllocateProducerIds(node=OURSELVES, count=1)
+                block = await service.execute(command, timeout_ms=9_000, safe_to_repeat=False)
+                assert isinstance(block, ProducerIdBlock)
+                found.append(block)
+
+            async with trio.open_nursery() as proposing:
+                for _ in range(count):
+                    proposing.start_soon(execute)
+            nursery.cancel_scope.cancel()
+
+    play(story)
+    assert len({block.start for block in found}) == count
 
 
 @pytest.mark.parametrize("is_forwarded", [False, True], ids=["its own", "forwarded"])
