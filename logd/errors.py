@@ -237,7 +237,10 @@ class OutOfSequenceError(RefusedError):
 
 
 class ProducerFencedError(RefusedError):
-    """A newer epoch of this producer has appended: this one is a zombie."""
+    """A newer epoch of this producer has appended: this one is a zombie.
+
+    A partition remembers no batches of an older epoch, and sets ``may_have_applied``.
+    """
 
     code = 34
 

@@ -86,7 +86,8 @@ class ProducerTable:
             None: it may.  Otherwise where the batch is already.
 
         Raises:
-            ProducerFencedError: a newer epoch of the producer has appended.
+            ProducerFencedError: a newer epoch of the producer has appended.  Nothing is known
+                of the older one any more, so ``may_have_applied`` is True.
             OutOfSequenceError: the batch does not follow the last one.  Its
                 ``may_have_applied`` is False only if the table knows that no attempt at
                 the batch was stored.
@@ -98,10 +99,12 @@ class ProducerTable:
                 return None
             return _check_known(known, producer_id, base_sequence, record_count)
         if known is not None and epoch < known.epoch:
-            raise ProducerFencedError(
+            fenced = ProducerFencedError(
                 f"producer {producer_id} has appended in epoch {known.epoch}, "
                 f"this batch is of epoch {epoch}"
             )
+            fenced.may_have_applied = True
+            raise fenced
         if base_sequence == 0:
             return None
         if known is None:

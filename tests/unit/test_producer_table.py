@@ -131,6 +131,16 @@ def test_a_newer_epoch_begins_at_sequence_0_and_shuts_out_the_older() -> None:
         table.check(PRODUCER, 0, 10, 10)
 
 
+def test_a_batch_of_an_older_epoch_may_have_happened() -> None:
+    """It is there, and the table remembers nothing of that epoch."""
+    table = table_of(batch(100, 0), batch(110, 0, epoch=1))
+
+    with pytest.raises(ProducerFencedError) as refusal:
+        table.check(PRODUCER, 0, 0, 10)
+
+    assert refusal.value.may_have_applied
+
+
 def test_a_newer_epoch_that_begins_elsewhere_has_lost_its_first_batch() -> None:
     error = refused(table_of(batch(100, 0)), epoch=1, sequence=10)
 
