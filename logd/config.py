@@ -48,8 +48,8 @@ ENVIRONMENT: Final = "environment"
 COMMAND_LINE: Final = "command line"
 ENVIRONMENT_PREFIX: Final = "LOGD_CONFIG_"
 
-WILDCARD_HOSTS: Final = ("0.0.0.0", "::")
-"""Addresses to listen on that nobody can connect to."""
+_WILDCARD_HOST: Final = re.compile(r"(::ffff:)?[0:.]+|0x0+", re.IGNORECASE)
+"""Addresses to listen on that nobody can connect to: ``0.0.0.0`` and ``::``, however written."""
 
 
 _FOUNDS_OR_JOINS: Final = "join and cluster are both given: a broker founds a cluster, or joins one"
@@ -304,13 +304,13 @@ class BrokerConfig:
                 f"http_listen and {name} are both {address}: each needs an address of its own",
             )
         _require(
-            self.advertise is not None or self.listen.host not in WILDCARD_HOSTS,
+            self.advertise is not None or not _is_wildcard(self.listen),
             f"listen = {str(self.listen)!r}: clients cannot connect to that address; "
             "say with advertise which one they can use",
         )
         if self.advertise is not None:
             _require(
-                self.advertise.host not in WILDCARD_HOSTS and self.advertise.port != 0,
+                not _is_wildcard(self.advertise) and self.advertise.port != 0,
                 f"advertise = {str(self.advertise)!r}: nobody can connect to that address",
             )
 
@@ -327,16 +327,20 @@ class BrokerConfig:
         _check_no_duplicate_addresses(self.cluster)
         is_listed = dict(self.cluster) != {self.node_id: self.peer_listen}
         _require(self.join is None or not is_listed, _FOUNDS_OR_JOINS)
+        _require(
+            self.join is None or self.join.port != 0,
+            f"join = {str(self.join)!r}: nobody can connect to that address",
+        )
         if len(self.cluster) == 1:
             _require(
-                self.join is None or self.peer_listen.host not in WILDCARD_HOSTS,
+                self.join is None or not _is_wildcard(self.peer_listen),
                 f"peer_listen = {str(self.peer_listen)!r}: other brokers cannot connect to that "
                 "address, and who joins is known to them by it",
             )
             return
         for node, address in self.cluster.items():
             _require(
-                address.host not in WILDCARD_HOSTS and address.port != 0,
+                not _is_wildcard(address) and address.port != 0,
                 f"cluster gives broker {node} the address {address}: nobody can connect to it",
             )
 
@@ -514,6 +518,10 @@ _NO_TEXT: Final = re.compile(r"[\ud800-\udfff]")
 
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
 _NODE_ID: Final = re.compile(r"[0-9]{1,10}")
+
+
+def _is_wildcard(address: HostPort) -> bool:
+    return _WILDCARD_HOST.fullmatch(address.host) is not None
 
 
 def _add_member(cluster: dict[NodeId, HostPort], node_text: str, address_text: str) -> None:
