@@ -341,7 +341,8 @@ async def _hand_over(broker: Broker) -> None:
             group.post(TransferLeadership(None))
     with trio.move_on_after(HAND_OVER_S):
         while any(
-            (g.is_leader and g.core.is_transferring) or g.leadership.awaits_successor
+            # One that is held has not been told yet.
+            (g.is_leader and (g.core.is_transferring or g.is_held)) or g.leadership.awaits_successor
             for g in list(node.groups.values())
         ):
             await node.leadership_news(HAND_OVER_POLL_S)

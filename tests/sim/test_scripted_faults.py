@@ -7,6 +7,7 @@ import contextlib
 import pytest
 import trio
 
+from logd.broker.admin import transfer_leader
 from logd.broker.broker import Broker
 from logd.broker.reading import fetch, offsets
 from logd.broker.subscriptions import DELIVERY_BYTES
@@ -21,11 +22,11 @@ from logd.record.batch import seal_batch
 from logd.replication.claims import CLAIMS_COMPARED_EVERY_S
 from logd.replication.group import Group
 from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
-from logd.wire.messages import FetchRequest, OffsetsRequest
+from logd.wire.messages import FetchRequest, OffsetsRequest, TransferLeaderRequest
 from logd_client import Client
 from tests.sim.cluster import DATA_DIR, SimCluster, SimNode
 from tests.sim.env import BlockingConditions
-from tests.sim.faults import SLOW_DISK
+from tests.sim.faults import QUICK_DISK, SLOW_DISK
 from tests.sim.files import CAPACITY_BYTES_DEFAULT
 from tests.sim.stories import play
 
@@ -364,5 +365,45 @@ def test_a_partition_that_asks_for_a_fence_does_so_from_the_moment_it_is_open() 
                         asked.add(group.group_id)
                         nursery.start_soon(append_without, group)
                 await trio.sleep(0.001)
+
+    play(story)
+
+
+async def held_leader(cluster: SimCluster, client: Client) -> tuple[SimNode, GroupId]:
+    """The leader of a partition, which seals a segment while its disk is slow for a moment."""
+    topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
+    async with client.producer(TOPIC) as producer:
+        await producer.append(b"v")
+    group_id = GroupId(topic.partitions[0].group)
+    leader = cluster.leader_of(group_id)
+    assert leader is not None
+    leader.set_blocking(BlockingConditions(latency_s_min=0.3, spike_probability=0.0))
+    leader.groups[group_id].roll_soon()
+    await trio.sleep(0.01)
+    leader.set_blocking(QUICK_DISK)
+    assert leader.groups[group_id].is_held
+    return leader, group_id
+
+
+def test_leadership_is_given_away_once_a_segment_that_is_being_rolled_is_sealed() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        leader, group_id = await held_leader(cluster, client)
+
+        request = TransferLeaderRequest(group=group_id, timeout_ms=10_000)
+        answer = await transfer_leader(broker_of(leader), request)
+
+        assert answer.leader != leader.node
+
+    play(story)
+
+
+def test_a_broker_that_stops_hands_over_what_it_leads_also_while_a_segment_is_rolled() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        leader, group_id = await held_leader(cluster, client)
+        group = leader.groups[group_id]
+
+        await leader.stop()
+
+        assert group.counts.leaderships_lost == 1
 
     play(story)
