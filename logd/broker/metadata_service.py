@@ -213,9 +213,10 @@ class MetadataService:
 
         One state's worth of commands is left to those who lag, who then need no snapshot.
         """
-        tail_start, self._snapshot_offset = self._snapshot_offset, self._applied
+        tail_start, offset = self._snapshot_offset, self._applied
         self._commands_since_snapshot = 0
-        await group.checkpoints.save_application(self._applied, self.state.snapshot())
+        await group.checkpoints.save_application(offset, self.state.snapshot())
+        self._snapshot_offset = max(self._snapshot_offset, offset)
         start = max(
             (base for base in group.log.segment_bases if base <= tail_start),
             default=group.log.start_offset,

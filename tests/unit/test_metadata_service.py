@@ -10,7 +10,7 @@ import trio
 
 from logd.broker import metadata_service
 from logd.broker.disk_guard import DiskGuard
-from logd.broker.metadata_service import RESULTS_KEPT_MAX, MetadataService
+from logd.broker.metadata_service import READ_AGAIN_S, RESULTS_KEPT_MAX, MetadataService
 from logd.errors import (
     DiskFullError,
     RequestTimeoutError,
@@ -340,6 +340,41 @@ def test_the_state_is_kept_and_the_log_behind_it_dropped(monkeypatch: pytest.Mon
             service.state.check_invariants()
             await service.execute(create(30), timeout_ms=9_000, safe_to_repeat=False)
             assert len(service.state.topics) == 31
+            nursery.cancel_scope.cancel()
+
+    play(story)
+
+
+def test_no_more_of_the_log_is_dropped_than_the_state_before_the_last_one_can_spare(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also if a state could not be kept: the newest may be damaged one day."""
+    monkeypatch.setattr(metadata_service, "COMMANDS_PER_SNAPSHOT", 5)
+
+    async def story() -> None:
+        async with (
+            open_replica(group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            service = await started(nursery, replica)
+            first: list[Command] = [COMMAND, REGISTER, *(create(number) for number in range(9))]
+            for command in first:
+                await service.execute(command, timeout_ms=9_000, safe_to_repeat=False)
+            await a_while()
+
+            replica.fail_disk("write", match="application-")
+            for number in range(9, 15):
+                await service.execute(create(number), timeout_ms=9_000, safe_to_repeat=False)
+            await trio.sleep(2 * READ_AGAIN_S)
+            replica.files.on_operation = None
+            for number in range(15, 20):
+                await service.execute(create(number), timeout_ms=9_000, safe_to_repeat=False)
+            await a_while()
+
+            names = replica.files.list_directory(replica.group.directory)
+            kept = sorted(name for name in names if name.startswith("application-"))
+            before_the_last = int(kept[-2].removeprefix("application-"))
+            assert replica.group.log.start_offset <= before_the_last
             nursery.cancel_scope.cancel()
 
     play(story)
