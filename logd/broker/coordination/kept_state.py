@@ -56,12 +56,13 @@ class KeptState:
     async def save(self, state: CoordinationState, offset: Offset) -> None:
         """Keep ``state`` as it is now, at ``offset``, and drop the log below the one before."""
         group = self._group
-        tail_start, self._offset = self._offset, offset
+        tail_start = self._offset
         self._commands_since = self._bytes_since = 0
         parts = state.freeze().parts()
         payload = await self._node.env.run_blocking(lambda: b"".join(parts))
         self._size_bytes = len(payload)
         await group.checkpoints.save_application(offset, payload)
+        self._offset = max(self._offset, offset)
         start = max(
             (base for base in group.log.segment_bases if base <= tail_start),
             default=group.log.start_offset,
