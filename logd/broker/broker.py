@@ -116,7 +116,9 @@ class Broker:
         if placement is None:
             raise UnknownTopicError("there is no such partition: it may have been deleted")
         if self.node.node in placement.replicas:
-            raise UnavailableError(f"the replica of {placement.name} is not open yet")
+            shut = self.node.shut.get(placement.group)
+            why = " yet" if shut is None else f": {shut.reason}"
+            raise UnavailableError(f"the replica of {placement.name} is not open{why}")
         raise self.elsewhere(group_id, "it has no replica here")
 
     def elsewhere(self, group_id: int, reason: str) -> LogdError:

@@ -17,10 +17,12 @@ from logd.errors import (
     NotAReplicaError,
     StorageError,
     TopicExistsError,
+    UnavailableError,
 )
 from logd.record.batch import seal_batch
 from logd.replication.claims import CLAIMS_COMPARED_EVERY_S
 from logd.replication.group import Group
+from logd.replication.node import Shut
 from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
 from logd.wire.messages import FetchRequest, OffsetsRequest, TransferLeaderRequest
 from logd_client import Client
@@ -405,5 +407,19 @@ def test_a_broker_that_stops_hands_over_what_it_leads_also_while_a_segment_is_ro
         await leader.stop()
 
         assert group.counts.leaderships_lost == 1
+
+    play(story)
+
+
+def test_who_asks_a_broker_whose_replica_is_shut_is_told_why() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
+        group_id = GroupId(topic.partitions[0].group)
+        broker = broker_of(cluster.nodes[NodeId(1)])
+        await broker.node.remove_group(group_id)
+        broker.node.shut[group_id] = Shut("its votes are lost", is_final=True)
+
+        with pytest.raises(UnavailableError, match="t/0 is not open: its votes are lost"):
+            broker.group(group_id)
 
     play(story)
