@@ -27,7 +27,8 @@ class Reports:
         self.reporter: Reporter | None = None
         """Makes this broker's own report."""
         self._node = node
-        self._next_request = 1
+        # An answer meant for an earlier life of this broker must not be taken for ours.
+        self._next_request = node.incarnation
         self._waiting: dict[int, tuple[trio.Event, list[bytes]]] = {}
 
     async def ask(self, peer: NodeId, timeout_s: float) -> bytes | None:
