@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
+import trio
 
 from logd.broker import log_events
 from logd.broker.plan_runner import is_controller
@@ -13,6 +14,7 @@ from logd.errors import (
     BrokerInUseError,
     InvalidRequestError,
     NotLeaderError,
+    RequestTimeoutError,
     UnavailableError,
 )
 from logd.limits import ADMIN_TIMEOUT_MS_MAX, METADATA_VOTERS_MAX
@@ -78,6 +80,7 @@ async def alter_broker(broker: Broker, request: AlterBrokerRequest) -> AlterBrok
     """Drain a broker, take that back, or remove it from the cluster."""
     _check(broker, request.timeout_ms)
     node = NodeId(request.node_id)
+    deadline_ms = broker.node.now_ms() + request.timeout_ms
     command: Command
     match request.action:
         case "drain":
@@ -85,10 +88,17 @@ async def alter_broker(broker: Broker, request: AlterBrokerRequest) -> AlterBrok
         case "resume":
             command = ResumeBroker(node=node)
         case "remove":
-            await _leave_metadata_group(broker, node)
+            with trio.move_on_after(request.timeout_ms / 1000) as waiting:
+                await _leave_metadata_group(broker, node)
+            if waiting.cancelled_caught:
+                raise RequestTimeoutError(
+                    f"broker {node} did not leave the metadata log within {request.timeout_ms} ms"
+                )
             command = RemoveBroker(node=node, now_ms=broker.env.wall_clock_ms())
     result = await broker.metadata.execute(
-        command, timeout_ms=request.timeout_ms, safe_to_repeat=request.action != "remove"
+        command,
+        timeout_ms=max(1, deadline_ms - broker.node.now_ms()),
+        safe_to_repeat=request.action != "remove",
     )
     assert isinstance(result, BrokerChanged)
     return AlterBrokerResponse(

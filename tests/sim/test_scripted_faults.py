@@ -10,11 +10,13 @@ import trio
 from logd.broker.admin import transfer_leader
 from logd.broker.broker import Broker
 from logd.broker.reading import fetch, offsets
+from logd.broker.rebalancing import alter_broker
 from logd.broker.subscriptions import DELIVERY_BYTES
 from logd.errors import (
     FencedError,
     LogdError,
     NotAReplicaError,
+    RequestTimeoutError,
     StorageError,
     TopicExistsError,
     UnavailableError,
@@ -24,7 +26,12 @@ from logd.replication.claims import CLAIMS_COMPARED_EVERY_S
 from logd.replication.group import Group
 from logd.replication.node import Shut
 from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
-from logd.wire.messages import FetchRequest, OffsetsRequest, TransferLeaderRequest
+from logd.wire.messages import (
+    AlterBrokerRequest,
+    FetchRequest,
+    OffsetsRequest,
+    TransferLeaderRequest,
+)
 from logd_client import Client
 from tests.sim.cluster import DATA_DIR, SimCluster, SimNode
 from tests.sim.env import BlockingConditions
@@ -421,5 +428,20 @@ def test_who_asks_a_broker_whose_replica_is_shut_is_told_why() -> None:
 
         with pytest.raises(UnavailableError, match="t/0 is not open: its votes are lost"):
             broker.group(group_id)
+
+    play(story)
+
+
+def test_who_has_a_broker_removed_is_answered_in_time_also_if_it_cannot_be_done_by_then() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        controller = cluster.leader_of(METADATA_GROUP)
+        assert controller is not None
+        others = [node for node in cluster.nodes.values() if node is not controller]
+        for node in others:
+            node.set_blocking(BlockingConditions(latency_s_min=5.0, spike_probability=0.0))
+        request = AlterBrokerRequest(node_id=others[0].node, action="remove", timeout_ms=500)
+
+        with trio.fail_after(1.0), pytest.raises(RequestTimeoutError):
+            await alter_broker(broker_of(controller), request)
 
     play(story)
