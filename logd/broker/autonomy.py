@@ -21,7 +21,7 @@ from logd.broker.plan_runner import BY_ITSELF, is_controller
 from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
 from logd.metadata.commands import CancelMove, Command, SkipMove, StartPlan
-from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, Plan, PlannedMove
+from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, Plan, PlannedMove, fitting_purpose
 from logd.metadata.rebalance.cluster import (
     BrokerLoad,
     Goals,
@@ -330,7 +330,7 @@ class Autonomy:
             await self._execute(
                 StartPlan(
                     token=token,
-                    purpose=f"{BY_ITSELF}{purpose}",
+                    purpose=fitting_purpose(f"{BY_ITSELF}{purpose}"),
                     layout_version=layout_version,
                     move_count=len(moves),
                     first=first,

@@ -30,7 +30,7 @@ from logd.metadata.commands import (
 )
 from logd.metadata.features import registered_range
 from logd.metadata.layout import Broker as KnownBroker
-from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, Plan, PlannedMove
+from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, Plan, PlannedMove, fitting_purpose
 from logd.metadata.moving import BrokerChanged, PlanChanged, RebalancingSet
 from logd.metadata.rebalance.cluster import is_majority_alive
 from logd.metadata.state import FeatureLevelRaised
@@ -172,7 +172,7 @@ async def start_plan(broker: Broker, request: StartPlanRequest) -> StartPlanResp
     _check_room(broker, request)
     command = StartPlan(
         token=request.token,
-        purpose=request.purpose,
+        purpose=fitting_purpose(request.purpose),
         layout_version=request.layout_version,
         move_count=request.move_count,
         first=request.first,

@@ -104,6 +104,13 @@ class RemovedBroker(msgspec.Struct, frozen=True, kw_only=True):
     removed_ms: int
 
 
+def fitting_purpose(text: str) -> str:
+    """``text`` as the purpose of a plan, cut if it is longer than one may be."""
+    if len(text) <= REASON_CHARACTERS_MAX:
+        return text
+    return f"{text[: REASON_CHARACTERS_MAX - 1]}…"
+
+
 def with_state(plan: Plan, at: int, state: MoveState, now_ms: int) -> Plan:
     """``plan`` with one move further; it ends with its last move."""
     states = (*plan.states[:at], state, *plan.states[at + 1 :])

@@ -13,7 +13,10 @@ import trio
 from structlog.testing import capture_logs
 
 from logd.broker import log_events
+from logd.broker.autonomy import Autonomy
+from logd.cli.plans import move_plan, start_plan
 from logd.errors import UnavailableError
+from logd.limits import NAME_CHARACTERS_MAX
 from logd.metadata.commands import StartPlan
 from logd.metadata.moves import PlannedMove
 from logd.types import METADATA_GROUP, GroupId, NodeId
@@ -490,3 +493,48 @@ def test_an_uneven_cluster_evens_itself_out_where_that_is_wanted() -> None:
         assert plan.purpose == "by itself: even out"
 
     play(story, rebalance_interval_ms=10_000)
+
+
+def test_a_partition_of_a_topic_with_the_longest_name_can_be_moved() -> None:
+    """What the plan is for is for people: it is cut, not refused."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        name = "n" * NAME_CHARACTERS_MAX
+        topic = await client.admin.create_topic(name, partitions=1, replicas=1)
+        target = topic.partitions[0].replicas[0] % 5 + 1
+
+        await start_plan(client, await move_plan(client, name, 0, [target]))
+
+        plan = await ended(client)
+        assert (plan.state, plan.purpose[:9]) == ("done", "move nnnn")
+        assert (await client.admin.describe_topic(name)).partitions[0].replicas == [target]
+
+    play(story)
+
+
+def test_many_brokers_can_be_emptied_or_replaced_by_one_plan() -> None:
+    """However long the list of them is that the plan's purpose would be."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        controller = cluster.leader_of(METADATA_GROUP)
+        assert controller is not None
+        assert controller.broker is not None
+        partition = (await partitions_of(client))[0]
+        version = (await client.admin.describe_rebalance()).layout_version
+        before = tuple(map(NodeId, partition.replicas))
+        move = PlannedMove(
+            group=GroupId(partition.group),
+            before=before,
+            target=tuple(map(NodeId, rotated(partition.replicas, 1))),
+            reason="test",
+            size_bytes=0,
+        )
+        purpose = f"replace broker {', '.join(map(str, range(100)))}, missing for 30 min"
+
+        await Autonomy(controller.broker)._start([move], purpose, version)
+
+        plan = await ended(client)
+        assert plan.purpose.startswith("by itself: replace broker 0, 1, 2")
+        assert plan.state == "done"
+
+    play(story)
