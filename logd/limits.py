@@ -99,6 +99,10 @@ BROKERS_MAX: Final = 1_000
 PLAN_MOVES_MAX: Final = 10_000
 """Moves of one rebalance plan.  What it does not reach, the next plan does."""
 
+PLAN_MOVES_AT_ONCE: Final = 100
+"""A longer plan is sent in pieces of so many moves, which fit in one command whatever the moves are
+and however much is said of each."""
+
 LEARNERS_MAX: Final = BROKERS_MAX
 """Of one group: every broker that does not vote in the metadata log follows it as a learner."""
 

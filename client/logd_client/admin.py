@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Final, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from logd.errors import UsageError
-from logd.limits import ADMIN_TIMEOUT_MS_MAX
+from logd.limits import ADMIN_TIMEOUT_MS_MAX, PLAN_MOVES_AT_ONCE
 from logd.types import GroupId, NodeId
 from logd.wire.messages import (
     AlterBrokerRequest,
@@ -53,9 +53,6 @@ from logd_client.consumer import start_of
 from logd_client.routing import Routing, Target
 
 Text = TypeVar("Text", str, str | None)
-
-MOVES_PER_REQUEST: Final = 200
-"""A longer plan is sent in pieces."""
 
 
 class Admin:
@@ -246,7 +243,7 @@ class Admin:
         """
         token = f"{self._routing.environment.rng.getrandbits(128):032x}"
         response: StartPlanResponse | None = None
-        for first in range(0, max(1, len(moves)), MOVES_PER_REQUEST):
+        for first in range(0, max(1, len(moves)), PLAN_MOVES_AT_ONCE):
             response = await self._routing.call(
                 self._routing.controller_connection,
                 StartPlanRequest(
@@ -255,7 +252,7 @@ class Admin:
                     layout_version=layout_version,
                     move_count=len(moves),
                     first=first,
-                    moves=list(moves[first : first + MOVES_PER_REQUEST]),
+                    moves=list(moves[first : first + PLAN_MOVES_AT_ONCE]),
                     timeout_ms=self._timeout_ms,
                 ),
                 StartPlanResponse,

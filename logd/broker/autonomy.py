@@ -20,8 +20,9 @@ from logd.broker.peer_reports import ask_peers, reader_of
 from logd.broker.plan_runner import BY_ITSELF, is_controller
 from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
+from logd.limits import PLAN_MOVES_AT_ONCE
 from logd.metadata.commands import CancelMove, Command, SkipMove, StartPlan
-from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, Plan, PlannedMove, fitting_purpose
+from logd.metadata.moves import Plan, PlannedMove, fitting_purpose
 from logd.metadata.rebalance.cluster import (
     BrokerLoad,
     Goals,
@@ -326,7 +327,7 @@ class Autonomy:
             return
         log.warning(log_events.PLAN_STARTED, reason=purpose, moves=len(moves))
         token = f"autonomy {self._broker.env.rng('autonomy').getrandbits(64):016x}"
-        for first in range(0, len(moves), PLAN_MOVES_PER_COMMAND_MAX):
+        for first in range(0, len(moves), PLAN_MOVES_AT_ONCE):
             await self._execute(
                 StartPlan(
                     token=token,
@@ -334,7 +335,7 @@ class Autonomy:
                     layout_version=layout_version,
                     move_count=len(moves),
                     first=first,
-                    moves=tuple(moves[first : first + PLAN_MOVES_PER_COMMAND_MAX]),
+                    moves=tuple(moves[first : first + PLAN_MOVES_AT_ONCE]),
                     now_ms=self._broker.env.wall_clock_ms(),
                 )
             )

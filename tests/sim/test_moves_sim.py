@@ -18,7 +18,7 @@ from logd.cli.plans import move_plan, start_plan
 from logd.errors import UnavailableError
 from logd.limits import NAME_CHARACTERS_MAX
 from logd.metadata.commands import StartPlan
-from logd.metadata.moves import PlannedMove
+from logd.metadata.moves import REASON_CHARACTERS_MAX, PlannedMove
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import PlannedMoveInfo
 from logd_client import Client
@@ -536,5 +536,32 @@ def test_many_brokers_can_be_emptied_or_replaced_by_one_plan() -> None:
         plan = await ended(client)
         assert plan.purpose.startswith("by itself: replace broker 0, 1, 2")
         assert plan.state == "done"
+
+    play(story)
+
+
+def test_a_plan_arrives_however_long_its_reasons_are() -> None:
+    """In as many commands as it takes: what one may hold is bounded."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic("many", partitions=170, replicas=3)
+        version = (await client.admin.describe_rebalance()).layout_version
+        moves = [
+            PlannedMoveInfo(
+                group=p.group,
+                before=p.replicas,
+                target=rotated(p.replicas, 1),
+                reason="r" * REASON_CHARACTERS_MAX,
+            )
+            for p in topic.partitions
+        ]
+
+        plan_id = await client.admin.start_plan("test", version, moves)
+
+        found = (await client.admin.describe_rebalance()).plan
+        assert found is not None
+        assert (found.plan_id, len(found.moves)) == (plan_id, len(moves))
+        await client.admin.cancel_plan(plan_id)
+        await ended(client)
 
     play(story)

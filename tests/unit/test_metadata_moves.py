@@ -12,6 +12,7 @@ from logd.errors import (
     UnavailableError,
     UnknownBrokerError,
 )
+from logd.limits import PLAN_MOVES_AT_ONCE, PLAN_MOVES_MAX, REPLICAS_MAX
 from logd.metadata.commands import (
     AddPartitions,
     BeginMove,
@@ -26,10 +27,12 @@ from logd.metadata.commands import (
     SetRebalancing,
     SkipMove,
     StartPlan,
+    decode_command,
+    encode_command,
 )
-from logd.metadata.moves import Plan, PlannedMove, reversed_moves
+from logd.metadata.moves import REASON_CHARACTERS_MAX, Plan, PlannedMove, reversed_moves
 from logd.metadata.state import MetadataState, PartitionPlacement
-from logd.types import GroupId, NodeId
+from logd.types import NODE_ID_MAX, GroupId, NodeId
 from tests.unit.test_metadata_state import apply, cluster, create, register
 
 GROUP = GroupId(1)
@@ -397,3 +400,25 @@ def test_a_snapshot_holds_moves_plans_and_removed_brokers() -> None:
     assert restored.layout_version == state.layout_version
     with pytest.raises(InvalidRequestError, match="was removed"):
         apply(restored, register(5))
+
+
+def test_as_many_moves_as_are_sent_at_once_fit_in_a_command() -> None:
+    most = tuple(NodeId(NODE_ID_MAX - at) for at in range(REPLICAS_MAX))
+    move = PlannedMove(
+        group=GroupId(2**32),
+        before=most,
+        target=most,
+        reason="r" * REASON_CHARACTERS_MAX,
+        size_bytes=2**63,
+    )
+    command = StartPlan(
+        token="t" * REASON_CHARACTERS_MAX,
+        purpose="p" * REASON_CHARACTERS_MAX,
+        layout_version=2**62,
+        move_count=PLAN_MOVES_MAX,
+        first=PLAN_MOVES_MAX,
+        moves=(move,) * PLAN_MOVES_AT_ONCE,
+        now_ms=2**62,
+    )
+
+    assert decode_command(encode_command(command)) == command
