@@ -567,6 +567,14 @@ SYSTEM_MUTANTS = (
         "            may_change = True\n",
     ),
     Mutant(
+        "a partition asks for a fence only once all others are open",
+        "coordination: a stale holder is refused",
+        "logd/broker/partitions.py",
+        "            self._apply_options(group, topic.options)\n"
+        "        except (OSError, LogdError) as error:",
+        "            del group\n        except (OSError, LogdError) as error:",
+    ),
+    Mutant(
         "a subscription skips a batch when it was slow",
         "P2: nothing is left out",
         "logd/broker/subscriptions.py",
