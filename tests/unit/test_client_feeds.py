@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from anyio.abc import TaskGroup
 
-from logd.errors import CompactedError, LogdError, NotLeaderError
+from logd.errors import CompactedError, LogdError, NotLeaderError, UnknownTopicError
 from logd.types import GroupId, NodeId
 from logd.wire.coordination import Event, Keys, Query
 from logd.wire.messages import (
@@ -165,6 +165,15 @@ async def test_watches_of_the_same_from_now_on_share_a_feed() -> None:
 
         assert arrived(first) == arrived(second) == arrived(other) == [b"a", b"b", b"c"]
         assert [request.revision for request in one.broker.asked] == [None, 3]
+
+
+async def test_a_broker_that_knows_no_such_partition_yet_is_asked_again() -> None:
+    """It was created a moment ago, and that broker has not heard of it."""
+    async with client() as told:
+        told.broker.refusals = [UnknownTopicError("there is no such partition")]
+        async with told.watch() as watch:
+            told.broker.push(b"1")
+            assert (await anext(watch)).value == b"1"
 
 
 async def test_who_joins_is_told_nothing_of_before() -> None:

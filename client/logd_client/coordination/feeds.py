@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, Protocol
 import anyio
 import msgspec
 
-from logd.errors import CompactedError, LogdError, ProtocolError
+from logd.errors import CompactedError, LogdError, ProtocolError, UnknownTopicError
 from logd.limits import MIB
 from logd.types import Buffer, GroupId, NodeId
 from logd.wire.coordination import Event, Kind
@@ -234,6 +234,8 @@ class Feed:
             self._told_in_part = 0
             self._owes_gap = True
             return
+        if isinstance(error, UnknownTopicError):
+            return  # That broker is behind, or has just started: this topic is never deleted.
         if not error.retriable or isinstance(error, CompactedError):
             self.failure = error
             self._forget()
