@@ -49,6 +49,7 @@ class Broker:
         self.asked: list[WatchRequest] = []
         self.ended: list[int] = []
         self.credit: dict[int, int] = {}
+        self.credit_frames = 0
         self.refusals: list[LogdError] = []
         """For the next requests."""
         self.pushes_with_answer: list[bytes] = []
@@ -103,6 +104,7 @@ class Broker:
         return answer
 
     def post_credit(self, credit: WatchCredit) -> None:
+        self.credit_frames += 1
         self.credit[credit.watch] += credit.bytes
 
     def submit(self, message: Message, on_done: Callable[[object], None]) -> None:
@@ -224,14 +226,41 @@ async def test_a_feed_ends_with_the_last_who_listens() -> None:
 async def test_credit_comes_back_when_the_first_has_taken_and_once() -> None:
     async with client() as one, one.watch() as fast, one.watch() as slow:
         watch = one.broker.asked[0].watch
-        one.broker.push(b"a" * 1000)
-        one.broker.push(b"b" * 1000)
-        assert one.broker.credit[watch] < CREDIT_BYTES - 2000
+        one.broker.push(bytes(CREDIT_BYTES // 8))
+        one.broker.push(bytes(CREDIT_BYTES // 8))
+        assert one.broker.credit[watch] < CREDIT_BYTES * 3 / 4
 
         arrived(fast)
         assert one.broker.credit[watch] == CREDIT_BYTES
         assert len(arrived(slow)) == 2
         assert one.broker.credit[watch] == CREDIT_BYTES
+
+
+async def test_credit_comes_back_in_pieces_that_are_worth_a_frame() -> None:
+    """Of small events hundreds share one, and there is always enough left for more."""
+    async with client() as one, one.watch() as watch:
+        least = CREDIT_BYTES
+        for number in range(1000):
+            one.broker.push(bytes(2000))
+            assert arrived(watch)
+            least = min(least, one.broker.credit[one.broker.asked[0].watch])
+            assert one.broker.credit_frames <= number // 100
+
+        assert 5 <= one.broker.credit_frames <= 10
+        assert least > CREDIT_BYTES / 2
+
+
+async def test_a_watch_that_begins_anew_has_all_the_credit_that_is_not_owed() -> None:
+    async with client() as one, one.watch() as watch:
+        for number in range(3):
+            for _ in range(100):
+                one.broker.push(bytes(2000))
+            assert len(arrived(watch)) == 100
+            one.broker.end(number, NotLeaderError("moved"))
+            while len(one.broker.asked) == number + 1:
+                await anyio.sleep(0.01)
+            await anyio.wait_all_tasks_blocked()
+            assert one.broker.credit[one.broker.asked[-1].watch] == CREDIT_BYTES
 
 
 async def test_who_falls_behind_goes_on_alone_and_misses_nothing() -> None:
@@ -293,7 +322,7 @@ async def test_of_a_change_that_was_told_in_part_only_the_rest_is_told_by_the_ne
 
         assert one.broker.asked[-1].revision == 13
         assert b"".join(arrived(watch)) == b"abcdefg"
-        assert one.broker.credit[one.broker.asked[-1].watch] == CREDIT_BYTES
+        assert CREDIT_BYTES - 1000 < one.broker.credit[one.broker.asked[-1].watch] <= CREDIT_BYTES
 
 
 async def test_all_who_listen_learn_that_changes_are_lost() -> None:

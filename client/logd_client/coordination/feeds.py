@@ -41,6 +41,9 @@ from logd_client.coordination.calls import ATTEMPT_TIMEOUT_S, Calls
 CREDIT_BYTES: Final = MIB
 """What a broker may send ahead of whoever takes it first."""
 
+_CREDIT_SHARE: Final = 4
+"""Credit is returned when this part of it, one in so many, has been used up."""
+
 QUIET_S: Final = 2.0
 PROBE_TIMEOUT_S: Final = 2.0
 GAP: Final = "gap"
@@ -102,6 +105,8 @@ class Feed:
         self._owed: deque[int] = deque()
         """Sizes of the last pushes, which nobody has taken."""
         self._owed_bytes = 0
+        self._due_bytes = 0
+        """Taken, and not returned to the broker yet."""
         self._scope = anyio.CancelScope()
         self._watch = 0
         self._generation = 0
@@ -156,10 +161,13 @@ class Feed:
         self._return_credit(size)
 
     def _return_credit(self, size: int) -> None:
-        if self._connection is not None and size:
+        """Once it is enough to be worth a frame."""
+        self._due_bytes += size
+        if self._connection is not None and self._due_bytes >= CREDIT_BYTES // _CREDIT_SHARE:
             self._connection.post_credit(
-                WatchCredit(watch=self._watch, generation=self._generation, bytes=size)
+                WatchCredit(watch=self._watch, generation=self._generation, bytes=self._due_bytes)
             )
+            self._due_bytes = 0
 
     def _tell(self, events: list[Event], size: int, *, is_whole: bool) -> None:
         """``is_whole``: the last revision is told to its end, so one can begin behind it."""
@@ -268,6 +276,7 @@ class Feed:
         self._detached = anyio.Event()
         self._why_detached = None
         self._connection = connection
+        self._due_bytes = 0  # A new watch begins with all that is not owed.
         connection.add_watch(self._watch, self)
         request = WatchRequest(
             watch=self._watch,
