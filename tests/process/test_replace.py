@@ -54,6 +54,13 @@ def wait_for(cluster: ElasticCluster, *arguments: str, code: int = 0) -> None:
         time.sleep(POLL_S)
 
 
+def wait_until_said(cluster: ElasticCluster, words: bytes, *arguments: str) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while words not in (said := require_done(cluster, *arguments)):
+        assert time.monotonic() < give_up, said
+        time.sleep(POLL_S)
+
+
 def test_a_broker_whose_disk_is_lost_is_replaced_by_a_new_one(tmp_path: Path) -> None:
     with running(tmp_path) as cluster:
         cluster.wipe(LOST)
@@ -100,7 +107,8 @@ def test_what_only_a_dead_broker_has_is_left_alone_until_it_is_back_and_the_rest
         there_alone = ("partition", "move", "kept/0", "--to", str(LOST))
 
         require_refused(cluster, 5, "without it nobody could lead kept/0", *there_alone)
-        assert b"1 cannot be rebuilt: too few copies" in require_done(cluster, *status)
+        # A controller that has just become it looks around first.
+        wait_until_said(cluster, b"1 cannot be rebuilt: too few copies", *status)
         for _ in range(2):
             require_refused(cluster, 1, f"start broker {LOST} again", *replace)
         require_refused(cluster, 1, "1 partition: alone/", "rebalance", "run", "--replace-dead")
