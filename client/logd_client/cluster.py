@@ -8,7 +8,7 @@ may overrule it.  The metadata offset of an answer tells how old the rest of it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from logd.types import GroupId, HostPort, NodeId, Term
 from logd.wire.messages import BrokerInfo, MetadataResponse, PartitionInfo, TopicInfo
@@ -100,6 +100,15 @@ class ClusterView:
 
     def topic(self, name: str) -> TopicInfo | None:
         return self._topics.get(name)
+
+    def grown_topic(self, name: str, groups: Collection[GroupId]) -> TopicInfo | None:
+        """The topic, if it has more partitions than those of ``groups``; None also if that is
+        another topic of the name, and theirs is gone."""
+        topic = self._topics.get(name)
+        if topic is None or len(topic.partitions) <= len(groups):
+            return None
+        there = {partition.group for partition in topic.partitions}
+        return topic if there.issuperset(groups) else None
 
     def leader(self, group: GroupId) -> NodeId | None:
         return self._leaders.get(group)

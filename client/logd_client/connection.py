@@ -151,7 +151,7 @@ class Connection:
         self._queued_bytes = 0
         self._wake_writer = anyio.Event()
         self._is_sending = False
-        """The writer's task is: what is queued meanwhile goes with it."""
+        """The writer's task is, or is about to: what is queued meanwhile goes with it."""
         self._sinks: dict[int, SubscriptionSink] = {}
         self._watches: dict[int, WatchSink] = {}
         self._waiting: dict[_Waiter, None] = {}
@@ -219,6 +219,9 @@ class Connection:
             if sent < len(data):
                 self._queue.insert(0, (last_id, data[sent:]))
                 self._queued_bytes += len(data) - sent
+                # From here on it is the task's: the network is full, and each further try would
+                # put all that waits together anew.
+                self._is_sending = True
                 self._wake_writer.set()
                 return
 

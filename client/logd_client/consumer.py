@@ -209,19 +209,16 @@ class Consumer:
 
         That is their beginning, unless it is a time: no record in them is older than they are.
         """
-        options, topic = self._options, self._routing.view.topic(self._topic)
-        if topic is None or len(topic.partitions) <= len(self._feeds):
+        options = self._options
+        if options.partitions is not None or isinstance(options.start, Mapping):
+            return  # It reads those that it was told to.
+        if options.from_replica is not None:
+            return  # That node need not have a replica of them.
+        groups = [feed.cursor.group for feed in self._feeds.values()]
+        topic = self._routing.view.grown_topic(self._topic, groups)
+        if topic is None:
             return
-        if options.partitions is not None or options.from_replica is not None:
-            return
-        start = start_of("earliest")
-        if isinstance(options.start, Mapping):
-            return
-        if isinstance(options.start, datetime):
-            start = start_of(options.start)
-        groups = {partition.group for partition in topic.partitions}
-        if any(feed.cursor.group not in groups for feed in self._feeds.values()):
-            return  # Another topic of that name: this one is gone.
+        start = start_of(options.start if isinstance(options.start, datetime) else "earliest")
         for description in topic.partitions:
             if description.partition not in self._feeds:
                 self._add_feed(description, start, len(topic.partitions)).attach_soon()

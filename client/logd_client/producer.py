@@ -166,12 +166,9 @@ class Producer:
 
     def _look_for_more_partitions(self) -> None:
         """Spread records over those too that the topic has got since."""
-        topic = self._routing.view.topic(self._topic)
-        if topic is None or len(topic.partitions) <= len(self._partitions):
-            return
-        groups = {partition.group for partition in topic.partitions}
-        if all(partition.group in groups for partition in self._partitions):
-            # Else it is another topic of that name, and this one is gone.
+        groups = [partition.group for partition in self._partitions]
+        topic = self._routing.view.grown_topic(self._topic, groups)
+        if topic is not None:
             self._add_partitions(topic)
             self._round_robin.grow(len(self._partitions))
 
@@ -279,8 +276,8 @@ class Producer:
         if key is None:
             self._check_keyless()
         checked, size = _measured(value, key, headers)
-        if partition is not None and partition not in range(len(self._partitions)):
-            await self._learn_partitions()
+        if partition is not None:
+            await self._learn_of(partition)
         if not self._budget.take_now(size):
             await self._budget.take(size)
             self._check_open_or_give_back(size)
@@ -436,9 +433,10 @@ class Producer:
             return current
         return self._partitions[self._round_robin.advance(self._is_usable)]
 
-    async def _learn_partitions(self) -> None:
-        """A partition that is not known here may have been added since."""
-        await self._routing.describe_topic(self._topic)
+    async def _learn_of(self, partition: int) -> None:
+        """One that is not known here may have been added since."""
+        if type(partition) is int and partition >= len(self._partitions):
+            await self._routing.describe_topic(self._topic)
 
     def _check_keyless(self) -> None:
         """A record without a key would stay in a compacted topic for ever."""
@@ -505,8 +503,7 @@ class Producer:
         elif keys is None or None in keys:
             self._check_keyless()
         if partition is not None:
-            if partition not in range(len(self._partitions)):
-                await self._learn_partitions()
+            await self._learn_of(partition)
             self._choose(None, partition)
         if keys is not None and partition is None:
             return await self._append_grouped(values, keys, timestamp_ms, carried)

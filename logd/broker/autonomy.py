@@ -17,11 +17,11 @@ import trio
 
 from logd.broker import log_events
 from logd.broker.peer_reports import ask_peers, reader_of
-from logd.broker.plan_runner import BY_ITSELF, is_controller
+from logd.broker.plan_runner import BY_ITSELF, is_controller, skip_move
 from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
 from logd.limits import PLAN_MOVES_AT_ONCE
-from logd.metadata.commands import CancelMove, Command, SkipMove, StartPlan
+from logd.metadata.commands import CancelMove, Command, StartPlan
 from logd.metadata.moves import Plan, PlannedMove, fitting_purpose
 from logd.metadata.rebalance.cluster import (
     BrokerLoad,
@@ -256,21 +256,12 @@ class Autonomy:
         """A move that cannot begin before a lost broker returns would keep its plan for ever, and
         with it what is to be done for all other partitions."""
         plan = self._broker.metadata.state.plan
-        if plan is None or plan.state != "running":
+        if not lost or plan is None or plan.state != "running":
             return
         for move, progress in zip(plan.moves, plan.states, strict=True):
             if progress == "pending" and not is_majority_alive(move.before, lost):
                 away = ", ".join(str(node) for node in move.before if node in lost)
-                log.warning(
-                    log_events.MOVE_SKIPPED, group=move.group, reason=f"broker {away} is lost"
-                )
-                await self._execute(
-                    SkipMove(
-                        plan_id=plan.plan_id,
-                        group=move.group,
-                        now_ms=self._broker.env.wall_clock_ms(),
-                    )
-                )
+                await skip_move(self._broker, plan, move, f"broker {away} is lost")
 
     async def _replace(self, lost: list[NodeId]) -> bool:
         groups = {p.group for node in lost for p in self._broker.metadata.state.partitions_on(node)}

@@ -81,7 +81,7 @@ async def _is_begun(broker: Broker, plan: Plan, move: PlannedMove) -> bool:
     try:
         await broker.metadata.execute(command, timeout_ms=COMMAND_TIMEOUT_MS, safe_to_repeat=True)
     except RefusedError as error:
-        await _skip(broker, plan, move, error)
+        await skip_move(broker, plan, move, str(error))
         return False
     except LogdError as error:
         # A copy that has not been cleared away, or no majority: it is tried again.
@@ -90,10 +90,11 @@ async def _is_begun(broker: Broker, plan: Plan, move: PlannedMove) -> bool:
     return True
 
 
-async def _skip(broker: Broker, plan: Plan, move: PlannedMove, reason: RefusedError) -> None:
+async def skip_move(broker: Broker, plan: Plan, move: PlannedMove, reason: str) -> None:
+    """Leave a pending move out, so that its plan can come to its end; tried again if that fails."""
     if not _goes_on(broker, plan):
-        return  # Cancelled meanwhile, which is why it was refused.
-    log.warning(log_events.MOVE_SKIPPED, group=move.group, reason=str(reason))
+        return  # Cancelled meanwhile, which may be why it was refused.
+    log.warning(log_events.MOVE_SKIPPED, group=move.group, reason=reason)
     command = SkipMove(plan_id=plan.plan_id, group=move.group, now_ms=broker.env.wall_clock_ms())
     try:
         await broker.metadata.execute(command, timeout_ms=COMMAND_TIMEOUT_MS, safe_to_repeat=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -31,6 +32,7 @@ from logd.limits import (
     DELAY_MS_MAX,
     ITEMS_PER_COMMAND_MAX,
     KEY_BYTES_MAX,
+    KIB,
     MIB,
     PRIORITY_MAX,
     VALUE_BYTES_MAX,
@@ -45,6 +47,9 @@ if TYPE_CHECKING:
 
 PUT_BYTES_MAX: Final = MIB
 """Payloads that are put together."""
+
+LAST_WORDS_BYTES: Final = 4 * KIB
+"""Of what a command that failed has written to standard error; its last line is the reason."""
 
 assert PUT_BYTES_MAX + ITEMS_PER_COMMAND_MAX * KEY_BYTES_MAX <= COMMAND_BYTES_MAX
 
@@ -238,11 +243,12 @@ async def run_for(
             say(f"logd: {command[0]}: {error.strerror}")
             raise ItemFailedError(f"{command[0]}: {error.strerror}") from error
         told.seek(0)
-        said = told.read()
-    # That nobody hears it is no failure of the item, which would be worked on again.
-    with suppress(OSError):
-        sys.stderr.buffer.write(said)
-        sys.stderr.flush()
+        # That nobody hears it is no failure of the item, which would be worked on again.
+        with suppress(OSError):
+            shutil.copyfileobj(told, sys.stderr.buffer)
+            sys.stderr.flush()
+        told.seek(max(0, told.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
+        said = told.read(LAST_WORDS_BYTES)
     if code:
         last_words = said.decode(errors="replace").strip().splitlines()[-1:]
         raise ItemFailedError(f"code {code} {' '.join(last_words)}".strip())

@@ -61,6 +61,9 @@ _SEGMENT_FILE: Final = re.compile(r"\d{20}\.log", re.ASCII)
 _FORGOTTEN_BYTES_MIN: Final = 4 * MIB
 """The page cache is asked to forget so much at a time: a quarter of a millisecond."""
 
+_FORGOTTEN_BYTES_MAX: Final = 16 * MIB
+"""Nor more than this, on the event loop: of a log that was led until now much is there."""
+
 _FORGOTTEN_AGAIN_BYTES: Final = 2 * MIB
 """A system that keeps pages in larger pieces forgets those that were named whole: the one that
 the last request ended in is named again."""
@@ -453,7 +456,7 @@ class Log:
         """
         position = FilePosition(self._held.synced.position - keep_bytes)
         if position >= self._forgotten + _FORGOTTEN_BYTES_MIN:
-            self._forget_cached(position)
+            self._forget_cached(FilePosition(min(position, self._forgotten + _FORGOTTEN_BYTES_MAX)))
         elif position < self._forgotten:
             self._forgotten = max(FIRST_POSITION, position)  # The log was cut.
 

@@ -607,8 +607,8 @@ SYSTEM_MUTANTS = (
         "a consumer begins at the end of a partition that is added",
         "P2: nothing is left out",
         "client/logd_client/consumer.py",
-        'start = start_of("earliest")',
-        "start = start_of(options.start if isinstance(options.start, str) else 0)",
+        'isinstance(options.start, datetime) else "earliest")',
+        'True else "earliest")',
     ),
     Mutant(
         "a producer with room that was promised goes on although it has ended",

@@ -52,20 +52,22 @@ def signals_missed() -> Iterator[list[int]]:
     signal.signal(signal.SIGTERM, before)
 
 
+async def signal_once_heard(after: anyio.Event | None = None) -> None:
+    """Ask this program to end as soon as it listens to that, and not before ``after``."""
+    unheard = signal.getsignal(signal.SIGTERM)
+    if after is not None:
+        await after.wait()
+    while signal.getsignal(signal.SIGTERM) is unheard:
+        await anyio.sleep(0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_a_signal_ends_a_hold_that_outlasts_the_command(signals_missed: list[int]) -> None:
     async def hold() -> None:
         grant = Grant()
-        unheard = signal.getsignal(signal.SIGTERM)
-
-        async def signal_once_heard() -> None:
-            await grant.looked_at.wait()
-            while signal.getsignal(signal.SIGTERM) is unheard:
-                await anyio.sleep(0)
-            os.kill(os.getpid(), signal.SIGTERM)
-
         with anyio.fail_after(ENOUGH_S):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(signal_once_heard)
+                tasks.start_soon(signal_once_heard, grant.looked_at)
                 with pytest.raises(click.exceptions.Exit) as ended:
                     await run_while_held(("true",), {}, grant, ttl_s=15, hold_s=3600)
 
@@ -78,13 +80,6 @@ def test_a_signal_ends_a_hold_that_outlasts_the_command(signals_missed: list[int
 
 def test_a_signal_that_ends_the_command_ends_the_hold_too(signals_missed: list[int]) -> None:
     async def hold() -> None:
-        unheard = signal.getsignal(signal.SIGTERM)
-
-        async def signal_once_heard() -> None:
-            while signal.getsignal(signal.SIGTERM) is unheard:
-                await anyio.sleep(0)
-            os.kill(os.getpid(), signal.SIGTERM)
-
         with anyio.fail_after(ENOUGH_S):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(signal_once_heard)
@@ -111,13 +106,6 @@ def test_a_command_that_may_not_be_sent_a_signal_is_held_for_until_it_ends(
     monkeypatch.setattr(os, "killpg", refuse)
 
     async def hold() -> None:
-        unheard = signal.getsignal(signal.SIGTERM)
-
-        async def signal_once_heard() -> None:
-            while signal.getsignal(signal.SIGTERM) is unheard:
-                await anyio.sleep(0)
-            os.kill(os.getpid(), signal.SIGTERM)
-
         with anyio.fail_after(ENOUGH_S):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(signal_once_heard)

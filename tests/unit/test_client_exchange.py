@@ -40,6 +40,7 @@ class ScriptedBroker:
         """How many requests it waits for."""
         self.takes_at_once = False
         self.on_taken: Callable[[Buffer], None] = lambda data: None
+        self.on_offered: Callable[[Buffer], None] = lambda data: None
         self.taken = b""
         """Without having waited."""
         self._decoder = FrameDecoder(2**20)
@@ -62,6 +63,7 @@ class ScriptedBroker:
             self._take(frame)
 
     def send_nowait(self, data: Buffer) -> int:
+        self.on_offered(data)
         if not self.takes_at_once:
             return 0
         self.taken += data
@@ -135,6 +137,21 @@ async def test_many_requests_of_one_turn_leave_together_but_not_all_at_its_end()
         assert first < 100  # Nobody waited for an answer yet.
         assert 5 <= len(others) <= 20
         assert sum(sends) > 15_000
+
+
+async def test_while_the_network_is_full_what_waits_is_not_put_together_again_and_again() -> None:
+    async with connected() as (connection, broker):
+        offered: list[int] = []
+        broker.on_offered = lambda data: offered.append(len(data))
+        for _ in range(1000):
+            connection.post(KeepAliveRequest(group=1, sessions=[]), lambda answer: None)
+        assert len(offered) == 1
+
+        await anyio.wait_all_tasks_blocked()
+        assert len(broker.asked) == 1000
+        broker.takes_at_once = True  # There is room again.
+        connection.submit(KeepAliveRequest(group=1, sessions=[]), lambda answer: None)
+        assert len(offered) == 2
 
 
 async def test_an_answer_that_comes_after_its_deadline_disturbs_nobody() -> None:

@@ -482,6 +482,20 @@ def test_the_page_cache_keeps_what_is_not_synced_and_some_of_what_is(
     assert [start for start, _ in ranges] == [start - 512 for start in starts]
 
 
+def test_of_a_log_that_was_led_until_now_the_page_cache_forgets_a_bounded_piece_at_a_time(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges = forgotten_ranges(monkeypatch)
+    monkeypatch.setattr("logd.storage.log._FORGOTTEN_BYTES_MAX", 3 * KIB)
+    append_some(log, 10, value=bytes(1000))
+    log.sync(Offset(0))
+    for _ in range(5):
+        log.forget_cached(KIB)
+
+    ends = [end for _, end in ranges]
+    assert ends == [SEGMENT_HEADER_BYTES + count * 3 * KIB for count in (1, 2, 3)]
+
+
 def test_of_a_sealed_segment_the_page_cache_keeps_nothing_if_it_kept_little_before(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:

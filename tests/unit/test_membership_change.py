@@ -295,6 +295,22 @@ def test_a_replica_that_returns_is_a_newcomer_until_it_has_caught_up() -> None:
     in_a_house(ONE, TWO, THREE)(story)
 
 
+@asynccontextmanager
+async def change_to_one_that_dies(leader: Group, newcomer: Group) -> AsyncIterator[None]:
+    """The leader and the newcomer are to be all voters, and the newcomer has just died.  At the
+    end of the block the change has been taken back."""
+
+    async def change() -> None:
+        with pytest.raises(UnavailableError, match="was taken back"):
+            await leader.members.change_configuration((leader.core.node, FOUR), ())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(change)
+        await until(lambda: leader.configuration.is_joint)
+        newcomer.fail(OSError(errno.EIO, "simulated failure"))
+        yield
+
+
 def test_a_change_whose_new_voters_die_at_once_is_taken_back_and_the_group_goes_on() -> None:
     async def story(house: House) -> None:
         await house.append()
@@ -304,15 +320,8 @@ def test_a_change_whose_new_voters_die_at_once_is_taken_back_and_the_group_goes_
         leader = await house.leader()
         await until(lambda: leader.core.is_caught_up(FOUR))
 
-        async with trio.open_nursery() as nursery:
-
-            async def change() -> None:
-                with pytest.raises(UnavailableError, match="was taken back"):
-                    await leader.members.change_configuration((leader.core.node, FOUR), ())
-
-            nursery.start_soon(change)
-            await until(lambda: leader.configuration.is_joint)
-            newcomer.fail(OSError(errno.EIO, "simulated failure"))
+        async with change_to_one_that_dies(leader, newcomer):
+            pass
 
         await house.append(b"after")
         assert leader.is_leader
@@ -330,15 +339,7 @@ def test_who_asks_during_a_change_that_is_taken_back_is_told_that_the_leader_lea
         leader = await house.leader()
         await until(lambda: leader.core.is_caught_up(FOUR))
 
-        async with trio.open_nursery() as nursery:
-
-            async def change() -> None:
-                with pytest.raises(UnavailableError, match="was taken back"):
-                    await leader.members.change_configuration((leader.core.node, FOUR), ())
-
-            nursery.start_soon(change)
-            await until(lambda: leader.configuration.is_joint)
-            newcomer.fail(OSError(errno.EIO, "simulated failure"))
+        async with change_to_one_that_dies(leader, newcomer):
             with trio.fail_after(PATIENCE_MS / 1000):
                 await leader.leadership.confirmed()
 
