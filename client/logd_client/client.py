@@ -273,8 +273,9 @@ class Client(Coordination):
                 aware datetime: the first record appended at or after it.  A mapping gives
                 each partition its own start, and reads only those it names.
             partitions: those to read; default: all, also those that the topic gets later: they
-                are read from their beginning once this client learns of them, which takes a
-                minute at most.
+                are read from their beginning, or from the time given as ``start``, once this
+                client learns of them, which takes a minute at most.  With ``from_replica``
+                only those that there are now.
             from_replica: read the replica on this node, below its commit offset, instead of
                 the leader's.
             credit_bytes: what brokers may send ahead of the caller, over all partitions, but
