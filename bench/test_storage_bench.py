@@ -23,7 +23,7 @@ from logd.record.header import LEADER_PART_BYTES, leader_part
 from logd.runtime.files import RealFileSystem
 from logd.storage.hard_state import HardStateFile
 from logd.storage.log import Log, LogBatch, LogOptions
-from logd.types import NodeId, Offset, Term
+from logd.types import Buffer, NodeId, Offset, Term
 from tests.support.logs import GROUP, IDENTITY
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ SEALED = seal_batch(values=[bytes([n % 256]) * 100 for n in range(RECORDS)], tim
 ONE = seal_batch(values=[b"v" * 100], timestamps_ms=1)
 
 
-def batch_at(offset: int, sealed: bytes = SEALED, records: int = RECORDS) -> LogBatch:
+def batch_at(offset: int, sealed: Buffer = SEALED, records: int = RECORDS) -> LogBatch:
     part = leader_part(
         sealed, base_offset=Offset(offset), term=Term(1), append_time_ms=1, group=GROUP
     )

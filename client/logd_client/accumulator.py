@@ -166,7 +166,7 @@ class OpenBatch:
 
     def seal(
         self, codec: Codec, *, producer_id: int, producer_epoch: int, base_sequence: int
-    ) -> bytes:
+    ) -> bytearray:
         """The batch as it is sent.
 
         Raises:
@@ -255,7 +255,7 @@ class Slices:
     """
 
     def __init__(self, values: Sequence[Value], keys: Keys) -> None:
-        """Measure the records.
+        """Measure the records, as for batches in which they are alone.
 
         Raises:
             UsageError: a value or key is not bytes, or there are more keys than values.
@@ -276,6 +276,9 @@ class Slices:
         self.too_large: list[tuple[int, int]] = []
         """Positions and sizes of the records above the limit."""
         largest = lengths[0] if self._are_alike else max(lengths, default=0)
+        # The times are all the same: what the columns add is how long each value and key is.
+        columns = 1 if keys is None or isinstance(keys, bytes) else 2
+        self._overhead_bytes = columns * _length_bytes(largest)
         if largest + largest_key > RECORD_BYTES_MAX:
             self.too_large = [
                 (position, length + largest_key)
@@ -288,7 +291,7 @@ class Slices:
         if self._are_alike and not self.too_large:
             yield from self._equal_parts(batch_bytes)
             return
-        sizes = map(add, self._lengths, repeat(RECORD_OVERHEAD_BYTES))
+        sizes = map(add, self._lengths, repeat(self._overhead_bytes))
         ends = list(accumulate(sizes, initial=0))
         start = 0
         for position, _ in self.too_large:
@@ -298,7 +301,7 @@ class Slices:
 
     def _equal_parts(self, batch_bytes: int) -> Iterator[tuple[int, int, int]]:
         """``_run`` over all records, when they are alike."""
-        size = self._lengths[0] + RECORD_OVERHEAD_BYTES
+        size = self._lengths[0] + self._overhead_bytes
         step = min(max(batch_bytes // size, 1), RECORDS_PER_BATCH_MAX)
         count = len(self._lengths)
         for start in range(0, count, step):
@@ -314,6 +317,11 @@ class Slices:
             end = max(end, start + 1)
             yield start, end, ends[end] - ends[start] + self._constant_bytes
             start = end
+
+
+def _length_bytes(size: int) -> int:
+    """What MessagePack puts before ``size`` bytes."""
+    return 2 if size < 2**8 else 3 if size < 2**16 else 5
 
 
 def _lengths(column: Sequence[Value]) -> list[int]:

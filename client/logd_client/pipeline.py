@@ -74,7 +74,7 @@ class SealedBatch:
         "size_bytes",
     )
 
-    def __init__(self, source: OpenBatch, data: bytes, base_sequence: int) -> None:
+    def __init__(self, source: OpenBatch, data: bytearray, base_sequence: int) -> None:
         self.data = data
         self.base_sequence = base_sequence
         self.record_count = len(source.values)
@@ -418,7 +418,7 @@ class Pipeline:
             self._next_sequence += batch.record_count
 
 
-def _sealed_again(data: bytes, codec: Codec, epoch: int, base_sequence: int) -> bytes:
+def _sealed_again(data: bytearray, codec: Codec, epoch: int, base_sequence: int) -> bytearray:
     """The same records under another epoch and sequence."""
     batch = decode_batch(data)
     return seal_batch(

@@ -592,7 +592,7 @@ class Producer:
             shared_size += len(keys) * (len(values) - 1)
         is_small = shared_size * SMALL_PART <= self._batch_bytes
         if is_small:
-            size = shared_size
+            size = shared_size + RECORD_OVERHEAD_BYTES * len(values)
         if not self._budget.take_now(size):
             await self._budget.take(size)
         if not self._sender.is_open or self._sender.fatal is not None:

@@ -17,7 +17,6 @@ from operator import add
 from typing import Final
 
 import msgspec
-from xxhash import xxh3_64, xxh3_64_intdigest
 
 from logd.errors import CorruptionError, MalformedBatchError, RecordTooLargeError, UsageError
 from logd.limits import (
@@ -30,15 +29,13 @@ from logd.limits import (
 from logd.record.header import (
     FLAG_COMPACTED,
     HEADER_BYTES,
-    LEADER_PART_BYTES,
     MAGIC,
-    SEALED_POSITION,
     BatchHeader,
     BatchKind,
     Codec,
     PayloadFormat,
     decode_header,
-    pack_sealed_part,
+    put_seal,
     verify_seal,
 )
 from logd.record.payload import (
@@ -50,7 +47,7 @@ from logd.record.payload import (
     compress,
     decode_columns,
     decompress,
-    encode_columns,
+    encode_columns_into,
     expand_headers,
     flatten_headers,
 )
@@ -60,9 +57,6 @@ TIMESTAMP_MS_MAX: Final = 2**62 - 1
 """Either side of 1970: the difference of two timestamps always fits in 64 bits."""
 
 _ENTRIES_DECODER: Final = msgspec.msgpack.Decoder(list[msgspec.Raw])
-_SMALL_PAYLOAD_BYTES: Final = 4096
-
-_NO_LEADER_PART: Final = bytes(LEADER_PART_BYTES)
 _BYTES_TYPES: Final = frozenset((bytes, bytearray, memoryview, type(None)))
 
 
@@ -102,7 +96,7 @@ def seal_batch(
     offset_deltas: Sequence[int] | None = None,
     offset_span: int | None = None,
     are_bytes: bool = False,
-) -> bytes:
+) -> bytearray:
     """Encode records as one sealed batch with a zeroed leader's part.
 
     Args:
@@ -136,23 +130,29 @@ def seal_batch(
         None if headers is None else _header_column(headers, count),
         _offset_column(offset_deltas, offset_span, count),
     )
+    batch = bytearray(HEADER_BYTES)
     try:
-        decoded = encode_columns(columns)
+        decoded_bytes = encode_columns_into(batch, columns)
     except (TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"the records cannot be encoded: {error}") from error
     # Key, value and headers of a record each stand in the payload at least once, so no
     # record is larger than a payload that is small: the exact check is rarely needed.
-    if len(decoded) > RECORD_BYTES_MAX:
+    if decoded_bytes > RECORD_BYTES_MAX:
         _check_record_sizes(values, keys, headers)
-    if len(decoded) > PAYLOAD_DECODED_BYTES_MAX:
+    if decoded_bytes > PAYLOAD_DECODED_BYTES_MAX:
         raise RecordTooLargeError(
-            f"{count} records take {len(decoded)} bytes, "
+            f"{count} records take {decoded_bytes} bytes, "
             f"the limit of one batch is {PAYLOAD_DECODED_BYTES_MAX} before compression"
         )
 
-    compressed = compress(decoded, zstd_level) if codec == Codec.ZSTD else None
-    payload = decoded if compressed is None else compressed
-    return seal_header(
+    if codec == Codec.ZSTD:
+        compressed = compress(memoryview(batch)[HEADER_BYTES:], zstd_level)
+        if compressed is None:
+            codec = Codec.NONE
+        else:
+            batch[HEADER_BYTES:] = compressed
+    return _seal(
+        batch,
         BatchHeader(
             header_checksum=0,
             base_offset=Offset(0),
@@ -160,14 +160,14 @@ def seal_batch(
             append_time_ms=0,
             seal=0,
             magic=MAGIC,
-            payload_bytes=len(payload),
+            payload_bytes=len(batch) - HEADER_BYTES,
             kind=BatchKind.DATA,
             flags=0 if offset_deltas is None else FLAG_COMPACTED,
             payload_format=PayloadFormat.COLUMNS,
-            codec=Codec.NONE if compressed is None else Codec.ZSTD,
+            codec=codec,
             record_count=count,
             offset_span=count if offset_span is None else offset_span,
-            decoded_bytes=len(decoded),
+            decoded_bytes=decoded_bytes,
             first_timestamp_ms=first_ms,
             max_timestamp_ms=max_ms,
             producer_id=producer_id,
@@ -178,16 +178,15 @@ def seal_batch(
             fence_token=fence_token,
             reserved2=0,
         ),
-        payload,
     )
 
 
-def seal_opaque(payload: bytes, *, kind: BatchKind, timestamp_ms: int) -> bytes:
+def seal_opaque(payload: bytes, *, kind: BatchKind, timestamp_ms: int) -> bytearray:
     """Seal one record whose value is ``payload``: control batches, metadata commands."""
     return _seal_own(payload, kind, PayloadFormat.OPAQUE, 1, timestamp_ms)
 
 
-def seal_entries(payload: bytes, *, count: int, timestamp_ms: int) -> bytes:
+def seal_entries(payload: bytes, *, count: int, timestamp_ms: int) -> bytearray:
     """Seal a MessagePack array of ``count`` elements, each of which has an offset of its own.
 
     Raises:
@@ -199,7 +198,7 @@ def seal_entries(payload: bytes, *, count: int, timestamp_ms: int) -> bytes:
 
 def _seal_own(
     payload: bytes, kind: BatchKind, payload_format: PayloadFormat, count: int, timestamp_ms: int
-) -> bytes:
+) -> bytearray:
     """Seal what a broker has to say itself."""
     return seal_header(
         BatchHeader(
@@ -257,21 +256,19 @@ def decode_batch(view: Buffer, header: BatchHeader | None = None) -> RecordBatch
 # --- sealing ----------------------------------------------------------------------------
 
 
-def seal_header(header: BatchHeader, payload: bytes) -> bytes:
+def seal_header(header: BatchHeader, payload: Buffer) -> bytearray:
     """A sealed batch with a zeroed leader's part, of a header that fits its payload."""
-    size = HEADER_BYTES + len(payload)
-    if size > BATCH_BYTES_MAX:
-        raise RecordTooLargeError(f"batch of {size} bytes, the limit is {BATCH_BYTES_MAX}")
-    sealed_part = pack_sealed_part(header)
-    assert len(sealed_part) == HEADER_BYTES - SEALED_POSITION
-    if len(payload) <= _SMALL_PAYLOAD_BYTES:
-        # Copying it costs less than a checksum in steps.
-        sealed = sealed_part + payload
-        return b"".join((_NO_LEADER_PART, xxh3_64_intdigest(sealed).to_bytes(8, "little"), sealed))
-    checksum = xxh3_64(sealed_part)
-    checksum.update(payload)
-    seal = checksum.intdigest().to_bytes(8, "little")
-    return b"".join((_NO_LEADER_PART, seal, sealed_part, payload))
+    batch = bytearray(HEADER_BYTES)
+    batch += payload
+    return _seal(batch, header)
+
+
+def _seal(batch: bytearray, header: BatchHeader) -> bytearray:
+    """Put the header in its place, before the payload."""
+    if len(batch) > BATCH_BYTES_MAX:
+        raise RecordTooLargeError(f"batch of {len(batch)} bytes, the limit is {BATCH_BYTES_MAX}")
+    put_seal(batch, header)
+    return batch
 
 
 def _check_bytes(name: str, column: Sequence[bytes | None], count: int) -> None:

@@ -110,7 +110,7 @@ def cut_gap(header: BatchHeader, start: Offset, end: Offset, group: GroupId) -> 
     return make_gap(start, end, term=header.term, append_time_ms=header.append_time_ms, group=group)
 
 
-def _placed(sealed: bytes, header: BatchHeader, group: GroupId) -> bytes:
+def _placed(sealed: bytearray, header: BatchHeader, group: GroupId) -> bytes:
     """With the leader's part of the batch that it takes the place of."""
     part = leader_part(
         sealed,

@@ -304,9 +304,13 @@ def split_batches(view: memoryview) -> Iterator[tuple[BatchHeader, memoryview]]:
         position = end
 
 
-def pack_sealed_part(header: BatchHeader) -> bytes:
-    """Bytes [40, 128) of a header: what the seal covers, apart from the payload."""
-    return _SEALED_PART.pack(*header[5:])
+def put_seal(batch: bytearray, header: BatchHeader) -> None:
+    """Fill in the seal and bytes [40, 128) of a batch whose payload is there.
+
+    The fields before, the leader's part, stay as they are.
+    """
+    _SEALED_PART.pack_into(batch, SEALED_POSITION, *header[5:])
+    _SEAL.pack_into(batch, SEAL_POSITION, xxh3_64_intdigest(memoryview(batch)[SEALED_POSITION:]))
 
 
 def _refusal(header: BatchHeader, position: int) -> CorruptionError:

@@ -92,9 +92,15 @@ _idle_compressors: dict[int, list[zstandard.ZstdCompressor]] = {
 _idle_decompressors: list[zstandard.ZstdDecompressor] = []
 
 
-def encode_columns(columns: Columns) -> bytes:
-    """Encode a payload of format 1; the caller has checked types and lengths."""
-    return _ENCODER.encode(columns)
+def encode_columns_into(batch: bytearray, columns: Columns) -> int:
+    """Put a payload of format 1 at the end of ``batch``, and say how many bytes it has.
+
+    The caller has checked types and lengths.  In place, because copying a large payload behind
+    its header, into memory that is new, costs a third of what encoding it does.
+    """
+    start = len(batch)
+    _ENCODER.encode_into(columns, batch, start)
+    return len(batch) - start
 
 
 def decode_columns(payload: Buffer) -> Columns:
@@ -145,7 +151,7 @@ def expand_headers(column: HeaderColumn | None, record_count: int) -> list[Recor
     return [flat[start:end] for start, end in pairwise(accumulate(column.counts, initial=0))]
 
 
-def compress(payload: bytes, level: int) -> bytes | None:
+def compress(payload: Buffer, level: int) -> bytes | None:
     """Compress with zstd, or None if that would not make it smaller."""
     if len(payload) < _COMPRESSION_WORTHWHILE_BYTES:
         return None

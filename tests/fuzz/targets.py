@@ -51,7 +51,7 @@ from logd.record.header import (
     MAGIC,
     BatchHeader,
     decode_header,
-    pack_sealed_part,
+    put_seal,
     split_batches,
     verify_header,
     verify_seal,
@@ -354,7 +354,8 @@ def batch_with_payload(
         fence_token=0,
         reserved2=0,
     )
-    sealed = bytearray(40) + pack_sealed_part(header) + payload
+    sealed = bytearray(HEADER_BYTES) + payload
+    put_seal(sealed, header)
     reseal_batch(sealed, GROUP)
     return bytes(sealed)
 

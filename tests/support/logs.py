@@ -9,7 +9,7 @@ from logd.record.control import Control, encode_control
 from logd.record.header import LEADER_PART_BYTES, BatchKind, decode_header, leader_part
 from logd.storage.file_header import LogIdentity
 from logd.storage.log import Log, LogBatch
-from logd.types import DirectoryId, GroupId, NodeId, Offset, Term
+from logd.types import Buffer, DirectoryId, GroupId, NodeId, Offset, Term
 
 GROUP: Final = GroupId(7)
 IDENTITY: Final = LogIdentity(DirectoryId("a-directory"), NodeId(1), GROUP)
@@ -37,7 +37,7 @@ def make_control_batch(base_offset: int, control: Control, *, term: int = 1) -> 
 
 
 def _placed(
-    sealed: bytes,
+    sealed: Buffer,
     base_offset: int,
     records: int,
     term: int,

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xxhash import xxh3_64_intdigest
 
 from logd.errors import CorruptionError, MalformedBatchError, RecordTooLargeError, UsageError
 from logd.limits import (
@@ -30,9 +29,10 @@ from logd.record.header import (
     Codec,
     PayloadFormat,
     decode_header,
-    pack_sealed_part,
+    put_seal,
 )
-from logd.record.payload import Columns, HeaderColumn, RecordHeaders, encode_columns
+from logd.record.payload import Columns, HeaderColumn, RecordHeaders, encode_columns_into
+from logd.types import Buffer
 
 optional_bytes = st.none() | st.binary(max_size=20)
 record = st.tuples(
@@ -43,15 +43,16 @@ record = st.tuples(
 )
 
 
-def reseal(batch: bytes, payload: bytes, **fields: int) -> bytes:
+def reseal(batch: Buffer, payload: Buffer, **fields: int) -> bytearray:
     """A batch with another payload and header fields, under a seal that holds."""
     header = decode_header(batch)._replace(
         payload_bytes=len(payload),
         decoded_bytes=fields.pop("decoded_bytes", len(payload)),
         **fields,  # type: ignore[arg-type]
     )
-    sealed = pack_sealed_part(header) + payload
-    return batch[:32] + xxh3_64_intdigest(sealed).to_bytes(8, "little") + sealed
+    resealed = bytearray(batch[:HEADER_BYTES]) + payload
+    put_seal(resealed, header)
+    return resealed
 
 
 @given(st.lists(record, min_size=1, max_size=8), st.sampled_from(Codec))
@@ -300,7 +301,9 @@ def test_an_intact_batch_that_contradicts_itself_is_malformed_and_names_its_offs
     columns: Columns, fields: dict[str, int], reason: str
 ) -> None:
     sealed = seal_batch(values=[b"a", b"b"], timestamps_ms=1000)
-    batch = reseal(sealed, encode_columns(columns), **fields)
+    payload = bytearray()
+    encode_columns_into(payload, columns)
+    batch = reseal(sealed, payload, **fields)
 
     with pytest.raises(MalformedBatchError, match=reason) as caught:
         decode_batch(batch)

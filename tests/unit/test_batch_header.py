@@ -23,7 +23,7 @@ from logd.record.header import (
     verify_header,
     verify_seal,
 )
-from logd.types import GroupId, Offset, Term
+from logd.types import Buffer, GroupId, Offset, Term
 
 GROUP = GroupId(12)
 
@@ -38,7 +38,7 @@ GOLDEN = bytes.fromhex(
 """The example of segment_format.md."""
 
 
-def sealed() -> bytes:
+def sealed() -> bytearray:
     return seal_batch(
         values=[b"hello", None],
         keys=[b"k1", b"k2"],
@@ -50,7 +50,7 @@ def sealed() -> bytes:
     )
 
 
-def appended(batch: bytes, base_offset: int = 1000) -> bytes:
+def appended(batch: Buffer, base_offset: int = 1000) -> bytes:
     """As the leader of ``GROUP`` writes it."""
     part = leader_part(
         batch,
@@ -59,7 +59,7 @@ def appended(batch: bytes, base_offset: int = 1000) -> bytes:
         append_time_ms=1_700_000_000_300,
         group=GROUP,
     )
-    return part + batch[LEADER_PART_BYTES:]
+    return part + bytes(batch[LEADER_PART_BYTES:])
 
 
 def patched(batch: bytes, **fields: int) -> bytes:

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logd.errors import RecordTooLargeError, UsageError
-from logd.limits import HEADERS_PER_BATCH_MAX, RECORD_BYTES_MAX, RECORDS_PER_BATCH_MAX
-from logd.record.batch import decode_batch
-from logd.record.header import Codec
+from logd.limits import HEADERS_PER_BATCH_MAX, MIB, RECORD_BYTES_MAX, RECORDS_PER_BATCH_MAX
+from logd.record.batch import decode_batch, seal_batch
+from logd.record.header import HEADER_BYTES, Codec
 from logd_client.accumulator import (
-    RECORD_OVERHEAD_BYTES,
     OpenBatch,
     Slices,
     checked_headers,
@@ -28,24 +27,38 @@ def open_batch() -> OpenBatch:
     )
 
 
+COLUMNS_BYTES = 32
+"""At most, of a payload apart from what each record adds."""
+
+
 @given(
-    st.lists(st.one_of(st.none(), st.integers(0, 300)), max_size=60),
+    st.lists(st.one_of(st.none(), st.integers(0, 300), st.just(70_000)), max_size=60),
+    st.sampled_from(["none", "one", "each"]),
     st.integers(100, 2000),
 )
-@settings(max_examples=100)
-def test_slices_cover_every_record_once_in_order(
-    lengths: list[int | None], batch_bytes: int
+@settings(max_examples=200)
+def test_slices_cover_every_record_once_in_order_and_are_as_large_as_they_say(
+    lengths: list[int | None], keyed: str, batch_bytes: int
 ) -> None:
     values = [None if length is None else bytes(length) for length in lengths]
+    some_keys = [b"%d" % position for position in range(len(values))]
+    keys = {"none": None, "one": b"key", "each": some_keys}[keyed]
 
-    bounds = list(Slices(values, None).bounds(batch_bytes))
+    bounds = list(Slices(values, keys).bounds(batch_bytes))
 
     positions = [position for start, end, _ in bounds for position in range(start, end)]
     assert positions == list(range(len(values)))
     for start, end, size in bounds:
-        payload = sum(len(value or b"") for value in values[start:end])
-        assert size == payload + (end - start) * RECORD_OVERHEAD_BYTES
-        assert size <= batch_bytes or end == start + 1
+        part_keys = keys[start:end] if isinstance(keys, list) else keys
+        sealed = seal_batch(values=values[start:end], keys=part_keys, timestamps_ms=1)
+        assert len(sealed) - HEADER_BYTES <= size + COLUMNS_BYTES
+        assert size <= batch_bytes + len(b"key") or end == start + 1
+
+
+def test_a_batch_is_filled_to_what_it_may_have_and_no_estimate_keeps_it_smaller() -> None:
+    bounds = list(Slices([bytes(100)] * 10_000, None).bounds(1 * MIB))
+
+    assert bounds == [(0, 10_000, 10_000 * 102)]
 
 
 def test_a_slice_never_has_more_records_than_a_batch_may() -> None:

@@ -235,7 +235,7 @@ def test_a_fence_of_no_lock_is_refused_since_it_would_fence_nothing() -> None:
 
 def test_a_batch_carries_its_fence() -> None:
 
-    def sealed(fence: tuple[int, int]) -> bytes:
+    def sealed(fence: tuple[int, int]) -> bytearray:
         batch = OpenBatch(
             Delivery("t", 0),
             opened_at=0,

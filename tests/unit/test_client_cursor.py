@@ -17,7 +17,7 @@ GROUP = GroupId(4)
 CREDIT_BYTES = 1000
 
 
-def placed(batch: bytes, base_offset: int, group: GroupId = GROUP) -> bytes:
+def placed(batch: bytearray, base_offset: int, group: GroupId = GROUP) -> bytes:
     """A sealed batch as the leader stores it."""
     part = leader_part(
         batch, base_offset=Offset(base_offset), term=Term(1), append_time_ms=50, group=group
@@ -41,7 +41,7 @@ def malformed(base_offset: int) -> bytes:
 
     batch[32:40] = xxh3_64_intdigest(bytes(batch[40:])).to_bytes(8, "little")
     verify_seal(batch)
-    return placed(bytes(batch), base_offset)
+    return placed(batch, base_offset)
 
 
 def cursor_at(position: int) -> Cursor:

@@ -665,7 +665,7 @@ class History:
     def send(self) -> None:
         batch = self.bench.pipeline.take(self.now)
         if batch is not None:
-            self.on_the_way.append(Attempt(batch, batch.session, batch.data))
+            self.on_the_way.append(Attempt(batch, batch.session, bytes(batch.data)))
 
     def receive(self) -> None:
         """The leader handles what is first on the connection, or the connection breaks."""

@@ -40,7 +40,7 @@ from logd.storage.log import Log, LogBatch, LogOptions
 from logd.storage.segment_copy import SegmentCopy
 from logd.storage.trash import Trash
 from logd.storage.whole_file import make_directory_durably
-from logd.types import Offset, Term
+from logd.types import Buffer, Offset, Term
 from tests.sim.files import EndOfLifeError, SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, read_all
 from tests.support.replica import (
@@ -68,7 +68,7 @@ def log(disk: SimulatedFileSystem) -> Log:
     return Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
 
 
-def put(log: Log, sealed: bytes, *, term: int = 1, time_ms: int = 0) -> None:
+def put(log: Log, sealed: Buffer, *, term: int = 1, time_ms: int = 0) -> None:
     header = decode_header(sealed)
     base = log.end_offset
     part = leader_part(

@@ -19,7 +19,7 @@ from logd.record.header import LEADER_PART_BYTES, BatchKind, Codec, leader_part
 from logd.runtime.files import RealFileSystem
 from logd.storage.directory import DataDirectory
 from logd.storage.log import Log, LogBatch, LogOptions
-from logd.types import GroupId, NodeId, Offset, Term
+from logd.types import Buffer, GroupId, NodeId, Offset, Term
 from tests.support.logs import append_some, make_batch
 
 GROUP = GroupId(7)
@@ -51,7 +51,7 @@ class Broker:
         self.log.sync(Offset(0))
         self.log.sync_mark(Offset(0))
 
-    def append_sealed(self, sealed: bytes, records: int, term: int = 1) -> None:
+    def append_sealed(self, sealed: Buffer, records: int, term: int = 1) -> None:
         base = self.log.end_offset
         part = leader_part(
             sealed, base_offset=base, term=Term(term), append_time_ms=1000, group=GROUP
