@@ -52,6 +52,7 @@ from logd.wire.messages import (
     MetadataRequest,
     MetadataResponse,
     PartitionInfo,
+    QuotaInfo,
     ReplicaInfo,
     TopicInfo,
     TransferLeaderRequest,
@@ -335,7 +336,16 @@ async def describe_broker(broker: Broker, request: DescribeBrokerRequest) -> Des
         events=broker.events.told(broker.name_of, EVENTS_DESCRIBED_MAX),
         disk_full=broker.disk.is_full,
         disk_free_bytes=broker.disk.free_bytes,
+        fullest_quota=_fullest_quota(broker),
     )
+
+
+def _fullest_quota(broker: Broker) -> QuotaInfo | None:
+    fullest = broker.coordination.fullest()
+    if fullest is None:
+        return None
+    used, namespace, quota = fullest
+    return QuotaInfo(namespace=namespace, quota=quota, used=used)
 
 
 def _local_replica(group: Group) -> LocalReplicaInfo:

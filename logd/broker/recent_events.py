@@ -50,14 +50,6 @@ SENTENCES: Final[dict[str, Sentence]] = {
         "hands {partition} to broker {to}, to even out leaders",
         "hands {count} partitions to others, to even out leaders",
     ),
-    broker_events.MOVE_BEGUN: Sentence(
-        "moves {partition} from {replicas} to {target}: {reason}",
-        "moves {count} partitions, {partition} among them: {reason}",
-    ),
-    broker_events.MOVE_FINISHED: Sentence(
-        "moved {partition} to {replicas}", "moved {count} partitions, {partition} among them"
-    ),
-    broker_events.MOVE_SKIPPED: Sentence("skipped the move of {partition}: {reason}"),
     broker_events.PARTITION_DAMAGED: Sentence("{partition} stays shut: {reason}"),
     broker_events.PARTITION_TRASHED: Sentence(
         "removed a copy that belongs here no more",

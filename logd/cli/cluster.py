@@ -47,6 +47,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     appended: int
     """Offsets handed out so far, in the partitions whose leaders answer."""
     problems: list[str]
+    warnings: list[str]
+    """Nothing is missing yet: quotas that are nearly used up."""
     rebalancing: list[str]
     """The plan that is carried out, and what the cluster does by itself, with the reason."""
     events: list[EventRow]
@@ -201,7 +203,7 @@ def status_of(
     """Judge what was found.  A partition missing from ``described`` was not asked about."""
     from logd.cli.overview import BrokerNews, broker_rows, lag_max, missing_brokers
 
-    damaged, events, full = news or BrokerNews([], [], [])
+    damaged, events, full, quotas = news or BrokerNews([], [], [], [])
     problems = []
     if metadata.controller is None:
         problems.append(f"the cluster has no controller: {missing_brokers(metadata)}")
@@ -235,6 +237,7 @@ def status_of(
         lag_max=max((lag_max(answer) for answer in described.values() if answer), default=0),
         appended=sum(answer.log_end for answer in described.values() if answer),
         problems=problems,
+        warnings=quotas,
         rebalancing=list(rebalancing),
         events=events,
     )
@@ -297,10 +300,11 @@ def _level_text(found: Status) -> str:
 
 
 def problem_lines(found: Status) -> list[str]:
-    """What is wrong, below an empty line; nothing if nothing is."""
-    lines = [f"! {printable(problem)}" for problem in found.problems[:PROBLEMS_SHOWN_MAX]]
-    if len(found.problems) > PROBLEMS_SHOWN_MAX:
-        lines.append(f"! and {len(found.problems) - PROBLEMS_SHOWN_MAX} more")
+    """What is wrong, or soon may be, below an empty line; nothing if nothing is."""
+    told = found.problems + found.warnings
+    lines = [f"! {printable(problem)}" for problem in told[:PROBLEMS_SHOWN_MAX]]
+    if len(told) > PROBLEMS_SHOWN_MAX:
+        lines.append(f"! and {len(told) - PROBLEMS_SHOWN_MAX} more")
     return ["", *lines] if lines else []
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         DescribePartitionResponse,
         MetadataResponse,
         PartitionInfo,
+        QuotaInfo,
         TopicInfo,
     )
     from logd_client import Client
@@ -30,6 +31,8 @@ DESCRIBE_TIMEOUT_S: Final = 3.0
 DESCRIBES_TIMEOUT_S: Final = 15.0
 """However many partitions there are, a person gets an answer in this time."""
 EVENTS_MAX: Final = 50
+QUOTA_NEARLY_USED: Final = 0.8
+"""The alert of deploy/prometheus-alerts.yml has the same."""
 
 
 class PartitionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +79,8 @@ class BrokerNews(NamedTuple):
     """The newest first."""
     full: list[int]
     """Brokers that refuse appends because their disks are full."""
+    quotas: list[str]
+    """What is soon refused because a quota of coordination is nearly used up."""
 
 
 PARTITION_COLUMNS: Final = PartitionRow.__struct_fields__
@@ -224,6 +229,7 @@ async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
     damaged: list[str] = []
     events: list[EventRow] = []
     full: list[int] = []
+    quotas: list[str] = []
 
     async def ask(node_id: int) -> None:
         with anyio.move_on_after(DESCRIBE_TIMEOUT_S):
@@ -233,6 +239,8 @@ async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
                 return  # That it does not answer is shown already.
             if broker.disk_full:
                 full.append(node_id)
+            if broker.fullest_quota is not None and broker.fullest_quota.used > QUOTA_NEARLY_USED:
+                quotas.append(quota_line(broker.fullest_quota))
             for replica in broker.replicas:
                 if replica.reason:
                     name = names.get(replica.group, "the metadata log")
@@ -247,7 +255,13 @@ async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
             if broker.alive:
                 tasks.start_soon(ask, broker.node_id)
     events.sort(key=lambda event: event.at_ms, reverse=True)
-    return BrokerNews(sorted(damaged), events[:EVENTS_MAX], sorted(full))
+    return BrokerNews(sorted(damaged), events[:EVENTS_MAX], sorted(full), sorted(quotas))
+
+
+def quota_line(quota: QuotaInfo) -> str:
+    """How much of a quota is used, for a person."""
+    whose = f"namespace {quota.namespace}" if quota.namespace else "coordination"
+    return f"{whose} has used {quota.used:.0%} of the quota of {quota.quota}"
 
 
 async def partition_rows(client: Client, topics: Sequence[TopicInfo]) -> list[PartitionRow]:

@@ -417,6 +417,16 @@ class EventInfo(Message, frozen=True, kw_only=True):
     text: str
 
 
+class QuotaInfo(Message, frozen=True, kw_only=True):
+    """How much of a quota is used, in the coordination partitions of one broker."""
+
+    namespace: str
+    """Empty: all that share a partition."""
+    quota: str
+    used: float
+    """1: nothing more fits."""
+
+
 class DescribeBrokerResponse(Message, frozen=True, kw_only=True):
     node_id: int
     version: str
@@ -427,6 +437,8 @@ class DescribeBrokerResponse(Message, frozen=True, kw_only=True):
     disk_full: bool = False
     """Appends to what it leads are refused for want of space."""
     disk_free_bytes: int = 0
+    fullest_quota: QuotaInfo | None = None
+    """Of the coordination partitions that it leads; None if nothing is kept there."""
 
 
 # --- rebalancing ------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from logd.cli.cluster import Status, status_of
+from logd.cli.cluster import Status, problem_lines, status_of
 from logd.cli.overview import (
     BrokerNews,
     EventRow,
@@ -16,13 +16,16 @@ from logd.cli.overview import (
     lag_max,
     missing_brokers,
     partition_row,
+    quota_line,
 )
 from logd.cli.watching import Pace, screen
+from logd.coordination.quotas import STATE_BYTES
 from logd.wire.messages import (
     BrokerInfo,
     DescribePartitionResponse,
     MetadataResponse,
     PartitionInfo,
+    QuotaInfo,
     ReplicaInfo,
     TopicInfo,
 )
@@ -139,7 +142,7 @@ def test_a_partition_without_an_answer_shows_only_what_metadata_knows() -> None:
 def test_a_damaged_replica_degrades_the_cluster_and_is_named() -> None:
     answers = {("t", 0): described(), ("t", 1): described()}
 
-    status = status_of(metadata(), answers, BrokerNews(["broker 2, t/1: a hole"], [], []))
+    status = status_of(metadata(), answers, BrokerNews(["broker 2, t/1: a hole"], [], [], []))
 
     assert status.state == "degraded"
     assert status.damaged == ["broker 2, t/1: a hole"]
@@ -149,10 +152,29 @@ def test_a_damaged_replica_degrades_the_cluster_and_is_named() -> None:
 def test_a_full_disk_degrades_the_cluster_and_is_named() -> None:
     answers = {("t", 0): described(), ("t", 1): described()}
 
-    status = status_of(metadata(), answers, BrokerNews([], [], [3]))
+    status = status_of(metadata(), answers, BrokerNews([], [], [3], []))
 
     assert status.state == "degraded"
     assert status.problems == ["broker 3 refuses appends: its disk is full"]
+
+
+def test_a_quota_that_is_nearly_used_up_is_named_and_degrades_nothing() -> None:
+    answers = {("t", 0): described(), ("t", 1): described()}
+    line = quota_line(QuotaInfo(namespace="orders", quota="keys", used=0.914))
+
+    status = status_of(metadata(), answers, BrokerNews([], [], [], [line]))
+
+    assert line == "namespace orders has used 91% of the quota of keys"
+    assert (status.state, status.problems, status.warnings) == ("ok", [], [line])
+    assert problem_lines(status) == ["", f"! {line}"]
+
+
+def test_what_namespaces_share_is_told_without_a_name() -> None:
+    line = quota_line(QuotaInfo(namespace="", quota=STATE_BYTES, used=1.0))
+
+    assert line == (
+        "coordination has used 100% of the quota of bytes of all namespaces of a partition"
+    )
 
 
 def test_where_nobody_could_be_asked_brokers_that_are_alive_are_counted() -> None:
@@ -200,7 +222,7 @@ def troubled(events: int) -> Status:
     happened = [
         EventRow(at_ms=at, broker=1, level="warning", text=f"event {at}") for at in range(events)
     ]
-    return status_of(metadata(alive=(1, 2)), answers, BrokerNews([], happened, []))
+    return status_of(metadata(alive=(1, 2)), answers, BrokerNews([], happened, [], []))
 
 
 def test_the_screen_has_health_brokers_problems_and_events() -> None:

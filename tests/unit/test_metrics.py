@@ -177,6 +177,10 @@ def test_the_quota_that_is_used_most_is_told_by_who_leads_its_partition() -> Non
         used = await total(cluster, "logd_coordination_quota_ratio", **labels)
 
         assert used == pytest.approx(60_003 / KEY_BYTES_PER_NAMESPACE_MAX)
+        described = [await client.admin.describe_broker(node) for node in (1, 2, 3)]
+        told = [broker.fullest_quota for broker in described if broker.fullest_quota]
+        assert [(quota.namespace, quota.quota) for quota in told] == [("full", KEY_BYTES)]
+        assert told[0].used == used
 
     play(story)
 
