@@ -443,7 +443,19 @@ class _Writer:
             self.is_changed = True
 
     def finish(self) -> CompactedSegment:
-        """Make the file whole and durable, under its unfinished name."""
+        """Make the file whole and durable, under its unfinished name.
+
+        Raises:
+            OSError: the disk failed or is full; nothing has come of it.
+        """
+        try:
+            self._complete()
+        except BaseException:
+            self.discard()
+            raise
+        return CompactedSegment(replaces=self._replaces, path=self._path)
+
+    def _complete(self) -> None:
         self._close_gap()
         self._flush()
         last = self._last
@@ -459,7 +471,6 @@ class _Writer:
         self._file.pwritev([block], 0)
         self._file.sync()
         self._file.close()
-        return CompactedSegment(replaces=self._replaces, path=self._path)
 
     def discard(self) -> None:
         """Nothing has come of it."""

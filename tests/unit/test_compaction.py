@@ -461,6 +461,31 @@ def test_damage_ends_a_compaction_and_leaves_nothing_behind(
     assert not any(name.endswith(".tmp") for name in disk.list_directory(DIRECTORY))
 
 
+@pytest.mark.parametrize("operation", ["write", "sync"])
+def test_a_disk_that_is_full_before_a_copy_is_whole_ends_a_compaction_and_leaves_nothing_behind(
+    disk: SimulatedFileSystem, log: Log, operation: str
+) -> None:
+    for _ in range(2):
+        for _ in range(20):
+            append(log, (b"a", b"x" * 100))
+        seal_segment(log)
+    refused: list[str] = []
+
+    def refuse_the_last(what: str, path: str) -> None:
+        is_second = path.endswith(f"{20:020}.log.tmp")
+        if what == operation and is_second:
+            refused.append(path)
+            raise OSError(errno.ENOSPC, "simulated failure", path)
+
+    disk.on_operation = refuse_the_last
+    with pytest.raises(OSError, match="simulated"):
+        compact(disk, request_of(log), lambda count: None)
+    disk.on_operation = None
+
+    assert refused
+    assert not any(name.endswith(".tmp") for name in disk.list_directory(DIRECTORY))
+
+
 def test_segments_that_were_trimmed_meanwhile_are_not_brought_back(
     disk: SimulatedFileSystem, log: Log
 ) -> None:
