@@ -112,6 +112,7 @@ def test_a_claim_that_arrives_when_it_has_run_out_is_not_worked_on() -> None:
         async def handle(claim: Claim) -> None:
             handled.append(claim.payload)
 
+        await trio.sleep(5.0)  # Leadership has been balanced: who leads now leads to the end.
         async with (
             connected(cluster) as other,
             trio.open_nursery() as workers,

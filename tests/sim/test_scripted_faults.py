@@ -97,11 +97,10 @@ def test_who_answers_for_a_partition_knows_of_everything_acknowledged_before() -
                 await trio.sleep(0.01)
             leader.groups[group].watch(OnCommit(cluster, leader, followers))
             ack = await producer.append(b"second")
-        # They hold it, and that it is committed nobody has told them.
+        # One of them holds it, if not both, and that it is committed nobody has told them.
+        assert any(node.groups[group].log.end_offset > ack.offset for node in followers)
         for node in followers:
-            assert (
-                node.groups[group].log.end_offset > ack.offset >= node.groups[group].commit_offset
-            )
+            assert ack.offset >= node.groups[group].commit_offset
         await leader.crash(power=True)
         answers = 0
         while answers < 10:
