@@ -64,7 +64,7 @@ from logd.replication.sync_pool import SyncPool
 from logd.replication.tail_cache import TailCache
 from logd.replication.timers import GroupTimers
 from logd.replication.turn import Turn
-from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId, Term
+from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId, Offset, Term
 from logd.wire.frame import Frame, decode_message
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 COMMIT_NOTICE_S: Final = 0.005
-"""An idle follower learns the commit offset this much later; a busy one with the next
-append.  Only readers of followers can tell."""
+"""Followers of a group in which nothing was committed for about this long are told the commit
+offset; those of a busy one learn it with the next append.  Only readers of followers can tell."""
 
 CLAIMS_INTERVAL_S: Final = 0.02
 """All that a node leads is told to all peers, so it is not told more often than this."""
@@ -138,7 +138,8 @@ class Node:
         self._timers = GroupTimers(self.now_ms, self._on_due)
         self._campaigns = Campaigns(begin=lambda group: group.post(Tick()))
         self._introductions: list[tuple[Group, tuple[NodeId, ...]]] = []
-        self._commit_notices: dict[GroupId, Group] = {}
+        self._commit_notices: dict[GroupId, tuple[Group, Offset]] = {}
+        """Groups whose followers may lack the commit offset, and what that was."""
         self._notice_wanted = trio.Event()
         self._leadership_news = trio.Event()
         self._claims_wanted = trio.Event()
@@ -328,8 +329,9 @@ class Node:
         self._pump_lot.unpark()
 
     def tell_commit_later(self, group: Group) -> None:
-        self._commit_notices[group.group_id] = group
-        self._notice_wanted.set()
+        if group.group_id not in self._commit_notices:
+            self._commit_notices[group.group_id] = (group, group.commit_offset)
+            self._notice_wanted.set()
 
     def leadership_changed(self, group: Group) -> None:
         self.claims.changed()
@@ -385,13 +387,21 @@ class Node:
 
     async def _tell_commits(self) -> None:
         while True:
-            await self._notice_wanted.wait()
+            if not self._commit_notices:
+                self._notice_wanted = trio.Event()
+                await self._notice_wanted.wait()
             await trio.sleep(COMMIT_NOTICE_S)
-            self._notice_wanted = trio.Event()
             notices, self._commit_notices = self._commit_notices, {}
-            with self.turn:
-                for group in notices.values():
-                    group.feeder.tell_commit()
+            quiet: list[Group] = []
+            for group, commit_offset in notices.values():
+                if group.commit_offset == commit_offset:
+                    quiet.append(group)
+                else:
+                    self.tell_commit_later(group)
+            if quiet:
+                with self.turn:
+                    for group in quiet:
+                        group.feeder.tell_commit()
 
     def _on_due(self, groups: list[Group]) -> int | None:
         """Have time pass for these groups; says when to look again if campaigns wait."""

@@ -535,6 +535,31 @@ def test_one_flush_does_not_write_more_than_its_bound(monkeypatch: pytest.Monkey
     play(story)
 
 
+def test_followers_are_told_of_a_commit_only_where_no_append_tells_them_soon() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+
+            def told() -> list[Offset]:
+                """By requests that carry nothing else."""
+                requests = [m for m in replica.sent(AppendRequest) if not m.expects_answer]
+                return [m.commit_offset for m in requests if m.target == SECOND]
+
+            before = len(told())
+            for _ in range(40):
+                replica.propose()
+                await replica.commit()
+                await trio.sleep(0.001)  # In which nothing is on its way.
+            while_busy = told()[before:]
+            await a_while()
+            when_quiet = told()[before:]
+
+            assert while_busy == []
+            assert when_quiet == [replica.group.commit_offset]
+
+    play(story)
+
+
 # --- following --------------------------------------------------------------------------
 
 
@@ -771,7 +796,8 @@ def test_a_sync_is_timed_wherever_it_is_made() -> None:
             await replica.lead()
             timed = sum(replica.node.counts.sync_s.counts)
 
-            replica.group.syncer.sync_here()
+            with replica.node.turn:
+                replica.group.syncer.sync_here()
             await replica.group.syncer.sync_once()
 
             assert sum(replica.node.counts.sync_s.counts) == timed + 2
