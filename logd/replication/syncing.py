@@ -106,7 +106,7 @@ class Syncer:
         return group.log.unsynced_bytes <= BRIEF_SYNC_BYTES_MAX and not group.io_lock.locked()
 
     def sync_here(self) -> float:
-        """As ``sync_once``, on the event loop.  Only if ``may_sync_here``.
+        """As ``sync_once``, on the event loop, at the end of a turn.  Only if ``may_sync_here``.
 
         Returns the seconds that it took; 0 if the log has failed.
         """
@@ -117,14 +117,21 @@ class Syncer:
         began = trio.current_time()
         try:
             end, term = log.sync(group.commit_offset)
-            self._forget_cached()
         except (OSError, LogdError) as error:
             group.fail(error)
             return 0.0
         seconds = trio.current_time() - began
-        self._host.counts.sync_s.observe(seconds)
         self._synced(end, term)
+        self._host.turn.afterwards(lambda: self._after_sync_here(seconds))
         return seconds
+
+    def _after_sync_here(self, seconds: float) -> None:
+        self._host.counts.sync_s.observe(seconds)
+        if self._group.failure is None:
+            try:
+                self._forget_cached()
+            except (OSError, LogdError) as error:
+                self._group.fail(error)
 
     def _forget_cached(self) -> None:
         """What consumers read, they read from the leader: its files deserve the page cache."""

@@ -8,6 +8,9 @@ proposed is appended, the bytes leave, and the one log that waits is synced ther
 far as none of it has to wait.  So whatever arrived together is one write, one frame per
 follower and one sync.
 
+What nobody waits for (``afterwards``) is done once all that has left: a follower that applies what
+was committed before it syncs and acknowledges what came with the news would let its leader wait.
+
 Who is busy elsewhere, full, or slow goes the long way, through its task; so does everything
 that happens outside a turn.  Nothing depends on which way it went.
 """
@@ -30,7 +33,7 @@ class Turn:
     ``with turn:`` is for whoever comes back from waiting with something to send.
     """
 
-    __slots__ = ("_departing", "_flush", "_leave", "_sync_here", "is_open", "now_ms")
+    __slots__ = ("_afterwards", "_departing", "_flush", "_leave", "_sync_here", "is_open", "now_ms")
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Turn:
         self.now_ms: int | None = None
         """The time of the open turn, once somebody has asked for it: it takes no time."""
         self._departing: list[Departing] = []
+        self._afterwards: list[Callable[[], None]] = []
         self._sync_here = sync_here
         self._flush = flush
         self._leave = leave
@@ -57,6 +61,11 @@ class Turn:
         """Let ``departing`` send when the open turn ends.  Once is enough."""
         assert self.is_open
         self._departing.append(departing)
+
+    def afterwards(self, work: Callable[[], None]) -> None:
+        """Do ``work``, which nobody waits for, when the open turn has sent what it has to."""
+        assert self.is_open
+        self._afterwards.append(work)
 
     def begin(self) -> None:
         assert not self.is_open
@@ -71,8 +80,17 @@ class Turn:
         # The followers have it by now: they sync while this node does.
         if self._sync_here():
             self._depart()
+        if self._afterwards:
+            self._do_what_is_left()
         self.is_open = False
         self._leave()
+
+    def _do_what_is_left(self) -> None:
+        left, self._afterwards = self._afterwards, []
+        for work in left:
+            work()
+        assert not self._afterwards
+        self._depart()  # Seldom anything: of a disk that failed meanwhile.
 
     def __enter__(self) -> None:
         self.begin()

@@ -26,7 +26,8 @@ from logd.errors import (
 from logd.limits import MIB
 from logd.raft.messages import TransferLeadership
 from logd.record.batch import seal_batch
-from logd.types import GroupId, HostPort, NodeId
+from logd.replication.sync_pool import BRIEF_SYNCS_IN_A_ROW
+from logd.types import GroupId, HostPort, NodeId, Offset
 from logd.wire.coordination import (
     COORDINATION_TOPIC,
     Acquire,
@@ -34,6 +35,7 @@ from logd.wire.coordination import (
     Claim,
     CloseSession,
     Done,
+    Entry,
     ExpireSession,
     Get,
     Keys,
@@ -43,6 +45,7 @@ from logd.wire.coordination import (
     ReadClaim,
     ReadKeys,
     Release,
+    Result,
     Transact,
     Transacted,
 )
@@ -64,6 +67,7 @@ from logd.wire.messages import (
     WatchResponse,
 )
 from tests.sim.cluster import CLIENT_PORT, ClusterSettings, SimCluster, SimNode, open_cluster
+from tests.sim.env import BlockingConditions
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import CALM
 from tests.sim.run import run_deterministic
@@ -118,9 +122,15 @@ def live(
     seed: int = 1,
     *,
     tail_cache_bytes: int = MIB,
+    blocking: BlockingConditions | None = None,
 ) -> None:
     async def run() -> None:
-        settings = ClusterSettings(brokers=brokers, network=CALM, tail_cache_bytes=tail_cache_bytes)
+        settings = ClusterSettings(
+            brokers=brokers,
+            network=CALM,
+            tail_cache_bytes=tail_cache_bytes,
+            blocking=blocking or BlockingConditions(),
+        )
         async with open_cluster(seed, settings) as cluster, trio.open_nursery() as nursery:
             await _all_registered(cluster, brokers)
             await story(World(cluster, nursery))
@@ -190,6 +200,33 @@ def test_commands_that_arrive_together_share_batches_and_have_revisions_of_their
         assert partition.state.applied == partition.applied_offset == partition.group.commit_offset
 
     live(story, brokers=3)
+
+
+def test_a_follower_applies_once_it_has_synced_what_came_with_the_news() -> None:
+    quick = BlockingConditions(latency_s_min=0.000_1, latency_s_mean=0.0, spike_probability=0.0)
+
+    async def story(world: World) -> None:
+        session = await world.session()
+        leader = await world.leader()
+        follower = await world.partition(next(n for n in world.cluster.nodes if n != leader))
+        log, apply_all = follower.group.log, follower.state.apply_all
+        is_synced: list[bool] = []
+
+        def look_and_apply(entries: list[Entry], revision: Offset, **how: bool) -> list[Result]:
+            if log.end_offset > revision + len(entries):  # Something came with the news.
+                is_synced.append(log.synced_end == log.end_offset)
+            return apply_all(entries, revision, **how)
+
+        for _ in range(2 * BRIEF_SYNCS_IN_A_ROW):  # From then on it syncs at the end of a turn.
+            await put(session, b"k", b"v")
+        follower.state.apply_all = look_and_apply  # type: ignore[method-assign,assignment]
+        for _ in range(10):
+            await put(session, b"k", b"v")
+
+        assert len(is_synced) > 5
+        assert all(is_synced)
+
+    live(story, brokers=3, blocking=quick)
 
 
 def test_every_replica_applies_and_a_new_leader_serves_what_the_last_one_answered() -> None:

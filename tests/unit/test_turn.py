@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 
+import pytest
 import trio
 
 from logd.env import ByteStream
 from logd.limits import KIB
+from logd.raft.messages import AppendResponse
 from logd.replication.outbox import Outbox
 from logd.replication.sync_pool import BRIEF_SYNCS_IN_A_ROW
 from logd.replication.turn import Turn
@@ -16,7 +18,15 @@ from logd.types import HostPort, Term
 from tests.sim.env import BlockingConditions
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import CALM, NetworkConditions, SimNetwork
-from tests.support.replica import OURSELVES, Replica, offset_of, open_replica, play, until
+from tests.support.replica import (
+    OURSELVES,
+    Replica,
+    batch_of,
+    offset_of,
+    open_replica,
+    play,
+    until,
+)
 
 QUICK = BlockingConditions(latency_s_min=0.000_1, latency_s_mean=0.0, spike_probability=0.0)
 
@@ -101,6 +111,62 @@ def test_an_outbox_whose_connection_was_lost_keeps_silent_and_lets_its_task_tell
         wire.outbox.clear()
 
     with_wire(story)
+
+
+def test_what_nobody_waits_for_is_done_when_all_else_has_left() -> None:
+    async def story(wire: Wire, nursery: trio.Nursery) -> None:
+        nursery.start_soon(wire.receive)
+        left: list[int] = []
+
+        def work() -> None:
+            left.append(wire.outbox.queued_bytes)
+            wire.outbox.push([b"!"], 1)
+
+        wire.turn.begin()
+        wire.turn.afterwards(work)
+        wire.outbox.push([b"one"], 3)
+        wire.turn.end()
+        wire.turn.begin()
+        wire.turn.end()
+        await trio.sleep(1)
+
+        assert left == [0]
+        assert wire.arrived == b"one!"
+
+    with_wire(story)
+
+
+def test_a_follower_acknowledges_before_it_lets_go_of_the_page_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        async with open_replica(blocking=QUICK) as replica:
+            await replica.lead()
+            await appends_and_commits(replica, 2 * BRIEF_SYNCS_IN_A_ROW)
+            replica.depose(Term(9))
+            await until(lambda: replica.group.core.term == 9 and not replica.group.is_held)
+            monkeypatch.setattr(
+                replica.group.log,
+                "forget_cached",
+                lambda keep: acknowledged.append(replica.sent(AppendResponse)[-1].synced_end),
+            )
+            for _ in range(3):
+                end = replica.group.log.end_offset
+                time_ms = replica.group.state.last_append_time_ms
+                with replica.node.turn:
+                    replica.append([batch_of(end, Term(9), time_ms=time_ms)], term=Term(9))
+                ends.append(replica.group.log.end_offset)
+
+    acknowledged: list[int] = []
+    ends: list[int] = []
+    play(story)
+    assert acknowledged == ends
+
+
+async def appends_and_commits(replica: Replica, count: int) -> None:
+    for _ in range(count):
+        replica.propose()
+        await replica.commit()
 
 
 async def appends(replica: Replica, count: int) -> float:

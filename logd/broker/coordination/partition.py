@@ -1,9 +1,10 @@
 """One partition of the coordination log on this broker: applied always, served while leading.
 
-Every replica applies what is committed, so that whoever is elected serves at once.  Usually that
-happens within the very call that moves the commit offset, from memory, so that the answer leaves
-with the turn in which the followers' acknowledgements came in.  A replica that has much to catch
-up with applies it piece by piece in a task of its own.
+Every replica applies what is committed, so that whoever is elected serves at once.  Usually a
+leader does that within the very call that moves the commit offset, from memory, so that the answer
+leaves with the turn in which the followers' acknowledgements came in; a follower does it once it
+has acknowledged what came in that turn.  A replica that has much to catch up with applies it piece
+by piece in a task of its own.
 
 What only the leader knows (deadlines of sessions, watches, who waits for what) begins when the
 no-op of its term is applied, and with it all that earlier leaders have committed, and ends with
@@ -99,6 +100,8 @@ class CoordinationPartition:
         """A state to go on with in place of this one; the log begins with it."""
         self._is_behind = True
         """The task applies; else whoever moves the commit offset does."""
+        self._applies_afterwards = False
+        """At the end of the open turn."""
         self._is_serving = False
         self._queue = CommandQueue()
         self._confirmations = Confirmations(group)
@@ -288,7 +291,20 @@ class CoordinationPartition:
     def on_commit(self, commit_offset: Offset) -> None:
         if self._is_behind:
             self._work.set()
-            return
+        elif self._is_serving or self.group.is_leader or not self._node.turn.is_open:
+            self._apply_up_to(commit_offset)
+        elif not self._applies_afterwards:
+            # Nobody waits for what a follower applies, but its leader does for the sync and the
+            # acknowledgement of what has come with this news.
+            self._applies_afterwards = True
+            self._node.turn.afterwards(self._apply_afterwards)
+
+    def _apply_afterwards(self) -> None:
+        self._applies_afterwards = False
+        if not self._is_behind:
+            self._apply_up_to(self.group.commit_offset)
+
+    def _apply_up_to(self, commit_offset: Offset) -> None:
         try:
             has_caught_up = self._apply_here(commit_offset)
         except LogdError:
