@@ -1,10 +1,10 @@
-"""What the client takes from its event loop directly: events, time, and readable sockets.
+"""What the client takes from its event loop directly: events, scopes, time, and readable sockets.
 
 Everything else goes through anyio, which asks on each call which event loop it is on and wraps
 what that gives.  A record that is appended alone pays for that a dozen times, and twice more
 for a task that reads its connection: more than for all the rest of its way.  So the few things
-that are on the way of every record are here, once for each event loop; what they are to their
-callers does not depend on it.
+that are on the way of every record, or of every lock that is taken, are here, once for each event
+loop; what they are to their callers does not depend on it.
 
 Readable sockets are told by a call instead of to a waiting task.  asyncio has that
 (``add_reader``).  Under trio all sockets of a run stand in one ``epoll``, which one task waits
@@ -15,11 +15,15 @@ system call for each to wait again.
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import anyio
 
 if TYPE_CHECKING:
     from trio.lowlevel import RunVar
@@ -54,6 +58,33 @@ class Once(Protocol):
 def new_once() -> Once:
     """The event loop's own.  Waiting for one that is set may return without a checkpoint."""
     return _AsyncioOnce() if _trio() is None else _TrioOnce()
+
+
+class Scope(Protocol):
+    """As a cancel scope of anyio's."""
+
+    @property
+    def cancelled_caught(self) -> bool: ...
+
+    def cancel(self) -> None: ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> bool: ...
+
+
+def new_scope(*, timeout_s: float = math.inf, shield: bool = False) -> Scope:
+    """The event loop's own; time counts from now."""
+    deadline = math.inf if timeout_s == math.inf else monotonic_clock()() + timeout_s
+    trio = _trio()
+    made: Scope = (anyio if trio is None else trio).CancelScope(deadline=deadline, shield=shield)
+    return made
 
 
 def monotonic_clock() -> Callable[[], float]:

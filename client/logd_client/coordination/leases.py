@@ -41,6 +41,7 @@ from logd_client.coordination.calls import WAIT_S_MAX
 from logd_client.coordination.fences import Fence, raise_fences, require_topics
 from logd_client.coordination.names import Name
 from logd_client.coordination.session import PendingCommand, Session, Sessions
+from logd_client.event_loop import Scope, new_scope
 
 LeaseKind = Literal["lock", "semaphore", "election"]
 
@@ -347,7 +348,7 @@ class LeaseContext(Generic[L]):
         self._obtain = obtain
         self._is_entered = False
         self._lease: L | None = None
-        self._scope: anyio.CancelScope | None = None
+        self._scope: Scope | None = None
 
     async def __aenter__(self) -> L:
         if self._is_entered:
@@ -359,7 +360,7 @@ class LeaseContext(Generic[L]):
             self._is_entered = False
             raise
         self._lease = lease
-        self._scope = anyio.CancelScope()
+        self._scope = new_scope()
         self._scope.__enter__()
         lease.call_on_loss(self._scope.cancel)
         return lease
@@ -391,7 +392,7 @@ async def settle(sessions: Sessions, session: Session, work: Command | PendingCo
     """
     is_settled = False
     try:
-        with anyio.move_on_after(GIVE_BACK_TIMEOUT_S, shield=True):
+        with new_scope(timeout_s=GIVE_BACK_TIMEOUT_S, shield=True):
             is_settled = await _settle_once(session, work)
     finally:  # Also if asyncio itself cancels the task: no shield holds that off.
         if not is_settled:

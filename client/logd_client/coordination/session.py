@@ -36,7 +36,7 @@ from logd.wire.messages import CoordinateRequest, Message
 from logd_client.arguments import require_between
 from logd_client.backoff import Backoff
 from logd_client.coordination.calls import Calls
-from logd_client.event_loop import Event, new_event
+from logd_client.event_loop import Event, new_event, new_scope
 from logd_client.routing import FAILURES_BEFORE_DOUBTING_THE_TOPIC
 
 SESSION_TTL_MS_DEFAULT: Final = 30_000
@@ -246,7 +246,7 @@ class _SessionScope(AbstractContextManager[None]):
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._scope = anyio.CancelScope()
+        self._scope = new_scope()
 
     def __enter__(self) -> None:
         self._session.check()
