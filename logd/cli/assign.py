@@ -116,7 +116,7 @@ def work(group: str, name: str, command: tuple[str, ...], ttl_s: float, bootstra
         )
         environment["LOGD_SHARD"] = shard.shard
         held = _Owned(shard)
-        code = await run_while_held(command, environment, held, ttl_s, passes_signals=False)
+        code = await run_while_held(command, environment, held, ttl_s, signals=None)
         say(f"logd: the command of shard {shard.shard} ended with code {code}")
 
     async def stay() -> None:

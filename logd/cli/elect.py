@@ -21,6 +21,7 @@ from logd.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from logd.cli.holding import Signals
     from logd_client import Client
     from logd_client.coordination.elections import Leader, Leadership
 
@@ -72,16 +73,28 @@ def run(
     """
     if again and wait_s is not None:
         raise click.UsageError("--again stands for ever: it does not go with --wait")
-    from logd.cli.holding import client_name, leave_with, obtain_until_signalled
+    from logd.cli.holding import client_name, leave_with, open_signals
     from logd.cli.session import connected, run_async
     from logd.errors import LeaseLostError
 
     async def stand() -> int:
-        async with connected(bootstrap, client_id=client_name()) as client:
+        async with (
+            connected(bootstrap, client_id=client_name()) as client,
+            open_signals() as signals,
+        ):
             while True:
                 try:
                     code = await _lead(
-                        client, name, command, ttl_s, wait_s, protects, data, hold_s, bootstrap
+                        client,
+                        signals,
+                        name,
+                        command,
+                        ttl_s,
+                        wait_s,
+                        protects,
+                        data,
+                        hold_s,
+                        bootstrap,
                     )
                 except LeaseLostError as error:
                     if not again:
@@ -92,13 +105,14 @@ def run(
                         return code
                 # A command that fails at once would be elected hundreds of times a second; and
                 # somebody else may have better luck.
-                await obtain_until_signalled(partial(anyio.sleep, STAND_AGAIN_S))
+                await signals.obtain(partial(anyio.sleep, STAND_AGAIN_S))
 
     leave_with(run_async(stand))
 
 
 async def _lead(
     client: Client,
+    signals: Signals,
     name: str,
     command: tuple[str, ...],
     ttl_s: float,
@@ -109,7 +123,7 @@ async def _lead(
     bootstrap: str,
 ) -> int:
     """One leadership."""
-    from logd.cli.holding import fence_environment, obtain_until_signalled, run_while_held
+    from logd.cli.holding import fence_environment, run_while_held
 
     campaign = client.election(name, protects=protects, ttl_s=ttl_s).campaign(
         data, timeout_s=wait_s
@@ -118,7 +132,7 @@ async def _lead(
     async def win() -> Leadership | None:
         return await (campaign.win_now() if wait_s == 0 else campaign.win())
 
-    leadership = await obtain_until_signalled(win)
+    leadership = await signals.obtain(win)
     if leadership is None:
         raise await _led_by_another(client, name)
     environment = fence_environment(
@@ -128,7 +142,9 @@ async def _lead(
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_listen_for_resignation, client, leadership, tasks.cancel_scope)
-            code = await run_while_held(command, environment, leadership, ttl_s, hold_s)
+            code = await run_while_held(
+                command, environment, leadership, ttl_s, hold_s, signals=signals
+            )
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         if len(group.exceptions) == 1:

@@ -17,8 +17,8 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import IO, Final, NoReturn, Protocol, TypeVar
 
@@ -80,24 +80,34 @@ async def run_while_held(
     ttl_s: float,
     hold_s: float = 0,
     *,
-    passes_signals: bool = True,
+    signals: Signals | None,
 ) -> int:
     """Run ``command`` to its end, and wait until it was held for ``hold_s``; its exit code, as a
     shell would tell it.
+
+    Args:
+        signals: to pass on to the command; None if our caller cancels us for them.
 
     Raises:
         LeaseLostError: what it depended on was lost, and it was ended.
         Exit: a signal asked us to end, while it ran or while it was held on.
     """
+    signals = signals or Signals()
     until = anyio.current_time() + hold_s
     received: list[int] = []
+
+    def pass_on(number: int) -> None:
+        received.append(number)
+        # From a terminal an interrupt reaches the command by itself.
+        if number != signal.SIGINT or _is_apart():
+            _send(process, number)
+
     process = await _start(command, environment)
     async with anyio.create_task_group() as tasks:
-        if passes_signals:
-            tasks.start_soon(_pass_signals_on, process, received)
         tasks.start_soon(_end_when_lost, process, held, ttl_s)
         try:
-            code = await process.wait()
+            with signals.heard_by(pass_on):
+                code = await process.wait()
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await _end(process, ttl_s * TERM_SHARE)
@@ -109,7 +119,7 @@ async def run_while_held(
     if received:
         raise click.exceptions.Exit(code)
     if hold_s:
-        await obtain_until_signalled(partial(anyio.sleep_until, until))
+        await signals.obtain(partial(anyio.sleep_until, until))
     return code
 
 
@@ -137,47 +147,92 @@ async def run_for_input(
         raise
 
 
-async def run_until_signalled(function: Callable[[], Awaitable[None]]) -> int:
-    """Run ``function`` to its end, or until a signal asks us to end: then it is cancelled, and
-    gives back what it holds.  Returns the exit code."""
-    code = 0
+class Signals:
+    """Signals that ask us to end, as ``open_signals`` takes them: from then on none of them ends
+    us where we stand.  One for which nobody listens waits for whoever does next.
+    """
 
-    async def listen(scope: anyio.CancelScope) -> None:
-        nonlocal code
-        with anyio.open_signal_receiver(*_PASSED_ON) as signals:
-            async for number in signals:
-                code = 0 if number == signal.SIGTERM else SIGNAL_EXIT_BASE + number
-                scope.cancel()
-                return
+    def __init__(self) -> None:
+        self._waiting: list[int] = []
+        self._hear: Callable[[int], None] | None = None
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(listen, tasks.cancel_scope)
-        await function()
-        tasks.cancel_scope.cancel()
-    return code
+    def take(self, number: int) -> None:
+        """One has come."""
+        if self._hear is None:
+            self._waiting.append(number)
+        else:
+            self._hear(number)
+
+    @contextmanager
+    def heard_by(self, hear: Callable[[int], None]) -> Iterator[None]:
+        """For the length of the block ``hear`` is called with each, those that waited first."""
+        assert self._hear is None
+        self._hear = hear
+        waiting, self._waiting = self._waiting, []
+        for number in waiting:
+            hear(number)
+        try:
+            yield
+        finally:
+            self._hear = None
+
+    async def obtain(self, obtain: Callable[[], Awaitable[T]]) -> T:
+        """What ``obtain`` gives; a signal meanwhile gives the place in line back and ends us.
+
+        Raises:
+            Exit: a signal came.
+        """
+        got, number = await self._unless_one_comes(obtain)
+        if not got:
+            raise click.exceptions.Exit(SIGNAL_EXIT_BASE + number)
+        if number:
+            self._waiting.append(number)  # It came too late for this, and not for what comes.
+        return got[0]
+
+    async def run(self, function: Callable[[], Awaitable[None]]) -> int:
+        """Run ``function`` to its end, or until a signal asks us to end: then it is cancelled, and
+        gives back what it holds.  Returns the exit code."""
+        _, number = await self._unless_one_comes(function)
+        return SIGNAL_EXIT_BASE + number if number not in (0, signal.SIGTERM) else 0
+
+    async def _unless_one_comes(self, function: Callable[[], Awaitable[T]]) -> tuple[list[T], int]:
+        """What it gave, unless it was cancelled, and the signal that came."""
+        got: list[T] = []
+        came = 0
+
+        def cancel(number: int) -> None:
+            nonlocal came
+            came = came or number
+            scope.cancel()
+
+        with anyio.CancelScope() as scope, self.heard_by(cancel):
+            got.append(await function())
+        return got, came
 
 
-async def obtain_until_signalled(obtain: Callable[[], Awaitable[T]]) -> T:
-    """What ``obtain`` gives; a signal meanwhile gives the place in line back and ends us."""
-    got: list[T] = []
-    number = 0
+@asynccontextmanager
+async def open_signals() -> AsyncIterator[Signals]:
+    """Take signals that ask us to end, for the length of the block.
 
-    async def listen(scope: anyio.CancelScope) -> None:
-        nonlocal number
-        with anyio.open_signal_receiver(*_PASSED_ON) as signals:
-            async for received in signals:
-                number = received
-                scope.cancel()
-                return
+    Whatever waits there must be over soon by itself, or listen.
+    """
+    signals = Signals()
 
-    with anyio.CancelScope() as scope:
+    async def listen() -> None:
+        async for number in received:
+            signals.take(number)
+
+    with anyio.open_signal_receiver(*_PASSED_ON) as received:
         async with _unwrapped_group() as tasks:
-            tasks.start_soon(listen, scope)
-            got.append(await obtain())
+            tasks.start_soon(listen)
+            yield signals
             tasks.cancel_scope.cancel()
-    if not got:
-        raise click.exceptions.Exit(SIGNAL_EXIT_BASE + number)
-    return got[0]
+
+
+async def run_until_signalled(function: Callable[[], Awaitable[None]]) -> int:
+    """``Signals.run`` for what is all that there is to do."""
+    async with open_signals() as signals:
+        return await signals.run(function)
 
 
 @asynccontextmanager
@@ -250,15 +305,6 @@ def _send(process: anyio.abc.Process, number: int) -> bool:
         if number != _IS_THERE:
             say(f"logd: the command cannot be sent {signal.Signals(number).name}: not permitted")
     return True
-
-
-async def _pass_signals_on(process: anyio.abc.Process, received: list[int]) -> None:
-    with anyio.open_signal_receiver(*_PASSED_ON) as signals:
-        async for number in signals:
-            received.append(number)
-            # From a terminal an interrupt reaches the command by itself.
-            if number != signal.SIGINT or _is_apart():
-                _send(process, number)
 
 
 async def _end_when_lost(process: anyio.abc.Process, held: Held, ttl_s: float) -> None:

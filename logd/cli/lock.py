@@ -82,13 +82,16 @@ def run(
         client_name,
         fence_environment,
         leave_with,
-        obtain_until_signalled,
+        open_signals,
         run_while_held,
     )
     from logd.cli.session import connected, run_async
 
     async def hold() -> int:
-        async with connected(bootstrap, client_id=client_name()) as client:
+        async with (
+            connected(bootstrap, client_id=client_name()) as client,
+            open_signals() as signals,
+        ):
             if capacity is not None:
                 wanted: Any = client.semaphore(
                     name, capacity, permits=permits or 1, ttl_s=ttl_s, data=data
@@ -107,13 +110,15 @@ def run(
                 found = await (wanted.try_acquire() if wait_s == 0 else wanted.acquire(wait_s))
                 return found
 
-            lease = await obtain_until_signalled(obtain)
+            lease = await signals.obtain(obtain)
             if lease is None:
                 holders = await wanted.holders()
                 raise _held_by_others(name, holders)
             try:
                 environment = fence_environment(bootstrap, lease.name, lease.fence_id, lease.token)
-                return await run_while_held(command, environment, lease, ttl_s, hold_s)
+                return await run_while_held(
+                    command, environment, lease, ttl_s, hold_s, signals=signals
+                )
             finally:
                 await lease.release()
 

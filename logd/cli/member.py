@@ -38,15 +38,18 @@ def join(
     from logd.cli.holding import (
         client_name,
         leave_with,
-        run_until_signalled,
+        open_signals,
         run_while_held,
     )
     from logd.cli.session import connected, run_async
 
     async def stay() -> int:
-        async with connected(bootstrap, client_id=client_name()) as client:
+        async with (
+            connected(bootstrap, client_id=client_name()) as client,
+            open_signals() as signals,
+        ):
             membership = client.members(group, ttl_s=ttl_s).join(name, data)
-            await membership.join()
+            await signals.obtain(membership.join)
             try:
                 if command:
                     environment = {
@@ -54,9 +57,11 @@ def join(
                         "LOGD_GROUP": group,
                         "LOGD_MEMBER": name,
                     }
-                    return await run_while_held(command, environment, membership, ttl_s)
+                    return await run_while_held(
+                        command, environment, membership, ttl_s, signals=signals
+                    )
                 say(f"member {name} of {group}; Ctrl-C leaves")
-                code = await run_until_signalled(membership.wait_until_over)
+                code = await signals.run(membership.wait_until_over)
                 if membership.is_lost:
                     raise membership.lost_error()
                 return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import anyio
 import click
 import pytest
 
-from logd.cli.holding import run_while_held
+from logd.cli.holding import open_signals, run_while_held
 from logd.errors import LeaseLostError
 
 ENOUGH_S = 10
@@ -43,21 +43,32 @@ class Grant:
         return LeaseLostError("lost")
 
 
+async def run(command: Sequence[str], grant: Grant, *, ttl_s: float = 15, hold_s: float = 0) -> int:
+    async with open_signals() as signals:
+        return await run_while_held(command, {}, grant, ttl_s, hold_s, signals=signals)
+
+
+missed: list[int] = []
+
+
+def miss(number: int, _: object) -> None:
+    missed.append(number)
+
+
 @pytest.fixture
 def signals_missed() -> Iterator[list[int]]:
     """Signals that would have ended the program where it stood."""
-    missed: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: missed.append(number))
+    missed.clear()
+    before = signal.signal(signal.SIGTERM, miss)
     yield missed
     signal.signal(signal.SIGTERM, before)
 
 
 async def signal_once_heard(after: anyio.Event | None = None) -> None:
     """Ask this program to end as soon as it listens to that, and not before ``after``."""
-    unheard = signal.getsignal(signal.SIGTERM)
     if after is not None:
         await after.wait()
-    while signal.getsignal(signal.SIGTERM) is unheard:
+    while signal.getsignal(signal.SIGTERM) is miss:
         await anyio.sleep(0)
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -69,7 +80,7 @@ def test_a_signal_ends_a_hold_that_outlasts_the_command(signals_missed: list[int
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(signal_once_heard, grant.looked_at)
                 with pytest.raises(click.exceptions.Exit) as ended:
-                    await run_while_held(("true",), {}, grant, ttl_s=15, hold_s=3600)
+                    await run(("true",), grant, hold_s=3600)
 
         assert ended.value.exit_code == 128 + signal.SIGTERM
 
@@ -84,7 +95,7 @@ def test_a_signal_that_ends_the_command_ends_the_hold_too(signals_missed: list[i
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(signal_once_heard)
                 with pytest.raises(click.exceptions.Exit) as ended:
-                    await run_while_held(("sleep", "20"), {}, Grant(), ttl_s=15, hold_s=3600)
+                    await run(("sleep", "20"), Grant(), hold_s=3600)
 
         assert ended.value.exit_code == 128 + signal.SIGTERM
 
@@ -110,7 +121,7 @@ def test_a_command_that_may_not_be_sent_a_signal_is_held_for_until_it_ends(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(signal_once_heard)
                 with pytest.raises(click.exceptions.Exit) as ended:
-                    await run_while_held(("sleep", "0.5"), {}, Grant(), ttl_s=15)
+                    await run(("sleep", "0.5"), Grant())
 
         assert ended.value.exit_code == 0
 
@@ -145,6 +156,55 @@ def test_what_a_command_started_ends_with_it_when_the_grant_is_lost(tmp_path: Pa
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(lose_once_begun)
                 with pytest.raises(LeaseLostError):
-                    await run_while_held(command, {}, grant, ttl_s=0.5)
+                    await run(command, grant, ttl_s=0.5)
 
     anyio.run(lose, backend="trio")
+
+
+def test_a_signal_for_which_nobody_listens_waits_for_who_does_next(
+    signals_missed: list[int],
+) -> None:
+    asked: list[str] = []
+
+    async def ask() -> str:
+        asked.append("asked")
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def stand_again() -> None:
+        with anyio.fail_after(ENOUGH_S):
+            async with open_signals() as signals:
+                await signals.obtain(partial(anyio.sleep, 0))
+                os.kill(os.getpid(), signal.SIGTERM)  # While what was held is given back.
+                await anyio.sleep(0.01)
+                with pytest.raises(click.exceptions.Exit) as ended:
+                    await signals.obtain(ask)
+
+        assert ended.value.exit_code == 128 + signal.SIGTERM
+
+    anyio.run(stand_again, backend="trio")
+
+    assert asked == ["asked"]
+    assert signals_missed == []
+
+
+def test_a_signal_that_comes_with_the_grant_reaches_the_command(signals_missed: list[int]) -> None:
+    async def obtain_and_run() -> None:
+        grant = Grant()
+        with anyio.fail_after(ENOUGH_S):
+            async with open_signals() as signals:
+
+                async def obtain() -> None:
+                    with anyio.CancelScope(shield=True):
+                        os.kill(os.getpid(), signal.SIGTERM)
+                        await anyio.sleep(0.01)
+
+                await signals.obtain(obtain)
+                with pytest.raises(click.exceptions.Exit) as ended:
+                    await run_while_held(("sleep", "20"), {}, grant, 15, signals=signals)
+
+        assert ended.value.exit_code == 128 + signal.SIGTERM
+
+    anyio.run(obtain_and_run, backend="trio")
+
+    assert signals_missed == []
