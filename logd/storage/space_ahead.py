@@ -8,6 +8,10 @@ of the file system's journal, which takes several times as long as the data.  A 
 zeros behind itself, which pay for the next thousands of small writes at once; they are what a
 reader would find there anyway.  A write that would use them up soon does without, since its
 bytes would be written twice.
+
+None of it for a small first write.  A thousand idle partitions that are opened are each written
+one batch, with which their leader's term begins, and nothing after it: room and zeros for more
+would be a thousand times as many bytes as are wanted, and each start would write them again.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from logd.types import Buffer, FilePosition
 _ALLOCATE_BYTES_MIN: Final = 64 * KIB
 _FILL_BYTES_MAX: Final = 1 * MIB
 _WRITES_PER_FILL_MIN: Final = 8
+_FIRST_WRITE_BYTES_MAX: Final = 1 * KIB
+"""A first write up to this size may be the only one."""
+
 _ZEROS: Final = memoryview(bytes(_FILL_BYTES_MAX))
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -30,7 +37,7 @@ _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 class SpaceAhead:
     """The space of one log's active file."""
 
-    __slots__ = ("_allocate_bytes", "_segment_bytes", "allocated", "filled")
+    __slots__ = ("_allocate_bytes", "_first_end", "_segment_bytes", "allocated", "filled")
 
     def __init__(self, position: FilePosition, segment_bytes: int, allocate_bytes: int) -> None:
         """Args as for ``begin`` and ``set_bounds``."""
@@ -38,6 +45,8 @@ class SpaceAhead:
         """Up to here space is reserved."""
         self.filled = position
         """Up to here the file was written to, with batches or with zeros."""
+        self._first_end = position
+        """Where the first write ended, if it was a small one; else where it began."""
         self._segment_bytes = segment_bytes
         self._allocate_bytes = allocate_bytes
 
@@ -48,7 +57,7 @@ class SpaceAhead:
 
     def begin(self, position: FilePosition) -> None:
         """The file, or another one, ends at ``position``."""
-        self.allocated = self.filled = position
+        self.allocated = self.filled = self._first_end = position
 
     def allocate(self, file: File, needed: FilePosition) -> None:
         """Reserve space for ``needed`` and a step more, but no more than the segment may use.
@@ -56,6 +65,10 @@ class SpaceAhead:
         Raises:
             OSError: there is none.
         """
+        is_first = self.allocated == self._first_end
+        if is_first and needed - self.allocated <= _FIRST_WRITE_BYTES_MAX:
+            self._first_end = needed  # It takes its room when it is written.
+            return
         end = max(needed, min(needed + self._step(needed), self._segment_bytes))
         file.allocate(end)
         self.allocated = FilePosition(end)
@@ -85,6 +98,8 @@ class SpaceAhead:
 
     def is_wanted(self, position: FilePosition) -> bool:
         """Whether ``reserve`` would do anything, of a file that ends at ``position``."""
+        if position <= self._first_end:
+            return False
         left = self.allocated - position
         is_enough = left >= self._step(position) // 2
         return not is_enough and self.allocated < self._segment_bytes

@@ -352,10 +352,11 @@ def test_an_append_writes_once_however_many_batches_it_has(
     disk: SimulatedFileSystem, log: Log
 ) -> None:
     append_some(log, 1)
+    append_some(log, 1)
     operations: list[str] = []
     disk.on_operation = lambda operation, _: operations.append(operation)
 
-    log.append([make_batch(offset) for offset in range(1, 20)])
+    log.append([make_batch(offset) for offset in range(2, 20)])
 
     assert operations == ["write"]
 
@@ -365,6 +366,7 @@ def test_space_is_allocated_ahead_by_the_sync_and_not_by_the_append(
 ) -> None:
     options = LogOptions(segment_bytes=1024 * KIB)
     log = Log.create(disk, DIRECTORY, IDENTITY, options)
+    append_some(log, 1)
     append_some(log, 1)
     log.sync(Offset(0))
     append_operations: list[str] = []
@@ -423,6 +425,25 @@ def test_large_writes_are_written_once(
         log.sync(Offset(0))
 
     assert sum(end - start for start, end in ranges) <= appended + 30 * 64
+
+
+def test_a_log_that_is_opened_for_one_small_batch_takes_room_for_that_alone(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    """As a thousand idle partitions do, each time that they are started."""
+    path = f"{DIRECTORY}/{0:020}.log"
+    for _ in range(3):
+        log.close()
+        log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+        before = len(disk.content(path))
+        (batch,) = append_some(log, 1)
+        log.sync(Offset(0))
+        log.sync_mark(Offset(0))
+
+        assert len(disk.content(path)) == before + len(batch)
+
+    (batch,) = append_some(log, 1)
+    assert len(disk.content(path)) > before + 2 * len(batch), "more may follow"
 
 
 def test_zeros_behind_a_write_stay_within_the_space_that_is_reserved(
