@@ -75,6 +75,12 @@ class Partitions:
         self._env = env
         self._node = node
         self._directory = membership.directory
+        self._raft_options = RaftOptions(
+            election_timeout_ms_min=config.election_timeout_ms,
+            election_timeout_ms_max=2 * config.election_timeout_ms,
+            check_quorum_ms=config.liveness_timeout_ms,
+            restart_wait_ms=config.restart_wait_ms,
+        )
         self._is_up_to_date = False
         self._mending: dict[GroupId, trio.CancelScope] = {}
         """Damaged replicas that are being repaired; their files stay where they are meanwhile."""
@@ -204,6 +210,9 @@ class Partitions:
             await self._open_partition(placement, metadata)
 
         await _for_each(open_one, missing)
+        if missing:
+            opened = sum(placement.group in self._node.groups for placement in missing)
+            log.info(log_events.PARTITIONS_OPENED, count=opened)
 
     async def _open_partition(
         self, placement: PartitionPlacement, metadata: MetadataService
@@ -230,7 +239,7 @@ class Partitions:
         except (OSError, LogdError) as error:
             self._shut(placement, error)
         else:
-            log.info(
+            log.debug(
                 log_events.PARTITION_OPENED, partition=str(placement.name), group=placement.group
             )
 
@@ -307,16 +316,10 @@ class Partitions:
         return group
 
     def _core(self, opened: OpenedGroup, configuration: Configuration) -> RaftCore:
-        config = self._config
         return start_core(
             opened,
             configuration,
-            options=RaftOptions(
-                election_timeout_ms_min=config.election_timeout_ms,
-                election_timeout_ms_max=2 * config.election_timeout_ms,
-                check_quorum_ms=config.liveness_timeout_ms,
-                restart_wait_ms=config.restart_wait_ms,
-            ),
+            options=self._raft_options,
             draw=self._env.rng(f"raft:{opened.group_id}").random,
             now_ms=self._node.now_ms(),
         )
