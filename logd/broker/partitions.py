@@ -53,6 +53,10 @@ log = structlog.get_logger(__name__)
 FILES_AT_ONCE: Final = 8
 """Replicas that are opened, or removed, at one time."""
 
+OPENED_PER_CALL_MAX: Final = 8
+"""So many replicas of many are opened by one call of a thread: each call wakes
+a thread, and then the event loop, which have to take turns."""
+
 RETRY_S: Final = 1.0
 BEING_REPAIRED: Final = Shut("damaged, and being repaired from its peers")
 
@@ -92,7 +96,8 @@ class Partitions:
     ) -> Group:
         """Open group 0.  Raises CorruptionError or StorageError: the broker cannot start."""
         options = self._log_options(TopicOptions())
-        while (opened := await self._open_whole(METADATA_GROUP, options)) is None:
+        run_blocking = self._env.run_blocking
+        while (opened := await run_blocking(self._open_whole, METADATA_GROUP, options)) is None:
             self._node.shut[METADATA_GROUP] = BEING_REPAIRED
             await self._repaired(METADATA_GROUP, voters + learners, options)
             del self._node.shut[METADATA_GROUP]
@@ -206,28 +211,52 @@ class Partitions:
         self.compaction.set_policy(group, options)
 
     async def _open_all(self, missing: list[PartitionPlacement], metadata: MetadataService) -> None:
-        async def open_one(placement: PartitionPlacement) -> None:
-            await self._open_partition(placement, metadata)
+        async def open_some(placements: list[PartitionPlacement]) -> None:
+            await self._open_some(placements, metadata)
 
-        await _for_each(open_one, missing)
+        await _for_each(open_some, _shares(missing))
         if missing:
             opened = sum(placement.group in self._node.groups for placement in missing)
             log.info(log_events.PARTITIONS_OPENED, count=opened)
 
-    async def _open_partition(
-        self, placement: PartitionPlacement, metadata: MetadataService
+    async def _open_some(
+        self, placements: list[PartitionPlacement], metadata: MetadataService
     ) -> None:
-        topic = metadata.state.topic(placement.topic)
-        if topic is None:
-            return  # Deleted meanwhile; the next round sees it.
-        options = self._log_options(topic.options)
-        try:
-            opened = await self._open_whole(placement.group, options)
-            if opened is None:
+        """Open these replicas, with one call of a thread."""
+        wanted: list[tuple[PartitionPlacement, TopicOptions]] = []
+        for placement in placements:
+            topic = metadata.state.topic(placement.topic)
+            if topic is not None:  # Else deleted meanwhile; the next round sees it.
+                wanted.append((placement, topic.options))
+        found = await self._env.run_blocking(
+            self._open_each, [(p.group, self._log_options(options)) for p, options in wanted]
+        )
+        for (placement, options), opened in zip(wanted, found, strict=True):
+            if isinstance(opened, Exception):
+                self._shut(placement, opened)
+            elif opened is None:
                 # It is mended in the background; the others of this round are not held up.
                 self._node.shut[placement.group] = BEING_REPAIRED
-                self._node.start_soon(self._mend, placement, options)
-                return
+                self._node.start_soon(self._mend, placement, self._log_options(options))
+            else:
+                self._take_up(placement, options, opened)
+
+    def _open_each(
+        self, wanted: list[tuple[GroupId, LogOptions]]
+    ) -> list[OpenedGroup | Exception | None]:
+        """As ``_open_whole``, of each; in place of what could not be opened, why."""
+        found: list[OpenedGroup | Exception | None] = []
+        for group_id, options in wanted:
+            try:
+                found.append(self._open_whole(group_id, options))
+            except (OSError, LogdError) as error:
+                found.append(error)
+        return found
+
+    def _take_up(
+        self, placement: PartitionPlacement, options: TopicOptions, opened: OpenedGroup
+    ) -> None:
+        try:
             group = self._add(
                 opened,
                 Configuration(placement.replicas),
@@ -235,7 +264,7 @@ class Partitions:
                 is_coordination=placement.topic == COORDINATION_TOPIC,
             )
             # At once: it may lead, and be written to, long before the others are open.
-            self._apply_options(group, topic.options)
+            self._apply_options(group, options)
         except (OSError, LogdError) as error:
             self._shut(placement, error)
         else:
@@ -243,20 +272,19 @@ class Partitions:
                 log_events.PARTITION_OPENED, partition=str(placement.name), group=placement.group
             )
 
-    async def _open_whole(self, group_id: GroupId, options: LogOptions) -> OpenedGroup | None:
-        """The replica's files, open; None if they are damaged.
+    def _open_whole(self, group_id: GroupId, options: LogOptions) -> OpenedGroup | None:
+        """The replica's files, open; None if they are damaged.  Blocking.
 
         A replica with a hole must neither vote, nor lead, nor serve it: it is not taken up.
         """
-        opened = await self._open_files(group_id, options)
+        opened = self._open_files(group_id, options)
         if opened.damage is None:
             return opened
-        await self._env.run_blocking(opened.close)
+        opened.close()
         return None
 
-    async def _open_files(self, group_id: GroupId, options: LogOptions) -> OpenedGroup:
-        return await self._env.run_blocking(
-            open_group,
+    def _open_files(self, group_id: GroupId, options: LogOptions) -> OpenedGroup:
+        return open_group(
             self._env.files,
             self._directory,
             self._node.node,
@@ -295,7 +323,7 @@ class Partitions:
         Raises:
             BeyondRepairError: no peer can give back what is missing.
         """
-        opened = await self._open_files(group_id, options)
+        opened = await self._env.run_blocking(self._open_files, group_id, options)
         if opened.damage is None:
             await self._env.run_blocking(opened.close)
         else:
@@ -331,6 +359,12 @@ class Partitions:
             index_interval_bytes=self._config.index_interval_bytes,
             allocate_bytes=min(self._config.allocate_bytes, segment_bytes),
         )
+
+
+def _shares(missing: list[PartitionPlacement]) -> list[list[PartitionPlacement]]:
+    """What each call opens: several of many, and of few one, so that all threads have some."""
+    count = max(1, min(OPENED_PER_CALL_MAX, len(missing) // (4 * FILES_AT_ONCE)))
+    return [missing[i : i + count] for i in range(0, len(missing), count)]
 
 
 async def _for_each(function: Callable[[T], Awaitable[None]], items: Sequence[T]) -> None:

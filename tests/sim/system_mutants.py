@@ -570,7 +570,7 @@ SYSTEM_MUTANTS = (
         "a partition asks for a fence only once all others are open",
         "coordination: a stale holder is refused",
         "logd/broker/partitions.py",
-        "            self._apply_options(group, topic.options)\n"
+        "            self._apply_options(group, options)\n"
         "        except (OSError, LogdError) as error:",
         "            del group\n        except (OSError, LogdError) as error:",
     ),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
-from logd.broker.partitions import BEING_REPAIRED
+from logd.broker.partitions import BEING_REPAIRED, FILES_AT_ONCE
 from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT
 from logd.storage.segment import segment_name
+from logd.storage.synced_mark import SLOT_POSITIONS
 from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
 from logd_client import Client
 from tests.sim.cluster import DATA_DIR, SimCluster
@@ -46,6 +47,35 @@ def test_a_replica_that_nobody_can_mend_is_rebuilt_where_it_was_by_moving_it_out
         await check(cluster, client)
 
     play(story)
+
+
+def test_replicas_that_cannot_be_opened_keep_none_shut_that_are_opened_with_them() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic("many", partitions=128, replicas=3)
+        victim = cluster.nodes[NodeId(topic.partitions[0].replicas[1])]
+        groups = [GroupId(p.group) for p in topic.partitions if victim.node in p.replicas]
+        assert len(groups) >= 2 * 4 * FILES_AT_ONCE, "enough to be opened two at a time"
+        beyond_repair, damaged = groups[0], groups[3]
+        while not set(groups) <= set(victim.groups):
+            await trio.sleep(0.1)
+        await victim.stop()
+        victim.files.remove(f"{DATA_DIR}/groups/{beyond_repair:020}/hard_state")
+        path = f"{DATA_DIR}/groups/{damaged:020}/{segment_name(Offset(0))}"
+        for position in SLOT_POSITIONS:
+            victim.files.flip(path, position)
+
+        victim.start()
+
+        while victim.broker is None or not set(groups) <= {
+            *victim.groups,
+            *victim.broker.node.shut,
+        }:
+            await trio.sleep(0.1)
+        assert set(victim.broker.node.shut) == {beyond_repair, damaged}
+        while victim.broker.node.shut:
+            await trio.sleep(0.1)
+
+    play(story, replace_after_ms=600_000)
 
 
 def test_a_replica_that_nobody_can_mend_is_rebuilt_by_itself_whoever_is_the_controller() -> None:
