@@ -54,8 +54,8 @@ FILES_AT_ONCE: Final = 8
 """Replicas that are opened, or removed, at one time."""
 
 OPENED_PER_CALL_MAX: Final = 8
-"""So many replicas of many are opened by one call of a thread: each call wakes
-a thread, and then the event loop, which have to take turns."""
+"""So many replicas of many are opened by one call of a thread: each call wakes a thread, and then
+the event loop, and they take turns."""
 
 RETRY_S: Final = 1.0
 BEING_REPAIRED: Final = Shut("damaged, and being repaired from its peers")
