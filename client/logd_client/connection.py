@@ -57,7 +57,7 @@ from logd.wire.messages import (
     WatchEvents,
 )
 from logd_client.environment import Environment
-from logd_client.event_loop import Once, monotonic_clock, new_event, new_once
+from logd_client.event_loop import Waker, monotonic_clock, new_event, new_waker
 from logd_client.refusals import error_from_response
 from logd_client.transport import Stream, reason_of
 
@@ -265,13 +265,14 @@ class Connection:
 
     async def exchange(self, message: Message, body: Buffer, timeout_s: float) -> Answer:
         """``request`` for messages with a body, either way."""
-        waiter = _Waiter(new_once())
+        waiter = _Waiter(new_waker())
         sent_at = self._clock()
         self.post(message, waiter.settle, body)
         if self.node is None:
             # Whether anybody looks at deadlines yet is not certain.
             with anyio.move_on_after(timeout_s):
-                await waiter.settled.wait()
+                if waiter.outcome is None:
+                    await waiter.waker.wait()
         else:
             # A scope for each request would cost more than the rest of it.
             waiter.deadline = deadline = self._loop_time() + timeout_s
@@ -279,7 +280,8 @@ class Connection:
             if deadline < self._look_at:
                 self._wake_looker.set()
             try:
-                await waiter.settled.wait()
+                if waiter.outcome is None:
+                    await waiter.waker.wait()
             finally:
                 del self._waiting[waiter]
         if waiter.outcome is None:
@@ -404,7 +406,7 @@ class Connection:
             now = self._loop_time()
             for waiter in self._waiting:
                 if waiter.deadline <= now:
-                    waiter.settled.set()
+                    waiter.waker.wake()
             later = (w.deadline for w in self._waiting if w.deadline > now)
             self._look_at = min(later, default=math.inf)
             self._wake_looker = new_event()
@@ -535,16 +537,16 @@ class Connection:
 class _Waiter:
     """One caller waiting for one answer."""
 
-    __slots__ = ("deadline", "outcome", "settled")
+    __slots__ = ("deadline", "outcome", "waker")
 
-    def __init__(self, settled: Once) -> None:
+    def __init__(self, waker: Waker) -> None:
         self.deadline = math.inf
         self.outcome: Answer | LogdError | None = None
-        self.settled = settled
+        self.waker = waker
 
     def settle(self, outcome: Answer | LogdError) -> None:
         self.outcome = outcome
-        self.settled.set()
+        self.waker.wake()
 
 
 def _ignore(answer: Answer | LogdError) -> None:

@@ -46,18 +46,23 @@ def new_event() -> Event:
     return asyncio.Event() if trio is None else trio.Event()
 
 
-class Once(Protocol):
-    """As an event, for one task that waits: cheaper, as there are thousands of them."""
+class Waker(Protocol):
+    """Wakes one task, any number of times: cheaper than events, as there are thousands of them.
 
-    def set(self) -> None: ...
+    It remembers nothing: whoever waits looks first whether there is something to wait for.
+    """
+
+    def wake(self) -> None:
+        """The task that waits goes on; nothing happens if none does."""
 
     def wait(self) -> Awaitable[object]:
-        """Await what this returns, at most once, and at once."""
+        """Await what this returns, at once."""
 
 
-def new_once() -> Once:
-    """The event loop's own.  Waiting for one that is set may return without a checkpoint."""
-    return _AsyncioOnce() if _trio() is None else _TrioOnce()
+def new_waker() -> Waker:
+    """The event loop's own."""
+    trio = _trio()
+    return _AsyncioWaker() if trio is None else _TrioWaker(trio.lowlevel)
 
 
 class Scope(Protocol):
@@ -136,45 +141,47 @@ def _trio() -> Any:
 # --- asyncio ----------------------------------------------------------------------------
 
 
-class _AsyncioOnce:
-    __slots__ = ("_future",)
+class _AsyncioWaker:
+    __slots__ = ("_future", "_loop")
 
     def __init__(self) -> None:
-        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] | None = None
 
-    def set(self) -> None:
-        if not self._future.done():  # Nor cancelled, with the task that waited.
-            self._future.set_result(None)
+    def wake(self) -> None:
+        future, self._future = self._future, None
+        if future is not None and not future.done():  # Cancelled, with the task that waited.
+            future.set_result(None)
 
     def wait(self) -> Awaitable[object]:
-        return self._future
+        self._future = future = self._loop.create_future()
+        return future
 
 
 # --- trio -------------------------------------------------------------------------------
 
 
-class _TrioOnce:
-    __slots__ = ("_is_set", "_task")
+class _TrioWaker:
+    __slots__ = ("_lowlevel", "_task")
 
-    def __init__(self) -> None:
-        self._is_set = False
+    def __init__(self, lowlevel: Any) -> None:
+        self._lowlevel = lowlevel
         self._task: Any = None
 
-    def set(self) -> None:
-        self._is_set = True
-        if self._task is not None:
-            task, self._task = self._task, None
-            sys.modules["trio"].lowlevel.reschedule(task)
+    def wake(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            self._lowlevel.reschedule(task)
 
-    async def wait(self) -> None:
-        if not self._is_set:
-            lowlevel = sys.modules["trio"].lowlevel
-            self._task = lowlevel.current_task()
-            await lowlevel.wait_task_rescheduled(self._give_up)
+    def wait(self) -> Awaitable[object]:
+        lowlevel = self._lowlevel
+        self._task = lowlevel.current_task()
+        waiting: Awaitable[object] = lowlevel.wait_task_rescheduled(self._give_up)
+        return waiting
 
     def _give_up(self, _: object) -> Any:
         self._task = None
-        return sys.modules["trio"].lowlevel.Abort.SUCCEEDED
+        return self._lowlevel.Abort.SUCCEEDED
 
 
 class _Poller:

@@ -1,13 +1,72 @@
-"""What the client takes from its event loop directly is the same under asyncio and trio."""
+"""What the client takes from its event loop is the same to its callers under either."""
 
 from __future__ import annotations
 
 import anyio
 import pytest
 
-from logd_client.event_loop import new_scope
+from logd_client.event_loop import Waker, new_scope, new_waker
 
 pytestmark = pytest.mark.anyio
+
+
+async def wait(waker: Waker) -> None:
+    await waker.wait()
+
+
+async def test_a_waker_wakes_whoever_waits_again_and_again() -> None:
+    waker = new_waker()
+    times = 0
+
+    async def count() -> None:
+        nonlocal times
+        while times < 3:
+            await waker.wait()
+            times += 1
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(count)
+        for before in range(3):
+            await anyio.wait_all_tasks_blocked()
+            assert times == before
+            waker.wake()
+            waker.wake()  # One turn: the task has not run yet.
+
+
+async def test_a_waker_remembers_nothing() -> None:
+    waker = new_waker()
+    waker.wake()
+
+    with anyio.move_on_after(0.01) as scope:
+        await waker.wait()
+
+    assert scope.cancelled_caught
+
+
+async def test_who_was_cancelled_is_not_woken_and_can_wait_again() -> None:
+    waker = new_waker()
+    with anyio.move_on_after(0.01):
+        await waker.wait()
+    waker.wake()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, waker)
+        await anyio.wait_all_tasks_blocked()
+        waker.wake()
+
+
+async def test_who_was_woken_and_is_cancelled_before_it_runs_can_wait_again() -> None:
+    waker = new_waker()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, waker)
+        await anyio.wait_all_tasks_blocked()
+        waker.wake()
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, waker)
+        await anyio.wait_all_tasks_blocked()
+        waker.wake()
 
 
 async def test_a_scope_that_is_cancelled_ends_what_waits_in_it_and_says_so(

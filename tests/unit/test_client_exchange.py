@@ -185,6 +185,20 @@ async def test_who_waits_for_an_answer_is_told_that_the_connection_has_ended() -
     assert told == [ConnectionLostError] * 3
 
 
+async def test_an_outcome_that_is_there_before_anybody_waits_is_not_missed() -> None:
+    """Of a network that answers while it is handed the request, or ends."""
+    async with connected() as (connection, broker):
+        broker.takes_at_once = True
+        told: list[object] = []
+        broker.on_taken = lambda data: broker.answer(2)
+        with anyio.fail_after(5):
+            await ask(connection, LONG_S, told)
+            broker.on_taken = lambda data: connection.close()
+            await ask(connection, LONG_S, told)
+
+    assert told == [KeepAliveResponse(expired=[2]), ConnectionLostError]
+
+
 async def test_a_request_of_before_the_greeting_has_a_deadline_too() -> None:
     broker = ScriptedBroker()
     environment = Environment(TcpTransport(), monotonic_clock(), lambda: 0, random.Random(0))

@@ -21,7 +21,7 @@ from logd.wire.coordination import Event, Get, Kind, ReadKeys
 from logd_client.arguments import require_between
 from logd_client.coordination.calls import Calls
 from logd_client.coordination.feeds import CREDIT_BYTES, GAP, Feed, Push, Subject
-from logd_client.event_loop import Once, new_once
+from logd_client.event_loop import Waker, new_waker
 
 __all__ = ["GAP", "Watch"]
 
@@ -61,8 +61,8 @@ class Watch:
         self._arrived: deque[Push] = deque()
         self._buffered_bytes = 0
         self._ready: deque[Event] = deque()
-        self._waiter: Once | None = None
-        """Of the task that iterates, while there is nothing."""
+        self._waker: Waker | None = None
+        """Of the task that iterates, once the watch is open."""
         self._is_open = False
         self._is_over = False
         self._failure: LogdError | None = None
@@ -84,6 +84,7 @@ class Watch:
         if self._is_open or self._is_over:
             raise UsageError("a watch is opened once; make another one")
         self._is_open = True
+        self._waker = new_waker()
         self._routing.on_close[self] = self._close
         try:
             await self._begin()
@@ -156,16 +157,14 @@ class Watch:
         """
         if not self._is_open and not self._is_over:
             raise UsageError("the watch is not open: use `async with`")
-        while True:
-            event = self.take_arrived()
-            if event is not None:
-                return event
+        while (event := self.take_arrived()) is None:
             if self._failure is not None:
                 raise self._failure.with_traceback(None)
             if self._is_over:
                 return None
-            waiter = self._waiter = new_once()
-            await waiter.wait()
+            assert self._waker is not None
+            await self._waker.wait()
+        return event
 
     def take_arrived(self) -> Event | None:
         """The next event if it has arrived already."""
@@ -181,17 +180,15 @@ class Watch:
         return self._ready.popleft() if self._ready else None
 
     def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waiter.set()
+        if self._waker is not None:
+            self._waker.wake()
 
     # --- from the feed ------------------------------------------------------------------
 
     def on_pushed(self, push: Push) -> bool:
         self._arrived.append(push)
         self._buffered_bytes += push.size
-        if self._waiter is not None:
-            self._wake()
+        self._wake()
         return self._buffered_bytes <= CREDIT_BYTES
 
     def on_failed(self, error: LogdError) -> None:
