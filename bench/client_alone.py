@@ -34,6 +34,8 @@ from logd.wire.coordination import (
     Claim,
     Command,
     Done,
+    Event,
+    Keys,
     Opened,
     OpenSession,
     Result,
@@ -60,12 +62,18 @@ from logd.wire.messages import (
     MetadataResponse,
     PartitionInfo,
     ProduceResponse,
+    QueryResponse,
     SubscribeRequest,
     SubscribeResponse,
     TopicInfo,
     UnsubscribeResponse,
+    UnwatchResponse,
+    WatchEvents,
+    WatchRequest,
+    WatchResponse,
 )
 from logd_client import Client, WouldBlock, connect
+from logd_client.coordination.watches import Watch
 
 HOST: Final = "127.0.0.1"
 GROUP: Final = GroupId(1)
@@ -76,6 +84,8 @@ CONNECTIONS: Final = 256
 IN_FLIGHT: Final = 500
 """Puts of one client."""
 LOCK_WORKERS: Final = 64
+WATCHERS: Final = 500
+"""Of one key, in one client."""
 
 
 # --- the broker -------------------------------------------------------------------------
@@ -91,6 +101,7 @@ class _Session:
         self._next_offset = 0
         self._credit_bytes = 0
         self._subscription: SubscribeRequest | None = None
+        self._watches: list[WatchRequest] = []
 
     def on_readable(self) -> bool:
         """Answer what has arrived, in one send; False when the client has gone."""
@@ -105,6 +116,9 @@ class _Session:
         while (frame := self._decoder.next_frame()) is not None:
             if frame.kind == Kind.COORDINATE:
                 answers += _coordinated(frame)
+                answers += map(_told, self._watches)
+            elif frame.kind == Kind.QUERY:
+                answers += _with_body(frame, QueryResponse(), Keys(revision=1))
             else:
                 answers += self._answers(frame)
         try:
@@ -140,6 +154,12 @@ class _Session:
             case Kind.UNSUBSCRIBE:
                 self._subscription = None
                 return UnsubscribeResponse()
+            case Kind.WATCH:
+                self._watches.append(decode_message(WatchRequest, frame.header))
+                return WatchResponse(revision=1)
+            case Kind.UNWATCH:
+                self._watches.clear()
+                return UnwatchResponse()
             case Kind.HELLO:
                 return HelloResponse(protocol=1, cluster_id="alone", node_id=1, version="0")
             case Kind.INIT_PRODUCER:
@@ -180,10 +200,12 @@ _COMMAND: Final[msgspec.msgpack.Decoder[Command]] = msgspec.msgpack.Decoder(Comm
 
 def _coordinated(frame: Frame) -> tuple[bytes, bytes]:
     """The answer to a command, as if it were the only one there ever was."""
-    body = msgspec.msgpack.encode(_result(_COMMAND.decode(frame.body)))
-    head = encode_message(
-        frame.kind, CoordinateResponse(), frame.correlation_id, len(body), FLAG_RESPONSE
-    )
+    return _with_body(frame, CoordinateResponse(), _result(_COMMAND.decode(frame.body)))
+
+
+def _with_body(frame: Frame, answer: Message, content: Result | Keys) -> tuple[bytes, bytes]:
+    body = msgspec.msgpack.encode(content)
+    head = encode_message(frame.kind, answer, frame.correlation_id, len(body), FLAG_RESPONSE)
     return head, body
 
 
@@ -197,6 +219,17 @@ def _result(command: Command) -> Result:
             return Claim(revision=3, ticket=3, token=3)
         case _:
             return Done(revision=4)
+
+
+_EVENT: Final = msgspec.msgpack.encode(
+    [Event(revision=2, kind="key", name=b"k", change="put", value=VALUES[0])]
+)
+
+
+def _told(watch: WatchRequest) -> bytes:
+    """One event, pushed to one watch."""
+    push = WatchEvents(watch=watch.watch, generation=watch.generation, revision=2)
+    return encode_message(Kind.WATCH_EVENTS, push, 0, len(_EVENT), FLAG_PUSH) + _EVENT
 
 
 _SEALED: Final = seal_batch(values=VALUES[:RECORDS_PER_DELIVERY], timestamps_ms=1, codec=Codec.NONE)
@@ -346,6 +379,22 @@ async def locks(client: Client, address: str, records: int) -> None:
             tasks.start_soon(hold, f"bench/lock-{number}")
 
 
+async def watches(client: Client, address: str, records: int) -> None:
+    """One key, put again and again, and many tasks that watch it: a record is an event told."""
+    space = client.kv("bench")
+    updates = records // WATCHERS
+
+    async def listen(events: Watch) -> None:
+        for _ in range(updates):
+            await events.next()
+
+    async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
+        for _ in range(WATCHERS):
+            tasks.start_soon(listen, await stack.enter_async_context(space.watch("k")))
+        for _ in range(updates):
+            await space.put("k", VALUES[0])
+
+
 class Workload(NamedTuple):
     """What is run, and how often."""
 
@@ -363,6 +412,7 @@ WORKLOADS: Final = {
     "puts": Workload(puts, 60_000),
     "lock": Workload(lock, 4_000),
     "locks": Workload(locks, 12_000),
+    "watches": Workload(watches, 500_000),
 }
 
 
