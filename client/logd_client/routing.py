@@ -23,6 +23,7 @@ from logd.errors import (
     ProtocolError,
     RequestTimeoutError,
     RetriableError,
+    UnavailableError,
     UnknownBrokerError,
     UnknownTopicError,
     UsageError,
@@ -364,6 +365,7 @@ class Routing:
 
         Raises:
             UnknownTopicError: the cluster has no such topic.
+            UnavailableError: whoever was asked knows of none, nor of a controller.
             ConnectionFailedError: nobody answered.
         """
         known = None if as_it_is_now else self.view.topic(name)
@@ -376,9 +378,8 @@ class Routing:
     async def describe_topic(self, name: str, target: Target | None = None) -> TopicInfo:
         """As ``topic``, but ask the cluster in any case; ``target`` or any broker of it."""
         response = await self.describe([name], target)
-        if name in response.unknown and self.view.controller is not None:
-            # Somebody else may just have created it: the controller knows.
-            response = await self.describe([name], self.controller_connection)
+        if name in response.unknown:
+            response = await self._describe_surely(name)
         for topic in response.topics:
             if topic.name == name:
                 return topic
@@ -386,6 +387,29 @@ class Routing:
         self._topics_of_interest.pop(name, None)
         self._which_groups.pop(name, None)
         raise UnknownTopicError(f"no topic {name!r}")
+
+    async def _describe_surely(self, name: str) -> MetadataResponse:
+        """As the controller knows it: others may not have heard yet of what somebody has just
+        created, nor, just after their start, of much that there has been for long.
+
+        Raises:
+            UnavailableError: there is no controller.
+        """
+        backoff = Backoff(self.environment.rng)
+        deadline = self.environment.clock() + self.request_timeout_s
+        while True:
+            is_asked = self.view.controller is not None
+            response = await self.describe([name], self.controller_connection)
+            if is_asked or name not in response.unknown:
+                return response
+            if self.view.controller is None:
+                delay_s = backoff.next_delay_s()
+                if self.environment.clock() + delay_s >= deadline:
+                    raise UnavailableError(
+                        f"whether there is a topic {name!r} knows only the controller, "
+                        "and there is none"
+                    )
+                await anyio.sleep(delay_s)
 
     async def describe(
         self, topics: list[str] | None, target: Target | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 
-from logd.errors import InvalidPartitionError, UnknownTopicError, UsageError
+from logd.errors import InvalidPartitionError, UnavailableError, UnknownTopicError, UsageError
 from logd.types import HostPort
 from logd.wire.messages import MetadataRequest, MetadataResponse, PartitionInfo, TopicInfo
 from logd_client.background import Background, task_group
@@ -41,16 +41,22 @@ class Told(Routing):
         )
         self.topics: list[TopicInfo] = []
         self.is_closed_while_asked = False
+        self.controllers: list[int | None] = [1]
+        """As the answers say it, one after the other; the last one stays."""
+        self.on_asked: Callable[[], None] = lambda: None
 
     async def call(self, target: object, message: Any, *_: object, **__: object) -> Any:
         assert isinstance(message, MetadataRequest)
         assert message.topics is not None
         if self.is_closed_while_asked:
             self.close()
+        self.on_asked()
         found = [topic for topic in self.topics if topic.name in message.topics]
+        controller, *later = self.controllers
+        self.controllers = later or self.controllers
         return MetadataResponse(
             cluster_id="c",
-            controller=None,
+            controller=controller,
             brokers=[],
             topics=found,
             unknown=[] if found else message.topics,
@@ -163,3 +169,36 @@ async def test_a_consumer_that_is_closed_while_it_looks_for_its_position_says_so
                 tasks.start_soon(open_it)
                 await anyio.wait_all_tasks_blocked()
                 told.close()
+
+
+async def test_a_topic_is_unknown_only_if_a_controller_has_been_asked(
+    anyio_backend: object,
+) -> None:
+    """A broker that has just started knows of few topics, and of no controller."""
+    async with routing(topic(1), None) as told:
+        told.view.controller = None
+        told.controllers = [None, None, 1, 1]
+        asked = 0
+
+        def start_up() -> None:
+            nonlocal asked
+            asked += 1
+            if asked == 4:
+                told.topics = [topic(1)]
+
+        told.on_asked = start_up
+        found = await told.describe_topic("t")
+
+        assert found == topic(1)
+        assert asked == 4
+
+
+async def test_without_a_controller_nobody_says_that_there_is_no_such_topic(
+    anyio_backend: object,
+) -> None:
+    async with routing(topic(1), None) as told:
+        told.view.controller = None
+        told.controllers = [None]
+
+        with pytest.raises(UnavailableError, match="'t' knows only the controller"):
+            await told.describe_topic("t")
