@@ -142,7 +142,7 @@ class BrokerConfig:
     """Disk space is reserved this far ahead of the end of a log.
 
     Appending into reserved space makes a sync cheaper. A log that is rarely written to
-    holds this much all the same, up to `segment_bytes`.
+    holds this much all the same, up to `segment_bytes`; one that is only opened does not.
     """
 
     disk_free_bytes_min: int = 256 * MIB
