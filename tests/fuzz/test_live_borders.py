@@ -38,7 +38,7 @@ from logd.replication.peer_protocol import (
     PeerKind,
     Ping,
 )
-from logd.types import HostPort, NodeId
+from logd.types import GroupId, HostPort, NodeId
 from logd.wire.frame import (
     FLAG_ERROR,
     FLAG_LONG,
@@ -145,24 +145,33 @@ class World:
         self.group = 0
         self._host = cluster.network.attach(Incarnation("intruder", 1))
 
-    async def connect(self, port: int = CLIENT_PORT) -> Raw:
-        return Raw(await self._host.connect_stream(HostPort("node1", port)))
+    async def connect(self, port: int = CLIENT_PORT, node: int = 1) -> Raw:
+        return Raw(await self._host.connect_stream(HostPort(f"node{node}", port)))
 
     @asynccontextmanager
-    async def greeted(self) -> AsyncIterator[Raw]:
-        raw = await self.connect()
+    async def greeted(self, node: int = 1) -> AsyncIterator[Raw]:
+        raw = await self.connect(node=node)
         await raw.greet()
         yield raw
         raw.stream.abort()
 
     async def is_served(self) -> None:
         """Somebody who keeps to the rules appends and reads as if nothing were."""
-        async with self.greeted() as raw:
+        async with self.greeted(await self._leader()) as raw:
             await raw.send(*self.produce(bytes(seal_batch(values=[b"v"], timestamps_ms=0))))
             frame = await raw.frame()
             assert frame is not None
             assert not frame.is_error, frame.header
             assert decode_message(ProduceResponse, frame.header).end_offset > 0
+
+    async def _leader(self) -> NodeId:
+        with trio.fail_after(30):
+            while True:
+                for node in self.cluster.nodes.values():
+                    group = node.groups.get(GroupId(self.group))
+                    if group is not None and group.is_leader:
+                        return node.node
+                await trio.sleep(0.1)
 
     def produce(self, batch: bytes) -> tuple[bytes, bytes]:
         request = ProduceRequest(group=self.group)
