@@ -42,6 +42,9 @@ LATENCY_RECORDS: Final = 1000
 SETTLE_S: Final = 5
 IDLE_S: Final = 10
 LEADERS_TIMEOUT_S: Final = 120
+LOOK_AGAIN_S: Final = 0.1
+"""While leaders are waited for.  An answer about a thousand partitions costs whoever gives it
+some milliseconds: to look often is load of its own."""
 PRODUCE_BYTES: Final = 200_000_000
 PRODUCE_RECORDS_MAX: Final = 2_000_000
 PRODUCE_RECORDS_SMALL_BATCHES: Final = 300_000
@@ -96,7 +99,7 @@ async def _wait_for_leaders(client: Client, topic: str) -> None:
             description = await client.admin.describe_topic(topic)
             if all(partition.leader is not None for partition in description.partitions):
                 return
-            await anyio.sleep(0.02)
+            await anyio.sleep(LOOK_AGAIN_S)
 
 
 async def _fill(cluster: LocalCluster, size: int) -> tuple[float, list[float]]:
