@@ -158,10 +158,10 @@ class Signals:
 
     def take(self, number: int) -> None:
         """One has come."""
-        if self._hear is None:
-            self._waiting.append(number)
-        else:
+        if self._hear is not None:
             self._hear(number)
+        elif number not in self._waiting:
+            self._waiting.append(number)
 
     @contextmanager
     def heard_by(self, hear: Callable[[int], None]) -> Iterator[None]:
@@ -186,7 +186,7 @@ class Signals:
         if not got:
             raise click.exceptions.Exit(SIGNAL_EXIT_BASE + number)
         if number:
-            self._waiting.append(number)  # It came too late for this, and not for what comes.
+            self.take(number)  # It came too late for this, and not for what comes.
         return got[0]
 
     async def run(self, function: Callable[[], Awaitable[None]]) -> int:
