@@ -87,8 +87,8 @@ def test_what_a_command_leaves_behind_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     held = os.open(pipe, os.O_RDWR)
 
-    # It ends when it is written to.
-    work_on(b"x", "sh", "-c", 'read line <"$0" & exit 0', str(pipe))
+    # It ends when it is written to, and has opened the pipe before the command ends.
+    work_on(b"x", "sh", "-c", 'exec 3<>"$0"; read line <&3 & exit 0', str(pipe))
 
     os.write(held, b"\n")
     os.close(held)
