@@ -592,6 +592,7 @@ class Producer:
             shared_size += len(keys) * (len(values) - 1)
         is_small = shared_size * SMALL_PART <= self._batch_bytes
         if is_small:
+            # Among others it takes more: their times differ, and their keys may.
             size = shared_size + RECORD_OVERHEAD_BYTES * len(values)
         if not self._budget.take_now(size):
             await self._budget.take(size)

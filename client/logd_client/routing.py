@@ -400,16 +400,19 @@ class Routing:
         while True:
             is_asked = self.view.controller is not None
             response = await self.describe([name], self.controller_connection)
-            if is_asked or name not in response.unknown:
+            has_controller = response.controller is not None
+            if name not in response.unknown or (is_asked and has_controller):
                 return response
-            if self.view.controller is None:
-                delay_s = backoff.next_delay_s()
-                if self.environment.clock() + delay_s >= deadline:
-                    raise UnavailableError(
-                        f"whether there is a topic {name!r} knows only the controller, "
-                        "and there is none"
-                    )
-                await anyio.sleep(delay_s)
+            if has_controller:
+                continue  # This client knows it now.
+            # Nobody is known to lead, or who was asked in its place has just been started.
+            delay_s = backoff.next_delay_s()
+            if self.environment.clock() + delay_s >= deadline:
+                raise UnavailableError(
+                    f"whether there is a topic {name!r} knows only the controller, "
+                    "and there is none"
+                )
+            await anyio.sleep(delay_s)
 
     async def describe(
         self, topics: list[str] | None, target: Target | None = None

@@ -202,3 +202,23 @@ async def test_without_a_controller_nobody_says_that_there_is_no_such_topic(
 
         with pytest.raises(UnavailableError, match="'t' knows only the controller"):
             await told.describe_topic("t")
+
+
+async def test_who_answers_in_the_place_of_a_controller_that_cannot_be_reached_does_not_count(
+    anyio_backend: object,
+) -> None:
+    async with routing(topic(1), None) as told:
+        told.controllers = [1, None, 1]
+        asked = 0
+
+        def elect() -> None:
+            nonlocal asked
+            asked += 1
+            if asked == 3:
+                told.topics = [topic(1)]
+
+        told.on_asked = elect
+        found = await told.describe_topic("t")
+
+        assert found == topic(1)
+        assert asked == 3
