@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -33,13 +33,16 @@ from logd.cli.benchmark.values import values_of_a_call
 from logd.cli.local_cluster import LocalCluster, open_cluster, stopping
 from logd.cli.measure import latency_of
 from logd.cli.ready import wait_until_ready
-from logd.limits import KIB, MIB
+from logd.limits import KIB, MIB, PARTITIONS_PER_TOPIC_MAX
 from logd_client import Client, connect
 
 BROKERS: Final = 3
 RECORD_BYTES: Final = 1000
 LATENCY_RECORDS: Final = 1000
-SETTLE_S: Final = 5
+SOON_S: Final = 5
+SETTLED_S: Final = 60
+"""Until then leaders even out, and logs are looked through once."""
+
 IDLE_S: Final = 10
 LEADERS_TIMEOUT_S: Final = 120
 LOOK_AGAIN_S: Final = 0.1
@@ -63,7 +66,7 @@ def grow_log(sizes: Sequence[int], runs: int) -> list[Row]:
         cluster = open_cluster(Path(directory) / "cluster", broker_count=BROKERS, port=None)
         with stopping(cluster):
             cluster.start_all()
-            anyio.run(partial(_create, cluster, "grown", 1), backend="trio")
+            anyio.run(partial(_create, cluster, {"grown": 1}), backend="trio")
             for size, before in zip(sizes, [0, *sizes], strict=False):
                 filling = partial(_fill, cluster, (size - before) * MIB)
                 records_per_s, latencies_s = anyio.run(filling, backend="trio")
@@ -83,13 +86,14 @@ def grow_log(sizes: Sequence[int], runs: int) -> list[Row]:
     return rows
 
 
-async def _create(cluster: LocalCluster, topic: str, partitions: int) -> float:
-    """Create a topic and wait for all its leaders; seconds it took."""
+async def _create(cluster: LocalCluster, topics: Mapping[str, int]) -> float:
+    """Create topics of so many partitions and wait for all leaders; seconds it took."""
     await wait_until_ready(cluster)
     async with connect(cluster.bootstrap) as client:
         began = time.perf_counter()
-        await client.admin.create_topic(topic, partitions=partitions)
-        await _wait_for_leaders(client, topic)
+        for topic, partitions in topics.items():
+            await client.admin.create_topic(topic, partitions=partitions)
+            await _wait_for_leaders(client, topic)
         return time.perf_counter() - began
 
 
@@ -146,39 +150,48 @@ def _largest_mb(cluster: LocalCluster) -> float:
 
 
 def grow_partitions(sizes: Sequence[int], runs: int) -> list[Row]:
-    """Create, idle, start again, and append to all of them."""
+    """Create, idle, start again, and append to all of them if one topic can have so many."""
     rows: list[Row] = []
     for size in sizes:
+        topics = _wide_topics(size)
         with tempfile.TemporaryDirectory(prefix="logd-growth-") as directory:
             cluster = open_cluster(Path(directory) / "cluster", broker_count=BROKERS, port=None)
             with stopping(cluster):
                 cluster.start_all()
-                created_s = anyio.run(partial(_create, cluster, "wide", size), backend="trio")
-                idle_percent = _idle_percent(cluster)
+                created_s = anyio.run(partial(_create, cluster, topics), backend="trio")
+                soon_percent = _idle_percent(cluster, SOON_S)
+                settled_percent = _idle_percent(cluster, SETTLED_S - SOON_S - IDLE_S)
                 idle_mb = _largest_mb(cluster)
                 cluster.stop_all()
                 began = time.perf_counter()
                 cluster.start_all()
-                anyio.run(partial(_wait_until_led, cluster), backend="trio")
+                anyio.run(partial(_wait_until_led, cluster, topics), backend="trio")
                 started_s = time.perf_counter() - began
-        arguments = ("produce", "--records", str(PRODUCE_RECORDS_MAX), "--partitions", str(size))
-        rows.append(
-            {
-                "partitions": size,
-                "create s": round(created_s, 2),
-                "start s": round(started_s, 2),
-                "idle % of a core, busiest": round(idle_percent, 2),
-                "idle MB, largest": idle_mb,
-                **_produced(arguments, BROKERS, runs),
-            }
-        )
-        print(rows[-1], file=sys.stderr)
+        row: Row = {
+            "partitions": size,
+            "create s": round(created_s, 2),
+            "start s": round(started_s, 2),
+            f"idle % of a core, busiest, after {SOON_S} s": round(soon_percent, 2),
+            f"after {SETTLED_S} s": round(settled_percent, 2),
+            "idle MB, largest": idle_mb,
+        }
+        if len(topics) == 1:
+            produce = ("produce", "--records", str(PRODUCE_RECORDS_MAX), "--partitions", str(size))
+            row |= _produced(produce, BROKERS, runs)
+        rows.append(row)
+        print(row, file=sys.stderr)
     return rows
 
 
-def _idle_percent(cluster: LocalCluster) -> float:
+def _wide_topics(partitions: int) -> dict[str, int]:
+    """As few topics as have so many partitions together."""
+    firsts = range(0, partitions, PARTITIONS_PER_TOPIC_MAX)
+    return {f"wide-{first}": min(PARTITIONS_PER_TOPIC_MAX, partitions - first) for first in firsts}
+
+
+def _idle_percent(cluster: LocalCluster, settle_s: float) -> float:
     """Of one core, of the busiest broker, while nobody asks for anything."""
-    time.sleep(SETTLE_S)
+    time.sleep(settle_s)
     pids = [cluster.pid(broker.node_id) for broker in cluster.brokers]
     before = [use_of(pid).cpu_s for pid in pids]
     time.sleep(IDLE_S)
@@ -186,10 +199,11 @@ def _idle_percent(cluster: LocalCluster) -> float:
     return 100 * max(used) / IDLE_S
 
 
-async def _wait_until_led(cluster: LocalCluster) -> None:
+async def _wait_until_led(cluster: LocalCluster, topics: Iterable[str]) -> None:
     await wait_until_ready(cluster)
     async with connect(cluster.bootstrap) as client:
-        await _wait_for_leaders(client, "wide")
+        for topic in topics:
+            await _wait_for_leaders(client, topic)
 
 
 # --- what one run of logd bench shows ---------------------------------------------------
@@ -282,8 +296,9 @@ TABLES: Final[dict[str, tuple[Grow, tuple[int, ...]]]] = {
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table as docs/performance.md has it."""
-    names = list(rows[0])
-    lines = [names, ["---:"] * len(names), *([_cell(row[name]) for name in names] for row in rows)]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = ([_cell(row.get(name, "")) for name in names] for row in rows)
+    lines = [names, ["---:"] * len(names), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
