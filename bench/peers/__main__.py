@@ -21,6 +21,7 @@ import msgspec
 
 from bench.against_floor import Figure, product_once
 from bench.peers.etcd import Etcd
+from bench.peers.kafka import Kafka
 from bench.peers.nats import Nats
 from bench.peers.peer import Peer, PeerError, PeerRun, Workload
 from bench.peers.rabbitmq import RabbitMq
@@ -64,6 +65,8 @@ PEERS: Final[tuple[Peer, ...]] = (
     Redis(synced=True),
     Redis(synced=False),
     RabbitMq(),
+    Kafka(synced=True),
+    Kafka(synced=False),
     Etcd(),
     ZooKeeper(),
 )
