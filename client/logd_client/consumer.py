@@ -300,40 +300,61 @@ class Consumer:
         return BatchIterator(self)
 
     def take_buffered(self) -> Record | None:
-        """The next record if it needs no waiting, from the batch that is being read."""
-        record = next(self.rows, None)
-        if record is not None:
+        """The next record if it needs no waiting, from the batch that is being read.
+
+        A thread that is interrupted in here has either got a record or not taken it: a loop takes
+        one without calling anything, and signal handlers run when something was called.
+        """
+        for record in self.rows:
             self.last_record = record
-        return record
+            return record
+        return None
+
+    def take_batch(self) -> Batch | None:
+        """What is left of the batch that is being read, if anything is.
+
+        A thread that is interrupted in here, as in ``take_buffered``, loses nothing.
+        """
+        batch, last, no_rows = self._batch, self.last_record, iter(())
+        if batch is not None and last is not None:
+            row = bisect_right(batch.offsets, last.offset)
+            if row < len(batch):
+                batch.drop_before(row)
+            else:
+                batch = None
+        self._batch, self.rows, self.last_record = None, no_rows, None
+        return batch
+
+    async def wait_for_batch(self) -> bool:
+        """Wait until there is something to take; False when the consumer is closed.
+
+        Cancelled, it loses nothing.
+        """
+        if self._is_open and self._is_batch_left():
+            return True
+        self._batch = None
+        batch = await self._next_batch()
+        if batch is None:
+            return False
+        self._batch, self.rows = batch, batch.records()
+        return True
+
+    def _is_batch_left(self) -> bool:
+        batch, last = self._batch, self.last_record
+        return batch is not None and (last is None or last.offset < batch.last_offset)
 
     async def next_record(self) -> Record | None:
         """Wait for the next record; None when the consumer is closed.  See ``__aiter__``."""
-        record = next(self.rows, None)
-        while record is None:
-            self._batch = None
-            batch = await self._next_batch()
-            if batch is None:
+        while (record := self.take_buffered()) is None:
+            if not await self.wait_for_batch():
                 return None
-            self._batch = batch
-            self.rows = batch.records()
-            record = next(self.rows, None)
-        self.last_record = record
         return record
 
     async def next_batch(self) -> Batch | None:
         """Wait for the next batch; None when the consumer is closed.  See ``batches``."""
-        rest = self._rest_of_batch()
-        return rest if rest is not None else await self._next_batch()
-
-    def _rest_of_batch(self) -> Batch | None:
-        batch, last = self._batch, self.last_record
-        self._batch, self.rows, self.last_record = None, iter(()), None
-        if batch is None or last is None:
-            return batch
-        row = bisect_right(batch.offsets, last.offset)
-        if row == len(batch):
-            return None
-        batch.drop_before(row)
+        while (batch := self.take_batch()) is None:
+            if not await self.wait_for_batch():
+                return None
         return batch
 
     async def _next_batch(self) -> Batch | None:
@@ -431,7 +452,7 @@ class Consumer:
             return feed.cursor.position
         if last is None:
             return batch.base_offset
-        return feed.cursor.position if last.offset == batch.last_offset else last.offset + 1
+        return last.offset + 1 if self._is_batch_left() else feed.cursor.position
 
     @property
     def lag(self) -> int | None:

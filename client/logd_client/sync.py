@@ -20,14 +20,14 @@ then is given up.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import start_blocking_portal
 
 from logd.errors import LogdError, UsageError
 from logd.wire.coordination import DEFAULT_NAMESPACE
@@ -50,10 +50,9 @@ from logd_client.consumer import Consumer as AsyncConsumer
 from logd_client.coordination.fences import Fence, HasFence
 from logd_client.delivery import Ack, AckRange
 from logd_client.delivery import Ticket as AsyncTicket
+from logd_client.portal import Awaited, Portal
 from logd_client.producer import Producer as AsyncProducer
 from logd_client.records import Batch, Record
-
-T = TypeVar("T")
 
 
 def connect(
@@ -83,7 +82,7 @@ class Client:
         self._client = client
         self._backend = backend
         self._stack = ExitStack()
-        self._portal: _Portal | None = None
+        self._portal: Portal | None = None
 
     def open(self) -> Client:
         """Meet the cluster.
@@ -97,7 +96,7 @@ class Client:
             portal = stack.enter_context(start_blocking_portal(self._backend))
             stack.enter_context(portal.wrap_async_context_manager(self._client))
             self._stack = stack.pop_all()
-        self._portal = _Portal(portal)
+        self._portal = Portal(portal)
         # The interpreter cannot end while the loop's thread waits to be told to.
         atexit.register(self.close)
         return self
@@ -196,43 +195,16 @@ class Client:
         made = portal.call(partial(self._client.sequence, name, **options))
         return blocking.NumberSequence(portal, made)
 
-    def _open_portal(self) -> _Portal:
+    def _open_portal(self) -> Portal:
         if self._portal is None:
             raise UsageError("the client is not open: use `with connect(...)`")
         return self._portal
 
 
-class _Portal:
-    """The way into the event loop's thread."""
-
-    def __init__(self, portal: BlockingPortal) -> None:
-        self._portal = portal
-        self.is_closed = False
-
-    @overload
-    def call(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T: ...
-
-    @overload
-    def call(self, function: Callable[..., T], *arguments: object) -> T: ...
-
-    def call(self, function: Callable[..., object], *arguments: object) -> object:
-        """Call ``function`` there and wait for what it returns, or for what it awaits.  If this
-        thread is interrupted meanwhile, it is cancelled."""
-        if self.is_closed:
-            raise UsageError("the client is closed: make another one with connect(...)")
-        called = self._portal.start_task_soon(function, *arguments)
-        try:
-            return called.result()
-        except BaseException:
-            # Interrupted, by Ctrl-C for example: nobody is there to have what it would come to.
-            called.cancel()
-            raise
-
-
 class Admin:
     """See ``logd_client.Admin``."""
 
-    def __init__(self, portal: _Portal, admin: AsyncAdmin) -> None:
+    def __init__(self, portal: Portal, admin: AsyncAdmin) -> None:
         self._portal = portal
         self._admin = admin
 
@@ -334,7 +306,7 @@ class Admin:
 class _Entered:
     """Something whose asynchronous context is entered and left from another thread."""
 
-    def __init__(self, portal: _Portal, context: AbstractAsyncContextManager[object]) -> None:
+    def __init__(self, portal: Portal, context: AbstractAsyncContextManager[object]) -> None:
         self._portal = portal
         self._context = context
 
@@ -364,7 +336,7 @@ class _Entered:
 class Producer(_Entered):
     """See ``logd_client.Producer``."""
 
-    def __init__(self, portal: _Portal, producer: AsyncProducer) -> None:
+    def __init__(self, portal: Portal, producer: AsyncProducer) -> None:
         super().__init__(portal, producer)
         self._producer = producer
 
@@ -454,7 +426,7 @@ class Producer(_Entered):
 class Ticket:
     """See ``logd_client.Ticket``."""
 
-    def __init__(self, portal: _Portal, ticket: AsyncTicket) -> None:
+    def __init__(self, portal: Portal, ticket: AsyncTicket) -> None:
         self._portal = portal
         self._ticket = ticket
 
@@ -474,32 +446,44 @@ async def _await(ticket: AsyncTicket) -> Ack:
 class Consumer(_Entered):
     """See ``logd_client.Consumer``."""
 
-    def __init__(self, portal: _Portal, consumer: AsyncConsumer) -> None:
+    def __init__(self, portal: Portal, consumer: AsyncConsumer) -> None:
         super().__init__(portal, consumer)
         self._consumer = consumer
+        self._arrival = Awaited(portal, consumer.wait_for_batch)
 
     def __iter__(self) -> Iterator[Record]:
-        """Iterate over records.  Only whole batches cross between the threads."""
-        while True:
-            record = self._consumer.take_buffered()
-            if record is None:
-                record = self._next(self._consumer.next_record)
-            if record is None:
-                return
-            yield record
+        """Iterate over records.  Only whole batches cross between the threads.
+
+        Interrupted, by Ctrl-C or a signal that raises, it loses no record: the next iteration
+        begins with the one that was not given out, and so does the next ``next``.
+        """
+        return iter(self.next_record, None)
 
     def batches(self) -> Iterator[Batch]:
-        """Iterate over batches, as columns."""
-        while (batch := self._next(self._consumer.next_batch)) is not None:
-            yield batch
+        """Iterate over batches, as columns.  Interrupted, it loses none."""
+        return iter(self.next_batch, None)
 
-    def _next(self, wait: Callable[[], Awaitable[T | None]]) -> T | None:
-        """What ``wait`` gives; None once the client is closed, which has closed this too."""
+    def next_record(self) -> Record | None:
+        """Wait for the next record; None when the consumer is closed."""
+        while (record := self._consumer.take_buffered()) is None:
+            if not self._wait_for_batch():
+                return None
+        return record
+
+    def next_batch(self) -> Batch | None:
+        """Wait for the next batch; None when the consumer is closed."""
+        while (batch := self._consumer.take_batch()) is None:
+            if not self._wait_for_batch():
+                return None
+        return batch
+
+    def _wait_for_batch(self) -> bool:
+        """False once the client is closed, which has closed this too."""
         try:
-            return self._portal.call(wait)
+            return self._arrival.take()
         except UsageError:
             if self._portal.is_closed:
-                return None
+                return False
             raise
 
     @property

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import iscoroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import anyio.to_thread
 
@@ -48,9 +48,7 @@ from logd_client.coordination import watches as async_watches
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.coordination.elections import Leader
 from logd_client.coordination.fences import Fence
-
-if TYPE_CHECKING:
-    from logd_client.sync import _Portal
+from logd_client.portal import Awaited, Portal
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -63,7 +61,7 @@ L = TypeVar("L", bound="Lease")
 class Lease:
     """See ``logd_client.coordination.leases.Lease``."""
 
-    def __init__(self, portal: _Portal, lease: async_leases.Lease) -> None:
+    def __init__(self, portal: Portal, lease: async_leases.Lease) -> None:
         self._portal = portal
         self._lease = lease
 
@@ -123,7 +121,7 @@ class Lease:
 class Leadership(Lease):
     """See ``logd_client.coordination.elections.Leadership``."""
 
-    def __init__(self, portal: _Portal, lease: async_elections.Leadership) -> None:
+    def __init__(self, portal: Portal, lease: async_elections.Leadership) -> None:
         super().__init__(portal, lease)
         self._leadership = lease
 
@@ -167,10 +165,15 @@ class _Holding(Generic[L]):
         self._held.leases.pop().leave(error is not None)
 
 
+async def _release(lease: async_leases.Lease | None) -> None:
+    if lease is not None:
+        await lease.release()
+
+
 class Lock(_Holding[Lease]):
     """See ``logd_client.coordination.locks.Lock``."""
 
-    def __init__(self, portal: _Portal, lock: async_locks.Lock) -> None:
+    def __init__(self, portal: Portal, lock: async_locks.Lock) -> None:
         super().__init__()
         self._portal = portal
         self._lock = lock
@@ -179,10 +182,11 @@ class Lock(_Holding[Lease]):
         return self.acquire()
 
     def acquire(self, timeout_s: float | None = None) -> Lease:
-        return Lease(self._portal, self._portal.call(self._lock.acquire, timeout_s))
+        obtain = partial(self._lock.acquire, timeout_s)
+        return Lease(self._portal, self._portal.obtain(obtain, _release))
 
     def try_acquire(self) -> Lease | None:
-        lease = self._portal.call(self._lock.try_acquire)
+        lease = self._portal.obtain(self._lock.try_acquire, _release)
         return None if lease is None else Lease(self._portal, lease)
 
     def holders(self) -> Holders:
@@ -195,7 +199,7 @@ class Lock(_Holding[Lease]):
 class Election:
     """See ``logd_client.coordination.elections.Election``."""
 
-    def __init__(self, portal: _Portal, election: async_elections.Election) -> None:
+    def __init__(self, portal: Portal, election: async_elections.Election) -> None:
         self._portal = portal
         self._election = election
 
@@ -219,7 +223,7 @@ class Election:
 class Campaign(_Holding[Leadership]):
     """See ``logd_client.coordination.elections.Campaign``."""
 
-    def __init__(self, portal: _Portal, campaign: async_elections.Campaign) -> None:
+    def __init__(self, portal: Portal, campaign: async_elections.Campaign) -> None:
         super().__init__()
         self._portal = portal
         self._campaign = campaign
@@ -228,10 +232,10 @@ class Campaign(_Holding[Leadership]):
         return self.win()
 
     def win(self) -> Leadership:
-        return Leadership(self._portal, self._portal.call(self._campaign.win))
+        return Leadership(self._portal, self._portal.obtain(self._campaign.win, _release))
 
     def win_now(self) -> Leadership | None:
-        won = self._portal.call(self._campaign.win_now)
+        won = self._portal.obtain(self._campaign.win_now, _release)
         return None if won is None else Leadership(self._portal, won)
 
 
@@ -241,9 +245,10 @@ class Campaign(_Holding[Leadership]):
 class Watch:
     """See ``logd_client.coordination.watches.Watch``; ``with … as events: for event in events``."""
 
-    def __init__(self, portal: _Portal, watch: async_watches.Watch) -> None:
+    def __init__(self, portal: Portal, watch: async_watches.Watch) -> None:
         self._portal = portal
         self._watch = watch
+        self._events = Awaited(portal, watch.next)
 
     def __enter__(self) -> Watch:
         self._portal.call(self._watch.__aenter__)
@@ -258,15 +263,18 @@ class Watch:
             self._portal.call(self._watch.aclose)
 
     def next(self) -> Event | None:
-        return self._portal.call(self._watch.next)
+        """Wait for the next event; None when the watch is closed.  Interrupted, it loses none."""
+        return self._events.take()
 
     def __iter__(self) -> Iterator[Event]:
-        while (event := self.next()) is not None:
-            yield event
+        return iter(self.next, None)
 
 
-def _iterate(portal: _Portal, source: Any) -> Iterator[Any]:
-    """The items of an asynchronous context that is iterated over."""
+def _iterate(portal: Portal, source: Any) -> Iterator[Any]:
+    """The items of an asynchronous context that is iterated over.
+
+    Interrupted, it is over: it tells of a state, and the next one begins with the present one.
+    """
     portal.call(source.__aenter__)
     try:
         while True:
@@ -304,7 +312,7 @@ async def _in_thread(function: Callable[[A], T], argument: A) -> T:
 class Group:
     """See ``logd_client.coordination.members.Group``."""
 
-    def __init__(self, portal: _Portal, group: async_members.Group) -> None:
+    def __init__(self, portal: Portal, group: async_members.Group) -> None:
         self._portal = portal
         self._group = group
 
@@ -325,7 +333,7 @@ class Group:
 class Membership:
     """See ``logd_client.coordination.members.Membership``."""
 
-    def __init__(self, portal: _Portal, membership: async_members.Membership) -> None:
+    def __init__(self, portal: Portal, membership: async_members.Membership) -> None:
         self._portal = portal
         self._membership = membership
         self.member = membership.member
@@ -362,7 +370,7 @@ class Membership:
 class Assignments:
     """See ``logd_client.coordination.assignments.Assignments``."""
 
-    def __init__(self, portal: _Portal, assignments: async_assignments.Assignments) -> None:
+    def __init__(self, portal: Portal, assignments: async_assignments.Assignments) -> None:
         self._portal = portal
         self._assignments = assignments
 
@@ -405,7 +413,7 @@ class Assignments:
 class Claim:
     """See ``logd_client.coordination.queues.Claim``."""
 
-    def __init__(self, portal: _Portal, claim: async_queues.Claim) -> None:
+    def __init__(self, portal: Portal, claim: async_queues.Claim) -> None:
         self._portal = portal
         self._claim = claim
 
@@ -448,10 +456,15 @@ class Claim:
         self._portal.call(self._claim.renew, visibility_s)
 
 
+async def _release_claims(claims: Sequence[async_queues.Claim]) -> None:
+    for claim in claims:
+        await claim.release("interrupted", delay_s=0)
+
+
 class Queue:
     """See ``logd_client.coordination.queues.Queue``."""
 
-    def __init__(self, portal: _Portal, queue: async_queues.Queue) -> None:
+    def __init__(self, portal: Portal, queue: async_queues.Queue) -> None:
         self._portal = portal
         self._queue = queue
 
@@ -473,9 +486,8 @@ class Queue:
     def claim(
         self, count: int = 1, *, visibility_s: float | None = None, wait_s: float = 0
     ) -> list[Claim]:
-        claims = self._portal.call(
-            partial(self._queue.claim, count, visibility_s=visibility_s, wait_s=wait_s)
-        )
+        claim = partial(self._queue.claim, count, visibility_s=visibility_s, wait_s=wait_s)
+        claims = self._portal.obtain(claim, _release_claims)
         return [Claim(self._portal, claim) for claim in claims]
 
     def complete(self, *claims: Claim) -> None:
@@ -532,7 +544,7 @@ class Queue:
 class KeyValues:
     """See ``logd_client.coordination.keys.KeyValues``."""
 
-    def __init__(self, portal: _Portal, kv: async_keys.KeyValues) -> None:
+    def __init__(self, portal: Portal, kv: async_keys.KeyValues) -> None:
         self._portal = portal
         self._kv = kv
 
@@ -606,7 +618,7 @@ class KeyValues:
 class Barrier:
     """See ``logd_client.coordination.recipes.Barrier``."""
 
-    def __init__(self, portal: _Portal, barrier: async_recipes.Barrier) -> None:
+    def __init__(self, portal: Portal, barrier: async_recipes.Barrier) -> None:
         self._portal = portal
         self._barrier = barrier
 
@@ -623,7 +635,7 @@ class Barrier:
 class DoubleBarrier:
     """See ``logd_client.coordination.recipes.DoubleBarrier``."""
 
-    def __init__(self, portal: _Portal, barrier: async_recipes.DoubleBarrier) -> None:
+    def __init__(self, portal: Portal, barrier: async_recipes.DoubleBarrier) -> None:
         self._portal = portal
         self._barrier = barrier
 
@@ -644,7 +656,7 @@ class DoubleBarrier:
 class Latch:
     """See ``logd_client.coordination.recipes.Latch``."""
 
-    def __init__(self, portal: _Portal, latch: async_recipes.Latch) -> None:
+    def __init__(self, portal: Portal, latch: async_recipes.Latch) -> None:
         self._portal = portal
         self._latch = latch
 
@@ -661,7 +673,7 @@ class Latch:
 class Counter:
     """See ``logd_client.coordination.recipes.Counter``."""
 
-    def __init__(self, portal: _Portal, counter: async_recipes.Counter) -> None:
+    def __init__(self, portal: Portal, counter: async_recipes.Counter) -> None:
         self._portal = portal
         self._counter = counter
 
@@ -678,7 +690,7 @@ class Counter:
 class NumberSequence:
     """See ``logd_client.coordination.recipes.NumberSequence``."""
 
-    def __init__(self, portal: _Portal, sequence: async_recipes.NumberSequence) -> None:
+    def __init__(self, portal: Portal, sequence: async_recipes.NumberSequence) -> None:
         self._portal = portal
         self._sequence = sequence
 

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from functools import partial
 from inspect import getmembers, isfunction, signature
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.from_thread import start_blocking_portal
 
 from logd_client import sync
 from logd_client.admin import Admin
+from logd_client.consumer import Consumer, ConsumerOptions
 from logd_client.coordination.assignments import OwnedShard
-from logd_client.sync import _Portal
-from logd_client.sync_coordination import Assignments, Lock
+from logd_client.portal import Portal
+from logd_client.records import Batch
+from logd_client.sync_coordination import Assignments, Lock, Watch
 
 SHARDS = 64
 GUARD_S = 30.0
 
 
 @pytest.fixture(params=["asyncio", "trio"])
-def portal(request: pytest.FixtureRequest) -> Iterator[_Portal]:
+def portal(request: pytest.FixtureRequest) -> Iterator[Portal]:
     with start_blocking_portal(request.param) as opened:
-        yield _Portal(opened)
+        yield Portal(opened)
 
 
-def test_each_shard_has_a_thread_however_many_there_are(portal: _Portal) -> None:
+def test_each_shard_has_a_thread_however_many_there_are(portal: Portal) -> None:
     class Owner:
         """The member that owns all shards."""
 
@@ -47,27 +54,55 @@ def test_each_shard_has_a_thread_however_many_there_are(portal: _Portal) -> None
     Assignments(portal, cast("Any", Owner())).work("one", run_shard)
 
 
+class Columns:
+    """What a batch is made of."""
+
+    header = SimpleNamespace(append_time_ms=0)
+
+    def __init__(self, offsets: range) -> None:
+        self.offsets = offsets
+        self.timestamps_ms = self.keys = self.values = self.headers = list(offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+class Unread(Consumer):
+    """All records have arrived."""
+
+    def __init__(self, *, batch_count: int, records_each: int) -> None:
+        super().__init__(cast("Any", None), "orders", ConsumerOptions())
+        self._is_open = True
+        ends = range(records_each, (batch_count + 1) * records_each, records_each)
+        self._unread = [range(end - records_each, end) for end in ends]
+        self.on_taken: Callable[[], None] = lambda: None
+
+    async def _next_batch(self) -> Batch | None:
+        await anyio.lowlevel.checkpoint()
+        self.last_record = None
+        if not self._unread:
+            return None
+        batch = Batch("orders", 0, cast("Any", Columns(self._unread.pop(0))))
+        self.on_taken()
+        return batch
+
+
+def unread_in(portal: Portal, *, batch_count: int, records_each: int) -> Unread:
+    return portal.call(partial(Unread, batch_count=batch_count, records_each=records_each))
+
+
 def test_iterating_ends_when_the_client_is_closed_wherever_the_thread_just_is(
-    portal: _Portal,
+    portal: Portal,
 ) -> None:
     """A thread that waits for a record ends; one that has yet to ask for the next does too."""
 
-    class Source:
-        def take_buffered(self) -> None:
-            """Nothing is."""
-
-        async def next_record(self) -> str:
-            return "record"
-
-        async def next_batch(self) -> str:
-            return "batch"
-
-    consumer = sync.Consumer(portal, cast("Any", Source()))
+    consumer = sync.Consumer(portal, unread_in(portal, batch_count=2, records_each=1))
     records, batches = iter(consumer), consumer.batches()
-    begun = [next(records), next(batches)]
+    begun = [next(records).offset, next(batches).base_offset]
     portal.is_closed = True
 
-    assert [*begun, *records, *batches] == ["record", "batch"]
+    assert begun == [0, 1]
+    assert [*records, *batches] == []
 
 
 def test_a_blocking_administrator_takes_what_the_asynchronous_one_takes() -> None:
@@ -85,7 +120,17 @@ class Interrupted(BaseException):
     """As KeyboardInterrupt: not meant to be caught."""
 
 
-def test_a_call_that_is_interrupted_goes_on_behind_nobody_s_back(portal: _Portal) -> None:
+@contextmanager
+def handling_alarms(handler: Callable[[int, object], None]) -> Iterator[None]:
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_call_that_is_interrupted_goes_on_behind_nobody_s_back(portal: Portal) -> None:
     is_cancelled = threading.Event()
 
     async def wait_in_line() -> None:
@@ -98,18 +143,139 @@ def test_a_call_that_is_interrupted_goes_on_behind_nobody_s_back(portal: _Portal
     def interrupt(number: int, frame: object) -> None:
         raise Interrupted
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
-    try:
+    with handling_alarms(interrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(Interrupted):
             portal.call(wait_in_line)
-    finally:
-        signal.signal(signal.SIGALRM, before)
 
     assert is_cancelled.wait(GUARD_S)
 
 
-def test_each_thread_gives_back_what_it_took_itself(portal: _Portal) -> None:
+@contextmanager
+def interrupting() -> Iterator[Callable[[], None]]:
+    """What to call in the event loop's thread to have the test's interrupted, once: what is
+    returned there at once comes too late."""
+    waiting = threading.get_ident()
+    is_interrupted = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        is_interrupted.set()
+        raise Interrupted
+
+    def interrupt() -> None:
+        if not is_interrupted.is_set():
+            signal.pthread_kill(waiting, signal.SIGALRM)
+            is_interrupted.wait(GUARD_S)
+            time.sleep(0.02)  # Until it has given up waiting.
+
+    with handling_alarms(handle):
+        yield interrupt
+
+
+def test_a_record_that_comes_as_its_thread_is_interrupted_is_given_out_next(
+    portal: Portal,
+) -> None:
+    unread = unread_in(portal, batch_count=3, records_each=2)
+    records = iter(sync.Consumer(portal, unread))
+
+    with interrupting() as unread.on_taken, pytest.raises(Interrupted):
+        next(records)
+
+    assert [record.offset for record in records] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_batch_that_comes_as_its_thread_is_interrupted_is_given_out_next(
+    portal: Portal,
+) -> None:
+    unread = unread_in(portal, batch_count=3, records_each=2)
+    batches = sync.Consumer(portal, unread).batches()
+
+    with interrupting() as unread.on_taken, pytest.raises(Interrupted):
+        next(batches)
+
+    assert [batch.base_offset for batch in batches] == [0, 2, 4]
+
+
+def test_an_event_that_comes_as_its_thread_is_interrupted_is_given_out_next(
+    portal: Portal,
+) -> None:
+    class Source:
+        def __init__(self) -> None:
+            self.events = ["first", "second", None]
+
+        async def next(self) -> str | None:
+            await anyio.lowlevel.checkpoint()
+            event = self.events.pop(0)
+            interrupt()
+            return event
+
+    events: Iterator[object] = iter(Watch(portal, cast("Any", Source())))
+
+    with interrupting() as interrupt, pytest.raises(Interrupted):
+        next(events)
+
+    assert [*events] == ["first", "second"]
+
+
+def test_interrupted_at_any_moment_giving_out_what_has_come_loses_no_record(
+    portal: Portal,
+) -> None:
+    """Only that: the standard library's futures may be left locked by who is interrupted as he
+    begins to wait."""
+    count = 40_000
+    consumer = sync.Consumer(portal, unread_in(portal, batch_count=1, records_each=count))
+    is_armed = False
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal is_armed
+        if is_armed:
+            is_armed = False
+            raise Interrupted
+
+    records = iter(consumer)
+    got = [next(records).offset]
+    interrupted_count = 0
+    with handling_alarms(interrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+        while len(got) < count:
+            try:
+                is_armed = True
+                for record in consumer:
+                    got.append(record.offset)
+                    if len(got) == count:
+                        break
+                is_armed = False
+            except Interrupted:
+                interrupted_count += 1
+
+    assert got == list(range(count))
+    assert interrupted_count > 0
+
+
+def test_a_lock_that_comes_as_its_thread_is_interrupted_is_given_back(
+    portal: Portal,
+) -> None:
+    class Taken:
+        token = 1
+        is_released = threading.Event()
+
+        async def release(self) -> None:
+            await anyio.sleep(0)
+            self.is_released.set()
+
+    class Lockable:
+        async def acquire(self, timeout_s: float | None) -> Taken:
+            await anyio.lowlevel.checkpoint()
+            interrupt()
+            return Taken()
+
+    with interrupting() as interrupt, pytest.raises(Interrupted):
+        Lock(portal, cast("Any", Lockable())).acquire()
+
+    assert Taken.is_released.wait(GUARD_S)
+
+
+def test_each_thread_gives_back_what_it_took_itself(portal: Portal) -> None:
     class Taken:
         is_lost = False
 

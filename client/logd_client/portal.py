@@ -1,0 +1,114 @@
+"""The way from a thread that blocks into the event loop's thread, and back.
+
+Whoever waits here may be interrupted: by Ctrl-C, or by a signal whose handler raises.  Three things
+may then become of the call, and who makes it says which: it is cancelled (``Portal.call``); what it
+came to all the same is given back (``Portal.obtain``); or it is kept for the next time
+(``Awaited``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar, overload
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from logd.errors import UsageError
+
+T = TypeVar("T")
+
+
+class Portal:
+    """The way into the event loop's thread."""
+
+    def __init__(self, portal: BlockingPortal) -> None:
+        self._portal = portal
+        self.is_closed = False
+
+    @overload
+    def call(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T: ...
+
+    @overload
+    def call(self, function: Callable[..., T], *arguments: object) -> T: ...
+
+    def call(self, function: Callable[..., object], *arguments: object) -> object:
+        """Call ``function`` there and wait for what it returns, or for what it awaits.  If this
+        thread is interrupted meanwhile, it is cancelled."""
+        if self.is_closed:
+            raise UsageError("the client is closed: make another one with connect(...)")
+        called = self._portal.start_task_soon(function, *arguments)
+        try:
+            return called.result()
+        except BaseException:
+            # Interrupted, by Ctrl-C for example: nobody is there to have what it would come to.
+            called.cancel()
+            raise
+
+    def obtain(
+        self, obtain: Callable[[], Awaitable[T]], give_back: Callable[[T], Awaitable[None]]
+    ) -> T:
+        """As ``call``, of something that others wait for: if this thread is interrupted before it
+        has it, it is given back."""
+        errand = _Errand(obtain, give_back)
+        try:
+            return self.call(errand.run)
+        except BaseException:
+            if not self.is_closed:
+                self._portal.start_task_soon(errand.give_up)
+            raise
+
+
+class _Errand(Generic[T]):
+    """Obtains something for a thread that may be gone by then."""
+
+    def __init__(
+        self, obtain: Callable[[], Awaitable[T]], give_back: Callable[[T], Awaitable[None]]
+    ) -> None:
+        self._obtain = obtain
+        self._give_back = give_back
+        self._obtained: list[T] = []
+        self._is_given_up = False
+
+    async def run(self) -> T:
+        obtained = await self._obtain()
+        self._obtained.append(obtained)
+        if self._is_given_up:
+            await self.give_up()
+        return obtained
+
+    async def give_up(self) -> None:
+        self._is_given_up = True
+        with anyio.CancelScope(shield=True):
+            while self._obtained:
+                await self._give_back(self._obtained.pop())
+
+
+class Awaited(Generic[T]):
+    """What a thread waits for again and again, of which none is lost if it is interrupted.
+
+    The event loop keeps here what has come until the thread has it.  Were it the result of the
+    call that waits, who is interrupted just then would never see it.
+    """
+
+    def __init__(self, portal: Portal, wait: Callable[[], Awaitable[T]]) -> None:
+        self._portal = portal
+        self._wait = wait
+        """Cancelled, it loses nothing."""
+        self._is_waiting = anyio.Lock()
+        """An interrupted wait takes a moment to end."""
+        self._come: list[T] = []
+
+    def take(self) -> T:
+        """Wait for the next one."""
+        come: list[T] = []
+        while not come:
+            self._portal.call(self._fetch)
+            # Signal handlers run when something was called, and from here on nothing is.
+            come, self._come = self._come, []
+        return come[0]
+
+    async def _fetch(self) -> None:
+        async with self._is_waiting:
+            if not self._come:
+                self._come = [await self._wait()]
