@@ -17,6 +17,7 @@ from typing import Final
 from sortedcontainers import SortedList
 
 from logd.coordination import quotas
+from logd.coordination.names import quoted
 from logd.coordination.quotas import Usage
 from logd.coordination.sessions import Session
 from logd.errors import ConflictError, QuotaExceededError, RequestError
@@ -185,10 +186,10 @@ class KeySpace:
     def _increment(self, operation: Increment, revision: int) -> KeyValue:
         found = self._found.get(operation.key)
         if found is not None and _NUMBER.fullmatch(found.value) is None:
-            raise ConflictError(f"key {operation.key!r} holds no decimal integer")
+            raise ConflictError(f"key {quoted(operation.key)} holds no decimal integer")
         number = operation.by + (int(found.value) if found else 0)
         if abs(number) > _NUMBER_MAX:
-            raise ConflictError(f"key {operation.key!r} would pass {_NUMBER_MAX}")
+            raise ConflictError(f"key {quoted(operation.key)} would pass {_NUMBER_MAX:,}")
         owner = found.session if found else 0
         return self._put(operation.key, b"%d" % number, owner, revision)
 

@@ -7,6 +7,7 @@ Keys are any bytes: whoever wants order by number or by tuple encodes it.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Final
 
 from logd.errors import InvalidNameError, InvalidRequestError, QuotaExceededError
@@ -75,8 +76,12 @@ def check_command_bytes(size: int) -> None:
         )
 
 
-def quoted(text: str) -> str:
-    """``text`` fit for an error message: escaped, and shortened in the middle."""
+def quoted(text: str | bytes) -> str:
+    """``text`` fit for an error message: escaped, and shortened in the middle.  Keys are bytes, but
+    mostly text."""
+    if isinstance(text, bytes):
+        with suppress(UnicodeDecodeError):
+            text = text.decode()
     if len(text) <= _QUOTED_MAX:
         return repr(text)
     half = _QUOTED_MAX // 2

@@ -37,6 +37,7 @@ from logd.wire.coordination import (
     PutItems,
     ReadKeys,
     ReadQueue,
+    Refused,
     Transact,
     Transacted,
 )
@@ -244,6 +245,28 @@ def test_a_number_is_counted_from_nothing_and_kept_within_64_bits() -> None:
     assert error_of(beyond) is ConflictError
     assert (found := find(partition, b"n")) is not None
     assert found.value == b"-2"
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        (b"visits", "'visits'"),
+        ("gr\u00f6\u00dfe".encode(), "'gr\u00f6\u00dfe'"),
+        (b"\xff\x00", r"b'\xff\x00'"),
+        (b"k" * 500, f"'{30 * 'k'}'...'{30 * 'k'}'"),
+    ],
+)
+def test_what_is_no_number_is_refused_with_its_key_as_one_would_write_it(
+    key: bytes, shown: str
+) -> None:
+    partition = Partition()
+    session = partition.open()
+    transact(partition, session, Put(key=key, value=b"many"))
+
+    refused = partition.do(session, Transact(then=[Increment(key=key)]))
+
+    assert isinstance(refused, Refused)
+    assert refused.message == f"key {shown} holds no decimal integer"
 
 
 def test_an_ephemeral_key_is_its_last_writer_s() -> None:
