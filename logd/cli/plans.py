@@ -7,7 +7,7 @@ the brokers: who they are, what they hold, how large it is and how fast it grows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -684,7 +684,13 @@ async def follow(client: Client, plan_id: int, output: str) -> PlanProgress:
             await anyio.sleep(FOLLOW_INTERVAL_S)
 
 
-def finish(progress: PlanProgress, output: str, made: SavedPlan | None = None) -> None:
+Tell = Callable[[object], None]
+"""How a document is printed, by whom prints no other."""
+
+
+def finish(
+    progress: PlanProgress, output: str, made: SavedPlan | None = None, tell: Tell = print_json
+) -> None:
     """Say how a plan ended; the exit code too.
 
     Args:
@@ -698,7 +704,7 @@ def finish(progress: PlanProgress, output: str, made: SavedPlan | None = None) -
     if output == "json":
         if made is not None:
             progress = msgspec.structs.replace(progress, stranded=made.stranded)
-        print_json(progress)
+        tell(progress)
     else:
         parts = [f"{progress.done} of {progress.moves} moves done"]
         parts += [f"{progress.skipped} skipped"] if progress.skipped else []
@@ -711,7 +717,9 @@ def finish(progress: PlanProgress, output: str, made: SavedPlan | None = None) -
         raise click.exceptions.Exit(ExitCode.DEGRADED)
 
 
-async def run_plan(client: Client, plan: SavedPlan, output: str, *, detach: bool) -> None:
+async def run_plan(
+    client: Client, plan: SavedPlan, output: str, *, detach: bool, tell: Tell = print_json
+) -> None:
     """Start a plan and follow it.
 
     Raises:
@@ -719,7 +727,7 @@ async def run_plan(client: Client, plan: SavedPlan, output: str, *, detach: bool
     """
     if not plan.moves:
         if output == "json":
-            print_json(plan)
+            tell(plan)
         else:
             click.echo("nothing to move")
         end_incomplete(plan, output)
@@ -733,7 +741,7 @@ async def run_plan(client: Client, plan: SavedPlan, output: str, *, detach: bool
             "stranded": plan.stranded,
         }
         if output == "json":
-            print_json(shown)
+            tell(shown)
         else:
             moves = count_of(len(plan.moves), "move")
             click.echo(f"plan {plan_id} runs: {moves}, {bytes_text(plan.bytes)}")
@@ -742,7 +750,7 @@ async def run_plan(client: Client, plan: SavedPlan, output: str, *, detach: bool
     if output != "json":
         say(f"plan {plan_id} runs in the cluster, also without this command; Ctrl-C ends watching, "
             "`logd rebalance cancel` ends the plan")  # fmt: skip
-    finish(await follow(client, plan_id, output), output, plan)
+    finish(await follow(client, plan_id, output), output, plan, tell)
     end_incomplete(plan, output)
 
 
@@ -752,7 +760,9 @@ async def set_pace(client: Client, throttle: int | None, concurrency: int | None
         await client.admin.set_rebalancing(throttle_bytes_per_s=throttle, concurrency=concurrency)
 
 
-async def set_replicas(client: Client, topic: str, count: int, output: str) -> None:
+async def set_replicas(
+    client: Client, topic: str, count: int, output: str, tell: Tell = print_json
+) -> None:
     """Give every partition of ``topic`` as many replicas.
 
     Raises:
@@ -779,4 +789,4 @@ async def set_replicas(client: Client, topic: str, count: int, output: str) -> N
     require_all_placed(made)
     if output != "json" and made.moves:
         show_plan(made, output)
-    await run_plan(client, made, output, detach=False)
+    await run_plan(client, made, output, detach=False, tell=tell)

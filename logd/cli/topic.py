@@ -12,7 +12,7 @@ import click
 from logd.cli.display import count_of, print_facts, print_json, print_table, say
 from logd.cli.options import SETTING, TOPIC_OR_PARTITION, bootstrap_option, output_option
 from logd.cli.start import FromOffset, FromTime, parse_start
-from logd.errors import InvalidPartitionError, UsageError
+from logd.errors import InvalidPartitionError, LogdError, UsageError
 from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
 from logd.metadata.topic_config import OPTIONS
 
@@ -202,7 +202,11 @@ def alter(
     bootstrap: str,
     output: str,
 ) -> None:
-    """Change a topic's options, partitions or replicas."""
+    """Change a topic's options, partitions or replicas.
+
+    With --output json it prints one document: the topic, or the plan that gives it other
+    replicas, or with both the topic and in it that `plan`.
+    """
     changes: dict[str, str | None] = {**dict(settings), **dict.fromkeys(resets)}
     if not changes and partitions is None and replicas is None:
         raise click.UsageError(
@@ -216,24 +220,44 @@ def alter(
     from logd.cli.session import connected, run_async
 
     async def alter_topic() -> None:
+        altered = None
         async with connected(bootstrap) as client:
             if changes or partitions is not None:
                 with _count_is_an_argument():
                     altered = await client.admin.alter_topic(name, changes, partitions=partitions)
-                if output == "json":
-                    print_json(altered)
-                else:
+                if output != "json":
                     text = _settings_text(altered.config) or "all defaults"
                     click.echo(f"topic {altered.name}: {text}")
+                elif replicas is None:
+                    print_json(altered)
             if partitions is not None:
                 say(
                     f"{name} has {partitions} partitions: a key may go to another one than "
                     "before, so its older and newer records are in order only among themselves"
                 )
-            if replicas is not None:
+            if replicas is not None and altered is None:
                 await set_replicas(client, name, replicas, output)
+            elif replicas is not None and altered is not None:
+                await set_replicas_too(client, altered, replicas, output)
 
     run_async(alter_topic)
+
+
+async def set_replicas_too(client: Client, altered: TopicInfo, count: int, output: str) -> None:
+    """What else was altered is told in the same document, even if this fails."""
+    from msgspec.structs import asdict
+
+    from logd.cli.plans import set_replicas
+
+    def tell(plan: object) -> None:
+        print_json({**asdict(altered), "plan": plan})
+
+    try:
+        await set_replicas(client, altered.name, count, output, tell)
+    except LogdError:
+        if output == "json":
+            tell(None)
+        raise
 
 
 @contextmanager

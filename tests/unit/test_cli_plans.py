@@ -168,6 +168,19 @@ def test_a_plan_that_leaves_partitions_alone_ends_as_a_failure_and_names_them(ou
     assert "orders" in result.output
 
 
+def test_a_plan_is_told_in_json_by_whom_begins_it_if_that_is_part_of_more() -> None:
+    told: list[object] = []
+    nothing_to_do = msgspec.structs.replace(PLAN, moves=[])
+
+    @click.command()
+    def run() -> None:
+        client = cast(Client, None)  # Nothing is asked: nothing is to be moved.
+        anyio.run(lambda: run_plan(client, nothing_to_do, "json", detach=False, tell=told.append))
+
+    assert CliRunner().invoke(run).output == ""
+    assert told == [nothing_to_do]
+
+
 def test_a_finished_plan_tells_in_json_what_it_left_alone() -> None:
     progress = PlanProgress(
         plan_id=1,

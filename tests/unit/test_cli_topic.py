@@ -1,11 +1,24 @@
-"""``logd topic create`` says when what it made cannot be used yet."""
+"""What ``logd topic`` tells of what it did."""
 
 from __future__ import annotations
 
-import pytest
+from typing import cast
 
-from logd.cli.topic import replica_counts, replicas_shown, told_without_leaders
+import anyio
+import click
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from logd.cli.topic import (
+    replica_counts,
+    replicas_shown,
+    set_replicas_too,
+    told_without_leaders,
+)
+from logd.errors import UnavailableError
 from logd.wire.messages import PartitionInfo, TopicInfo
+from logd_client import Client
 
 
 def topic(*leaders: int | None) -> TopicInfo:
@@ -41,3 +54,31 @@ def test_partitions_with_fewer_replicas_are_not_hidden_by_the_first(
 
     assert replicas_shown(found) == shown
     assert min(replica_counts(found)) == least
+
+
+class BrokerDown:
+    """A broker is down: nothing can be planned."""
+
+    def __init__(self) -> None:
+        self.admin = self
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        raise UnavailableError("broker 2 is not alive")
+
+
+@pytest.mark.parametrize(
+    ("output", "documents"), [("json", [("orders", None)]), ("table", [])], ids=str
+)
+def test_what_was_altered_is_told_in_one_document_although_its_plan_could_not_be_made(
+    output: str, documents: list[tuple[str, None]]
+) -> None:
+    @click.command()
+    def alter() -> None:
+        client = cast(Client, BrokerDown())
+        anyio.run(set_replicas_too, client, topic(1), 3, output)
+
+    result = CliRunner().invoke(alter)
+
+    told = [msgspec.json.decode(line) for line in result.stdout.splitlines()]
+    assert [(each["name"], each["plan"]) for each in told] == documents
+    assert isinstance(result.exception, UnavailableError)
