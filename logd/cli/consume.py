@@ -96,30 +96,43 @@ def consume(
     if start is None:
         start = FromEnd() if follow else FromStart()
     encode = encode_json_lines if output == "json" else encode_values
-    leaps = on_trimmed == "earliest"
-    run_async(_consume, bootstrap, topic, partition, start, follow, count, replica, leaps, encode)
+    wanted = Wanted(
+        topic=topic,
+        partition=partition,
+        start=start,
+        follow=follow,
+        count=count,
+        replica=replica,
+        leaps=on_trimmed == "earliest",
+    )
+    run_async(_consume, bootstrap, wanted, encode)
 
 
-async def _consume(
-    bootstrap: str,
-    topic: str,
-    partition: int | None,
-    start: Start,
-    follow: bool,
-    count: int | None,
-    replica: int | None,
-    leaps: bool,
-    encode: Encode,
-) -> None:
-    """Find out what is to be read and read it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the command was asked to read."""
+
+    topic: str
+    partition: int | None
+    start: Start
+    follow: bool
+    count: int | None
+    replica: int | None
+    leaps: bool
+    """Over what was trimmed."""
+
+
+async def _consume(bootstrap: str, wanted: Wanted, encode: Encode) -> None:
+    """Find out where that begins and ends, and read it."""
     import anyio
 
     from logd.cli import patience
     from logd.cli.session import connected
 
+    topic, start, replica = wanted.topic, wanted.start, wanted.replica
     async with connected(bootstrap, needs_controller=replica is None) as client:
         info = await client.admin.describe_topic(topic)
-        numbers = range(len(info.partitions)) if partition is None else [partition]
+        numbers = range(len(info.partitions)) if wanted.partition is None else [wanted.partition]
         if isinstance(start, FromOffset) and len(numbers) > 1:
             raise click.UsageError(
                 f"an offset belongs to one partition and {topic} has {len(numbers)}: "
@@ -128,18 +141,18 @@ async def _consume(
         extents = {number: await _extent(client, topic, number, replica) for number in numbers}
         if isinstance(start, FromOffset):
             (extent,) = extents.values()
-            if not leaps or start.offset > extent.commit_offset:
+            if not wanted.leaps or start.offset > extent.commit_offset:
                 _check_offset(f"{topic}/{numbers[0]}", start.offset, extent)
-        if count == 0:
+        if wanted.count == 0:
             return
         async with client.consumer(
             topic,
             start=_consumer_start(start),
             partitions=list(numbers),
             from_replica=replica,
-            on_trimmed="earliest" if leaps else "raise",
+            on_trimmed="earliest" if wanted.leaps else "raise",
         ) as consumer:
-            ends = None if follow else {number: one.end for number, one in extents.items()}
+            ends = None if wanted.follow else {number: one.end for number, one in extents.items()}
             read = Read()
             async with anyio.create_task_group() as watching:
                 watching.start_soon(
@@ -148,10 +161,10 @@ async def _consume(
                         consumer,
                         say=say,
                         has_begun=lambda: read.records > 0,
-                        gives_up=not follow,
+                        gives_up=not wanted.follow,
                     )
                 )
-                await _copy(consumer, ends, count, encode, read)
+                await _copy(consumer, ends, wanted.count, encode, read)
                 watching.cancel_scope.cancel()
 
 

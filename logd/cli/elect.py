@@ -21,7 +21,7 @@ from logd.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from logd.cli.holding import Signals
+    from logd.cli.holding import Job, Signals
     from logd_client import Client
     from logd_client.coordination.elections import Leader, Leadership
 
@@ -73,29 +73,26 @@ def run(
     """
     if again and wait_s is not None:
         raise click.UsageError("--again stands for ever: it does not go with --wait")
-    from logd.cli.holding import client_name, leave_with, open_signals
+    from logd.cli.holding import Job, client_name, leave_with, open_signals
     from logd.cli.session import connected, run_async
     from logd.errors import LeaseLostError
+
+    job = Job(command=command, bootstrap=bootstrap, ttl_s=ttl_s, hold_s=hold_s)
 
     async def stand() -> int:
         async with (
             connected(bootstrap, client_id=client_name()) as client,
             open_signals() as signals,
         ):
+            election = client.election(name, protects=protects, ttl_s=ttl_s)
             while True:
                 try:
-                    code = await _lead(
-                        client,
-                        signals,
-                        name,
-                        command,
-                        ttl_s,
-                        wait_s,
-                        protects,
-                        data,
-                        hold_s,
-                        bootstrap,
-                    )
+                    campaign = election.campaign(data, timeout_s=wait_s)
+                    win = campaign.win_now if wait_s == 0 else campaign.win
+                    leadership = await signals.obtain(win)
+                    if leadership is None:
+                        raise await _led_by_another(client, name)
+                    code = await _lead(client, leadership, job, signals)
                 except LeaseLostError as error:
                     if not again:
                         raise
@@ -110,41 +107,13 @@ def run(
     leave_with(run_async(stand))
 
 
-async def _lead(
-    client: Client,
-    signals: Signals,
-    name: str,
-    command: tuple[str, ...],
-    ttl_s: float,
-    wait_s: float | None,
-    protects: tuple[str, ...],
-    data: str,
-    hold_s: float,
-    bootstrap: str,
-) -> int:
-    """One leadership."""
-    from logd.cli.holding import fence_environment, run_while_held
-
-    campaign = client.election(name, protects=protects, ttl_s=ttl_s).campaign(
-        data, timeout_s=wait_s
-    )
-
-    async def win() -> Leadership | None:
-        return await (campaign.win_now() if wait_s == 0 else campaign.win())
-
-    leadership = await signals.obtain(win)
-    if leadership is None:
-        raise await _led_by_another(client, name)
-    environment = fence_environment(
-        bootstrap, leadership.name, leadership.fence_id, leadership.token
-    )
+async def _lead(client: Client, leadership: Leadership, job: Job, signals: Signals) -> int:
+    """One leadership, and the command's exit code."""
     code = 0
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_listen_for_resignation, client, leadership, tasks.cancel_scope)
-            code = await run_while_held(
-                command, environment, leadership, ttl_s, hold_s, signals=signals
-            )
+            code = await job.run(leadership, signals=signals)
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         if len(group.exceptions) == 1:

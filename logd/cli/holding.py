@@ -19,6 +19,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import IO, Final, NoReturn, Protocol, TypeVar
 
@@ -121,6 +122,34 @@ async def run_while_held(
     if hold_s:
         await signals.obtain(partial(anyio.sleep_until, until))
     return code
+
+
+class Grant(Held, Protocol):
+    """What is held and carries a fence: a lease."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fence_id(self) -> int: ...
+    @property
+    def token(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The command that is to run while something is held, and how long it is held."""
+
+    command: Sequence[str]
+    bootstrap: str
+    ttl_s: float
+    hold_s: float
+
+    async def run(self, held: Grant, *, signals: Signals) -> int:
+        """See ``run_while_held``."""
+        environment = fence_environment(self.bootstrap, held.name, held.fence_id, held.token)
+        return await run_while_held(
+            self.command, environment, held, self.ttl_s, self.hold_s, signals=signals
+        )
 
 
 async def run_for_input(

@@ -78,14 +78,10 @@ def run(
         raise click.UsageError("--shared goes with neither --protect nor --capacity")
     if capacity is not None and protects:
         raise click.UsageError("a semaphore has many holders: it protects no topic")
-    from logd.cli.holding import (
-        client_name,
-        fence_environment,
-        leave_with,
-        open_signals,
-        run_while_held,
-    )
+    from logd.cli.holding import Job, client_name, leave_with, open_signals
     from logd.cli.session import connected, run_async
+
+    job = Job(command=command, bootstrap=bootstrap, ttl_s=ttl_s, hold_s=hold_s)
 
     async def hold() -> int:
         async with (
@@ -115,10 +111,7 @@ def run(
                 holders = await wanted.holders()
                 raise _held_by_others(name, holders)
             try:
-                environment = fence_environment(bootstrap, lease.name, lease.fence_id, lease.token)
-                return await run_while_held(
-                    command, environment, lease, ttl_s, hold_s, signals=signals
-                )
+                return await job.run(lease, signals=signals)
             finally:
                 await lease.release()
 
