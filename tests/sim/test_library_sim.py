@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from logd_client import Client
-from logd_client.coordination.queues import Claim
+from logd_client.coordination.queues import LOOK_AGAIN_S, Claim
 from tests.sim.cluster import SimCluster
 from tests.sim.run import run_deterministic
 from tests.sim.scenario import run_scenario
@@ -167,6 +167,37 @@ def test_a_worker_that_is_cut_off_stops_before_its_item_is_handed_to_another() -
             workers.cancel_scope.cancel()
 
         assert both == [["first"], ["second"]]
+
+    tell(story)
+
+
+def test_a_worker_heeds_a_changed_visibility_and_keeps_what_it_claims_meanwhile() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        begun: list[tuple[bytes, float | None]] = []
+        queue = client.queue("q")
+
+        async def handle(claim: Claim) -> None:
+            begun.append((claim.payload, claim.visibility_s))
+            await trio.sleep(15.0)
+
+        async def work_off(*, item: bytes) -> None:
+            before = (await queue.statistics()).completed
+            await queue.put(item)
+            while (await queue.statistics()).completed == before:
+                await trio.sleep(0.1)
+
+        await queue.configure(visibility_ms=30_000)
+        async with connected(cluster) as other, trio.open_nursery() as workers:
+            for worker in client, other:
+                workers.start_soon(worker.queue("q").work, handle)
+            await trio.sleep(1.0)
+            await queue.configure(visibility_ms=2_000)
+            await work_off(item=b"at once")
+            await trio.sleep(LOOK_AGAIN_S)
+            await work_off(item=b"later")
+            workers.cancel_scope.cancel()
+
+        assert begun == [(b"at once", 30.0), (b"later", 2.0)]
 
     tell(story)
 

@@ -68,6 +68,9 @@ POLL_S: Final = 5.0
 STOPPED: Final = "the worker stopped"
 RENEWALS_PER_VISIBILITY: Final = 3
 DEAD_ITEMS_SHOWN: Final = 100
+LOOK_AGAIN_S: Final = 10.0
+"""How soon a worker that goes by its queue's visibility heeds that it was changed."""
+
 SETTLE_TIMEOUT_S: Final = 10.0
 """How long a worker that is cancelled waits until an item is given back."""
 
@@ -93,7 +96,7 @@ class HandlerKindError(Exception):
 class Claim:
     """An item that was handed out, until it is settled or its time runs out."""
 
-    __slots__ = ("_visibility_s", "asked_at", "item", "queue", "session")
+    __slots__ = ("asked_at", "item", "queue", "session", "visibility_s")
 
     def __init__(
         self,
@@ -109,7 +112,8 @@ class Claim:
         self.asked_at = asked_at
         """When it was asked for, or the last renewal that was granted, by the clock of leases: its
         time began then at the earliest."""
-        self._visibility_s = visibility_s
+        self.visibility_s = visibility_s
+        """For how long it was claimed, and is renewed unless told otherwise; None: the queue's."""
 
     def __repr__(self) -> str:
         return f"<Claim item={self.id} token={self.token} attempt={self.attempt}>"
@@ -169,7 +173,7 @@ class Claim:
         """Hold it for longer, from now; as long as it was claimed for, unless told otherwise.
         Raises ``NotHeldError`` if it had run out."""
         await self.queue.renew(
-            self, visibility_s=self._visibility_s if visibility_s is None else visibility_s
+            self, visibility_s=self.visibility_s if visibility_s is None else visibility_s
         )
 
 
@@ -434,7 +438,8 @@ class Queue:
         Args:
             concurrency: handlers that run at the same time.
             batch: items claimed at once; default: as many as there is room for.
-            visibility_s: how long a claim holds without renewal; default: the queue's.
+            visibility_s: how long a claim holds without renewal; default: the queue's, also after
+                that was changed.
             until_empty: return when nothing is due, instead of waiting for more.
 
         Raises:
@@ -469,21 +474,16 @@ class _QueueWorker:
         self._handler = handler
         self._room = concurrency
         self._batch = batch
+        self._follows_queue = visibility_s is None
         self._visibility_s = visibility_s
-        self._claim_s = 1.0
-        """How long a claim holds."""
+        """What claims name, so that they hold for as long as they are renewed by."""
+        self._look_again_at = 0.0
         self._wake = anyio.Event()
         self._backoff = Backoff(queue._sessions.calls.routing.environment.rng)
 
     async def run(self, *, until_empty: bool) -> None:
         queue = self._queue
-        visibility_s = self._visibility_s
-        if visibility_s is None:
-            try:
-                visibility_s = (await queue.statistics()).options.visibility_ms / 1000
-            except UnknownNameError:
-                visibility_s = QueueOptions().visibility_ms / 1000
-        self._claim_s = visibility_s
+        await self._look_at_options()
         in_flight = self._room
         async with queue.watch(tells_gaps=True) as watch, task_group() as tasks:
             while True:
@@ -491,6 +491,7 @@ class _QueueWorker:
                     self._wake = anyio.Event()
                     await self._wake.wait()
                 try:
+                    await self._look_at_options()
                     claims = await queue.claim(
                         min(self._room, self._batch), visibility_s=self._visibility_s
                     )
@@ -507,6 +508,18 @@ class _QueueWorker:
                     if until_empty and self._room == in_flight:
                         return
                     await self._wait(watch, until_empty=until_empty)
+
+    async def _look_at_options(self) -> None:
+        """Now and then: the queue's visibility may be changed while we work."""
+        clock = self._queue._sessions.calls.clock
+        if not self._follows_queue or clock() < self._look_again_at:
+            return
+        try:
+            options = (await self._queue.statistics()).options
+        except UnknownNameError:
+            options = QueueOptions()
+        self._visibility_s = options.visibility_ms / 1000
+        self._look_again_at = clock() + LOOK_AGAIN_S
 
     async def _wait(self, watch: Watch, *, until_empty: bool) -> None:
         """Until there may be something to claim, or a handler has ended."""
@@ -552,25 +565,27 @@ class _QueueWorker:
     def _left_s(self, claim: Claim) -> float:
         """How long ``claim`` certainly holds yet, if it is not renewed."""
         calls = self._queue._sessions.calls
-        return claim.asked_at + self._claim_s * SAFE_SHARE - calls.lease_clock()
+        assert claim.visibility_s is not None
+        return claim.asked_at + claim.visibility_s * SAFE_SHARE - calls.lease_clock()
 
     async def _renew(self, claim: Claim, scope: anyio.CancelScope) -> None:
         """Keep the claim while its handler runs; a lost one, or one that may be, ends the handler:
         its item may be another's."""
         backoff = Backoff(self._queue._sessions.calls.routing.environment.rng)
-        delay_s = self._claim_s / RENEWALS_PER_VISIBILITY
+        assert claim.visibility_s is not None
+        delay_s = claim.visibility_s / RENEWALS_PER_VISIBILITY
         while (left_s := self._left_s(claim)) > 0:
             with anyio.move_on_after(left_s):
                 await anyio.sleep(delay_s)
                 try:
-                    await claim.renew(self._visibility_s)
+                    await claim.renew()
                 except (NotHeldError, SessionExpiredError):
                     break
                 except LogdError:
                     delay_s = backoff.next_delay_s()
                 else:
                     backoff.reset()
-                    delay_s = self._claim_s / RENEWALS_PER_VISIBILITY
+                    delay_s = claim.visibility_s / RENEWALS_PER_VISIBILITY
         scope.cancel()
 
     async def _settle(self, claim: Claim, failure: ItemFailedError | None) -> None:
