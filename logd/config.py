@@ -80,7 +80,11 @@ class BrokerConfig:
     """
 
     peer_listen: HostPort = PEER_LISTEN_DEFAULT
-    """Where the other brokers connect, as `HOST:PORT`."""
+    """Where the other brokers connect, as `HOST:PORT`.
+
+    A broker that listens on `0.0.0.0` or `[::]` is listed in `cluster`, with the address that the
+    others can use, also if it is alone at first.
+    """
 
     http_listen: HostPort | None = None
     """Where metrics, health and the status page are served, as `HOST:PORT`; by default
@@ -331,11 +335,17 @@ class BrokerConfig:
             self.join is None or self.join.port != 0,
             f"join = {str(self.join)!r}: nobody can connect to that address",
         )
-        if len(self.cluster) == 1:
+        if not is_listed:
+            why = (
+                f"who joins later is told it; say with cluster = '{self.node_id}=HOST:PORT' "
+                "which one they can use"
+                if self.join is None
+                else "who joins is known to them by it"
+            )
             _require(
-                self.join is None or not _is_wildcard(self.peer_listen),
+                not _is_wildcard(self.peer_listen),
                 f"peer_listen = {str(self.peer_listen)!r}: other brokers cannot connect to that "
-                "address, and who joins is known to them by it",
+                f"address, and {why}",
             )
             return
         for node, address in self.cluster.items():

@@ -193,6 +193,13 @@ def test_a_flag_that_cannot_be_is_a_mistake_of_the_command_line() -> None:
         ("[cluster]\n1 = 5", "cluster: broker 1 = 5: expected 'HOST:PORT'"),
         ("[cluster]\none = 'a:1'", "cluster: expected a node id of 1 to 2147483647, found 'one'"),
         ("[cluster]\n1 = 'a:1'\n2 = 'a:1'", "brokers 1 and 2 have the same address a:1"),
+        (
+            "peer_listen = '0.0.0.0:7181'",
+            "other brokers cannot connect to that address, .*say with cluster = '1=HOST:PORT'",
+        ),
+        ("peer_listen = '[::]:1'\njoin = 'h:1'", "cannot connect .* is known to them by it"),
+        ("cluster = '1=0.0.0.0:1'", "gives broker 1 the address 0.0.0.0:1: nobody can"),
+        ("cluster = '1=a:0'", "gives broker 1 the address a:0: nobody can"),
         ("cluster = '1=0.0.0.0:1,2=b:1'", "gives broker 1 the address 0.0.0.0:1"),
         ("cluster = '1=a:1,2=a:2,3=a:3,4=a:4,5=a:5,6=a:6'", "lists 6 brokers; at most 5"),
         ("data_dir = '/twice'", "not valid TOML"),
@@ -217,6 +224,12 @@ def test_a_mistake_is_named_with_its_file_and_key(line: str, found: str) -> None
 def test_who_and_where_are_required(text: str, found: str) -> None:
     with pytest.raises(UsageError, match=found):
         load_config(text, "broker.toml")
+
+
+def test_a_founder_that_listens_everywhere_says_where_it_is_found() -> None:
+    text = "peer_listen = '0.0.0.0:7181'\ncluster = '1=broker1.example:7181'\n"
+
+    assert load_config(MINIMAL + text, "f").peer_address == HostPort("broker1.example", 7181)
 
 
 def test_a_configuration_never_changes() -> None:
