@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
@@ -21,7 +22,7 @@ from logd import __version__
 from logd.limits import METRIC_TOPICS_MAX
 from logd.ops.health import unreadiness
 from logd.ops.replicas import ReplicaFacts, look_at_replicas
-from logd.replication.counts import SECONDS_BOUNDS, GroupCounts, Histogram
+from logd.replication.counts import SECONDS_BOUNDS, Histogram
 from logd.types import METADATA_GROUP, GroupId
 
 if TYPE_CHECKING:
@@ -185,8 +186,12 @@ class Sample(NamedTuple):
     value: float | Histogram
 
 
-async def take_samples(broker: Broker) -> list[Sample]:
-    """Read all values, letting others run in between."""
+async def take_samples(broker: Broker, traffic: Traffic) -> list[Sample]:
+    """Read all values, letting others run in between.
+
+    Args:
+        traffic: the same one in all scrapes of this broker.
+    """
     facts = await look_at_replicas(broker)
     labels = _TopicLabels(broker)
     await trio.lowlevel.checkpoint()
@@ -195,7 +200,7 @@ async def take_samples(broker: Broker) -> list[Sample]:
         *_of_cluster(broker, labels),
         *_of_replicas(broker, facts),
         *_of_topics(facts, labels),
-        *_of_traffic(broker, labels),
+        *traffic.take(broker, labels),
     ]
 
 
@@ -356,13 +361,41 @@ _TRAFFIC: Final = (
 """Metric → field of ``GroupCounts``."""
 
 
-def _of_traffic(broker: Broker, labels: _TopicLabels) -> Iterator[Sample]:
-    by_label: dict[str, list[GroupCounts]] = {}
-    for group_id, counts in broker.node.group_counts.items():
-        by_label.setdefault(labels.of_group(group_id), []).append(counts)
-    for label, rows in by_label.items():
-        for name, field in _TRAFFIC:
-            yield _one(name, sum(getattr(counts, field) for counts in rows), label)
+_read_traffic: Final = attrgetter(*(field for _, field in _TRAFFIC))
+
+
+class Traffic:
+    """What partitions counted, by the label that each had when it was counted.
+
+    Topics come and go, and with them others get a label of their own or lose it: were each
+    partition's count added to the label it has now, ``(others)`` would leap and fall.
+    """
+
+    def __init__(self) -> None:
+        self._read: dict[GroupId, tuple[int, ...]] = {}
+        """Per partition, as of the last scrape."""
+        self._totals: dict[str, list[int]] = {}
+        """Per label; topics that have none at present go on from here when they have."""
+
+    def take(self, broker: Broker, labels: _TopicLabels) -> Iterator[Sample]:
+        """The counters now."""
+        nothing = (0,) * len(_TRAFFIC)
+        before, self._read = self._read, {}
+        for group_id, counts in broker.node.group_counts.items():
+            now = _read_traffic(counts)
+            self._read[group_id] = now
+            total = self._totals.setdefault(labels.of_group(group_id), list(nothing))
+            for at, (value, then) in enumerate(
+                zip(now, before.get(group_id, nothing), strict=True)
+            ):
+                total[at] += value - then
+        self._totals = {
+            name: total for name, total in self._totals.items() if labels.is_of_use(name)
+        }
+        for label, total in self._totals.items():
+            if labels.is_shown(label):
+                for (name, _), value in zip(_TRAFFIC, total, strict=True):
+                    yield _one(name, value, label)
 
 
 class _TopicLabels:
@@ -370,7 +403,9 @@ class _TopicLabels:
 
     def __init__(self, broker: Broker) -> None:
         state = broker.metadata.state
-        self._named = {topic.name for topic in state.topics[:METRIC_TOPICS_MAX]}
+        names = [topic.name for topic in state.topics]
+        self._named = set(names[:METRIC_TOPICS_MAX])
+        self._known = {*names, METADATA_LABEL, OTHERS_LABEL}
         self._placement = state.placement
 
     def of_topic(self, name: str) -> str:
@@ -381,3 +416,10 @@ class _TopicLabels:
             return METADATA_LABEL
         placement = self._placement(group_id)
         return OTHERS_LABEL if placement is None else self.of_topic(placement.topic)
+
+    def is_shown(self, label: str) -> bool:
+        return label in self._named or label in (METADATA_LABEL, OTHERS_LABEL)
+
+    def is_of_use(self, label: str) -> bool:
+        """It is shown, or may be again."""
+        return label in self._known

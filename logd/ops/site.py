@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from logd.ops.health import unreadiness
 from logd.ops.http_server import Answer
-from logd.ops.metrics import CONTENT_TYPE, render, take_samples
+from logd.ops.metrics import CONTENT_TYPE, Traffic, render, take_samples
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
@@ -30,6 +30,7 @@ class Site:
     def __init__(self, broker: Broker, board: StatusBoard) -> None:
         self._broker = broker
         self._board = board
+        self._traffic = Traffic()
 
     async def respond(self, path: str) -> Answer:
         """The answer for a path."""
@@ -38,7 +39,7 @@ class Site:
             return Answer(content_type=content_type, body=_page(name))
         match path:
             case "/metrics":
-                samples = await take_samples(self._broker)
+                samples = await take_samples(self._broker, self._traffic)
                 text = await self._broker.env.run_blocking(render, samples)
                 return Answer(content_type=CONTENT_TYPE, body=text)
             case "/api/status":

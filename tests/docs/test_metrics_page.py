@@ -33,7 +33,8 @@ Made from the code by `python -m tests.docs.test_metrics_page`; a test compares 
 A broker with `http_listen` serves them at `/metrics`, in the text format that Prometheus reads.
 Each broker tells of itself; what is of the whole cluster is a sum or a maximum over brokers.
 
-- Counters (`_total`) begin at 0 when a broker starts.
+- Counters (`_total`) begin at 0 when a broker starts. What is counted stays with the label that its
+  topic had then.
 - `topic` is a topic's name, `(metadata)` for the metadata log, and `(others)` for all topics behind
   the first {METRIC_TOPICS_MAX} by name, added up: every series costs its reader for as long as it
   is kept.

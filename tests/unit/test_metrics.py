@@ -12,7 +12,7 @@ from logd.broker.broker import Broker
 from logd.coordination.quotas import KEY_BYTES
 from logd.limits import KEY_BYTES_PER_NAMESPACE_MAX, METRIC_TOPICS_MAX
 from logd.ops import metrics
-from logd.ops.metrics import METRICS, Kind, render, take_samples
+from logd.ops.metrics import METRICS, Kind, Traffic, render, take_samples
 from logd.replication.counts import SECONDS_BOUNDS, Histogram
 from logd.types import NodeId
 from logd_client import Client
@@ -20,6 +20,8 @@ from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
 from tests.sim.run import run_deterministic
 
 PATIENCE_S = 120.0
+SETTLED_S = 15.0
+"""Until counters of topics that were deleted are gone too."""
 
 Values = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -41,9 +43,9 @@ def brokers_of(cluster: SimCluster) -> Iterator[Broker]:
         yield node.broker
 
 
-async def scrape(broker: Broker) -> Values:
+async def scrape(broker: Broker, traffic: Traffic | None = None) -> Values:
     """All values by name and labels, as a reader of the text format sees them."""
-    text = render(await take_samples(broker)).decode()
+    text = render(await take_samples(broker, traffic or Traffic())).decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -144,11 +146,60 @@ def test_topics_beyond_the_bound_are_added_up(monkeypatch: pytest.MonkeyPatch) -
     assert METRIC_TOPICS_MAX > 2
 
 
+def test_no_counter_falls_or_leaps_as_topics_get_a_label_of_their_own_and_lose_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics, "METRIC_TOPICS_MAX", 2)
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        (broker,) = brokers_of(cluster)
+        traffic = Traffic()
+        seen: list[dict[str, float]] = []
+
+        async def look() -> None:
+            await trio.sleep(SETTLED_S)
+            values = await scrape(broker, traffic)
+            seen.append(
+                {
+                    labels[0][1]: value
+                    for (name, labels), value in values.items()
+                    if name == "logd_records_in_total" and labels[0][1] != "(metadata)"
+                }
+            )
+
+        async def append(topic: str, count: int) -> None:
+            async with client.producer(topic) as producer:
+                await producer.append_many([b"value"] * count)
+
+        for topic in ("b", "c", "d"):
+            await client.admin.create_topic(topic, partitions=1, replicas=1)
+            await append(topic, 10)
+        await look()
+        await client.admin.create_topic("a", partitions=1, replicas=1)  # Before c, which
+        await append("c", 100)  # counts among the others now.
+        await look()
+        await client.admin.delete_topic("a")
+        await append("c", 1000)
+        await look()
+        await client.admin.delete_topic("b")
+        await look()
+
+        each = 11  # A new leader's first batch takes an offset.
+        assert seen == [
+            {"b": each, "c": each, "(others)": each},
+            {"a": 1, "b": each, "(others)": each + 100},
+            {"b": each, "c": each + 1000, "(others)": each + 100},
+            {"c": each + 1000, "d": 0, "(others)": each + 100},
+        ]
+
+    play(story, brokers=1)
+
+
 def test_every_name_is_in_every_scrape_with_its_kind_and_meaning() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         (broker,) = brokers_of(cluster)
 
-        text = render(await take_samples(broker)).decode()
+        text = render(await take_samples(broker, Traffic())).decode()
 
         found = {
             family.name: (family.type, family.documentation)
