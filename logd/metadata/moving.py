@@ -462,10 +462,11 @@ class MovingState(Layout):
         plan = self._plan
         if plan is None or plan.is_over:
             return
-        for at, move in enumerate(plan.moves):
-            if move.group in groups and plan.states[at] in ("pending", "running"):
-                plan = with_state(plan, at, "skipped", plan.begun_ms)
-        self._plan = plan
+        states: tuple[MoveState, ...] = tuple(
+            "skipped" if move.group in groups and state in ("pending", "running") else state
+            for move, state in zip(plan.moves, plan.states, strict=True)
+        )
+        self._plan = settled(msgspec.structs.replace(plan, states=states), plan.begun_ms)
 
     def _note_progress(self, group: GroupId, state: MoveState, now_ms: int) -> None:
         plan = self._plan
