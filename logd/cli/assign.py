@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import anyio
 import click
 
 from logd.cli.display import count_of, print_json, print_table, say
-from logd.cli.options import REVISION, bootstrap_option, output_option, ttl_option
+from logd.cli.options import REVISION, IntegerType, bootstrap_option, output_option, ttl_option
 from logd.limits import SHARDS_PER_GROUP_MAX
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def assign() -> None:
 @click.argument("shards", nargs=-1)
 @click.option(
     "--count",
-    type=click.IntRange(0, SHARDS_PER_GROUP_MAX),
+    type=IntegerType(0, SHARDS_PER_GROUP_MAX),
     help="So many shards named 0, 1, 2 … instead of named ones.",
 )
 @bootstrap_option
@@ -38,6 +39,9 @@ def set_shards(group: str, shards: tuple[str, ...], count: int | None, bootstrap
     """
     if bool(shards) == (count is not None):
         raise click.UsageError("name shards, or say how many with --count")
+    twice = [shard for shard, times in Counter(shards).items() if times > 1]
+    if twice:
+        raise click.UsageError(f"named more than once: {', '.join(twice)}")
     from logd.cli.session import connected, run_async
 
     names: Sequence[str] = shards or [str(number) for number in range(count or 0)]
@@ -74,7 +78,7 @@ def list_shards(group: str, bootstrap: str, output: str) -> None:
 @assign.command("watch")
 @click.argument("group")
 @click.option("--from", "revision", type=REVISION, help="From this revision on.")
-@click.option("--count", type=click.IntRange(min=1), help="Stop after so many changes.")
+@click.option("--count", type=IntegerType(min=1), help="Stop after so many changes.")
 @bootstrap_option
 @output_option
 def watch(group: str, revision: int | None, count: int | None, bootstrap: str, output: str) -> None:

@@ -15,7 +15,7 @@ import click
 
 from logd.cli.benchmark.settings import Settings
 from logd.cli.display import print_facts, print_json, say
-from logd.cli.options import bootstrap_option, output_option
+from logd.cli.options import IntegerType, bootstrap_option, output_option
 from logd.errors import UsageError
 from logd.limits import (
     DELIVERY_TIMEOUT_MS_MAX,
@@ -43,19 +43,20 @@ STAMP_BYTES: Final = 8
 _COMMON: Final = (
     click.option(
         "--brokers",
-        type=click.IntRange(1, BROKERS_MAX),
+        type=IntegerType(1, BROKERS_MAX),
         help="Start a cluster of this many for the run.  Default: use --bootstrap.",
     ),
     click.option(
         "--record-bytes",
-        type=click.IntRange(1, RECORD_BYTES_MAX),
+        type=IntegerType(1, RECORD_BYTES_MAX),
         default=100,
         show_default=True,
+        help="Of the value of each record.",
     ),
-    click.option("--batch-bytes", type=click.IntRange(min=1), help="Default: the client's."),
+    click.option("--batch-bytes", type=IntegerType(min=1), help="Default: the client's."),
     click.option(
         "--linger-ms",
-        type=click.IntRange(0, DELIVERY_TIMEOUT_MS_MAX),
+        type=IntegerType(0, DELIVERY_TIMEOUT_MS_MAX),
         default=0,
         show_default=True,
         help="Let a batch wait so long for more records.",
@@ -65,19 +66,21 @@ _COMMON: Final = (
         type=click.Choice(["synced", "replicated"]),
         default="synced",
         show_default=True,
+        help="Of the topic that the run makes.",
     ),
     click.option(
         "--producers",
-        type=click.IntRange(1, PRODUCERS_MAX),
+        type=IntegerType(1, PRODUCERS_MAX),
         default=1,
         show_default=True,
         help="Independent producers, each with its own connection.",
     ),
     click.option(
         "--partitions",
-        type=click.IntRange(1, PARTITIONS_PER_TOPIC_MAX),
+        type=IntegerType(1, PARTITIONS_PER_TOPIC_MAX),
         default=1,
         show_default=True,
+        help="Of the topic that the run makes.",
     ),
     bootstrap_option,
     output_option,
@@ -96,21 +99,22 @@ def _options(*own: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _records_option(default: int | None) -> Callable[[Any], Any]:
     return click.option(
         "--records",
-        type=click.IntRange(min=1),
+        type=IntegerType(min=1),
         default=default,
         show_default=default is not None,
-        help=None if default else f"Default: {RATE_DEFAULT_S} s of --rate, or a number.",
+        help="How many are appended."
+        + ("" if default else f"  Default: {RATE_DEFAULT_S} s of --rate, or a number."),
     )
 
 
 _mixed_option = click.option(
     "--record-bytes-max",
-    type=click.IntRange(1, RECORD_BYTES_MAX),
+    type=IntegerType(1, RECORD_BYTES_MAX),
     help="Mix sizes from --record-bytes to this, small ones more often.",
 )
 _rate_option = click.option(
     "--rate",
-    type=click.IntRange(1, RATE_MAX),
+    type=IntegerType(1, RATE_MAX),
     help="Offer this many records a second, whatever the cluster does (open loop).",
 )
 
@@ -144,7 +148,7 @@ def bench_produce(bootstrap: str, output: str, **settings: Any) -> None:
     _records_option(CONSUME_RECORDS),
     click.option(
         "--consumers",
-        type=click.IntRange(1, CONSUMERS_MAX),
+        type=IntegerType(1, CONSUMERS_MAX),
         default=1,
         show_default=True,
         help="Each reads everything; all in one process.",
@@ -187,7 +191,7 @@ def bench_latency(bootstrap: str, output: str, **settings: Any) -> None:
     _rate_option,
     click.option(
         "--consumers",
-        type=click.IntRange(1, CONSUMERS_MAX),
+        type=IntegerType(1, CONSUMERS_MAX),
         default=1,
         show_default=True,
         help="Each reads everything, as it is committed; all in one process of their own.",

@@ -30,9 +30,19 @@ _OPTIONS: Final = (
     ),
     click.option("--node-id", type=int, help="Unique in the cluster, for ever."),
     click.option("--data-dir", help="Where this broker keeps its logs; made if missing."),
-    click.option("--listen", type=HOST_PORT, help="Where clients connect."),
-    click.option("--peer-listen", type=HOST_PORT, help="Where the other brokers connect."),
-    click.option("--http-listen", type=HOST_PORT, help="Where metrics and the status page are."),
+    click.option(
+        "--listen", type=HOST_PORT, help="Where clients connect.  Default: 127.0.0.1:7171."
+    ),
+    click.option(
+        "--peer-listen",
+        type=HOST_PORT,
+        help="Where the other brokers connect.  Default: 127.0.0.1:7181.",
+    ),
+    click.option(
+        "--http-listen",
+        type=HOST_PORT,
+        help="Where metrics and the status page are.  Default: nowhere.",
+    ),
     click.option("--advertise", type=HOST_PORT, help="What clients are told, if not --listen."),
     click.option(
         "--cluster",
@@ -45,7 +55,10 @@ _OPTIONS: Final = (
         type=HOST_PORT,
         help="Become a member of a cluster: the --peer-listen address of any of its brokers.",
     ),
-    click.option("--failure-domain", help="What this broker fails together with."),
+    click.option(
+        "--failure-domain",
+        help="What this broker fails together with.  Default: its machine's name.",
+    ),
     click.option("--rack", help="Where it stands."),
 )
 

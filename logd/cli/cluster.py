@@ -15,7 +15,7 @@ import msgspec
 
 from logd.cli.display import print_facts, print_json, print_table, printable, say
 from logd.cli.exits import ExitCode
-from logd.cli.options import bootstrap_option, output_option
+from logd.cli.options import IntegerType, bootstrap_option, output_option
 
 if TYPE_CHECKING:
     from logd.cli.overview import BrokerNews, BrokerRow, EventRow
@@ -125,9 +125,7 @@ def describe(bootstrap: str, output: str) -> None:
 
 
 @cluster.command("upgrade")
-@click.option(
-    "--level", type=click.IntRange(1, LEVEL_MAX), help="Default: what all brokers support."
-)
+@click.option("--level", type=IntegerType(1, LEVEL_MAX), help="Default: what all brokers support.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be raised.")
 @bootstrap_option
 @output_option

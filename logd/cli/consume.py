@@ -21,7 +21,7 @@ import click
 
 from logd.cli import streams
 from logd.cli.display import say
-from logd.cli.options import BROKER_ID, TOPIC, bootstrap_option
+from logd.cli.options import BROKER_ID, TOPIC, IntegerType, bootstrap_option
 from logd.cli.start import FromEnd, FromOffset, FromStart, FromTime, Start, parse_start
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class StartType(click.ParamType):  # type: ignore[type-arg]  # Not generic in ol
 
 @click.command()
 @click.argument("topic", type=TOPIC)
-@click.option("--partition", type=click.IntRange(min=0), help="Only this one.  Default: all.")
+@click.option("--partition", type=IntegerType(min=0), help="Only this one.  Default: all.")
 @click.option(
     "--from",
     "start",
@@ -60,7 +60,7 @@ class StartType(click.ParamType):  # type: ignore[type-arg]  # Not generic in ol
     "Default: start, or end with --follow.",
 )
 @click.option("--follow", is_flag=True, help="Go on with what is committed from now on.")
-@click.option("--count", type=click.IntRange(min=0), help="End after this many records.")
+@click.option("--count", type=IntegerType(min=0), help="End after this many records.")
 @click.option("--replica", type=BROKER_ID, help="Read from this broker's replica.")
 @click.option(
     "--on-trimmed",

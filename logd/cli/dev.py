@@ -14,7 +14,7 @@ import click
 
 from logd.cli.display import print_json, say
 from logd.cli.exits import ExitCode
-from logd.cli.options import output_option
+from logd.cli.options import IntegerType, output_option
 from logd.config import PORT_MAX
 from logd.limits import METADATA_VOTERS_MAX
 
@@ -30,7 +30,7 @@ BROKERS_MAX: Final = METADATA_VOTERS_MAX
 @click.command()
 @click.option(
     "--brokers",
-    type=click.IntRange(1, BROKERS_MAX),
+    type=IntegerType(1, BROKERS_MAX),
     help="How many.  Default: 3, or as many as the directory's cluster has.",
 )
 @click.option(
@@ -42,7 +42,7 @@ BROKERS_MAX: Final = METADATA_VOTERS_MAX
 )
 @click.option(
     "--port",
-    type=click.IntRange(1, PORT_MAX - BROKERS_MAX),
+    type=IntegerType(1, PORT_MAX - BROKERS_MAX),
     help="First client port; the next brokers take the next ones.  Default: 7171.",
 )
 @output_option

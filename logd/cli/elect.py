@@ -11,6 +11,7 @@ import click
 
 from logd.cli.display import print_json, printable, say
 from logd.cli.options import (
+    IntegerType,
     bootstrap_option,
     hold_option,
     namespace_option,
@@ -209,7 +210,7 @@ def describe(name: str, bootstrap: str, output: str) -> None:
 
 @elect.command("observe")
 @click.argument("name")
-@click.option("--count", type=click.IntRange(min=1), help="Stop after so many leaders.")
+@click.option("--count", type=IntegerType(min=1), help="Stop after so many leaders.")
 @bootstrap_option
 @output_option
 def observe(name: str, count: int | None, bootstrap: str, output: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from os import fsencode
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +15,8 @@ from logd.cli.display import cell_text, cells_of, print_json, print_table, print
 from logd.cli.options import (
     NUMBER_MAX,
     REVISION,
-    SETTING,
+    IntegerType,
+    SettingType,
     bootstrap_option,
     namespace_option,
     output_option,
@@ -24,6 +26,10 @@ from logd.limits import VALUE_BYTES_MAX
 
 if TYPE_CHECKING:
     from logd.wire.coordination import Compare, KeyValue, Operation
+
+KEY_VALUE: Final = SettingType("KEY=VALUE")
+KEY_REVISION: Final = SettingType("KEY=REVISION")
+KEY_NUMBER: Final = SettingType("KEY=NUMBER")
 
 _NOTHING_THERE: Final = 3
 
@@ -139,7 +145,7 @@ def delete(key: str, prefix: bool, namespace: str, bootstrap: str) -> None:
 
 @kv.command("list")
 @click.argument("prefix", default="")
-@click.option("--limit", type=click.IntRange(1, NUMBER_MAX), help="At most so many.")
+@click.option("--limit", type=IntegerType(1, NUMBER_MAX), help="At most so many.")
 @click.option("--keys-only", is_flag=True, help="Without the values.")
 @namespace_option
 @bootstrap_option
@@ -170,7 +176,7 @@ def list_keys(
 @click.argument("key")
 @click.option("--prefix", is_flag=True, help="All keys that begin with KEY.")
 @click.option("--from", "revision", type=REVISION, help="From this revision on.")
-@click.option("--count", type=click.IntRange(min=1), help="Stop after so many changes.")
+@click.option("--count", type=IntegerType(min=1), help="Stop after so many changes.")
 @namespace_option
 @bootstrap_option
 @output_option
@@ -200,22 +206,44 @@ def watch(
 
 
 @kv.command("txn")
-@click.option("--if", "values", type=SETTING, multiple=True, help="KEY=VALUE: it has that value.")
-@click.option("--if-revision", "revisions", type=SETTING, multiple=True, help="KEY=REVISION.")
+@click.option("--if", "values", type=KEY_VALUE, multiple=True, help="The key has that value.")
+@click.option(
+    "--if-revision",
+    "revisions",
+    type=KEY_REVISION,
+    multiple=True,
+    help="The key is at that revision; 0: there is no such key.",
+)
 @click.option("--if-exists", "present", multiple=True, metavar="KEY", help="There is such a key.")
 @click.option("--if-missing", "missing", multiple=True, metavar="KEY", help="There is none.")
-@click.option("--put", "puts", type=SETTING, multiple=True, help="KEY=VALUE, if all hold.")
-@click.option("--delete", "deletes", multiple=True, metavar="KEY", help="If all hold.")
-@click.option("--add", "adds", type=SETTING, multiple=True, help="KEY=NUMBER, if all hold.")
-@click.option("--get", "gets", multiple=True, metavar="KEY", help="If all hold.")
-@click.option("--else-put", "else_puts", type=SETTING, multiple=True, help="If one does not.")
-@click.option("--else-delete", "else_deletes", multiple=True, metavar="KEY")
-@click.option("--else-get", "else_gets", multiple=True, metavar="KEY")
+@click.option("--put", "puts", type=KEY_VALUE, multiple=True, help="Set it, if all hold.")
+@click.option("--delete", "deletes", multiple=True, metavar="KEY", help="Delete it, if all hold.")
+@click.option(
+    "--add",
+    "adds",
+    type=KEY_NUMBER,
+    multiple=True,
+    help="Add to the number that the key holds, if all hold; one that is not there holds 0.",
+)
+@click.option("--get", "gets", multiple=True, metavar="KEY", help="Print it, if all hold.")
+@click.option(
+    "--else-put", "else_puts", type=KEY_VALUE, multiple=True, help="Set it, if one does not."
+)
+@click.option(
+    "--else-delete",
+    "else_deletes",
+    multiple=True,
+    metavar="KEY",
+    help="Delete it, if one does not.",
+)
+@click.option(
+    "--else-get", "else_gets", multiple=True, metavar="KEY", help="Print it, if one does not."
+)
 @namespace_option
 @bootstrap_option
 @output_option
 def txn(namespace: str, bootstrap: str, output: str, **parts: tuple[Any, ...]) -> None:
-    """Compare any keys and change any keys, at one revision.
+    """Compare any keys and change any keys, at one revision.  Any option may be repeated.
 
     logd kv txn --if-missing lead --put lead=me --put since=now --else-get lead
 
@@ -251,7 +279,7 @@ def txn(namespace: str, bootstrap: str, output: str, **parts: tuple[Any, ...]) -
 def _comparisons(parts: dict[str, tuple[Any, ...]]) -> list[Compare]:
     from logd.wire.coordination import Compare
 
-    revisions = _numbers(parts["revisions"], 0, "--if-revision takes KEY=REVISION, a number")
+    revisions = _numbers(parts["revisions"], 0, "--if-revision takes KEY=REVISION")
     return [
         *(Compare(key=fsencode(key), value=fsencode(value)) for key, value in parts["values"]),
         *(Compare(key=fsencode(key), revision=revision) for key, revision in revisions),
@@ -265,7 +293,7 @@ def _operations(
 ) -> list[Operation]:
     from logd.wire.coordination import Delete, Get, Increment, Put
 
-    numbers = _numbers(parts.get(adds, ()), -NUMBER_MAX, "--add takes KEY=NUMBER, a whole one")
+    numbers = _numbers(parts.get(adds, ()), -NUMBER_MAX, "--add takes KEY=NUMBER")
     return [
         *(Put(key=fsencode(key), value=fsencode(value)) for key, value in parts[puts]),
         *(Delete(key=fsencode(key)) for key in parts[deletes]),
@@ -274,14 +302,15 @@ def _operations(
     ]
 
 
-def _numbers(
-    settings: Iterable[tuple[str, str]], least: int, expected: str
-) -> list[tuple[str, int]]:
-    try:
-        numbers = [(key, int(text)) for key, text in settings]
-    except ValueError:
-        raise click.UsageError(expected) from None
-    for _, number in numbers:
-        if not least <= number <= NUMBER_MAX:
-            raise click.UsageError(f"{expected} of {least} to {NUMBER_MAX}, found {number}")
+def _numbers(settings: Iterable[tuple[str, str]], least: int, form: str) -> list[tuple[str, int]]:
+    numbers = []
+    for key, text in settings:
+        number = None
+        with suppress(ValueError):
+            number = int(text)
+        if number is None or not least <= number <= NUMBER_MAX:
+            raise click.UsageError(
+                f"{form}, a whole number of {least} to {NUMBER_MAX}, found {text!r}"
+            )
+        numbers.append((key, number))
     return numbers

@@ -9,6 +9,7 @@ import click
 
 from logd.cli.display import cells_of, print_facts, print_json, print_table
 from logd.cli.options import (
+    IntegerType,
     bootstrap_option,
     hold_option,
     namespace_option,
@@ -39,11 +40,11 @@ def lock() -> None:
 @click.option("--shared", is_flag=True, help="Beside others that share it.")
 @click.option(
     "--capacity",
-    type=click.IntRange(1, PERMITS_MAX),
+    type=IntegerType(1, PERMITS_MAX),
     help="A semaphore: so many permits there are, for all who name it.",
 )
 @click.option(
-    "--permits", type=click.IntRange(1, PERMITS_MAX), help="How many to take of it.  Default: 1."
+    "--permits", type=IntegerType(1, PERMITS_MAX), help="How many to take of it.  Default: 1."
 )
 @protect_option
 @click.option("--data", default="", help="Shown to whoever lists the holders.")

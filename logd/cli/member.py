@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from logd.cli.display import cell_text, cells_of, print_json, print_table, say
-from logd.cli.options import REVISION, bootstrap_option, output_option, ttl_option
+from logd.cli.options import REVISION, IntegerType, bootstrap_option, output_option, ttl_option
 
 if TYPE_CHECKING:
     from logd.wire.coordination import Member
@@ -107,7 +107,7 @@ def _row(one: Member) -> dict[str, Any]:
 @member.command("watch")
 @click.argument("group")
 @click.option("--from", "revision", type=REVISION, help="From this revision on.")
-@click.option("--count", type=click.IntRange(min=1), help="Stop after so many changes.")
+@click.option("--count", type=IntegerType(min=1), help="Stop after so many changes.")
 @bootstrap_option
 @output_option
 def watch(group: str, revision: int | None, count: int | None, bootstrap: str, output: str) -> None:

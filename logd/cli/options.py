@@ -108,18 +108,38 @@ class TopicOrPartitionType(click.ParamType):  # type: ignore[type-arg]  # Not ge
         return PARTITION_NAME.convert(value, param, ctx) if "/" in value else (value, None)
 
 
+class IntegerType(click.IntRange):
+    """A whole number between bounds; of what is none its base says "no valid integer range"."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse, or say what was expected."""
+        try:
+            number = int(value)
+        except ValueError:
+            self.fail(f"expected a whole number, found {value!r}", param, ctx)
+        found: int = super().convert(number, param, ctx)
+        return found
+
+
 class NumberType(click.FloatRange):
     """A number: not ``nan``, which is in every range, and not ``inf``."""
 
+    name = "number"
     expected = "a number"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """Parse, or say what was expected."""
-        found: float = super().convert(value, param, ctx)
-        if not math.isfinite(found):
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
             self.fail(f"expected {self.expected}, found {value!r}", param, ctx)
+        found: float = super().convert(number, param, ctx)
         return found
 
 
@@ -130,9 +150,11 @@ class SecondsType(NumberType):
 
 
 class SettingType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
-    """``name=value``."""
+    """``name=value``, or whatever the two are called."""
 
-    name = "name=value"
+    def __init__(self, form: str = "NAME=VALUE") -> None:
+        self.name = form.lower()
+        self._form = form
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -140,7 +162,7 @@ class SettingType(click.ParamType):  # type: ignore[type-arg]  # Not generic in 
         """Split at the first ``=``."""
         name, separator, setting = value.partition("=")
         if not separator or not name:
-            self.fail(f"expected NAME=VALUE, found {value!r}", param, ctx)
+            self.fail(f"expected {self._form}, found {value!r}", param, ctx)
         return name, setting
 
 
@@ -209,8 +231,8 @@ class FenceType(click.ParamType):  # type: ignore[type-arg]  # Not generic in ol
 NUMBER_MAX: Final = 2**63 - 1
 """Of offsets, revisions, items: what the protocol's integers hold."""
 
-BROKER_ID: Final = click.IntRange(1, NODE_ID_MAX)
-REVISION: Final = click.IntRange(0, NUMBER_MAX)
+BROKER_ID: Final = IntegerType(1, NODE_ID_MAX)
+REVISION: Final = IntegerType(0, NUMBER_MAX)
 FENCE: Final = FenceType()
 BROKER_LIST: Final = BrokerListType()
 BYTE_RATE: Final = ByteRateType()

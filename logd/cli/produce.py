@@ -23,7 +23,7 @@ from logd.cli import streams
 from logd.cli.display import count_of, print_json, say
 from logd.cli.exits import ExitCode
 from logd.cli.lines import LineCutter
-from logd.cli.options import FENCE, TOPIC, bootstrap_option, output_option
+from logd.cli.options import FENCE, TOPIC, IntegerType, bootstrap_option, output_option
 from logd.cli.progress import RecordProgress
 from logd.cli.streams import STANDARD_INPUT
 
@@ -78,9 +78,13 @@ class Summary:
 @click.argument("topic", type=TOPIC)
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--key-separator", help="What stands before it in a line is the record's key.")
-@click.option("--partition", type=click.IntRange(min=0), help="Default: by key, else in turn.")
+@click.option("--partition", type=IntegerType(min=0), help="Default: by key, else in turn.")
 @click.option(
-    "--compression", type=click.Choice(["zstd", "none"]), default="none", show_default=True
+    "--compression",
+    type=click.Choice(["zstd", "none"]),
+    default="none",
+    show_default=True,
+    help="Of what this command sends; brokers store it as it comes.",
 )
 @click.option(
     "--fence",

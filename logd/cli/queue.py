@@ -20,6 +20,7 @@ from logd.cli.lines import LineCutter
 from logd.cli.options import (
     DEFAULT_TTL_S,
     NUMBER_MAX,
+    IntegerType,
     SecondsType,
     bootstrap_option,
     output_option,
@@ -71,7 +72,7 @@ def queue() -> None:
     help="Not handed out before.",
 )  # fmt: skip
 @click.option(
-    "--priority", type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX), default=0,
+    "--priority", type=IntegerType(-PRIORITY_MAX, PRIORITY_MAX), default=0,
     help="Higher ones first.",
 )  # fmt: skip
 @bootstrap_option
@@ -156,7 +157,7 @@ def commands_of(payloads: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True)
 @click.option(
-    "--concurrency", type=click.IntRange(1, ITEMS_PER_COMMAND_MAX), default=1, show_default=True,
+    "--concurrency", type=IntegerType(1, ITEMS_PER_COMMAND_MAX), default=1, show_default=True,
     help="Commands that run at the same time.",
 )  # fmt: skip
 @click.option("--until-empty", is_flag=True, help="End when nothing is due.")
@@ -259,14 +260,20 @@ async def run_for(
 
 @queue.command("claim")
 @click.argument("name")
-@click.option("--count", type=click.IntRange(1, ITEMS_PER_COMMAND_MAX), default=1)
+@click.option(
+    "--count",
+    type=IntegerType(1, ITEMS_PER_COMMAND_MAX),
+    default=1,
+    show_default=True,
+    help="At most so many.",
+)
 @click.option(
     "--visibility", "visibility_s", type=SecondsType(1, 24 * 3600), default=60,
     show_default=True, metavar="SECONDS", help="How long the claim holds.",
 )  # fmt: skip
 @click.option(
     "--wait", "wait_s", type=SecondsType(min=0), default=0, metavar="SECONDS",
-    help="Wait so long for an item.",
+    help="Wait so long for an item.  Default: not at all.",
 )  # fmt: skip
 @bootstrap_option
 @output_option
@@ -466,24 +473,33 @@ def stats(name: str, bootstrap: str, output: str) -> None:
 @queue.command("configure")
 @click.argument("name")
 @click.option(
-    "--attempts-max", type=click.IntRange(1, ATTEMPTS_MAX), help="After so many an item is dead."
+    "--attempts-max",
+    type=IntegerType(1, ATTEMPTS_MAX),
+    help="After so many an item is dead.  Of a new queue: 10.",
 )
 @click.option(
-    "--backoff-ms", type=click.IntRange(0, DELAY_MS_MAX), help="Before the second attempt."
+    "--backoff-ms",
+    type=IntegerType(0, DELAY_MS_MAX),
+    help="Before the second attempt.  Of a new queue: 1000.",
 )
 @click.option(
-    "--backoff-max-ms", type=click.IntRange(0, DELAY_MS_MAX), help="It is doubled up to this."
+    "--backoff-max-ms",
+    type=IntegerType(0, DELAY_MS_MAX),
+    help="It is doubled up to this.  Of a new queue: 60000.",
 )
 @click.option(
-    "--visibility-ms", type=click.IntRange(VISIBILITY_MS_MIN, VISIBILITY_MS_MAX),
-    help="How long a claim holds.",
-)  # fmt: skip
+    "--visibility-ms",
+    type=IntegerType(VISIBILITY_MS_MIN, VISIBILITY_MS_MAX),
+    help="How long a claim holds that is not renewed.  Of a new queue: 30000.",
+)
 @click.option(
-    "--dead-items-max", type=click.IntRange(0, DEAD_ITEMS_MAX), help="The oldest go first."
+    "--dead-items-max",
+    type=IntegerType(0, DEAD_ITEMS_MAX),
+    help="The oldest go first.  Of a new queue: 10000.",
 )
 @bootstrap_option
 def configure(name: str, bootstrap: str, **options: int | None) -> None:
-    """Make queue NAME, or change its options."""
+    """Make queue NAME, or change its options: what is not given stays as it is."""
     from logd.cli.session import connected, run_async
 
     given = {option: value for option, value in options.items() if value is not None}
@@ -497,7 +513,9 @@ def configure(name: str, bootstrap: str, **options: int | None) -> None:
 
 @queue.command("dead")
 @click.argument("name")
-@click.option("--count", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@click.option(
+    "--count", type=IntegerType(1, 10_000), default=100, show_default=True, help="At most so many."
+)
 @bootstrap_option
 @output_option
 def dead(name: str, count: int, bootstrap: str, output: str) -> None:
@@ -529,7 +547,7 @@ def dead(name: str, count: int, bootstrap: str, output: str) -> None:
 
 @queue.command("redrive")
 @click.argument("name")
-@click.argument("items", type=click.IntRange(1, NUMBER_MAX), nargs=-1)
+@click.argument("items", type=IntegerType(1, NUMBER_MAX), nargs=-1)
 @click.option("--all", "all_items", is_flag=True, help="All dead items.")
 @bootstrap_option
 def redrive(name: str, items: tuple[int, ...], all_items: bool, bootstrap: str) -> None:

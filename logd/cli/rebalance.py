@@ -8,6 +8,7 @@ import click
 
 from logd.cli.display import print_facts, print_json, say
 from logd.cli.options import (
+    IntegerType,
     NumberType,
     bootstrap_option,
     detach_option,
@@ -19,7 +20,7 @@ from logd.metadata.rebalance.cluster import TOLERANCE_DEFAULT
 
 concurrency_option = click.option(
     "--concurrency",
-    type=click.IntRange(1, CONCURRENCY_MAX),
+    type=IntegerType(1, CONCURRENCY_MAX),
     help="Moves under way at once.  Default: as it is set.",
 )
 replace_dead_option = click.option(

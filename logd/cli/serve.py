@@ -35,6 +35,7 @@ FORCED_EXIT_CODE = 1
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
+    help="What less than this matters is not logged.",
 )
 @click.option("--exit-with-parent", is_flag=True, hidden=True)
 def serve(

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from logd.cli.display import count_of, print_facts, print_json, print_table, say
-from logd.cli.options import SETTING, TOPIC_OR_PARTITION, bootstrap_option, output_option
+from logd.cli.options import (
+    SETTING,
+    TOPIC_OR_PARTITION,
+    IntegerType,
+    bootstrap_option,
+    output_option,
+)
 from logd.cli.start import FromOffset, FromTime, parse_start
 from logd.errors import InvalidPartitionError, LogdError, UsageError
 from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
@@ -30,14 +36,14 @@ def topic() -> None:
 @click.argument("name")
 @click.option(
     "--partitions",
-    type=click.IntRange(1, PARTITIONS_PER_TOPIC_MAX),
+    type=IntegerType(1, PARTITIONS_PER_TOPIC_MAX),
     default=1,
     show_default=True,
     help="Logs that the topic is divided into; order is kept within each.",
 )
 @click.option(
     "--replicas",
-    type=click.IntRange(1, REPLICAS_MAX),
+    type=IntegerType(1, REPLICAS_MAX),
     help="Copies of each partition.  Default: 3, or as many as there are brokers.",
 )
 @click.option(
@@ -183,12 +189,12 @@ def describe(name: str, bootstrap: str, output: str) -> None:
 @click.option("--reset", "resets", multiple=True, metavar="NAME", help="Back to its default.")
 @click.option(
     "--partitions",
-    type=click.IntRange(1, PARTITIONS_PER_TOPIC_MAX),
+    type=IntegerType(1, PARTITIONS_PER_TOPIC_MAX),
     help="Add partitions, up to this number.  Keys then go to other ones than before.",
 )
 @click.option(
     "--replicas",
-    type=click.IntRange(1, REPLICAS_MAX),
+    type=IntegerType(1, REPLICAS_MAX),
     help="Copies of each partition; new ones are built like any move.",
 )
 @bootstrap_option

@@ -236,10 +236,12 @@ def _check_report(command: ReportLoad) -> None:
 
 def _check_shards(shards: list[str]) -> None:
     check_count("shards", len(shards), 0, SHARDS_PER_GROUP_MAX)
+    seen: set[str] = set()
     for shard in shards:
         check_name("shard", shard)
-    if len(set(shards)) != len(shards):
-        raise InvalidRequestError("a shard is named twice")
+        if shard in seen:
+            raise InvalidRequestError(f"shard {shard!r} is named twice")
+        seen.add(shard)
 
 
 def _check_loads(loads: Iterable[float]) -> None:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from logd.cli import COMMANDS, root
+from logd.config import BrokerConfig
+from logd.types import NodeId
+from logd.wire.coordination import QueueOptions
 
 BEYOND = str(2**64)
 ENDLESS = "9" * 5000
@@ -76,13 +82,19 @@ ENDLESS = "9" * 5000
         (["rebalance", "set", "--throttle", "9999GB"], "a rate is 65536 to"),
         (["kv", "txn"], "nothing to do"),
         (["kv", "txn", "--if-revision", "k=x", "--put", "k=v"], "takes KEY=REVISION"),
-        (["kv", "txn", "--add", "k=x"], "takes KEY=NUMBER"),
+        (["kv", "txn", "--add", "k=x"], "--add takes KEY=NUMBER, a whole number"),
+        (["kv", "txn", "--add", "k=x"], "found 'x'"),
+        (["kv", "txn", "--put", "k"], "expected KEY=VALUE, found 'k'"),
+        (["topic", "create", "t", "--partitions", "many"], "expected a whole number, found 'many'"),
+        (["kv", "list", "--limit", ENDLESS], "expected a whole number"),
+        (["lock", "run", "n", "--ttl", "15s", "--", "x"], "a number of seconds, found '15s'"),
+        (["assign", "set", "g", "a", "b", "a"], "named more than once: a"),
         (["kv", "put", "k", "v", "--if-revision", "-1"], "-1 is not in the range"),
         (["kv", "put", "k", "v", "--if-revision", BEYOND], "not in the range 0<=x<="),
         (["kv", "list", "--limit", BEYOND], "not in the range 1<=x<="),
         (["kv", "watch", "k", "--from", BEYOND], "not in the range 0<=x<="),
-        (["kv", "txn", "--add", f"k={BEYOND}"], "a whole one of -9223372036854775807 to"),
-        (["kv", "txn", "--if-revision", "k=-1", "--put", "k=v"], "a number of 0 to"),
+        (["kv", "txn", "--add", f"k={BEYOND}"], "number of -9223372036854775807 to 9"),
+        (["kv", "txn", "--if-revision", "k=-1", "--put", "k=v"], "a whole number of 0 to"),
         (["queue", "put", "q", "x", "--priority", str(2**31)], "not in the range -2147483647<=x"),
         (["queue", "configure", "q", "--visibility-ms", BEYOND], "in the range 100<=x<=86400000"),
         (["queue", "configure", "q", "--attempts-max", BEYOND], "not in the range 1<=x<=10000"),
@@ -192,3 +204,40 @@ def test_a_setting_of_the_wrong_type_is_named_once(tmp_path: Path) -> None:
 
     assert "listen = 5: expected text in quotes" in result.stderr
     assert "listen: listen" not in result.stderr
+
+
+def options(command: click.Command, path: str) -> Iterator[tuple[str, click.Option]]:
+    """Every option of a command and of those below it."""
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            yield path, parameter
+    if isinstance(command, click.Group):
+        with click.Context(command) as context:
+            for name in command.list_commands(context):
+                below = command.get_command(context, name)
+                assert below is not None
+                yield from options(below, f"{path} {name}")
+
+
+def test_every_option_says_what_it_is_for() -> None:
+    silent = [
+        f"{path} {option.opts[-1]}"
+        for path, option in options(root, "logd")
+        if not (option.help or option.hidden)
+    ]
+
+    assert silent == []
+
+
+def test_defaults_that_help_tells_are_those_of_a_broker_and_of_a_queue() -> None:
+    config = BrokerConfig(node_id=NodeId(1), data_dir="d")
+    told = {
+        f"{path} {option.opts[-1]}": (option.help or "").partition("  ")[2]
+        for path, option in options(root, "logd")
+    }
+
+    assert told["logd serve --listen"] == f"Default: {config.listen}."
+    assert told["logd serve --peer-listen"] == f"Default: {config.peer_listen}."
+    for name, value in msgspec.structs.asdict(QueueOptions()).items():
+        option = f"logd queue configure --{name.replace('_', '-')}"
+        assert told[option] == f"Of a new queue: {value}."
