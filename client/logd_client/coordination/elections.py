@@ -141,7 +141,7 @@ class Observation:
     """Leaders in the order of their tokens, the present one first.
 
     Gives None while nobody leads.  Leaders that came and went while this client was cut off
-    are told too, as long as the brokers remember.
+    are told too, as long as the brokers remember.  Cancelled, it loses none.
     """
 
     def __init__(self, sessions: Sessions, name: Name) -> None:
@@ -157,6 +157,8 @@ class Observation:
             tells_gaps=True,
         )
         self._is_first_told = False
+        self._has_missed = False
+        """Events."""
         self._read_at = -1
         self._current: Leader | None = None
 
@@ -187,14 +189,16 @@ class Observation:
         if not self._is_first_told:
             self._is_first_told = True
             return self._current
-        while (event := await self._watch.next()) is not None:
-            if event.change == GAP:
-                is_news = await self._look_again()
-            else:
-                is_news = event.revision > self._read_at and self._is_news(event)
-            if is_news:
+        while True:
+            if self._has_missed and await self._look_again():
                 return self._current
-        raise StopAsyncIteration
+            event = await self._watch.next()
+            if event is None:
+                raise StopAsyncIteration
+            if event.change == GAP:
+                self._has_missed = True
+            elif event.revision > self._read_at and self._is_news(event):
+                return self._current
 
     async def next(self) -> Leader | None:
         """The next leader, for those who do not iterate.
@@ -208,8 +212,9 @@ class Observation:
             raise UsageError("the observation was closed") from None
 
     async def _look_again(self) -> bool:
-        """Events were missed; whether somebody else, or nobody, leads now."""
+        """Whether somebody else, or nobody, leads now.  Cancelled, it is done again."""
         holders = await read_holders(self._sessions, "election", self._name)
+        self._has_missed = False
         before, self._current = self._current, leader_of(holders)
         self._read_at = holders.revision
         return before != self._current

@@ -210,7 +210,7 @@ class Membership:
 
 
 class GroupView:
-    """A group as it is after each change.  Made by ``Group.follow``."""
+    """A group as it is after each change.  Made by ``Group.follow``.  Cancelled, it misses none."""
 
     def __init__(self, group: Group) -> None:
         self._group = group
@@ -218,6 +218,8 @@ class GroupView:
         self._members: dict[str, Member] = {}
         self._read_at = -1
         self._is_first_told = False
+        self._has_missed = False
+        """Events: those who are there now are yet to be asked for."""
 
     async def __aenter__(self) -> GroupView:
         """Begin, with who is there now.  Raises as ``Watch``."""
@@ -231,6 +233,7 @@ class GroupView:
 
     async def _look(self) -> None:
         found = await self._group.list()
+        self._has_missed = False
         self._read_at = found.revision
         self._members = {member.member: member for member in found.members}
 
@@ -249,14 +252,18 @@ class GroupView:
         if not self._is_first_told:
             self._is_first_told = True
             return self._present()
-        while (event := await self._watch.next()) is not None:
-            if event.change == GAP:
+        while True:
+            if self._has_missed:
                 await self._look()
                 return self._present()
-            if event.revision > self._read_at:
+            event = await self._watch.next()
+            if event is None:
+                raise StopAsyncIteration
+            if event.change == GAP:
+                self._has_missed = True
+            elif event.revision > self._read_at:
                 self._apply(event)
                 return self._present()
-        raise StopAsyncIteration
 
     async def next(self) -> tuple[Member, ...]:
         """The members after the next change, for those who do not iterate.
