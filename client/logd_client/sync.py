@@ -15,6 +15,9 @@ Where a ``with`` block does not fit, as in a notebook, ``open()`` and ``close()`
 
 A program that ends without closing its client ends all the same: what was not acknowledged by
 then is given up.
+
+Whoever is interrupted while waiting, by Ctrl-C or a signal whose handler raises, loses no record
+and no event by it: iterating goes on with the next.  A lock that comes too late is given back.
 """
 
 from __future__ import annotations

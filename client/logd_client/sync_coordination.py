@@ -207,7 +207,8 @@ class Election:
         return Campaign(self._portal, self._election.campaign(data, timeout_s=timeout_s))
 
     def observe(self) -> Iterator[Leader | None]:
-        """Leaders as they come, the present one first; ends when the client is closed."""
+        """Leaders as they come, the present one first; ends when the client is closed, and when
+        it is interrupted."""
         return _iterate(self._portal, self._portal.call(self._election.observe))
 
     def leader(self) -> Leader | None:
@@ -326,7 +327,8 @@ class Group:
         return Watch(self._portal, self._portal.call(self._group.watch, revision))
 
     def follow(self) -> Iterator[tuple[Member, ...]]:
-        """The members after each change, the present ones first."""
+        """The members after each change, the present ones first; ends when the client is closed,
+        and when it is interrupted."""
         return _iterate(self._portal, self._portal.call(self._group.follow))
 
 
