@@ -18,11 +18,11 @@ import structlog
 import trio
 
 from logd.broker import log_events
+from logd.broker.metadata_voters import choose_voters
 from logd.errors import ForeignDirectoryError, LogdError, ProtocolError, RefusedError
 from logd.limits import (
     FRAME_UNAUTHENTICATED_BYTES_MAX,
     HANDSHAKE_TIMEOUT_S,
-    METADATA_VOTERS_MAX,
     RECEIVE_BYTES,
 )
 from logd.metadata.commands import RegisterBroker, decode_command, encode_command
@@ -252,24 +252,16 @@ async def keep_metadata_members(broker: Broker) -> None:
 async def _adjust_members(broker: Broker, group: Group) -> None:
     current = group.configuration
     state = broker.metadata.state
-    removed = list(state.removed_brokers)
-    registered = [other.node for other in state.brokers]
-    voters = [node for node in current.voters if node not in removed]
+    domains = {other.node: other.failure_domain for other in state.brokers}
+    before = [node for node in current.voters if node not in state.removed_brokers]
     caught_up = [p.node for p in group.members.progress() if p.is_caught_up and not p.is_voter]
-    heirs = sorted(node for node in caught_up if node in registered and broker.node.is_up(node))
-    while heirs and len(voters) < voters_wanted(len(registered)):
-        voters.append(heirs.pop(0))
-    for lost in [node for node in voters if node in broker.lost_brokers]:
-        # It follows when it comes back, and no second failure stops the metadata log meanwhile.
-        if heirs:
-            heir = voters[voters.index(lost)] = heirs.pop(0)
-            log.warning(log_events.METADATA_VOTER_REPLACED, lost=lost, heir=heir)
-    learners = [node for node in registered if node not in voters]
+    heirs = [node for node in caught_up if node in domains and broker.node.is_up(node)]
+    lost = broker.lost_brokers
+    voters = choose_voters(before, heirs, domains, lost=lost, controller=broker.node.node)
+    for node, heir in zip(before, voters, strict=False):
+        if node != heir and node in lost:
+            log.warning(log_events.METADATA_VOTER_REPLACED, lost=node, heir=heir)
+    learners = [node for node in domains if node not in voters]
     is_as_wanted = voters == list(current.voters) and sorted(learners) == sorted(current.learners)
     if voters and not is_as_wanted and not current.is_joint:
         await group.members.change_configuration(tuple(voters), tuple(learners))
-
-
-def voters_wanted(brokers: int) -> int:
-    """How many of so many brokers vote in the metadata log: an odd number, and not many."""
-    return next(count for count in (METADATA_VOTERS_MAX, 3, 1, 0) if count <= brokers)

@@ -9,7 +9,6 @@ from functools import partial
 import pytest
 import trio
 
-from logd.broker.joining import voters_wanted
 from logd.errors import LogdError
 from logd.raft.messages import Configuration, TransferLeadership
 from logd.types import METADATA_GROUP, NodeId
@@ -230,7 +229,3 @@ def test_a_broker_that_was_away_finds_one_that_has_moved_although_that_one_leads
             assert leader.node == FIVE
 
     run_deterministic(story, seed=1)
-
-
-def test_enough_brokers_vote_and_an_odd_number_of_them() -> None:
-    assert [voters_wanted(count) for count in (1, 2, 3, 4, 5, 6, 50)] == [1, 1, 3, 3, 5, 5, 5]
