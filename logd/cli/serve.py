@@ -1,4 +1,4 @@
-"""``logd serve``: one broker, until it is told to stop.
+"""``logd serve``: one broker, or several of one machine, until it is told to stop.
 
 SIGTERM and SIGINT stop it cleanly: leadership handed over, everything synced, files closed.
 A second one, from somebody who will not wait, ends the process at once; what was acknowledged
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from logd.cli.broker_settings import broker_options, resolve_settings
+from logd.cli.options import IntegerType
 
 if TYPE_CHECKING:
     import trio
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from logd.ops.logging import LogLevel
 
 FORCED_EXIT_CODE = 1
+PROCESSES_MAX = 64
+"""Of one machine."""
 
 
 @click.command()
@@ -37,11 +40,21 @@ FORCED_EXIT_CODE = 1
     show_default=True,
     help="What less than this matters is not logged.",
 )
+@click.option(
+    "--processes",
+    type=IntegerType(1, PROCESSES_MAX),
+    help="Run so many brokers, which compute on as many cores.  They take ids and ports from those "
+    "given upwards, and directories in --data-dir.  Default: one broker, in --data-dir itself.",
+)
 @click.option("--exit-with-parent", is_flag=True, hidden=True)
 def serve(
-    config_file: Path | None, log_level: LogLevel, exit_with_parent: bool, **given: Any
+    config_file: Path | None,
+    log_level: LogLevel,
+    processes: int | None,
+    exit_with_parent: bool,
+    **given: Any,
 ) -> None:
-    """Run one broker in the foreground.
+    """Run one broker, or several, in the foreground.
 
     From --config FILE, from the other options, or both; `logd config show` says what they
     come to.
@@ -50,14 +63,27 @@ def serve(
     from logd.ops.logging import configure_logging
 
     config = resolve_settings(config_file, given).config
-    events = RecentEvents()
-    configure_logging(log_level, on_event=events.feed)
     if not config.failure_domain:
         config = dataclasses.replace(config, failure_domain=socket.gethostname())
+    facts: dict[str, object] = {}
+    if processes is not None:
+        config = _one_of_several(config, processes)
+        exit_with_parent = True
+        facts = {"broker": config.node_id}
+    events = RecentEvents()
+    configure_logging(log_level, on_event=events.feed, facts=facts)
 
     import trio
 
     trio.run(_serve, config, events, exit_with_parent)
+
+
+def _one_of_several(config: BrokerConfig, processes: int) -> BrokerConfig:
+    """Returns in each broker's process, with what that is configured with."""
+    from logd.cli.machine import Supervisor, configurations
+
+    by_node = {one.node_id: one for one in configurations(config, processes)}
+    return by_node[Supervisor(list(by_node)).become_one()]
 
 
 async def _serve(config: BrokerConfig, events: RecentEvents, exit_with_parent: bool) -> None:

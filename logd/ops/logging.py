@@ -25,10 +25,13 @@ def configure_logging(
     level: LogLevel,
     stream: TextIO | None = None,
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
+    facts: Mapping[str, object] | None = None,
 ) -> None:
     """Send every event of ``level`` or above to ``stream`` (default: stderr).
 
-    ``on_event`` is told of every event of level info or above, also where the log is quieter.
+    Args:
+        on_event: told of every event of level info or above, also where the log is quieter.
+        facts: stand in every line.
     """
     stream = sys.stderr if stream is None else stream
     threshold: int = getattr(logging, level.upper())
@@ -39,6 +42,7 @@ def configure_logging(
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *tellers,
+            *([_Facts(facts)] if facts else []),
             *(_for_a_person() if stream.isatty() else _for_programs()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
@@ -75,6 +79,19 @@ class _Teller:
             self._on_event(event)
         if level < self._threshold:
             raise structlog.DropEvent
+        return event
+
+
+class _Facts:
+    """A processor that adds the same to every event."""
+
+    def __init__(self, facts: Mapping[str, object]) -> None:
+        self._facts = facts
+
+    def __call__(
+        self, logger: object, method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        event.update(self._facts)
         return event
 
 

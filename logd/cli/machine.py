@@ -1,0 +1,212 @@
+"""Several brokers of one machine: what each is configured with, and who looks after them.
+
+A broker computes on one core, so a machine with many runs several.  They are brokers like any
+others, each a process with a data directory, ports and an id of its own, except that they share
+a failure domain.  The process that was started runs none of them: it starts one that failed
+again, passes on that they are to stop, and none outlives it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from logd.cli.display import say
+from logd.config import PORT_MAX, BrokerConfig
+from logd.errors import UsageError
+from logd.storage.directory import META_NAME
+from logd.types import HostPort, NodeId
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+RESTART_AFTER_S: Final = 1.0
+"""A broker that failed is started again after this time, and after twice as long each time that
+it fails again, up to"""
+RESTART_AFTER_S_MAX: Final = 30.0
+RAN_WELL_S: Final = 60.0
+"""unless it had run for this long."""
+
+STANDARD_INPUT: Final = 0
+_HEEDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+
+
+# --- what each is configured with -------------------------------------------------------
+
+
+def configurations(config: BrokerConfig, processes: int) -> list[BrokerConfig]:
+    """One for each broker of this machine; ``config`` is that of the first.
+
+    The next ones have the next ids and the next ports, each a directory of its own in ``data_dir``.
+    Those that the ``cluster`` list names found the cluster, the others join it.
+
+    Raises:
+        UsageError: their ids or addresses are not theirs alone, or a broker lives in ``data_dir``.
+    """
+    if Path(config.data_dir, META_NAME).exists():
+        raise UsageError(
+            f"{config.data_dir} is the directory of one broker; of several each has its own in it: "
+            f"move what is there to {_directory(config, config.node_id)}"
+        )
+    found = [_configuration(config, at) for at in range(processes)]
+    taken: dict[int, tuple[NodeId, str]] = {}
+    for one in found:
+        for name in ("listen", "peer_listen", "http_listen"):
+            address: HostPort | None = getattr(one, name)
+            if address is None or address.port == 0:
+                continue
+            if address.port in taken:
+                other, its_name = taken[address.port]
+                raise UsageError(
+                    f"{processes} processes take ports from those given upwards: {address.port} "
+                    f"would be {its_name} of broker {other} and {name} of broker {one.node_id}"
+                )
+            taken[address.port] = (one.node_id, name)
+    return found
+
+
+def _configuration(config: BrokerConfig, at: int) -> BrokerConfig:
+    node = NodeId(config.node_id + at)
+    founds = node in config.cluster
+    if founds and config.cluster[node].host != config.peer_address.host:
+        raise UsageError(
+            f"broker {node} is to be one of this machine's, and the cluster list has it at "
+            f"{config.cluster[node]}, but broker {config.node_id} at {config.peer_address}"
+        )
+    return dataclasses.replace(
+        config,
+        node_id=node,
+        data_dir=_directory(config, node),
+        listen=_shifted(config.listen, at),
+        peer_listen=_shifted(config.peer_listen, at),
+        http_listen=None if config.http_listen is None else _shifted(config.http_listen, at),
+        advertise=None if config.advertise is None else _shifted(config.advertise, at),
+        cluster=config.cluster if founds else {},
+        join=config.join if founds or config.join else config.peer_address,
+    )
+
+
+def _directory(config: BrokerConfig, node: NodeId) -> str:
+    return str(Path(config.data_dir, f"broker-{node}"))
+
+
+def _shifted(address: HostPort, by: int) -> HostPort:
+    port = address.port and address.port + by
+    if port > PORT_MAX:
+        raise UsageError(f"a port is 0 to {PORT_MAX}; {address} and {by} more would be {port}")
+    return HostPort(address.host, port)
+
+
+# --- who looks after them ---------------------------------------------------------------
+
+
+class Supervisor:
+    """Runs one process per broker until it is told to stop, or none is left.
+
+    SIGTERM and SIGINT are passed on as SIGTERM, the second too, which ends a broker at once.  A
+    broker that fails is started again; one that ends by itself without failing is not.
+    """
+
+    def __init__(self, nodes: Sequence[NodeId]) -> None:
+        self._due: dict[NodeId, float] = dict.fromkeys(nodes, 0.0)
+        """Those that are to be started, and when."""
+        self._running: dict[int, NodeId] = {}
+        self._started_at: dict[NodeId, float] = {}
+        self._restart_after_s: dict[NodeId, float] = {}
+        self._is_stopping = False
+        self._has_failed = False
+        self._lifeline, self._lifeline_held = os.pipe()
+
+    def become_one(self) -> NodeId:
+        """Fork; returns in each child with the broker that it is to be.
+
+        The child's standard input ends when the parent does.  It leads a session of its own, so
+        that Ctrl-C reaches the parent alone.
+
+        Raises:
+            SystemExit: in the parent, once no broker is left; 1 if one of them had failed then.
+        """
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HEEDED)
+        # Without a handler a child's end would not be told.
+        before = signal.signal(signal.SIGCHLD, _ignore)
+        while self._due or self._running:
+            node = self._start_due()
+            if node is not None:
+                signal.signal(signal.SIGCHLD, before)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                return node
+            self._heed(signal.sigtimedwait(_HEEDED, self._wait_s()))
+        sys.exit(int(self._has_failed))
+
+    def _start_due(self) -> NodeId | None:
+        """Start those whose time has come.  Returns one in the child only."""
+        for node, at in list(self._due.items()):
+            if at > time.monotonic():
+                continue
+            del self._due[node]
+            sys.stdout.flush()
+            sys.stderr.flush()
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                os.dup2(self._lifeline, STANDARD_INPUT)
+                os.close(self._lifeline)
+                os.close(self._lifeline_held)
+                return node
+            self._running[pid] = node
+            self._started_at[node] = time.monotonic()
+        return None
+
+    def _wait_s(self) -> float:
+        if not self._due:
+            return RESTART_AFTER_S_MAX
+        return max(0.0, min(self._due.values()) - time.monotonic())
+
+    def _heed(self, news: signal.struct_siginfo | None) -> None:
+        if news is None:
+            return
+        if news.si_signo == signal.SIGCHLD:
+            self._note_ended()
+            return
+        self._is_stopping = True
+        self._due.clear()
+        for pid in self._running:
+            os.kill(pid, signal.SIGTERM)
+
+    def _note_ended(self) -> None:
+        """One signal may stand for several."""
+        for pid in list(self._running):
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found == 0:
+                continue
+            node = self._running.pop(pid)
+            code = os.waitstatus_to_exitcode(status)
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+            if self._is_stopping:
+                # It may not have come to listen for the signal yet.
+                if code not in (0, -signal.SIGTERM):
+                    self._has_failed = True
+                    say(f"logd: broker {node} {how}")
+            elif code == 0:
+                say(f"logd: broker {node} {how}")
+            else:
+                after_s = self._next_restart_s(node)
+                self._due[node] = time.monotonic() + after_s
+                say(f"logd: broker {node} {how} and is started again in {after_s:g} s")
+
+    def _next_restart_s(self, node: NodeId) -> float:
+        if time.monotonic() - self._started_at[node] >= RAN_WELL_S:
+            self._restart_after_s.pop(node, None)
+        after_s = self._restart_after_s.get(node, RESTART_AFTER_S)
+        self._restart_after_s[node] = min(2 * after_s, RESTART_AFTER_S_MAX)
+        return after_s
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass

@@ -1,0 +1,119 @@
+"""``logd serve --processes``: several brokers of one machine, looked after by one process."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from logd.cli.local_cluster import HOST, free_ports
+from tests.process.harness import POLL_S, logd_command, run_logd
+
+pytestmark = pytest.mark.process
+
+PATIENCE_S = 60.0
+BROKERS = 3
+
+
+class Machine(NamedTuple):
+    process: subprocess.Popen[bytes]
+    bootstrap: str
+    log: Path
+
+    def brokers(self) -> list[int]:
+        """Process ids of those that run."""
+        pid = self.process.pid
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+
+    def alive(self) -> int:
+        """How many brokers the cluster has and hears."""
+        listed = run_logd("broker", "list", "--output", "json", "--bootstrap", self.bootstrap)
+        if listed.returncode != 0:
+            return 0
+        return sum(broker["alive"] for broker in msgspec.json.decode(listed.stdout))
+
+    def said(self) -> list[str]:
+        """By whoever looks after the brokers."""
+        return [line for line in self.log.read_text().splitlines() if line.startswith("logd: ")]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < give_up
+        time.sleep(POLL_S)
+
+
+@contextmanager
+def machine(directory: Path, port: int) -> Iterator[Machine]:
+    """With all brokers up; stopped as an operator stops it."""
+    path = directory / "log"
+    with path.open("ab") as log:
+        process = subprocess.Popen(
+            logd_command(
+                *("serve", "--node-id", "1", "--data-dir", directory / "data"),
+                *("--listen", f"{HOST}:{port}", "--peer-listen", f"{HOST}:{port + BROKERS}"),
+                *("--processes", str(BROKERS)),
+            ),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    found = Machine(process, f"{HOST}:{port}", path)
+    try:
+        wait_until(lambda: found.alive() == BROKERS)
+        yield found
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=PATIENCE_S)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_a_broker_that_fails_is_started_again_and_none_outlives_who_looks_after_them(
+    tmp_path: Path,
+) -> None:
+    (port,) = free_ports(1, random.Random())
+    line = tmp_path / "line"
+    line.write_bytes(b"still here\n")
+    with machine(tmp_path, port) as first:
+        where = ("--bootstrap", first.bootstrap)
+        made = run_logd("topic", "create", "kept", "--replicas", str(BROKERS), *where)
+        assert made.returncode == 0, made.stderr
+        killed = first.brokers()[-1]
+
+        os.kill(killed, signal.SIGKILL)
+        appended = run_logd("produce", "kept", line, *where)
+
+        assert appended.returncode == 0, appended.stderr
+        wait_until(lambda: len(first.brokers()) == BROKERS and first.alive() == BROKERS)
+        assert killed not in first.brokers()
+        assert first.said() == ["logd: broker 3 was killed by signal 9 and is started again in 1 s"]
+        brokers = first.brokers()
+        first.process.kill()
+        wait_until(lambda: all(is_gone(pid) for pid in brokers))
+
+    with machine(tmp_path, port) as second:
+        where = ("--bootstrap", second.bootstrap)
+        read = run_logd("consume", "kept", "--from", "start", "--count", "1", *where)
+
+        assert read.stdout == b"still here\n"
+    assert second.process.returncode == 0
+    events = [line for line in second.log.read_text().splitlines() if line.startswith("{")]
+    assert {msgspec.json.decode(event)["broker"] for event in events} == {1, 2, 3}
