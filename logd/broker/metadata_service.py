@@ -295,6 +295,7 @@ class MetadataService:
         if self._group is None:
             raise UnavailableError("this broker is starting")
         command = avoiding(command, self.brokers_down(), self.state.feature_level)
+        command = self.state.counting(command)
         encoded = encode_command(command)
         now_ms = self._node.env.wall_clock_ms()
         batch = seal_opaque(encoded, kind=BatchKind.DATA, timestamp_ms=now_ms)

@@ -122,6 +122,9 @@ class AddPartitions(MetadataCommand, frozen=True, kw_only=True):
     """How many it shall have."""
     avoid: _Brokers = ()
     """As in ``CreateTopic``."""
+    replicas: int | None = None
+    """Of each new one, as the controller found it right when it proposed this; None: as many as
+    partition 0 has."""
 
 
 class DrainBroker(MetadataCommand, frozen=True, kw_only=True):

@@ -38,6 +38,7 @@ LEVELS: Final = {
     2: "durability=replicated",
     3: "coordination: sessions, locks, elections, groups, queues, and topics that ask for a fence",
     4: "new partitions on brokers that are alive, as long as there are enough of them",
+    5: "added partitions with as many replicas as most of their topic has",
 }
 """What came with each level, for people."""
 
@@ -51,6 +52,9 @@ COORDINATION_LEVEL: Final = 3
 AVOID_LEVEL: Final = 4
 """Commands that place replicas name the brokers that are down."""
 
+REPLICA_COUNT_LEVEL: Final = 5
+"""The command that adds partitions names how many replicas they get."""
+
 _LEVEL_BY_OPTION: Final = {
     ("durability", "replicated"): 2,
     ("fence", "required"): COORDINATION_LEVEL,
@@ -59,6 +63,7 @@ _LEVEL_BY_OPTION: Final = {
 
 assert sorted(LEVELS) == list(range(FEATURE_LEVEL_MIN, FEATURE_LEVEL + 1))
 assert {*_LEVEL_BY_OPTION.values(), COORDINATION_LEVEL, AVOID_LEVEL} <= LEVELS.keys()
+assert REPLICA_COUNT_LEVEL in LEVELS
 
 
 def registered_range(features: dict[str, int]) -> tuple[int, int]:
@@ -76,7 +81,8 @@ def level_of(command: Command) -> int:
         case CreateInternalTopic():
             return max(COORDINATION_LEVEL, _level_of_placing(command.avoid))
         case AddPartitions():
-            return _level_of_placing(command.avoid)
+            counted = FEATURE_LEVEL_MIN if command.replicas is None else REPLICA_COUNT_LEVEL
+            return max(counted, _level_of_placing(command.avoid))
         case RaiseFeatureLevel():
             return FEATURE_LEVEL_MIN  # Whoever does not know it supports no other level either.
         case _:

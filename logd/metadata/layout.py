@@ -168,6 +168,22 @@ class Layout:
         """The plan that is carried out, or else the last one."""
         return self._plan
 
+    def intended_replicas(self, topic: Topic) -> list[tuple[NodeId, ...]]:
+        """Where each partition of ``topic`` is, or goes by a move or by the running plan."""
+        planned = {}
+        if self._plan is not None and self._plan.state == "running":
+            planned = {
+                move.group: move.target
+                for move, state in zip(self._plan.moves, self._plan.states, strict=True)
+                if state == "pending"
+            }
+        return [
+            planned.get(placement.group, placement.replicas)
+            if placement.move is None or placement.move.is_cancelled
+            else placement.move.target
+            for placement in topic.partitions
+        ]
+
     @property
     def rebalance_settings(self) -> RebalanceSettings:
         return self._settings

@@ -20,6 +20,7 @@ M5  a move of the running plan is running if its partition is being moved.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -58,7 +59,7 @@ from logd.metadata.commands import (
     RaiseFeatureLevel,
     RegisterBroker,
 )
-from logd.metadata.features import check_level, registered_range
+from logd.metadata.features import REPLICA_COUNT_LEVEL, check_level, registered_range
 from logd.metadata.layout import Applied, Broker, PartitionPlacement, Topic
 from logd.metadata.moves import Plan, RebalanceSettings, RemovedBroker
 from logd.metadata.moving import (
@@ -210,6 +211,23 @@ class MetadataState(MovingState):
         check_option_names(command.config)
         parse_options(config)
         return msgspec.structs.replace(topic, config=config)
+
+    def counting(self, command: Command) -> Command:
+        """``command`` as the controller proposes it, who says how many replicas partitions get that
+        are added to a topic: as many as most of it has.
+
+        What is under way is taken as done, for its partitions differ while a topic is given more
+        replicas, or is rid of one that nobody can mend.  Of two counts that are as frequent the
+        greater one holds.  Brokers of an older version would take what partition 0 has.
+        """
+        if not isinstance(command, AddPartitions) or self._feature_level < REPLICA_COUNT_LEVEL:
+            return command
+        topic = self._topics.get(command.name)
+        if topic is None:
+            return command  # Which will be refused.
+        counts = Counter(len(replicas) for replicas in self.intended_replicas(topic))
+        usual = max(counts, key=lambda count: (counts[count], count))
+        return msgspec.structs.replace(command, replicas=usual)
 
     # --- commands -----------------------------------------------------------------------
 
@@ -440,7 +458,9 @@ class MetadataState(MovingState):
             )
         added = command.partitions - there
         self._check_partition_count(added)
-        replica_count = len(topic.partitions[0].replicas)
+        replica_count = command.replicas
+        if replica_count is None:
+            replica_count = len(topic.partitions[0].replicas)
         replica_lists = place(added, replica_count, self._placement_info(), command.avoid)
 
         new = self._number(topic.name, topic.topic_id, replica_lists, first=there)

@@ -12,6 +12,7 @@ import zstandard
 
 from logd.limits import FRAME_BYTES_MAX, KIB, MIB
 from logd.metadata.commands import (
+    AddPartitions,
     AllocateProducerIds,
     AlterTopic,
     Command,
@@ -332,6 +333,7 @@ def _commands() -> dict[str, bytes]:
         "create-avoiding": CreateTopic(
             name="t", partitions=3, now_ms=1, avoid=(NodeId(2), NodeId(2**40))
         ),
+        "add": AddPartitions(name="t", partitions=9, avoid=(NodeId(1),), replicas=2),
         "delete": DeleteTopic(name="t"),
         "alter": AlterTopic(name="t", config={"fence": None}),
         "allocate": AllocateProducerIds(node=NodeId(1), count=1000),

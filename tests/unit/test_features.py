@@ -113,6 +113,7 @@ def test_a_broker_that_does_not_support_the_level_is_not_let_in() -> None:
         (4, CreateTopic(name="t", partitions=1, now_ms=0, avoid=DOWN)),
         (4, CreateInternalTopic(name="__t", partitions=1, now_ms=0, avoid=DOWN)),
         (4, AddPartitions(name="t", partitions=2, avoid=DOWN)),
+        (5, AddPartitions(name="t", partitions=2, avoid=DOWN, replicas=3)),
     ],
 )
 def test_what_came_with_a_level_is_refused_below_it(level: int, command: Command) -> None:

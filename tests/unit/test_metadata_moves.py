@@ -383,6 +383,69 @@ def test_a_topic_gets_more_partitions_and_never_fewer() -> None:
             apply(state, AddPartitions(name="orders", partitions=count))
 
 
+def test_added_partitions_have_as_many_replicas_as_the_command_says_or_else_as_partition_0() -> (
+    None
+):
+    state = five_brokers(partitions=3)
+    apply(state, begin(1, 2))
+    apply(state, finish(1, 2))
+
+    apply(state, AddPartitions(name="orders", partitions=4))  # As logs have it from before.
+    apply(state, AddPartitions(name="orders", partitions=5, replicas=3))
+
+    assert [len(placement(state, group).replicas) for group in range(1, 6)] == [2, 3, 3, 2, 3]
+
+
+ADD = AddPartitions(name="orders", partitions=9)
+
+
+def replicas_of_added(state: MetadataState) -> int | None:
+    counted = state.counting(ADD)
+    assert isinstance(counted, AddPartitions)
+    return counted.replicas
+
+
+def test_the_controller_asks_for_as_many_replicas_as_most_partitions_have() -> None:
+    state = five_brokers(partitions=3)
+    assert replicas_of_added(state) == 3
+
+    apply(state, begin(1, 2))
+    apply(state, finish(1, 2))
+
+    assert replicas_of_added(state) == 3
+    apply(state, state.counting(ADD))
+    assert len(placement(state, 4).replicas) == 3
+
+
+def test_of_two_counts_that_are_as_frequent_the_controller_asks_for_the_greater() -> None:
+    state = five_brokers(partitions=2)
+    apply(state, begin(1, 2))
+    apply(state, finish(1, 2))
+
+    assert replicas_of_added(state) == 3
+
+
+def test_what_is_under_way_counts_as_done_when_replicas_are_counted() -> None:
+    state = five_brokers(partitions=3)
+    apply(state, start_plan(state, {1: (1, 2, 3, 4, 5), 2: (1, 2, 3, 4, 5)}))
+    assert replicas_of_added(state) == 5  # Before anything has begun.
+
+    apply(state, begin(1, 2, 3, 4, 5, plan_id=1))
+    assert replicas_of_added(state) == 5
+
+    apply(state, CancelPlan(plan_id=1, now_ms=4))
+    assert placement(state).move is not None  # It goes back.
+    assert replicas_of_added(state) == 3
+
+
+def test_replicas_are_counted_only_for_partitions_that_are_added_to_a_topic_that_is() -> None:
+    state = five_brokers()
+    unknown = AddPartitions(name="nowhere", partitions=2)
+
+    assert state.counting(unknown) == unknown
+    assert state.counting(create()) == create()
+
+
 def test_a_snapshot_holds_moves_plans_and_removed_brokers() -> None:
     state = five_brokers(partitions=2)
     apply(state, RemoveBroker(node=NodeId(5), now_ms=7))

@@ -19,14 +19,17 @@ from logd.errors import (
 )
 from logd.limits import FEATURE_LEVEL, MIB
 from logd.metadata.commands import (
+    AddPartitions,
     AllocateProducerIds,
+    BeginMove,
     Command,
     CreateTopic,
+    FinishMove,
     FormCluster,
     RegisterBroker,
     encode_command,
 )
-from logd.metadata.features import AVOID_LEVEL, LEVEL_MAX
+from logd.metadata.features import AVOID_LEVEL, LEVEL_MAX, REPLICA_COUNT_LEVEL
 from logd.metadata.state import ProducerIdBlock
 from logd.raft.messages import PeerDown
 from logd.replication.peer_protocol import Forward
@@ -305,6 +308,60 @@ def test_the_controller_says_who_is_down_once_the_cluster_is_at_the_level_for_it
             created = service.state.topic("t")
             assert created is not None
             assert {node for p in created.partitions for node in p.replicas} == expected
+            nursery.cancel_scope.cancel()
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [(REPLICA_COUNT_LEVEL - 1, [1, 2, 2, 1]), (REPLICA_COUNT_LEVEL, [1, 2, 2, 2])],
+    ids=["below", "at"],
+)
+def test_the_controller_says_how_many_replicas_added_partitions_get_from_the_level_on_that_has_it(
+    level: int, expected: list[int]
+) -> None:
+    commands: list[Command] = [msgspec.structs.replace(COMMAND, feature_level=level)]
+    commands += [
+        msgspec.structs.replace(
+            REGISTER,
+            node=node,
+            directory_id=DirectoryId(f"directory-{node}"),
+            features={LEVEL_MAX: FEATURE_LEVEL},
+        )
+        for node in (OURSELVES, SECOND)
+    ]
+
+    async def story() -> None:
+        async with (
+            open_replica(group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            service = await started(nursery, replica)
+            topic = CreateTopic(name="t", partitions=3, replicas=2, now_ms=0)
+            for command in [*commands, topic]:
+                await service.execute(command, timeout_ms=9_000, safe_to_repeat=False)
+            created = service.state.topic("t")
+            assert created is not None
+            smaller = created.partitions[0]
+            kept = smaller.replicas[:1]
+            changes: list[Command] = [
+                BeginMove(
+                    group=smaller.group,
+                    before=smaller.replicas,
+                    target=kept,
+                    reason="",
+                    now_ms=0,
+                ),
+                FinishMove(group=smaller.group, replicas=kept, now_ms=0),
+                AddPartitions(name="t", partitions=4),
+            ]
+            for command in changes:
+                await service.execute(command, timeout_ms=9_000, safe_to_repeat=False)
+
+            grown = service.state.topic("t")
+            assert grown is not None
+            assert [len(p.replicas) for p in grown.partitions] == expected
             nursery.cancel_scope.cancel()
 
     play(story)

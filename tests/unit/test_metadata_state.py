@@ -508,6 +508,14 @@ def test_the_bytes_of_a_command_that_names_brokers_to_avoid_never_change() -> No
     )
 
 
+def test_the_bytes_of_a_command_that_counts_replicas_never_change() -> None:
+    command = AddPartitions(name="t", partitions=2, replicas=3)
+
+    assert encode_command(command) == (
+        b"\x84\xa7command\xadAddPartitions\xa4name\xa1t\xaapartitions\x02\xa8replicas\x03"
+    )
+
+
 def test_a_command_that_names_more_brokers_than_there_can_be_is_refused() -> None:
     named = tuple(NodeId(NODE_ID_MAX - at) for at in range(BROKERS_MAX + 1))
 
