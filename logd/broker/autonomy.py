@@ -17,7 +17,7 @@ import trio
 
 from logd.broker import log_events
 from logd.broker.peer_reports import ask_peers, reader_of
-from logd.broker.plan_runner import BY_ITSELF, is_controller, skip_move
+from logd.broker.plan_runner import BY_ITSELF, is_controller, is_stuck, skip_move
 from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
 from logd.limits import PLAN_MOVES_AT_ONCE
@@ -175,7 +175,28 @@ class Autonomy:
                 notes.append(f"{told}; {found.text('are being rebuilt elsewhere')}")
             else:
                 notes.append(f"{told}; {found.text('are to be rebuilt elsewhere')}")
-        return notes + self._problems
+        return notes + self._stuck_notes() + self._problems
+
+    def _stuck_notes(self) -> list[str]:
+        """Moves that nobody can carry out nor take back, and what becomes of them."""
+        state = self._broker.metadata.state
+        stuck = [p for p in state.moving if is_stuck(self._broker, p)]
+        notes = []
+        for placement in stuck[:NAMED_MAX]:
+            assert placement.move is not None
+            down = [node for node in placement.holders if node in self._missing_since]
+            then = (
+                "plans go on without it, and it is taken back once there is a leader"
+                if placement.move.is_left
+                else "the other moves go on, and `logd rebalance cancel` does not wait for it"
+            )
+            notes.append(
+                f"{placement.name}, which moves to {', '.join(map(str, placement.move.target))}, "
+                f"has no leader, because broker {', '.join(map(str, down))} is missing: {then}"
+            )
+        if len(stuck) > NAMED_MAX:
+            notes.append(f"{len(stuck) - NAMED_MAX} more moves have no leader")
+        return notes
 
     # --- acting -------------------------------------------------------------------------------
 
@@ -186,7 +207,7 @@ class Autonomy:
         state = self._broker.metadata.state
         plan = state.plan
         is_under_way = plan is not None and not plan.is_over and not self._never_arrived(plan)
-        if is_under_way or state.moving:
+        if is_under_way or any(p.move is not None and not p.move.is_left for p in state.moving):
             return
         now = trio.current_time()
         if now < self._not_before:
@@ -236,14 +257,17 @@ class Autonomy:
                 await self._even_out()
 
     async def _give_up_moves_to(self, lost: list[NodeId]) -> None:
-        """A newcomer that does not come back would be waited for for ever, and so would one that
-        is to stay where the target has no majority without it."""
+        """A newcomer that does not come back would be waited for for ever, and so would others
+        without which the old replicas, or the target, have no majority."""
         for placement in self._broker.metadata.state.moving:
             move = placement.move
             assert move is not None
-            gone = [node for node in move.target if node in lost]
-            has_newcomer = any(node not in placement.replicas for node in gone)
-            is_hopeless = has_newcomer or not is_majority_alive(move.target, gone)
+            gone = [node for node in placement.holders if node in lost]
+            is_hopeless = (
+                any(node not in placement.replicas for node in gone)
+                or not is_majority_alive(placement.replicas, gone)
+                or not is_majority_alive(move.target, gone)
+            )
             if is_hopeless and not move.is_cancelled:
                 log.warning(
                     log_events.MOVE_SKIPPED,
@@ -296,6 +320,9 @@ class Autonomy:
         )
         moves = self._with_room(plan, partitions, loads.free)
         problems = _problems_of(plan, len(plan.moves) - len(moves))
+        left = [p for p in self._broker.metadata.state.moving if p.group in groups]
+        if left:
+            problems.append(f"an earlier move has not been taken back yet of {len(left)}")
         if problems:
             self._problems.append(f"{purpose}, {len(groups)} partitions: {'; '.join(problems)}")
             self._not_before = trio.current_time() + TRY_AGAIN_S
@@ -360,6 +387,7 @@ class Autonomy:
             )
             for topic in state.topics
             for placement in topic.partitions
+            if placement.move is None  # Else an earlier plan has left it behind.
         ]
         brokers = [
             BrokerLoad(

@@ -203,7 +203,7 @@ class Mover:
                 group.feeder.limit_catch_up(node, None)
 
     async def _refill(self) -> None:
-        """Share the throttle: each leader takes what its part of all moves is."""
+        """Share the throttle: each leader takes what its part of all moves is that are led."""
         before = trio.current_time()
         while True:
             if not self._budgets:
@@ -219,7 +219,8 @@ class Mover:
 
     def _refill_all(self, elapsed_s: float) -> None:
         state = self._broker.metadata.state
-        moving = max(len(state.moving), len(self._budgets))
+        led = sum(self._broker.node.leader_of(p.group)[0] is not None for p in state.moving)
+        moving = max(led, len(self._budgets))
         rate = state.rebalance_settings.throttle_bytes_per_s * len(self._budgets) / moving
         groups = self._broker.node.groups
         hungry = [

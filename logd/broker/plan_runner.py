@@ -6,6 +6,10 @@ the last one was lost.
 
 A move whose partition has no majority of its replicas alive is not begun: nobody leads it, so
 nobody could carry the move out, nor take it back when the plan is cancelled.
+
+One that loses its majority while it is under way waits for it, and counts no more among those that
+are under way at once: the others go on.  Once it is cancelled the plan does not wait for it either;
+whoever will lead the partition takes it back.
 """
 
 from __future__ import annotations
@@ -18,12 +22,15 @@ import trio
 from logd.broker import log_events
 from logd.errors import LogdError, RefusedError
 from logd.metadata.commands import BeginMove, SkipMove
+from logd.metadata.features import LEAVING_LEVEL
 from logd.metadata.rebalance.cluster import is_majority_alive
 from logd.types import METADATA_GROUP
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
+    from logd.metadata.layout import PartitionPlacement
     from logd.metadata.moves import Plan, PlannedMove
+    from logd.types import GroupId
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +45,8 @@ async def run_plans(broker: Broker) -> None:
     """Look at the plan whenever the metadata changes, until cancelled."""
     while True:
         plan = broker.metadata.state.plan
-        if plan is not None and plan.state == "running" and is_controller(broker):
+        if plan is not None and not plan.is_over and is_controller(broker):
+            await _leave_some(broker, plan)
             await _begin_some(broker, plan)
         with trio.move_on_after(LOOK_AGAIN_S):
             await broker.metadata.changed()
@@ -49,27 +57,62 @@ def is_controller(broker: Broker) -> bool:
     return group is not None and group.is_ready
 
 
-async def _begin_some(broker: Broker, plan: Plan) -> None:
-    state = broker.metadata.state
-    room = state.rebalance_settings.concurrency - plan.count("running")
+def is_stuck(broker: Broker, placement: PartitionPlacement) -> bool:
+    """Whether a move waits for brokers to return: nobody leads the partition, nor can."""
+    assert placement.move is not None
+    if broker.node.leader_of(placement.group)[0] is not None:
+        return False
     down = broker.metadata.brokers_down()
-    for move, progress in zip(plan.moves, plan.states, strict=True):
-        if room <= 0 or not _goes_on(broker, plan):
+    sides = (placement.replicas, placement.move.target)
+    return not all(is_majority_alive(side, down) for side in sides)
+
+
+async def _leave_some(broker: Broker, plan: Plan) -> None:
+    """Leave behind the moves of ``plan`` that were cancelled and that nobody can take back."""
+    state = broker.metadata.state
+    if state.feature_level < LEAVING_LEVEL:
+        return
+    for placement in state.moving:
+        move = placement.move
+        assert move is not None
+        is_waited_for = move.is_cancelled and move.plan_id == plan.plan_id
+        if is_waited_for and is_stuck(broker, placement):
+            log.warning(
+                log_events.MOVE_LEFT, partition=str(placement.name), target=list(move.target)
+            )
+            await _skip(broker, plan, placement.group, is_begun=True)
+
+
+async def _begin_some(broker: Broker, plan: Plan) -> None:
+    down = broker.metadata.brokers_down()
+    for at, move in enumerate(plan.moves):
+        now = _running(broker, plan)
+        if now is None:
             return
-        if progress != "pending" or not is_majority_alive(move.before, down):
+        if now.states[at] != "pending" or not is_majority_alive(move.before, down):
             continue
-        if await _is_begun(broker, plan, move):
-            room -= 1
+        if not _has_room(broker):
+            return
+        await _begin(broker, plan, move)
 
 
-def _goes_on(broker: Broker, plan: Plan) -> bool:
-    """Whether nobody has cancelled ``plan`` since it was looked at."""
-    current = broker.metadata.state.plan
-    return current is not None and current.plan_id == plan.plan_id and current.state == "running"
+def _has_room(broker: Broker) -> bool:
+    """Whether another move may be under way."""
+    state = broker.metadata.state
+    moving = [p for p in state.moving if p.move is not None and p.move.plan_id is not None]
+    count = sum(not is_stuck(broker, placement) for placement in moving)
+    return count < state.rebalance_settings.concurrency
 
 
-async def _is_begun(broker: Broker, plan: Plan, move: PlannedMove) -> bool:
-    """Begin a move; False if it could not be begun (yet)."""
+def _running(broker: Broker, plan: Plan) -> Plan | None:
+    """``plan`` as it is now; None: it does not run (any more), perhaps because it was cancelled."""
+    now = broker.metadata.state.plan
+    goes_on = now is not None and now.plan_id == plan.plan_id and now.state == "running"
+    return now if goes_on else None
+
+
+async def _begin(broker: Broker, plan: Plan, move: PlannedMove) -> None:
+    """Begin a move, if it can be begun (yet)."""
     command = BeginMove(
         group=move.group,
         before=move.before,
@@ -82,20 +125,23 @@ async def _is_begun(broker: Broker, plan: Plan, move: PlannedMove) -> bool:
         await broker.metadata.execute(command, timeout_ms=COMMAND_TIMEOUT_MS, safe_to_repeat=True)
     except RefusedError as error:
         await skip_move(broker, plan, move, str(error))
-        return False
     except LogdError as error:
         # A copy that has not been cleared away, or no majority: it is tried again.
         log.info(log_events.MOVE_WAITS, group=move.group, reason=str(error))
-        return False
-    return True
 
 
 async def skip_move(broker: Broker, plan: Plan, move: PlannedMove, reason: str) -> None:
     """Leave a pending move out, so that its plan can come to its end; tried again if that fails."""
-    if not _goes_on(broker, plan):
+    if _running(broker, plan) is None:
         return  # Cancelled meanwhile, which may be why it was refused.
     log.warning(log_events.MOVE_SKIPPED, group=move.group, reason=reason)
-    command = SkipMove(plan_id=plan.plan_id, group=move.group, now_ms=broker.env.wall_clock_ms())
+    await _skip(broker, plan, move.group, is_begun=False)
+
+
+async def _skip(broker: Broker, plan: Plan, group: GroupId, *, is_begun: bool) -> None:
+    command = SkipMove(
+        plan_id=plan.plan_id, group=group, now_ms=broker.env.wall_clock_ms(), is_begun=is_begun
+    )
     try:
         await broker.metadata.execute(command, timeout_ms=COMMAND_TIMEOUT_MS, safe_to_repeat=True)
     except LogdError as error:

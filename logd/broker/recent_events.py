@@ -68,6 +68,9 @@ SENTENCES: Final[dict[str, Sentence]] = {
         "has moved {count} partitions, the last {partition} to {replicas}",
     ),
     broker_events.MOVE_SKIPPED: Sentence("gives up a move of {partition}: {reason}"),
+    broker_events.MOVE_LEFT: Sentence(
+        "waits no longer for the cancelled move of {partition} to {target}: nobody leads it"
+    ),
     broker_events.PLAN_STARTED: Sentence("starts a plan of {moves} moves by itself: {reason}"),
     broker_events.FEATURE_LEVEL_RAISED: Sentence("has raised the feature level to {feature_level}"),
     broker_events.METADATA_VOTER_REPLACED: Sentence(

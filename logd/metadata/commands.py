@@ -198,6 +198,8 @@ class SkipMove(MetadataCommand, frozen=True, kw_only=True):
     plan_id: int
     group: GroupId
     now_ms: int
+    is_begun: bool = False
+    """It is under way, and was cancelled; nobody leads its partition, who could take it back."""
 
 
 class RaiseFeatureLevel(MetadataCommand, frozen=True, kw_only=True):

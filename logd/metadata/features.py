@@ -30,6 +30,7 @@ from logd.metadata.commands import (
     CreateInternalTopic,
     CreateTopic,
     RaiseFeatureLevel,
+    SkipMove,
 )
 from logd.types import NodeId
 
@@ -38,7 +39,7 @@ LEVELS: Final = {
     2: "durability=replicated",
     3: "coordination: sessions, locks, elections, groups, queues, and topics that ask for a fence",
     4: "new partitions on brokers that are alive, as long as there are enough of them",
-    5: "added partitions with as many replicas as most of their topic has",
+    5: "as many replicas for added partitions as most have; plans that leave behind what is stuck",
 }
 """What came with each level, for people."""
 
@@ -55,6 +56,9 @@ AVOID_LEVEL: Final = 4
 REPLICA_COUNT_LEVEL: Final = 5
 """The command that adds partitions names how many replicas they get."""
 
+LEAVING_LEVEL: Final = 5
+"""A plan may leave behind a move that has begun."""
+
 _LEVEL_BY_OPTION: Final = {
     ("durability", "replicated"): 2,
     ("fence", "required"): COORDINATION_LEVEL,
@@ -63,7 +67,7 @@ _LEVEL_BY_OPTION: Final = {
 
 assert sorted(LEVELS) == list(range(FEATURE_LEVEL_MIN, FEATURE_LEVEL + 1))
 assert {*_LEVEL_BY_OPTION.values(), COORDINATION_LEVEL, AVOID_LEVEL} <= LEVELS.keys()
-assert REPLICA_COUNT_LEVEL in LEVELS
+assert {REPLICA_COUNT_LEVEL, LEAVING_LEVEL} <= LEVELS.keys()
 
 
 def registered_range(features: dict[str, int]) -> tuple[int, int]:
@@ -83,6 +87,8 @@ def level_of(command: Command) -> int:
         case AddPartitions():
             counted = FEATURE_LEVEL_MIN if command.replicas is None else REPLICA_COUNT_LEVEL
             return max(counted, _level_of_placing(command.avoid))
+        case SkipMove():
+            return LEAVING_LEVEL if command.is_begun else FEATURE_LEVEL_MIN
         case RaiseFeatureLevel():
             return FEATURE_LEVEL_MIN  # Whoever does not know it supports no other level either.
         case _:

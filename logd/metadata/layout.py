@@ -155,7 +155,7 @@ class Layout:
 
     @property
     def moving(self) -> tuple[PartitionPlacement, ...]:
-        """The partitions that are being moved, by group id."""
+        """The partitions that are being moved, by group id; also those that plans left behind."""
         return tuple(self._moving[group] for group in sorted(self._moving))
 
     def leaving(self, node: NodeId) -> tuple[PartitionPlacement, ...]:

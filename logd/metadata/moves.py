@@ -47,6 +47,9 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     """It goes back to where it was, unless it has arrived."""
     begun_ms: int
     plan_id: int | None = None
+    is_left: bool = False
+    """Cancelled, and its plan has gone on without it: nobody leads the partition, who could take it
+    back.  Whoever will lead it does."""
 
 
 class PlannedMove(msgspec.Struct, frozen=True, array_like=True):

@@ -238,9 +238,10 @@ class MovingState(Layout):
                 f"{plan.count('done')} of {plan.move_count} moves are done: wait for it, "
                 "or cancel it"
             )
-        if self._moving:
-            names = ", ".join(str(p.name) for p in self.moving[:3])
-            raise RebalanceConflictError(f"{len(self._moving)} moves are under way: {names}")
+        under_way = [p for p in self.moving if p.move is not None and not p.move.is_left]
+        if under_way:
+            names = ", ".join(str(p.name) for p in under_way[:3])
+            raise RebalanceConflictError(f"{len(under_way)} moves are under way: {names}")
         if not 0 < len(command.token) <= REASON_CHARACTERS_MAX:
             raise InvalidRequestError("a plan has a token")
         if len(command.purpose) > REASON_CHARACTERS_MAX:
@@ -327,6 +328,11 @@ class MovingState(Layout):
         if under_way is not None:
             if under_way.target == command.target and under_way.plan_id == command.plan_id:
                 return PlacementChanged(placements=(placement,))
+            if under_way.is_left:
+                raise RebalanceConflictError(
+                    f"an earlier move of {placement.name} to {_listed(under_way.target)} has not "
+                    "been taken back yet: nobody leads it"
+                )
             raise RebalanceConflictError(
                 f"{placement.name} is being moved to {_listed(under_way.target)} already"
             )
@@ -454,7 +460,18 @@ class MovingState(Layout):
 
         if plan.states[at] == "pending":
             self._plan = plan = with_state(plan, at, "skipped", command.now_ms)
+        elif plan.states[at] == "running" and command.is_begun:
+            self._mark_left(self._placements[command.group])
+            self._plan = plan = with_state(plan, at, "cancelled", command.now_ms)
         return PlanChanged(plan=plan)
+
+    def _mark_left(self, placement: PartitionPlacement) -> None:
+        move = placement.move
+        assert move is not None
+        if not move.is_cancelled:
+            raise InvalidRequestError(f"the move of {placement.name} was not cancelled")
+        move = msgspec.structs.replace(move, is_left=True, plan_id=None)
+        self._replace_placement(msgspec.structs.replace(placement, move=move))
 
     def _skip_deleted(self, topic: Topic) -> None:
         """The partitions of ``topic`` are gone, and with them what was planned for them."""

@@ -6,8 +6,10 @@ exactly once and in order, and what is left on the disks is what the metadata sa
 
 from __future__ import annotations
 
+import contextlib
 import random
 
+import msgspec
 import pytest
 import trio
 from structlog.testing import capture_logs
@@ -15,7 +17,7 @@ from structlog.testing import capture_logs
 from logd.broker import log_events
 from logd.broker.autonomy import Autonomy
 from logd.cli.plans import move_plan, start_plan
-from logd.errors import UnavailableError
+from logd.errors import LogdError, UnavailableError
 from logd.limits import NAME_CHARACTERS_MAX
 from logd.metadata.commands import StartPlan
 from logd.metadata.moves import REASON_CHARACTERS_MAX, PlannedMove
@@ -25,6 +27,7 @@ from logd_client import Client
 from tests.sim.cluster import SimCluster
 from tests.sim.moves import (
     PARTITIONS,
+    TOPIC,
     check,
     ended,
     partitions_of,
@@ -293,6 +296,111 @@ def test_a_move_that_cannot_begin_before_a_lost_broker_returns_keeps_no_other_wa
 
         assert replaced.purpose.startswith(f"by itself: replace broker {dead}, missing")
         assert all(dead not in p.replicas for p in await partitions_of(client))
+
+    play(story, replace_after_ms=8_000)
+
+
+async def begin_what_gets_stuck(
+    cluster: SimCluster, client: Client
+) -> tuple[list[int], list[NodeId], list[PlannedMoveInfo]]:
+    """Crash two of three replicas of a partition that is under way, with another move behind it.
+
+    Returns:
+        Where the partition was, who crashed, and the moves of the plan.
+    """
+    await client.admin.set_rebalancing(throttle_bytes_per_s=64 * 1024, concurrency=1)
+    stuck = (await partitions_of(client))[0]
+    async with client.producer(TOPIC) as producer:
+        for _ in range(50):
+            await producer.append(bytes(20_000), partition=0)
+    newcomer = min(set(range(1, 6)) - set(stuck.replicas))
+    dead = [NodeId(node) for node in stuck.replicas[1:]]
+    alone = await client.admin.create_topic("alone", partitions=5, replicas=1)
+    other = next(p for p in alone.partitions if p.replicas[0] not in dead)
+    moves = [
+        PlannedMoveInfo(
+            group=p.group,
+            before=p.replicas,
+            target=[*p.replicas[:-1], target],
+            reason="test",
+        )
+        for p, target in (
+            (stuck, newcomer),
+            (other, stuck.replicas[0] if other.replicas == [newcomer] else newcomer),
+        )
+    ]
+    version = (await client.admin.describe_rebalance()).layout_version
+    await client.admin.start_plan("test", version, moves)
+    with trio.fail_after(5):
+        while await states_of(client) != ["running", "pending"]:
+            await trio.sleep(0.05)
+    for node in dead:
+        await cluster.nodes[node].crash(power=False)
+    return stuck.replicas, dead, moves
+
+
+async def states_of(client: Client) -> list[str]:
+    with contextlib.suppress(LogdError):
+        plan = (await client.admin.describe_rebalance()).plan
+        return [move.state for move in plan.moves] if plan is not None else []
+    return []
+
+
+def test_a_move_that_loses_its_majority_keeps_neither_other_moves_nor_other_plans_waiting() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        before, dead, moves = await begin_what_gets_stuck(cluster, client)
+        with trio.fail_after(30):
+            while await states_of(client) != ["running", "done"]:
+                await trio.sleep(0.1)
+        await trio.sleep(1)
+        note = next(n for n in await notes_of(client) if n.startswith(f"{TOPIC}/0, which moves to"))
+        assert f"no leader, because broker {', '.join(map(str, sorted(dead)))} is missing" in note
+
+        plan = (await client.admin.describe_rebalance()).plan
+        assert plan is not None
+        await client.admin.cancel_plan(plan.plan_id)
+        with trio.fail_after(10):
+            assert [move.state for move in (await ended(client)).moves] == ["cancelled", "done"]
+        back = msgspec.structs.replace(moves[1], before=moves[1].target, target=moves[1].before)
+        version = (await client.admin.describe_rebalance()).layout_version
+        with trio.fail_after(30):
+            other = await client.admin.start_plan("test", version, [back])
+            while (now := await ended(client)).plan_id != other:
+                await trio.sleep(0.1)
+        assert now.state == "done"
+        assert any("is taken back once there is a leader" in n for n in await notes_of(client))
+
+        for node in dead:
+            cluster.nodes[node].start()
+        with trio.fail_after(60):
+            while await notes_of(client):
+                await trio.sleep(0.5)
+        assert (await partitions_of(client))[0].replicas == before
+        await client.admin.delete_topic("alone")
+        await check(cluster, client)
+
+    play(story)
+
+
+def test_the_cluster_goes_on_by_itself_without_a_move_that_has_lost_its_majority() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        before, dead, _ = await begin_what_gets_stuck(cluster, client)
+
+        with trio.fail_after(120):
+            while "replace" not in (replaced := await ended(client)).purpose:
+                await trio.sleep(1)
+        assert replaced.state == "done"
+        await trio.sleep(40)
+        assert (await client.admin.describe_rebalance()).plan == replaced  # Not again and again.
+
+        for node in dead:
+            cluster.nodes[node].start()
+        with trio.fail_after(60):
+            while await notes_of(client):
+                await trio.sleep(0.5)
+        assert (await partitions_of(client))[0].replicas == before
+        await client.admin.delete_topic("alone")
+        await check(cluster, client)
 
     play(story, replace_after_ms=8_000)
 

@@ -15,12 +15,13 @@ from logd.metadata.commands import (
     FormCluster,
     RaiseFeatureLevel,
     RegisterBroker,
+    SkipMove,
     decode_command,
     encode_command,
 )
 from logd.metadata.features import LEVEL_MAX, LEVEL_MIN, avoiding, level_of
 from logd.metadata.state import FeatureLevelRaised, MetadataState
-from logd.types import DirectoryId, NodeId, Offset
+from logd.types import DirectoryId, GroupId, NodeId, Offset
 
 REPLICATED = CreateTopic(name="t", partitions=1, config={"durability": "replicated"}, now_ms=0)
 FENCED = CreateTopic(name="t", partitions=1, config={"fence": "required"}, now_ms=0)
@@ -114,6 +115,7 @@ def test_a_broker_that_does_not_support_the_level_is_not_let_in() -> None:
         (4, CreateInternalTopic(name="__t", partitions=1, now_ms=0, avoid=DOWN)),
         (4, AddPartitions(name="t", partitions=2, avoid=DOWN)),
         (5, AddPartitions(name="t", partitions=2, avoid=DOWN, replicas=3)),
+        (5, SkipMove(plan_id=1, group=GroupId(1), now_ms=0, is_begun=True)),
     ],
 )
 def test_what_came_with_a_level_is_refused_below_it(level: int, command: Command) -> None:

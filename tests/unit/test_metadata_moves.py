@@ -275,6 +275,73 @@ def test_a_cancelled_plan_begins_nothing_and_waits_for_what_is_under_way() -> No
     assert plan_of(state).state == "cancelled"
 
 
+def left_behind() -> MetadataState:
+    """Plan 1 was cancelled, and has ended without the move of its first partition."""
+    state = five_brokers(partitions=2)
+    apply(state, start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)}))
+    apply(state, begin(1, 2, 4, plan_id=1))
+    apply(state, CancelPlan(plan_id=1, now_ms=8))
+    apply(state, SkipMove(plan_id=1, group=GROUP, now_ms=9, is_begun=True))
+    return state
+
+
+def test_a_plan_can_end_without_a_move_that_was_cancelled_and_that_nobody_can_take_back() -> None:
+    state = left_behind()
+
+    assert plan_of(state).states == ("cancelled", "cancelled")
+    assert (plan_of(state).state, plan_of(state).ended_ms) == ("cancelled", 9)
+    move = placement(state).move
+    assert move is not None
+    assert (move.is_cancelled, move.is_left, move.plan_id) == (True, True, None)
+    assert placement(state).holders == (1, 2, 3, 4)
+    state.check_invariants()
+    assert MetadataState.restore(state.snapshot()).placement(GROUP) == placement(state)
+
+
+def test_what_was_left_behind_keeps_no_other_plan_waiting_but_is_not_moved_again() -> None:
+    state = left_behind()
+    again: dict[int, tuple[int, ...]] = {1: (1, 2, 5), 2: (5, 1, 3)}
+
+    apply(state, start_plan(state, again, token="other"))
+    state.check_invariants()
+    with pytest.raises(RebalanceConflictError, match=r"orders/0 to 1,2,4 has not been taken back"):
+        apply(state, begin(1, 2, 5, plan_id=2))
+    apply(state, SkipMove(plan_id=2, group=GROUP, now_ms=10))
+    apply(state, begin(5, 1, 3, group=GroupId(2), before=placement(state, 2).replicas, plan_id=2))
+    apply(state, finish(5, 1, 3, group=2))
+    state.check_invariants()
+
+    assert plan_of(state).states == ("skipped", "done")
+    assert plan_of(state).state == "done"
+
+
+@pytest.mark.parametrize("replicas", [(1, 2, 3), (1, 2, 4)], ids=["back", "arrived"])
+def test_what_was_left_behind_ends_like_any_move_that_was_cancelled(
+    replicas: tuple[int, ...],
+) -> None:
+    state = left_behind()
+    plan = plan_of(state)
+
+    apply(state, finish(*replicas))
+
+    assert placement(state).replicas == replicas
+    assert placement(state).move is None
+    assert plan_of(state) == plan
+    state.check_invariants()
+
+
+def test_a_move_that_was_not_cancelled_is_not_left_behind() -> None:
+    state = five_brokers()
+    apply(state, start_plan(state, {1: (1, 2, 4)}))
+    apply(state, begin(1, 2, 4, plan_id=1))
+
+    with pytest.raises(InvalidRequestError, match="was not cancelled"):
+        apply(state, SkipMove(plan_id=1, group=GROUP, now_ms=9, is_begun=True))
+    apply(state, SkipMove(plan_id=1, group=GROUP, now_ms=9))
+
+    assert plan_of(state).states == ("running",)
+
+
 def test_two_plans_at_once_are_refused_and_asking_twice_is_not_two_plans() -> None:
     state = five_brokers(partitions=2)
     first = start_plan(state, {1: (1, 2, 4)})
