@@ -91,9 +91,8 @@ async def _begin_some(broker: Broker, plan: Plan) -> None:
             return
         if now.states[at] != "pending" or not is_majority_alive(move.before, down):
             continue
-        if not _has_room(broker):
+        if not _has_room(broker) or not await _is_judged(broker, plan, move):
             return
-        await _begin(broker, plan, move)
 
 
 def _has_room(broker: Broker) -> bool:
@@ -111,8 +110,12 @@ def _running(broker: Broker, plan: Plan) -> Plan | None:
     return now if goes_on else None
 
 
-async def _begin(broker: Broker, plan: Plan, move: PlannedMove) -> None:
-    """Begin a move, if it can be begun (yet)."""
+async def _is_judged(broker: Broker, plan: Plan, move: PlannedMove) -> bool:
+    """Begin a move, if it can be begun (yet); False if it is not known what came of that.
+
+    It may be under way then, or be so before long, though it does not count among those that are.
+    So no other is begun before this one has been asked for again.
+    """
     command = BeginMove(
         group=move.group,
         before=move.before,
@@ -128,6 +131,8 @@ async def _begin(broker: Broker, plan: Plan, move: PlannedMove) -> None:
     except LogdError as error:
         # A copy that has not been cleared away, or no majority: it is tried again.
         log.info(log_events.MOVE_WAITS, group=move.group, reason=str(error))
+        return not error.may_have_applied
+    return True
 
 
 async def skip_move(broker: Broker, plan: Plan, move: PlannedMove, reason: str) -> None:

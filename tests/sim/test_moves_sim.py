@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,9 +18,9 @@ from structlog.testing import capture_logs
 from logd.broker import log_events
 from logd.broker.autonomy import Autonomy
 from logd.cli.plans import move_plan, start_plan
-from logd.errors import LogdError, UnavailableError
+from logd.errors import LogdError, RequestTimeoutError, UnavailableError
 from logd.limits import NAME_CHARACTERS_MAX
-from logd.metadata.commands import StartPlan
+from logd.metadata.commands import BeginMove, Command, StartPlan
 from logd.metadata.moves import REASON_CHARACTERS_MAX, PlannedMove
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import PlannedMoveInfo
@@ -143,6 +144,51 @@ def test_of_a_plan_that_was_cancelled_no_further_moves_are_tried() -> None:
 
         refused = {e["offset"] for e in logs if e["event"] == log_events.METADATA_REFUSED}
         assert len(refused) <= 1  # The one that was under way.
+
+    play(story)
+
+
+def test_a_move_that_may_have_begun_holds_its_place_among_those_under_way() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        controller = cluster.leader_of(METADATA_GROUP)
+        assert controller is not None
+        assert controller.broker is not None
+        metadata = controller.broker.metadata
+        execute = metadata.execute
+        most = 0
+
+        async def execute_in_time(command: Command, **arguments: Any) -> object:
+            """A move is begun, and whoever began it does not hear of it in time."""
+            if not isinstance(command, BeginMove):
+                return await execute(command, **arguments)
+
+            async def take_long() -> None:
+                await trio.sleep(1)
+                with contextlib.suppress(LogdError):
+                    await execute(command, **arguments)
+
+            nursery.start_soon(take_long)
+            raise RequestTimeoutError("not known to be committed")
+
+        async def watch() -> None:
+            nonlocal most
+            while True:
+                most = max(most, len(metadata.state.moving))
+                await metadata.changed()
+
+        targets = {
+            at: rotated(partition.replicas, 2)
+            for at, partition in enumerate(await partitions_of(client))
+        }
+        await client.admin.set_rebalancing(concurrency=1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            metadata.execute = execute_in_time  # type: ignore[method-assign]
+            await start(client, targets)
+            assert (await ended(client)).state == "done"
+            nursery.cancel_scope.cancel()
+
+        assert most == 1
 
     play(story)
 
