@@ -293,6 +293,7 @@ class Group:
         before = (self.core.leader, self.core.term)
         output = self.core.step(event, self._host.now_ms())
         if before != (self.core.leader, self.core.term):
+            self.intake.on_leader_changed()
             self._host.leader_learnt(self)
             if self.leadership.awaits_successor and self.core.leader is not None:
                 self.leadership.end_wait()
@@ -552,6 +553,7 @@ class Group:
         for answer in unanswered:
             answer(self.leadership.not_leader())
         self._held_news.clear()
+        self.intake.stop()
         self.checkpoints.forget()
         self._host.set_deadline(self, None)
 

@@ -138,6 +138,13 @@ class SnapshotAssembly:
             )
         return decode_snapshot(received)
 
+    def forget_all_but(self, source: NodeId | None, term: Term) -> None:
+        """Let go of what has arrived, unless ``source`` sent it as leader of ``term``."""
+        if self._first is not None:
+            sender, first = self._first
+            if (sender, first.term) != (source, term):
+                self.forget()
+
     def forget(self) -> None:
         """Let go of what has arrived."""
         self._first = None

@@ -1,8 +1,10 @@
 """Takes the state that a leader ships, and puts it in the place of the log that is here.
 
-The chunks are put together as they come.  Whether the whole is wanted the core decides: by then
-this replica may have a log that reaches further, or another leader.  If it is, the group is held
-while the files are exchanged, for nothing else can be done with them meanwhile.
+The chunks are put together as they come, in memory, and for no longer than the leader who sends
+them is heard and leads: a snapshot may be large, and another leader begins anew.  Whether the whole
+is wanted the core decides: by then this replica may have a log that reaches further, or another
+leader.  If it is, the group is held while the files are exchanged, for nothing else can be done
+with them meanwhile.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ class SnapshotIntake:
             CorruptionError: it is not what the leader sent.
         """
         group = self._group
-        if group.failure is not None:
-            return
+        if group.failure is not None or chunk.term < group.core.term:
+            return  # The leader of this term knows better what is lacking here.
         snapshot = self._assembly.add(source, chunk, body)
         if snapshot is None:
             return
@@ -94,3 +96,12 @@ class SnapshotIntake:
     def forget(self) -> None:
         """It has been installed, or is not wanted any more."""
         self._snapshot = None
+
+    def on_leader_changed(self) -> None:
+        """What another leader has begun to ship, it will not go on with."""
+        core = self._group.core
+        self._assembly.forget_all_but(core.leader, core.term)
+
+    def stop(self) -> None:
+        """The group takes no more news."""
+        self._assembly.forget()

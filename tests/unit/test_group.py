@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -38,7 +39,12 @@ from logd.record.batch import seal_batch, seal_opaque
 from logd.record.compacted import make_gap
 from logd.record.header import BatchKind, decode_header
 from logd.replication import held_news, proposals
-from logd.replication.peer_protocol import PEER_PROTOCOL_VERSION, ClusterView, PeerHello
+from logd.replication.peer_protocol import (
+    PEER_PROTOCOL_VERSION,
+    ClusterView,
+    PeerHello,
+    SnapshotChunk,
+)
 from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.replication.received import check_append
 from logd.replication.standing import role_name
@@ -1281,5 +1287,65 @@ def test_a_leader_that_claims_its_group_is_believed() -> None:
             await trio.sleep(5)
 
             assert core.leader == THIRD
+
+    play(story)
+
+
+def piece(position: int, *, term: int = 5) -> SnapshotChunk:
+    return SnapshotChunk(
+        group=GROUP, term=term, enrolment=0, position=position, total_bytes=100, checksum=1
+    )
+
+
+def kept_bytes(replica: Replica) -> int:
+    """Of a snapshot that is being shipped here."""
+    return len(replica.group.intake._assembly._received)
+
+
+def leader_died(replica: Replica) -> None:
+    replica.group.post(PeerDown(THIRD))
+
+
+def another_leads(replica: Replica) -> None:
+    replica.append([], term=Term(6), source=SECOND)
+
+
+def replica_failed(replica: Replica) -> None:
+    replica.group.fail(OSError(errno.EIO, "broken"))
+
+
+@pytest.mark.parametrize("end", [leader_died, another_leads, replica_failed])
+def test_half_of_a_snapshot_is_kept_only_while_the_rest_may_come(
+    end: Callable[[Replica], None],
+) -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            replica.group.post(PeerUp(THIRD))
+            replica.append([], term=Term(5))
+            await until(lambda: replica.group.core.leader == THIRD)
+            replica.group.intake.post_chunk(THIRD, piece(0), bytes(40))
+            replica.group.intake.post_chunk(THIRD, piece(40), bytes(40))
+            replica.append([], term=Term(5))
+            assert kept_bytes(replica) == 80
+
+            end(replica)
+            await a_while()
+
+            assert kept_bytes(replica) == 0
+            replica.group.intake.post_chunk(THIRD, piece(80), bytes(20))  # It came late.
+            assert kept_bytes(replica) == 0
+
+    play(story)
+
+
+def test_of_a_snapshot_that_a_deposed_leader_still_ships_nothing_is_kept() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            another_leads(replica)
+            await until(lambda: replica.group.core.leader == SECOND)
+
+            replica.group.intake.post_chunk(THIRD, piece(0), bytes(40))
+
+            assert kept_bytes(replica) == 0
 
     play(story)
