@@ -51,6 +51,7 @@ PIECE_BYTES: Final = 64 * KIB
 assert 2 * (PIECE_BYTES // HEADER_BYTES) <= RESULTS_KEPT_MAX
 
 FORWARDS_MAX: Final = 256
+ANSWER_LOOK_S: Final = 0.2
 RETRY_S: Final = 0.02
 READ_AGAIN_S: Final = 1.0
 
@@ -312,14 +313,23 @@ class MetadataService:
         self._forwards[request_id] = (answered, answers)
         try:
             message = Forward(request_id=request_id, command=encoded, timeout_ms=timeout_ms)
+            interruptions = self._node.interruptions(leader)
             if not self._node.send_peer(leader, message):
                 raise NotLeaderError(f"no connection to the controller, node {leader}")
             while not answered.is_set():
-                # The answer is lost with the leader; its successor is asked anew.
-                with trio.move_on_after(0.2):
+                was_interrupted = self._node.interruptions(leader) != interruptions
+                with trio.move_on_after(ANSWER_LOOK_S):
                     await answered.wait()
-                if not answered.is_set() and self._node.leader_of(METADATA_GROUP)[0] != leader:
+                if answered.is_set():
+                    break
+                # The answer is lost with the leader; its successor is asked anew.
+                if self._node.leader_of(METADATA_GROUP)[0] != leader:
                     raise LeadershipLostError(f"node {leader} stopped being the controller")
+                if was_interrupted:  # And it has not come on the next connection either.
+                    raise LeadershipLostError(
+                        f"a connection to the controller, node {leader}, was lost, and "
+                        "perhaps its answer with it"
+                    )
         finally:
             del self._forwards[request_id]
         answer = answers[0]

@@ -10,6 +10,7 @@ logs.  Nothing is acknowledged after that.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -130,6 +131,7 @@ class Node:
             for lane in LANES
         }
         self._link_scopes: dict[tuple[NodeId, Lane], trio.CancelScope] = {}
+        self._interruptions: Counter[NodeId] = Counter()
         self.claims = LeaderClaims(self, peers)
         self._dirty: dict[GroupId, Group] = {}
         self._owing: dict[GroupId, Group] = {}
@@ -473,9 +475,19 @@ class Node:
         news, self._leadership_news = self._leadership_news, trio.Event()
         news.set()
 
+    def interruptions(self, peer: NodeId) -> int:
+        """How often frames to or from ``peer`` may have been lost on the way (on the main lane).
+
+        Who waits for an answer compares: where this has changed, the question or the answer may
+        have been lost with a connection, though the peer is alive.
+        """
+        return self._interruptions[peer]
+
     def on_accepted(self, hello: PeerHello) -> None:
         """A peer has connected to us."""
         node = NodeId(hello.view.node)
+        if hello.lane == "main":
+            self._interruptions[node] += 1  # What it sent before may not have got here.
         self.membership.learn(hello.view)
         match self._detector.accepted(node, hello.incarnation, self.now_ms()):
             case Change.RESTARTED:
@@ -527,6 +539,8 @@ class Node:
         self._post_to_shared(node, PeerConnected(node))
 
     def on_link_down(self, node: NodeId, lane: Lane) -> None:
+        if lane == "main":
+            self._interruptions[node] += 1
         log.info(log_events.PEER_DISCONNECTED, peer=node, lane=lane)
 
     def on_link_refused(self, node: NodeId, lane: Lane, reason: str) -> None:

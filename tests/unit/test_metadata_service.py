@@ -13,6 +13,8 @@ from logd.broker.disk_guard import DiskGuard
 from logd.broker.metadata_service import READ_AGAIN_S, RESULTS_KEPT_MAX, MetadataService
 from logd.errors import (
     DiskFullError,
+    InvalidRequestError,
+    LeadershipLostError,
     RequestTimeoutError,
     UnavailableError,
     UnsupportedVersionError,
@@ -32,7 +34,7 @@ from logd.metadata.commands import (
 from logd.metadata.features import AVOID_LEVEL, LEVEL_MAX, REPLICA_COUNT_LEVEL
 from logd.metadata.state import ProducerIdBlock
 from logd.raft.messages import PeerDown
-from logd.replication.peer_protocol import Forward
+from logd.replication.peer_protocol import ClusterView, Forward, ForwardResult, Lane, PeerHello
 from logd.types import METADATA_GROUP, DirectoryId, NodeId, Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.replica import (
@@ -148,6 +150,141 @@ def test_metadata_that_cannot_be_read_is_applied_when_it_can_be_again() -> None:
                 await until(lambda: service.applied_offset == 1)
                 assert not service.is_known
                 nursery.cancel_scope.cancel()
+
+    play(story)
+
+
+class Forwarding:
+    """A broker that forwards its commands to the third, which leads, and is played by the test."""
+
+    def __init__(self, replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.forwarded: list[Forward] = []
+        self.replica = replica
+        self.service = attached(replica)
+        self._connect("main")
+        replica.append([], term=Term(5))
+        replica.node.claims.take(THIRD, {METADATA_GROUP: 5})
+        monkeypatch.setattr(replica.node, "send_peer", self._send)
+
+    def _send(self, target: NodeId, message: Forward) -> bool:
+        assert target == THIRD
+        self.forwarded.append(message)
+        return True
+
+    async def lose_connection(self, direction: str, lane: Lane) -> None:
+        """And have another one at once."""
+        await until(lambda: len(self.forwarded) > 0)
+        if direction == "ours":
+            self.replica.node.on_link_down(THIRD, lane)
+        else:
+            self._connect(lane)
+
+    def _connect(self, lane: Lane) -> None:
+        view = ClusterView(node=THIRD, directory_id="directory-3", cluster_list="")
+        self.replica.node.on_accepted(PeerHello(protocol=1, view=view, incarnation=1, lane=lane))
+
+    async def stay_alive(self) -> None:
+        while True:
+            self.replica.node.on_heard(THIRD)
+            await trio.sleep(0.1)
+
+
+@pytest.mark.parametrize("direction", ["ours", "theirs"])
+def test_who_forwarded_a_command_soon_hears_that_its_answer_may_have_been_lost(
+    direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with (
+            open_replica(group_id=METADATA_GROUP) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            forwarding = Forwarding(replica, monkeypatch)
+            nursery.start_soon(forwarding.stay_alive)
+            nursery.start_soon(forwarding.lose_connection, direction, "main")
+
+            with trio.fail_after(1), pytest.raises(LeadershipLostError) as refusal:
+                await forwarding.service.execute(COMMAND, timeout_ms=30_000, safe_to_repeat=False)
+
+            assert "connection to the controller, node 3, was lost" in str(refusal.value)
+            assert refusal.value.may_have_applied
+            assert len(forwarding.forwarded) == 1
+            nursery.cancel_scope.cancel()
+
+    play(story)
+
+
+def test_a_command_that_may_be_repeated_is_forwarded_again_when_its_answer_may_have_been_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        async with (
+            open_replica(group_id=METADATA_GROUP) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            forwarding = Forwarding(replica, monkeypatch)
+            nursery.start_soon(forwarding.stay_alive)
+            nursery.start_soon(forwarding.lose_connection, "theirs", "main")
+
+            async def execute() -> None:
+                with pytest.raises(RequestTimeoutError):  # Nothing is ever applied here.
+                    await forwarding.service.execute(COMMAND, timeout_ms=5_000, safe_to_repeat=True)
+
+            nursery.start_soon(execute)
+            await trio.sleep(1)
+
+            first, second = forwarding.forwarded
+            assert first.request_id != second.request_id
+            assert first.command == second.command
+            nursery.cancel_scope.cancel()
+
+    play(story)
+
+
+@pytest.mark.parametrize("direction", ["ours", "theirs"])
+def test_an_answer_that_comes_on_the_next_connection_counts(
+    direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with (
+            open_replica(group_id=METADATA_GROUP) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            forwarding = Forwarding(replica, monkeypatch)
+            nursery.start_soon(forwarding.stay_alive)
+
+            async def answer() -> None:
+                await forwarding.lose_connection(direction, "main")
+                (forward,) = forwarding.forwarded
+                error = InvalidRequestError("no")
+                forwarding.service._on_forward_result(
+                    ForwardResult(request_id=forward.request_id, error_code=error.code, error="no")
+                )
+
+            nursery.start_soon(answer)
+
+            with pytest.raises(InvalidRequestError, match="no"):
+                await forwarding.service.execute(COMMAND, timeout_ms=30_000, safe_to_repeat=False)
+            nursery.cancel_scope.cancel()
+
+    play(story)
+
+
+def test_the_connection_for_large_pieces_carries_no_forwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        async with (
+            open_replica(group_id=METADATA_GROUP) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            forwarding = Forwarding(replica, monkeypatch)
+            nursery.start_soon(forwarding.stay_alive)
+            nursery.start_soon(forwarding.lose_connection, "ours", "bulk")
+            nursery.start_soon(forwarding.lose_connection, "theirs", "bulk")
+
+            with pytest.raises(RequestTimeoutError):
+                await forwarding.service.execute(COMMAND, timeout_ms=3_000, safe_to_repeat=False)
+            nursery.cancel_scope.cancel()
 
     play(story)
 
