@@ -110,6 +110,21 @@ class Partitions:
 
     async def run(self, metadata: MetadataService) -> None:
         """Follow the metadata until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_options, metadata)
+            await self._follow_placements(metadata)
+
+    async def _follow_options(self, metadata: MetadataService) -> None:
+        """A change of options holds at once: where many partitions are opened or closed, a round
+        that compares what is here with what shall be takes long."""
+        seen = metadata.state.options_version
+        while True:
+            await metadata.changed()
+            if metadata.state.options_version != seen:
+                seen = metadata.state.options_version
+                self._apply_topic_options(metadata)
+
+    async def _follow_placements(self, metadata: MetadataService) -> None:
         while True:
             wanted = {p.group: p for p in metadata.state.partitions_on(self._node.node)}
             may_change = self._is_up_to_date
@@ -125,7 +140,7 @@ class Partitions:
                 if may_change:
                     self._forget_shut(wanted, metadata)
                     is_tidy = await self._remove_others(wanted, metadata)
-            self._apply_topic_options(wanted, metadata)
+            self._apply_topic_options(metadata)  # Of what was opened, by options from before.
             if {p.group for p in metadata.state.partitions_on(self._node.node)} == set(wanted):
                 is_settled = is_tidy and not self._node.shut
                 with trio.move_on_after(math.inf if is_settled else RETRY_S):
@@ -194,12 +209,11 @@ class Partitions:
     def _is_handed_out(self, group_id: GroupId, metadata: MetadataService) -> bool:
         return METADATA_GROUP < group_id < metadata.state.next_group
 
-    def _apply_topic_options(
-        self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
-    ) -> None:
+    def _apply_topic_options(self, metadata: MetadataService) -> None:
         """What may change while a partition runs."""
-        for group_id, placement in wanted.items():
-            group, topic = self._node.groups.get(group_id), metadata.state.topic(placement.topic)
+        state = metadata.state
+        for placement in state.partitions_on(self._node.node):
+            group, topic = self._node.groups.get(placement.group), state.topic(placement.topic)
             if group is not None and topic is not None:
                 self._apply_options(group, topic.options)
 

@@ -98,6 +98,7 @@ class Layout:
     def __init__(self) -> None:
         self._version = Offset(0)
         self._layout_version = Offset(0)
+        self._options_version = Offset(0)
         self._brokers: dict[NodeId, Broker] = {}
         self._removed: dict[NodeId, RemovedBroker] = {}
         self._topics: dict[str, Topic] = {}
@@ -123,6 +124,11 @@ class Layout:
     def layout_version(self) -> Offset:
         """The version at which brokers, topics or placements last changed."""
         return self._layout_version
+
+    @property
+    def options_version(self) -> Offset:
+        """The version at which the options of a topic last changed, or one since then."""
+        return self._options_version
 
     @property
     def brokers(self) -> tuple[Broker, ...]:

@@ -487,6 +487,7 @@ class MetadataState(MovingState):
         altered = self.altered(command)
 
         self._topics[altered.name] = altered
+        self._options_version = self._version
         return TopicAltered(topic=altered)
 
     def _allocate_producer_ids(self, command: AllocateProducerIds) -> ProducerIdBlock:
@@ -558,6 +559,7 @@ class MetadataState(MovingState):
         state._next_group = snapshot.next_group
         state._next_producer_id = snapshot.next_producer_id
         state._layout_version = snapshot.layout_version
+        state._options_version = snapshot.version
         state._removed = {broker.node: broker for broker in snapshot.removed}
         plan = snapshot.plan
         if plan is not None and len(plan.moves) != len(plan.states):

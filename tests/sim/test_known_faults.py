@@ -503,6 +503,24 @@ def test_without_a_majority_callers_are_told_in_time_and_all_goes_on_when_it_is_
     tell(story)
 
 
+def test_options_hold_at_once_also_where_partitions_take_long_to_be_opened() -> None:
+    async def story(told: Told) -> None:
+        controller = await told.leader(METADATA_GROUP)
+        slow = next(node for node in told.nodes if node is not controller)
+        replica = slow.groups[told.group]
+        slow.set_blocking(STANDING_DISK)
+        await told.client.admin.create_topic("u", partitions=5, replicas=3)
+        await trio.sleep(1.0)
+
+        await told.client.admin.alter_topic(TOPIC, {"fence": "required"})
+        await trio.sleep(1.0)
+
+        assert replica.fence_required
+        assert len(slow.groups) == 2  # Those of the new topic are being opened.
+
+    tell(story)
+
+
 def test_a_topic_whose_partitions_get_no_leaders_is_created_all_the_same() -> None:
     """Whoever waits is told before the time is up, not just after."""
 

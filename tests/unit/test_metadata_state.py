@@ -270,6 +270,19 @@ def test_a_broker_that_was_down_gets_replicas_where_there_are_too_few_others() -
     assert [p.replicas for p in result.created_groups] == [(2, 3, 1), (3, 2, 1)]
 
 
+def test_a_change_of_options_is_told_by_a_version_of_its_own() -> None:
+    state = cluster()
+    apply(state, create())
+    apply(state, create("other"))
+    before = state.options_version
+
+    apply(state, AlterTopic(name="orders", config={"fence": "required"}))
+
+    assert before < state.options_version <= state.version
+    # Who is shipped the state does not know what it has missed.
+    assert MetadataState.restore(state.snapshot()).options_version == state.version
+
+
 def test_topics_are_listed_by_name() -> None:
     state = cluster()
 
