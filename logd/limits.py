@@ -147,6 +147,10 @@ UNSYNCED_S_MAX: Final = 0.1
 UNSYNCED_BYTES_BEHIND_MAX: Final = 64 * MIB
 """With so much to be synced, because the disk does not keep up, its leader takes no more."""
 
+DISK_PATIENCE_S: Final = 10.0
+"""A replica that has waited for its disk for so long says so.  If it leads, and the others can go
+on without it, one of them shall lead.  A disk that is only slow has answered before."""
+
 COMPACTION_KEYS_MAX: Final = 500_000
 """Keys that one compaction remembers; about 150 bytes each, in a process of its own."""
 

@@ -88,6 +88,10 @@ SENTENCES: Final[dict[str, Sentence]] = {
         "acknowledged as replicated may be lost"
     ),
     replication_events.GROUP_FAILED: Sentence("{partition} has failed: {error}"),
+    replication_events.GROUP_HELD: Sentence(
+        "has waited for the disk of {partition} for {seconds} s",
+        "has waited for the disks of {count} partitions for {seconds} s",
+    ),
     replication_events.LEADER_ELECTED: Sentence(
         "leads {partition} in term {term}", "leads {count} more partitions, {partition} among them"
     ),

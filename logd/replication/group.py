@@ -112,6 +112,9 @@ class Group:
         """Below it a peer has trimmed its log: what is damaged here need not be repaired."""
         self.is_held = False
         """Something blocks: the core may be ahead of the log, and news waits."""
+        self._held_since = 0.0
+        self._is_rolling = False
+        """That is why it is held: no output of the core is left to be carried out."""
         self.is_closed = False
         """The files are."""
         self.io_lock = trio.Lock()
@@ -300,10 +303,30 @@ class Group:
         for message in output.send_now:
             self._host.send(message)
         if output.persist is not None or output.truncate_to is not None or output.install_snapshot:
-            self.is_held = True
+            self._hold()
             self._host.start_soon(self._block_then_finish, output, batches)
         else:
             self._finish(output, batches)
+
+    def _hold(self) -> None:
+        self.is_held = True
+        self._held_since = trio.current_time()
+        self._host.group_held(self)
+
+    @property
+    def held_s(self) -> float:
+        """For how long it has been held; 0 if it is not."""
+        return trio.current_time() - self._held_since if self.is_held else 0.0
+
+    def step_aside(self) -> None:
+        """Let another replica lead, as this one's disk does not answer.
+
+        Only while a segment is sealed.  Whatever else holds a group, an output of the core waits to
+        be carried out, and a leader has none that would block for long.
+        """
+        if self._is_rolling and self.is_leader:
+            with self._host.turn:
+                self._step(Resign(may_campaign=True), ())
 
     async def _block_then_finish(self, output: Output, batches: tuple[ReceivedBatch, ...]) -> None:
         """Carry out what blocks, then the rest, then the news that waited."""
@@ -457,7 +480,8 @@ class Group:
         """
         is_empty = self.log.end_offset == self.log.segment_bases[-1]
         if not self.is_held and self.failure is None and not is_empty:
-            self.is_held = True
+            self._hold()
+            self._is_rolling = True
             self._host.start_soon(self._roll)
 
     async def _roll(self) -> None:
@@ -473,7 +497,7 @@ class Group:
         log.debug(log_events.SEGMENT_ROLLED, group=self.group_id, base_offset=self.log.end_offset)
         if self.checkpoints.batches_since:
             self.checkpoints.take_now()
-        self.is_held = False
+        self.is_held = self._is_rolling = False
         with self._host.turn:
             self.post(Synced(self.log.end_offset, self.log.last_term))
             self._take_held_news()

@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from logd.errors import CorruptionError
+from logd.limits import DISK_PATIENCE_S
 from logd.raft.messages import (
     AppendRequest,
     Event,
@@ -29,6 +30,7 @@ from logd.raft.messages import (
     Tick,
 )
 from logd.raft.messages import Message as AnyRaftMessage
+from logd.raft.quorum import is_quorum
 from logd.replication import log_events
 from logd.replication.campaigns import Campaigns
 from logd.replication.claims import LeaderClaims
@@ -136,6 +138,8 @@ class Node:
         self._dirty: dict[GroupId, Group] = {}
         self._owing: dict[GroupId, Group] = {}
         """Groups that may owe somebody the answer to a proposal."""
+        self._held: dict[Group, bool] = {}
+        """Groups that wait for the disk, or did a moment ago → whether it was said that they do."""
         self._pump_lot = trio.lowlevel.ParkingLot()
         self._timers = GroupTimers(self.now_ms, self._on_due)
         self._campaigns = Campaigns(begin=lambda group: group.post(Tick()))
@@ -340,6 +344,9 @@ class Node:
         self._claims_wanted.set()
         self.tell_leadership_news()
 
+    def group_held(self, group: Group) -> None:
+        self._held[group] = False
+
     def damage_met(self, group: Group) -> None:
         self.repairer.report(group)
 
@@ -428,6 +435,31 @@ class Node:
                     group.proposals.expire(now_ms)
                 else:
                     del self._owing[group_id]
+            self._look_at_held()
+
+    def _look_at_held(self) -> None:
+        """Nothing ends a call to a disk that does not answer.  Say so, and have others lead."""
+        for group, was_told in list(self._held.items()):
+            if not group.is_held or group.failure is not None:
+                del self._held[group]
+            elif group.held_s >= DISK_PATIENCE_S:
+                if not was_told:
+                    self._held[group] = True
+                    held_s = int(group.held_s)
+                    log.error(log_events.GROUP_HELD, group=group.group_id, seconds=held_s)
+                if group.is_leader and self._can_spare(group):
+                    group.step_aside()
+
+    def _can_spare(self, group: Group) -> bool:
+        """Whether the other voters can go on at once without this node."""
+        return is_quorum(
+            group.configuration,
+            lambda voter: (
+                voter != self.node
+                and self._detector.is_up(voter)
+                and group.feeder.is_in_sync(voter)
+            ),
+        )
 
     async def _watch_peers(self) -> None:
         interval_s = self._config.liveness_interval_ms / 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
+from logd.limits import DISK_PATIENCE_S
 from logd.raft.messages import Role
 from logd.raft.quorum import is_voter
 
@@ -33,6 +34,10 @@ def trouble_of(group: Group) -> str:
     """What is wrong with this replica; empty if nothing is."""
     if group.failure is not None or group.damage or group.possible_loss:
         return str(group.failure or group.damage or group.possible_loss)
+    if group.held_s >= DISK_PATIENCE_S:
+        return (
+            f"has waited for its disk for {group.held_s:.0f} s: until that answers it takes no part"
+        )
     if group.core.is_doubtful:
         return (
             "its machine lost power, and what it had not synced: it does not vote before a "

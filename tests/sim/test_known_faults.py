@@ -23,7 +23,8 @@ from logd.errors import (
     LogdError,
     UnsupportedVersionError,
 )
-from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES
+from logd.limits import DISK_PATIENCE_S, KIB, MIB, SEGMENT_HEADER_BYTES
+from logd.replication.standing import trouble_of
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import OffsetsRequest
 from logd_client import Client
@@ -455,6 +456,28 @@ def test_a_disk_that_takes_seconds_slows_nobody_down_and_deposes_nobody(
         assert sorted(took)[len(took) * 99 // 100] < 0.2
         assert max(took) < 1.0
         assert told.elections() == elections
+
+    tell(story)
+
+
+def test_a_leader_whose_disk_does_not_answer_has_another_one_lead() -> None:
+    """It seals a segment, and nothing can be appended before that is done."""
+
+    async def story(told: Told) -> None:
+        leader = await told.leader()
+        await told.append(5)
+        leader.set_blocking(
+            BlockingConditions(latency_s_min=60.0, latency_s_mean=0.0, spike_probability=0.0)
+        )
+        began = trio.current_time()
+
+        await told.append(30, bytes(20_000))
+
+        assert trio.current_time() - began < DISK_PATIENCE_S + 5
+        assert await told.leader() is not leader
+        leader.set_blocking(BlockingConditions())
+        await told.nothing_is_lost_on(told.nodes)
+        assert not trouble_of(leader.groups[told.group])
 
     tell(story)
 

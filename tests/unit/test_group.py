@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from logd.errors import (
     BeyondRepairError,
@@ -22,7 +23,7 @@ from logd.errors import (
     UnavailableError,
     UnexpectedOffsetError,
 )
-from logd.limits import KIB, SEGMENT_HEADER_BYTES
+from logd.limits import DISK_PATIENCE_S, KIB, SEGMENT_HEADER_BYTES
 from logd.partition.state import PartitionState
 from logd.raft.messages import (
     AppendRequest,
@@ -38,7 +39,7 @@ from logd.raft.messages import (
 from logd.record.batch import seal_batch, seal_opaque
 from logd.record.compacted import make_gap
 from logd.record.header import BatchKind, decode_header
-from logd.replication import held_news, proposals
+from logd.replication import held_news, log_events, proposals
 from logd.replication.peer_protocol import (
     PEER_PROTOCOL_VERSION,
     ClusterView,
@@ -47,7 +48,7 @@ from logd.replication.peer_protocol import (
 )
 from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.replication.received import check_append
-from logd.replication.standing import role_name
+from logd.replication.standing import role_name, trouble_of
 from logd.storage.file_header import LogIdentity
 from logd.storage.hard_state import HardStateFile
 from logd.types import DirectoryId, Offset, Term
@@ -70,6 +71,7 @@ from tests.support.replica import (
 )
 
 ALONE = (OURSELVES,)
+VOTERS = (OURSELVES, SECOND, THIRD)
 
 
 class Follower:
@@ -1347,5 +1349,43 @@ def test_of_a_snapshot_that_a_deposed_leader_still_ships_nothing_is_kept() -> No
             replica.group.intake.post_chunk(THIRD, piece(0), bytes(40))
 
             assert kept_bytes(replica) == 0
+
+    play(story)
+
+
+@pytest.mark.parametrize("waits_for", ["vote", "roll"])
+def test_a_replica_whose_disk_does_not_answer_says_so(waits_for: str) -> None:
+    async def story() -> None:
+        async with open_replica(voters=ALONE if waits_for == "roll" else VOTERS) as replica:
+            if waits_for == "roll":
+                await replica.lead()
+            replica.slow_down(45)
+            with capture_logs() as logs:
+                if waits_for == "roll":
+                    replica.group.roll_soon()
+                else:
+                    replica.depose(Term(5))
+                await trio.sleep(DISK_PATIENCE_S - 1)
+                assert not trouble_of(replica.group)
+                await trio.sleep(20)
+
+            assert "has waited for its disk for 29 s" in trouble_of(replica.group)
+            told = [entry for entry in logs if entry["event"] == log_events.GROUP_HELD]
+            assert [(entry["group"], entry["seconds"]) for entry in told] == [(GROUP, 10)]
+            await until(lambda: not replica.group.is_held)
+            assert not trouble_of(replica.group)
+
+    play(story)
+
+
+def test_a_leader_whose_disk_does_not_answer_leads_on_where_the_others_could_not() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES, SECOND)) as replica:
+            await replica.lead()
+            replica.slow_down(20)
+            replica.group.roll_soon()
+            await trio.sleep(19)
+
+            assert replica.group.is_leader
 
     play(story)
