@@ -233,8 +233,10 @@ def test_small_calls_of_append_many_share_batches_and_each_is_told_its_own_offse
                     break
         assert read == told
         assert len(told) == 3 * calls
-        # What is fenced never shares with what is not.
-        assert 2 <= batches < calls / 2
+        # What is fenced never shares with what is not.  They come in an order that chance decides,
+        # in which one kind follows on the other 20 times of 39 on average, and each time another
+        # batch begins.
+        assert 2 <= batches < calls
 
     tell(story)
 
