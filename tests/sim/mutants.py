@@ -95,6 +95,7 @@ FAST_TESTS = {
         "tests/sim/test_compaction_sim.py",
         "tests/sim/test_scripted_faults.py",
         "tests/sim/test_join_sim.py",
+        "tests/sim/test_known_faults.py",
     ),
     "logd/broker/coordination": (
         "tests/unit/test_session_clock.py",
@@ -108,6 +109,8 @@ FAST_TESTS = {
         "tests/fuzz/test_live_borders.py",
         "tests/sim/test_scripted_faults.py",
         "tests/sim/test_rebuilding_sim.py",
+        "tests/sim/test_moves_sim.py",
+        "tests/sim/test_known_faults.py",
     ),
     "logd/coordination": (
         "tests/unit/test_coordination_sessions.py",
@@ -122,6 +125,7 @@ FAST_TESTS = {
     ),
     "logd/metadata": (
         "tests/unit/test_metadata_state.py",
+        "tests/unit/test_metadata_moves.py",
         "tests/unit/test_features.py",
         "tests/unit/test_placement.py",
     ),
