@@ -99,7 +99,7 @@ class Partitions:
         run_blocking = self._env.run_blocking
         while (opened := await run_blocking(self._open_whole, METADATA_GROUP, options)) is None:
             self._node.shut[METADATA_GROUP] = BEING_REPAIRED
-            await self._repaired(METADATA_GROUP, voters + learners, options)
+            await self._repaired(METADATA_GROUP, voters + learners, options, has_application=True)
             del self._node.shut[METADATA_GROUP]
             await trio.sleep(RETRY_S)  # Whole to the mender is not yet whole to the replay.
         return self._add(opened, Configuration(voters, learners), METADATA_LOG)
@@ -311,7 +311,12 @@ class Partitions:
         """Have a damaged replica repaired, then take it up with the next round."""
         try:
             with trio.CancelScope() as self._mending[placement.group]:
-                await self._repaired(placement.group, placement.replicas, options)
+                await self._repaired(
+                    placement.group,
+                    placement.replicas,
+                    options,
+                    has_application=placement.topic == COORDINATION_TOPIC,
+                )
                 self._node.shut.pop(placement.group, None)
         except (OSError, LogdError) as error:
             self._shut(placement, error)
@@ -330,7 +335,12 @@ class Partitions:
         )
 
     async def _repaired(
-        self, group_id: GroupId, members: tuple[NodeId, ...], options: LogOptions
+        self,
+        group_id: GroupId,
+        members: tuple[NodeId, ...],
+        options: LogOptions,
+        *,
+        has_application: bool,
     ) -> None:
         """Wait until the replica's files are whole.
 
@@ -341,7 +351,7 @@ class Partitions:
         if opened.damage is None:
             await self._env.run_blocking(opened.close)
         else:
-            await self._node.repairer.mend(opened, members)
+            await self._node.repairer.mend(opened, members, has_application=has_application)
 
     def _add(
         self,

@@ -33,7 +33,7 @@ from logd.storage.repair import (
     segment_with,
     survey_log,
 )
-from logd.types import METADATA_GROUP, NodeId, Offset, Term
+from logd.types import NodeId, Offset, Term
 
 if TYPE_CHECKING:
     from logd.replication.node import Node
@@ -54,13 +54,21 @@ class Mender:
     """Mends one closed log."""
 
     def __init__(
-        self, repairer: Repairer, node: Node, opened: OpenedGroup, members: Sequence[NodeId]
+        self,
+        repairer: Repairer,
+        node: Node,
+        opened: OpenedGroup,
+        members: Sequence[NodeId],
+        *,
+        has_application: bool,
     ) -> None:
         self._repairer = repairer
         self._node = node
         self._env = node.env
         self._opened = opened
         self._members = members
+        self._has_application = has_application
+        """A state machine is fed from the log: its state must reach to where that begins."""
 
     async def run(self) -> None:
         """Return when the log is whole.
@@ -155,7 +163,7 @@ class Mender:
         """A log that begins at or below this offset has the state to begin with."""
         found = self._opened.checkpoints.load(at_most=end)
         restorable = Offset(0) if found is None else found[0]
-        if self._opened.group_id == METADATA_GROUP:
+        if self._has_application:
             kept = self._opened.applications.load()
             restorable = min(restorable, Offset(0) if kept is None else kept[0])
         return restorable

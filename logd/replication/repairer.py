@@ -174,7 +174,7 @@ class Repairer:
             group.let_go_elsewhere = max(group.let_go_elsewhere, let_go)
             if batches is None:
                 group.damage = str(left)
-                return False
+                return await self._begin_behind(group, left)
             try:
                 left = await group.upkeep.fill(left, batches)
             except LogdError as error:
@@ -215,6 +215,45 @@ class Repairer:
             log.error(log_events.REPAIR_REFUSED, group=group.group_id, reason=str(error))
             return False
 
+    async def _begin_behind(self, group: Group, hole: Hole) -> bool:
+        """Let go of a hole that peers have trimmed, in a group that feeds a state machine.
+
+        That one may not have read so far yet, and never would: if so it is given a peer's state.
+        Retention, which lets go of all other holes, does not know how far it has read.
+
+        False if that cannot be done now.
+        """
+        application, checkpoints = group.application, group.checkpoints
+        if application is None or hole.end.offset > group.let_go_elsewhere:
+            return False
+        was, bases = group.log.start_offset, group.log.segment_bases
+        end = next((base for base in bases if base > hole.start.offset), None)
+        if end is None:
+            group.roll_soon()  # Only sealed segments are trimmed.
+            return False
+        try:
+            kept = await checkpoints.load_application()
+            if kept is None or kept[0] < end:
+                snapshot = await self.fetch_state(group.group_id, group.core.configuration.members)
+                if snapshot is None or snapshot.application is None:
+                    return False
+                if not end <= snapshot.application_offset <= group.commit_offset:
+                    return False
+                kept = snapshot.application_offset, snapshot.application
+            # Also what was kept: by an earlier attempt, perhaps, that came no further.
+            application.on_installed(*kept)
+            await checkpoints.save_application(*kept)
+            if await checkpoints.restorable_offset() < end:
+                checkpoints.take()  # For the next time.
+                return False
+            if not await group.upkeep.trim(end, self._node.membership.directory.trash_path):
+                return False
+        except (OSError, LogdError) as error:
+            log.error(log_events.REPAIR_REFUSED, group=group.group_id, reason=str(error))
+            return False
+        log.info(log_events.LOG_TRIMMED, group=group.group_id, start=was, end=end)
+        return True
+
     async def copy(
         self,
         directory: str,
@@ -245,8 +284,13 @@ class Repairer:
 
     # --- logs found damaged when they were opened -----------------------------------------------
 
-    async def mend(self, opened: OpenedGroup, members: Sequence[NodeId]) -> None:
+    async def mend(
+        self, opened: OpenedGroup, members: Sequence[NodeId], *, has_application: bool
+    ) -> None:
         """Make a damaged log whole, waiting for peers as long as it takes; then close it.
+
+        Args:
+            has_application: a state machine is fed from it.
 
         Raises:
             BeyondRepairError: no peer can give back what is missing.
@@ -257,7 +301,7 @@ class Repairer:
         log.error(log_events.DAMAGE_FOUND, group=group_id, hole=opened.damage)
         self._shut[group_id] = opened
         try:
-            await Mender(self, self._node, opened, members).run()
+            await Mender(self, self._node, opened, members, has_application=has_application).run()
         finally:
             self.serve_no_more(group_id)
             opened.close()

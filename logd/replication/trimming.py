@@ -62,7 +62,8 @@ class Trimmer:
         group_log, commit_offset = group.log, group.commit_offset
         if commit_offset <= group_log.start_offset:
             return
-        if group.damage is not None and group_log.start_offset < group.let_go_elsewhere:
+        is_let_go = group.damage is not None and group_log.start_offset < group.let_go_elsewhere
+        if is_let_go and group.application is None:  # Else the repairer sees to it.
             # First of all: what is damaged cannot be read, and nobody has it any more.
             let_go = min(group.let_go_elsewhere, commit_offset)
             await self._trim(let_go, trash)

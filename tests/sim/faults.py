@@ -427,25 +427,32 @@ class Trouble:
         node.files.is_cold = was_cold
 
     async def rot(self, chance: random.Random) -> None:
-        """Bits flip in what a replica knows to be committed.
+        """Bits flip in what a replica knows to be committed; half the time it then starts again,
+        and has to find out before it votes.
 
         In one seed it is always the same node, so that the others have it whole.  Above what
         its synced mark says is committed nothing rots: there it may hold what was superseded
         meanwhile, which no peer can give back.
         """
         node = self._one_victim()
-        if node is None:
+        if node is None or node.files.on_operation is not None:
             return
-        directory = f"{DATA_DIR}/groups/{chance.choice(self._groups):020}"
-        if not node.files.is_directory(directory) or node.files.on_operation is not None:
-            return
+        directories = [
+            f"{DATA_DIR}/groups/{group:020}" for group in (METADATA_GROUP, *self._groups)
+        ]
+        held = [directory for directory in directories if node.files.is_directory(directory)]
+        directory = chance.choice(held or [""])
         with contextlib.suppress(LogdError):  # A log that is being made, or damaged already.
-            committed = _committed_batches(node, directory)
+            committed = _committed_batches(node, directory) if held else []
             for _ in range(chance.choice([1, 1, 5, 30]) if committed else 0):
                 path, start, size = chance.choice(committed)
                 position = start + chance.randrange(size)
                 node.files.flip(path, position, chance.randrange(8))
                 self._cluster.trace.record(node.host, "bit_rotted", path=path, position=position)
+        if chance.random() < 0.5 and node.is_alive:
+            await node.crash(power=chance.random() < 0.5)
+            await trio.sleep(_around(chance, DOWN_S))
+            self._start(node)
 
     # --- members --------------------------------------------------------------------------------
 

@@ -553,7 +553,8 @@ def test_a_doubtful_replica_that_is_replaced_by_its_peers_state_stays_doubtful()
         opened = open_group(files, directory, FOUR, GROUP, LogOptions(segment_bytes=64 * KIB))
         opened.hard_state.save(Term(0), None, rests_on=before_the_power_cut)
 
-        await Mender(node.repairer, node, opened, (ONE, TWO, THREE))._install(snapshot)
+        mender = Mender(node.repairer, node, opened, (ONE, TWO, THREE), has_application=False)
+        await mender._install(snapshot)
 
         again = open_group(files, directory, FOUR, GROUP, LogOptions(segment_bytes=64 * KIB))
         assert again.log.start_offset == snapshot.start_offset

@@ -9,13 +9,22 @@ import trio
 
 from logd.errors import UnavailableError
 from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES
+from logd.replication.opening import open_group
 from logd.replication.patience import WAIT_S_MAX
-from logd.replication.peer_protocol import AnyPeerMessage, RepairRequest, RepairResponse
+from logd.replication.peer_protocol import (
+    AnyPeerMessage,
+    RepairRequest,
+    RepairResponse,
+    StateRequest,
+    StateResponse,
+)
+from logd.replication.snapshot import Snapshot, checksum_of, encode_snapshot
 from logd.replication.trimming import Trimmer
 from logd.storage.holes import Hole
-from logd.storage.log import Log, ScrubPosition
+from logd.storage.log import Log, LogOptions, ScrubPosition
 from logd.storage.retention import KEEP_EVERYTHING
-from logd.types import Buffer, NodeId, Offset
+from logd.storage.synced_mark import SLOT_POSITIONS
+from logd.types import Buffer, GroupId, NodeId, Offset
 from tests.sim.run import run_deterministic
 from tests.support.replica import (
     GROUP,
@@ -215,6 +224,144 @@ def test_damage_that_its_peers_have_let_go_is_let_go_too(
                 await trimmer.apply(KEEP_EVERYTHING, TRASH)
             assert (group.log.start_offset, group.log.end_offset) == (let_go, end)
             await until(lambda: group.damage is None)
+
+    play(story)
+
+
+class Follower:
+    """A state machine that is fed from a log, and remembers what it was given in its place."""
+
+    def __init__(self) -> None:
+        self.installed: list[tuple[Offset, bytes]] = []
+
+    def on_installed(self, offset: Offset, payload: bytes) -> None:
+        self.installed.append((offset, payload))
+
+
+@pytest.mark.parametrize("is_active", [False, True])
+def test_what_is_fed_from_a_log_is_given_a_peers_state_where_peers_have_let_its_damage_go(
+    monkeypatch: pytest.MonkeyPatch, is_active: bool
+) -> None:
+    """It could not read on through the hole, and nobody would ever fill that."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,), segment_bytes=8 * KIB) as replica:
+            await replica.lead()
+            group, files, repairer = replica.group, replica.files, replica.node.repairer
+            follower = group.application = Follower()
+            while len(group.log.segment_bases) < 3:
+                replica.propose(bytes(3000))
+                await a_while()
+            replica.propose(bytes(3000))  # Into the active segment.
+            await a_while()
+            bases, end = group.log.segment_bases, group.log.end_offset
+            damaged, let_go = (bases[-1], end) if is_active else (bases[1], bases[2])
+            kept = Offset(let_go - 1)
+            await group.checkpoints.save_application(kept, b"too old")
+            files.flip(f"{DIRECTORY}/{damaged:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
+            files.make_directory(TRASH)
+            state = group._opened.snapshot_state(group.state, group.core).encode()
+            peers = Snapshot(
+                start_offset=let_go,
+                state_offset=end,
+                state=state,
+                application_offset=end,
+                application=b"a peer's",
+            )
+
+            def answer(
+                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+            ) -> bool:
+                if isinstance(message, StateRequest):
+                    encoded = encode_snapshot(peers)
+                    given = StateResponse(
+                        request_id=message.request_id,
+                        total_bytes=len(encoded),
+                        checksum=checksum_of(encoded),
+                    )
+                    repairer.on_response(given, encoded)
+                else:
+                    assert isinstance(message, RepairRequest)
+                    refusal = RepairResponse(
+                        request_id=message.request_id, refused="trimmed", log_start=let_go
+                    )
+                    repairer.on_response(refusal, b"")
+                return True
+
+            monkeypatch.setattr(replica.node, "send_peer", answer)
+            monkeypatch.setattr(replica.node, "is_up", lambda node: True)
+            monkeypatch.setattr(
+                type(group.core.configuration), "members", property(lambda _: (OURSELVES, SECOND))
+            )
+            trimmer = Trimmer(group, replica.node)
+            group.damage, group.let_go_elsewhere = "is not known yet", let_go
+            await trimmer.apply(KEEP_EVERYTHING, TRASH)
+            assert group.log.start_offset == 0  # It does not know what was applied.
+
+            repairer.report(group)
+            await until(lambda: group.log.start_offset == let_go)
+
+            assert (end, b"a peer's") in follower.installed
+            assert await group.checkpoints.load_application() == (end, b"a peer's")
+            await until(lambda: group.damage is None)
+
+    play(story)
+
+
+@pytest.mark.parametrize("has_application", [False, True])
+def test_a_shut_log_is_not_let_go_beyond_what_is_kept_of_the_state_machine_that_it_feeds(
+    monkeypatch: pytest.MonkeyPatch, has_application: bool
+) -> None:
+    """Opened again it would begin behind that state, and nobody could say what lay between."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,), segment_bytes=8 * KIB) as replica:
+            await replica.lead()
+            files, group = replica.files, replica.group
+            while len(group.log.segment_bases) < 4:
+                replica.propose(bytes(3000))
+                await a_while()
+            replica.propose(bytes(3000))
+            await a_while()
+            bases = group.log.segment_bases
+            await group.checkpoints.save_application(bases[1], b"kept")
+        files.kill()
+        for damaged in (0, bases[2]):
+            path = f"{DIRECTORY}/{damaged:020}.log"
+            files.flip(path, SEGMENT_HEADER_BYTES + 1000, 3)
+            files.overwrite(path, SLOT_POSITIONS[0], bytes(1024))  # Else nobody looks at the start.
+
+        async with open_replica(files, group_id=GroupId(8)) as other:
+            node = other.node
+
+            def refuse(
+                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+            ) -> bool:
+                refusal = RepairResponse(
+                    request_id=message.request_id,  # type: ignore[union-attr]
+                    refused="trimmed",
+                    log_start=bases[3],
+                )
+                node.repairer.on_response(refusal, b"")
+                return True
+
+            monkeypatch.setattr(node, "send_peer", refuse)
+            monkeypatch.setattr(node, "is_up", lambda node: True)
+            opened = open_group(
+                files,
+                node.membership.directory,
+                OURSELVES,
+                GROUP,
+                LogOptions(segment_bytes=8 * KIB),
+            )
+            assert opened.damage is not None
+
+            with trio.move_on_after(5):
+                await node.repairer.mend(
+                    opened, (OURSELVES, SECOND), has_application=has_application
+                )
+
+            assert opened.log.start_offset == bases[1 if has_application else 3]
 
     play(story)
 
