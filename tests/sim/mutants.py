@@ -30,6 +30,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from tests.sim.system_mutants import SYSTEM_MUTANTS
 from tests.spec.coordination_mutants import COORDINATION_MUTANTS
 from tests.spec.mutants import CORE_MUTANTS, Mutant
@@ -42,6 +44,9 @@ TEST_CPU_S = 90
 SEEDS_CPU_S = 900
 WAITING_MAX = 5
 """On a busy machine a test may take this many times its processor time."""
+
+NO_TESTS = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
+"""How pytest ends that was given a file which is not there, or empty: that kills nothing."""
 
 MUTANTS = (*CORE_MUTANTS, *SYSTEM_MUTANTS, *COORDINATION_MUTANTS)
 
@@ -77,6 +82,7 @@ FAST_TESTS = {
         "tests/unit/test_partition_state.py",
     ),
     "logd/replication": (
+        "tests/unit/test_received.py",
         "tests/unit/test_opening.py",
         "tests/unit/test_group.py",
         "tests/unit/test_group_memory.py",
@@ -224,6 +230,7 @@ def _killing_test(mutant: Mutant, directory: Path) -> str:
         done = _run(directory, command, TEST_CPU_S)
         if done is None:
             return f"{test} (hangs)"
+        assert done.returncode not in NO_TESTS, f"{test} tests nothing: {done.stderr}"
         if done.returncode != 0:
             failed = re.search(r"^(?:FAILED|ERROR) [^ ]*?::(\w+)", done.stdout, re.MULTILINE)
             return f"{test}::{failed[1]}" if failed else test

@@ -292,6 +292,27 @@ SYSTEM_MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "a follower does not verify what producers sealed",
+        "P5",
+        "logd/replication/received.py",
+        "        verify_seal(view)\n",
+        "",
+    ),
+    Mutant(
+        "a follower takes batches of another group's log",
+        "P5: misdirected writes are found",
+        "logd/replication/received.py",
+        "        verify_header(view, header, request.group)\n",
+        "",
+    ),
+    Mutant(
+        "a follower takes less than its leader says that it sends",
+        "P1: what is acknowledged is there",
+        "logd/replication/received.py",
+        "    if expected != request.end_offset:\n",
+        "    if expected > request.end_offset:\n",
+    ),
+    Mutant(
         "a follower takes a gap for what it has",
         "P2",
         "logd/replication/received.py",
