@@ -125,7 +125,7 @@ class History:
         expected_offset: int | None = None,
     ) -> AppendId:
         """An append begins.  ``value`` must be unique in the run."""
-        floor = self._acknowledged_last.get(partition, -1)
+        floor = self.acknowledged_last(partition)
         self.appends.append(Append(client, partition, value, floor, expected_offset))
         return AppendId(len(self.appends) - 1)
 
@@ -133,8 +133,12 @@ class History:
         """It was committed at ``offset``, says the broker."""
         append = self._settle(append_id, Outcome.ACKNOWLEDGED)
         append.offset = offset
-        last = self._acknowledged_last.get(append.partition, -1)
+        last = self.acknowledged_last(append.partition)
         self._acknowledged_last[append.partition] = max(last, offset)
+
+    def acknowledged_last(self, partition: TopicPartition) -> int:
+        """The highest offset acknowledged so far, or -1."""
+        return self._acknowledged_last.get(partition, -1)
 
     def refuse(self, append_id: AppendId) -> None:
         """It failed and certainly had no effect (``may_have_applied`` is False)."""

@@ -161,8 +161,7 @@ class _Run:
                         await workload.all_arrive(ends)
                     await workload.check_topics(admin)
                 readers.cancel_scope.cancel()
-            await self._check_files()
-        self.wrong += check_metadata(self._cluster)
+            await self._check_brokers()
 
     async def _end_coordination(self, coordination: CoordinationWorkload, admin: Client) -> None:
         with self._in_time("finish what coordination left"):
@@ -172,12 +171,17 @@ class _Run:
         self.wrong += coordination.judge(await self._protected_log(admin))
         self.wrong += self._library.judge()
 
-    async def _check_files(self) -> None:
-        """Compare the replicas' files, as soon as the scrubbers have found what rotted."""
+    async def _check_brokers(self) -> None:
+        """Compare the replicas' files, as soon as the scrubbers have found what rotted; and what
+        the brokers know, as soon as all have heard everything."""
+
+        def differing() -> list[str]:
+            return check_replicas(self._cluster) + check_metadata(self._cluster)
+
         with trio.move_on_after(HEAL_S):
-            while check_replicas(self._cluster):
+            while differing():
                 await trio.sleep(1.0)
-        self.wrong += check_replicas(self._cluster)
+        self.wrong += differing()
 
     @contextlib.contextmanager
     def _in_time(self, what: str) -> Iterator[None]:
@@ -259,6 +263,8 @@ class _Run:
                 ends[where] = offsets.data_end
                 for node in topic.partitions[where.partition].replicas:
                     copies.start_soon(self._read_copy, client, where, node, offsets.commit_offset)
+        read = {copy.partition for copy in self.workload.history.final}
+        self.wrong += [f"nobody has a copy of {where}" for where in ends if where not in read]
         return ends
 
     async def _read_copy(self, client: Client, where: TopicPartition, node: int, end: int) -> None:
@@ -273,6 +279,9 @@ class _Run:
             if node in topic.partitions[where.partition].replicas:
                 raise
             return
+        may_be_trimmed = where.topic == TOPIC and self._settings.retention
+        if held.log_start and not may_be_trimmed:
+            self.wrong.append(f"node {node} has let go of {where} below {held.log_start}")
         kept = [record for record in records if record[0] >= held.log_start]
         self.workload.history.read_finally(f"node{node}", where, kept, log_start=held.log_start)
 

@@ -198,7 +198,7 @@ class Workload:
         except LogdError as error:
             self._failed(appended, error)
         else:
-            self._acknowledged(appended, expected, ack.partition, ack.offset)
+            self._acknowledged(appended, expected, ack.partition, ack.offset, ack.durability)
 
     async def _append_nowait(self, name: str, producer: Producer, chance: random.Random) -> None:
         queued = []
@@ -217,7 +217,7 @@ class Workload:
             except LogdError as error:
                 self._failed(appended, error)
             else:
-                self._acknowledged(appended, expected, ack.partition, ack.offset)
+                self._acknowledged(appended, expected, ack.partition, ack.offset, ack.durability)
 
     async def _append_many(self, name: str, producer: Producer, chance: random.Random) -> None:
         """Of one partition, or each where its key says."""
@@ -239,7 +239,11 @@ class Workload:
             acks, failures = (), ((0, count, error),)
         failed = {n: error for start, end, error in failures for n in range(start, end)}
         acked = iter(
-            [(ack.partition, ack.base_offset + n) for ack in acks for n in range(ack.count)]
+            [
+                (ack.partition, ack.base_offset + n, ack.durability)
+                for ack in acks
+                for n in range(ack.count)
+            ]
         )
         for number, (appended, _, expected) in enumerate(invoked):
             if number in failed:
@@ -249,9 +253,16 @@ class Workload:
         assert next(acked, None) is None, "more was acknowledged than was appended"
 
     def _acknowledged(
-        self, appended: AppendId, expected_partition: int, partition: int, offset: int
+        self,
+        appended: AppendId,
+        expected_partition: int,
+        partition: int,
+        offset: int,
+        durability: str,
     ) -> None:
         append = self.history.appends[appended]
+        if durability != "synced" and durability != self._durability_of(append.partition.topic):
+            self.wrong.append(f"{append.value!r} acknowledged as {durability}")
         if partition != expected_partition:
             self.wrong.append(
                 f"{append.value!r} acknowledged in partition {partition}, not {expected_partition}"
@@ -260,6 +271,9 @@ class Workload:
         where = str(append.partition)
         value = append.value[:24]
         self.cluster.trace.note(append.client, "acknowledged", at=f"{where}@{offset}", value=value)
+
+    def _durability_of(self, topic: str) -> str:
+        return self.settings.durability if topic == TOPIC else "synced"
 
     def _failed(self, appended: AppendId, error: LogdError) -> None:
         append = self.history.appends[appended]
@@ -295,9 +309,9 @@ class Workload:
                 except LogdError as error:
                     self._failed(appended, error)
                     with contextlib.suppress(LogdError):
-                        end = (await client.admin.offsets(CONDITIONAL_TOPIC, 0)).data_end
+                        end = await self._data_end(client, where)
                 else:
-                    self._acknowledged(appended, 0, ack.partition, ack.offset)
+                    self._acknowledged(appended, 0, ack.partition, ack.offset, ack.durability)
                     end = ack.offset + 1
                 await trio.sleep(chance.expovariate(1.0) * 2 * self._pause_s())
 
@@ -315,7 +329,9 @@ class Workload:
                         self._failed(appended, error)
                         await trio.sleep(RETRY_S)
                     else:
-                        self._acknowledged(appended, where.partition, ack.partition, ack.offset)
+                        self._acknowledged(
+                            appended, where.partition, ack.partition, ack.offset, ack.durability
+                        )
                         break
 
     # --- reading --------------------------------------------------------------------------------
@@ -433,6 +449,14 @@ class Workload:
                 self.history.read(reader.name, where, record.offset, record.value)
                 reader.positions[record.partition] = record.offset + 1
 
+    async def _data_end(self, client: Client, where: TopicPartition) -> int:
+        """As its leader says, which knows of everything that was acknowledged before the call."""
+        acknowledged = self.history.acknowledged_last(where)
+        offsets = await client.admin.offsets(where.topic, where.partition)
+        if not acknowledged < offsets.data_end <= offsets.commit_offset:
+            self.wrong.append(f"{where} has {acknowledged} acknowledged, and its leader {offsets}")
+        return offsets.data_end
+
     async def all_arrive(self, ends: dict[TopicPartition, int]) -> None:
         """Wait until every reader has been given everything below ``ends``."""
         while not all(reader.has_reached(ends) for reader in self.readers):
@@ -510,7 +534,11 @@ class Workload:
             case 3:
                 await admin.describe_partition(TOPIC, partition)
             case 4:
-                await admin.offsets(TOPIC, partition, from_replica=chance.choice([None, node]))
+                replica = chance.choice([None, node])
+                if replica is None:
+                    await self._data_end(client, TopicPartition(TOPIC, partition))
+                else:
+                    await admin.offsets(TOPIC, partition, from_replica=replica)
             case _:
                 await admin.describe_topic(TOPIC)
 
