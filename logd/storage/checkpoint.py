@@ -106,23 +106,6 @@ class CheckpointStore:
                 f"removing checkpoints in {self._directory} failed: {error}"
             ) from error
 
-    def remove_above(self, offset: Offset) -> None:
-        """Remove checkpoints above ``offset``: the log was truncated or replaced below them.
-
-        Raises:
-            StorageFailedError: the disk failed.
-        """
-        try:
-            above = [each for each in self._offsets() if each > offset]
-            for each in above:
-                self._files.remove(self._path(each))
-            if above:
-                self._files.sync_directory(self._directory)
-        except OSError as error:
-            raise StorageFailedError(
-                f"removing checkpoints in {self._directory} failed: {error}"
-            ) from error
-
     def _read(self, offset: Offset) -> bytes:
         path = self._path(offset)
         header, payload = read_payload_file(self._files, path, self._magic)

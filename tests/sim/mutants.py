@@ -62,6 +62,8 @@ FAST_TESTS = {
         "tests/unit/test_batch_header.py",
         "tests/unit/test_batch.py",
         "tests/unit/test_payload.py",
+        "tests/unit/test_control.py",
+        "tests/unit/test_compaction.py",
     ),
     "logd/wire": ("tests/unit/test_frame.py",),
     "logd/storage": (
@@ -83,6 +85,7 @@ FAST_TESTS = {
     ),
     "logd/replication": (
         "tests/unit/test_received.py",
+        "tests/unit/test_snapshot.py",
         "tests/unit/test_opening.py",
         "tests/unit/test_group.py",
         "tests/unit/test_group_memory.py",

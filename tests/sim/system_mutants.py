@@ -313,6 +313,27 @@ SYSTEM_MUTANTS = (
         "    if expected > request.end_offset:\n",
     ),
     Mutant(
+        "pieces of two snapshots are put together",
+        "P2",
+        "logd/replication/snapshot.py",
+        "        if not self._continues(source, chunk) or chunk.position",
+        "        if chunk.position",
+    ),
+    Mutant(
+        "a snapshot is installed whatever became of its bytes",
+        "P5",
+        "logd/replication/snapshot.py",
+        " or checksum_of(received) != chunk.checksum:",
+        ":",
+    ),
+    Mutant(
+        "a snapshot may be as large as it says",
+        "P6",
+        "logd/replication/snapshot.py",
+        "        if not 0 < chunk.total_bytes <= SNAPSHOT_BYTES_MAX or not body:",
+        "        if not body:",
+    ),
+    Mutant(
         "a follower takes a gap for what it has",
         "P2",
         "logd/replication/received.py",
@@ -806,6 +827,13 @@ SYSTEM_MUTANTS = (
         "logd/record/payload.py",
         "    if frame.content_size != decoded_bytes:\n",
         "    if False:\n",
+    ),
+    Mutant(
+        "a compressed payload has whatever window it asks for",
+        "P6",
+        "logd/record/payload.py",
+        "    if frame.window_size > _ZSTD_WINDOW_BYTES_MAX:",
+        "    if False:",
     ),
     Mutant(
         "a frame may be as long as it says",

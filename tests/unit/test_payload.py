@@ -225,6 +225,28 @@ def test_a_frame_that_needs_a_dictionary_is_refused() -> None:
         decompress(frame, 12)
 
 
+@pytest.mark.parametrize(("window_log", "is_taken"), [(24, True), (25, False)])
+def test_a_frame_with_a_window_of_more_than_a_payload_is_refused(
+    window_log: int, is_taken: bool
+) -> None:
+    """It would be allocated, however little the frame unfolds to."""
+    content = b"0123456789"
+    states_its_size = 2 << 6
+    frame = (
+        b"\x28\xb5\x2f\xfd"
+        + bytes([states_its_size, (window_log - 10) << 3])
+        + len(content).to_bytes(4, "little")
+        + (len(content) << 3 | 1).to_bytes(3, "little")  # One block, the last, as it is.
+        + content
+    )
+
+    if is_taken:
+        assert decompress(frame, len(content)) == content
+    else:
+        with pytest.raises(MalformedBatchError, match="window of 33554432 bytes"):
+            decompress(frame, len(content))
+
+
 def test_the_largest_payload_is_compressed_and_back() -> None:
     payload = bytes(PAYLOAD_DECODED_BYTES_MAX)
 
