@@ -271,11 +271,6 @@ class BrokerConfig:
         self._check_numbers()
 
     @property
-    def client_address(self) -> HostPort:
-        """What clients are told.  Port 0 stands for the one that listening will find."""
-        return self.advertise or self.listen
-
-    @property
     def peer_address(self) -> HostPort:
         """What the other brokers connect to."""
         return self.cluster[self.node_id]
@@ -404,13 +399,6 @@ class Settings(NamedTuple):
     config: BrokerConfig
     places: Mapping[str, str]
     """Setting → place; what is missing has its default."""
-
-
-def load_config(
-    text: str, origin: str, overrides: Mapping[str, object] | None = None
-) -> BrokerConfig:
-    """Read a TOML document; as ``read_toml`` and ``resolve``."""
-    return resolve([read_toml(text, origin), Source(COMMAND_LINE, overrides or {})]).config
 
 
 def read_toml(text: str, place: str) -> Source:

@@ -59,7 +59,8 @@ def report(figures: Figures) -> bool:
     found = sorted(figures.hand_overs_s)
     print(
         f"hand-over by command: median gap {statistics.median(found) * 1000:.0f} ms, "
-        f"longest {found[-1] * 1000:.0f} ms, of {len(found)}"
+        f"longest {found[-1] * 1000:.0f} ms, of {len(found)}; "
+        f"the goal at the median is {PLANNED_S_MAX * 1000:.0f} ms"
     )
     print("broker   stopping   whole after   longest gap: stop   median   longest gap: start")
     for one in figures.restarts:

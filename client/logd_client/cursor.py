@@ -82,10 +82,6 @@ class Cursor:
         return self._position
 
     @property
-    def fetch_position(self) -> Offset | None:
-        return self._fetch_position
-
-    @property
     def is_subscribed(self) -> bool:
         return self._is_subscribed
 

@@ -203,14 +203,6 @@ class LocalCluster:
         spoken = [line for line in lines if line.startswith("logd: ")] or lines
         return spoken[-1].removeprefix("logd: ") if spoken else f"see {path}"
 
-    def cpu_seconds(self) -> float:
-        """Processor time that the running brokers have used, user and system."""
-        return sum(
-            process_cpu_seconds(self.pid(broker.node_id))
-            for broker in self.brokers
-            if self.is_running(broker.node_id)
-        )
-
 
 @contextmanager
 def stopping(cluster: LocalCluster) -> Iterator[LocalCluster]:

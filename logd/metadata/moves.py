@@ -13,7 +13,6 @@ and the last one is kept, to be looked at and rolled back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -134,18 +133,3 @@ def cancelled(plan: Plan, now_ms: int) -> Plan:
     """``plan`` with nothing more begun."""
     states = tuple("cancelled" if state == "pending" else state for state in plan.states)
     return settled(msgspec.structs.replace(plan, state="cancelling", states=states), now_ms)
-
-
-def reversed_moves(plan: Plan) -> Sequence[PlannedMove]:
-    """What undoes the finished moves of ``plan``, the last one first."""
-    return [
-        PlannedMove(
-            group=move.group,
-            before=move.target,
-            target=move.before,
-            reason="rollback",
-            size_bytes=move.size_bytes,
-        )
-        for move, state in zip(reversed(plan.moves), reversed(plan.states), strict=True)
-        if state == "done"
-    ]

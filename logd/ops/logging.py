@@ -12,13 +12,12 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
-from typing import Any, Final, Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import msgspec
 import structlog
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-LOG_LEVELS: Final[tuple[LogLevel, ...]] = ("debug", "info", "warning", "error")
 
 
 def configure_logging(

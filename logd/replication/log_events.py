@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-GROUP_OPENED: Final = "group_opened"
 GROUP_FAILED: Final = "group_failed"
 GROUP_HELD: Final = "group_held_by_its_disk"
 RESTARTED_WITH_LOSS: Final = "restarted_with_possible_loss"
 LOST_MEMORY_NOT_NOTED: Final = "lost_memory_not_noted"
-GROUP_TRASHED: Final = "group_trashed"
 LEADER_ELECTED: Final = "leader_elected"
 LEADERSHIP_LOST: Final = "leadership_lost"
 CONFIGURATION_CHANGED: Final = "configuration_changed"

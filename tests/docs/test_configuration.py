@@ -14,7 +14,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from logd.config import BrokerConfig, load_config
+from logd.config import BrokerConfig, read_toml, resolve
 from logd.limits import GIB, KIB, MIB
 from logd.metadata.topic_config import OPTIONS, parse_options
 
@@ -124,7 +124,7 @@ def test_every_setting_is_explained() -> None:
 def test_the_example_is_a_configuration() -> None:
     example = render().split("```toml\n")[1].split("```")[0]
 
-    assert load_config(example, "the example").node_id == 1
+    assert resolve([read_toml(example, "the example")]).config.node_id == 1
 
 
 def test_the_defaults_of_topic_options_are_the_defaults() -> None:

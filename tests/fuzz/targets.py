@@ -24,7 +24,7 @@ import msgspec
 import zstandard
 
 from logd.cli.start import parse_start
-from logd.config import load_config, parse_cluster, parse_host_port
+from logd.config import parse_cluster, parse_host_port, read_toml, resolve
 from logd.errors import (
     CorruptionError,
     FrameTooLargeError,
@@ -606,7 +606,7 @@ def _text(data: bytes) -> str:
 
 @_target(UsageError)
 def config_toml(data: bytes) -> None:
-    load_config(_text(data), "fuzz.toml")
+    resolve([read_toml(_text(data), "fuzz.toml")])
 
 
 @_target(UsageError)

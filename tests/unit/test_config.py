@@ -1,13 +1,14 @@
 """A mistake in the configuration stops the broker, and the message says where it is."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import pytest
 
 from logd.config import (
+    COMMAND_LINE,
     BrokerConfig,
     Source,
-    load_config,
     parse_cluster,
     parse_host_port,
     read_environment,
@@ -17,6 +18,14 @@ from logd.config import (
 from logd.errors import UsageError
 from logd.types import HostPort, NodeId
 
+
+def load_config(
+    text: str, origin: str, overrides: Mapping[str, object] | None = None
+) -> BrokerConfig:
+    """What a broker makes of a file and a command line."""
+    return resolve([read_toml(text, origin), Source(COMMAND_LINE, overrides or {})]).config
+
+
 MINIMAL = 'node_id = 1\ndata_dir = "/data"\n'
 
 
@@ -24,7 +33,7 @@ def test_the_minimum_is_who_and_where() -> None:
     config = load_config(MINIMAL, "broker.toml")
 
     assert config == BrokerConfig(node_id=NodeId(1), data_dir="/data")
-    assert config.client_address == HostPort("127.0.0.1", 7171)
+    assert (config.advertise, config.listen) == (None, HostPort("127.0.0.1", 7171))
 
 
 def test_without_a_list_a_broker_is_a_cluster_of_its_own() -> None:
@@ -53,7 +62,6 @@ def test_everything_can_be_set() -> None:
     config = load_config(text, "broker.toml")
 
     assert config.advertise == HostPort("two.example", 7171)
-    assert config.client_address == HostPort("two.example", 7171)
     assert config.peer_address == HostPort("two.example", 7181)
     assert list(config.cluster) == [1, 2]
     assert config.cluster[NodeId(1)] == HostPort("fe80::1", 7181)

@@ -30,7 +30,7 @@ from logd.metadata.commands import (
     decode_command,
     encode_command,
 )
-from logd.metadata.moves import REASON_CHARACTERS_MAX, Plan, PlannedMove, reversed_moves
+from logd.metadata.moves import REASON_CHARACTERS_MAX, Plan, PlannedMove
 from logd.metadata.state import MetadataState, PartitionPlacement
 from logd.types import NODE_ID_MAX, GroupId, NodeId
 from tests.unit.test_metadata_state import apply, cluster, create, register
@@ -251,11 +251,6 @@ def test_a_plan_ends_with_its_last_move() -> None:
 
     assert plan_of(state).state == "done"
     assert plan_of(state).ended_ms == 9
-    assert [(m.group, m.target) for m in reversed_moves(plan_of(state))] == [
-        (3, before[3]),
-        (2, before[2]),
-        (1, before[1]),
-    ]
 
 
 def test_a_cancelled_plan_begins_nothing_and_waits_for_what_is_under_way() -> None:

@@ -18,7 +18,6 @@ CALL_BYTES: Final = 1_000_000
 """Values that one ``append_many`` is given, unless one record is larger."""
 
 SEED: Final = 20
-SIZES_DRAWN: Final = 1000
 STAMP: Final = struct.Struct(">Q")
 """When a record was due, in nanoseconds of the monotonic clock, at the start of its value.
 Big-endian: later values sort behind earlier ones."""
