@@ -250,6 +250,20 @@ SYSTEM_MUTANTS = (
         "if True:",
     ),
     Mutant(
+        "what is left of a batch has no sequence",
+        "P4",
+        "logd/record/compacted.py",
+        "        base_sequence=header.base_sequence,\n",
+        "",
+    ),
+    Mutant(
+        "what is left of a batch carries no fence",
+        "fences: who was replaced writes no more",
+        "logd/record/compacted.py",
+        "        fence_id=header.fence_id,\n        fence_token=header.fence_token,\n",
+        "",
+    ),
+    Mutant(
         "a gap reaches over the end of a term",
         "P2",
         "logd/storage/compaction.py",

@@ -405,6 +405,8 @@ def test_whoever_follows_the_compacted_log_knows_the_same_producers_and_fences(
             base_sequence=number // 2 * 2,
             fence_id=5 if number == 2 else 0,
         )
+    append(log, (b"c", b"0"), (b"a", b"x"), producer_id=3, base_sequence=0)
+    append(log, (b"c", b"kept"), (b"a", b"x"), producer_id=3, base_sequence=2, fence_id=6)
     append(log, (b"a", b"end"), (b"b", b"end"))
     seal_segment(log)
 
@@ -419,16 +421,19 @@ def test_whoever_follows_the_compacted_log_knows_the_same_producers_and_fences(
     run(disk, log, request_of(log))
     after = state_of(log)
 
-    assert records(log) == [(12, b"a", b"end"), (13, b"b", b"end")]
+    assert records(log) == [(14, b"c", b"kept"), (16, b"a", b"end"), (17, b"b", b"end")]
     assert (after.end_offset, after.data_end) == (before.end_offset, before.data_end)
     assert after.fences.rows() == before.fences.rows()
     assert [(row.producer_id, row.next_sequence) for row in after.producers.rows()] == [
         (row.producer_id, row.next_sequence) for row in before.producers.rows()
     ]
-    retry = seal_batch(values=[b"4", b"x"], timestamps_ms=0, producer_id=1, base_sequence=4)
-    duplicate = after.check_append(decode_header(retry))
-    assert duplicate is not None
-    assert (duplicate.base_offset, duplicate.end_offset) == (8, 10)
+    for producer, sequence, stored_at in ((1, 4, 8), (3, 2, 14)):
+        retry = seal_batch(
+            values=[b"x", b"x"], timestamps_ms=0, producer_id=producer, base_sequence=sequence
+        )
+        duplicate = after.check_append(decode_header(retry))
+        assert duplicate is not None
+        assert (duplicate.base_offset, duplicate.end_offset) == (stored_at, stored_at + 2)
 
 
 def test_a_gap_can_be_cut_anywhere() -> None:
