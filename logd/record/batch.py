@@ -57,7 +57,8 @@ TIMESTAMP_MS_MAX: Final = 2**62 - 1
 """Either side of 1970: the difference of two timestamps always fits in 64 bits."""
 
 _ENTRIES_DECODER: Final = msgspec.msgpack.Decoder(list[msgspec.Raw])
-_BYTES_TYPES: Final = frozenset((bytes, bytearray, memoryview, type(None)))
+_BYTES_TYPES: Final = frozenset((bytes, type(None)))
+"""Not what else has bytes in it: a view may have gaps, and elements larger than a byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +290,7 @@ def _collapse_keys(
     first = keys[0]
     if keys[-1] != first or keys.count(first) != len(keys):
         return _as_list(keys)
-    return None if first is None else bytes(first)
+    return first
 
 
 def _as_list(column: Sequence[bytes | None]) -> Sequence[bytes | None]:
