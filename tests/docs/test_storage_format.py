@@ -6,8 +6,13 @@ import random
 import struct
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
+from logd.limits import FENCE_CLASSES, PRODUCER_BATCHES_REMEMBERED
+from logd.partition.state import PartitionState
+from logd.record.control import ConfigurationChange
+from logd.record.header import decode_header
 from logd.storage import file_header, hard_state, successor_note, synced_mark
 from logd.storage.checkpoint import CheckpointStore
 from logd.storage.directory import DataDirectory
@@ -16,10 +21,10 @@ from logd.storage.hard_state import HardStateFile
 from logd.storage.log import Log, LogOptions
 from logd.storage.segment import FIRST_POSITION
 from logd.storage.segment_index import OFFSET_ROW, TIME_ROW
-from logd.types import GroupId, NodeId, Offset
+from logd.types import GroupId, NodeId, Offset, Term
 from tests.docs.test_segment_format import rows, section
 from tests.sim.files import SimulatedFileSystem
-from tests.support.logs import append_some
+from tests.support.logs import append_some, batch_bytes, make_batch
 
 TYPE_NAMES = {"Q": "u64", "q": "i64", "I": "u32", "8s": "8 bytes", "64s": "64 bytes"}
 
@@ -63,6 +68,28 @@ def test_the_places_in_a_segment_are_those_of_the_code() -> None:
 
 def test_the_hard_state_table_is_the_struct() -> None:
     assert tables("Hard state") == [layout_rows(hard_state.LAYOUT)]
+
+
+def test_a_checkpoint_is_what_the_page_says() -> None:
+    state = PartitionState()
+    batch = make_batch(0, records=2, time_ms=9)
+    state.note(decode_header(batch_bytes(batch))._replace(producer_id=5, producer_epoch=1))
+    change = ConfigurationChange(voters=(NodeId(1),))
+    payload = state.encode(term_rows=[(Term(1), Offset(0))], configuration=change)
+
+    name, number, content = payload[:15], payload[15:17], msgspec.msgpack.decode(payload[17:])
+
+    (table,) = tables("Checkpoints")
+    assert [key for key, _ in table] == list(content)
+    assert (name, number) == (b"logd partition ", b"\1\0")
+    assert f"modulo {FENCE_CLASSES}," in section("Checkpoints")
+    assert f"at most {PRODUCER_BATCHES_REMEMBERED}," in section("Checkpoints")
+    (((*producer, batches),),) = content["producers"]
+    assert producer == [5, 1, 2, 9]
+    assert struct.unpack("<QIIqq", batches) == (0, 2, 2, 0, 9)
+    assert content["term_rows"] == [[1, 0]]
+    assert content["configuration"]["type"] == "configuration"
+    assert content["trim"] == [0, 0]
 
 
 @pytest.mark.parametrize(("number", "row"), [(0, OFFSET_ROW), (1, TIME_ROW)])
