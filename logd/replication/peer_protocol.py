@@ -25,6 +25,8 @@ from logd.raft.messages import (
     VoteResponse,
 )
 from logd.raft.messages import Message as RaftMessage
+from logd.wire.frame import PEER_KIND_MIN
+from logd.wire.messages import Kind
 
 PEER_PROTOCOL_VERSION: Final = 1
 """The highest version that is spoken here."""
@@ -62,6 +64,10 @@ class PeerKind(IntEnum):
     STATE_RESPONSE = 144
     REPORT_REQUEST = 148
     REPORT_RESPONSE = 149
+
+
+# What is for one listener means nothing on the other.
+assert max(Kind) < PEER_KIND_MIN <= min(PeerKind)
 
 
 class PeerMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
