@@ -247,15 +247,10 @@ class Locks:
     # --- inside -------------------------------------------------------------------------
 
     def _check_acquire(self, lock: Lock, command: Acquire, ticket: Ticket) -> None:
-        if command.kind == "semaphore" and command.capacity not in (0, lock.capacity):
+        if command.kind == "semaphore" and command.capacity != lock.capacity:
             raise ConflictError(
                 f"semaphore {quoted(command.name)} has {lock.capacity} permits while it is used, "
                 f"not {command.capacity}"
-            )
-        if command.permits > lock.capacity:
-            raise ConflictError(
-                f"semaphore {quoted(command.name)} has {lock.capacity} permits: "
-                f"{command.permits} could never be had"
             )
         if not command.queue and (lock.waiting or not lock.admits(ticket)):
             raise WouldWaitError(

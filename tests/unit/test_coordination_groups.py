@@ -292,6 +292,22 @@ def test_weights_are_spread_and_reported_loads_count_at_the_next_spreading() -> 
     assert sorted(Counter(owners(partition).values()).values()) == [2, 2]
 
 
+def test_shards_that_are_listed_again_without_weights_keep_those_they_had() -> None:
+    partition = Partition()
+    for member in "ab":
+        join(partition, member)
+    names = ["big", "s1", "s2", "s3"]
+    assign(partition, names, [3.0, 1.0, 1.0, 1.0])
+    before = owners(partition)
+    assert Counter(before.values())[before["big"]] == 1
+
+    assign(partition, names)
+    assign(partition, names)
+
+    assert revoked(partition) == []
+    assert owners(partition) == before
+
+
 @pytest.mark.parametrize(
     "command",
     [

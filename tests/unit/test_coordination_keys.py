@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from logd.coordination import keys
 from logd.coordination.events import bytes_of
 from logd.coordination.snapshots import RECORDS_PER_PART
 from logd.coordination.state import CoordinationState
@@ -283,6 +284,36 @@ def test_an_ephemeral_key_is_its_last_writer_s() -> None:
 
     partition.expire(second)
     assert [e.key for e in read(partition, b"", b"").found] == [b"kept"]
+
+
+def test_an_ephemeral_key_that_is_counted_up_stays_its_owner_s() -> None:
+    partition = Partition()
+    owner, other = partition.open(), partition.open()
+    transact(partition, owner, Put(key=b"n", value=b"1", ephemeral=True))
+
+    transact(partition, other, Increment(key=b"n"))
+    assert (found := find(partition, b"n")) is not None
+    assert (found.value, found.session) == (b"2", owner)
+
+    partition.expire(owner)
+    assert find(partition, b"n") is None
+
+
+def test_a_range_of_too_many_keys_is_refused_and_nothing_of_it_deleted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One command must not hold the event loop of every replica for long."""
+    monkeypatch.setattr(keys, "KEYS_DELETED_MAX", 3)
+    partition = Partition()
+    session = partition.open()
+    transact(partition, session, *[Put(key=b"k%d" % number, value=b"") for number in range(4)])
+
+    refused = partition.do(session, Transact(then=[Delete(key=b"k", end=b"l")]))
+    assert error_of(refused) is QuotaExceededError
+    assert len(read(partition, b"", b"").found) == 4
+
+    transact(partition, session, Delete(key=b"k", end=b"k3"))
+    assert [entry.key for entry in read(partition, b"", b"").found] == [b"k3"]
 
 
 def history(

@@ -275,6 +275,24 @@ def test_the_oldest_dead_go_when_there_are_too_many() -> None:
     partition.state.check_invariants()
 
 
+def test_items_that_come_and_go_behind_an_old_one_leave_nothing_behind() -> None:
+    """What is no longer true lies in the heaps behind what is, until they are cleared in time."""
+    partition = Partition()
+    session = partition.open()
+    put(partition, session, b"old")
+    claim(partition, session)
+    for _ in range(500):
+        partition.now_ms += 1
+        put(partition, session, b"new")
+        complete(partition, session, *claim(partition, session))
+
+    queue = partition.state._namespaces[NAMESPACE].work._queues["q"]
+
+    assert queue.in_flight == 1
+    assert len(queue._claims) < 100
+    assert len(queue._ages) < 100
+
+
 def test_a_delayed_item_is_claimed_when_its_time_has_come() -> None:
     partition = Partition()
     session = partition.open()

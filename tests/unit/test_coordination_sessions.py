@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from logd.coordination import sessions
 from logd.coordination.state import CoordinationState
 from logd.errors import (
     InvalidNameError,
@@ -124,6 +125,26 @@ def test_results_are_kept_up_to_a_bound_and_taking_some_makes_room() -> None:
     assert error_of(refused) is OverloadedError
     assert isinstance(taken, Transacted)
     assert value(partition) == b"%d" % beyond
+
+
+def test_what_a_namespace_keeps_of_results_has_a_bound_for_all_of_its_sessions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "RESULT_BYTES_PER_NAMESPACE_MAX", 5_000)
+    partition = Partition()
+    first, second = partition.open(), partition.open()
+    put, get = Put(key=b"k", value=bytes(3_000)), Get(key=b"k")
+
+    def do(session: int, sequence: int, acknowledged: int, operation: Put | Get) -> object:
+        command = Transact(then=[operation])
+        return partition.apply(Entry(NAMESPACE, session, sequence, acknowledged, 5, command))
+
+    for sequence, operation in ((1, put), (2, get), (3, get)):
+        assert isinstance(do(first, sequence, 1, operation), Transacted)
+
+    assert error_of(do(second, 1, 1, get)) is OverloadedError
+    assert isinstance(do(first, 4, 4, put), Transacted)  # It has taken what it was answered.
+    assert isinstance(do(second, 1, 1, get), Transacted)
 
 
 def test_acknowledging_far_ahead_takes_no_longer() -> None:
