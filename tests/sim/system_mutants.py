@@ -478,6 +478,13 @@ SYSTEM_MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "what is queued later overtakes what the network did not take",
+        "liveness: a follower catches up",
+        "logd/replication/outbox.py",
+        "        if stream is None or self._is_sending or self._unsent is not None:\n",
+        "        if stream is None or self._is_sending:\n",
+    ),
+    Mutant(
         "a peer that is silent counts as alive",
         "liveness: a new leader in bounded time",
         "logd/replication/failure_detector.py",
