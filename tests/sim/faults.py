@@ -282,11 +282,12 @@ class Trouble:
     async def majorities_ring(self, chance: random.Random) -> None:
         """Everybody sees a majority, and no two the same one."""
         hosts = self._brokers(chance)
-        count, reach = len(hosts), len(hosts) // 4
+        count = len(hosts)
+        reach = (count // 2 + 1) // 2  # On either side: with itself that is more than half.
         links = [
             (hosts[one], hosts[other])
             for one, other in itertools.permutations(range(count), 2)
-            if min((one - other) % count, (other - one) % count) > max(reach, 1)
+            if min((one - other) % count, (other - one) % count) > reach
         ]
         if count == 3:
             links = [(hosts[0], hosts[2]), (hosts[2], hosts[0])]
