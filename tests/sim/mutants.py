@@ -87,6 +87,7 @@ FAST_TESTS = {
         "tests/unit/test_received.py",
         "tests/unit/test_snapshot.py",
         "tests/unit/test_turn.py",
+        "tests/unit/test_held_news.py",
         "tests/unit/test_opening.py",
         "tests/unit/test_group.py",
         "tests/unit/test_group_memory.py",

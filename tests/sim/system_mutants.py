@@ -485,6 +485,20 @@ SYSTEM_MUTANTS = (
         "        if stream is None or self._is_sending:\n",
     ),
     Mutant(
+        "any number of messages waits for a disk",
+        "P6",
+        "logd/replication/held_news.py",
+        "        if self._messages >= HELD_MESSAGES_MAX:\n            return\n",
+        "",
+    ),
+    Mutant(
+        "a log is synced at the end of a turn although nobody would hear of it",
+        "liveness: whoever appends is answered",
+        "logd/replication/syncing.py",
+        "        if group.is_held or self._core.vouches:\n",
+        "        if self._core.vouches:\n",
+    ),
+    Mutant(
         "a peer that is silent counts as alive",
         "liveness: a new leader in bounded time",
         "logd/replication/failure_detector.py",

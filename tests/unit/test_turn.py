@@ -228,6 +228,8 @@ def test_a_log_whose_replica_waits_for_a_vote_to_be_saved_is_not_synced_at_the_e
             replica.group.flush()
             replica.depose(Term(5))
             replica.node.turn.end()
+            assert replica.group.is_held
+            assert replica.group.log.unsynced_bytes > 0
 
             await until(lambda: not replica.group.syncer.needs_sync)
             assert replica.group.core.term == 5
