@@ -115,6 +115,7 @@ FAST_TESTS = {
     ),
     "logd/broker": (
         "tests/unit/test_metadata_service.py",
+        "tests/unit/test_metadata_voters.py",
         "tests/unit/test_leader_balancer.py",
         "tests/unit/test_trash.py",
         "tests/fuzz/test_live_borders.py",

@@ -630,6 +630,13 @@ SYSTEM_MUTANTS = (
     ),
     # --- the broker ---------------------------------------------------------------------------
     Mutant(
+        "a machine that has most votes in the metadata log keeps them",
+        "liveness: what fails together is no majority",
+        "logd/broker/metadata_voters.py",
+        "< WORTH_A_CHANGE:",
+        "< 1000:",
+    ),
+    Mutant(
         "a leader serves before its no-op is committed",
         "P2",
         "logd/broker/broker.py",
