@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -39,6 +40,9 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "bench" / "results"
 SUFFIX: Final = "-micro.json"
 RUNS_DEFAULT: Final = 5
+RUNS_MIN: Final = 4
+"""One pair in 35 differs by chance then."""
+
 SECONDS_PER_BENCHMARK: Final = 0.3
 CHANGE_MIN: Final = 0.05
 US_PER_S: Final = 1e6
@@ -51,6 +55,8 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     """A file of ``bench/results``."""
 
     revision: str
+    began: str
+    """UTC."""
     machine: Machine
     figures: Figures
 
@@ -140,10 +146,14 @@ def _revision() -> str:
 
 
 def _newest_saved() -> Path:
-    saved = sorted(RESULTS.glob(f"*{SUFFIX}"), key=lambda path: path.stat().st_mtime)
+    saved = list(RESULTS.glob(f"*{SUFFIX}"))
     if not saved:
         sys.exit(f"nothing saved in {RESULTS}: name a revision with --base, or --save first")
-    return saved[-1]
+    return max(saved, key=lambda path: _read(path).began)
+
+
+def _read(path: Path) -> Saved:
+    return msgspec.json.decode(path.read_bytes(), type=Saved)
 
 
 def main() -> None:
@@ -154,6 +164,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=RUNS_DEFAULT)
     parser.add_argument("-k", dest="choice", default="", help="only these, as pytest's -k")
     asked = parser.parse_args()
+    if asked.runs < RUNS_MIN:
+        parser.error(
+            f"--runs {asked.runs}: of fewer than {RUNS_MIN} nothing can be told from noise"
+        )
+    began = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
     if asked.base:
         with checked_out(asked.base) as tree:
             both = measure({asked.base: tree, "here": ROOT}, asked.runs, asked.choice)
@@ -162,11 +177,11 @@ def main() -> None:
     path = None if asked.save else asked.against or _newest_saved()
     figures = measure({"here": ROOT}, asked.runs, asked.choice)["here"]
     if path is None:
-        saved = Saved(revision=_revision(), machine=this_machine(), figures=figures)
+        saved = Saved(revision=_revision(), began=began, machine=this_machine(), figures=figures)
         asked.save.parent.mkdir(parents=True, exist_ok=True)
         asked.save.write_bytes(msgspec.json.format(msgspec.json.encode(saved)) + b"\n")
         return
-    before = msgspec.json.decode(path.read_bytes(), type=Saved)
+    before = _read(path)
     print(f"{path.name}: {before.revision}, {before.machine}\nhere: {this_machine()}\n")
     print_changes(compare(before.figures, figures))
 
