@@ -537,9 +537,11 @@ class Routing:
             group: whose leader is asked; None: the controller or any broker.
 
         Raises:
-            LogdError: the refusal, or the last failure when time is up.
+            LogdError: the refusal, or the last failure when time is up; or what a broker answered
+                to the attempt before, if the last one only found another broker down.
         """
         backoff = Backoff(self.environment.rng)
+        answered: LogdError | None = None
         timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
         deadline = self.environment.clock() + timeout_s
         while True:
@@ -561,8 +563,10 @@ class Routing:
                 if error.may_have_applied or not (error.retriable or is_behind):
                     raise
                 delay_s = backoff.next_delay_s()
+                is_answer = not isinstance(error, ConnectionFailedError)
                 if self.environment.clock() + delay_s >= deadline:
-                    raise
+                    raise error if is_answer or answered is None else answered from None
+                answered = error if is_answer else None
                 has_hint = self._note_refusal(error, group)
             if not (has_hint and backoff.failures == 1):
                 await anyio.sleep(delay_s)

@@ -18,12 +18,7 @@ from structlog.testing import capture_logs
 from logd.broker import log_events
 from logd.broker.autonomy import Autonomy
 from logd.cli.plans import move_plan, start_plan
-from logd.errors import (
-    ConnectionFailedError,
-    LogdError,
-    RequestTimeoutError,
-    UnavailableError,
-)
+from logd.errors import LogdError, RequestTimeoutError, UnavailableError
 from logd.limits import NAME_CHARACTERS_MAX
 from logd.metadata.commands import BeginMove, Command, StartPlan
 from logd.metadata.moves import REASON_CHARACTERS_MAX, PlannedMove
@@ -456,14 +451,6 @@ def test_the_cluster_goes_on_by_itself_without_a_move_that_has_lost_its_majority
     play(story, replace_after_ms=8_000)
 
 
-async def start_as_judged(client: Client, targets: dict[int, list[int]]) -> int:
-    """As ``start``, by the controller's judgement: the last attempt within the time of a request
-    may have been to ask a broker that is down."""
-    while True:
-        with contextlib.suppress(ConnectionFailedError):
-            return await start(client, targets)
-
-
 def test_a_move_is_refused_if_too_few_of_its_targets_are_alive_to_lead_it() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         replicas = (await partitions_of(client))[0].replicas
@@ -474,7 +461,7 @@ def test_a_move_is_refused_if_too_few_of_its_targets_are_alive_to_lead_it() -> N
 
         for target in ([dead], [dead, newcomer]):
             with pytest.raises(UnavailableError, match=f"broker {dead} is not alive: without it"):
-                await start_as_judged(client, {0: target})
+                await start(client, {0: target})
 
         await start(client, {0: [replicas[0], newcomer, dead]})
         assert (await ended(client)).state == "done"
