@@ -109,8 +109,10 @@ def _shifted(address: HostPort, by: int) -> HostPort:
 class Supervisor:
     """Runs one process per broker until it is told to stop, or none is left.
 
-    SIGTERM and SIGINT are passed on as SIGTERM, the second too, which ends a broker at once.  A
-    broker that fails is started again; one that ends by itself without failing is not.
+    SIGTERM and SIGINT are passed on as SIGTERM; the second one ends all brokers at once.  That is
+    for this process to say: a broker may be told to stop twice where nobody is impatient, as a
+    service manager signals all processes of a unit.  A broker that fails is started again; one that
+    ends by itself without failing is not.
     """
 
     def __init__(self, nodes: Sequence[NodeId]) -> None:
@@ -174,10 +176,11 @@ class Supervisor:
         if news.si_signo == signal.SIGCHLD:
             self._note_ended()
             return
+        passed_on = signal.SIGKILL if self._is_stopping else signal.SIGTERM
         self._is_stopping = True
         self._due.clear()
         for pid in self._running:
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, passed_on)
 
     def _note_ended(self) -> None:
         """One signal may stand for several."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,8 @@ def serve(
 
     import trio
 
-    trio.run(_serve, config, events, exit_with_parent)
+    is_alone = processes is None
+    trio.run(_serve, config, events, exit_with_parent, is_alone)
 
 
 def _one_of_several(config: BrokerConfig, processes: int) -> BrokerConfig:
@@ -86,7 +86,9 @@ def _one_of_several(config: BrokerConfig, processes: int) -> BrokerConfig:
     return by_node[Supervisor(list(by_node)).become_one()]
 
 
-async def _serve(config: BrokerConfig, events: RecentEvents, exit_with_parent: bool) -> None:
+async def _serve(
+    config: BrokerConfig, events: RecentEvents, exit_with_parent: bool, is_alone: bool
+) -> None:
     """Run the broker until a watcher asks it to stop, and then until it has."""
     import trio
 
@@ -99,15 +101,20 @@ async def _serve(config: BrokerConfig, events: RecentEvents, exit_with_parent: b
     collect_seldom()
     stop = trio.Event()
     async with open_real_env() as env, trio.open_nursery() as watchers:
-        await watchers.start(_stop_on_signal, stop)
+        await watchers.start(_stop_on_signal, stop, is_alone)
         if exit_with_parent:
             watchers.start_soon(_stop_with_parent, stop)
         await run_broker(config, env, stop=stop, events=events, companion=make_visible)
         watchers.cancel_scope.cancel()
 
 
-async def _stop_on_signal(stop: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
-    """Stop on the first signal; the second ends the process where it stands."""
+async def _stop_on_signal(
+    stop: trio.Event, is_alone: bool, *, task_status: trio.TaskStatus[None]
+) -> None:
+    """Stop on the first signal; the second ends the process where it stands.
+
+    Of several brokers that is done by who looks after them.
+    """
     import signal
 
     import trio
@@ -115,7 +122,7 @@ async def _stop_on_signal(stop: trio.Event, *, task_status: trio.TaskStatus[None
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()
         async for _ in signals:
-            if stop.is_set():
+            if stop.is_set() and is_alone:
                 os._exit(FORCED_EXIT_CODE)
             stop.set()
 
@@ -124,9 +131,10 @@ async def _stop_with_parent(stop: trio.Event) -> None:
     """Stop when standard input ends: the kernel ends it with the process that holds it."""
     import trio
 
-    descriptor = sys.stdin.fileno()
+    from logd.cli.machine import STANDARD_INPUT
+
     while True:
-        await trio.lowlevel.wait_readable(descriptor)
-        if not os.read(descriptor, 4096):
+        await trio.lowlevel.wait_readable(STANDARD_INPUT)
+        if not os.read(STANDARD_INPUT, 4096):
             stop.set()
             return

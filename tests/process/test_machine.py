@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,16 +56,20 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def machine(directory: Path, port: int) -> Iterator[Machine]:
+def machine(directory: Path, port: int, *, has_input: bool = True) -> Iterator[Machine]:
     """With all brokers up; stopped as an operator stops it."""
+    wrapper = () if has_input else ("sh", "-c", 'exec "$@" <&-', "sh")
     path = directory / "log"
     with path.open("ab") as log:
         process = subprocess.Popen(
-            logd_command(
-                *("serve", "--node-id", "1", "--data-dir", directory / "data"),
-                *("--listen", f"{HOST}:{port}", "--peer-listen", f"{HOST}:{port + BROKERS}"),
-                *("--processes", str(BROKERS)),
-            ),
+            [
+                *wrapper,
+                *logd_command(
+                    *("serve", "--node-id", "1", "--data-dir", directory / "data"),
+                    *("--listen", f"{HOST}:{port}", "--peer-listen", f"{HOST}:{port + BROKERS}"),
+                    *("--processes", str(BROKERS)),
+                ),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -117,3 +121,33 @@ def test_a_broker_that_fails_is_started_again_and_none_outlives_who_looks_after_
     assert second.process.returncode == 0
     events = [line for line in second.log.read_text().splitlines() if line.startswith("{")]
     assert {msgspec.json.decode(event)["broker"] for event in events} == {1, 2, 3}
+
+
+def test_brokers_that_are_told_to_stop_from_two_sides_stop_as_they_should(tmp_path: Path) -> None:
+    """A service manager signals all processes of a unit, and who looks after them does, too."""
+    (port,) = free_ports(1, random.Random())
+    with machine(tmp_path, port) as one:
+        brokers = one.brokers()
+
+        one.process.send_signal(signal.SIGTERM)
+        while one.process.poll() is None:
+            for broker in brokers:
+                with suppress(ProcessLookupError):
+                    os.kill(broker, signal.SIGTERM)
+            time.sleep(0.002)
+
+    assert one.process.returncode == 0
+    assert one.said() == []
+
+
+def test_brokers_run_where_the_standard_input_was_closed_and_end_with_who_looks_after_them(
+    tmp_path: Path,
+) -> None:
+    (port,) = free_ports(1, random.Random())
+    with machine(tmp_path, port, has_input=False) as one:
+        brokers = one.brokers()
+
+        one.process.kill()
+
+        wait_until(lambda: all(is_gone(pid) for pid in brokers))
+    assert one.said() == []
