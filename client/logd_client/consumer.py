@@ -316,12 +316,13 @@ class Consumer:
         A thread that is interrupted in here, as in ``take_buffered``, loses nothing.
         """
         batch, last, no_rows = self._batch, self.last_record, iter(())
-        if batch is not None and last is not None:
+        if batch is None:
+            return None  # A wait that was interrupted may be bringing one just now.
+        if last is not None:
             row = bisect_right(batch.offsets, last.offset)
-            if row < len(batch):
-                batch.drop_before(row)
-            else:
-                batch = None
+            if row == len(batch):
+                return None
+            batch.drop_before(row)
         self._batch, self.rows, self.last_record = None, no_rows, None
         return batch
 

@@ -22,7 +22,7 @@ from logd_client.admin import Admin
 from logd_client.consumer import Consumer, ConsumerOptions
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.portal import Portal
-from logd_client.records import Batch
+from logd_client.records import Batch, Record
 from logd_client.sync_coordination import Assignments, Lock, Watch
 
 SHARDS = 64
@@ -194,6 +194,38 @@ def test_a_batch_that_comes_as_its_thread_is_interrupted_is_given_out_next(
         next(batches)
 
     assert [batch.base_offset for batch in batches] == [0, 2, 4]
+
+
+class Late(Unread):
+    """The event loop brings a batch just after the thread has looked whether there is one."""
+
+    is_late = False
+
+    @property
+    def last_record(self) -> Record | None:
+        if self.is_late:
+            self.is_late = False
+            self._batch = Batch("orders", 0, cast("Any", Columns(self._unread.pop(0))))
+            self.rows = self._batch.records()
+        return None
+
+    @last_record.setter
+    def last_record(self, record: Record | None) -> None:
+        pass
+
+
+def test_a_batch_that_comes_from_a_wait_that_was_interrupted_is_not_swept_away(
+    portal: Portal,
+) -> None:
+    """Whoever was interrupted asks again before the event loop has heard that it was."""
+    consumer = portal.call(partial(Late, batch_count=1, records_each=2))
+    consumer.is_late = True
+
+    assert consumer.take_batch() is None
+
+    batch = consumer.take_batch()
+    assert batch is not None
+    assert list(batch.offsets) == [0, 1]
 
 
 def test_an_event_that_comes_as_its_thread_is_interrupted_is_given_out_next(
