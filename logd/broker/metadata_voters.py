@@ -44,6 +44,8 @@ def choose_voters(
 
     def crowding(node: NodeId) -> int:
         domain = domains.get(node)
+        if domain is None:
+            return 1  # It votes, and has not been registered yet.
         return sum(domains.get(voter) == domain for voter in chosen)
 
     def take_heir() -> NodeId:

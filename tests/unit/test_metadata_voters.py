@@ -42,6 +42,14 @@ def test_nothing_is_changed_without_need() -> None:
     assert chosen([FOUR, TWO, ONE], domains) == [FOUR, TWO, ONE]
 
 
+def test_founders_that_are_not_registered_yet_share_no_machine() -> None:
+    voters = choose_voters(
+        [ONE, TWO, THREE], [FOUR], {ONE: "a", FOUR: "d"}, lost=(), controller=ONE
+    )
+
+    assert voters == [ONE, TWO, THREE]
+
+
 def test_votes_go_to_machines_that_have_none() -> None:
     """Two brokers on each of three machines, of which one founded the cluster."""
     domains = {ONE: "a", TWO: "a", THREE: "b", FOUR: "b", FIVE: "c", SIX: "c"}
