@@ -28,6 +28,7 @@ part with one job:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -112,7 +113,8 @@ class Group:
         """Below it a peer has trimmed its log: what is damaged here need not be repaired."""
         self.is_held = False
         """Something blocks: the core may be ahead of the log, and news waits."""
-        self._held_since = 0.0
+        self._blocked_since = math.inf
+        """By the disk; being held, it may also wait for peers."""
         self._is_rolling = False
         """That is why it is held: no output of the core is left to be carried out."""
         self.is_closed = False
@@ -304,27 +306,33 @@ class Group:
             self._host.send(message)
         if output.persist is not None or output.truncate_to is not None or output.install_snapshot:
             self._hold()
+            if output.truncate_to is not None:
+                self._blocked_since = math.inf  # First of all perhaps by damage.
             self._host.start_soon(self._block_then_finish, output, batches)
         else:
             self._finish(output, batches)
 
     def _hold(self) -> None:
         self.is_held = True
-        self._held_since = trio.current_time()
+        self._blocked_since = trio.current_time()
         self._host.group_held(self)
 
     @property
-    def held_s(self) -> float:
-        """For how long it has been held; 0 if it is not."""
-        return trio.current_time() - self._held_since if self.is_held else 0.0
+    def disk_wait_s(self) -> float:
+        """For how long it has waited for its disk, to go on or to have synced; 0 if it does not."""
+        since = self.syncer.waiting_since
+        if self.is_held:
+            since = min(since, self._blocked_since)
+        return max(0.0, trio.current_time() - since)
 
     def step_aside(self) -> None:
-        """Let another replica lead, as this one's disk does not answer.
+        """Let another replica lead: this one's disk does not answer, and nothing can be appended.
 
-        Only while a segment is sealed.  Whatever else holds a group, an output of the core waits to
-        be carried out, and a leader has none that would block for long.
+        If the group is held, then only while a segment is sealed.  Whatever else holds one, an
+        output of the core waits to be carried out, and a leader has none that would block for long.
         """
-        if self._is_rolling and self.is_leader:
+        is_stuck = self._is_rolling if self.is_held else self.syncer.is_disk_behind
+        if is_stuck and self.is_leader:
             with self._host.turn:
                 self._step(Resign(may_campaign=True), ())
 
@@ -333,6 +341,7 @@ class Group:
         try:
             if output.truncate_to is not None:
                 await self._until_whole_below(output.truncate_to)
+                self._blocked_since = trio.current_time()
             async with self.io_lock:
                 if output.persist is not None and self.failure is None:
                     await self._persist(output.persist)

@@ -435,18 +435,22 @@ class Node:
                     group.proposals.expire(now_ms)
                 else:
                     del self._owing[group_id]
-            self._look_at_held()
+            self._look_at_disks()
 
-    def _look_at_held(self) -> None:
+    def _look_at_disks(self) -> None:
         """Nothing ends a call to a disk that does not answer.  Say so, and have others lead."""
+        for group_id in self._syncs.under_way():
+            syncing = self.groups.get(GroupId(group_id))
+            if syncing is not None and syncing.disk_wait_s >= DISK_PATIENCE_S:
+                self._held.setdefault(syncing, False)
         for group, was_told in list(self._held.items()):
-            if not group.is_held or group.failure is not None:
+            waited_s = group.disk_wait_s
+            if group.failure is not None or not (group.is_held or waited_s):
                 del self._held[group]
-            elif group.held_s >= DISK_PATIENCE_S:
+            elif waited_s >= DISK_PATIENCE_S:
                 if not was_told:
                     self._held[group] = True
-                    held_s = int(group.held_s)
-                    log.error(log_events.GROUP_HELD, group=group.group_id, seconds=held_s)
+                    log.error(log_events.GROUP_HELD, group=group.group_id, seconds=int(waited_s))
                 if group.is_leader and self._can_spare(group):
                     group.step_aside()
 

@@ -34,10 +34,9 @@ def trouble_of(group: Group) -> str:
     """What is wrong with this replica; empty if nothing is."""
     if group.failure is not None or group.damage or group.possible_loss:
         return str(group.failure or group.damage or group.possible_loss)
-    if group.held_s >= DISK_PATIENCE_S:
-        return (
-            f"has waited for its disk for {group.held_s:.0f} s: until that answers it takes no part"
-        )
+    if group.disk_wait_s >= DISK_PATIENCE_S:
+        then = "it takes no part" if group.is_held else "it syncs nothing more"
+        return f"has waited for its disk for {group.disk_wait_s:.0f} s: until that answers {then}"
     if group.core.is_doubtful:
         return (
             "its machine lost power, and what it had not synced: it does not vote before a "

@@ -76,6 +76,10 @@ class SyncPool:
         if not is_noticed:
             self._workers.unpark()
 
+    def under_way(self) -> list[int]:
+        """The groups whose logs are being synced."""
+        return [group_id for group_id, is_queued in self._queued.items() if not is_queued]
+
     def mark_idle(self, group: Group) -> None:
         """All of ``group``'s log is synced: bring its mark up to date unless more comes."""
         self._idle[group.group_id] = (trio.current_time() + IDLE_S, group)

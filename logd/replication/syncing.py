@@ -12,6 +12,7 @@ the pages that failed are gone.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -33,12 +34,14 @@ BRIEF_SYNC_BYTES_MAX: Final = 64 * KIB
 class Syncer:
     """Syncs the log of one group, at most once at a time."""
 
-    __slots__ = ("_core", "_group", "_host")
+    __slots__ = ("_core", "_group", "_host", "waiting_since")
 
     def __init__(self, group: Group, host: GroupHost) -> None:
         self._group = group
         self._core: RaftCore = group.core
         self._host = host
+        self.waiting_since = math.inf
+        """When the sync was begun that is under way off the event loop."""
 
     @property
     def needs_sync(self) -> bool:
@@ -66,6 +69,7 @@ class Syncer:
     async def sync_once(self) -> None:
         """Sync what is appended.  Called by the sync pool, at most once at a time."""
         group = self._group
+        self.waiting_since = trio.current_time()
         try:
             async with group.io_lock:
                 if group.failure is not None or group.log.failure is not None:
@@ -77,6 +81,8 @@ class Syncer:
         except (OSError, LogdError) as error:
             group.fail(error)
             return
+        finally:
+            self.waiting_since = math.inf
         with self._host.turn:
             self._synced(end, term)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import pytest
 import trio
@@ -24,6 +24,7 @@ from logd.errors import (
     UnsupportedVersionError,
 )
 from logd.limits import DISK_PATIENCE_S, KIB, MIB, SEGMENT_HEADER_BYTES
+from logd.replication import syncing
 from logd.replication.standing import trouble_of
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import OffsetsRequest
@@ -93,6 +94,10 @@ class Told:
         return [event.source for event in self.cluster.trace.events if event.name == name]
 
 
+UNANSWERING = BlockingConditions(latency_s_min=60.0, latency_s_mean=0.0, spike_probability=0.0)
+"""A disk whose calls come back, but much later than anybody should wait."""
+
+
 def tell(
     story: Callable[[Told], Awaitable[None]],
     *,
@@ -100,9 +105,12 @@ def tell(
     seed: int = 1,
     disk_free_bytes_min: int = 0,
     clock_rates: tuple[float, ...] = (),
+    config: Mapping[str, str] | None = None,
+    segment_bytes: int = 64 * KIB,
 ) -> None:
     settings = ClusterSettings(
         brokers=brokers,
+        segment_bytes=segment_bytes,
         network=CALM,
         disk_free_bytes_min=disk_free_bytes_min,
         clock_rates=clock_rates,
@@ -121,7 +129,9 @@ def tell(
                         client = await stack.enter_async_context(cluster.client())
                 while len((await client.admin.describe_cluster()).brokers) < brokers:
                     await trio.sleep(0.1)
-                topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=brokers)
+                topic = await client.admin.create_topic(
+                    TOPIC, partitions=1, replicas=brokers, config=config
+                )
                 await story(Told(cluster, client, GroupId(topic.partitions[0].group)))
 
     run_deterministic(main, seed=seed)
@@ -466,9 +476,7 @@ def test_a_leader_whose_disk_does_not_answer_has_another_one_lead() -> None:
     async def story(told: Told) -> None:
         leader = await told.leader()
         await told.append(5)
-        leader.set_blocking(
-            BlockingConditions(latency_s_min=60.0, latency_s_mean=0.0, spike_probability=0.0)
-        )
+        leader.set_blocking(UNANSWERING)
         began = trio.current_time()
 
         await told.append(30, bytes(20_000))
@@ -478,6 +486,47 @@ def test_a_leader_whose_disk_does_not_answer_has_another_one_lead() -> None:
         leader.set_blocking(BlockingConditions())
         await told.nothing_is_lost_on(told.nodes)
         assert not trouble_of(leader.groups[told.group])
+
+    tell(story)
+
+
+def test_a_leader_that_cannot_sync_what_counts_in_memory_has_another_one_lead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With so much unsynced it takes no more."""
+    monkeypatch.setattr(syncing, "UNSYNCED_BYTES_MAX", 16 * KIB)
+    monkeypatch.setattr(syncing, "UNSYNCED_BYTES_BEHIND_MAX", 64 * KIB)
+
+    async def story(told: Told) -> None:
+        leader = await told.leader()
+        leader.set_blocking(UNANSWERING)
+        began = trio.current_time()
+
+        await told.append(30, bytes(20_000))
+
+        assert trio.current_time() - began < DISK_PATIENCE_S + 5
+        assert await told.leader() is not leader
+        leader.set_blocking(BlockingConditions())
+        await told.nothing_is_lost_on(told.nodes)
+
+    tell(story, config={"durability": "replicated"}, segment_bytes=4 * MIB)
+
+
+def test_a_leader_that_cannot_sync_says_so_and_leads_on_where_the_others_sync() -> None:
+    async def story(told: Told) -> None:
+        leader = await told.leader()
+        leader.set_blocking(UNANSWERING)
+
+        for _ in range(int(DISK_PATIENCE_S) + 5):
+            await told.append(1)
+            await trio.sleep(1)
+
+        assert await told.leader() is leader
+        assert "until that answers it syncs nothing more" in trouble_of(leader.groups[told.group])
+        leader.set_blocking(BlockingConditions())
+        while trouble_of(leader.groups[told.group]):
+            await trio.sleep(1)  # The call comes back at last.
+        await told.nothing_is_lost_on(told.nodes)
 
     tell(story)
 
