@@ -55,29 +55,30 @@ def configurations(config: BrokerConfig, processes: int) -> list[BrokerConfig]:
             f"move what is there to {_directory(config, config.node_id)}"
         )
     found = [_configuration(config, at) for at in range(processes)]
-    taken: dict[int, tuple[NodeId, str]] = {}
+    taken: dict[HostPort, tuple[NodeId, str]] = {}
     for one in found:
         for name in ("listen", "peer_listen", "http_listen"):
             address: HostPort | None = getattr(one, name)
             if address is None or address.port == 0:
                 continue
-            if address.port in taken:
-                other, its_name = taken[address.port]
+            if address in taken:
+                other, its_name = taken[address]
                 raise UsageError(
-                    f"{processes} processes take ports from those given upwards: {address.port} "
+                    f"{processes} processes take ports from those given upwards: {address} "
                     f"would be {its_name} of broker {other} and {name} of broker {one.node_id}"
                 )
-            taken[address.port] = (one.node_id, name)
+            taken[address] = (one.node_id, name)
     return found
 
 
 def _configuration(config: BrokerConfig, at: int) -> BrokerConfig:
     node = NodeId(config.node_id + at)
     founds = node in config.cluster
-    if founds and config.cluster[node].host != config.peer_address.host:
+    if founds and config.cluster[node] != (expected := _shifted(config.peer_address, at)):
         raise UsageError(
-            f"broker {node} is to be one of this machine's, and the cluster list has it at "
-            f"{config.cluster[node]}, but broker {config.node_id} at {config.peer_address}"
+            f"the cluster list has broker {node} at {config.cluster[node]}; as one of this "
+            f"machine's, which begin with broker {config.node_id} at {config.peer_address}, it is "
+            f"at {expected}"
         )
     return dataclasses.replace(
         config,
@@ -154,7 +155,12 @@ class Supervisor:
             del self._due[node]
             sys.stdout.flush()
             sys.stderr.flush()
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError as error:
+                after_s = self._start_later(node)
+                say(f"logd: broker {node} cannot be started: {error}; again in {after_s:g} s")
+                continue
             if pid == 0:
                 os.setsid()
                 os.dup2(self._lifeline, STANDARD_INPUT)
@@ -199,15 +205,17 @@ class Supervisor:
             elif code == 0:
                 say(f"logd: broker {node} {how}")
             else:
-                after_s = self._next_restart_s(node)
-                self._due[node] = time.monotonic() + after_s
+                after_s = self._start_later(node)
                 say(f"logd: broker {node} {how} and is started again in {after_s:g} s")
 
-    def _next_restart_s(self, node: NodeId) -> float:
-        if time.monotonic() - self._started_at[node] >= RAN_WELL_S:
+    def _start_later(self, node: NodeId) -> float:
+        """Returns in how many seconds."""
+        now = time.monotonic()
+        if now - self._started_at.get(node, now) >= RAN_WELL_S:
             self._restart_after_s.pop(node, None)
         after_s = self._restart_after_s.get(node, RESTART_AFTER_S)
         self._restart_after_s[node] = min(2 * after_s, RESTART_AFTER_S_MAX)
+        self._due[node] = now + after_s
         return after_s
 
 

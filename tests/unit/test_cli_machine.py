@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from logd.cli.machine import configurations
+from logd.cli.machine import Supervisor, configurations
 from logd.config import BrokerConfig, parse_cluster
 from logd.errors import UsageError
 from logd.storage.directory import META_NAME
@@ -76,14 +80,22 @@ def test_all_join_a_cluster_that_is_there(tmp_path: Path) -> None:
 def test_an_id_of_another_machine_is_not_taken(tmp_path: Path) -> None:
     cluster = parse_cluster("11=10.0.0.1:7181,12=10.0.0.2:7181,13=10.0.0.3:7181")
 
-    with pytest.raises(UsageError, match=r"broker 12 .* at 10\.0\.0\.2:7181, but broker 11"):
+    with pytest.raises(UsageError, match=r"12 at 10\.0\.0\.2:7181; .* it is at 10\.0\.0\.1:7182"):
+        configurations(first(tmp_path, cluster=cluster), 2)
+
+
+def test_a_list_has_the_ports_that_are_listened_on(tmp_path: Path) -> None:
+    cluster = parse_cluster("11=10.0.0.1:7181,12=10.0.0.1:7191")
+
+    with pytest.raises(UsageError, match=r"12 at 10\.0\.0\.1:7191; .* it is at 10\.0\.0\.1:7182"):
         configurations(first(tmp_path, cluster=cluster), 2)
 
 
 def test_ports_do_not_run_into_each_other(tmp_path: Path) -> None:
     configurations(first(tmp_path), 10)
     with pytest.raises(
-        UsageError, match=r"7181 would be peer_listen of broker 11 and listen of broker 21"
+        UsageError,
+        match=r"7181 would be peer_listen of broker 11 and listen of broker 21",
     ):
         configurations(first(tmp_path), 11)
 
@@ -102,3 +114,33 @@ def test_the_directory_of_a_single_broker_is_not_taken_for_a_place_of_several(
 
     with pytest.raises(UsageError, match=r"move what is there to .*/broker-11"):
         configurations(first(tmp_path), 2)
+
+
+class ForkedError(Exception):
+    """In the place of a process of its own, which a test has not."""
+
+
+def test_a_machine_that_has_no_room_for_a_process_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes: Iterator[Exception] = iter(
+        [BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), ForkedError()]
+    )
+
+    def fork() -> int:
+        raise next(outcomes)
+
+    monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr("logd.cli.machine.RESTART_AFTER_S", 0.01)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(ForkedError):
+            Supervisor([NodeId(1)]).become_one()
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    said = capsys.readouterr().err
+    assert said.startswith("logd: broker 1 cannot be started: [Errno 11] ")
+    assert said.endswith("; again in 0.01 s\n")
