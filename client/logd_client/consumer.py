@@ -315,9 +315,10 @@ class Consumer:
 
         A thread that is interrupted in here, as in ``take_buffered``, loses nothing.
         """
-        batch, last, no_rows = self._batch, self.last_record, iter(())
+        batch, last = self._at_hand()
+        no_rows: Iterator[Record] = iter(())
         if batch is None:
-            return None  # A wait that was interrupted may be bringing one just now.
+            return None
         if last is not None:
             row = bisect_right(batch.offsets, last.offset)
             if row == len(batch):
@@ -340,8 +341,19 @@ class Consumer:
         self._batch, self.rows = batch, batch.records()
         return True
 
+    def _at_hand(self) -> tuple[Batch | None, Record | None]:
+        """The batch that is being read, and the last record that was given out of it.
+
+        A wait that was interrupted ends a moment later than its thread goes on, and may bring
+        another batch between one look and the next.
+        """
+        while True:
+            last, batch = self.last_record, self._batch
+            if self.last_record is last:
+                return batch, last
+
     def _is_batch_left(self) -> bool:
-        batch, last = self._batch, self.last_record
+        batch, last = self._at_hand()
         return batch is not None and (last is None or last.offset < batch.last_offset)
 
     async def next_record(self) -> Record | None:
@@ -448,7 +460,7 @@ class Consumer:
         feed = self._feeds.get(partition)
         if feed is None:
             raise UsageError(f"this consumer reads partitions {list(self._feeds)}")
-        batch, last = self._batch, self.last_record
+        batch, last = self._at_hand()
         if batch is None or batch.partition != partition:
             return feed.cursor.position
         if last is None:

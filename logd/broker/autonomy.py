@@ -22,6 +22,7 @@ from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
 from logd.limits import PLAN_MOVES_AT_ONCE
 from logd.metadata.commands import CancelMove, Command, StartPlan
+from logd.metadata.features import LEAVING_LEVEL
 from logd.metadata.moves import Plan, PlannedMove, fitting_purpose
 from logd.metadata.rebalance.cluster import (
     BrokerLoad,
@@ -185,11 +186,11 @@ class Autonomy:
         for placement in stuck[:NAMED_MAX]:
             assert placement.move is not None
             down = [node for node in placement.holders if node in self._missing_since]
-            then = (
-                "plans go on without it, and it is taken back once there is a leader"
-                if placement.move.is_left
-                else "the other moves go on, and `logd rebalance cancel` does not wait for it"
-            )
+            then = "the other moves go on"
+            if placement.move.is_left:
+                then = "plans go on without it, and it is taken back once there is a leader"
+            elif state.feature_level >= LEAVING_LEVEL:
+                then += ", and `logd rebalance cancel` does not wait for it"
             notes.append(
                 f"{placement.name}, which moves to {', '.join(map(str, placement.move.target))}, "
                 f"has no leader, because broker {', '.join(map(str, down))} is missing: {then}"
