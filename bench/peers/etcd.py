@@ -25,6 +25,7 @@ from bench.peers.peer import (
     Server,
     Workload,
     running,
+    varint,
 )
 from logd.cli.local_cluster import free_ports
 
@@ -127,15 +128,6 @@ def _channel_to_leader(ports: Sequence[int]) -> Channel:
 
 
 # --- as much of protocol buffers as that takes ------------------------------------------------
-
-
-def varint(number: int) -> bytes:
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
 
 
 def field(number: int, value: bytes) -> bytes:

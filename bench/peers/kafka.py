@@ -30,6 +30,7 @@ from bench.peers.peer import (
     connected,
     pump,
     running,
+    varint,
 )
 from logd.cli.local_cluster import free_ports
 
@@ -297,20 +298,14 @@ def _batch(value: bytes, count: int) -> bytes:
 
 def _record(value: bytes, number: int) -> bytes:
     no_key = -1
-    parts = (b"\0", _varint(0), _varint(number), _varint(no_key), _varint(len(value)), value)
-    content = b"".join(parts) + _varint(0)
-    return _varint(len(content)) + content
+    parts = (b"\0", _signed(0), _signed(number), _signed(no_key), _signed(len(value)), value)
+    content = b"".join(parts) + _signed(0)
+    return _signed(len(content)) + content
 
 
-def _varint(value: int) -> bytes:
-    """Zigzag, seven bits a byte."""
-    left = (value << 1) ^ (value >> 63)
-    encoded = bytearray()
-    while left > 0x7F:
-        encoded.append(left & 0x7F | 0x80)
-        left >>= 7
-    encoded.append(left)
-    return bytes(encoded)
+def _signed(value: int) -> bytes:
+    """Zigzag: small numbers of either sign are short."""
+    return varint((value << 1) ^ (value >> 63))
 
 
 def _crc32c(content: bytes) -> int:

@@ -121,6 +121,16 @@ def connected(port: int) -> socket.socket:
             return sock
 
 
+def varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first, as protocol buffers and Kafka have them."""
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
 Taken = tuple[int, int]
 """Bytes that made whole replies, and the records they acknowledge."""
 

@@ -465,7 +465,7 @@ class Consumer:
             return feed.cursor.position
         if last is None:
             return batch.base_offset
-        return last.offset + 1 if self._is_batch_left() else feed.cursor.position
+        return last.offset + 1 if last.offset < batch.last_offset else feed.cursor.position
 
     @property
     def lag(self) -> int | None:

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from types import FrameType
 
 RESTART_AFTER_S: Final = 1.0
-"""A broker that failed is started again after this time, and after twice as long each time that
-it fails again, up to"""
+"""A broker that failed is started again after this time."""
+
 RESTART_AFTER_S_MAX: Final = 30.0
+"""Twice as long each time that it fails again, up to this."""
+
 RAN_WELL_S: Final = 60.0
-"""unless it had run for this long."""
+"""Who had run for so long before it failed is not counted among those that go on failing."""
 
 STANDARD_INPUT: Final = 0
 _HEEDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
@@ -144,7 +146,7 @@ class Supervisor:
                 signal.signal(signal.SIGCHLD, before)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 return node
-            self._heed(signal.sigtimedwait(_HEEDED, self._wait_s()))
+            self._heed(self._next_news())
         sys.exit(int(self._has_failed))
 
     def _start_due(self) -> NodeId | None:
@@ -171,10 +173,12 @@ class Supervisor:
             self._started_at[node] = time.monotonic()
         return None
 
-    def _wait_s(self) -> float:
+    def _next_news(self) -> signal.struct_siginfo | None:
+        """A signal; None once a broker is to be started."""
         if not self._due:
-            return RESTART_AFTER_S_MAX
-        return max(0.0, min(self._due.values()) - time.monotonic())
+            return signal.sigwaitinfo(_HEEDED)
+        wait_s = min(self._due.values()) - time.monotonic()
+        return signal.sigtimedwait(_HEEDED, max(0.0, wait_s))
 
     def _heed(self, news: signal.struct_siginfo | None) -> None:
         if news is None:

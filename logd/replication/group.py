@@ -305,16 +305,15 @@ class Group:
         for message in output.send_now:
             self._host.send(message)
         if output.persist is not None or output.truncate_to is not None or output.install_snapshot:
-            self._hold()
-            if output.truncate_to is not None:
-                self._blocked_since = math.inf  # First of all perhaps by damage.
+            # What is to be cut may have to be repaired first.
+            self._hold(is_disk_asked=output.truncate_to is None)
             self._host.start_soon(self._block_then_finish, output, batches)
         else:
             self._finish(output, batches)
 
-    def _hold(self) -> None:
+    def _hold(self, *, is_disk_asked: bool) -> None:
         self.is_held = True
-        self._blocked_since = trio.current_time()
+        self._blocked_since = trio.current_time() if is_disk_asked else math.inf
         self._host.group_held(self)
 
     @property
@@ -489,7 +488,7 @@ class Group:
         """
         is_empty = self.log.end_offset == self.log.segment_bases[-1]
         if not self.is_held and self.failure is None and not is_empty:
-            self._hold()
+            self._hold(is_disk_asked=True)
             self._is_rolling = True
             self._host.start_soon(self._roll)
 

@@ -470,21 +470,25 @@ def test_a_disk_that_takes_seconds_slows_nobody_down_and_deposes_nobody(
     tell(story)
 
 
+async def another_leads_when_the_disk_stops(told: Told, leader: SimNode) -> None:
+    leader.set_blocking(UNANSWERING)
+    began = trio.current_time()
+
+    await told.append(30, bytes(20_000))
+
+    assert trio.current_time() - began < DISK_PATIENCE_S + 5
+    assert await told.leader() is not leader
+    leader.set_blocking(BlockingConditions())
+    await told.nothing_is_lost_on(told.nodes)
+
+
 def test_a_leader_whose_disk_does_not_answer_has_another_one_lead() -> None:
     """It seals a segment, and nothing can be appended before that is done."""
 
     async def story(told: Told) -> None:
         leader = await told.leader()
         await told.append(5)
-        leader.set_blocking(UNANSWERING)
-        began = trio.current_time()
-
-        await told.append(30, bytes(20_000))
-
-        assert trio.current_time() - began < DISK_PATIENCE_S + 5
-        assert await told.leader() is not leader
-        leader.set_blocking(BlockingConditions())
-        await told.nothing_is_lost_on(told.nodes)
+        await another_leads_when_the_disk_stops(told, leader)
         assert not trouble_of(leader.groups[told.group])
 
     tell(story)
@@ -499,15 +503,7 @@ def test_a_leader_that_cannot_sync_what_counts_in_memory_has_another_one_lead(
 
     async def story(told: Told) -> None:
         leader = await told.leader()
-        leader.set_blocking(UNANSWERING)
-        began = trio.current_time()
-
-        await told.append(30, bytes(20_000))
-
-        assert trio.current_time() - began < DISK_PATIENCE_S + 5
-        assert await told.leader() is not leader
-        leader.set_blocking(BlockingConditions())
-        await told.nothing_is_lost_on(told.nodes)
+        await another_leads_when_the_disk_stops(told, leader)
 
     tell(story, config={"durability": "replicated"}, segment_bytes=4 * MIB)
 

@@ -385,6 +385,20 @@ async def begin_what_gets_stuck(
     return stuck.replicas, dead, moves
 
 
+async def is_taken_back(
+    cluster: SimCluster, client: Client, dead: list[NodeId], before: list[int]
+) -> None:
+    """Once those who are dead have been started again."""
+    for node in dead:
+        cluster.nodes[node].start()
+    with trio.fail_after(60):
+        while await notes_of(client):
+            await trio.sleep(0.5)
+    assert (await partitions_of(client))[0].replicas == before
+    await client.admin.delete_topic("alone")
+    await check(cluster, client)
+
+
 async def states_of(client: Client) -> list[str]:
     with contextlib.suppress(LogdError):
         plan = (await client.admin.describe_rebalance()).plan
@@ -416,14 +430,7 @@ def test_a_move_that_loses_its_majority_keeps_neither_other_moves_nor_other_plan
         assert now.state == "done"
         assert any("is taken back once there is a leader" in n for n in await notes_of(client))
 
-        for node in dead:
-            cluster.nodes[node].start()
-        with trio.fail_after(60):
-            while await notes_of(client):
-                await trio.sleep(0.5)
-        assert (await partitions_of(client))[0].replicas == before
-        await client.admin.delete_topic("alone")
-        await check(cluster, client)
+        await is_taken_back(cluster, client, dead, before)
 
     play(story)
 
@@ -439,14 +446,7 @@ def test_the_cluster_goes_on_by_itself_without_a_move_that_has_lost_its_majority
         await trio.sleep(40)
         assert (await client.admin.describe_rebalance()).plan == replaced  # Not again and again.
 
-        for node in dead:
-            cluster.nodes[node].start()
-        with trio.fail_after(60):
-            while await notes_of(client):
-                await trio.sleep(0.5)
-        assert (await partitions_of(client))[0].replicas == before
-        await client.admin.delete_topic("alone")
-        await check(cluster, client)
+        await is_taken_back(cluster, client, dead, before)
 
     play(story, replace_after_ms=8_000)
 

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from logd.errors import InvalidPartitionError, UnavailableError, UnknownTopicError, UsageError
-from logd.types import HostPort
+from logd.types import HostPort, NodeId
 from logd.wire.messages import MetadataRequest, MetadataResponse, PartitionInfo, TopicInfo
 from logd_client.background import Background, task_group
 from logd_client.connection import Connection
@@ -171,26 +171,33 @@ async def test_a_consumer_that_is_closed_while_it_looks_for_its_position_says_so
                 told.close()
 
 
+@pytest.mark.parametrize(
+    ("known", "told_of"),
+    [
+        pytest.param(None, [None, None, 1, 1], id="a broker that has just started was asked"),
+        pytest.param(NodeId(1), [1, None, 1], id="another was, in its place"),
+    ],
+)
 async def test_a_topic_is_unknown_only_if_a_controller_has_been_asked(
-    anyio_backend: object,
+    anyio_backend: object, known: NodeId | None, told_of: list[int | None]
 ) -> None:
-    """A broker that has just started knows of few topics, and of no controller."""
+    """Others may know of few topics yet."""
     async with routing(topic(1), None) as told:
-        told.view.controller = None
-        told.controllers = [None, None, 1, 1]
-        asked = 0
+        told.view.controller = known
+        told.controllers = told_of
+        needed, asked = len(told_of), 0
 
-        def start_up() -> None:
+        def answer() -> None:
             nonlocal asked
             asked += 1
-            if asked == 4:
+            if asked == needed:
                 told.topics = [topic(1)]
 
-        told.on_asked = start_up
+        told.on_asked = answer
         found = await told.describe_topic("t")
 
         assert found == topic(1)
-        assert asked == 4
+        assert asked == needed
 
 
 async def test_without_a_controller_nobody_says_that_there_is_no_such_topic(
@@ -202,23 +209,3 @@ async def test_without_a_controller_nobody_says_that_there_is_no_such_topic(
 
         with pytest.raises(UnavailableError, match="'t' knows only the controller"):
             await told.describe_topic("t")
-
-
-async def test_who_answers_in_the_place_of_a_controller_that_cannot_be_reached_does_not_count(
-    anyio_backend: object,
-) -> None:
-    async with routing(topic(1), None) as told:
-        told.controllers = [1, None, 1]
-        asked = 0
-
-        def elect() -> None:
-            nonlocal asked
-            asked += 1
-            if asked == 3:
-                told.topics = [topic(1)]
-
-        told.on_asked = elect
-        found = await told.describe_topic("t")
-
-        assert found == topic(1)
-        assert asked == 3

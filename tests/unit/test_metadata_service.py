@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -189,17 +191,24 @@ class Forwarding:
             await trio.sleep(0.1)
 
 
+@asynccontextmanager
+async def forwarding_broker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[tuple[Forwarding, trio.Nursery]]:
+    """With a nursery that is cancelled at the end."""
+    async with open_replica(group_id=METADATA_GROUP) as replica, trio.open_nursery() as nursery:
+        forwarding = Forwarding(replica, monkeypatch)
+        nursery.start_soon(forwarding.stay_alive)
+        yield forwarding, nursery
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("direction", ["ours", "theirs"])
 def test_who_forwarded_a_command_soon_hears_that_its_answer_may_have_been_lost(
     direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
-        async with (
-            open_replica(group_id=METADATA_GROUP) as replica,
-            trio.open_nursery() as nursery,
-        ):
-            forwarding = Forwarding(replica, monkeypatch)
-            nursery.start_soon(forwarding.stay_alive)
+        async with forwarding_broker(monkeypatch) as (forwarding, nursery):
             nursery.start_soon(forwarding.lose_connection, direction, "main")
 
             with trio.fail_after(1), pytest.raises(LeadershipLostError) as refusal:
@@ -208,7 +217,6 @@ def test_who_forwarded_a_command_soon_hears_that_its_answer_may_have_been_lost(
             assert "connection to the controller, node 3, was lost" in str(refusal.value)
             assert refusal.value.may_have_applied
             assert len(forwarding.forwarded) == 1
-            nursery.cancel_scope.cancel()
 
     play(story)
 
@@ -217,12 +225,7 @@ def test_a_command_that_may_be_repeated_is_forwarded_again_when_its_answer_may_h
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def story() -> None:
-        async with (
-            open_replica(group_id=METADATA_GROUP) as replica,
-            trio.open_nursery() as nursery,
-        ):
-            forwarding = Forwarding(replica, monkeypatch)
-            nursery.start_soon(forwarding.stay_alive)
+        async with forwarding_broker(monkeypatch) as (forwarding, nursery):
             nursery.start_soon(forwarding.lose_connection, "theirs", "main")
 
             async def execute() -> None:
@@ -235,7 +238,6 @@ def test_a_command_that_may_be_repeated_is_forwarded_again_when_its_answer_may_h
             first, second = forwarding.forwarded
             assert first.request_id != second.request_id
             assert first.command == second.command
-            nursery.cancel_scope.cancel()
 
     play(story)
 
@@ -245,12 +247,7 @@ def test_an_answer_that_comes_on_the_next_connection_counts(
     direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
-        async with (
-            open_replica(group_id=METADATA_GROUP) as replica,
-            trio.open_nursery() as nursery,
-        ):
-            forwarding = Forwarding(replica, monkeypatch)
-            nursery.start_soon(forwarding.stay_alive)
+        async with forwarding_broker(monkeypatch) as (forwarding, nursery):
 
             async def answer() -> None:
                 await forwarding.lose_connection(direction, "main")
@@ -264,7 +261,6 @@ def test_an_answer_that_comes_on_the_next_connection_counts(
 
             with pytest.raises(InvalidRequestError, match="no"):
                 await forwarding.service.execute(COMMAND, timeout_ms=30_000, safe_to_repeat=False)
-            nursery.cancel_scope.cancel()
 
     play(story)
 
@@ -273,18 +269,12 @@ def test_the_connection_for_large_pieces_carries_no_forwards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def story() -> None:
-        async with (
-            open_replica(group_id=METADATA_GROUP) as replica,
-            trio.open_nursery() as nursery,
-        ):
-            forwarding = Forwarding(replica, monkeypatch)
-            nursery.start_soon(forwarding.stay_alive)
+        async with forwarding_broker(monkeypatch) as (forwarding, nursery):
             nursery.start_soon(forwarding.lose_connection, "ours", "bulk")
             nursery.start_soon(forwarding.lose_connection, "theirs", "bulk")
 
             with pytest.raises(RequestTimeoutError):
                 await forwarding.service.execute(COMMAND, timeout_ms=3_000, safe_to_repeat=False)
-            nursery.cancel_scope.cancel()
 
     play(story)
 

@@ -30,6 +30,7 @@ from tests.support.replica import (
     GROUP,
     OURSELVES,
     SECOND,
+    Replica,
     a_while,
     open_replica,
     play,
@@ -180,6 +181,15 @@ def test_only_what_is_committed_is_given_to_those_that_repair() -> None:
     play(story)
 
 
+async def fill_segments(replica: Replica, count: int) -> None:
+    """So many of 8 KiB, with something in the active one too."""
+    while len(replica.group.log.segment_bases) < count:
+        replica.propose(bytes(3000))
+        await a_while()
+    replica.propose(bytes(3000))
+    await a_while()
+
+
 @pytest.mark.parametrize("is_active", [False, True])
 def test_damage_that_its_peers_have_let_go_is_let_go_too(
     monkeypatch: pytest.MonkeyPatch, is_active: bool
@@ -190,11 +200,7 @@ def test_damage_that_its_peers_have_let_go_is_let_go_too(
         async with open_replica(voters=(OURSELVES,), segment_bytes=8 * KIB) as replica:
             await replica.lead()
             group, files = replica.group, replica.files
-            while len(group.log.segment_bases) < 4:
-                replica.propose(bytes(3000))
-                await a_while()
-            replica.propose(bytes(3000))  # Into the active segment.
-            await a_while()
+            await fill_segments(replica, 4)
             bases, end = group.log.segment_bases, group.log.end_offset
             damaged, let_go = (bases[-1], end) if is_active else (0, bases[2])
             files.flip(f"{DIRECTORY}/{damaged:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
@@ -249,11 +255,7 @@ def test_what_is_fed_from_a_log_is_given_a_peers_state_where_peers_have_let_its_
             await replica.lead()
             group, files, repairer = replica.group, replica.files, replica.node.repairer
             follower = group.application = Follower()
-            while len(group.log.segment_bases) < 3:
-                replica.propose(bytes(3000))
-                await a_while()
-            replica.propose(bytes(3000))  # Into the active segment.
-            await a_while()
+            await fill_segments(replica, 3)
             bases, end = group.log.segment_bases, group.log.end_offset
             damaged, let_go = (bases[-1], end) if is_active else (bases[1], bases[2])
             kept = Offset(let_go - 1)
@@ -318,11 +320,7 @@ def test_a_shut_log_is_not_let_go_beyond_what_is_kept_of_the_state_machine_that_
         async with open_replica(voters=(OURSELVES,), segment_bytes=8 * KIB) as replica:
             await replica.lead()
             files, group = replica.files, replica.group
-            while len(group.log.segment_bases) < 4:
-                replica.propose(bytes(3000))
-                await a_while()
-            replica.propose(bytes(3000))
-            await a_while()
+            await fill_segments(replica, 4)
             bases = group.log.segment_bases
             await group.checkpoints.save_application(bases[1], b"kept")
         files.kill()
