@@ -180,7 +180,7 @@ class OpenBatch:
             keys=self.keys,
             headers=self.headers,
             timestamps_ms=timestamps_ms,
-            are_bytes=True,
+            are_checked=True,
             codec=codec,
             producer_id=producer_id,
             producer_epoch=producer_epoch,

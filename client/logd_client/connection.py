@@ -13,7 +13,7 @@ frame that was never handed to the network had no effect, any other may have had
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, unique
 from typing import Final, NamedTuple, Protocol, TypeVar
 
@@ -59,7 +59,7 @@ from logd.wire.messages import (
 from logd_client.environment import Environment
 from logd_client.event_loop import Waker, monotonic_clock, new_event, new_waker
 from logd_client.refusals import error_from_response
-from logd_client.transport import Stream, reason_of
+from logd_client.transport import Stream, reason_of, unsent
 
 KIND_BY_REQUEST: Final[dict[type[Message], Kind]] = {
     request: kind for kind, request in REQUEST_BY_KIND.items()
@@ -69,6 +69,9 @@ assert len(KIND_BY_REQUEST) == len(REQUEST_BY_KIND)
 CORRELATION_ID_MAX: Final = 2**32 - 1
 _SEND_BYTES: Final = 1024 * 1024
 """What one send takes at most, unless a single frame is larger."""
+
+_COPIED_BYTES_MAX: Final = 32 * 1024
+"""What is smaller is put together before it is sent; copying more costs more than it saves."""
 
 _POSTED_BYTES: Final = 4 * 1024
 """Small requests that were gathered are sent once they are so many bytes."""
@@ -211,14 +214,14 @@ class Connection:
     def flush(self) -> None:
         """Send what is queued, as far as the network takes it at once; the rest follows."""
         while self._queue and not self._is_sending:
-            last_id, data = self._next_piece()
+            last_id, parts = self._next_piece()
             try:
-                sent = self._stream.send_nowait(data)
+                sent = self._stream.send_nowait(parts)
             except OSError:
                 sent = 0  # The task meets the same error, and ends the connection.
-            if sent < len(data):
-                self._queue.insert(0, (last_id, data[sent:]))
-                self._queued_bytes += len(data) - sent
+            if left := unsent(parts, sent):
+                self._queue[:0] = [(last_id, part) for part in left]
+                self._queued_bytes += sum(map(len, left))
                 # From here on it is the task's: the network is full, and each further try would
                 # put all that waits together anew.
                 self._is_sending = True
@@ -388,9 +391,9 @@ class Connection:
             self._wake_writer = anyio.Event()
             self._is_sending = True
             while self._queue:
-                _, data = self._next_piece()
+                _, parts = self._next_piece()
                 try:
-                    await self._stream.send(data)
+                    await self._stream.send(parts)
                 except OSError as error:
                     self.fail(ConnectionLostError(f"{self.name}: {reason_of(error)}"))
                     return
@@ -413,26 +416,28 @@ class Connection:
             with anyio.CancelScope(deadline=self._look_at):
                 await self._wake_looker.wait()
 
-    def _next_piece(self) -> tuple[int, bytes]:
+    def _next_piece(self) -> tuple[int, Sequence[Buffer]]:
         """Everything that is queued, up to the size of one send, and the last id in it."""
         if self._queued_bytes <= _SEND_BYTES:
-            queue, self._queue, self._queued_bytes = self._queue, [], 0
+            queue, size = self._queue, self._queued_bytes
+            self._queue, self._queued_bytes = [], 0
             self._last_sent_id = self._last_correlation_id
-            return self._last_sent_id, b"".join([part for _, part in queue])
+            return self._last_sent_id, _gathered([part for _, part in queue], size)
         parts: list[Buffer] = []
         size = 0
-        last_id = _UNANSWERED
+        last_id = of_frame = _UNANSWERED
         for correlation_id, part in self._queue:
-            if parts and size + len(part) > _SEND_BYTES:
+            if parts and correlation_id != of_frame and size + len(part) > _SEND_BYTES:
                 break
             parts.append(part)
             size += len(part)
+            of_frame = correlation_id
             last_id = max(last_id, correlation_id)
         del self._queue[: len(parts)]
         self._queued_bytes -= size
         # Of a frame that is cut in two here, bytes leave: it counts as sent.
         self._last_sent_id = max(self._last_sent_id, last_id)
-        return last_id, b"".join(parts)
+        return last_id, _gathered(parts, size)
 
     async def _read(self) -> None:
         try:
@@ -547,6 +552,25 @@ class _Waiter:
     def settle(self, outcome: Answer | LogdError) -> None:
         self.outcome = outcome
         self.waker.wake()
+
+
+def _gathered(parts: list[Buffer], size: int) -> list[Buffer]:
+    """``parts``, ``size`` bytes in all, as few: small ones together, large ones as they are."""
+    if size < _COPIED_BYTES_MAX:
+        return [b"".join(parts)]
+    gathered: list[Buffer] = []
+    small: list[Buffer] = []
+    for part in parts:
+        if len(part) < _COPIED_BYTES_MAX:
+            small.append(part)
+            continue
+        if small:
+            gathered.append(b"".join(small))
+            small = []
+        gathered.append(part)
+    if small:
+        gathered.append(b"".join(small))
+    return gathered
 
 
 def _ignore(answer: Answer | LogdError) -> None:

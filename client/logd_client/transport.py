@@ -46,11 +46,14 @@ class Stream(Protocol):
         called from another task than this one, or from none.
         """
 
-    async def send(self, data: Buffer) -> None:
-        """Hand all of ``data`` to the network, waiting while it is full.  Raises ``OSError``."""
+    async def send(self, parts: Sequence[Buffer]) -> None:
+        """Hand all bytes of ``parts``, in order, to the network, waiting while it is full.
 
-    def send_nowait(self, data: Buffer) -> int:
-        """Hand over as much of ``data`` as the network takes at once; how many bytes that was.
+        There are few enough parts for one system call.  Raises ``OSError``.
+        """
+
+    def send_nowait(self, parts: Sequence[Buffer]) -> int:
+        """Hand over as much of ``parts`` as the network takes at once; how many bytes that was.
 
         Not while ``send`` is under way.  0 is always a right answer.  Raises ``OSError``.
         """
@@ -146,6 +149,16 @@ async def _connect(address: _Address) -> socket.socket:
     return sock
 
 
+def unsent(parts: Sequence[Buffer], sent: int) -> list[Buffer]:
+    """What is left of ``parts`` after ``sent`` bytes; nothing is copied."""
+    left = list(parts)
+    while left and sent >= len(left[0]):
+        sent -= len(left.pop(0))
+    if sent:
+        left[0] = memoryview(left[0])[sent:]
+    return left
+
+
 class _TcpStream:
     """A connected socket, which never blocks."""
 
@@ -158,13 +171,9 @@ class _TcpStream:
         self._reading = _Reading(self._socket, receiver)
         await self._reading.run()
 
-    async def send(self, data: Buffer) -> None:
-        left = memoryview(data)
-        while left:
-            sent = self.send_nowait(left)
-            left = left[sent:]
-            if left:
-                await self._wait_writable()
+    async def send(self, parts: Sequence[Buffer]) -> None:
+        while parts := unsent(parts, self.send_nowait(parts)):
+            await self._wait_writable()
 
     async def _wait_writable(self) -> None:
         try:
@@ -172,9 +181,11 @@ class _TcpStream:
         except anyio.ClosedResourceError as error:
             raise _closed() from error
 
-    def send_nowait(self, data: Buffer) -> int:
+    def send_nowait(self, parts: Sequence[Buffer]) -> int:
         try:
-            return self._socket.send(data)
+            if len(parts) == 1:
+                return self._socket.send(parts[0])
+            return self._socket.sendmsg(parts)
         except BlockingIOError:
             return 0
 

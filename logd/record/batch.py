@@ -96,7 +96,7 @@ def seal_batch(
     fence_token: int = 0,
     offset_deltas: Sequence[int] | None = None,
     offset_span: int | None = None,
-    are_bytes: bool = False,
+    are_checked: bool = False,
 ) -> bytearray:
     """Encode records as one sealed batch with a zeroed leader's part.
 
@@ -108,8 +108,8 @@ def seal_batch(
         codec: zstd is used only if it makes the payload smaller.
         offset_deltas: for compaction only: each record's distance from the base offset,
             increasing.  ``offset_span`` is then how many offsets the batch covers.
-        are_bytes: the caller has made sure that values and keys are bytes or None, and that
-            there are as many keys as values.
+        are_checked: the caller has made sure that values and keys are bytes or None, that
+            there are as many keys as values, and that no record exceeds the limit.
 
     Raises:
         RecordTooLargeError: a record, or the batch as a whole, exceeds its limit.
@@ -118,7 +118,7 @@ def seal_batch(
     count = len(values)
     if not 0 < count <= RECORDS_PER_BATCH_MAX:
         raise UsageError(f"{count} records, a batch takes 1 to {RECORDS_PER_BATCH_MAX}")
-    if not are_bytes:
+    if not are_checked:
         _check_bytes("values", values, count)
         if keys is not None and not isinstance(keys, bytes):
             _check_bytes("keys", keys, count)
@@ -138,7 +138,7 @@ def seal_batch(
         raise UsageError(f"the records cannot be encoded: {error}") from error
     # Key, value and headers of a record each stand in the payload at least once, so no
     # record is larger than a payload that is small: the exact check is rarely needed.
-    if decoded_bytes > RECORD_BYTES_MAX:
+    if decoded_bytes > RECORD_BYTES_MAX and not are_checked:
         _check_record_sizes(values, keys, headers)
     if decoded_bytes > PAYLOAD_DECODED_BYTES_MAX:
         raise RecordTooLargeError(

@@ -697,15 +697,13 @@ class SimTransportStream:
         self._stream.start_receiving(_UntilEnd(receiver, arrivals))
         await arrivals.deliver(_NoRound())
 
-    async def send(self, data: Buffer | Sequence[Buffer]) -> None:
-        """Send all of ``data``.  Raises ``OSError`` on loss."""
-        if isinstance(data, bytes | bytearray | memoryview):
-            data = [data]
-        await self._stream.send(data)
+    async def send(self, parts: Sequence[Buffer]) -> None:
+        """As the client's ``Stream.send``."""
+        await self._stream.send(parts)
 
-    def send_nowait(self, data: Buffer) -> int:
+    def send_nowait(self, parts: Sequence[Buffer]) -> int:
         """As the client's ``Stream.send_nowait``."""
-        return len(data) - sum(map(len, self._stream.send_nowait([data])))
+        return sum(map(len, parts)) - sum(map(len, self._stream.send_nowait(parts)))
 
     async def aclose(self) -> None:
         self._stream.abort()

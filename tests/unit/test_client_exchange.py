@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from unittest.mock import ANY
 
 import anyio
 import pytest
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.anyio
 
 SOON_S = 0.01
 LONG_S = 60.0
+EVERYTHING = 2**30
 
 
 class ScriptedBroker:
@@ -38,12 +40,14 @@ class ScriptedBroker:
         """Correlation ids, in order."""
         self.answers_first_when_asked: int | None = None
         """How many requests it waits for."""
-        self.takes_at_once = False
-        self.on_taken: Callable[[Buffer], None] = lambda data: None
-        self.on_offered: Callable[[Buffer], None] = lambda data: None
+        self.takes_at_once = 0
+        """Bytes of each offer."""
+        self.on_taken: Callable[[bytes], None] = lambda data: None
+        self.on_offered: Callable[[Sequence[Buffer]], None] = lambda parts: None
         self.taken = b""
         """Without having waited."""
-        self._decoder = FrameDecoder(2**20)
+        self.frames: list[Frame] = []
+        self._decoder = FrameDecoder(2**22)
         self._receiver: Receiver | None = None
         self._closed = anyio.Event()
 
@@ -57,23 +61,28 @@ class ScriptedBroker:
         self._receiver = receiver
         await self._closed.wait()
 
-    async def send(self, data: Buffer) -> None:
-        self._decoder.feed(data)
-        while (frame := self._decoder.next_frame()) is not None:
-            self._take(frame)
+    async def send(self, parts: Sequence[Buffer]) -> None:
+        self._arrive(b"".join(parts))
 
-    def send_nowait(self, data: Buffer) -> int:
-        self.on_offered(data)
-        if not self.takes_at_once:
-            return 0
-        self.taken += data
-        self.on_taken(data)
-        return len(data)
+    def send_nowait(self, parts: Sequence[Buffer]) -> int:
+        self.on_offered(parts)
+        taken = b"".join(parts)[: self.takes_at_once]
+        self.taken += taken
+        if taken:
+            self._arrive(taken)
+            self.on_taken(taken)
+        return len(taken)
 
     async def aclose(self) -> None:
         self._closed.set()
 
     # --- inside -------------------------------------------------------------------------
+
+    def _arrive(self, data: bytes) -> None:
+        self._decoder.feed(data)
+        while (frame := self._decoder.next_frame()) is not None:
+            self.frames.append(frame)
+            self._take(frame)
 
     def _take(self, frame: Frame) -> None:
         if frame.kind == Kind.HELLO:
@@ -127,7 +136,7 @@ async def test_a_request_that_is_not_answered_in_time_says_so() -> None:
 
 async def test_many_requests_of_one_turn_leave_together_but_not_all_at_its_end() -> None:
     async with connected() as (connection, broker):
-        broker.takes_at_once = True
+        broker.takes_at_once = EVERYTHING
         sends: list[int] = []
         broker.on_taken = lambda data: sends.append(len(data))
         for _ in range(1000):
@@ -139,17 +148,48 @@ async def test_many_requests_of_one_turn_leave_together_but_not_all_at_its_end()
         assert sum(sends) > 15_000
 
 
+async def test_a_large_body_is_handed_to_the_network_without_being_copied() -> None:
+    async with connected() as (connection, broker):
+        broker.takes_at_once = EVERYTHING
+        offered: list[Sequence[Buffer]] = []
+        broker.on_offered = offered.append
+        body = bytearray(1_500_000)  # More than one send takes: it is alone in one.
+        connection.submit(ProduceRequest(group=1, timeout_ms=1), lambda answer: None, body)
+
+        ((prefix, sent),) = offered
+        assert sent is body
+        assert len(prefix) < 100
+
+
+@pytest.mark.parametrize("taken_at_once", [0, 1, 33_333, 700_000, EVERYTHING])
+async def test_bodies_of_all_sizes_arrive_whole_and_in_order(taken_at_once: int) -> None:
+    """However much of what it is offered the network takes without waiting."""
+    sizes = (9, 40_000, 1_500_000, 0, 700_000, 50_000, 9)
+    bodies = [bytes([number]) * size for number, size in enumerate(sizes)]
+    async with connected() as (connection, broker):
+        broker.takes_at_once = taken_at_once
+        broker.frames.clear()
+        for body in bodies:
+            connection.enqueue(ProduceRequest(group=1, timeout_ms=1), lambda answer: None, body)
+        connection.flush()
+        await anyio.wait_all_tasks_blocked()
+
+    assert broker.frames == [
+        Frame(Kind.PRODUCE, 0, number, ANY, body) for number, body in enumerate(bodies, 2)
+    ]
+
+
 async def test_while_the_network_is_full_what_waits_is_not_put_together_again_and_again() -> None:
     async with connected() as (connection, broker):
         offered: list[int] = []
-        broker.on_offered = lambda data: offered.append(len(data))
+        broker.on_offered = lambda parts: offered.append(len(parts))
         for _ in range(1000):
             connection.post(KeepAliveRequest(group=1, sessions=[]), lambda answer: None)
         assert len(offered) == 1
 
         await anyio.wait_all_tasks_blocked()
         assert len(broker.asked) == 1000
-        broker.takes_at_once = True  # There is room again.
+        broker.takes_at_once = EVERYTHING  # There is room again.
         connection.submit(KeepAliveRequest(group=1, sessions=[]), lambda answer: None)
         assert len(offered) == 2
 
@@ -188,7 +228,7 @@ async def test_who_waits_for_an_answer_is_told_that_the_connection_has_ended() -
 async def test_an_outcome_that_is_there_before_anybody_waits_is_not_missed() -> None:
     """Of a network that answers while it is handed the request, or ends."""
     async with connected() as (connection, broker):
-        broker.takes_at_once = True
+        broker.takes_at_once = EVERYTHING
         told: list[object] = []
         broker.on_taken = lambda data: broker.answer(2)
         with anyio.fail_after(5):
@@ -219,7 +259,7 @@ async def test_what_is_said_to_be_unsent_does_not_leave_afterwards() -> None:
         connection.close()
         assert [type(fate) for fate in fates][-1] is ConnectionFailedError
 
-        broker.takes_at_once = True
+        broker.takes_at_once = EVERYTHING
         connection.flush()
 
         assert broker.taken == b""

@@ -20,6 +20,7 @@ from logd.errors import (
     OverloadedError,
     UnexpectedOffsetError,
 )
+from logd.limits import BATCH_BYTES_MAX
 from logd.record.batch import decode_batch
 from logd.record.header import Codec, decode_header
 from logd.types import NO_PRODUCER, ProducerId
@@ -208,7 +209,7 @@ def test_an_acknowledged_batch_gives_each_record_its_offset_and_frees_its_bytes(
 
 def test_a_record_that_cannot_be_sealed_fails_alone_and_takes_no_sequence() -> None:
     bench = Bench()
-    broken = bench.put(b"x" * (1024 * 1024 + 1))
+    broken = bench.put(bytes(BATCH_BYTES_MAX))
     bench.put(b"fine")
 
     taken = bench.take_all()

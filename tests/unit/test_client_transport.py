@@ -148,31 +148,31 @@ async def test_one_receiver_may_close_the_stream_of_another(
 async def test_more_than_the_network_takes_at_once_is_sent_as_it_empties(
     anyio_backend: object, listener: socket.socket
 ) -> None:
-    data = bytes(8_000_000)
-    arrived = 0
+    data = bytes(range(250)) * 32_000
+    arrived = b""
     async with connected(listener) as (stream, peer):
 
-        def drain() -> int:
-            count = 0
-            while count < len(data):
-                count += len(peer.recv(1_000_000))
-            return count
+        def drain() -> bytes:
+            taken = bytearray()
+            while len(taken) < len(data):
+                taken += peer.recv(1_000_000)
+            return bytes(taken)
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(stream.send, data)
+            tasks.start_soon(stream.send, [data[:10], data[10:5_000_000], data[5_000_000:]])
             arrived = await anyio.to_thread.run_sync(drain)
 
-    assert arrived == len(data)
+    assert arrived == data
 
 
 async def test_the_network_takes_nothing_when_it_is_full(
     anyio_backend: object, listener: socket.socket
 ) -> None:
     async with connected(listener) as (stream, _):
-        while stream.send_nowait(bytes(1_000_000)):
+        while stream.send_nowait([bytes(1_000_000)]):
             pass
 
-        assert stream.send_nowait(b"more") == 0
+        assert stream.send_nowait([b"more", b"and more"]) == 0
 
 
 async def test_every_address_of_a_host_is_tried(

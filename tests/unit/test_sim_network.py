@@ -410,7 +410,7 @@ def test_the_clients_transport_speaks_to_a_listener() -> None:
         listener = await world.b.listen(HostPort("b", PORT))
         client = await SimTransport(world.a).connect("b", PORT)
         broker = await listener.accept()
-        await client.send(b"one ")
+        await client.send([b"one "])
         await client.send([b"two ", bytearray(b"three")])
         buffer = bytearray(13)
         received = 0
