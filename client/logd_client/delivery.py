@@ -7,9 +7,9 @@ two small objects, however long it takes.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
 from typing import NamedTuple
+
+import msgspec
 
 from logd.errors import LogdError, PartialAppendError
 from logd.wire.messages import Durability, ProduceResponse
@@ -28,9 +28,11 @@ class Ack(NamedTuple):
     """What "committed" meant: synced on a majority, or in memory on a majority."""
 
 
-@dataclass(frozen=True, slots=True)
-class AckRange:
-    """Consecutive records of one ``append_many`` are committed at consecutive offsets."""
+class AckRange(msgspec.Struct, frozen=True, gc=False):
+    """Consecutive records of one ``append_many`` are committed at consecutive offsets.
+
+    With keys there may be nearly as many as records.
+    """
 
     topic: str
     partition: int
@@ -85,18 +87,6 @@ class Delivery:
             self.topic,
             self.partition,
             response.base_offset + position,
-            response.append_time_ms,
-            response.durability,
-        )
-
-    def ack_range(self, position: int, count: int) -> AckRange:
-        """The acknowledgement of ``count`` records from ``position`` on, or their error."""
-        response = self._outcome()
-        return AckRange(
-            self.topic,
-            self.partition,
-            response.base_offset + position,
-            count,
             response.append_time_ms,
             response.durability,
         )
@@ -166,16 +156,20 @@ class ManyDeliveries:
         Raises:
             PartialAppendError: some failed; has both.
         """
-        acks: list[tuple[int, AckRange]] = []
+        acks: dict[int, AckRange] = {}
         for positions, delivery, first in self._batches:
             await delivery.wait()
+            if delivery.error is not None:
+                self.add_failures(positions, delivery.error)
+                continue
+            response = delivery.response
+            assert response is not None
+            topic, partition = delivery.topic, delivery.partition
+            base = response.base_offset + first
+            when, durability = response.append_time_ms, response.durability
             for start, end, at in _runs(positions):
-                if delivery.error is not None:
-                    self._failures.append((start, end, delivery.error))
-                else:
-                    acks.append((start, delivery.ack_range(first + at, end - start)))
-        acks.sort(key=lambda pair: pair[0])
-        ranges = tuple(ack for _, ack in acks)
+                acks[start] = AckRange(topic, partition, base + at, end - start, when, durability)
+        ranges = tuple([acks[start] for start in sorted(acks)])
         if self._failures:
             self._failures.sort(key=lambda failure: failure[0])
             raise PartialAppendError(ranges, tuple(self._failures))
@@ -187,8 +181,11 @@ def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     if isinstance(positions, range):
         yield positions.start, positions.stop, 0
         return
-    numbered = enumerate(positions)
-    for _, run in groupby(numbered, key=lambda pair: pair[1] - pair[0]):
-        rows = list(run)
-        at, start = rows[0]
-        yield start, start + len(rows), at
+    begun = 0
+    start = end = positions[0]
+    for at, position in enumerate(positions):
+        if position != end:
+            yield start, end, begun
+            begun, start = at, position
+        end = position + 1
+    yield start, end, begun

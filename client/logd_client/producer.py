@@ -6,6 +6,7 @@ batches is decided by a ``Pipeline`` per partition; a ``Sender`` carries them.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -506,7 +507,9 @@ class Producer:
             await self._learn_of(partition)
             self._choose(None, partition)
         if keys is not None and partition is None:
-            return await self._append_grouped(values, keys, timestamp_ms, carried)
+            if len(self._partitions) > 1:
+                return await self._append_grouped(values, keys, timestamp_ms, carried)
+            partition = 0
 
         slices = Slices(values, key if keys is None else keys)
         outcome = ManyDeliveries()
@@ -536,8 +539,8 @@ class Producer:
         Slices(values, keys)  # Refuses wrong types before anything is queued.
         outcome = ManyDeliveries()
         for chosen, positions in self._group(keys):
-            group_values = [values[position] for position in positions]
-            group_keys = [keys[position] for position in positions]
+            group_values = list(map(values.__getitem__, positions))
+            group_keys = list(map(keys.__getitem__, positions))
             slices = Slices(group_values, group_keys)
             for start, end, size in slices.bounds(self._options.batch_bytes):
                 try:
@@ -560,14 +563,13 @@ class Producer:
     def _group(self, keys: Sequence[bytes | None]) -> list[tuple[ProducerPartition, list[int]]]:
         """Input positions per partition."""
         count = len(self._partitions)
-        known: dict[bytes | None, int] = {None: self._choose(None, None).number}
-        groups: dict[int, list[int]] = {}
-        for position, key in enumerate(keys):
-            number = known.get(key)
-            if number is None:
-                assert key is not None
-                number = known[key] = partition_for_key(key, count)
-            groups.setdefault(number, []).append(position)
+        numbers = {
+            key: self._choose(None, None).number if key is None else partition_for_key(key, count)
+            for key in dict.fromkeys(keys)
+        }
+        groups: defaultdict[int, list[int]] = defaultdict(list)
+        for position, number in enumerate(map(numbers.__getitem__, keys)):
+            groups[number].append(position)
         return [(self._partitions[number], positions) for number, positions in groups.items()]
 
     async def _enqueue(

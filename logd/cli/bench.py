@@ -135,6 +135,11 @@ def bench() -> None:
         show_default=True,
         help="many: append_many, with lists; nowait: append_nowait, one call per record.",
     ),
+    click.option(
+        "--keys",
+        type=IntegerType(min=1),
+        help="Each record has one of so many keys, which decides its partition.  Default: no keys.",
+    ),
 )
 def bench_produce(bootstrap: str, output: str, **settings: Any) -> None:
     """Append as fast as the cluster acknowledges."""

@@ -24,9 +24,12 @@ def bench(*arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("keys", [(), ("--keys", "50", "--partitions", "4")])
 @pytest.mark.parametrize("api", ["many", "nowait"])
-def test_produce_counts_every_record_and_what_each_broker_used(api: str) -> None:
-    found = bench("produce", "--brokers", "3", "--records", "30000", "--api", api)
+def test_produce_counts_every_record_and_what_each_broker_used(
+    api: str, keys: tuple[str, ...]
+) -> None:
+    found = bench("produce", "--brokers", "3", "--records", "30000", "--api", api, *keys)
 
     assert found["records"] == 30_000
     assert found["settings"]["api"] == api

@@ -774,9 +774,9 @@ SYSTEM_MUTANTS = (
         "P1: at the offset acknowledged",
         "client/logd_client/delivery.py",
         "            response.base_offset + position,\n            response.append_time_ms,\n"
-        "            response.durability,\n        )\n\n    def ack_range",
+        "            response.durability,\n        )\n\n    def _outcome",
         "            response.base_offset,\n            response.append_time_ms,\n"
-        "            response.durability,\n        )\n\n    def ack_range",
+        "            response.durability,\n        )\n\n    def _outcome",
     ),
     Mutant(
         "a consumer takes deliveries of subscriptions that are over",

@@ -14,7 +14,13 @@ from logd.cli.benchmark.pace import CALLS_PER_S_MAX, pace_of
 from logd.cli.benchmark.report import read_runs, throughput_of, write_report
 from logd.cli.benchmark.run import Bench
 from logd.cli.benchmark.settings import Settings
-from logd.cli.benchmark.values import CALL_BYTES, stamp_of, stamped, values_of_a_call
+from logd.cli.benchmark.values import (
+    CALL_BYTES,
+    keys_of_a_call,
+    stamp_of,
+    stamped,
+    values_of_a_call,
+)
 from logd.cli.measure import Measurement, Sample, measurement
 from logd.errors import UsageError
 from logd_client import Client
@@ -52,6 +58,17 @@ def test_mixed_sizes_reach_from_one_bound_to_the_other_and_repeat() -> None:
     assert 10 <= sizes[0] < 20
     assert 5_000 < sizes[-1] <= 10_000
     assert sizes[len(sizes) // 2] < 1_000  # Mostly small.
+
+
+def test_each_value_has_one_of_the_keys_asked_for_or_none() -> None:
+    settings = Settings(brokers=None, records=1, record_bytes=100, keys=7)
+
+    keys = keys_of_a_call(settings)
+
+    assert keys is not None
+    assert len(keys) == len(values_of_a_call(settings))
+    assert len(set(keys)) == 7
+    assert keys_of_a_call(Settings(brokers=None, records=1, record_bytes=100)) is None
 
 
 def test_a_record_larger_than_a_call_is_a_call_of_its_own() -> None:

@@ -20,6 +20,8 @@ class Settings:
     record_bytes: int
     record_bytes_max: int | None = None
     """Sizes are mixed: from ``record_bytes`` to this."""
+    keys: int | None = None
+    """Each record has one of so many keys; None: no record has any."""
     batch_bytes: int | None = None
     linger_ms: int = 0
     durability: Durability = "synced"

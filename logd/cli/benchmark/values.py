@@ -36,6 +36,15 @@ def values_of_a_call(settings: Settings) -> list[bytes]:
     return values
 
 
+@lru_cache(maxsize=1)
+def keys_of_a_call(settings: Settings) -> list[bytes] | None:
+    """The key of each of ``values_of_a_call``, drawn at random; None if there are none."""
+    if settings.keys is None:
+        return None
+    chance = random.Random(SEED)
+    return [b"key-%d" % chance.randrange(settings.keys) for _ in values_of_a_call(settings)]
+
+
 def _size(settings: Settings, chance: random.Random) -> int:
     """Mixed sizes are spread evenly over orders of magnitude: mostly small, some large."""
     if settings.record_bytes_max is None:

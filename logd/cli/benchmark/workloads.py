@@ -17,7 +17,7 @@ from logd.cli.benchmark.pace import Pace, pace_of
 from logd.cli.benchmark.run import Bench
 from logd.cli.benchmark.settings import Settings
 from logd.cli.benchmark.tailing import Tail, tailing
-from logd.cli.benchmark.values import stamped, values_of_a_call
+from logd.cli.benchmark.values import keys_of_a_call, stamped, values_of_a_call
 from logd.cli.measure import Measurement
 from logd.cli.progress import RecordProgress
 from logd_client import WouldBlock, connect
@@ -65,7 +65,7 @@ async def _append_all(bench: Bench, topic: str, records: int, meter: Meter, titl
 async def _append_many(
     producer: Producer, settings: Settings, records: int, meter: Meter, progress: RecordProgress
 ) -> None:
-    values = values_of_a_call(settings)
+    values, keys = values_of_a_call(settings), keys_of_a_call(settings)
     sizes = deque[int]()
 
     def count(acks: Sequence[AckRange], seconds: float) -> None:
@@ -80,13 +80,14 @@ async def _append_many(
             left = records - first
             part = values if left >= len(values) else values[:left]
             sizes.append(value_bytes if part is values else sum(map(len, part)))
-            await lane.append(part)
+            await lane.append(part, keys=None if keys is None else keys[: len(part)])
 
 
 async def _append_nowait(
     producer: Producer, settings: Settings, records: int, meter: Meter, progress: RecordProgress
 ) -> None:
     values = values_of_a_call(settings)
+    keys = keys_of_a_call(settings)
     append = producer.append_nowait
     marks: deque[_Mark] = deque()
     mark = _Mark()
@@ -101,9 +102,10 @@ async def _append_nowait(
 
     appended = 0
     while appended < records:
-        value = values[appended % len(values)]
+        at = appended % len(values)
+        value = values[at]
         try:
-            mark.ticket = append(value)
+            mark.ticket = append(value) if keys is None else append(value, key=keys[at])
         except WouldBlock:
             if mark.records:
                 marks.append(mark)
