@@ -130,6 +130,10 @@ class Ticket:
         await self._delivery.wait()
         return self._delivery.ack(self._position)
 
+    def acknowledged(self) -> Ack | None:
+        """The acknowledgement, if it has come; does not wait and does not raise."""
+        return None if self._delivery.response is None else self._delivery.ack(self._position)
+
 
 class ManyDeliveries:
     """What becomes of the records of one ``append_many``, by input position."""

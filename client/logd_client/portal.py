@@ -9,7 +9,9 @@ came to all the same is given back (``Portal.obtain``); or it is kept for the ne
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar, overload
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Final, Generic, Self, TypeVar, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -17,6 +19,8 @@ from anyio.from_thread import BlockingPortal
 from logd.errors import UsageError
 
 T = TypeVar("T")
+
+_CLOSED: Final = "the client is closed: make another one with connect(...)"
 
 
 class Portal:
@@ -36,7 +40,7 @@ class Portal:
         """Call ``function`` there and wait for what it returns, or for what it awaits.  If this
         thread is interrupted meanwhile, it is cancelled."""
         if self.is_closed:
-            raise UsageError("the client is closed: make another one with connect(...)")
+            raise UsageError(_CLOSED)
         called = self._portal.start_task_soon(function, *arguments)
         try:
             return called.result()
@@ -44,6 +48,12 @@ class Portal:
             # Interrupted, by Ctrl-C for example: nobody is there to have what it would come to.
             called.cancel()
             raise
+
+    def start(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Have ``function``, which does not raise, called there, without waiting for it."""
+        if self.is_closed:
+            raise UsageError(_CLOSED)
+        self._portal.start_task_soon(function)
 
     def obtain(
         self, obtain: Callable[[], Awaitable[T]], give_back: Callable[[T], Awaitable[None]]
@@ -57,6 +67,36 @@ class Portal:
             if not self.is_closed:
                 self._portal.start_task_soon(errand.give_up)
             raise
+
+
+class Entered:
+    """Something whose asynchronous context is entered and left from another thread."""
+
+    def __init__(self, portal: Portal, context: AbstractAsyncContextManager[object]) -> None:
+        self._portal = portal
+        self._context = context
+
+    def open(self) -> Self:
+        """Do what entering a ``with`` block does."""
+        self._portal.call(self._context.__aenter__)
+        return self
+
+    def close(self) -> None:
+        """Do what leaving a ``with`` block does: a producer waits for its acknowledgements."""
+        self.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        if self._portal.is_closed:
+            return None  # The client has closed it too.
+        return self._portal.call(self._context.__aexit__, kind, error, traceback)
 
 
 class _Errand(Generic[T]):

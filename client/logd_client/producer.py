@@ -271,6 +271,53 @@ class Producer:
         Cancelled while waiting for room in the buffer, nothing is appended.  Cancelled
         later, the record is not recalled: it may still be committed.
         """
+        chosen, delivery, position = await self._queue(
+            value, key, headers, timestamp_ms, partition, fence, expected_offset
+        )
+        self._sender.send_at_once(chosen)
+        await delivery.wait()
+        return delivery.ack(position)
+
+    async def enqueue(
+        self,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
+        partition: int | None = None,
+        fence: Fence | HasFence | None = None,
+    ) -> Ticket:
+        """Queue one record, waiting for room in the buffer if there is none.
+
+        Arguments as ``append``.  For who has many records, one after the other, and looks at
+        their fates later: what is produced faster than the cluster takes it waits here.
+
+        Returns:
+            A ticket, as ``append_nowait`` does.
+
+        Raises:
+            RecordTooLargeError, InvalidPartitionError, UsageError: nothing was queued.
+
+        Cancelled, nothing is queued.
+        """
+        chosen, delivery, position = await self._queue(
+            value, key, headers, timestamp_ms, partition, fence
+        )
+        self._sender.mark_dirty(chosen)
+        return Ticket(delivery, position)
+
+    async def _queue(
+        self,
+        value: bytes | None,
+        key: bytes | None,
+        headers: Sequence[tuple[str, bytes]],
+        timestamp_ms: int | None,
+        partition: int | None,
+        fence: Fence | HasFence | None,
+        expected_offset: int | None = None,
+    ) -> tuple[ProducerPartition, Delivery, int]:
+        """Check a record, wait for room, and put it into a batch."""
         if not self._sender.is_open or self._sender.fatal is not None:
             self._check_open()
         carried = NO_FENCE if fence is None else fence_of(fence)
@@ -282,12 +329,9 @@ class Producer:
         if not self._budget.take_now(size):
             await self._budget.take(size)
             self._check_open_or_give_back(size)
-        chosen, delivery, position = self._add(
+        return self._add(
             value, key, checked, timestamp_ms, partition, size, carried, expected_offset
         )
-        self._sender.send_at_once(chosen)
-        await delivery.wait()
-        return delivery.ack(position)
 
     def append_nowait(
         self,
@@ -342,6 +386,37 @@ class Producer:
         )
         self._sender.mark_dirty(chosen)
         return Ticket(delivery, position)
+
+    def check(
+        self,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        timestamp_ms: int | None = None,
+        partition: int | None = None,
+        fence: Fence | HasFence | None = None,
+    ) -> int:
+        """Refuse what ``append_nowait`` would, whether there is room or not.
+
+        It only looks, and so it may be called from any thread.
+
+        Returns:
+            The bytes that the record would take of the buffer.
+
+        Raises:
+            RecordTooLargeError, InvalidPartitionError, UsageError.
+        """
+        self._check_open()
+        if fence is not None:
+            fence_of(fence)
+        if key is None:
+            self._check_keyless()
+        if timestamp_ms is not None:
+            self._time_of(timestamp_ms)
+        if partition is not None:
+            self._choose(None, partition)
+        return _measured(value, key, headers)[1]
 
     def _add(
         self,

@@ -44,6 +44,10 @@ _SILENCE_GRACE_S: Final = 5.0
 _SEALED_BYTES_PER_TURN: Final = 256 * KIB
 """Sealing is computing: after this much the sender lets others run."""
 
+_UNREPORTED_MAX: Final = 1_000
+"""Failed batches that are kept for a flush to tell of.  If nobody has heard of so many, it can tell
+of the first whatever else fails."""
+
 
 class ProducerPartition:
     """One partition: what is on its way there, and by which connection."""
@@ -90,8 +94,8 @@ class Sender:
         self._wake_sender = anyio.Event()
         self._wake_watch = anyio.Event()
         self._scope = anyio.CancelScope()
-        self._unreported: Delivery | None = None
-        """The first that failed with tickets nobody has awaited."""
+        self._unreported: list[Delivery] = []
+        """Those that failed with tickets nobody had awaited."""
 
     # --- life ---------------------------------------------------------------------------
 
@@ -123,10 +127,8 @@ class Sender:
 
     def take_unreported(self) -> Delivery | None:
         """The first that failed with tickets nobody has awaited, since this was asked last."""
-        unreported, self._unreported = self._unreported, None
-        if unreported is None or not unreported.unawaited_count:
-            return None
-        return unreported
+        failed, self._unreported = self._unreported, []
+        return next((delivery for delivery in failed if delivery.unawaited_count), None)
 
     # --- sending ------------------------------------------------------------------------
 
@@ -268,8 +270,11 @@ class Sender:
     def _note_failure(self, delivery: Delivery) -> None:
         if delivery.error is None or not delivery.unawaited_count:
             return
-        if self._unreported is None or not self._unreported.unawaited_count:
-            self._unreported = delivery
+        if len(self._unreported) == _UNREPORTED_MAX:
+            # Some tickets of theirs may have been awaited since.
+            self._unreported = [failed for failed in self._unreported if failed.unawaited_count]
+        if len(self._unreported) < _UNREPORTED_MAX:
+            self._unreported.append(delivery)
 
     def _end_all(self, error: LogdError) -> None:
         """This producer can never append again."""

@@ -24,11 +24,11 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack
+from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from anyio.from_thread import start_blocking_portal
 
@@ -50,12 +50,10 @@ from logd_client import sync_coordination as blocking
 from logd_client.admin import Admin as AsyncAdmin
 from logd_client.arguments import require_one_of
 from logd_client.consumer import Consumer as AsyncConsumer
-from logd_client.coordination.fences import Fence, HasFence
-from logd_client.delivery import Ack, AckRange
-from logd_client.delivery import Ticket as AsyncTicket
-from logd_client.portal import Awaited, Portal
-from logd_client.producer import Producer as AsyncProducer
+from logd_client.portal import Awaited, Entered, Portal
 from logd_client.records import Batch, Record
+from logd_client.sync_producer import Producer as Producer
+from logd_client.sync_producer import Ticket as Ticket
 
 
 def connect(
@@ -306,147 +304,7 @@ class Admin:
         )
 
 
-class _Entered:
-    """Something whose asynchronous context is entered and left from another thread."""
-
-    def __init__(self, portal: Portal, context: AbstractAsyncContextManager[object]) -> None:
-        self._portal = portal
-        self._context = context
-
-    def open(self) -> Self:
-        """Do what entering a ``with`` block does."""
-        self._portal.call(self._context.__aenter__)
-        return self
-
-    def close(self) -> None:
-        """Do what leaving a ``with`` block does: a producer waits for its acknowledgements."""
-        self.__exit__(None, None, None)
-
-    def __enter__(self) -> Self:
-        return self.open()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool | None:
-        if self._portal.is_closed:
-            return None  # The client has closed it too.
-        return self._portal.call(self._context.__aexit__, kind, error, traceback)
-
-
-class Producer(_Entered):
-    """See ``logd_client.Producer``."""
-
-    def __init__(self, portal: Portal, producer: AsyncProducer) -> None:
-        super().__init__(portal, producer)
-        self._producer = producer
-
-    def append(
-        self,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-        timestamp_ms: int | None = None,
-        partition: int | None = None,
-        expected_offset: int | None = None,
-        fence: Fence | HasFence | None = None,
-    ) -> Ack:
-        return self._portal.call(
-            partial(
-                self._producer.append,
-                value,
-                key=key,
-                headers=headers,
-                timestamp_ms=timestamp_ms,
-                partition=partition,
-                expected_offset=expected_offset,
-                fence=fence,
-            )
-        )
-
-    def append_nowait(
-        self,
-        value: bytes | None,
-        *,
-        key: bytes | None = None,
-        headers: Sequence[tuple[str, bytes]] = (),
-        timestamp_ms: int | None = None,
-        partition: int | None = None,
-        fence: Fence | HasFence | None = None,
-    ) -> Ticket:
-        """The record is queued; ``ticket.result()`` waits for its acknowledgement."""
-
-        def queue() -> Ticket:
-            # Wrapped in the loop's thread: the portal awaits whatever awaitable it is handed.
-            ticket = self._producer.append_nowait(
-                value,
-                key=key,
-                headers=headers,
-                timestamp_ms=timestamp_ms,
-                partition=partition,
-                fence=fence,
-            )
-            return Ticket(self._portal, ticket)
-
-        return self._portal.call(queue)
-
-    def append_many(
-        self,
-        values: Sequence[bytes | None],
-        *,
-        key: bytes | None = None,
-        keys: Sequence[bytes | None] | None = None,
-        timestamp_ms: int | None = None,
-        partition: int | None = None,
-        fence: Fence | HasFence | None = None,
-    ) -> tuple[AckRange, ...]:
-        return self._portal.call(
-            partial(
-                self._producer.append_many,
-                values,
-                key=key,
-                keys=keys,
-                timestamp_ms=timestamp_ms,
-                partition=partition,
-                fence=fence,
-            )
-        )
-
-    def raise_fence(self, lease: Fence | HasFence) -> dict[int, int]:
-        return self._portal.call(self._producer.raise_fence, lease)
-
-    @property
-    def trouble(self) -> LogdError | None:
-        return self._portal.call(lambda: self._producer.trouble)
-
-    def flush(self) -> None:
-        self._portal.call(self._producer.flush)
-
-
-class Ticket:
-    """See ``logd_client.Ticket``."""
-
-    def __init__(self, portal: Portal, ticket: AsyncTicket) -> None:
-        self._portal = portal
-        self._ticket = ticket
-
-    @property
-    def is_done(self) -> bool:
-        return self._ticket.is_done
-
-    def result(self) -> Ack:
-        """Wait for the acknowledgement, or raise the record's error."""
-        return self._portal.call(_await, self._ticket)
-
-
-async def _await(ticket: AsyncTicket) -> Ack:
-    return await ticket
-
-
-class Consumer(_Entered):
+class Consumer(Entered):
     """See ``logd_client.Consumer``."""
 
     def __init__(self, portal: Portal, consumer: AsyncConsumer) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
@@ -19,12 +21,13 @@ from logd.errors import (
     UnknownTopicError,
     WouldBlock,
 )
-from logd.limits import MIB, RECORD_BYTES_MAX
+from logd.limits import BATCH_BYTES_MAX, MIB, RECORD_BYTES_MAX
 from logd_client import AckRange, Client, Record, connect, sync
 
 pytestmark = [pytest.mark.process, pytest.mark.anyio]
 
 READ_TIMEOUT_S = 20.0
+PADDING = bytes(2_000)
 
 
 async def create(client: Client, *, partitions: int = 1) -> str:
@@ -254,6 +257,46 @@ async def test_a_producer_and_a_consumer_follow_their_leader(
 
     assert [record and record.value for record in records] == values
     assert len(leaders) > 1
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_threads_append_without_waiting_each_in_its_own_order(
+    cluster: LocalCluster, backend: str
+) -> None:
+    """Whatever they call in between, and however little room there is."""
+    topic = f"threads-{backend}"
+    count = 3_000
+    with sync.connect(cluster.bootstrap, backend=backend) as client:
+        client.admin.create_topic(topic, partitions=1, replicas=3)
+
+        def append(name: int) -> None:
+            for number in range(count):
+                value = b"%d %d" % (name, number) + PADDING
+                if number % 500 == 0:
+                    producer.append(value)
+                elif number % 300 == 0:
+                    producer.append_many([value])
+                else:
+                    (producer.enqueue if number % 2 else patiently)(value)
+
+        def patiently(value: bytes) -> None:
+            with contextlib.suppress(WouldBlock):
+                producer.append_nowait(value)
+                return
+            producer.enqueue(value)
+
+        with (
+            client.producer(topic, buffer_bytes=BATCH_BYTES_MAX) as producer,
+            ThreadPoolExecutor() as threads,
+        ):
+            for done in [threads.submit(append, name) for name in range(3)]:
+                done.result()
+        with client.consumer(topic, start="earliest") as consumer:
+            values = [record.value for _, record in zip(range(3 * count), consumer, strict=False)]
+
+    for name in range(3):
+        own = [value for value in values if value and value.startswith(b"%d " % name)]
+        assert own == [b"%d %d" % (name, number) + PADDING for number in range(count)]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

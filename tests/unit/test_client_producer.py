@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from typing import Any, cast
 
@@ -14,129 +12,17 @@ import trio.testing
 
 from logd.errors import (
     DeliveryTimeoutError,
-    LogdError,
     NotLeaderError,
     PartialAppendError,
     UsageError,
 )
 from logd.limits import BATCH_BYTES_MAX, KIB
 from logd.record.batch import TIMESTAMP_MS_MAX
-from logd.types import GroupId, NodeId
-from logd.wire.messages import (
-    InitProducerResponse,
-    PartitionInfo,
-    ProduceRequest,
-    ProduceResponse,
-    TopicInfo,
-)
-from logd_client.background import Background, task_group
-from logd_client.cluster import ClusterView
-from logd_client.connection import Answer, Completion, Connection, Lane
-from logd_client.environment import Environment
-from logd_client.producer import BATCH_BYTES_DEFAULT, Producer, ProducerOptions
-from logd_client.routing import Routing
-from logd_client.transport import TcpTransport
-
-TOPIC = "orders"
-
-
-class Leader:
-    """The far end of a connection: it has what it was sent, and answers when it is told to."""
-
-    node = NodeId(1)
-    name = "node 1"
-    is_open = True
-
-    def __init__(self) -> None:
-        self.unanswered: list[tuple[ProduceRequest, Completion]] = []
-        self.end_offset = 0
-
-    def enqueue(self, message: ProduceRequest, on_done: Completion, body: bytes) -> None:
-        self.unanswered.append((message, on_done))
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def refuse(self, error: LogdError) -> None:
-        """Refuse what has waited longest."""
-        _, on_done = self.unanswered.pop(0)
-        on_done(error)
-
-    def answer(self) -> None:
-        """Acknowledge what has waited longest."""
-        _, on_done = self.unanswered.pop(0)
-        response = ProduceResponse(
-            base_offset=self.end_offset, end_offset=self.end_offset + 1, append_time_ms=5
-        )
-        self.end_offset += 1
-        on_done(Answer(response, b""))
-
-
-class Cluster:
-    """What producers use of ``Routing``."""
-
-    def __init__(self, tasks: Background, partition_count: int) -> None:
-        self.leaders = [Leader() for _ in range(partition_count)]
-        self.view = ClusterView()
-        self.tasks = tasks
-        self.environment = Environment(TcpTransport(), self._clock, lambda: 1_000, random.Random(0))
-        self.clock_reads_left = 1_000
-        self.leader_is_known = trio.Event()
-        self.leader_is_known.set()
-        self.without_leader: set[GroupId] = set()
-        self.request_timeout_s = 30.0
-        self.on_close: dict[object, Callable[[], None]] = {}
-        self.on_learnt: dict[object, Callable[[], None]] = {}
-        self.controller_connection = None
-
-    async def topic(self, name: str, *, as_it_is_now: bool) -> TopicInfo:
-        partitions = [
-            PartitionInfo(partition=number, group=number + 1, replicas=[1])
-            for number in range(len(self.leaders))
-        ]
-        return TopicInfo(name=name, topic_id=1, partitions=partitions)
-
-    async def call(self, *_: object) -> InitProducerResponse:
-        return InitProducerResponse(producer_id=7)
-
-    async def leader_connection(self, group: GroupId, lane: Lane, attempt: int) -> Connection:
-        await self.leader_is_known.wait()
-        if group in self.without_leader:
-            raise NotLeaderError("no leader is known")
-        return cast("Connection", self.leaders[group - 1])
-
-    def check_open(self) -> None:
-        """It is."""
-
-    def close(self) -> None:
-        """As the client does when it is closed."""
-        for close in list(self.on_close.values()):
-            close()
-
-    def _clock(self) -> float:
-        self.clock_reads_left -= 1
-        assert self.clock_reads_left, "somebody looks at the clock again and again"
-        return trio.current_time()
-
-    async def look_again(self, *_: object) -> None:
-        """Nothing has changed."""
-
-
-@asynccontextmanager
-async def opened(
-    partition_count: int = 1, **options: Any
-) -> AsyncIterator[tuple[Cluster, Producer]]:
-    """A producer that is given up at the end."""
-    async with task_group() as tasks:
-        background = Background(tasks)
-        cluster = Cluster(background, partition_count)
-        producer = Producer(cast("Routing", cluster), TOPIC, ProducerOptions(**options))
-        try:
-            await producer.__aenter__()
-            yield cluster, producer
-        finally:
-            cluster.close()
-            background.close()
+from logd.types import GroupId
+from logd_client.background import task_group
+from logd_client.delivery import Ticket
+from logd_client.producer import BATCH_BYTES_DEFAULT
+from tests.support.producing import opened
 
 
 def in_virtual_time(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -203,7 +89,46 @@ async def test_a_partition_that_was_without_a_leader_for_long_gets_its_share_aga
         assert [len(leader.unanswered) for leader in cluster.leaders] == [2, 2]
 
 
+@in_virtual_time
+async def test_who_enqueues_waits_for_room_but_not_for_the_acknowledgement() -> None:
+    async with opened(buffer_bytes=BATCH_BYTES_MAX) as (cluster, producer), task_group() as tasks:
+        tickets: list[Ticket] = []
+
+        async def enqueue() -> None:
+            while len(tickets) < 5:
+                tickets.append(await producer.enqueue(LARGE))
+
+        tasks.start_soon(enqueue)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(tickets) == 4
+        cluster.leaders[0].answer()
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert len(tickets) == 5
+        assert [ticket.is_done for ticket in tickets] == [True, False, False, False, False]
+        first = tickets[0].acknowledged()
+        assert first is not None
+        assert first.offset == (await tickets[0]).offset == 0
+        assert tickets[1].acknowledged() is None
+
+
 # --- what fails in part -----------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_flush_tells_of_each_failure_that_nobody_has_heard_of() -> None:
+    """Although the first that failed was heard of, after the other had failed too."""
+    async with opened(2, delivery_timeout_ms=1_000) as (cluster, producer):
+        cluster.without_leader = {GroupId(1), GroupId(2)}
+        heard, _ = (producer.append_nowait(b"value", partition=number) for number in (0, 1))
+        await trio.sleep(2)
+        with pytest.raises(DeliveryTimeoutError):
+            await heard
+
+        with pytest.raises(DeliveryTimeoutError):
+            await producer.flush()
+        await producer.flush()
+
 
 LARGE = bytes(BATCH_BYTES_DEFAULT - KIB)
 KEYS = [b"a", b"b", b"c", b"d", b"e", b"f"]

@@ -1,0 +1,131 @@
+"""A producer, and leaders that answer when they are told to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import trio
+
+from logd.errors import LogdError, NotLeaderError
+from logd.record.header import decode_header
+from logd.types import GroupId, NodeId
+from logd.wire.messages import (
+    InitProducerResponse,
+    PartitionInfo,
+    ProduceRequest,
+    ProduceResponse,
+    TopicInfo,
+)
+from logd_client.background import Background, task_group
+from logd_client.cluster import ClusterView
+from logd_client.connection import Answer, Completion, Connection, Lane
+from logd_client.environment import Environment
+from logd_client.producer import Producer, ProducerOptions
+from logd_client.routing import Routing
+from logd_client.transport import TcpTransport
+
+TOPIC = "orders"
+
+
+class Leader:
+    """The far end of a connection: it has what it was sent, and answers when it is told to."""
+
+    node = NodeId(1)
+    name = "node 1"
+    is_open = True
+
+    def __init__(self) -> None:
+        self.unanswered: list[tuple[Completion, int]] = []
+        """And how many records each has."""
+        self.end_offset = 0
+        self.answers_at_once = False
+
+    def enqueue(self, message: ProduceRequest, on_done: Completion, body: bytes) -> None:
+        self.unanswered.append((on_done, decode_header(body).record_count))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+        while self.answers_at_once and self.unanswered:
+            self.answer()
+
+    def refuse(self, error: LogdError) -> None:
+        """Refuse what has waited longest."""
+        on_done, _ = self.unanswered.pop(0)
+        on_done(error)
+
+    def answer(self) -> None:
+        """Acknowledge what has waited longest."""
+        on_done, count = self.unanswered.pop(0)
+        base, self.end_offset = self.end_offset, self.end_offset + count
+        response = ProduceResponse(base_offset=base, end_offset=self.end_offset, append_time_ms=5)
+        on_done(Answer(response, b""))
+
+
+class Cluster:
+    """What producers use of ``Routing``."""
+
+    def __init__(self, tasks: Background, partition_count: int) -> None:
+        self.leaders = [Leader() for _ in range(partition_count)]
+        self.view = ClusterView()
+        self.tasks = tasks
+        self.environment = Environment(TcpTransport(), self._clock, lambda: 1_000, random.Random(0))
+        self.clock_reads_left = 1_000
+        self.leader_is_known = trio.Event()
+        self.leader_is_known.set()
+        self.without_leader: set[GroupId] = set()
+        self.request_timeout_s = 30.0
+        self.on_close: dict[object, Callable[[], None]] = {}
+        self.on_learnt: dict[object, Callable[[], None]] = {}
+        self.controller_connection = None
+
+    async def topic(self, name: str, *, as_it_is_now: bool) -> TopicInfo:
+        partitions = [
+            PartitionInfo(partition=number, group=number + 1, replicas=[1])
+            for number in range(len(self.leaders))
+        ]
+        return TopicInfo(name=name, topic_id=1, partitions=partitions)
+
+    async def call(self, *_: object) -> InitProducerResponse:
+        return InitProducerResponse(producer_id=7)
+
+    async def leader_connection(self, group: GroupId, lane: Lane, attempt: int) -> Connection:
+        await self.leader_is_known.wait()
+        if group in self.without_leader:
+            raise NotLeaderError("no leader is known")
+        return cast("Connection", self.leaders[group - 1])
+
+    def check_open(self) -> None:
+        """It is."""
+
+    def close(self) -> None:
+        """As the client does when it is closed."""
+        for close in list(self.on_close.values()):
+            close()
+
+    def _clock(self) -> float:
+        self.clock_reads_left -= 1
+        assert self.clock_reads_left, "somebody looks at the clock again and again"
+        return trio.current_time()
+
+    async def look_again(self, *_: object) -> None:
+        """Nothing has changed."""
+
+
+@asynccontextmanager
+async def opened(
+    partition_count: int = 1, **options: Any
+) -> AsyncIterator[tuple[Cluster, Producer]]:
+    """A producer that is given up at the end."""
+    async with task_group() as tasks:
+        background = Background(tasks)
+        cluster = Cluster(background, partition_count)
+        producer = Producer(cast("Routing", cluster), TOPIC, ProducerOptions(**options))
+        try:
+            await producer.__aenter__()
+            yield cluster, producer
+        finally:
+            cluster.close()
+            background.close()
