@@ -19,6 +19,8 @@ from logd.wire.messages import (
     AlterTopicRequest,
     AlterTopicResponse,
     BrokerInfo,
+    CancelMoveRequest,
+    CancelMoveResponse,
     CancelPlanRequest,
     CancelPlanResponse,
     CreateTopicRequest,
@@ -219,11 +221,13 @@ class Admin:
 
     async def describe_rebalance(self) -> DescribeRebalanceResponse:
         """The plan that runs, or else the last one, and the settings of moves."""
-        return await self._routing.call(
+        response = await self._routing.call(
             self._routing.controller_connection,
             DescribeRebalanceRequest(),
             DescribeRebalanceResponse,
         )
+        self._routing.view.reached(response.metadata_offset)
+        return response
 
     async def start_plan(
         self, purpose: str, layout_version: int, moves: Sequence[PlannedMoveInfo]
@@ -267,6 +271,31 @@ class Admin:
             self._routing.controller_connection,
             CancelPlanRequest(plan_id=plan_id, timeout_ms=self._timeout_ms),
             CancelPlanResponse,
+        )
+        return response.state
+
+    async def cancel_move(self, plan_id: int, group: int) -> str:
+        """Take back one move of a plan; the others go on.
+
+        Args:
+            plan_id: of the last plan, as ``describe_rebalance`` tells it.
+            group: of the partition, as the plan and ``describe_topic`` tell it.
+
+        Returns:
+            The move's state: ``running`` while it is being taken back, unless it has arrived
+            meanwhile, ``done`` if it had arrived, else ``cancelled`` or ``skipped``.
+
+        Raises:
+            InvalidRequestError: it is not the last plan, or does not move the partition.
+            RebalanceConflictError: the plan has not arrived whole yet.
+            UnsupportedVersionError: the cluster is at a feature level that does not have this.
+        """
+        require_int("a plan's id", plan_id)
+        require_int("a group", group)
+        response = await self._routing.call(
+            self._routing.controller_connection,
+            CancelMoveRequest(plan_id=plan_id, group=group, timeout_ms=self._timeout_ms),
+            CancelMoveResponse,
         )
         return response.state
 

@@ -251,6 +251,9 @@ class Admin:
     def cancel_plan(self, plan_id: int) -> str:
         return self._portal.call(self._admin.cancel_plan, plan_id)
 
+    def cancel_move(self, plan_id: int, group: int) -> str:
+        return self._portal.call(self._admin.cancel_move, plan_id, group)
+
     def set_rebalancing(
         self,
         *,

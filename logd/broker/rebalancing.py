@@ -19,6 +19,7 @@ from logd.errors import (
 )
 from logd.limits import ADMIN_TIMEOUT_MS_MAX, METADATA_VOTERS_MAX
 from logd.metadata.commands import (
+    CancelMove,
     CancelPlan,
     Command,
     DrainBroker,
@@ -39,6 +40,8 @@ from logd.wire.messages import (
     AlterBrokerRequest,
     AlterBrokerResponse,
     BrokerInfo,
+    CancelMoveRequest,
+    CancelMoveResponse,
     CancelPlanRequest,
     CancelPlanResponse,
     DescribeRebalanceRequest,
@@ -223,6 +226,21 @@ async def cancel_plan(broker: Broker, request: CancelPlanRequest) -> CancelPlanR
     return CancelPlanResponse(state=result.plan.state)
 
 
+async def cancel_move(broker: Broker, request: CancelMoveRequest) -> CancelMoveResponse:
+    """Take one move out of a plan, or back."""
+    _check(broker, request.timeout_ms)
+    group = GroupId(request.group)
+    result = await broker.metadata.execute(
+        CancelMove(group=group, plan_id=request.plan_id, now_ms=broker.env.wall_clock_ms()),
+        timeout_ms=request.timeout_ms,
+        safe_to_repeat=True,
+    )
+    assert isinstance(result, PlanChanged)
+    at = result.plan.position_of(group)
+    assert at is not None
+    return CancelMoveResponse(state=result.plan.states[at])
+
+
 async def set_rebalancing(broker: Broker, request: SetRebalancingRequest) -> SetRebalancingResponse:
     _check(broker, request.timeout_ms)
     result = await broker.metadata.execute(
@@ -256,6 +274,7 @@ async def describe_rebalance(
         autonomous=settings.is_autonomous,
         plan=None if state.plan is None else _plan_info(state.plan),
         autonomy=broker.autonomy_notes,
+        metadata_offset=broker.metadata.applied_offset,
     )
 
 
@@ -293,6 +312,7 @@ REBALANCING_HANDLERS: Final[dict[int, Callable[[Broker, Any], Awaitable[Message]
     Kind.ALTER_BROKER: alter_broker,
     Kind.START_PLAN: start_plan,
     Kind.CANCEL_PLAN: cancel_plan,
+    Kind.CANCEL_MOVE: cancel_move,
     Kind.SET_REBALANCING: set_rebalancing,
     Kind.DESCRIBE_REBALANCE: describe_rebalance,
     Kind.RAISE_FEATURE_LEVEL: raise_feature_level,

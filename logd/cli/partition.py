@@ -71,10 +71,14 @@ def describe_partition(name: tuple[str, int], bootstrap: str, output: str) -> No
 @click.option(
     "--to",
     "targets",
-    required=True,
     type=BROKER_LIST,
     metavar="ID,ID,…",
     help="The brokers that shall hold it, preferred leader first.",
+)
+@click.option(
+    "--cancel",
+    is_flag=True,
+    help="Take back the move that is under way, of whichever plan, unless it has arrived.",
 )
 @throttle_option
 @detach_option
@@ -82,13 +86,21 @@ def describe_partition(name: tuple[str, int], bootstrap: str, output: str) -> No
 @output_option
 def move(
     name: tuple[str, int],
-    targets: tuple[int, ...],
+    targets: tuple[int, ...] | None,
+    cancel: bool,
     throttle: int | None,
     detach: bool,
     bootstrap: str,
     output: str,
 ) -> None:
     """Move a partition to other brokers, while it is written and read."""
+    if cancel and (targets is not None or throttle is not None):
+        raise click.UsageError(
+            "--cancel takes a move back: it goes with neither --to nor --throttle"
+        )
+    if not cancel and targets is None:
+        raise click.UsageError("nothing to do: give --to, or --cancel")
+    from logd.cli.cancelling import cancel_move
     from logd.cli.plans import move_plan, run_plan, set_pace
     from logd.cli.session import (
         connected,
@@ -101,6 +113,9 @@ def move(
     async def carry_out() -> None:
         topic, number = name
         async with connected(bootstrap) as client:
+            if targets is None:
+                await cancel_move(client, topic, number, output, detach=detach)
+                return
             info = await require_partition(client, topic, number)
             for node in targets:
                 if node not in info.replicas:

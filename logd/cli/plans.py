@@ -711,9 +711,9 @@ def finish(
         parts += [f"{progress.cancelled} cancelled"] if progress.cancelled else []
         click.echo(f"plan {progress.plan_id} ({progress.purpose}) is {progress.state}: "
                    + ", ".join(parts))  # fmt: skip
-    if progress.state == "cancelled":
+    if progress.state == "cancelled" or 0 < progress.moves == progress.cancelled:
         raise click.exceptions.Exit(ExitCode.FAILED)
-    if progress.skipped:
+    if progress.skipped or progress.cancelled:
         raise click.exceptions.Exit(ExitCode.DEGRADED)
 
 

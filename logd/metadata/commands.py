@@ -182,6 +182,10 @@ class CancelMove(MetadataCommand, frozen=True, kw_only=True):
     """The move of ``group`` is taken back, if it has not arrived."""
 
     group: GroupId
+    plan_id: int | None = None
+    """None: whichever is under way.  Else only a move of this plan, which need not have begun."""
+    now_ms: int = 0
+    """Where a plan is named: it may end with this."""
 
 
 class FinishMove(MetadataCommand, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from logd.limits import FEATURE_LEVEL, FEATURE_LEVEL_MIN
 from logd.metadata.commands import (
     AddPartitions,
     AlterTopic,
+    CancelMove,
     Command,
     CreateInternalTopic,
     CreateTopic,
@@ -40,6 +41,7 @@ LEVELS: Final = {
     3: "coordination: sessions, locks, elections, groups, queues, and topics that ask for a fence",
     4: "new partitions on brokers that are alive, as long as there are enough of them",
     5: "as many replicas for added partitions as most have; plans that leave behind what is stuck",
+    6: "one move of a plan cancelled alone",
 }
 """What came with each level, for people."""
 
@@ -59,6 +61,9 @@ REPLICA_COUNT_LEVEL: Final = 5
 LEAVING_LEVEL: Final = 5
 """A plan may leave behind a move that has begun."""
 
+ONE_MOVE_LEVEL: Final = 6
+"""One move of a plan can be cancelled."""
+
 _LEVEL_BY_OPTION: Final = {
     ("durability", "replicated"): 2,
     ("fence", "required"): COORDINATION_LEVEL,
@@ -67,7 +72,7 @@ _LEVEL_BY_OPTION: Final = {
 
 assert sorted(LEVELS) == list(range(FEATURE_LEVEL_MIN, FEATURE_LEVEL + 1))
 assert {*_LEVEL_BY_OPTION.values(), COORDINATION_LEVEL, AVOID_LEVEL} <= LEVELS.keys()
-assert {REPLICA_COUNT_LEVEL, LEAVING_LEVEL} <= LEVELS.keys()
+assert {REPLICA_COUNT_LEVEL, LEAVING_LEVEL, ONE_MOVE_LEVEL} <= LEVELS.keys()
 
 
 def registered_range(features: dict[str, int]) -> tuple[int, int]:
@@ -87,6 +92,8 @@ def level_of(command: Command) -> int:
         case AddPartitions():
             counted = FEATURE_LEVEL_MIN if command.replicas is None else REPLICA_COUNT_LEVEL
             return max(counted, _level_of_placing(command.avoid))
+        case CancelMove():
+            return FEATURE_LEVEL_MIN if command.plan_id is None else ONE_MOVE_LEVEL
         case SkipMove():
             return LEAVING_LEVEL if command.is_begun else FEATURE_LEVEL_MIN
         case RaiseFeatureLevel():

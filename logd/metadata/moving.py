@@ -407,13 +407,28 @@ class MovingState(Layout):
                     f"{placement.name} cannot go to broker {node}, which is draining"
                 )
 
-    def _cancel_move(self, command: CancelMove) -> PlacementChanged:
+    def _cancel_move(self, command: CancelMove) -> PlacementChanged | PlanChanged:
+        if command.plan_id is not None:
+            return self._cancel_planned(command.plan_id, command.group, command.now_ms)
         placement = self._existing_placement(command.group)
         if placement.move is None:
             raise InvalidRequestError(f"{placement.name} is not being moved")
 
         self._mark_cancelled(placement)
         return PlacementChanged(placements=(self._placements[command.group],))
+
+    def _cancel_planned(self, plan_id: int, group: GroupId, now_ms: int) -> PlanChanged:
+        plan, at = self._planned(plan_id, group)
+        if plan.state == "arriving":
+            raise RebalanceConflictError(
+                f"plan {plan_id} has not arrived yet: wait for it, or cancel all of it"
+            )
+
+        if plan.states[at] == "pending":
+            self._plan = plan = with_state(plan, at, "cancelled", now_ms)
+        elif plan.states[at] == "running":
+            self._mark_cancelled(self._placements[group])
+        return PlanChanged(plan=plan)
 
     def _mark_cancelled(self, placement: PartitionPlacement) -> None:
         assert placement.move is not None
@@ -451,12 +466,7 @@ class MovingState(Layout):
         return PlacementChanged(placements=(self._placements[command.group],))
 
     def _skip_move(self, command: SkipMove) -> PlanChanged:
-        plan = self._plan
-        if plan is None or plan.plan_id != command.plan_id:
-            raise InvalidRequestError(f"plan {command.plan_id} is not the last one")
-        at = plan.position_of(command.group)
-        if at is None:
-            raise InvalidRequestError(f"plan {command.plan_id} has no group {command.group}")
+        plan, at = self._planned(command.plan_id, command.group)
 
         if plan.states[at] == "pending":
             self._plan = plan = with_state(plan, at, "skipped", command.now_ms)
@@ -464,6 +474,16 @@ class MovingState(Layout):
             self._mark_left(self._placements[command.group])
             self._plan = plan = with_state(plan, at, "cancelled", command.now_ms)
         return PlanChanged(plan=plan)
+
+    def _planned(self, plan_id: int, group: GroupId) -> tuple[Plan, int]:
+        """The last plan, and where in it the move of ``group`` is."""
+        plan = self._plan
+        if plan is None or plan.plan_id != plan_id:
+            raise InvalidRequestError(f"plan {plan_id} is not the last one")
+        at = plan.position_of(group)
+        if at is None:
+            raise InvalidRequestError(f"plan {plan_id} has no group {group}")
+        return plan, at
 
     def _mark_left(self, placement: PartitionPlacement) -> None:
         move = placement.move

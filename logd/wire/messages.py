@@ -57,6 +57,7 @@ class Kind(IntEnum):
     RAISE_FENCE = 31
     WATCH_CREDIT = 32
     RAISE_FEATURE_LEVEL = 33
+    CANCEL_MOVE = 34
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -470,6 +471,9 @@ class RaiseFeatureLevelResponse(Message, frozen=True, kw_only=True):
     """Behind the command; as in MetadataResponse."""
 
 
+MoveState = Literal["pending", "running", "done", "cancelled", "skipped"]
+
+
 class PlannedMoveInfo(Message, frozen=True, kw_only=True):
     """One partition's new replicas."""
 
@@ -480,7 +484,7 @@ class PlannedMoveInfo(Message, frozen=True, kw_only=True):
     reason: str = ""
     size_bytes: int = 0
     """To be copied, for all new replicas together."""
-    state: Literal["pending", "running", "done", "cancelled", "skipped"] = "pending"
+    state: MoveState = "pending"
 
 
 class StartPlanRequest(Message, frozen=True, kw_only=True):
@@ -509,6 +513,19 @@ class CancelPlanRequest(Message, frozen=True, kw_only=True):
 
 class CancelPlanResponse(Message, frozen=True, kw_only=True):
     state: Literal["arriving", "running", "cancelling", "done", "cancelled"]
+
+
+class CancelMoveRequest(Message, frozen=True, kw_only=True):
+    """One move of a plan is taken back unless it has arrived; the others go on."""
+
+    plan_id: int
+    group: int
+    timeout_ms: int = 30_000
+
+
+class CancelMoveResponse(Message, frozen=True, kw_only=True):
+    state: MoveState
+    """``running``: it is being taken back, or has arrived and the cluster does not know yet."""
 
 
 class SetRebalancingRequest(Message, frozen=True, kw_only=True):
@@ -550,6 +567,8 @@ class DescribeRebalanceResponse(Message, frozen=True, kw_only=True):
     plan: PlanInfo | None = None
     autonomy: list[str] = []
     """What the cluster does or will do by itself, and why; only the controller knows."""
+    metadata_offset: int = 0
+    """What it rests on; as in MetadataResponse."""
 
 
 # --- coordination -----------------------------------------------------------------------
@@ -701,6 +720,7 @@ Request = (
     | UnwatchRequest
     | RaiseFenceRequest
     | RaiseFeatureLevelRequest
+    | CancelMoveRequest
 )
 
 REQUEST_BY_KIND: Final[dict[Kind, type[Message]]] = {
@@ -733,6 +753,7 @@ REQUEST_BY_KIND: Final[dict[Kind, type[Message]]] = {
     Kind.RAISE_FENCE: RaiseFenceRequest,
     Kind.WATCH_CREDIT: WatchCredit,
     Kind.RAISE_FEATURE_LEVEL: RaiseFeatureLevelRequest,
+    Kind.CANCEL_MOVE: CancelMoveRequest,
 }
 """What a client may send."""
 
@@ -768,5 +789,6 @@ RESPONSE_BY_KIND: Final[dict[Kind, type[Message]]] = {
     Kind.UNWATCH: UnwatchResponse,
     Kind.RAISE_FENCE: RaiseFenceResponse,
     Kind.RAISE_FEATURE_LEVEL: RaiseFeatureLevelResponse,
+    Kind.CANCEL_MOVE: CancelMoveResponse,
 }
 """What a broker may send, answers and pushes alike."""

@@ -479,7 +479,11 @@ class Trouble:
         admin = client.admin
         found = await admin.describe_rebalance()
         if found.plan is not None and found.plan.state == "running" and chance.random() < 0.3:
-            await admin.cancel_plan(found.plan.plan_id)
+            if chance.random() < 0.5:
+                await admin.cancel_plan(found.plan.plan_id)
+            else:
+                move = chance.choice(found.plan.moves)
+                await admin.cancel_move(found.plan.plan_id, move.group)
             return
         if chance.random() < 0.3:
             await admin.set_rebalancing(throttle_bytes_per_s=64 * KIB)

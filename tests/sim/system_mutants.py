@@ -1057,6 +1057,22 @@ SYSTEM_MUTANTS = (
         "                if False:",
     ),
     Mutant(
+        "a move of whichever plan is cancelled",
+        "liveness: a plan does all that it says",
+        "logd/metadata/moving.py",
+        "        if plan is None or plan.plan_id != plan_id:\n            raise",
+        "        if plan is None:\n            raise",
+    ),
+    Mutant(
+        "one move of a plan is cancelled only once it has begun",
+        "liveness: a plan does all that it says",
+        "logd/metadata/moving.py",
+        '            self._plan = plan = with_state(plan, at, "cancelled", now_ms)\n'
+        '        elif plan.states[at] == "running":\n            self._mark_cancelled',
+        "            pass\n"
+        '        elif plan.states[at] == "running":\n            self._mark_cancelled',
+    ),
+    Mutant(
         "a move that goes on can be left behind",
         "liveness: a plan does all that it says",
         "logd/metadata/moving.py",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 from typing import Any
 
 import msgspec
@@ -17,15 +18,25 @@ from structlog.testing import capture_logs
 
 from logd.broker import log_events
 from logd.broker.autonomy import Autonomy
+from logd.cli.cancelling import cancel_move
 from logd.cli.plans import move_plan, start_plan
-from logd.errors import LogdError, RequestTimeoutError, UnavailableError
+from logd.errors import (
+    LogdError,
+    RebalanceConflictError,
+    RequestTimeoutError,
+    UnavailableError,
+    UnsupportedVersionError,
+)
 from logd.limits import NAME_CHARACTERS_MAX
 from logd.metadata.commands import BeginMove, Command, StartPlan
+from logd.metadata.features import ONE_MOVE_LEVEL
 from logd.metadata.moves import REASON_CHARACTERS_MAX, PlannedMove
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import PlannedMoveInfo
 from logd_client import Client
-from tests.sim.cluster import SimCluster
+from logd_client.admin import Admin
+from tests.sim import stories
+from tests.sim.cluster import ClusterSettings, SimCluster
 from tests.sim.moves import (
     PARTITIONS,
     TOPIC,
@@ -37,6 +48,7 @@ from tests.sim.moves import (
     start,
     under_load,
 )
+from tests.sim.network import CALM
 
 pytestmark = pytest.mark.sim
 
@@ -120,6 +132,104 @@ def test_a_cancelled_plan_leaves_every_partition_where_it_was_or_was_to_go() -> 
         await check(cluster, client)
 
     play(story)
+
+
+def test_one_move_of_a_plan_that_is_cancelled_goes_back_and_the_others_arrive() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        before = {at: p.replicas for at, p in enumerate(await partitions_of(client))}
+        targets = {at: rotated(replicas, 2) for at, replicas in before.items()}
+        groups = [p.group for p in await partitions_of(client)]
+        await client.admin.set_rebalancing(throttle_bytes_per_s=64 * 1024, concurrency=2)
+
+        async def work() -> None:
+            await trio.sleep(10)
+            plan_id = await start(client, targets)
+            with trio.fail_after(5):
+                while await states_of(client) != ["running", "running", "pending", "pending"]:
+                    await trio.sleep(0.05)
+            assert await client.admin.cancel_move(plan_id, groups[0]) == "running"
+            assert await client.admin.cancel_move(plan_id, groups[0]) == "running"
+            assert await client.admin.cancel_move(plan_id, groups[3]) == "cancelled"
+            plan = await ended(client)
+            assert [move.state for move in plan.moves] == ["cancelled", "done", "done", "cancelled"]
+            assert plan.state == "done"
+            assert await client.admin.cancel_move(plan_id, groups[1]) == "done"  # Too late.
+
+        await under_load(client, work)
+
+        after = {at: p.replicas for at, p in enumerate(await partitions_of(client))}
+        assert after == {0: before[0], 1: targets[1], 2: targets[2], 3: before[3]}
+        await check(cluster, client)
+
+    play(story)
+
+
+def test_whoever_cancels_a_move_is_told_where_the_partition_is_then(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        before = (await partitions_of(client))[0].replicas
+        target = [*before[:2], min(set(range(1, 6)) - set(before))]
+        with pytest.raises(RebalanceConflictError, match="t/0 is not being moved"):
+            await cancel_move(client, TOPIC, 0, "table", detach=False)
+        await client.admin.set_rebalancing(throttle_bytes_per_s=64 * 1024)
+        async with client.producer(TOPIC) as producer:
+            for _ in range(50):
+                await producer.append(bytes(20_000), partition=0)
+
+        await start(client, {0: target})
+        await cancel_move(client, TOPIC, 0, "table", detach=False)
+
+        assert capsys.readouterr().out == f"t/0 stays on {','.join(map(str, before))}\n"
+        assert (await partitions_of(client))[0].target is None
+        assert [move.state for move in (await ended(client)).moves] == ["cancelled"]
+        with pytest.raises(RebalanceConflictError, match="t/0 is not being moved"):
+            await cancel_move(client, TOPIC, 0, "table", detach=False)
+        await check(cluster, client)
+
+    play(story)
+
+
+def test_whoever_cancels_a_move_too_late_is_told_how_to_move_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        before = (await partitions_of(client))[0].replicas
+        target = rotated(before, 2)
+        cancel = Admin.cancel_move
+
+        async def cancel_late(admin: Admin, plan_id: int, group: int) -> str:
+            await ended(client)
+            return await cancel(admin, plan_id, group)
+
+        monkeypatch.setattr(Admin, "cancel_move", cancel_late)
+        await start(client, {0: target})
+        there, back = (",".join(map(str, replicas)) for replicas in (target, before))
+        told = f"too late: t/0 has arrived on {there}; `logd partition move t/0 --to {back}` moves"
+
+        with pytest.raises(RebalanceConflictError, match=re.escape(told)):
+            await cancel_move(client, TOPIC, 0, "table", detach=False)
+
+        assert (await partitions_of(client))[0].replicas == target
+
+    play(story)
+
+
+def test_one_move_is_not_cancelled_alone_below_the_level_for_it() -> None:
+    """Nor is a broker asked that may not know the question."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=1)
+        (before,) = topic.partitions[0].replicas
+        target = before % 3 + 1
+        await cluster.nodes[NodeId(target)].crash(power=False)  # It is waited for.
+        await start(client, {0: [target]})
+
+        with pytest.raises(UnsupportedVersionError, match="needs feature level 6, the cluster is"):
+            await cancel_move(client, TOPIC, 0, "table", detach=False)
+
+    level = ONE_MOVE_LEVEL - 1
+    stories.play(story, ClusterSettings(brokers=3, network=CALM, feature_level_max=level))
 
 
 def test_of_a_plan_that_was_cancelled_no_further_moves_are_tried() -> None:
@@ -430,6 +540,30 @@ def test_a_move_that_loses_its_majority_keeps_neither_other_moves_nor_other_plan
         assert now.state == "done"
         assert any("is taken back once there is a leader" in n for n in await notes_of(client))
 
+        await is_taken_back(cluster, client, dead, before)
+
+    play(story)
+
+
+def test_a_move_that_has_lost_its_majority_is_cancelled_alone_and_its_plan_ends_without_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        before, dead, moves = await begin_what_gets_stuck(cluster, client)
+        there, here = (",".join(map(str, replicas)) for replicas in (moves[0].target, before))
+        with trio.fail_after(30):
+            while await states_of(client) != ["running", "done"]:
+                await trio.sleep(0.1)
+
+        for _ in range(2):  # The second time its plan is over.
+            await cancel_move(client, TOPIC, 0, "table", detach=False)
+            assert capsys.readouterr().out == (
+                f"the move of t/0 to {there} is cancelled: its leader takes it back to {here}, "
+                "unless it has arrived\n"
+            )
+
+        plan = await ended(client)
+        assert (plan.state, [m.state for m in plan.moves]) == ("done", ["cancelled", "done"])
         await is_taken_back(cluster, client, dead, before)
 
     play(story)

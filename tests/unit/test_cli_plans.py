@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from logd.cli.broker import _plan_without
-from logd.cli.exits import exit_code_for
+from logd.cli.exits import ExitCode, exit_code_for
 from logd.cli.moving import MoveBars
 from logd.cli.options import BROKER_LIST, BYTE_RATE
 from logd.cli.plans import (
@@ -181,25 +181,50 @@ def test_a_plan_is_told_in_json_by_whom_begins_it_if_that_is_part_of_more() -> N
     assert told == [nothing_to_do]
 
 
-def test_a_finished_plan_tells_in_json_what_it_left_alone() -> None:
-    progress = PlanProgress(
-        plan_id=1,
-        purpose="rebalance",
-        state="done",
-        moves=1,
-        done=1,
-        skipped=0,
-        cancelled=0,
-        bytes_done=0,
-        bytes_total=0,
-        bytes_per_s=None,
-        eta_s=None,
-        running=[],
+FINISHED = PlanProgress(
+    plan_id=1,
+    purpose="rebalance",
+    state="done",
+    moves=1,
+    done=1,
+    skipped=0,
+    cancelled=0,
+    bytes_done=0,
+    bytes_total=0,
+    bytes_per_s=None,
+    eta_s=None,
+    running=[],
+)
+
+
+@pytest.mark.parametrize(
+    ("done", "skipped", "cancelled", "code"),
+    [
+        (2, 0, 0, ExitCode.OK),
+        (1, 1, 0, ExitCode.DEGRADED),
+        (1, 0, 1, ExitCode.DEGRADED),
+        (0, 1, 1, ExitCode.DEGRADED),
+        (0, 0, 2, ExitCode.FAILED),
+    ],
+)
+def test_a_plan_of_which_moves_were_cancelled_did_not_end_as_planned(
+    done: int, skipped: int, cancelled: int, code: ExitCode
+) -> None:
+    progress = msgspec.structs.replace(
+        FINISHED, moves=2, done=done, skipped=skipped, cancelled=cancelled
     )
 
     @click.command()
     def end() -> None:
-        finish(progress, "json", STRANDED)
+        finish(progress, "table")
+
+    assert CliRunner().invoke(end).exit_code == code
+
+
+def test_a_finished_plan_tells_in_json_what_it_left_alone() -> None:
+    @click.command()
+    def end() -> None:
+        finish(FINISHED, "json", STRANDED)
 
     told = msgspec.json.decode(CliRunner().invoke(end).output)
     assert told["stranded"] == [

@@ -40,6 +40,8 @@ ENDLESS = "9" * 5000
         (["topic", "alter", "t"], "nothing to change"),
         (["topic", "alter", "t", "--config", "a=b", "--reset", "a"], "both set and reset: a"),
         (["partition", "describe", "orders"], "expected TOPIC/N, for example orders/0"),
+        (["partition", "move", "orders/0"], "nothing to do: give --to, or --cancel"),
+        (["partition", "move", "orders/0", "--cancel", "--to", "1"], "goes with neither --to nor"),
         (["partition", "describe", f"orders/{ENDLESS}"], "expected TOPIC/N, for example orders/0"),
         (["topic", "trim", f"orders/{ENDLESS}", "--before", "1"], "expected TOPIC/N"),
         (["produce", "t", "/"], "'/' is a directory"),

@@ -9,6 +9,7 @@ from logd.limits import FEATURE_LEVEL
 from logd.metadata.commands import (
     AddPartitions,
     AlterTopic,
+    CancelMove,
     Command,
     CreateInternalTopic,
     CreateTopic,
@@ -116,6 +117,7 @@ def test_a_broker_that_does_not_support_the_level_is_not_let_in() -> None:
         (4, AddPartitions(name="t", partitions=2, avoid=DOWN)),
         (5, AddPartitions(name="t", partitions=2, avoid=DOWN, replicas=3)),
         (5, SkipMove(plan_id=1, group=GroupId(1), now_ms=0, is_begun=True)),
+        (6, CancelMove(group=GroupId(1), plan_id=1, now_ms=0)),
     ],
 )
 def test_what_came_with_a_level_is_refused_below_it(level: int, command: Command) -> None:

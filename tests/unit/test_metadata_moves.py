@@ -270,6 +270,87 @@ def test_a_cancelled_plan_begins_nothing_and_waits_for_what_is_under_way() -> No
     assert plan_of(state).state == "cancelled"
 
 
+def cancel(state: MetadataState, group: int, plan_id: int = 1) -> None:
+    apply(state, CancelMove(group=GroupId(group), plan_id=plan_id, now_ms=7))
+    state.check_invariants()
+
+
+def test_one_move_of_a_plan_is_taken_back_and_the_others_go_on() -> None:
+    state = five_brokers(partitions=2)
+    apply(state, start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)}))
+    apply(state, begin(1, 2, 4, plan_id=1))
+
+    for _ in range(2):
+        cancel(state, 1)
+        move = placement(state).move
+        assert move is not None
+        assert move.is_cancelled
+        assert (plan_of(state).state, plan_of(state).states) == ("running", ("running", "pending"))
+    apply(state, finish(1, 2, 3))
+    apply(state, begin(5, 1, 3, group=GroupId(2), before=placement(state, 2).replicas, plan_id=1))
+    apply(state, finish(5, 1, 3, group=2))
+
+    assert placement(state).replicas == (1, 2, 3)
+    assert (plan_of(state).state, plan_of(state).states) == ("done", ("cancelled", "done"))
+
+
+def test_one_move_of_a_plan_that_has_not_begun_is_not_begun() -> None:
+    state = five_brokers(partitions=2)
+    apply(state, start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)}))
+
+    cancel(state, 1)
+
+    assert plan_of(state).states == ("cancelled", "pending")
+    with pytest.raises(RebalanceConflictError, match="does not move group 1"):
+        apply(state, begin(1, 2, 4, plan_id=1))
+    cancel(state, 2)
+    assert (plan_of(state).state, plan_of(state).ended_ms) == ("done", 7)
+
+
+def test_cancelling_one_move_that_is_over_changes_nothing() -> None:
+    state = five_brokers(partitions=3)
+    apply(state, start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3), 3: (1, 3, 2)}))
+    apply(state, begin(1, 2, 4, plan_id=1))
+    apply(state, finish(1, 2, 4))
+    apply(state, SkipMove(plan_id=1, group=GroupId(2), now_ms=4))
+    before = plan_of(state)
+
+    cancel(state, 1)
+    cancel(state, 2)
+
+    assert plan_of(state) == before
+    assert placement(state).replicas == (1, 2, 4)
+
+
+def test_a_move_of_another_plan_is_not_cancelled() -> None:
+    state = five_brokers(partitions=2)
+    apply(state, start_plan(state, {1: (1, 2, 4)}))
+    cancel(state, 1)
+    apply(state, start_plan(state, {1: (1, 2, 5)}, token="other"))
+    apply(state, begin(1, 2, 5, plan_id=2))
+
+    with pytest.raises(InvalidRequestError, match="plan 1 is not the last one"):
+        cancel(state, 1)
+    with pytest.raises(InvalidRequestError, match="plan 2 has no group 2"):
+        cancel(state, 2, plan_id=2)
+
+    move = placement(state).move
+    assert move is not None
+    assert not move.is_cancelled
+
+
+def test_no_move_of_a_plan_that_is_still_arriving_is_cancelled_alone() -> None:
+    """What comes would have to know of it."""
+    state = five_brokers(partitions=2)
+    whole = start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)})
+    apply(state, msgspec.structs.replace(whole, moves=whole.moves[:1]))
+
+    with pytest.raises(RebalanceConflictError, match="plan 1 has not arrived yet"):
+        cancel(state, 1)
+
+    assert plan_of(state).states == ("pending",)
+
+
 def left_behind() -> MetadataState:
     """Plan 1 was cancelled, and has ended without the move of its first partition."""
     state = five_brokers(partitions=2)
