@@ -25,6 +25,7 @@ from logd.limits import (
     METADATA_TOPICS_PER_ANSWER,
 )
 from logd.metadata.commands import AddPartitions, AlterTopic, CreateTopic, DeleteTopic
+from logd.metadata.features import OUTCOME_LEVEL
 from logd.metadata.state import Topic, TopicAltered, TopicCreated
 from logd.raft.messages import Role, TransferLeadership
 from logd.record.batch import seal_opaque
@@ -173,8 +174,11 @@ async def create_topic(broker: Broker, request: CreateTopicRequest) -> CreateTop
 async def delete_topic(broker: Broker, request: DeleteTopicRequest) -> DeleteTopicResponse:
     _check_timeout(request.timeout_ms)
     broker.check_known()
+    is_timed = broker.metadata.state.feature_level >= OUTCOME_LEVEL
     await broker.metadata.execute(
-        DeleteTopic(name=request.name), timeout_ms=request.timeout_ms, safe_to_repeat=False
+        DeleteTopic(name=request.name, now_ms=broker.env.wall_clock_ms() if is_timed else None),
+        timeout_ms=request.timeout_ms,
+        safe_to_repeat=False,
     )
     return DeleteTopicResponse(metadata_offset=broker.metadata.applied_offset)
 

@@ -75,7 +75,7 @@ async def _leave_some(broker: Broker, plan: Plan) -> None:
     for placement in state.moving:
         move = placement.move
         assert move is not None
-        is_waited_for = move.is_cancelled and move.plan_id == plan.plan_id
+        is_waited_for = move.is_cancelled and not move.is_left and move.plan_id == plan.plan_id
         if is_waited_for and is_stuck(broker, placement):
             log.warning(
                 log_events.MOVE_LEFT, partition=str(placement.name), target=list(move.target)
@@ -98,7 +98,7 @@ async def _begin_some(broker: Broker, plan: Plan) -> None:
 def _has_room(broker: Broker) -> bool:
     """Whether another move may be under way."""
     state = broker.metadata.state
-    moving = [p for p in state.moving if p.move is not None and p.move.plan_id is not None]
+    moving = [p for p in state.moving if p.move is not None and not p.move.is_left]
     count = sum(not is_stuck(broker, placement) for placement in moving)
     return count < state.rebalance_settings.concurrency
 

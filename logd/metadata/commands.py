@@ -99,6 +99,8 @@ class CreateInternalTopic(MetadataCommand, frozen=True, kw_only=True):
 
 class DeleteTopic(MetadataCommand, frozen=True, kw_only=True):
     name: str
+    now_ms: int | None = None
+    """None: not known, as in logs of before feature level 6.  A plan may end with this."""
 
 
 class AlterTopic(MetadataCommand, frozen=True, kw_only=True):

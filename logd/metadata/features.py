@@ -30,6 +30,7 @@ from logd.metadata.commands import (
     Command,
     CreateInternalTopic,
     CreateTopic,
+    DeleteTopic,
     RaiseFeatureLevel,
     SkipMove,
 )
@@ -41,7 +42,7 @@ LEVELS: Final = {
     3: "coordination: sessions, locks, elections, groups, queues, and topics that ask for a fence",
     4: "new partitions on brokers that are alive, as long as there are enough of them",
     5: "as many replicas for added partitions as most have; plans that leave behind what is stuck",
-    6: "one move of a plan cancelled alone",
+    6: "one move of a plan cancelled alone; plans that tell what became of what they left behind",
 }
 """What came with each level, for people."""
 
@@ -64,6 +65,9 @@ LEAVING_LEVEL: Final = 5
 ONE_MOVE_LEVEL: Final = 6
 """One move of a plan can be cancelled."""
 
+OUTCOME_LEVEL: Final = 6
+"""A plan tells when it ended with a deleted topic, and what it left behind stays its own."""
+
 _LEVEL_BY_OPTION: Final = {
     ("durability", "replicated"): 2,
     ("fence", "required"): COORDINATION_LEVEL,
@@ -72,7 +76,7 @@ _LEVEL_BY_OPTION: Final = {
 
 assert sorted(LEVELS) == list(range(FEATURE_LEVEL_MIN, FEATURE_LEVEL + 1))
 assert {*_LEVEL_BY_OPTION.values(), COORDINATION_LEVEL, AVOID_LEVEL} <= LEVELS.keys()
-assert {REPLICA_COUNT_LEVEL, LEAVING_LEVEL, ONE_MOVE_LEVEL} <= LEVELS.keys()
+assert {REPLICA_COUNT_LEVEL, LEAVING_LEVEL, ONE_MOVE_LEVEL, OUTCOME_LEVEL} <= LEVELS.keys()
 
 
 def registered_range(features: dict[str, int]) -> tuple[int, int]:
@@ -92,6 +96,8 @@ def level_of(command: Command) -> int:
         case AddPartitions():
             counted = FEATURE_LEVEL_MIN if command.replicas is None else REPLICA_COUNT_LEVEL
             return max(counted, _level_of_placing(command.avoid))
+        case DeleteTopic():
+            return FEATURE_LEVEL_MIN if command.now_ms is None else OUTCOME_LEVEL
         case CancelMove():
             return FEATURE_LEVEL_MIN if command.plan_id is None else ONE_MOVE_LEVEL
         case SkipMove():

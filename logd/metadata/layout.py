@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from logd.limits import FEATURE_LEVEL_MIN
 from logd.metadata.moves import Move, Plan, RebalanceSettings, RemovedBroker
 from logd.metadata.topic_config import TopicOptions, parse_options
 from logd.types import (
@@ -105,6 +106,7 @@ class Layout:
         self._next_group = GroupId(METADATA_GROUP + 1)
         self._plan: Plan | None = None
         self._next_plan_id = 1
+        self._feature_level = FEATURE_LEVEL_MIN
         self._settings = RebalanceSettings()
         # Derived from the topics, kept so that neither queries nor placement walk them all.
         self._placements: dict[GroupId, PartitionPlacement] = {}

@@ -48,7 +48,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     plan_id: int | None = None
     is_left: bool = False
     """Cancelled, and its plan has gone on without it: nobody leads the partition, who could take it
-    back.  Whoever will lead it does."""
+    back.  Whoever will lead it does.  Below feature level 6 it has no plan from then on."""
 
 
 class PlannedMove(msgspec.Struct, frozen=True, array_like=True):

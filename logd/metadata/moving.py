@@ -44,6 +44,7 @@ from logd.metadata.commands import (
     SkipMove,
     StartPlan,
 )
+from logd.metadata.features import OUTCOME_LEVEL
 from logd.metadata.layout import Applied, Broker, Layout, PartitionPlacement, Topic
 from logd.metadata.moves import (
     CONCURRENCY_MAX,
@@ -458,12 +459,18 @@ class MovingState(Layout):
         self._replace_placement(
             msgspec.structs.replace(placement, replicas=command.replicas, move=None, leaving=left)
         )
-        if move.plan_id is not None:
+        if self._is_of_last_plan(move):
             self._note_progress(
                 command.group, "done" if has_arrived else "cancelled", command.now_ms
             )
         self._layout_changed()
         return PlacementChanged(placements=(self._placements[command.group],))
+
+    def _is_of_last_plan(self, move: Move) -> bool:
+        """Whether there is a plan to be told how it ended: what was left behind may outlive its."""
+        is_of_last = self._plan is not None and self._plan.plan_id == move.plan_id
+        assert is_of_last or move.is_left or move.plan_id is None
+        return is_of_last
 
     def _skip_move(self, command: SkipMove) -> PlanChanged:
         plan, at = self._planned(command.plan_id, command.group)
@@ -490,10 +497,11 @@ class MovingState(Layout):
         assert move is not None
         if not move.is_cancelled:
             raise InvalidRequestError(f"the move of {placement.name} was not cancelled")
-        move = msgspec.structs.replace(move, is_left=True, plan_id=None)
+        plan_id = move.plan_id if self._feature_level >= OUTCOME_LEVEL else None
+        move = msgspec.structs.replace(move, is_left=True, plan_id=plan_id)
         self._replace_placement(msgspec.structs.replace(placement, move=move))
 
-    def _skip_deleted(self, topic: Topic) -> None:
+    def _skip_deleted(self, topic: Topic, now_ms: int | None) -> None:
         """The partitions of ``topic`` are gone, and with them what was planned for them."""
         groups = {placement.group for placement in topic.partitions}
         plan = self._plan
@@ -503,7 +511,8 @@ class MovingState(Layout):
             "skipped" if move.group in groups and state in ("pending", "running") else state
             for move, state in zip(plan.moves, plan.states, strict=True)
         )
-        self._plan = settled(msgspec.structs.replace(plan, states=states), plan.begun_ms)
+        plan = msgspec.structs.replace(plan, states=states)
+        self._plan = settled(plan, plan.begun_ms if now_ms is None else now_ms)
 
     def _note_progress(self, group: GroupId, state: MoveState, now_ms: int) -> None:
         plan = self._plan

@@ -158,7 +158,6 @@ class MetadataState(MovingState):
         super().__init__()
         self._cluster_id: str | None = None
         self._voters: dict[NodeId, DirectoryId] = {}
-        self._feature_level = FEATURE_LEVEL_MIN
         self._next_topic_id = TopicId(1)
         self._next_producer_id = ProducerId(NO_PRODUCER + 1)
 
@@ -479,7 +478,7 @@ class MetadataState(MovingState):
         del self._topics[topic.name]
         for placement in topic.partitions:
             self._drop_placement(placement)
-        self._skip_deleted(topic)
+        self._skip_deleted(topic, command.now_ms)
         self._layout_changed()
         return TopicDeleted(topic=topic, deleted_groups=topic.partitions)
 

@@ -335,7 +335,7 @@ def _commands() -> dict[str, bytes]:
             name="t", partitions=3, now_ms=1, avoid=(NodeId(2), NodeId(2**40))
         ),
         "add": AddPartitions(name="t", partitions=9, avoid=(NodeId(1),), replicas=2),
-        "delete": DeleteTopic(name="t"),
+        "delete": DeleteTopic(name="t", now_ms=1),
         "cancel-one": CancelMove(group=GroupId(1), plan_id=1, now_ms=1),
         "alter": AlterTopic(name="t", config={"fence": None}),
         "allocate": AllocateProducerIds(node=NodeId(1), count=1000),

@@ -1080,6 +1080,20 @@ SYSTEM_MUTANTS = (
         "        if False:\n            raise",
     ),
     Mutant(
+        "what was left behind has no plan any more",
+        "a plan tells what became of its moves",
+        "logd/metadata/moving.py",
+        "        plan_id = move.plan_id if self._feature_level >= OUTCOME_LEVEL else None\n",
+        "        plan_id = None\n",
+    ),
+    Mutant(
+        "what one plan left behind is told to another",
+        "P6",
+        "logd/metadata/moving.py",
+        "        is_of_last = self._plan is not None and self._plan.plan_id == move.plan_id\n",
+        "        is_of_last = self._plan is not None and move.plan_id is not None\n",
+    ),
+    Mutant(
         "what was left behind keeps all plans waiting",
         "liveness: moves go on",
         "logd/metadata/moving.py",

@@ -13,6 +13,7 @@ from logd.metadata.commands import (
     Command,
     CreateInternalTopic,
     CreateTopic,
+    DeleteTopic,
     FormCluster,
     RaiseFeatureLevel,
     RegisterBroker,
@@ -117,6 +118,7 @@ def test_a_broker_that_does_not_support_the_level_is_not_let_in() -> None:
         (4, AddPartitions(name="t", partitions=2, avoid=DOWN)),
         (5, AddPartitions(name="t", partitions=2, avoid=DOWN, replicas=3)),
         (5, SkipMove(plan_id=1, group=GroupId(1), now_ms=0, is_begun=True)),
+        (6, DeleteTopic(name="t", now_ms=0)),
         (6, CancelMove(group=GroupId(1), plan_id=1, now_ms=0)),
     ],
 )

@@ -30,6 +30,7 @@ from logd.metadata.commands import (
     decode_command,
     encode_command,
 )
+from logd.metadata.features import OUTCOME_LEVEL
 from logd.metadata.moves import REASON_CHARACTERS_MAX, Plan, PlannedMove
 from logd.metadata.state import MetadataState, PartitionPlacement
 from logd.types import NODE_ID_MAX, GroupId, NodeId
@@ -351,9 +352,9 @@ def test_no_move_of_a_plan_that_is_still_arriving_is_cancelled_alone() -> None:
     assert plan_of(state).states == ("pending",)
 
 
-def left_behind() -> MetadataState:
+def left_behind(state: MetadataState | None = None) -> MetadataState:
     """Plan 1 was cancelled, and has ended without the move of its first partition."""
-    state = five_brokers(partitions=2)
+    state = state or five_brokers(partitions=2)
     apply(state, start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)}))
     apply(state, begin(1, 2, 4, plan_id=1))
     apply(state, CancelPlan(plan_id=1, now_ms=8))
@@ -368,7 +369,7 @@ def test_a_plan_can_end_without_a_move_that_was_cancelled_and_that_nobody_can_ta
     assert (plan_of(state).state, plan_of(state).ended_ms) == ("cancelled", 9)
     move = placement(state).move
     assert move is not None
-    assert (move.is_cancelled, move.is_left, move.plan_id) == (True, True, None)
+    assert (move.is_cancelled, move.is_left, move.plan_id) == (True, True, 1)
     assert placement(state).holders == (1, 2, 3, 4)
     state.check_invariants()
     assert MetadataState.restore(state.snapshot()).placement(GROUP) == placement(state)
@@ -391,9 +392,11 @@ def test_what_was_left_behind_keeps_no_other_plan_waiting_but_is_not_moved_again
     assert plan_of(state).state == "done"
 
 
-@pytest.mark.parametrize("replicas", [(1, 2, 3), (1, 2, 4)], ids=["back", "arrived"])
+@pytest.mark.parametrize(
+    ("replicas", "told"), [((1, 2, 3), "cancelled"), ((1, 2, 4), "done")], ids=["back", "arrived"]
+)
 def test_what_was_left_behind_ends_like_any_move_that_was_cancelled(
-    replicas: tuple[int, ...],
+    replicas: tuple[int, ...], told: str
 ) -> None:
     state = left_behind()
     plan = plan_of(state)
@@ -402,8 +405,35 @@ def test_what_was_left_behind_ends_like_any_move_that_was_cancelled(
 
     assert placement(state).replicas == replicas
     assert placement(state).move is None
-    assert plan_of(state) == plan
+    assert plan_of(state) == msgspec.structs.replace(plan, states=(told, "cancelled"))
     state.check_invariants()
+
+
+def test_what_one_plan_left_behind_is_not_told_to_another() -> None:
+    state = left_behind()
+    apply(state, start_plan(state, {1: (1, 2, 4)}, token="other"))
+    plan = plan_of(state)
+
+    apply(state, finish(1, 2, 4))
+
+    assert placement(state).replicas == (1, 2, 4)
+    assert plan_of(state) == plan
+    assert plan.states == ("pending",)
+
+
+def test_below_the_level_for_it_what_was_left_behind_has_no_plan() -> None:
+    """As brokers of before apply it."""
+    state = five_brokers(partitions=2)
+    state._feature_level = OUTCOME_LEVEL - 1
+    left_behind(state)
+    plan = plan_of(state)
+    move = placement(state).move
+    assert move is not None
+    assert move.plan_id is None
+
+    apply(state, finish(1, 2, 4))
+
+    assert plan_of(state) == plan
 
 
 def test_a_move_that_was_not_cancelled_is_not_left_behind() -> None:
@@ -495,6 +525,16 @@ def test_moves_that_cannot_be_begun_are_skipped() -> None:
 
     assert plan_of(state).states == ("skipped", "skipped")
     assert plan_of(state).state == "done"
+
+
+@pytest.mark.parametrize(("now_ms", "ended_ms"), [(8, 8), (None, 3)], ids=["timed", "of before"])
+def test_a_plan_that_ends_with_a_deleted_topic_ends_then(now_ms: int | None, ended_ms: int) -> None:
+    state = five_brokers(partitions=2)
+    apply(state, start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)}))
+
+    apply(state, DeleteTopic(name="orders", now_ms=now_ms))
+
+    assert (plan_of(state).state, plan_of(state).ended_ms) == ("done", ended_ms)
 
 
 def test_settings_change_one_at_a_time_and_within_bounds() -> None:
