@@ -36,6 +36,7 @@ from logd.types import GroupId, NodeId
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
+    from logd.metadata.state import MetadataState
 
 log = structlog.get_logger(__name__)
 
@@ -398,18 +399,11 @@ class Autonomy:
                 is_draining=known.is_draining,
                 # Also one that may come back: nothing can be put on it now.
                 is_dead=known.node in self._missing_since,
-                bytes_max=self._room(known.node, loads),
+                bytes_max=_room(state, known.node, loads),
             )
             for known in state.brokers
         ]
         return brokers, partitions
-
-    def _room(self, node: NodeId, loads: _Loads) -> int | None:
-        free = loads.free.get(node, 0)
-        if free == 0:
-            return None
-        held = self._broker.metadata.state.partitions_on(node)
-        return int(free * DISK_SHARE_MAX) + sum(loads.sizes.get(p.group, 0) for p in held)
 
     def _with_room(
         self, plan: RebalancePlan, partitions: list[PartitionLoad], free: Mapping[NodeId, int]
@@ -426,6 +420,18 @@ class Autonomy:
                     if node in left:
                         left[node] -= size
         return fitting
+
+
+def _room(state: MetadataState, node: NodeId, loads: _Loads) -> int | None:
+    """What ``node`` can hold of the partitions that are planned for; None: not known.
+
+    What an earlier plan has left behind stays where it is, planned for or not.
+    """
+    free = loads.free.get(node, 0)
+    if free == 0:
+        return None
+    planned = [p.group for p in state.partitions_on(node) if p.move is None]
+    return int(free * DISK_SHARE_MAX) + sum(loads.sizes.get(group, 0) for group in planned)
 
 
 def _problems_of(plan: RebalancePlan, without_room: int) -> list[str]:

@@ -7,7 +7,8 @@ the brokers: who they are, what they hold, how large it is and how fast it grows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -194,7 +195,12 @@ async def take_picture(
     first = await _describe_all(client, metadata)
     await anyio.sleep(RATE_SAMPLE_S)
     second = await _describe_all(client, metadata)
-    sizes, rates, held = _weights(first, second)
+    sizes, rates = _weights(first, second)
+    held: defaultdict[int, set[int]] = defaultdict(set)
+    for topic in metadata.topics:
+        for partition in topic.partitions:
+            for node in partition.replicas:
+                held[node].add(partition.group)
     brokers = [
         BrokerLoad(
             NodeId(broker.node_id),
@@ -202,7 +208,7 @@ async def take_picture(
             broker.rack,
             is_draining=broker.draining,
             is_dead=not broker.alive,
-            bytes_max=_room(second.get(broker.node_id), held.get(broker.node_id, 0)),
+            bytes_max=_room(second.get(broker.node_id), held[broker.node_id]),
         )
         for broker in metadata.brokers
     ]
@@ -238,8 +244,8 @@ async def _describe_all(
 
 def _weights(
     first: dict[int, DescribeBrokerResponse], second: dict[int, DescribeBrokerResponse]
-) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
-    """Bytes and bytes per second of each group, and the bytes that each broker holds."""
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Bytes and bytes per second of each group."""
     before = {
         (node, replica.group): replica.bytes_in
         for node, answer in first.items()
@@ -247,20 +253,23 @@ def _weights(
     }
     sizes: dict[int, int] = {}
     rates: dict[int, int] = {}
-    held: dict[int, int] = {}
     for node, answer in second.items():
         for replica in answer.replicas:
-            held[node] = held.get(node, 0) + replica.size_bytes
             sizes[replica.group] = max(sizes.get(replica.group, 0), replica.size_bytes)
             grown = replica.bytes_in - before.get((node, replica.group), replica.bytes_in)
             rates[replica.group] = max(rates.get(replica.group, 0), grown)
-    return sizes, rates, held
+    return sizes, rates
 
 
-def _room(answer: DescribeBrokerResponse | None, held_bytes: int) -> int | None:
-    """Bytes of partitions that a broker may hold; None: it does not say."""
+def _room(answer: DescribeBrokerResponse | None, held: Collection[int]) -> int | None:
+    """Bytes of partitions that a broker may hold; None: it does not say.
+
+    Args:
+        held: the groups that count as its own; what else is there takes room.
+    """
     if answer is None or answer.disk_free_bytes == 0:
         return None
+    held_bytes = sum(each.size_bytes for each in answer.replicas if each.group in held)
     return held_bytes + int(answer.disk_free_bytes * DISK_SHARE_MAX)
 
 

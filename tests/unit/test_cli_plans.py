@@ -51,7 +51,9 @@ from logd.wire.messages import (
     DescribeBrokerResponse,
     DescribePartitionResponse,
     DescribeRebalanceResponse,
+    LocalReplicaInfo,
     MetadataResponse,
+    PartitionInfo,
     PlanInfo,
     PlannedMoveInfo,
     ReplicaInfo,
@@ -303,6 +305,60 @@ class HalfALeader:
         return DescribeRebalanceResponse(
             layout_version=1, throttle_bytes_per_s=1_000, concurrency=1, autonomous=True
         )
+
+
+class Holder(HalfALeader):
+    """Broker 1 has a copy of group 1, and what has come so far of group 2, which is on 3."""
+
+    async def describe_cluster(self) -> MetadataResponse:
+        return MetadataResponse(
+            cluster_id="c",
+            controller=1,
+            brokers=[BrokerInfo(node_id=1, host="h", port=1, alive=True)],
+            topics=[
+                TopicInfo(
+                    name="orders",
+                    topic_id=1,
+                    partitions=[
+                        PartitionInfo(partition=0, group=1, replicas=[1], leader=1, term=1),
+                        PartitionInfo(
+                            partition=1, group=2, replicas=[3], target=[1], leader=None, term=1
+                        ),
+                    ],
+                )
+            ],
+        )
+
+    async def describe_broker(self, node_id: int) -> DescribeBrokerResponse:
+        return DescribeBrokerResponse(
+            node_id=node_id,
+            version="",
+            uptime_ms=0,
+            replicas=[
+                LocalReplicaInfo(
+                    group=group,
+                    role="leader",
+                    term=1,
+                    log_start=0,
+                    log_end=1,
+                    commit_offset=1,
+                    size_bytes=size,
+                )
+                for group, size in ((0, 7), (1, 30), (2, 500))
+            ],
+            peers_alive=[],
+            disk_free_bytes=1_000,
+        )
+
+
+def test_a_broker_has_room_for_what_is_free_and_for_what_is_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("logd.cli.plans.RATE_SAMPLE_S", 0)
+
+    picture = anyio.run(take_picture, cast(Client, Holder()))
+
+    assert [broker.bytes_max for broker in picture.brokers] == [900 + 30]
 
 
 def test_what_is_advised_while_a_broker_is_down_is_something_the_command_can_do() -> None:

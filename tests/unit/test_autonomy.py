@@ -1,0 +1,36 @@
+"""What the controller takes the brokers to have room for."""
+
+from __future__ import annotations
+
+from logd.broker.autonomy import DISK_SHARE_MAX, _Loads, _room
+from logd.types import GroupId, NodeId
+from tests.unit.test_metadata_moves import five_brokers, left_behind
+
+FREE = 1_000
+LEFT, OTHER = GroupId(1), GroupId(2)
+
+
+def loads() -> _Loads:
+    found = _Loads()
+    found.sizes = {LEFT: 300, OTHER: 50}
+    found.free = {NodeId(node): FREE for node in range(1, 5)}
+    return found
+
+
+def test_a_broker_has_room_for_what_is_free_and_for_what_it_holds_already() -> None:
+    state = five_brokers(partitions=2)
+    held = {p.group for p in state.partitions_on(NodeId(1))}
+
+    assert held == {LEFT, OTHER}
+    assert _room(state, NodeId(1), loads()) == FREE * DISK_SHARE_MAX + 300 + 50
+
+
+def test_what_a_plan_left_behind_takes_room_that_no_other_partition_gets() -> None:
+    state = left_behind()
+
+    assert _room(state, NodeId(1), loads()) == FREE * DISK_SHARE_MAX + 50
+    assert _room(state, NodeId(4), loads()) == FREE * DISK_SHARE_MAX  # On its way there.
+
+
+def test_the_room_of_a_broker_that_does_not_say_is_not_known() -> None:
+    assert _room(five_brokers(), NodeId(5), loads()) is None
