@@ -271,15 +271,14 @@ async def transfer_leader(broker: Broker, request: TransferLeaderRequest) -> Tra
         if not broker.node.is_up(target):
             raise UnavailableError(f"node {target} is not alive")
     group.post(TransferLeadership(target))
-    is_told = trio.Event()
-    group.when_free(is_told.set)  # It may seal a segment just now.
     with trio.move_on_after(request.timeout_ms / 1000):
         while True:
             leader, term = broker.node.leader_of(GroupId(request.group))
             if leader is not None and leader != broker.node.node:
                 return TransferLeaderResponse(leader=leader)
             is_leader = group.core.role is Role.LEADER
-            if is_told.is_set() and is_leader and not group.core.is_transferring:
+            is_told = not group.is_held  # It may seal a segment just now.
+            if is_told and is_leader and not group.core.is_transferring:
                 raise UnavailableError(
                     f"node {target or 'any other'} did not take over: still leading in term {term}"
                 )

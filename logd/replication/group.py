@@ -29,13 +29,13 @@ part with one job:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
 
-from logd.errors import CorruptionError, LogdError, UnavailableError
+from logd.errors import CorruptionError, LogdError, OverloadedError, UnavailableError
 from logd.limits import BATCHES_PER_CHECKPOINT
 from logd.raft.core import RaftCore
 from logd.raft.messages import (
@@ -59,7 +59,7 @@ from logd.replication.appending import Appender
 from logd.replication.checkpoints import Checkpoints
 from logd.replication.counts import GroupCounts
 from logd.replication.feeding import Feeder
-from logd.replication.held_news import HeldNews
+from logd.replication.held_news import HELD_QUESTIONS_MAX, HeldNews
 from logd.replication.leadership import Leadership
 from logd.replication.log_reader import LogReader
 from logd.replication.members import Members
@@ -214,7 +214,7 @@ class Group:
         elif isinstance(event, Received):
             self._held_news.add_message(lambda: self._step(event, ()))
         else:
-            self._held_news.add(lambda: self._step(event, ()))
+            self._held_news.add(event, lambda: self._step(event, ()))
 
     def post_append(self, request: AppendRequest, batches: tuple[ReceivedBatch, ...]) -> None:
         """Take a leader's append request with its batches, already verified."""
@@ -283,12 +283,26 @@ class Group:
             raise outcome
         return outcome
 
-    def when_free(self, step: Callable[[], None]) -> None:
-        """Take ``step`` now, or if the group is held, after the news that waits."""
+    def when_free(self, news: Hashable, step: Callable[[], None]) -> None:
+        """Take ``step`` now, or if the group is held, after what waits; not the same news twice."""
         if self.is_held and self.failure is None:
-            self._held_news.add(step)
+            self._held_news.add(news, step)
         else:
             step()
+
+    def ask_when_free(self, step: Callable[[], None]) -> LogdError | None:
+        """Take ``step``, for somebody who waits for what comes of it, now or after what waits.
+
+        Returns:
+            Why not: the group has been held for long, and too many have asked.
+        """
+        if not self.is_held or self.failure is not None:
+            step()
+        elif not self._held_news.add_question(step):
+            return OverloadedError(
+                f"{self.name} waits for its disk, and {HELD_QUESTIONS_MAX} questions wait for that"
+            )
+        return None
 
     # --- one step ---------------------------------------------------------------------------
 

@@ -56,14 +56,20 @@ class Leadership:
     # --- being certain ------------------------------------------------------------------------
 
     def confirm(self, done: Callable[[LogdError | None], None]) -> None:
-        """Call ``done(None)`` once a round begun now has confirmed that this node leads."""
+        """Call ``done(None)`` once a round begun now has confirmed that this node leads.
+
+        ``done`` is told why not if it does not, or if too many wait for that already.
+        """
         if not self._group.is_leader:
             done(self.not_leader())
             return
         read_id = self._next_read_id
         self._next_read_id += 1
         self._confirmations[read_id] = done
-        self._group.post(ReadRequested(read_id))
+        refused = self._group.ask_when_free(lambda: self._group.post(ReadRequested(read_id)))
+        if refused is not None:
+            del self._confirmations[read_id]
+            done(refused)
 
     async def confirmed(self) -> None:
         """Return once it is certain that this node leads now, so that what it knows to be
@@ -71,6 +77,7 @@ class Leadership:
 
         Raises:
             NotLeaderError: it does not, or not any more.
+            OverloadedError: its disk does not answer, and too many wait for that.
         """
         answers: list[LogdError | None] = []
         answered = trio.Event()

@@ -98,11 +98,14 @@ class Members:
             UnavailableError: the leader is new or handing over, or too few of ``voters``
                 follow it.
             LeadershipLostError: the leader stepped down; what is committed, the next one knows.
+            OverloadedError: the leader's disk does not answer, and too many wait for that.
         """
         change = _Change(Configuration(voters, learners))
         self._changes.append(change)
         try:
-            self._group.when_free(lambda: self._begin(change))
+            refused = self._group.ask_when_free(lambda: self._begin(change))
+            if refused is not None:
+                raise refused
             await change.settled.wait()
         finally:
             self._changes.remove(change)

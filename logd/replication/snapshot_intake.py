@@ -63,7 +63,8 @@ class SnapshotIntake:
             term_rows=snapshot.terms_below_start(),
             configuration=configuration_of(change),
         )
-        group.when_free(lambda: self._offer(event, snapshot))
+        # The last one at most: it is large, and a leader that is not answered ships it again.
+        group.when_free(SnapshotReceived, lambda: self._offer(event, snapshot))
 
     def _offer(self, event: SnapshotReceived, snapshot: Snapshot) -> None:
         self._snapshot = snapshot

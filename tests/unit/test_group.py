@@ -17,8 +17,10 @@ from logd.errors import (
     BeyondRepairError,
     CorruptionError,
     LeadershipLostError,
+    LogdError,
     NotLeaderError,
     OutOfSequenceError,
+    OverloadedError,
     RequestTimeoutError,
     UnavailableError,
     UnexpectedOffsetError,
@@ -28,6 +30,7 @@ from logd.partition.state import PartitionState
 from logd.raft.messages import (
     AppendRequest,
     AppendResponse,
+    LeaderDisclaimed,
     PeerConnected,
     PeerDown,
     PeerUp,
@@ -48,6 +51,7 @@ from logd.replication.peer_protocol import (
 )
 from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.replication.received import check_append
+from logd.replication.snapshot import encode_snapshot
 from logd.replication.standing import role_name, trouble_of
 from logd.storage.file_header import LogIdentity
 from logd.storage.hard_state import HardStateFile
@@ -69,6 +73,7 @@ from tests.support.replica import (
     refusal_of,
     until,
 )
+from tests.unit.test_snapshot import chunks, snapshot
 
 ALONE = (OURSELVES,)
 VOTERS = (OURSELVES, SECOND, THIRD)
@@ -759,6 +764,60 @@ def test_news_of_the_node_is_kept_when_messages_have_to_be_dropped(
             await a_while()
 
             assert group.core.leader is None
+
+    play(story)
+
+
+def test_however_long_the_disk_hangs_what_waits_for_it_has_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(held_news, "HELD_QUESTIONS_MAX", 5)
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            group = replica.group
+            replica.slow_down(60.0)
+            group.roll_soon()
+            group.flush()
+            await until(lambda: group.is_held)
+            doubts: list[LogdError | None] = []
+
+            for _ in range(1000):
+                for news in (PeerDown, PeerUp, PeerConnected):
+                    group.post(news(THIRD))
+                group.post(LeaderDisclaimed(THIRD, group.core.term))
+                group.post(TransferLeadership(None))
+                group.leadership.confirm(doubts.append)
+
+            assert len(group._held_news) <= 5 + 5
+            assert {type(doubt) for doubt in doubts} == {OverloadedError}
+            assert len(doubts) == 1000 - 5
+            with pytest.raises(OverloadedError, match="orders/0 waits for its disk"):
+                await group.members.change_configuration(VOTERS, ())
+            await trio.sleep(70)
+            await until(lambda: not group.is_held)
+            assert [type(doubt) for doubt in doubts[-5:]] == [NotLeaderError] * 5
+
+    play(story)
+
+
+def test_of_the_snapshots_that_are_shipped_again_while_the_disk_hangs_only_the_last_is_kept() -> (
+    None
+):
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+            replica.slow_down(60.0)
+            replica.append([], term=Term(3), source=SECOND)
+            assert group.is_held
+            waiting = len(group._held_news)
+
+            for _ in range(10):
+                for chunk, body in chunks(encode_snapshot(snapshot())):
+                    group.intake.post_chunk(SECOND, chunk, body)
+
+            assert len(group._held_news) == waiting + 1
 
     play(story)
 
