@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -163,6 +164,7 @@ def commands_of(payloads: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 @click.option("--until-empty", is_flag=True, help="End when nothing is due.")
 @ttl_option
 @bootstrap_option
+@output_option
 def work(
     name: str,
     command: tuple[str, ...],
@@ -170,30 +172,32 @@ def work(
     until_empty: bool,
     ttl_s: float,
     bootstrap: str,
+    output: str,
 ) -> None:
     """Run COMMAND for each item: its payload on standard input, its id in LOGD_ITEM.
 
     Code 0 completes the item.  Any other gives it back, to be tried again after the queue's
     back-off, and to be a dead letter after too many attempts; what COMMAND wrote to its standard
     error is the reason.
+
+    When it ends, also by a signal, it says how many items it has completed and given back.
     """
     from logd.cli.holding import client_name, leave_with, require_command, run_until_signalled
     from logd.cli.session import connected, run_async
-    from logd_client.coordination.queues import ItemFailedError
+    from logd_client.coordination.queues import ItemFailedError, WorkTally
 
     # Else each item would use up its attempts for what is no fault of its own.
     require_command(command)
     failed = 0
+    tally = WorkTally()
 
     async def run_all() -> None:
         async with connected(
             bootstrap, client_id=client_name(), session_ttl_ms=int(ttl_s * 1000)
         ) as client:
-            completed = await client.queue(name).work(
-                run_one, concurrency=concurrency, until_empty=until_empty
+            await client.queue(name).work(
+                run_one, concurrency=concurrency, until_empty=until_empty, tally=tally
             )
-        given_back = f"; {count_of(failed, 'attempt')} failed" if failed else ""
-        say(f"completed {count_of(completed, 'item')}{given_back}")
 
     async def run_one(claim: Claim) -> None:
         nonlocal failed
@@ -203,7 +207,25 @@ def work(
             failed += 1
             raise
 
-    leave_with(run_async(run_until_signalled, run_all))
+    def report() -> None:
+        if output == "json":
+            print_json({**asdict(tally), "failed": failed})
+            return
+        parts = [f"completed {count_of(tally.completed, 'item')}"]
+        parts += [f"{count_of(failed, 'attempt')} failed"] if failed else []
+        parts += [f"gave back {count_of(tally.released, 'item')}"] if tally.released else []
+        parts += [f"lost {count_of(tally.unsettled, 'claim')}"] if tally.unsettled else []
+        say("; ".join(parts))
+
+    try:
+        code = run_async(run_until_signalled, run_all)
+    except BaseException:
+        if any(asdict(tally).values()):
+            say("logd: ended early; until then:")
+            report()
+        raise
+    report()
+    leave_with(code)
 
 
 async def run_for(

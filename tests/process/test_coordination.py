@@ -920,7 +920,9 @@ def test_a_shell_works_on_a_queue(cluster: LocalCluster, tmp_path: Path) -> None
     run_logd("queue", "configure", name, "--attempts-max", "1", *at)
     put = run_logd("queue", "put", name, "a", "b", "bad", *at)
     script = f"read x; test $x != bad || {{ echo poisoned >&2; exit 1; }}; echo $x >> {out}"
-    worked = run_logd("queue", "work", name, "--until-empty", *at, "--", "sh", "-c", script)
+    worked = run_logd(
+        "queue", "work", name, "--until-empty", "--output", "json", *at, "--", "sh", "-c", script
+    )
     dead = msgspec.json.decode(run_logd("queue", "dead", name, "--output", "json", *at).stdout)
     unknown = run_logd("queue", "redrive", name, "1", *at)
     redriven = run_logd("queue", "redrive", name, "--all", *at)
@@ -933,6 +935,9 @@ def test_a_shell_works_on_a_queue(cluster: LocalCluster, tmp_path: Path) -> None
     assert b"put 3 items" in put.stdout
     assert worked.returncode == 0, worked.stderr
     assert sorted(out.read_text().split()) == ["a", "b"]
+    assert msgspec.json.decode(worked.stdout) == {
+        "completed": 2, "released": 1, "unsettled": 0, "failed": 1
+    }  # fmt: skip
     assert [(one["payload"], one["reason"]) for one in dead] == [("bad", "code 1 poisoned")]
     assert b"1 item" in redriven.stdout
     assert (unknown.returncode, b"no dead item" in unknown.stderr) == (3, True)
@@ -940,6 +945,28 @@ def test_a_shell_works_on_a_queue(cluster: LocalCluster, tmp_path: Path) -> None
     assert (twice.returncode, nothing.returncode) == (4, 3)
     assert b"the claim of item " in twice.stderr
     assert (stats["completed"], stats["dead"], stats["in_flight"]) == (3, 0, 0)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_worker_that_is_told_to_end_says_what_it_has_done(
+    cluster: LocalCluster, number: signal.Signals, code: int
+) -> None:
+    name, at = fresh("queue"), ("--bootstrap", cluster.bootstrap)
+    run_logd("queue", "put", name, "quick", "slow", *at)
+    script = "read x; test $x != slow || { echo slow; exec sleep 60; }"
+    command = logd_command("queue", "work", name, *at, "--", "sh", "-c", script)
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"slow\n"
+        worker.send_signal(number)
+        _, told = worker.communicate(timeout=20)
+
+    assert told == b"completed 1 item; gave back 1 item\n"
+    assert worker.returncode == code
+    stats = msgspec.json.decode(run_logd("queue", "stats", name, "--output", "json", *at).stdout)
+    assert (stats["completed"], stats["in_flight"]) == (1, 0)
 
 
 def test_a_shell_compares_and_sets_keys(cluster: LocalCluster) -> None:

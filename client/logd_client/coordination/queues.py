@@ -12,6 +12,7 @@ than once, at the same time even, and its *completion* is taken once.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Final
 
@@ -426,6 +427,7 @@ class Queue:
         batch: int | None = None,
         visibility_s: float | None = None,
         until_empty: bool = False,
+        tally: WorkTally | None = None,
     ) -> int:
         """Claim items, run ``handler`` for each, complete those that return; how many did.
 
@@ -441,6 +443,7 @@ class Queue:
             visibility_s: how long a claim holds without renewal; default: the queue's, also after
                 that was changed.
             until_empty: return when nothing is due, instead of waiting for more.
+            tally: of this call alone: counts what becomes of the items, also if it is cancelled.
 
         Raises:
             UsageError: ``handler`` is no async function; its item was given back.
@@ -453,9 +456,22 @@ class Queue:
         batch = concurrency if batch is None else batch
         require_between("batch", batch, 1, ITEMS_PER_COMMAND_MAX)
         _ms_of("visibility_s", visibility_s)
-        worker = _QueueWorker(self, handler, concurrency, batch, visibility_s)
+        tally = WorkTally() if tally is None else tally
+        worker = _QueueWorker(self, handler, concurrency, batch, visibility_s, tally)
         await worker.run(until_empty=until_empty)
-        return worker.completed
+        return tally.completed
+
+
+@dataclass(slots=True)
+class WorkTally:
+    """What has become of the items that ``Queue.work`` has claimed."""
+
+    completed: int = 0
+    released: int = 0
+    """Given back: their handlers raised, or were cancelled."""
+    unsettled: int = 0
+    """Neither: the claim did not hold any more, or the cluster could not be reached.  They may be
+    handed out again."""
 
 
 class _QueueWorker:
@@ -468,8 +484,9 @@ class _QueueWorker:
         concurrency: int,
         batch: int,
         visibility_s: float | None,
+        tally: WorkTally,
     ) -> None:
-        self.completed = 0
+        self._tally = tally
         self._queue = queue
         self._handler = handler
         self._room = concurrency
@@ -553,8 +570,10 @@ class _QueueWorker:
                 scope.cancel()
         finally:
             claim.session.forget_dependant(claim)
-            with anyio.move_on_after(SETTLE_TIMEOUT_S, shield=True):
+            with anyio.move_on_after(SETTLE_TIMEOUT_S, shield=True) as settling:
                 await self._settle(claim, failure)
+            if settling.cancelled_caught:
+                self._tally.unsettled += 1
             if misused is not None:
                 # Else the attempts of every item would be used up for no fault of its own.
                 raise UsageError(str(misused))
@@ -592,11 +611,13 @@ class _QueueWorker:
         try:
             if failure is None:
                 await claim.complete()
-                self.completed += 1
+                self._tally.completed += 1
             else:
                 await claim.release(str(failure), delay_s=failure.delay_s, dead=failure.dead)
+                self._tally.released += 1
         except LogdError:
-            return  # It was lost, or its time will run out: it is handed out again.
+            # It was lost, or its time will run out: it is handed out again.
+            self._tally.unsettled += 1
 
 
 def failure_of(error: Exception) -> ItemFailedError:
