@@ -1,9 +1,9 @@
-"""Where to begin reading: what ``--from`` may say.
+"""Where to begin reading: what ``--from`` may say, and what of it goes for ``trim --before``.
 
-``start`` and ``end`` are names; a whole number is an offset; everything about time says so
-by its shape: an ISO 8601 timestamp with a zone, or an age such as ``-15m``.  A bare number
-is never a time, and a timestamp without a zone is refused: guessing seconds or the local
-zone finds the wrong records without anybody noticing.
+``start`` and ``end`` are names, which say nothing where something is to be trimmed; a whole number
+is an offset; everything about time says so by its shape: an ISO 8601 timestamp with a zone, or an
+age such as ``-15m``.  A bare number is never a time, and a timestamp without a zone is refused:
+guessing seconds or the local zone finds the wrong records without anybody noticing.
 """
 
 from __future__ import annotations
@@ -53,17 +53,29 @@ def parse_start(text: str, now: datetime) -> Start:
     Raises:
         ValueError: says what was expected.
     """
-    assert now.tzinfo is not None
     if text == "start":
         return FromStart()
     if text == "end":
         return FromEnd()
+    return parse_place(text, now, names="start, end, ")
+
+
+def parse_place(text: str, now: datetime, *, names: str = "") -> FromOffset | FromTime:
+    """Read an offset, a timestamp or an age.
+
+    Args:
+        names: what else is expected, to be told to whoever gives something else.
+
+    Raises:
+        ValueError: says what was expected.
+    """
+    assert now.tzinfo is not None
     if text.isascii() and text.isdigit():
         return _offset(text)
     age = _AGE.fullmatch(text)
     if age is not None:
         return _age(age, now)
-    return _timestamp(text)
+    return _timestamp(text, names)
 
 
 def _offset(text: str) -> FromOffset:
@@ -83,12 +95,12 @@ def _age(age: re.Match[str], now: datetime) -> FromTime:
     return FromTime(time)
 
 
-def _timestamp(text: str) -> FromTime:
+def _timestamp(text: str, names: str) -> FromTime:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(
-            "expected start, end, an offset, a timestamp such as 2026-01-31T12:00:00Z, "
+            f"expected {names}an offset, a timestamp such as 2026-01-31T12:00:00Z, "
             f"or an age such as -15m; found {text!r}"
         ) from None
     if time.tzinfo is None:

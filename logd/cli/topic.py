@@ -17,7 +17,7 @@ from logd.cli.options import (
     bootstrap_option,
     output_option,
 )
-from logd.cli.start import FromOffset, FromTime, parse_start
+from logd.cli.start import FromOffset, parse_place
 from logd.errors import InvalidPartitionError, LogdError, UsageError
 from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
 from logd.metadata.topic_config import OPTIONS
@@ -286,14 +286,10 @@ class BeforeType(click.ParamType):  # type: ignore[type-arg]  # Not generic in o
     ) -> int | datetime:
         """Parse, or say what was expected."""
         try:
-            found = parse_start(value, datetime.now(UTC))
+            found = parse_place(value, datetime.now(UTC))
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        if isinstance(found, FromOffset):
-            return found.offset
-        if isinstance(found, FromTime):
-            return found.time
-        return self.fail(f"expected an offset, a timestamp or an age, found {value!r}", param, ctx)
+        return found.offset if isinstance(found, FromOffset) else found.time
 
 
 @topic.command("trim")

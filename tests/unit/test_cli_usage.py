@@ -44,6 +44,8 @@ ENDLESS = "9" * 5000
         (["partition", "move", "orders/0", "--cancel", "--to", "1"], "goes with neither --to nor"),
         (["partition", "describe", f"orders/{ENDLESS}"], "expected TOPIC/N, for example orders/0"),
         (["topic", "trim", f"orders/{ENDLESS}", "--before", "1"], "expected TOPIC/N"),
+        (["topic", "trim", "orders", "--before", "nonsense"], "expected an offset, a timestamp"),
+        (["topic", "trim", "orders", "--before", "start"], "expected an offset, a timestamp"),
         (["produce", "t", "/"], "'/' is a directory"),
         (["produce", "t", "/no/such/file"], "does not exist"),
         (["produce", "t", "--key-separator", ""], "must not be empty"),
