@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import select
 import signal
 import sys
 import time
@@ -34,6 +35,9 @@ RESTART_AFTER_S_MAX: Final = 30.0
 
 RAN_WELL_S: Final = 60.0
 """Who had run for so long before it failed is not counted among those that go on failing."""
+
+PARENT_LOOK_S: Final = 0.5
+"""How often whoever looks after them looks whether its own parent is there, if it is to."""
 
 STANDARD_INPUT: Final = 0
 _HEEDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
@@ -118,12 +122,17 @@ class Supervisor:
     ends by itself without failing is not.
     """
 
-    def __init__(self, nodes: Sequence[NodeId]) -> None:
+    def __init__(self, nodes: Sequence[NodeId], *, stops_with_parent: bool = False) -> None:
+        """
+        Args:
+            stops_with_parent: all are told to stop when our standard input ends.
+        """
         self._due: dict[NodeId, float] = dict.fromkeys(nodes, 0.0)
         """Those that are to be started, and when."""
         self._running: dict[int, NodeId] = {}
         self._started_at: dict[NodeId, float] = {}
         self._restart_after_s: dict[NodeId, float] = {}
+        self._stops_with_parent = stops_with_parent
         self._is_stopping = False
         self._has_failed = False
         self._lifeline, self._lifeline_held = os.pipe()
@@ -147,6 +156,8 @@ class Supervisor:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 return node
             self._heed(self._next_news())
+            if self._stops_with_parent and not self._is_stopping and _input_has_ended():
+                self._stop(signal.SIGTERM)
         sys.exit(int(self._has_failed))
 
     def _start_due(self) -> NodeId | None:
@@ -174,11 +185,13 @@ class Supervisor:
         return None
 
     def _next_news(self) -> signal.struct_siginfo | None:
-        """A signal; None once a broker is to be started."""
-        if not self._due:
+        """A signal; None once there is something to look at."""
+        now = time.monotonic()
+        looks_at = list(self._due.values())
+        looks_at += [now + PARENT_LOOK_S] if self._stops_with_parent else []
+        if not looks_at:
             return signal.sigwaitinfo(_HEEDED)
-        wait_s = min(self._due.values()) - time.monotonic()
-        return signal.sigtimedwait(_HEEDED, max(0.0, wait_s))
+        return signal.sigtimedwait(_HEEDED, max(0.0, min(looks_at) - now))
 
     def _heed(self, news: signal.struct_siginfo | None) -> None:
         if news is None:
@@ -186,7 +199,9 @@ class Supervisor:
         if news.si_signo == signal.SIGCHLD:
             self._note_ended()
             return
-        passed_on = signal.SIGKILL if self._is_stopping else signal.SIGTERM
+        self._stop(signal.SIGKILL if self._is_stopping else signal.SIGTERM)
+
+    def _stop(self, passed_on: signal.Signals) -> None:
         self._is_stopping = True
         self._due.clear()
         for pid in self._running:
@@ -221,6 +236,12 @@ class Supervisor:
         self._restart_after_s[node] = min(2 * after_s, RESTART_AFTER_S_MAX)
         self._due[node] = now + after_s
         return after_s
+
+
+def _input_has_ended() -> bool:
+    """The kernel ends it with the process that holds its other end."""
+    readable, _, _ = select.select([STANDARD_INPUT], [], [], 0)
+    return bool(readable) and not os.read(STANDARD_INPUT, 4096)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

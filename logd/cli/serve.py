@@ -66,7 +66,7 @@ def serve(
         config = dataclasses.replace(config, failure_domain=socket.gethostname())
     facts: dict[str, object] = {}
     if processes is not None:
-        config = _one_of_several(config, processes)
+        config = _one_of_several(config, processes, exit_with_parent)
         exit_with_parent = True
         facts = {"broker": config.node_id}
     events = RecentEvents()
@@ -78,12 +78,12 @@ def serve(
     trio.run(_serve, config, events, exit_with_parent, is_alone)
 
 
-def _one_of_several(config: BrokerConfig, processes: int) -> BrokerConfig:
+def _one_of_several(config: BrokerConfig, processes: int, exit_with_parent: bool) -> BrokerConfig:
     """Returns in each broker's process, with what that is configured with."""
     from logd.cli.machine import Supervisor, configurations
 
     by_node = {one.node_id: one for one in configurations(config, processes)}
-    return by_node[Supervisor(list(by_node)).become_one()]
+    return by_node[Supervisor(list(by_node), stops_with_parent=exit_with_parent).become_one()]
 
 
 async def _serve(

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from logd.cli.local_cluster import HOST, free_ports
+from logd.cli.machine import PARENT_LOOK_S
 from tests.process.harness import POLL_S, logd_command, run_logd
 
 pytestmark = pytest.mark.process
@@ -56,7 +57,13 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def machine(directory: Path, port: int, *, has_input: bool = True) -> Iterator[Machine]:
+def machine(
+    directory: Path,
+    port: int,
+    *options: str,
+    has_input: bool = True,
+    stdin: int = subprocess.DEVNULL,
+) -> Iterator[Machine]:
     """With all brokers up; stopped as an operator stops it."""
     wrapper = () if has_input else ("sh", "-c", 'exec "$@" <&-', "sh")
     path = directory / "log"
@@ -67,10 +74,10 @@ def machine(directory: Path, port: int, *, has_input: bool = True) -> Iterator[M
                 *logd_command(
                     *("serve", "--node-id", "1", "--data-dir", directory / "data"),
                     *("--listen", f"{HOST}:{port}", "--peer-listen", f"{HOST}:{port + BROKERS}"),
-                    *("--processes", str(BROKERS)),
+                    *("--processes", str(BROKERS), *options),
                 ),
             ],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=log,
             stderr=log,
         )
@@ -150,4 +157,22 @@ def test_brokers_run_where_the_standard_input_was_closed_and_end_with_who_looks_
         one.process.kill()
 
         wait_until(lambda: all(is_gone(pid) for pid in brokers))
+    assert one.said() == []
+
+
+def test_brokers_end_with_whoever_started_the_machine_if_that_was_asked_for(tmp_path: Path) -> None:
+    (port,) = free_ports(1, random.Random())
+    options = ("--exit-with-parent",)
+    with machine(tmp_path, port, *options, stdin=subprocess.PIPE) as one:
+        assert one.process.stdin is not None
+        brokers = one.brokers()
+        one.process.stdin.write(b"what is said to it is not heeded")
+        one.process.stdin.flush()
+        time.sleep(2 * PARENT_LOOK_S)
+        assert one.brokers() == brokers
+
+        one.process.stdin.close()  # As the kernel does when the process that held it ends.
+
+        assert one.process.wait(timeout=PATIENCE_S) == 0
+        assert all(is_gone(pid) for pid in brokers)
     assert one.said() == []
