@@ -1,9 +1,10 @@
 """The product's figures, each beside the floor of the same minutes.
 
 A machine that does other things, or shares its cores with other machines, gives no figure
-twice.  So floor and product are run in turns, round after round, and what is reported of each
-workload is the median of the rounds' ratios besides the medians themselves.  A ratio of rates
-is product to floor (1 is the most one could hope for), a ratio of times too (1 is the least).
+twice.  So floor and product are run in turns, round after round, with memory warmed before each
+(``bench/memory.py``), and what is reported of each workload is the median of the rounds' ratios
+besides the medians themselves.  A ratio of rates is product to floor (1 is the most one could hope
+for), a ratio of times too (1 is the least).
 
     python -m bench.against_floor --runs 5
     python -m bench.against_floor produce latency --runs 3 --save bench/results/0.1.0.json
@@ -19,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from bench.floor import FloorRun, run_once
+from bench.memory import full_page_cache
 from logd.cli.benchmark.settings import Durability
 from logd.cli.measure import this_machine
 
@@ -85,12 +87,15 @@ def product_once(figure: Figure, durability: Durability, brokers: int) -> dict[s
     return found
 
 
-def measure(names: Sequence[str], durability: Durability, runs: int) -> dict[str, list[Round]]:
+def measure(
+    names: Sequence[str], durability: Durability, runs: int, before_each: Callable[[], None]
+) -> dict[str, list[Round]]:
     """Whole rounds over all rows; within a row the floor goes first every other time."""
     found: dict[str, list[Round]] = {name: [] for name in names}
     for number in range(runs):
         for name in names:
             figure = FIGURES[name]
+            before_each()
             if HALF_RATE in figure.arguments:
                 made = found["produce"][-1:] if "produce" in names else []
                 figure = _at_half_rate(figure, durability, made)
@@ -184,19 +189,28 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FIGURES))
     parser.add_argument("--durability", choices=["synced", "replicated"], default="synced")
     parser.add_argument("--runs", type=int, default=RUNS_DEFAULT)
+    parser.add_argument(
+        "--cold", action="store_true", help="leave memory that is free as it is (bench/memory.py)"
+    )
     parser.add_argument("--save", type=Path, help="write all of it here as JSON")
     asked = parser.parse_args()
     names = asked.names or list(FIGURES)
     if unknown := [name for name in names if name not in FIGURES]:
         parser.error(f"no figure {unknown[0]!r}, expected some of {', '.join(FIGURES)}")
     began = time.strftime("%Y-%m-%d %H:%M:%S")
-    found = measure(names, asked.durability, asked.runs)
+    with full_page_cache() as fill:
+        before_each = _nothing if asked.cold else fill
+        found = measure(names, asked.durability, asked.runs, before_each)
     rows = [row(name, asked.durability, rounds) for name, rounds in found.items()]
     if asked.save:
         asked.save.parent.mkdir(parents=True, exist_ok=True)
         document = {"began": began, "machine": this_machine(), "runs": asked.runs, "rows": rows}
         asked.save.write_bytes(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
     print_rows(rows)
+
+
+def _nothing() -> None:
+    pass
 
 
 if __name__ == "__main__":
