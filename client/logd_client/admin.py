@@ -140,7 +140,9 @@ class Admin:
                 within what was written before and within what is written after.
 
         Raises:
-            UnknownTopicError, InvalidConfigError, InvalidPartitionError: nothing was changed.
+            UnknownTopicError, InvalidConfigError, InvalidPartitionError: nothing was changed.  If
+                another client's options came in between, and ours do not go with them, the
+                partitions are there: the error has ``may_have_applied`` then.
         """
         require_text("a topic's name", name)
         if partitions is not None:

@@ -14,6 +14,7 @@ from logd.broker.rebalancing import REBALANCING_HANDLERS, broker_info
 from logd.broker.subscriptions import start_position
 from logd.errors import (
     InvalidRequestError,
+    LogdError,
     NotAReplicaError,
     OffsetOutOfRangeError,
     RequestTimeoutError,
@@ -184,8 +185,10 @@ async def delete_topic(broker: Broker, request: DeleteTopicRequest) -> DeleteTop
 
 
 async def alter_topic(broker: Broker, request: AlterTopicRequest) -> AlterTopicResponse:
+    """Add partitions, set options, or both: two commands then, the first of which stays."""
     _check_timeout(request.timeout_ms)
     broker.check_known()
+    deadline_ms = broker.node.now_ms() + request.timeout_ms
     result: object = None
     change = AlterTopic(name=request.name, config=request.config)
     if request.partitions is not None:
@@ -198,11 +201,16 @@ async def alter_topic(broker: Broker, request: AlterTopicRequest) -> AlterTopicR
             safe_to_repeat=False,
         )
     if request.config or result is None:
-        result = await broker.metadata.execute(
-            change,
-            timeout_ms=request.timeout_ms,
-            safe_to_repeat=True,
-        )
+        try:
+            result = await broker.metadata.execute(
+                change,
+                timeout_ms=max(1, deadline_ms - broker.node.now_ms()),
+                safe_to_repeat=True,
+            )
+        except LogdError as error:
+            if result is not None:  # Whatever it says of the options: there are more partitions.
+                error.may_have_applied = True
+            raise
     assert isinstance(result, TopicAltered)
     return AlterTopicResponse(
         topic=_topic_info(broker, result.topic), metadata_offset=broker.metadata.applied_offset
@@ -291,6 +299,7 @@ async def trim_partition(broker: Broker, request: TrimPartitionRequest) -> TrimP
     _check_timeout(request.timeout_ms)
     if (request.before_offset is None) == (request.before_time_ms is None):
         raise InvalidRequestError("expected one of before_offset and before_time_ms")
+    deadline_ms = broker.node.now_ms() + request.timeout_ms
     group = broker.leading_group(request.group)
     if group.group_id == METADATA_GROUP or group.application is not None:
         raise InvalidRequestError(f"{group.name} is not trimmed by command")
@@ -311,7 +320,7 @@ async def trim_partition(broker: Broker, request: TrimPartitionRequest) -> TrimP
         control = encode_control(Trim(start_offset=start))
         now_ms = broker.env.wall_clock_ms()
         batch = seal_opaque(control, kind=BatchKind.CONTROL, timestamp_ms=now_ms)
-        await group.commit(batch, broker.node.now_ms() + request.timeout_ms)
+        await group.commit(batch, deadline_ms)
     return TrimPartitionResponse(log_start=group.log_start)
 
 

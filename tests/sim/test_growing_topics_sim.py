@@ -7,13 +7,17 @@ from datetime import UTC, datetime
 import pytest
 import trio
 
-from logd.errors import InvalidConfigError, InvalidPartitionError
+from logd.broker import admin
+from logd.errors import InvalidConfigError, InvalidPartitionError, RequestTimeoutError
+from logd.types import METADATA_GROUP
+from logd.wire.messages import AlterTopicRequest
 from logd_client import Client
 from logd_client.consumer import Start
 from logd_client.partitioner import partition_for_key
 from logd_client.routing import METADATA_AGE_S
 from tests.sim import stories
 from tests.sim.cluster import SimCluster
+from tests.sim.env import BlockingConditions
 from tests.sim.stories import connected
 
 pytestmark = pytest.mark.sim
@@ -125,5 +129,54 @@ def test_no_partitions_are_added_if_the_options_that_were_asked_for_with_them_ar
             await client.admin.alter_topic("t", {"retention_ms": "soon"}, partitions=PARTITIONS)
 
         assert len((await client.admin.describe_topic("t")).partitions) == 1
+
+    stories.play(story)
+
+
+def test_who_was_given_partitions_but_not_the_options_is_not_told_that_nothing_changed() -> None:
+    """The options were fine when they were asked for; another client's came in between."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic("t", partitions=1, replicas=3)
+
+        async def alter() -> None:
+            with pytest.raises(InvalidConfigError, match="is below segment_bytes") as refusal:
+                await client.admin.alter_topic(
+                    "t", {"retention_bytes": "1MiB"}, partitions=PARTITIONS
+                )
+            assert refusal.value.may_have_applied
+
+        async with connected(cluster) as other, trio.open_nursery() as nursery:
+            await other.admin.describe_topic("t")
+            nursery.start_soon(alter)
+            nursery.start_soon(other.admin.alter_topic, "t", {"segment_bytes": "2MiB"})
+
+        assert len((await client.admin.describe_topic("t")).partitions) == PARTITIONS
+
+    stories.play(story)
+
+
+def test_partitions_and_options_together_take_no_longer_than_was_allowed_for_both() -> None:
+    """With disks so slow that each of the two commands takes half a second."""
+    timeout_ms = 800
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic("t", partitions=1, replicas=3)
+        controller = cluster.leader_of(METADATA_GROUP)
+        assert controller is not None
+        assert controller.broker is not None
+        for node in cluster.nodes.values():
+            node.set_blocking(
+                BlockingConditions(latency_s_min=0.5, latency_s_mean=0.0, spike_probability=0.0)
+            )
+        request = AlterTopicRequest(
+            name="t", config={"retention_ms": "7d"}, partitions=PARTITIONS, timeout_ms=timeout_ms
+        )
+
+        began = trio.current_time()
+        with pytest.raises(RequestTimeoutError):
+            await admin.alter_topic(controller.broker, request)
+
+        assert trio.current_time() - began == pytest.approx(timeout_ms / 1000, abs=0.01)
 
     stories.play(story)

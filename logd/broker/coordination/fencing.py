@@ -33,6 +33,7 @@ async def raise_fence(broker: Broker, request: RaiseFenceRequest) -> RaiseFenceR
         raise InvalidRequestError(f"fence_id is {request.fence_id}, expected 1 to {_U64_MAX}")
     if not 0 <= request.token <= _U64_MAX:
         raise InvalidRequestError(f"token is {request.token}, expected 0 to {_U64_MAX}")
+    deadline_ms = broker.node.now_ms() + request.timeout_ms
     group = broker.leading_group(request.group)
     if group.group_id == METADATA_GROUP or group.application is not None:
         raise InvalidRequestError(f"{group.name} takes commands, and no fences")
@@ -45,7 +46,7 @@ async def raise_fence(broker: Broker, request: RaiseFenceRequest) -> RaiseFenceR
         group.state.fences.check(request.fence_id, request.token)
     control = encode_control(RaiseFence(fence_id=request.fence_id, fence_token=request.token))
     batch = seal_opaque(control, kind=BatchKind.CONTROL, timestamp_ms=broker.env.wall_clock_ms())
-    placed = await group.commit(batch, broker.node.now_ms() + request.timeout_ms)
+    placed = await group.commit(batch, deadline_ms)
     # A newer one may have come in between: then this batch changed nothing.
     group.state.fences.check(request.fence_id, request.token)
     return RaiseFenceResponse(offset=placed.end_offset)
