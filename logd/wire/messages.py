@@ -600,6 +600,8 @@ class QueryRequest(Message, frozen=True, kw_only=True):
     wait_ms: int = 0
     """For ReadClaim: hold the answer until the ticket is granted or gone, or this has passed."""
     timeout_ms: int = 30_000
+    """Nothing is given up for it: a round that confirms the leader ends, at the latest when it is
+    the leader no more."""
 
 
 class QueryResponse(Message, frozen=True, kw_only=True):
