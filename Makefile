@@ -16,7 +16,7 @@ BASE ?=
 # Brokers and commands start often: what they import is compiled once, not at every start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test browser lint types check mutants bench bench-peers bench-compare sim soak fuzz clean
+.PHONY: help setup demo test browser lint types check mutants bench bench-peers bench-compare sim soak fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -55,6 +55,7 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+	$(BIN)/mypy scripts/*.py
 
 check: lint types test
 

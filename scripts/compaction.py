@@ -47,6 +47,10 @@ def main() -> int:
     parser.add_argument("--segment-mib", type=int, default=256)
     parser.add_argument("--bytes-per-s", type=int, default=0, help="0: as fast as it can")
     arguments = parser.parse_args()
+    if not 1 <= arguments.keys <= COMPACTION_KEYS_MAX:
+        parser.error(f"--keys {arguments.keys}: one go takes 1 to {COMPACTION_KEYS_MAX}")
+    if arguments.records < 1:
+        parser.error(f"--records {arguments.records}: expected at least 1")
     with tempfile.TemporaryDirectory() as directory:
         return _measure(f"{directory}/log", f"{directory}/trash", arguments)
 

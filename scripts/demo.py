@@ -10,10 +10,8 @@ order; anything else is counted and ends with a non-zero exit code.
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
 import sysconfig
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -29,6 +27,7 @@ from logd.cli.progress import RecordProgress
 from logd.cli.ready import wait_until_ready
 from logd.types import NodeId
 from logd_client import connect
+from tests.process.scratch import scratch
 
 if TYPE_CHECKING:
     from logd_client import Client, Producer
@@ -184,19 +183,18 @@ class Differences:
 def main() -> int:
     """Run the demo; 0 when everything sent was read back exactly."""
     sources = collect_sources(Path(sysconfig.get_path("stdlib")))
-    directory = Path(tempfile.mkdtemp(prefix="logd-demo-"))
-    cluster = open_cluster(directory / "cluster", broker_count=BROKERS, port=None)
     lines = sum(source.line_count for source in sources)
-    with RecordProgress("produce", lines) as progress, stopping(cluster):
-        run = Run(sources, progress)
-        run.note(f"the source: {len(sources):,} files, {lines:,} lines")
-        cluster.start_all()
-        is_equal = anyio.run(run_demo, cluster, run, backend="trio")
-    if is_equal:
-        shutil.rmtree(directory)
-        return 0
-    print(f"the brokers' logs and data are kept in {directory}", file=sys.stderr)
-    return 1
+    if not lines:
+        sys.exit(f"no .py files in {sysconfig.get_path('stdlib')}")
+    with scratch("demo") as place:
+        cluster = open_cluster(place.path / "cluster", broker_count=BROKERS, port=None)
+        with RecordProgress("produce", lines) as progress, stopping(cluster):
+            run = Run(sources, progress)
+            run.note(f"the source: {len(sources):,} files, {lines:,} lines")
+            cluster.start_all()
+            is_equal = anyio.run(run_demo, cluster, run, backend="trio")
+        place.is_kept = not is_equal
+    return 0 if is_equal else 1
 
 
 def collect_sources(directory: Path) -> list[SourceFile]:

@@ -3,22 +3,23 @@
     python scripts/rebalancing.py                                        60 partitions, 3 GiB
     python scripts/rebalancing.py --fill 300MB --rounds 20 --kills 3     with SIGKILLs, many times
 
-Prints what it measured beside what is required.  Exit code 1 if anything required does not hold.
+Prints what it measured beside what is required.  Exit code 1 if anything required does not hold,
+or if a broker logged a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import tempfile
-from pathlib import Path
+
+import click
 
 from logd.cli.local_cluster import stopping
 from logd.cli.options import BYTE_RATE
 from logd.limits import GIB
 from tests.process.elastic import found_cluster
 from tests.process.rebalancing import Figures, Size, rebalance_under_load
+from tests.process.scratch import scratch
 
 THROTTLE_DEVIATION_MAX = 0.15
 IMBALANCE_MAX = 0.10
@@ -27,7 +28,10 @@ SLOWDOWN_MAX = 3.0
 
 def size_of(text: str) -> int:
     """Bytes, with a unit."""
-    return BYTE_RATE.convert(text, None, None)
+    try:
+        return BYTE_RATE.convert(text, None, None)
+    except click.BadParameter as error:
+        raise argparse.ArgumentTypeError(error.message) from error
 
 
 def main() -> int:
@@ -48,22 +52,21 @@ def main() -> int:
             kills=arguments.kills,
             seed=number,
         )
-        directory = Path(tempfile.mkdtemp(prefix="logd-rebalancing-"))
-        cluster = found_cluster(directory)
-        with stopping(cluster):
-            cluster.start_all()
-            figures = rebalance_under_load(cluster, size)
-        wrong = report(number, size, figures)
+        with scratch("rebalancing") as place:
+            cluster = found_cluster(place.path)
+            with stopping(cluster):
+                cluster.start_all()
+                figures = rebalance_under_load(cluster, size)
+            wrong = report(number, size, figures)
+            place.is_kept = bool(wrong)
         failures += len(wrong)
-        if wrong:
-            print(f"  logs and data are kept in {directory}")
-        else:
-            shutil.rmtree(directory)
     return 1 if failures else 0
 
 
 def is_even(figures: Figures, partitions: int) -> bool:
     """Whether replicas, leaders and bytes are spread as evenly as whole partitions allow."""
+    if not figures.balance_after:
+        return False  # The plan did not run: what it said is reported beside this.
     replicas, leaders, size_bytes = figures.balance_after[:3]
     per_broker = partitions / len(figures.replicas)
     return max(replicas, size_bytes) <= max(IMBALANCE_MAX, 1 / (3 * per_broker)) and leaders <= max(

@@ -5,21 +5,20 @@
 
 Each broker is told to stop (SIGTERM), started again, and waited for until ``logd cluster status``
 is content, as docs/operations.md has it.  Exit code 1 if a record was lost, came twice or out of
-order, or if some partition went without acknowledgement for longer than the bound.
+order, if some partition went without acknowledgement for longer than the bound, or if a broker
+logged a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import sys
-import tempfile
-from pathlib import Path
 from typing import Final
 
 from logd.cli.local_cluster import open_cluster, stopping
 from tests.process.rolling import Figures, restart_in_turn
+from tests.process.scratch import scratch
 
 GAP_S_MAX: Final = 0.3
 PLANNED_S_MAX: Final = 0.05
@@ -35,21 +34,18 @@ def main() -> int:
     parser.add_argument("--pause-ms", type=float, default=20.0, help="between appends")
     parser.add_argument("--keep", action="store_true", help="the brokers' logs and data")
     arguments = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(prefix="logd-rolling-"))
-    cluster = open_cluster(directory, broker_count=arguments.brokers, port=None)
-    with stopping(cluster):
-        cluster.start_all()
-        figures = restart_in_turn(
-            cluster,
-            partitions=arguments.partitions,
-            pause_s=arguments.pause_ms / 1000,
-            rounds=arguments.rounds,
-        )
-    is_well = report(figures)
-    if arguments.keep or not is_well:
-        print(f"logs and data are kept in {directory}")
-    else:
-        shutil.rmtree(directory)
+    with scratch("rolling") as place:
+        cluster = open_cluster(place.path, broker_count=arguments.brokers, port=None)
+        with stopping(cluster):
+            cluster.start_all()
+            figures = restart_in_turn(
+                cluster,
+                partitions=arguments.partitions,
+                pause_s=arguments.pause_ms / 1000,
+                rounds=arguments.rounds,
+            )
+        is_well = report(figures)
+        place.is_kept = arguments.keep or not is_well
     return 0 if is_well else 1
 
 

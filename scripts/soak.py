@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
-import shutil
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ from rich.table import Table
 from logd.limits import MIB
 from tests.process.harness import make_whole
 from tests.process.proxy import proxied_cluster
+from tests.process.scratch import scratch
 from tests.process.soak import FAULTS, Round, SoakReport, run_soak
 
 EVENTS_SHOWN = ("leader_elected", "log_truncated", "damage_found", "damage_repaired")
@@ -46,16 +45,13 @@ def main() -> int:
         return 0
     seed = random.randrange(2**32) if arguments.seed is None else arguments.seed
     faults: Sequence[str] = arguments.fault or list(FAULTS)
-    directory = Path(tempfile.mkdtemp(prefix="logd-soak-", dir=arguments.directory))
-    with proxied_cluster(directory / "cluster") as cluster:
-        make_whole(cluster)
-        found = run_soak(cluster, 60 * arguments.minutes, seed, faults, tell)
-    print_report(found)
-    if found.violations:
-        print(f"the brokers' logs and data are kept in {directory}", file=sys.stderr)
-        return 1
-    shutil.rmtree(directory)
-    return 0
+    with scratch("soak", arguments.directory) as place:
+        with proxied_cluster(place.path / "cluster") as cluster:
+            make_whole(cluster)
+            found = run_soak(cluster, 60 * arguments.minutes, seed, faults, tell)
+        print_report(found)
+        place.is_kept = bool(found.violations)
+    return 1 if found.violations else 0
 
 
 def tell(done: Round) -> None:

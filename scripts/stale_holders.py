@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import uuid
-from pathlib import Path
 
 import anyio
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from logd.cli.local_cluster import open_cluster, stopping
 from logd.cli.ready import wait_until_ready
 from logd_client import connect
+from tests.process.scratch import scratch
 from tests.process.stale_holders import KINDS, late_writes, play_round
 
 
@@ -54,14 +51,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--kind", action="append", choices=KINDS)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        cluster = open_cluster(Path(directory), broker_count=3, port=None)
+    with scratch("stale-holders") as place:
+        cluster = open_cluster(place.path, broker_count=3, port=None)
         with stopping(cluster):
             cluster.start_all()
             anyio.run(wait_until_ready, cluster, backend="trio")
             late = anyio.run(
                 play, cluster.bootstrap, given.kind or list(KINDS), given.rounds, backend="trio"
             )
+        place.is_kept = late > 0
     return 1 if late else 0
 
 

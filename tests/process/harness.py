@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -111,9 +111,14 @@ def wait_for_event(broker: LocalBroker, after_bytes: int, **fields: object) -> d
 
 def require_no_bug_reported(cluster: LocalCluster) -> None:
     """A broker prints a traceback only for a bug of ours; whatever was done to it is no excuse."""
-    for broker in cluster.brokers:
-        before, found, report = broker.log_path.read_text(errors="replace").partition("Traceback")
-        assert not found, f"broker {broker.node_id}, {before[-500:]}{found}{report[:8000]}"
+    require_no_traceback([broker.log_path for broker in cluster.brokers])
+
+
+def require_no_traceback(logs: Iterable[Path]) -> None:
+    """As above, of brokers that have left the cluster, too."""
+    for path in logs:
+        before, found, report = path.read_text(errors="replace").partition("Traceback")
+        assert not found, f"{path}, {before[-500:]}{found}{report[:8000]}"
 
 
 # --- commands ---------------------------------------------------------------------------

@@ -82,13 +82,22 @@ class _Writer:
             await anyio.sleep(self._pause_s)
 
     def longest_gap_s(self, begin: float, end: float) -> float:
-        """Between two acknowledgements of which the later is after ``begin``, up to ``end``."""
-        longest, last = 0.0, None
-        for at in self.times:
-            if last is not None and at > begin and last < end:
-                longest = max(longest, at - last)
-            last = at
-        return longest
+        """As the function of that name has it."""
+        return longest_gap_s(self.times, begin, end)
+
+
+def longest_gap_s(times: Sequence[float], begin: float, end: float) -> float:
+    """Between two acknowledgements, the later after ``begin`` and the earlier before ``end``.
+
+    Behind the last of them it lasts until ``end``: who has fallen silent has the longest of all.
+    """
+    until = [*times, end] if not times or times[-1] < end else times
+    gaps = (
+        later - earlier
+        for earlier, later in itertools.pairwise(until)
+        if later > begin and earlier < end
+    )
+    return max(gaps, default=end - begin)
 
 
 def restart_in_turn(

@@ -465,6 +465,7 @@ async def _take_turns(
         for node in soak.nodes:
             pid = soak.cluster.pid(node)
             report.usage[node].append(Usage(anonymous_bytes(pid), descriptor_count(pid)))
+    assert report.rounds, "not one fault: there was no time for it"
 
 
 def _compare(cluster: ProxiedCluster, stream: Stream, report: SoakReport) -> None:
