@@ -1,8 +1,9 @@
 """One table of what the peers that can be had here do with the same records.
 
-Each peer runs alone, on files in the same directory, in rounds that take all peers in turn; the
-ratio of a row is the median over the rounds of logd's figure to the peer's.  A peer that
-cannot be had is listed with the reason, and no figure is made up for it.
+Each peer runs alone, on files in the same directory, in rounds that take all peers in turn, every
+other round the other way round: who follows another one finds the disk busy with what that has left
+behind.  The ratio of a row is the median over the rounds of logd's figure to the peer's.  A peer
+that cannot be had is listed with the reason, and no figure is made up for it.
 
     python -m bench.peers --runs 3
 """
@@ -27,6 +28,7 @@ from bench.peers.peer import Peer, PeerError, PeerRun, Workload
 from bench.peers.rabbitmq import RabbitMq
 from bench.peers.redis import Redis
 from bench.peers.zookeeper import ZooKeeper
+from logd import __version__
 from logd.cli.measure import this_machine
 
 RUNS_DEFAULT: Final = 3
@@ -36,9 +38,10 @@ WORKLOADS: Final = {
     "latency": Workload(2_000, RECORD_BYTES, per_chunk=1, in_flight=1),
 }
 LOGD_ARGUMENTS: Final = {
-    "produce": ("produce", "--records", "4000000"),
-    "latency": ("latency", "--records", "2000"),
+    "produce": ("produce", "--records", "4000000", "--record-bytes", str(RECORD_BYTES)),
+    "latency": ("latency", "--records", "2000", "--record-bytes", str(RECORD_BYTES)),
 }
+"""Of ours more records than of most others: it would be over too soon."""
 
 
 class Logd:
@@ -49,6 +52,9 @@ class Logd:
 
     def missing(self) -> str | None:
         return None
+
+    def version(self) -> str:
+        return __version__
 
     def run(self, workload: Workload, directory: Path) -> PeerRun:
         del directory
@@ -81,7 +87,7 @@ def measure(
     }
     for number in range(runs):
         for name, workload in WORKLOADS.items():
-            for peer in list(peers):
+            for peer in peers[:: -1 if number % 2 else 1]:
                 try:
                     with tempfile.TemporaryDirectory(prefix="logd-peers-") as directory:
                         run = peer.run(workload, Path(directory))
@@ -100,6 +106,7 @@ def row(peer: Peer, found: dict[str, dict[str, list[PeerRun]]]) -> dict[str, Any
     ours_produce, ours_latency = (found[name][Logd.name] for name in ("produce", "latency"))
     return {
         "name": peer.name,
+        "version": peer.version(),
         "durability": peer.durability,
         "records_per_s": statistics.median(run.records_per_s for run in produce),
         "p50_ms": statistics.median(run.p50_ms for run in latency),
@@ -133,11 +140,12 @@ def main() -> None:
     print(
         f"three servers each, {RECORD_BYTES}-byte records, {asked.runs} rounds, "
         f"load {os.getloadavg()[0]:.1f}\n\n"
-        f"{'':44}{'records/s':>12}{'logd is':>9}{'p50 ms':>9}{'p99 ms':>9}{'logd is':>9}"
+        f"{'':53}{'records/s':>12}{'logd is':>9}{'p50 ms':>9}{'p99 ms':>9}{'logd is':>9}"
     )
     for one in rows:
         print(
-            f"{one['name']:44}{one['records_per_s']:12,.0f}{one['logd_rate_ratio']:8.2f}x"
+            f"{one['name']:44} {one['version']:8}"
+            f"{one['records_per_s']:12,.0f}{one['logd_rate_ratio']:8.2f}x"
             f"{one['p50_ms']:9.3f}{one['p99_ms']:9.3f}{one['logd_p50_ratio']:8.2f}x"
             f"  {one['durability']}"
         )

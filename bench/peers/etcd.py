@@ -1,4 +1,4 @@
-"""etcd: three servers; a record is a put of a key of its own, a lock one of its lock service.
+"""etcd: three servers; a record is a put of one of 5,000 keys, a lock one of its lock service.
 
 Spoken to by gRPC, over one connection to the leader, with no more of it than the calls need
 (``http2.py``).  Messages: etcd's api/etcdserverpb/rpc.proto and v3lockpb/v3lock.proto.
@@ -26,6 +26,7 @@ from bench.peers.peer import (
     Workload,
     running,
     varint,
+    version_said,
 )
 from logd.cli.local_cluster import free_ports
 
@@ -44,11 +45,14 @@ IN_FLIGHT_MAX: Final = 1_000
 class Etcd:
     """etcd with its defaults: every write is synced before it is acknowledged."""
 
-    name = "etcd, a key per record"
+    name = "etcd, a put per record"
     durability = "synced by a majority"
 
     def missing(self) -> str | None:
         return None if shutil.which("etcd") else "no etcd on the path (Debian: etcd-server)"
+
+    def version(self) -> str:
+        return version_said("etcd", "--version")
 
     def run(self, workload: Workload, directory: Path) -> PeerRun:
         with leader(directory) as channel:

