@@ -88,7 +88,8 @@ def run_suite(tree: Path, choice: str) -> dict[str, float]:
         environment = {**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'client'}"}
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, check=False)
         if done.returncode != 0:
-            sys.exit(f"the benchmarks of {tree} failed:\n{done.stdout.decode()[-3000:]}")
+            said = (done.stdout + done.stderr).decode(errors="replace")
+            sys.exit(f"the benchmarks of {tree} failed:\n{said[-3000:]}")
         found = json.loads(result.read_bytes())
     return {one["fullname"]: one["stats"]["median"] * US_PER_S for one in found["benchmarks"]}
 
@@ -107,6 +108,12 @@ def measure(trees: Mapping[str, Path], runs: int, choice: str) -> dict[str, Figu
 def compare(before: Figures, after: Figures) -> list[Change]:
     """The benchmarks that both have, in the order of the newer one."""
     return [_change(name, before[name], after[name]) for name in after if name in before]
+
+
+def unmatched(before: Figures, after: Figures) -> list[str]:
+    """What only one side has: a benchmark that was renamed is compared with nothing."""
+    gone = [f"only before: {name}" for name in before if name not in after]
+    return gone + [f"only here: {name}" for name in after if name not in before]
 
 
 def _change(name: str, before: list[float], after: list[float]) -> Change:
@@ -128,8 +135,9 @@ def checked_out(revision: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
-def print_changes(changes: list[Change]) -> None:
-    """Those beyond noise first, the worst at the top."""
+def print_changes(before: Figures, after: Figures) -> None:
+    """Those beyond noise, the worst at the top; then what could not be compared."""
+    changes = compare(before, after)
     certain = [change for change in changes if change.is_beyond_noise]
     for change in sorted(certain, key=lambda change: -change.ratio):
         word = "slower" if change.ratio > 1 else "faster"
@@ -138,6 +146,8 @@ def print_changes(changes: list[Change]) -> None:
             f"  {change.name}"
         )
     print(f"{len(certain)} of {len(changes)} benchmarks changed beyond noise")
+    for line in unmatched(before, after):
+        print(line)
 
 
 def _revision() -> str:
@@ -158,9 +168,10 @@ def _read(path: Path) -> Saved:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--base", metavar="REVISION", help="run this one too, in turns")
-    parser.add_argument("--against", type=Path, help="a saved file; default: the newest")
-    parser.add_argument("--save", type=Path, help="write the figures here; compares nothing")
+    aim = parser.add_mutually_exclusive_group()
+    aim.add_argument("--base", metavar="REVISION", help="run this one too, in turns")
+    aim.add_argument("--against", type=Path, help="a saved file; default: the newest")
+    aim.add_argument("--save", type=Path, help="write the figures here; compares nothing")
     parser.add_argument("--runs", type=int, default=RUNS_DEFAULT)
     parser.add_argument("-k", dest="choice", default="", help="only these, as pytest's -k")
     asked = parser.parse_args()
@@ -172,7 +183,7 @@ def main() -> None:
     if asked.base:
         with checked_out(asked.base) as tree:
             both = measure({asked.base: tree, "here": ROOT}, asked.runs, asked.choice)
-        print_changes(compare(both[asked.base], both["here"]))
+        print_changes(both[asked.base], both["here"])
         return
     path = None if asked.save else asked.against or _newest_saved()
     figures = measure({"here": ROOT}, asked.runs, asked.choice)["here"]
@@ -183,7 +194,7 @@ def main() -> None:
         return
     before = _read(path)
     print(f"{path.name}: {before.revision}, {before.machine}\nhere: {this_machine()}\n")
-    print_changes(compare(before.figures, figures))
+    print_changes(before.figures, figures)
 
 
 if __name__ == "__main__":

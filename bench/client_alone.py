@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import multiprocessing
+import os
 import resource
 import select
+import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -76,6 +78,7 @@ from logd_client import Client, WouldBlock, connect
 from logd_client.coordination.watches import Watch
 
 HOST: Final = "127.0.0.1"
+PARENT_LOOK_S: Final = 1.0
 GROUP: Final = GroupId(1)
 TOPIC: Final = "alone"
 VALUES: Final = [b"%0100d" % number for number in range(10_000)]
@@ -243,12 +246,15 @@ def _delivered_batch(base_offset: int) -> bytes:
 
 
 def _serve(listener: socket.socket) -> None:
+    """Until told to end, or whoever started it has ended without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started it.
+    parent = os.getppid()
     port = listener.getsockname()[1]
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN)
     sessions: dict[int, _Session] = {}
-    while True:
-        for ready, _ in poll.poll():
+    while os.getppid() == parent:
+        for ready, _ in poll.poll(PARENT_LOOK_S):
             if ready == listener.fileno():
                 sock = listener.accept()[0]
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -293,10 +299,12 @@ async def nowait(client: Client, address: str, records: int) -> None:
     async with client.producer(TOPIC) as producer:
         oldest = ticket = None
         for at in range(records):
+            value = VALUES[at % 10_000]
             try:
-                ticket = producer.append_nowait(VALUES[at % 10_000])
+                ticket = producer.append_nowait(value)
             except WouldBlock:
                 await producer.flush()
+                ticket = producer.append_nowait(value)
             if at % 1000 == 0:
                 if oldest is not None:
                     await oldest

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import anyio
 
@@ -285,12 +285,22 @@ def _produced(arguments: tuple[str, ...], brokers: int, runs: int) -> Row:
 
 Grow = Callable[[Sequence[int], int], list[Row]]
 
-TABLES: Final[dict[str, tuple[Grow, tuple[int, ...]]]] = {
-    "log": (grow_log, (1024, 2048, 4096, 8192)),
-    "partitions": (grow_partitions, (1, 10, 100, 1000)),
-    "batches": (grow_batches, (1 * KIB, 10 * KIB, 100 * KIB, 1 * MIB)),
-    "records": (grow_records, (10, 100, 1_000, 10_000, 100_000)),
-    "brokers": (grow_brokers, (1, 3, 5)),
+
+class Table(NamedTuple):
+    """One that can be asked for."""
+
+    grow: Grow
+    sizes: tuple[int, ...]
+    medians: str = "all"
+    """Which of its columns are medians of several runs; the others were measured once."""
+
+
+TABLES: Final = {
+    "log": Table(grow_log, (1024, 2048, 4096, 8192), "opening again"),
+    "partitions": Table(grow_partitions, (1, 10, 100, 1000), "records/s, MB/s and CPU"),
+    "batches": Table(grow_batches, (1 * KIB, 10 * KIB, 100 * KIB, 1 * MIB)),
+    "records": Table(grow_records, (10, 100, 1_000, 10_000, 100_000)),
+    "brokers": Table(grow_brokers, (1, 3, 5)),
 }
 
 
@@ -312,11 +322,19 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+")
     parser.add_argument("--runs", type=int, default=3)
     asked = parser.parse_args()
-    grow, sizes = TABLES[asked.table]
+    table = TABLES[asked.table]
+    sizes = asked.sizes or table.sizes
+    if list(sizes) != sorted(set(sizes)):
+        parser.error(
+            f"--sizes {' '.join(map(str, sizes))}: each is to be larger than the one before"
+        )
     load = os.getloadavg()[0]
-    rows = grow(asked.sizes or sizes, asked.runs)
+    rows = table.grow(sizes, asked.runs)
     print(markdown(rows))
-    print(f"\nMedians of {asked.runs}; load {load:.1f} before, {os.getloadavg()[0]:.1f} after.")
+    print(
+        f"\nMedians of {asked.runs}: {table.medians}; load {load:.1f} before, "
+        f"{os.getloadavg()[0]:.1f} after."
+    )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +56,35 @@ def started(bench: subprocess.Popen[bytes]) -> list[int]:
             return found[: len(ROLES)]
         time.sleep(0.05)
     sys.exit("the brokers did not start")
+
+
+def sampled(py_spy: str, pids: Sequence[int], seconds: int, directory: Path) -> list[float]:
+    """Sample all of them at once; the processor time that each took meanwhile."""
+    before = [process_cpu_seconds(pid) for pid in pids]
+    samplers = [
+        subprocess.Popen(
+            [
+                *(py_spy, "record", "--format", "raw", "--rate", str(RATE_HZ)),
+                *("--duration", str(seconds), "--pid", str(pid)),
+                *("--output", str(directory / f"{pid}.txt")),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for pid in pids
+    ]
+    try:
+        time.sleep(seconds)
+        used = [process_cpu_seconds(pid) - spent for pid, spent in zip(pids, before, strict=True)]
+        for sampler in samplers:
+            _, told = sampler.communicate()
+            if sampler.returncode != 0:
+                sys.exit(f"py-spy: {told.decode(errors='replace').strip()}")
+    finally:
+        for sampler in samplers:
+            sampler.kill()  # None is left by now, if all went well.
+            sampler.wait()
+    return used
 
 
 def session_samples(raw: Path) -> int:
@@ -93,27 +123,17 @@ def main() -> None:
     directory.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "logd", "bench", *asked.bench, "--brokers", "3"]
     with subprocess.Popen(command) as bench:
-        pids = [*started(bench), bench.pid]
-        time.sleep(asked.delay)
-        before = [process_cpu_seconds(pid) for pid in pids]
-        samplers = [
-            subprocess.Popen(
-                [
-                    *(py_spy, "record", "--format", "raw", "--rate", str(RATE_HZ)),
-                    *("--duration", str(asked.seconds), "--pid", str(pid)),
-                    *("--output", str(directory / f"{pid}.txt")),
-                ],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-            for pid in pids
-        ]
-        time.sleep(asked.seconds)
-        used = [process_cpu_seconds(pid) - spent for pid, spent in zip(pids, before, strict=True)]
-        for sampler in samplers:
-            _, told = sampler.communicate()
-            if sampler.returncode != 0:
-                sys.exit(f"py-spy: {told.decode(errors='replace').strip()}")
+        try:
+            pids = [*started(bench), bench.pid]
+            time.sleep(asked.delay)
+            used = sampled(py_spy, pids, asked.seconds, directory)
+        except FileNotFoundError:
+            sys.exit("the run was over before it had been sampled: more --records, or less --delay")
+        except BaseException:
+            bench.terminate()  # Its brokers end with it.
+            raise
+    if bench.returncode != 0:
+        sys.exit(f"logd bench ended with {bench.returncode}: these are no samples of a whole run")
     *brokers, client = zip(used, pids, strict=True)
     brokers.sort(key=lambda broker: -session_samples(directory / f"{broker[1]}.txt"))
     for role, (cpu_s, pid) in zip(ROLES[:2], brokers, strict=False):

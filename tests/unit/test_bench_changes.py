@@ -1,10 +1,11 @@
-"""A change is called one only if no run of either side falls among the other's."""
+"""A change is called one only if no run of either side falls among the other's, and what cannot be
+compared is said."""
 
 from __future__ import annotations
 
 import pytest
 
-from bench.changes import compare
+from bench.changes import compare, unmatched
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,9 @@ def test_a_change_is_beyond_noise(
 
     assert change.is_beyond_noise is is_beyond_noise
     assert change.ratio == pytest.approx(sorted(after)[1] / sorted(before)[1])
+
+
+def test_a_benchmark_that_only_one_side_has_is_named() -> None:
+    found = unmatched({"a": [1.0], "old name": [1.0]}, {"a": [1.0], "new name": [1.0]})
+
+    assert found == ["only before: old name", "only here: new name"]
