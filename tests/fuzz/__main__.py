@@ -46,6 +46,8 @@ def fuzz_all(minutes: float, only: str | None) -> int:
     """Fuzz the targets one after another; 1 if one of them broke."""
     from tests.fuzz.targets import TARGETS
 
+    if only is not None and only not in TARGETS:
+        sys.exit(f"no target {only!r}, expected one of {', '.join(TARGETS)}")
     names = [only] if only else list(TARGETS)
     seconds = max(int(minutes * 60 / len(names)), 2)
     if importlib.util.find_spec("atheris") is None:

@@ -119,6 +119,8 @@ class Push:
     async def warm_up(self) -> None:
         """Wait until every cache has been filled several times over."""
         while self.run.pushed_bytes < WARM_UP_BYTES:
+            free_bytes = _free_bytes(self._cluster)
+            assert free_bytes > DISK_FREE_BYTES_MIN, f"{free_bytes:,} bytes free: nobody pushes"
             await anyio.sleep(SAMPLE_S)
         self.run.warm_at = len(next(iter(self.run.samples.values())))
 

@@ -59,6 +59,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no more after this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
+    if options.seeds < 1:
+        parser.error(f"--seeds {options.seeds}: of none nothing is learnt")
     if options.seed is not None:
         return replay(options.seed, _numbers(options.faults), messages=options.messages)
 

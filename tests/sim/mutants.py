@@ -312,6 +312,8 @@ def main() -> int:
         for mutant in MUTANTS
         if not options.names or any(name in mutant.name for name in options.names)
     ][:: options.every]
+    if not chosen:
+        parser.error(f"no mutant's name contains {' or '.join(options.names)}")
     misfits = [mutant.name for mutant in MUTANTS if not fits(mutant)]
 
     def try_one(mutant: Mutant) -> Fate:
