@@ -71,7 +71,7 @@ def place(
 
     Raises:
         InvalidPartitionError: ``partitions`` is out of range.
-        NotEnoughBrokersError: ``replicas`` exceeds the brokers.
+        NotEnoughBrokersError: ``replicas`` exceeds these brokers.
         InvalidRequestError: ``replicas`` is less than 1 or more than ``REPLICAS_MAX``.
     """
     if not 1 <= partitions <= PARTITIONS_PER_TOPIC_MAX:
@@ -90,13 +90,14 @@ def place(
     )
 
 
-def _replica_count(asked: int | None, registered: int) -> int:
-    count = min(REPLICAS_DEFAULT, max(1, registered)) if asked is None else asked
+def _replica_count(asked: int | None, available: int) -> int:
+    count = min(REPLICAS_DEFAULT, max(1, available)) if asked is None else asked
     if count < 1:
         raise InvalidRequestError(f"{count} replicas, a partition has 1 to {REPLICAS_MAX}")
-    if count > registered:
+    if count > available:
         raise NotEnoughBrokersError(
-            f"a partition of {count} replicas needs as many brokers; registered: {registered}"
+            f"a partition of {count} replicas needs as many brokers; {available} are registered "
+            "and not draining"
         )
     if count > REPLICAS_MAX:
         raise InvalidRequestError(f"{count} replicas, a partition has 1 to {REPLICAS_MAX}")

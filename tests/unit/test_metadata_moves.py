@@ -195,6 +195,8 @@ def test_a_draining_broker_gets_nothing_new_until_it_is_resumed() -> None:
     apply(state, create("other", partitions=8, replicas=3))
     with pytest.raises(RebalanceConflictError, match="broker 4, which is draining"):
         apply(state, begin(1, 2, 4))
+    with pytest.raises(NotEnoughBrokersError, match="4 are registered and not draining"):
+        apply(state, create("wide", partitions=1, replicas=5))
 
     assert state.partitions_on(NodeId(4)) == ()
     apply(state, register(4, incarnation=2))
