@@ -19,11 +19,13 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
 
+from logd.cli.local_cluster import LocalBroker
 from logd.errors import LogdError
 from logd.limits import KIB, MIB
 from logd.types import GroupId, NodeId
@@ -310,21 +312,27 @@ async def reset_all(soak: Soak) -> None:
 async def flip_bits(soak: Soak) -> None:
     """In sealed segments of one broker, while it is down; until its files verify again."""
     broker = soak.cluster.broker(soak.any_broker())
+    with anyio.fail_after(WHOLE_TIMEOUT_S):  # Soon after the beginning there is none yet.
+        while not _sealed_segments(broker):
+            await anyio.sleep(POLL_S)
     await soak.stop(broker.node_id)
-    sealed = [
-        path
-        for group in broker.data_dir.glob("groups/*")
-        for path in sorted(group.glob("*.log"))[:-1]
-    ]
-    if sealed:
-        for _ in range(FLIPPED_BITS):
-            flip_bit(soak.chance.choice(sealed), soak.chance)
+    sealed = _sealed_segments(broker)
+    for _ in range(FLIPPED_BITS):
+        flip_bit(soak.chance.choice(sealed), soak.chance)
     soak.cluster.start(broker.node_id)
     with anyio.fail_after(WHOLE_TIMEOUT_S):
         while (
             await anyio.to_thread.run_sync(run_logd, "segment", "verify", broker.data_dir)
         ).returncode != 0:
             await anyio.sleep(0.5)
+
+
+def _sealed_segments(broker: LocalBroker) -> list[Path]:
+    return [
+        path
+        for group in broker.data_dir.glob("groups/*")
+        for path in sorted(group.glob("*.log"))[:-1]
+    ]
 
 
 FAULTS: Final[dict[str, Fault]] = {
