@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from logd import __version__
+from logd.broker.broker import check_timeout
 from logd.broker.coordination.fencing import raise_fence
 from logd.broker.coordination.topic import ensure_topic
 from logd.broker.rebalancing import REBALANCING_HANDLERS, broker_info
@@ -20,11 +21,7 @@ from logd.errors import (
     RequestTimeoutError,
     UnavailableError,
 )
-from logd.limits import (
-    ADMIN_TIMEOUT_MS_MAX,
-    METADATA_PARTITIONS_PER_ANSWER,
-    METADATA_TOPICS_PER_ANSWER,
-)
+from logd.limits import METADATA_PARTITIONS_PER_ANSWER, METADATA_TOPICS_PER_ANSWER
 from logd.metadata.commands import AddPartitions, AlterTopic, CreateTopic, DeleteTopic
 from logd.metadata.features import OUTCOME_LEVEL
 from logd.metadata.state import Topic, TopicAltered, TopicCreated
@@ -146,7 +143,7 @@ async def init_producer(broker: Broker, request: InitProducerRequest) -> InitPro
 
 async def create_topic(broker: Broker, request: CreateTopicRequest) -> CreateTopicResponse:
     """Create a topic, and wait until its partitions have leaders or most of the time is up."""
-    _check_timeout(request.timeout_ms)
+    check_timeout(request.timeout_ms)
     broker.check_known()
     leaders_by = trio.current_time() + LEADERS_AWAITED_SHARE * request.timeout_ms / 1000
     result = await broker.metadata.execute(
@@ -173,7 +170,7 @@ async def create_topic(broker: Broker, request: CreateTopicRequest) -> CreateTop
 
 
 async def delete_topic(broker: Broker, request: DeleteTopicRequest) -> DeleteTopicResponse:
-    _check_timeout(request.timeout_ms)
+    check_timeout(request.timeout_ms)
     broker.check_known()
     is_timed = broker.metadata.state.feature_level >= OUTCOME_LEVEL
     await broker.metadata.execute(
@@ -186,7 +183,7 @@ async def delete_topic(broker: Broker, request: DeleteTopicRequest) -> DeleteTop
 
 async def alter_topic(broker: Broker, request: AlterTopicRequest) -> AlterTopicResponse:
     """Add partitions, set options, or both: two commands then, the first of which stays."""
-    _check_timeout(request.timeout_ms)
+    check_timeout(request.timeout_ms)
     broker.check_known()
     deadline_ms = broker.node.now_ms() + request.timeout_ms
     result: object = None
@@ -215,13 +212,6 @@ async def alter_topic(broker: Broker, request: AlterTopicRequest) -> AlterTopicR
     return AlterTopicResponse(
         topic=_topic_info(broker, result.topic), metadata_offset=broker.metadata.applied_offset
     )
-
-
-def _check_timeout(timeout_ms: int) -> None:
-    if not 0 < timeout_ms <= ADMIN_TIMEOUT_MS_MAX:
-        raise InvalidRequestError(
-            f"timeout_ms is {timeout_ms}, expected 1 to {ADMIN_TIMEOUT_MS_MAX}"
-        )
 
 
 async def describe_partition(
@@ -265,7 +255,7 @@ def _replica_info(broker: Broker, group: Group, member: NodeId) -> ReplicaInfo:
 
 async def transfer_leader(broker: Broker, request: TransferLeaderRequest) -> TransferLeaderResponse:
     """Hand leadership over, and wait until somebody else has it."""
-    _check_timeout(request.timeout_ms)
+    check_timeout(request.timeout_ms)
     group = broker.leading_group(request.group)
     target = None if request.target is None else NodeId(request.target)
     if target is not None:
@@ -296,7 +286,7 @@ async def transfer_leader(broker: Broker, request: TransferLeaderRequest) -> Tra
 
 async def trim_partition(broker: Broker, request: TrimPartitionRequest) -> TrimPartitionResponse:
     """Commit that nobody reads below an offset any more."""
-    _check_timeout(request.timeout_ms)
+    check_timeout(request.timeout_ms)
     if (request.before_offset is None) == (request.before_time_ms is None):
         raise InvalidRequestError("expected one of before_offset and before_time_ms")
     deadline_ms = broker.node.now_ms() + request.timeout_ms

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from logd.broker.recent_events import RecentEvents
-from logd.errors import LogdError, NotLeaderError, UnavailableError, UnknownTopicError
+from logd.errors import (
+    InvalidRequestError,
+    LogdError,
+    NotLeaderError,
+    UnavailableError,
+    UnknownTopicError,
+)
+from logd.limits import ADMIN_TIMEOUT_MS_MAX
 from logd.replication.group import Group
 from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId
 
@@ -25,6 +32,18 @@ if TYPE_CHECKING:
 
 METADATA_LOG: Final = "the metadata log"
 """What people call group 0."""
+
+
+def check_timeout(timeout_ms: int) -> None:
+    """Accept the time that a request about the cluster gives the broker.
+
+    Raises:
+        InvalidRequestError: says what may be given.
+    """
+    if not 0 < timeout_ms <= ADMIN_TIMEOUT_MS_MAX:
+        raise InvalidRequestError(
+            f"timeout_ms is {timeout_ms}, expected 1 to {ADMIN_TIMEOUT_MS_MAX}"
+        )
 
 
 class ProduceBudget:

@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from logd.broker import log_events
+from logd.broker.broker import check_timeout
 from logd.broker.plan_runner import is_controller
 from logd.errors import (
     BrokerInUseError,
@@ -17,7 +18,7 @@ from logd.errors import (
     RequestTimeoutError,
     UnavailableError,
 )
-from logd.limits import ADMIN_TIMEOUT_MS_MAX, METADATA_VOTERS_MAX
+from logd.limits import METADATA_VOTERS_MAX
 from logd.metadata.commands import (
     CancelMove,
     CancelPlan,
@@ -302,10 +303,7 @@ def _plan_info(plan: Plan) -> PlanInfo:
 
 def _check(broker: Broker, timeout_ms: int) -> None:
     broker.check_known()
-    if not 0 < timeout_ms <= ADMIN_TIMEOUT_MS_MAX:
-        raise InvalidRequestError(
-            f"timeout_ms is {timeout_ms}, expected 1 to {ADMIN_TIMEOUT_MS_MAX}"
-        )
+    check_timeout(timeout_ms)
 
 
 REBALANCING_HANDLERS: Final[dict[int, Callable[[Broker, Any], Awaitable[Message]]]] = {
