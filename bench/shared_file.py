@@ -5,6 +5,9 @@ a file for each, every one is written and synced, as a broker does it; with one 
 write and one sync.  Files are filled before anything is measured, and rounds of the two kinds take
 turns.
 
+Processor time is this process's.  What the kernel does for a sync in a thread of its own, some
+0.06 ms each, is not in it, and would make the difference larger.
+
 What a shared file costs later is not in it: everything is written once more, into files that can be
 read, trimmed and compacted by partition, or else found by an index of all of it.
 

@@ -3,7 +3,7 @@
 One batch is 1,000 records of 100 bytes, all different.  Every figure is per batch: divide by
 1,000 for a record.  The target is 5 M records/s each way, which is 200 µs per batch.
 
-    make bench, or: pytest bench/test_record_bench.py --benchmark-enable
+    make bench-compare, or: pytest bench/test_record_bench.py --benchmark-enable
 """
 
 from __future__ import annotations

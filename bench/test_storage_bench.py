@@ -4,7 +4,7 @@ The event loop pays for ``append`` and for reads of what is cached; the sync run
 Batches are 1,000 records of 100 bytes, 100 kB: at 2 M records/s the loop has 500 µs for each,
 for everything.
 
-    make bench, or: pytest bench/test_storage_bench.py --benchmark-enable
+    make bench-compare, or: pytest bench/test_storage_bench.py --benchmark-enable
 """
 
 from __future__ import annotations
