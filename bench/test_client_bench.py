@@ -15,7 +15,7 @@ from logd.limits import KIB
 from logd.record.header import Codec
 from logd.types import ProducerId
 from logd.wire.messages import ProduceResponse
-from logd_client.accumulator import OpenBatch, Slices, record_bytes
+from logd_client.accumulator import OpenBatch, Slices, check_records, record_bytes
 from logd_client.delivery import Delivery
 from logd_client.pipeline import Pipeline
 
@@ -36,7 +36,11 @@ def open_batch(values: list[bytes | None]) -> OpenBatch:
 
 
 def test_cut_10_000_values_into_batches(benchmark: BenchmarkFixture) -> None:
-    bounds = benchmark(lambda: list(Slices(VALUES, None).bounds(BATCH_BYTES)))
+    def cut() -> list[tuple[int, int, int]]:
+        check_records(VALUES, None)
+        return list(Slices(VALUES, None).bounds(BATCH_BYTES))
+
+    bounds = benchmark(cut)
 
     assert bounds[-1][1] == RECORDS
 

@@ -255,18 +255,10 @@ class Slices:
     """
 
     def __init__(self, values: Sequence[Value], keys: Keys) -> None:
-        """Measure the records, as for batches in which they are alone.
-
-        Raises:
-            UsageError: a value or key is not bytes, or there are more keys than values.
-        """
-        _check_column("values", values)
+        """Measure records, which were checked, as for batches in which they are alone."""
         lengths = _lengths(values)
         largest_key = len(keys) if isinstance(keys, bytes) else 0
         if keys is not None and not isinstance(keys, bytes):
-            if len(keys) != len(values):
-                raise UsageError(f"{len(keys)} keys, {len(values)} values")
-            _check_column("keys", keys)
             lengths = list(map(add, lengths, _lengths(keys)))
         self._lengths = lengths
         # A key that all records share is stored once, but counts towards the limit of each.
@@ -332,6 +324,19 @@ def _lengths(column: Sequence[Value]) -> list[int]:
 
 
 _COLUMN_TYPES: Final = frozenset((bytes, type(None)))
+
+
+def check_records(values: Sequence[Value], keys: Keys) -> None:
+    """Refuse what cannot be the records of one ``append_many``.
+
+    Raises:
+        UsageError: a value or key is not bytes, or there are more or fewer keys than values.
+    """
+    _check_column("values", values)
+    if keys is not None and not isinstance(keys, bytes):
+        if len(keys) != len(values):
+            raise UsageError(f"{len(keys)} keys, {len(values)} values")
+        _check_column("keys", keys)
 
 
 def check_sequence(name: str, column: Sequence[Value]) -> None:

@@ -7,6 +7,7 @@ two small objects, however long it takes.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from operator import sub
 from typing import NamedTuple
 
 import msgspec
@@ -185,11 +186,7 @@ def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     if isinstance(positions, range):
         yield positions.start, positions.stop, 0
         return
-    begun = 0
-    start = end = positions[0]
-    for at, position in enumerate(positions):
-        if position != end:
-            yield start, end, begun
-            begun, start = at, position
-        end = position + 1
-    yield start, end, begun
+    steps = map(sub, positions[1:], positions)
+    begins = [0, *[at for at, step in enumerate(steps, 1) if step != 1]]
+    for at, end in zip(begins, [*begins[1:], len(positions)], strict=True):
+        yield positions[at], positions[end - 1] + 1, at

@@ -44,6 +44,7 @@ from logd_client.accumulator import (
     OpenBatch,
     Slices,
     Value,
+    check_records,
     check_sequence,
     checked_headers,
     record_bytes,
@@ -573,6 +574,7 @@ class Producer:
             raise UsageError("give key or keys, not both")
         if keys is not None:
             check_sequence("keys", keys)
+        check_records(values, key if keys is None else keys)
         timestamp_ms = self._time_of(timestamp_ms)
         if key is not None:
             record_bytes(None, key, 0)
@@ -611,7 +613,6 @@ class Producer:
         fence: tuple[int, int],
     ) -> tuple[AckRange, ...]:
         """Each record goes where its key says; keyless ones are spread together."""
-        Slices(values, keys)  # Refuses wrong types before anything is queued.
         outcome = ManyDeliveries()
         for chosen, positions in self._group(keys):
             group_values = list(map(values.__getitem__, positions))

@@ -15,6 +15,7 @@ from logd.record.header import HEADER_BYTES, Codec
 from logd_client.accumulator import (
     OpenBatch,
     Slices,
+    check_records,
     checked_headers,
     record_bytes,
 )
@@ -89,12 +90,12 @@ def test_a_key_counts_towards_the_limit_of_its_record(keys: bytes | list[bytes |
 @pytest.mark.parametrize("values", [["text"], [1], [bytearray(b"x")], b"bytes", "text"])
 def test_values_that_are_not_bytes_are_refused(values: list[bytes]) -> None:
     with pytest.raises(UsageError, match="bytes"):
-        Slices(values, None)
+        check_records(values, None)
 
 
 def test_there_is_one_key_per_value() -> None:
     with pytest.raises(UsageError, match="1 keys, 2 values"):
-        Slices([b"a", b"b"], [b"k"])
+        check_records([b"a", b"b"], [b"k"])
 
 
 def test_records_joined_one_by_one_come_out_as_they_went_in() -> None:

@@ -17,7 +17,7 @@ from logd.limits import ADMIN_TIMEOUT_MS_MAX, COORDINATION_TIMEOUT_MS_MAX
 from logd.types import HostPort
 from logd.wire.messages import PartitionInfo, TopicInfo
 from logd_client import Client, connect, sync
-from logd_client.accumulator import Slices, check_sequence, checked_headers
+from logd_client.accumulator import check_records, check_sequence, checked_headers
 from logd_client.admin import Admin
 from logd_client.arguments import require_list
 from logd_client.background import Background, task_group
@@ -259,7 +259,7 @@ def test_aware_times_are_starts_wherever_their_zone_is() -> None:
 
 def test_a_generator_is_refused_because_measuring_it_would_use_it_up() -> None:
     with pytest.raises(UsageError, match="values must be a list or a tuple, not generator"):
-        Slices((value for value in [b"a"]), None)  # type: ignore[arg-type]  # The mistake.
+        check_records((value for value in [b"a"]), None)  # type: ignore[arg-type]  # The mistake.
 
 
 @pytest.mark.parametrize(
