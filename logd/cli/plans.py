@@ -539,6 +539,14 @@ class PlanProgress(msgspec.Struct, frozen=True, kw_only=True):
     """What the plan left alone; only the command that made it can tell."""
 
 
+def became_of_moves(progress: PlanProgress) -> str:
+    """How many are done, and how many will not be."""
+    parts = [f"{progress.done} of {progress.moves} done"]
+    parts += [f"{progress.skipped} skipped"] if progress.skipped else []
+    parts += [f"{progress.cancelled} cancelled"] if progress.cancelled else []
+    return ", ".join(parts)
+
+
 async def plan_progress(
     client: Client, plan: PlanInfo, names: dict[int, tuple[str, int]]
 ) -> PlanProgress:
@@ -715,11 +723,8 @@ def finish(
             progress = msgspec.structs.replace(progress, stranded=made.stranded)
         tell(progress)
     else:
-        parts = [f"{progress.done} of {progress.moves} moves done"]
-        parts += [f"{progress.skipped} skipped"] if progress.skipped else []
-        parts += [f"{progress.cancelled} cancelled"] if progress.cancelled else []
-        click.echo(f"plan {progress.plan_id} ({progress.purpose}) is {progress.state}: "
-                   + ", ".join(parts))  # fmt: skip
+        became = became_of_moves(progress)
+        click.echo(f"plan {progress.plan_id} ({progress.purpose}) is {progress.state}; moves: {became}")
     if progress.state == "cancelled" or 0 < progress.moves == progress.cancelled:
         raise click.exceptions.Exit(ExitCode.FAILED)
     if progress.skipped or progress.cancelled:
