@@ -724,7 +724,9 @@ def finish(
         tell(progress)
     else:
         became = became_of_moves(progress)
-        click.echo(f"plan {progress.plan_id} ({progress.purpose}) is {progress.state}; moves: {became}")
+        click.echo(
+            f"plan {progress.plan_id} ({progress.purpose}) is {progress.state}; moves: {became}"
+        )
     if progress.state == "cancelled" or 0 < progress.moves == progress.cancelled:
         raise click.exceptions.Exit(ExitCode.FAILED)
     if progress.skipped or progress.cancelled:

@@ -779,6 +779,42 @@ SYSTEM_MUTANTS = (
         "            response.durability,\n        )\n\n    def _outcome",
     ),
     Mutant(
+        "all ranges of a batch are acknowledged at its base",
+        "P1: at the offset acknowledged",
+        "client/logd_client/delivery.py",
+        "AckRange(topic, partition, base + at, end - start, when, durability)",
+        "AckRange(topic, partition, base, end - start, when, durability)",
+    ),
+    Mutant(
+        "of the batches that failed unheard only the first is kept",
+        "P3",
+        "client/logd_client/sender.py",
+        "        if len(self._unreported) < _UNREPORTED_MAX:\n",
+        "        if not self._unreported:\n",
+    ),
+    Mutant(
+        "what was taken in part is handed to the network again",
+        "P4: each batch once",
+        "client/logd_client/transport.py",
+        "        left[0] = memoryview(left[0])[sent:]\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "a blocking append overtakes what was handed over before it",
+        "P2: in the order appended",
+        "client/logd_client/sync_producer.py",
+        "self._portal.call(call if self._handed else function)",
+        "self._portal.call(function)",
+    ),
+    Mutant(
+        "what is handed over to the event loop has no bound",
+        "P6",
+        "client/logd_client/sync_producer.py",
+        "            if self._handed and self._handed_bytes + size > HANDED_OVER_BYTES_MAX:\n"
+        "                return False\n",
+        "",
+    ),
+    Mutant(
         "a consumer takes deliveries of subscriptions that are over",
         "P2: each record once, in order",
         "client/logd_client/cursor.py",
