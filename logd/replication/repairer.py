@@ -219,12 +219,14 @@ class Repairer:
         """Let go of a hole that peers have trimmed, in a group that feeds a state machine.
 
         That one may not have read so far yet, and never would: if so it is given a peer's state.
-        Retention, which lets go of all other holes, does not know how far it has read.
+        Retention, which lets go of all other holes, does not know how far it has read.  It is
+        enough that they have trimmed where the hole begins: what they have behind that has nothing
+        here to be joined to.
 
         False if that cannot be done now.
         """
         application, checkpoints = group.application, group.checkpoints
-        if application is None or hole.end.offset > group.let_go_elsewhere:
+        if application is None or hole.start.offset >= group.let_go_elsewhere:
             return False
         was, bases = group.log.start_offset, group.log.segment_bases
         end = next((base for base in bases if base > hole.start.offset), None)
