@@ -65,6 +65,7 @@ def test_seal_send_and_settle_a_batch(benchmark: BenchmarkFixture, records: int)
         linger_s=0,
         batches_in_flight=8,
         on_settled=settled.append,
+        on_failed=lambda _: None,
     )
     values: list[bytes | None] = list(VALUES[:records])
     response = ProduceResponse(base_offset=0, end_offset=records, append_time_ms=1)

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from operator import sub
-from typing import NamedTuple
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from logd.errors import LogdError, PartialAppendError
 from logd.wire.messages import Durability, ProduceResponse
 from logd_client.event_loop import Event, new_event
+
+UNHEARD_MAX: Final = 1_000
+"""Failures that are kept for a flush to tell of.  If nobody has heard of so many, it can tell of
+the first whatever else fails."""
+
+_HEARD_MAX: Final = 16
+"""So many of those that have been heard of may be kept with them, if those are no more."""
 
 
 class Ack(NamedTuple):
@@ -60,6 +67,11 @@ class Delivery:
     @property
     def is_settled(self) -> bool:
         return self.response is not None or self.error is not None
+
+    @property
+    def is_unheard(self) -> bool:
+        """Somebody has a ticket, and would not know if it had failed."""
+        return self.unawaited_count > 0
 
     def succeed(self, response: ProduceResponse) -> None:
         assert not self.is_settled
@@ -107,13 +119,15 @@ class Ticket:
     recall the record.
     """
 
-    __slots__ = ("_delivery", "_is_counted", "_position")
+    __slots__ = ("_delivery", "_is_counted", "_is_heard", "_position")
 
     def __init__(self, delivery: Delivery, position: int) -> None:
         """It counts among the unawaited until it is awaited."""
         self._delivery = delivery
         self._position = position
         self._is_counted = True
+        self._is_heard = False
+        """Somebody has awaited it to the end."""
         delivery.unawaited_count += 1
 
     @property
@@ -125,15 +139,62 @@ class Ticket:
         return self._wait().__await__()
 
     async def _wait(self) -> Ack:
-        if self._is_counted:
-            self._is_counted = False
-            self._delivery.unawaited_count -= 1
-        await self._delivery.wait()
+        # From now on: who flushes beside us need not be told what we are about to hear.
+        self._count(is_unawaited=False)
+        try:
+            await self._delivery.wait()
+        except BaseException:  # Cancelled: we have heard nothing, though another may have.
+            self._count(is_unawaited=not self._is_heard)
+            raise
+        self._is_heard = True
+        if self._is_counted:  # Another has stopped waiting since.
+            self._count(is_unawaited=False)
         return self._delivery.ack(self._position)
 
-    def acknowledged(self) -> Ack | None:
-        """The acknowledgement, if it has come; does not wait and does not raise."""
+    def _count(self, *, is_unawaited: bool) -> None:
+        if is_unawaited != self._is_counted:
+            self._is_counted = is_unawaited
+            self._delivery.unawaited_count += 1 if is_unawaited else -1
+
+    def outcome(self) -> Ack | LogdError | None:
+        """What became of the record, None if that is not known yet.  It does not wait, and whoever
+        looks counts as nobody who has heard of it."""
+        if self._delivery.error is not None:
+            return self._delivery.error
         return None if self._delivery.response is None else self._delivery.ack(self._position)
+
+
+class Failure(Protocol):
+    """Something that has failed."""
+
+    @property
+    def is_unheard(self) -> bool:
+        """Nobody knows yet who should."""
+
+
+F = TypeVar("F", bound=Failure)
+
+
+class Failures(Generic[F]):
+    """What has failed, for a flush to tell of the first that nobody has heard of."""
+
+    def __init__(self) -> None:
+        self._failed: list[F] = []
+        self._look_at = _HEARD_MAX
+
+    def note(self, failure: F) -> None:
+        """Also of what somebody waits for just now: that may end before the failure is heard of."""
+        if len(self._failed) >= self._look_at:
+            # An error holds on to all through which it was raised.
+            self._failed = [failed for failed in self._failed if failed.is_unheard]
+            self._look_at = min(max(_HEARD_MAX, 2 * len(self._failed)), UNHEARD_MAX)
+        if len(self._failed) < UNHEARD_MAX:
+            self._failed.append(failure)
+
+    def take(self) -> F | None:
+        """The first that nobody has heard of, since this was asked last."""
+        failed, self._failed = self._failed, []
+        return next((failure for failure in failed if failure.is_unheard), None)
 
 
 class ManyDeliveries:

@@ -112,14 +112,17 @@ class Pipeline:
         linger_s: float,
         batches_in_flight: int,
         on_settled: Callable[[int], None],
+        on_failed: Callable[[Delivery], None],
     ) -> None:
-        """``on_settled`` gets the estimated size of each batch that is acknowledged or failed."""
+        """``on_settled`` gets the estimated size of each batch that is acknowledged or failed,
+        ``on_failed`` the delivery of each that failed."""
         assert batches_in_flight == 1 or producer_id, "only sequences keep pipelined batches apart"
         self._producer_id = producer_id
         self._codec = codec
         self._linger_s = linger_s
         self._batches_in_flight = batches_in_flight
         self._on_settled = on_settled
+        self._on_failed = on_failed
         self._queue: deque[OpenBatch] = deque()
         self._unresolved: deque[SealedBatch] = deque()
         self._epoch = 0
@@ -251,8 +254,7 @@ class Pipeline:
                 base_sequence=self._next_sequence,
             )
         except LogdError as error:
-            batch.delivery.fail(error)
-            self._on_settled(batch.size_bytes)
+            self._drop(batch, error)
             return None
         sealed = SealedBatch(batch, data, self._next_sequence)
         if self._producer_id:
@@ -384,12 +386,15 @@ class Pipeline:
             self._never_stored = (
                 batch.base_sequence if lowest is None else min(lowest, batch.base_sequence)
             )
-        batch.delivery.fail(error)
-        self._on_settled(batch.size_bytes)
+        self._settle_as_failed(batch, error)
 
     def _drop(self, batch: OpenBatch, error: LogdError) -> None:
         batch.is_closed = True
+        self._settle_as_failed(batch, error)
+
+    def _settle_as_failed(self, batch: SealedBatch | OpenBatch, error: LogdError) -> None:
         batch.delivery.fail(error)
+        self._on_failed(batch.delivery)
         self._on_settled(batch.size_bytes)
 
     # --- holes --------------------------------------------------------------------------

@@ -187,6 +187,7 @@ class Producer:
                 # Without sequences nothing keeps pipelined batches in order.
                 batches_in_flight=self._options.batches_in_flight if self._producer_id else 1,
                 on_settled=self._budget.give_back,
+                on_failed=self._sender.failures.note,
             )
             self._sender.add_partition(GroupId(description.group), pipeline)
 
@@ -348,7 +349,7 @@ class Producer:
 
         Returns:
             A ticket: ``await ticket`` gives the ``Ack``, or raises what ``append`` raises.
-            A failure whose ticket nobody awaits is raised by the next ``flush``.
+            A failure of which nobody has heard that way is raised by the next ``flush``.
 
         Raises:
             WouldBlock: ``buffer_bytes`` are in use.  Nothing was queued.
@@ -720,7 +721,7 @@ class Producer:
         """Send everything appended so far without lingering, and wait for it.
 
         Raises:
-            LogdError: the first failure of a record whose ticket nobody has awaited.
+            LogdError: the first failure of which nobody has heard by awaiting a ticket.
 
         Cancelling the wait recalls nothing.
         """
@@ -731,9 +732,9 @@ class Producer:
             self._sender.mark_dirty(partition)
         for delivery in waiting:
             await delivery.wait()
-        unreported = self._sender.take_unreported()
-        if unreported is not None:
-            unreported.ack(0)
+        unheard = self._sender.failures.take()
+        if unheard is not None:
+            unheard.ack(0)
 
     @property
     def trouble(self) -> LogdError | None:

@@ -28,7 +28,7 @@ from logd.types import GroupId, NodeId
 from logd.wire.messages import ProduceRequest, ProduceResponse
 from logd_client.backoff import Backoff
 from logd_client.connection import Answer, Connection, Lane
-from logd_client.delivery import Delivery
+from logd_client.delivery import Delivery, Failures
 from logd_client.pipeline import Pipeline, SealedBatch
 from logd_client.routing import FAILURES_BEFORE_DOUBTING_THE_TOPIC, Routing
 
@@ -43,10 +43,6 @@ _SILENCE_GRACE_S: Final = 5.0
 
 _SEALED_BYTES_PER_TURN: Final = 256 * KIB
 """Sealing is computing: after this much the sender lets others run."""
-
-_UNREPORTED_MAX: Final = 1_000
-"""Failed batches that are kept for a flush to tell of.  If nobody has heard of so many, it can tell
-of the first whatever else fails."""
 
 
 class ProducerPartition:
@@ -85,6 +81,7 @@ class Sender:
         self.is_open = False
         self.fatal: LogdError | None = None
         """Why nothing can be appended any more."""
+        self.failures = Failures[Delivery]()
         self._routing = routing
         self._topic = topic
         self._linger_s = linger_s
@@ -94,8 +91,6 @@ class Sender:
         self._wake_sender = anyio.Event()
         self._wake_watch = anyio.Event()
         self._scope = anyio.CancelScope()
-        self._unreported: list[Delivery] = []
-        """Those that failed with tickets nobody had awaited."""
 
     # --- life ---------------------------------------------------------------------------
 
@@ -124,11 +119,6 @@ class Sender:
             if partition.is_attaching and partition.pipeline.trouble is not None:
                 return partition.pipeline.trouble
         return None
-
-    def take_unreported(self) -> Delivery | None:
-        """The first that failed with tickets nobody has awaited, since this was asked last."""
-        failed, self._unreported = self._unreported, []
-        return next((delivery for delivery in failed if delivery.unawaited_count), None)
 
     # --- sending ------------------------------------------------------------------------
 
@@ -265,28 +255,12 @@ class Sender:
                 self._routing.view.note_leader(partition.group, hint)
                 partition.was_redirected = hint is not None
         partition.pipeline.refuse(batch, session, error)
-        self._note_failure(batch.delivery)
-
-    def _note_failure(self, delivery: Delivery) -> None:
-        if delivery.error is None or not delivery.unawaited_count:
-            return
-        if len(self._unreported) == _UNREPORTED_MAX:
-            # Some tickets of theirs may have been awaited since.
-            self._unreported = [failed for failed in self._unreported if failed.unawaited_count]
-        if len(self._unreported) < _UNREPORTED_MAX:
-            self._unreported.append(delivery)
 
     def _end_all(self, error: LogdError) -> None:
         """This producer can never append again."""
         self.fatal = error
         for partition in self.partitions:
-            self._fail_all(partition, error)
-
-    def _fail_all(self, partition: ProducerPartition, error: LogdError) -> None:
-        waiting = list(partition.pipeline.deliveries())
-        partition.pipeline.fail_all(error)
-        for delivery in waiting:
-            self._note_failure(delivery)
+            partition.pipeline.fail_all(error)
 
     # --- finding the leader -------------------------------------------------------------
 
@@ -303,7 +277,7 @@ class Sender:
             try:
                 partition.connection = await self._find_leader(partition)
             except UnknownTopicError as error:
-                self._fail_all(partition, error)
+                pipeline.fail_all(error)
                 break
             except LogdError as error:
                 pipeline.note_trouble(error)
@@ -349,10 +323,7 @@ class Sender:
         deadline = partition.pipeline.next_deadline()
         if deadline is None or now < deadline:
             return
-        waiting = list(partition.pipeline.deliveries())
         partition.pipeline.expire(now)
-        for delivery in waiting:
-            self._note_failure(delivery)
         self.mark_dirty(partition)
 
     def _check_for_stall(self, partition: ProducerPartition, now: float) -> float:

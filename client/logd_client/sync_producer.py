@@ -51,8 +51,8 @@ class Ticket:
     def result(self) -> Ack:
         """Wait for the acknowledgement, or raise the record's error."""
         self.is_heard = True
-        ack = None if self._queued is None else self._queued.acknowledged()
-        return self._producer.wait_for(self) if ack is None else ack
+        outcome = None if self._queued is None else self._queued.outcome()
+        return outcome if isinstance(outcome, Ack) else self._producer.wait_for(self)
 
     async def wait(self) -> Ack:
         """``result``, in the event loop's thread, once it is not on its way any more."""

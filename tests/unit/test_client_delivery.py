@@ -1,7 +1,11 @@
-"""Acknowledgements of many records: by input position, however they were spread over batches."""
+"""Acknowledgements of many records: by input position, however they were spread over batches.
+
+And failures: those that nobody has heard of, and not much besides.
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,7 +14,7 @@ import trio
 
 from logd.errors import NotLeaderError, PartialAppendError
 from logd.wire.messages import ProduceResponse
-from logd_client.delivery import Delivery, ManyDeliveries
+from logd_client.delivery import UNHEARD_MAX, Delivery, Failures, ManyDeliveries
 
 
 def acknowledged(partition: int, base_offset: int) -> Delivery:
@@ -56,3 +60,48 @@ def test_what_failed_is_named_by_input_range_beside_what_did_not() -> None:
 
     assert ranges(cast("Sequence[Any]", caught.value.acks)) == [(0, 100, 1), (0, 101, 1)]
     assert caught.value.failures == ((1, 3, error), (4, 5, error))
+
+
+class Failure:
+    def __init__(self, name: str, *, is_unheard: bool) -> None:
+        self.name = name
+        self.is_unheard = is_unheard
+
+
+def test_the_first_failure_that_nobody_has_heard_of_is_told_once() -> None:
+    failures = Failures[Failure]()
+    for name in ("heard", "first", "second"):
+        failures.note(Failure(name, is_unheard=name != "heard"))
+
+    told = failures.take()
+
+    assert told is not None
+    assert told.name == "first"
+    assert failures.take() is None
+
+
+def test_failures_that_were_heard_of_make_room_for_others_and_are_not_kept() -> None:
+    """What a caller's error holds on to may be large."""
+    failures = Failures[Failure]()
+    unheard = [Failure(f"unheard {number}", is_unheard=True) for number in range(3)]
+    kept = weakref.WeakSet[Failure]()
+    for number in range(10 * UNHEARD_MAX):
+        failures.note(heard := Failure("heard", is_unheard=False))
+        kept.add(heard)
+        if number % UNHEARD_MAX == 0 and unheard:
+            failures.note(unheard.pop())
+
+    assert len(kept) < 20
+    told = failures.take()
+    assert told is not None
+    assert told.name == "unheard 2"
+
+
+def test_of_failures_that_nobody_hears_of_only_so_many_are_kept() -> None:
+    failures = Failures[Failure]()
+    kept = weakref.WeakSet[Failure]()
+    for _ in range(3 * UNHEARD_MAX):
+        failures.note(unheard := Failure("unheard", is_unheard=True))
+        kept.add(unheard)
+
+    assert len(kept) == UNHEARD_MAX + 1  # We have the last one.

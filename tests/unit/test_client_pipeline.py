@@ -41,12 +41,14 @@ class Bench:
     ) -> None:
         self.released = 0
         self.deliveries: list[Delivery] = []
+        self.failed: list[Delivery] = []
         self.pipeline = Pipeline(
             producer_id=producer_id,
             codec=Codec.NONE,
             linger_s=linger_s,
             batches_in_flight=in_flight,
             on_settled=self._release,
+            on_failed=self.failed.append,
         )
 
     def _release(self, size: int) -> None:
@@ -215,6 +217,7 @@ def test_a_record_that_cannot_be_sealed_fails_alone_and_takes_no_sequence() -> N
     taken = bench.take_all()
 
     assert isinstance(broken.error, LogdError)
+    assert bench.failed == [broken]
     assert [sequence_of(batch) for batch in taken] == [(0, 0)]
 
 

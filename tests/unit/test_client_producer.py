@@ -12,6 +12,7 @@ import trio.testing
 
 from logd.errors import (
     DeliveryTimeoutError,
+    FencedError,
     NotLeaderError,
     PartialAppendError,
     UsageError,
@@ -20,7 +21,7 @@ from logd.limits import BATCH_BYTES_MAX, KIB
 from logd.record.batch import TIMESTAMP_MS_MAX
 from logd.types import GroupId
 from logd_client.background import task_group
-from logd_client.delivery import Ticket
+from logd_client.delivery import Ack, Ticket
 from logd_client.producer import BATCH_BYTES_DEFAULT
 from tests.support.producing import opened
 
@@ -106,10 +107,10 @@ async def test_who_enqueues_waits_for_room_but_not_for_the_acknowledgement() -> 
 
         assert len(tickets) == 5
         assert [ticket.is_done for ticket in tickets] == [True, False, False, False, False]
-        first = tickets[0].acknowledged()
-        assert first is not None
+        first = tickets[0].outcome()
+        assert isinstance(first, Ack)
         assert first.offset == (await tickets[0]).offset == 0
-        assert tickets[1].acknowledged() is None
+        assert tickets[1].outcome() is None
 
 
 # --- what fails in part -----------------------------------------------------------------
@@ -128,6 +129,56 @@ async def test_a_flush_tells_of_each_failure_that_nobody_has_heard_of() -> None:
         with pytest.raises(DeliveryTimeoutError):
             await producer.flush()
         await producer.flush()
+
+
+@in_virtual_time
+async def test_who_stopped_waiting_for_a_record_has_not_heard_of_its_failure() -> None:
+    async with opened() as (cluster, producer):
+        ticket = producer.append_nowait(b"value")
+        with trio.move_on_after(1):
+            await ticket
+        cluster.leaders[0].refuse(FencedError("an older token"))
+
+        with pytest.raises(FencedError):
+            await producer.flush()
+
+
+@in_virtual_time
+async def test_who_still_waits_for_a_record_hears_of_it_although_another_stopped() -> None:
+    async with opened() as (cluster, producer), task_group() as tasks:
+        for _ in range(20):  # In this order and in the other.
+            ticket = producer.append_nowait(b"value")
+            impatient = trio.CancelScope()
+
+            async def wait(ticket: Ticket = ticket) -> None:
+                with pytest.raises(FencedError):
+                    await ticket
+
+            async def stop_waiting(
+                ticket: Ticket = ticket, impatient: trio.CancelScope = impatient
+            ) -> None:
+                with impatient:
+                    await ticket
+
+            tasks.start_soon(wait)
+            tasks.start_soon(stop_waiting)
+            await trio.testing.wait_all_tasks_blocked()
+            impatient.cancel()
+            cluster.leaders[0].refuse(FencedError("an older token"))
+            await trio.testing.wait_all_tasks_blocked()
+
+            await producer.flush()
+
+
+@in_virtual_time
+async def test_a_flush_tells_of_what_was_given_up_because_the_client_was_closed() -> None:
+    async with opened() as (cluster, producer):
+        producer.append_nowait(b"value")
+        await trio.testing.wait_all_tasks_blocked()
+        cluster.close()
+
+        with pytest.raises(UsageError, match="closed before the record was acknowledged"):
+            await producer.aclose()
 
 
 LARGE = bytes(BATCH_BYTES_DEFAULT - KIB)
