@@ -18,6 +18,8 @@ then is given up.
 
 Whoever is interrupted while waiting, by Ctrl-C or a signal whose handler raises, loses no record
 and no event by it: iterating goes on with the next.  A lock that comes too late is given back.
+But a signal's handler must not use the client itself: it may have interrupted a call to it that
+holds a lock of Python's own, and would wait for ever.  It may raise, or set something.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ import anyio
 
 from logd.errors import InvalidPartitionError, LogdError, WouldBlock
 from logd.limits import MIB
-from logd_client.coordination.fences import Fence, HasFence
-from logd_client.delivery import Ack, AckRange
+from logd_client.coordination.fences import Fence, HasFence, fence_of
+from logd_client.delivery import Ack, AckRange, Failures
 from logd_client.delivery import Ticket as AsyncTicket
 from logd_client.portal import Entered, Portal
 from logd_client.producer import Producer as AsyncProducer
@@ -35,13 +35,20 @@ T = TypeVar("T")
 class Ticket:
     """See ``logd_client.Ticket``."""
 
+    __slots__ = ("_error", "_producer", "_queued", "is_unheard")
+
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
         self._queued: AsyncTicket | None = None
         """None: it is still on its way, or has failed there."""
         self._error: LogdError | None = None
-        self.is_heard = False
-        """Somebody has asked for its result."""
+        self.is_unheard = True
+        """Nobody has been told why it could not be queued."""
+
+    @property
+    def is_on_its_way(self) -> bool:
+        """The event loop's thread has not taken it up yet."""
+        return self._queued is None and self._error is None
 
     @property
     def is_done(self) -> bool:
@@ -50,13 +57,17 @@ class Ticket:
 
     def result(self) -> Ack:
         """Wait for the acknowledgement, or raise the record's error."""
-        self.is_heard = True
-        outcome = None if self._queued is None else self._queued.outcome()
+        outcome = self.outcome()
         return outcome if isinstance(outcome, Ack) else self._producer.wait_for(self)
+
+    def outcome(self) -> Ack | LogdError | None:
+        """What is known by now; whoever looks counts as nobody who has heard of it."""
+        return self._error if self._queued is None else self._queued.outcome()
 
     async def wait(self) -> Ack:
         """``result``, in the event loop's thread, once it is not on its way any more."""
         if self._error is not None:
+            self.is_unheard = False
             raise self._error.with_traceback(None)
         assert self._queued is not None
         return await self._queued
@@ -74,17 +85,21 @@ class Producer(Entered):
     def __init__(self, portal: Portal, producer: AsyncProducer) -> None:
         super().__init__(portal, producer)
         self._producer = producer
-        self._lock = threading.Lock()
-        """Of what several threads count."""
+        self._lock = threading.RLock()
+        """Of the threads that hand over.  One that has it may stand still in a signal's handler: so
+        the event loop's thread never waits for it, and that handler may take it again."""
         self._handed: deque[tuple[Ticket, int, bytes | None, dict[str, Any]]] = deque()
         self._handed_bytes = 0
+        """Of all that ever was handed over."""
+        self._taken_bytes = 0
+        """Of what the event loop's thread has taken up of it."""
         self._is_told = False
         """The event loop is about to look at what is handed over."""
         self._taking = anyio.Lock()
         self._waits_for_room = False
         """Whoever is taking what was handed over."""
-        self._unreported: Ticket | None = None
-        """The first that could not be queued when its turn came."""
+        self._refused = Failures[Ticket]()
+        """Those that could not be queued when their turn came."""
 
     def append(
         self,
@@ -124,12 +139,10 @@ class Producer(Entered):
         given = _given(key, headers, timestamp_ms, partition, fence)
         size = self._producer.check(value, **given)
         ticket = Ticket(self)
-        if not self._hand_over(ticket, size, value, given):
-            self._portal.call(self._take_what_fits)
-            if not self._hand_over(ticket, size, value, given):
-                raise WouldBlock(
-                    f"the producer's buffer is full, and {self._handed_bytes} bytes wait for it"
-                )
+        while not self._hand_over(ticket, size, value, given):
+            if not self._portal.call(self._take_what_fits):
+                waiting = self._handed_bytes - self._taken_bytes
+                raise WouldBlock(f"the producer's buffer is full, and {waiting} bytes wait for it")
         return ticket
 
     def enqueue(
@@ -188,10 +201,7 @@ class Producer(Entered):
         return self._portal.call(lambda: self._producer.trouble)
 
     def flush(self) -> None:
-        self._call_behind(self._producer.flush)
-        failed, self._unreported = self._unreported, None
-        if failed is not None and not failed.is_heard:
-            failed.result()
+        self._call_behind(self._flush)
 
     def __exit__(
         self,
@@ -209,7 +219,12 @@ class Producer(Entered):
 
     def wait_for(self, ticket: Ticket) -> Ack:
         """As ``Ticket.result``."""
-        return self._call_behind(ticket.wait)
+        if ticket.is_on_its_way:
+            return self._call_behind(ticket.wait)
+        outcome = ticket.outcome()
+        if self._portal.is_closed and isinstance(outcome, LogdError):
+            raise outcome.with_traceback(None)  # Which nobody there could tell any more.
+        return self._portal.call(ticket.wait)
 
     # --- handing over -------------------------------------------------------------------------
 
@@ -221,8 +236,11 @@ class Producer(Entered):
         A signal's handler may raise after any call that is made here: then the record is handed
         over, or it is not, and whoever takes it in is told, or will be with the next.
         """
+        if "headers" in given:  # Its caller may go on changing the list.
+            given["headers"] = tuple(given["headers"])
         with self._lock:
-            if self._handed and self._handed_bytes + size > HANDED_OVER_BYTES_MAX:
+            waiting = self._handed_bytes - self._taken_bytes
+            if self._handed and waiting + size > HANDED_OVER_BYTES_MAX:
                 return False
             self._handed_bytes += size
             self._handed.append((ticket, size, value, given))
@@ -249,10 +267,11 @@ class Producer(Entered):
     async def _take_in_all(self) -> None:
         while True:
             await self._take_in()
-            with self._lock:
-                if not self._handed:
-                    self._is_told = False
-                    return
+            # Whoever hands over from here on tells it again.
+            self._is_told = False
+            if not self._handed:
+                return
+            self._is_told = True
 
     async def _take_in(self) -> None:
         """Queue what is handed over by now, waiting for room.  Cancelled, the rest stays."""
@@ -271,10 +290,12 @@ class Producer(Entered):
                 finally:
                     self._waits_for_room = False
 
-    def _take_what_fits(self) -> None:
-        """Queue what is handed over, as far as there is room for it."""
-        while self._handed and not self._waits_for_room and self._take_first():
-            pass
+    def _take_what_fits(self) -> bool:
+        """Queue what is handed over; False if there is no room for all of it."""
+        while self._handed:
+            if self._waits_for_room or not self._take_first():
+                return False
+        return True
 
     def _take_first(self) -> bool:
         """Queue the first that is handed over; False if there is no room."""
@@ -296,13 +317,18 @@ class Producer(Entered):
     def _first_is_refused(self, error: LogdError) -> None:
         ticket = self._handed[0][0]
         ticket.fail(error)
-        self._unreported = self._unreported or ticket
+        self._refused.note(ticket)
         self._drop_first()
 
     def _drop_first(self) -> None:
-        with self._lock:
-            _, size, _, _ = self._handed.popleft()
-            self._handed_bytes -= size
+        _, size, _, _ = self._handed.popleft()
+        self._taken_bytes += size
+
+    async def _flush(self) -> None:
+        await self._producer.flush()
+        refused = self._refused.take()
+        if refused is not None:
+            await refused.wait()
 
 
 def _given(
@@ -323,5 +349,5 @@ def _given(
     if partition is not None:
         given["partition"] = partition
     if fence is not None:
-        given["fence"] = fence
+        given["fence"] = fence_of(fence)  # As it is now: a lease may be over a moment later.
     return given

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -19,21 +20,25 @@ from logd.errors import (
     WouldBlock,
 )
 from logd.limits import BATCH_BYTES_MAX, KIB, MIB, RECORD_BYTES_MAX
+from logd_client.coordination.fences import Fence
 from logd_client.portal import Portal
-from logd_client.sync_producer import Producer
+from logd_client.sync_producer import Producer, Ticket
 from tests.support.producing import Leader, opened
 
 LARGE = bytes(MIB - KIB)
 FIT = 4
 """So many of these in a buffer of ``BATCH_BYTES_MAX``; one more is handed over meanwhile."""
+THIRD = bytes(MIB // 3 - KIB)
+"""Three of them may be handed over while there is no room for one."""
 
 
 class Bench:
     """A producer, its leader, and the thread that both of them live in."""
 
-    def __init__(self, portal: Portal, leader: Leader, producer: Producer) -> None:
+    def __init__(self, portal: Portal, leaders: list[Leader], producer: Producer) -> None:
         self.portal = portal
-        self.leader = leader
+        self.leader = leaders[0]
+        self.leaders = leaders
         self.producer = producer
 
     def answer(self, count: int) -> None:
@@ -71,7 +76,7 @@ def bench(**options: Any) -> Iterator[Bench]:
         context: AbstractContextManager[Any] = thread.wrap_async_context_manager(opened(**options))
         with context as (cluster, producer):
             portal = Portal(thread)
-            yield Bench(portal, cluster.leaders[0], Producer(portal, producer))
+            yield Bench(portal, cluster.leaders, Producer(portal, producer))
 
 
 def test_a_ticket_is_there_before_the_record_is_and_tells_what_became_of_it() -> None:
@@ -115,6 +120,24 @@ def test_many_small_records_are_no_reason_to_refuse_while_there_is_room() -> Non
         it.answer_from_now_on()
 
         assert [ticket.result().offset for ticket in tickets] == list(range(200))
+
+
+def test_that_others_were_quicker_is_no_reason_to_refuse_while_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with bench() as it:
+        call = it.portal.call
+
+        def call_while_others_hand_over(function: Callable[..., Any]) -> Any:
+            result = call(function)
+            if quicker:
+                it.producer.append_nowait(quicker.pop())
+            return result
+
+        monkeypatch.setattr(it.portal, "call", call_while_others_hand_over)
+        for _ in range(8):
+            quicker = [LARGE]
+            it.producer.append_nowait(LARGE)
 
 
 def test_who_enqueues_waits_for_room() -> None:
@@ -164,6 +187,106 @@ def test_a_failure_that_nobody_heard_of_is_raised_by_the_next_flush() -> None:
         for ticket in others:
             with pytest.raises(ProducerFencedError):
                 ticket.result()
+
+
+def test_a_flush_tells_of_each_record_that_could_not_be_queued_and_nobody_has_heard_of() -> None:
+    with bench(buffer_bytes=BATCH_BYTES_MAX) as it:
+        queued = [it.producer.append_nowait(LARGE) for _ in range(FIT)]
+        first, _ = (it.producer.append_nowait(THIRD) for _ in range(2))
+        it.fail(ProducerFencedError("another one has this id"))
+        for ticket in [*queued, first]:
+            with pytest.raises(ProducerFencedError):
+                ticket.result()
+
+        with pytest.raises(ProducerFencedError):
+            it.producer.flush()
+        it.producer.flush()
+
+
+def test_what_became_of_a_record_is_known_after_the_client_was_closed() -> None:
+    with bench(buffer_bytes=BATCH_BYTES_MAX) as it:
+        fine, *failed = [it.producer.append_nowait(LARGE) for _ in range(FIT + 1)]
+        it.answer(1)
+        it.fail(ProducerFencedError("another one has this id"))
+        it.portal.is_closed = True
+
+        assert fine.result().offset == 0
+        for ticket in failed:
+            with pytest.raises(ProducerFencedError):
+                ticket.result()
+
+
+def test_who_waits_for_a_record_does_not_wait_for_room_for_those_behind_it() -> None:
+    with bench(partition_count=2, buffer_bytes=BATCH_BYTES_MAX) as it:
+        ticket = it.producer.append_nowait(b"value", partition=1)
+        for _ in range(FIT + 1):
+            it.producer.append_nowait(LARGE, partition=0)
+
+        async def answer_later() -> None:
+            await trio.sleep(0.05)
+            it.leaders[1].answer()
+
+        it.portal.call(trio.testing.wait_all_tasks_blocked)
+        it.portal.start(answer_later)
+
+        assert ticket.result().partition == 1
+
+
+class Lease:
+    def __init__(self) -> None:
+        self.is_over = False
+
+    @property
+    def fence(self) -> Fence:
+        if self.is_over:
+            raise ValueError("it is over")
+        return Fence(1, 1)
+
+
+def test_a_record_is_what_it_was_when_it_was_handed_over() -> None:
+    """Not what its caller has made of its headers and its lease since."""
+    with bench(buffer_bytes=BATCH_BYTES_MAX) as it:
+        headers: list[Any] = [("name", b"value")]
+        lease = Lease()
+        for _ in range(FIT):
+            it.producer.append_nowait(LARGE)
+        tickets = [
+            it.producer.append_nowait(THIRD, headers=headers),
+            it.producer.append_nowait(THIRD, fence=lease),
+        ]
+        headers.append("something else")
+        lease.is_over = True
+        it.answer_from_now_on()
+
+        assert [ticket.result().offset for ticket in tickets] == [FIT, FIT + 1]
+
+
+class Interrupting(deque[Any]):
+    """A signal comes when something was put into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handlers: list[Callable[[], object]] = []
+
+    def append(self, item: Any) -> None:
+        super().append(item)
+        if self.handlers:
+            self.handlers.pop()()
+
+
+def test_a_thread_that_stands_still_while_it_hands_over_holds_up_nobody() -> None:
+    """In a signal's handler, for example, which waits for the event loop."""
+    with bench() as it:
+        it.answer_from_now_on()
+        tickets: list[Ticket] = []
+        handed = it.producer._handed = Interrupting()
+        handed.handlers.append(it.producer.flush)
+        tickets.append(it.producer.append_nowait(b"value"))
+        assert tickets[0].is_done
+
+        handed.handlers.append(lambda: tickets.append(it.producer.enqueue(b"of the handler")))
+        tickets.append(it.producer.append_nowait(b"value"))
+        assert sorted(ticket.result().offset for ticket in tickets) == [0, 1, 2]
 
 
 def test_what_was_still_being_handed_over_when_a_block_failed_is_not_waited_for() -> None:
