@@ -270,8 +270,9 @@ class Client(Coordination):
         Args:
             topic: an existing topic.
             start: "earliest", "latest" (what is committed after entering), an offset, or an
-                aware datetime: the first record appended at or after it.  A mapping gives
-                each partition its own start, and reads only those it names.
+                aware datetime: the first record appended at or after it, or "latest" where
+                there is none yet.  A mapping gives each partition its own start, and reads
+                only those it names.
             partitions: those to read; default: all, also those that the topic gets later: they
                 are read from their beginning, or from the time given as ``start``, once this
                 client learns of them, which takes a minute at most.  With ``from_replica``
