@@ -9,6 +9,7 @@ came to all the same is given back (``Portal.obtain``); or it is kept for the ne
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar, overload
@@ -39,11 +40,14 @@ class Portal:
     def call(self, function: Callable[..., object], *arguments: object) -> object:
         """Call ``function`` there and wait for what it returns, or for what it awaits.  If this
         thread is interrupted meanwhile, it is cancelled."""
-        if self.is_closed:
-            raise UsageError(_CLOSED)
-        called = self._portal.start_task_soon(function, *arguments)
+        called = self._begin(function, *arguments)
         try:
             return called.result()
+        except CancelledError:
+            # By the end of the client, which waits for nobody if it comes with an exception.
+            error = UsageError(_CLOSED)
+            error.may_have_applied = True
+            raise error from None
         except BaseException:
             # Interrupted, by Ctrl-C for example: nobody is there to have what it would come to.
             called.cancel()
@@ -51,9 +55,16 @@ class Portal:
 
     def start(self, function: Callable[[], Awaitable[None]]) -> None:
         """Have ``function``, which does not raise, called there, without waiting for it."""
-        if self.is_closed:
-            raise UsageError(_CLOSED)
-        self._portal.start_task_soon(function)
+        self._begin(function)
+
+    def _begin(self, function: Callable[..., object], *arguments: object) -> Future[object]:
+        if not self.is_closed:
+            try:
+                return self._portal.start_task_soon(function, *arguments)
+            except RuntimeError:
+                if not self.is_closed:  # Meanwhile.
+                    raise
+        raise UsageError(_CLOSED)
 
     def obtain(
         self, obtain: Callable[[], Awaitable[T]], give_back: Callable[[T], Awaitable[None]]

@@ -6,7 +6,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from inspect import getmembers, isfunction, signature
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import anyio.lowlevel
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from logd.errors import UsageError
 from logd_client import sync
 from logd_client.admin import Admin
 from logd_client.consumer import Consumer, ConsumerOptions
@@ -128,6 +130,42 @@ def handling_alarms(handler: Callable[[int, object], None]) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_call_that_the_end_of_the_client_cuts_off_says_so(backend: str) -> None:
+    """Its block ends with an exception, and waits for no other thread."""
+    has_begun = threading.Event()
+
+    async def stand_still() -> None:
+        has_begun.set()
+        await anyio.sleep_forever()
+
+    with ThreadPoolExecutor() as threads:
+        with suppress(ValueError), start_blocking_portal(backend) as loop:
+            portal = Portal(loop)
+            called = threads.submit(portal.call, stand_still)
+            assert has_begun.wait(GUARD_S)
+            portal.is_closed = True
+            raise ValueError("of the block")
+
+        with pytest.raises(UsageError, match="the client is closed") as caught:
+            called.result(GUARD_S)
+    assert caught.value.may_have_applied
+
+
+def test_a_call_that_comes_just_as_the_client_ends_is_told_that_it_is_closed() -> None:
+    class Ended:
+        """Since somebody has looked whether the client is closed."""
+
+        def start_task_soon(self, *_: object) -> None:
+            closing.is_closed = True
+            raise RuntimeError("This portal is not running")
+
+    closing = Portal(cast("Any", Ended()))
+    with pytest.raises(UsageError, match="the client is closed") as caught:
+        closing.call(anyio.lowlevel.checkpoint)
+    assert not caught.value.may_have_applied
 
 
 def test_a_call_that_is_interrupted_goes_on_behind_nobody_s_back(portal: Portal) -> None:
