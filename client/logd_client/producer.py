@@ -73,6 +73,8 @@ BUFFER_BYTES_DEFAULT: Final = 32 * MIB
 BATCHES_IN_FLIGHT_DEFAULT: Final = 8
 DELIVERY_TIMEOUT_MS_DEFAULT: Final = 120_000
 
+_GIVEN_UP: Final = "the producer was closed before the record was acknowledged"
+
 _CODECS: Final = {"none": Codec.NONE, "zstd": Codec.ZSTD}
 
 
@@ -210,8 +212,7 @@ class Producer:
     def _close(self) -> None:
         self._routing.on_close.pop(self, None)
         self._routing.on_learnt.pop(self, None)
-        closed = UsageError("the producer was closed before the record was acknowledged")
-        self._sender.close(closed)
+        self._sender.close(UsageError(_GIVEN_UP))
 
     async def _init_producer(self) -> ProducerId:
         if not self._options.idempotent:
@@ -732,6 +733,18 @@ class Producer:
             self._sender.mark_dirty(partition)
         for delivery in waiting:
             await delivery.wait()
+        self._tell_of_failures()
+
+    def require_settled(self) -> None:
+        """As ``flush``, for whom the event loop does not run any more: what is still under way has
+        failed.  May be called from any thread."""
+        if not all(partition.pipeline.is_idle for partition in self._partitions):
+            error = UsageError(_GIVEN_UP)
+            error.may_have_applied = True
+            raise error
+        self._tell_of_failures()
+
+    def _tell_of_failures(self) -> None:
         unheard = self._sender.failures.take()
         if unheard is not None:
             unheard.ack(0)

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import anyio
 
-from logd.errors import InvalidPartitionError, LogdError, WouldBlock
+from logd.errors import InvalidPartitionError, LogdError, UsageError, WouldBlock
 from logd.limits import MIB
 from logd_client.coordination.fences import Fence, HasFence, fence_of
 from logd_client.delivery import Ack, AckRange, Failures
@@ -209,13 +209,25 @@ class Producer(Entered):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        if kind is None and not self._portal.is_closed:
+        if kind is None:
             try:
-                self.flush()
+                if self._portal.is_closed:
+                    self._require_settled()
+                else:
+                    self.flush()
             except BaseException as failure:
                 super().__exit__(type(failure), failure, failure.__traceback__)
                 raise
         return super().__exit__(kind, error, traceback)
+
+    def _require_settled(self) -> None:
+        """What was given up because the client was closed is not to be lost without a word."""
+        self._producer.require_settled()
+        if self._handed:
+            raise UsageError("the client was closed before the record was queued")
+        refused = self._refused.take()
+        if refused is not None:
+            refused.result()
 
     def wait_for(self, ticket: Ticket) -> Ack:
         """As ``Ticket.result``."""

@@ -23,7 +23,7 @@ from logd.limits import BATCH_BYTES_MAX, KIB, MIB, RECORD_BYTES_MAX
 from logd_client.coordination.fences import Fence
 from logd_client.portal import Portal
 from logd_client.sync_producer import Producer, Ticket
-from tests.support.producing import Leader, opened
+from tests.support.producing import Cluster, opened
 
 LARGE = bytes(MIB - KIB)
 FIT = 4
@@ -35,10 +35,11 @@ THIRD = bytes(MIB // 3 - KIB)
 class Bench:
     """A producer, its leader, and the thread that both of them live in."""
 
-    def __init__(self, portal: Portal, leaders: list[Leader], producer: Producer) -> None:
+    def __init__(self, portal: Portal, cluster: Cluster, producer: Producer) -> None:
         self.portal = portal
-        self.leader = leaders[0]
-        self.leaders = leaders
+        self.leader = cluster.leaders[0]
+        self.leaders = cluster.leaders
+        self.close = cluster.close
         self.producer = producer
 
     def answer(self, count: int) -> None:
@@ -76,7 +77,7 @@ def bench(**options: Any) -> Iterator[Bench]:
         context: AbstractContextManager[Any] = thread.wrap_async_context_manager(opened(**options))
         with context as (cluster, producer):
             portal = Portal(thread)
-            yield Bench(portal, cluster.leaders, Producer(portal, producer))
+            yield Bench(portal, cluster, Producer(portal, producer))
 
 
 def test_a_ticket_is_there_before_the_record_is_and_tells_what_became_of_it() -> None:
@@ -214,6 +215,40 @@ def test_what_became_of_a_record_is_known_after_the_client_was_closed() -> None:
         for ticket in failed:
             with pytest.raises(ProducerFencedError):
                 ticket.result()
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+def test_leaving_tells_of_what_was_given_up_because_the_client_was_closed(is_ended: bool) -> None:
+    """By another thread, which may still be at it."""
+    with bench() as it:
+        it.producer.append_nowait(b"value")
+        it.portal.call(trio.testing.wait_all_tasks_blocked)
+        if is_ended:
+            it.portal.call(it.close)
+        it.portal.is_closed = True
+
+        with pytest.raises(UsageError, match="closed before the record was acknowledged"):
+            it.producer.close()
+
+
+def test_leaving_tells_of_what_was_never_queued_because_the_client_was_closed() -> None:
+    with bench() as it:
+        it.producer._is_told = True  # The event loop has ended before it came to it.
+        it.producer.append_nowait(b"value")
+        it.portal.is_closed = True
+
+        with pytest.raises(UsageError, match="closed before the record was queued"):
+            it.producer.close()
+
+
+def test_leaving_after_the_client_was_closed_is_fine_if_all_was_acknowledged() -> None:
+    with bench() as it:
+        it.producer.append_nowait(b"value")
+        it.answer(1)
+        it.portal.call(it.close)
+        it.portal.is_closed = True
+
+        it.producer.close()
 
 
 def test_who_waits_for_a_record_does_not_wait_for_room_for_those_behind_it() -> None:
