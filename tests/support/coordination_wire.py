@@ -235,7 +235,7 @@ class WireClient:
         if node is None or node not in self._addresses:
             await self.refresh()
             node = self.leaders.get(group)
-        if node is None:
+        if node is None or node not in self._addresses:  # Nobody may have answered.
             raise NotLeaderError("no leader is known")
         return await self.connection(self._addresses[node])
 
