@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from logd.errors import ProtocolError
 from logd.types import GroupId, HostPort, NodeId, Term
 from logd.wire.messages import BrokerInfo, MetadataResponse, PartitionInfo, TopicInfo
 
@@ -30,9 +31,26 @@ class ClusterView:
 
     # --- learning -----------------------------------------------------------------------
 
+    def meet(self, broker: str, cluster_id: str | None) -> None:
+        """A broker says which cluster it is of, if of any yet; the first that names one decides.
+
+        Raises:
+            ProtocolError: it is of another one, or may become so: there the numbers of groups,
+                producers and sessions mean others'.
+        """
+        if self.cluster_id is None:
+            self.cluster_id = cluster_id
+        elif cluster_id != self.cluster_id:
+            found = "no cluster yet" if cluster_id is None else f"cluster {cluster_id}"
+            raise ProtocolError(f"{broker} belongs to {found}, expected {self.cluster_id}")
+
     def learn(self, response: MetadataResponse) -> None:
-        """Take over one broker's answer; of one that is behind only who leads what."""
-        self.cluster_id = response.cluster_id
+        """Take over one broker's answer; of one that is behind only who leads what.
+
+        Raises:
+            ProtocolError: it is of another cluster.
+        """
+        self.meet("the broker that answered", response.cluster_id)
         if response.controller is not None:
             self.controller = NodeId(response.controller)
         if response.metadata_offset < self.metadata_offset:

@@ -138,7 +138,8 @@ class Connection:
         self.address = address
         self.lane = lane
         self.node: NodeId | None = None
-        """Known after ``say_hello``."""
+        self.cluster_id: str | None = None
+        """Both known after ``say_hello``; None still if the broker was of no cluster yet."""
         self.last_received_at = environment.clock()
         self._clock = environment.clock
         self._stream = stream
@@ -301,16 +302,13 @@ class Connection:
         """Do the handshake.
 
         Raises:
-            ProtocolError: what answers is not logd, or a broker of another cluster.
+            ProtocolError: what answers is not logd.
             LogdError: refused, or no answer.
         """
         hello = HelloRequest(client=client, cluster_id=cluster_id)
         response = await self.request(hello, HelloResponse, timeout_s)
-        if cluster_id is not None and response.cluster_id not in (None, cluster_id):
-            raise ProtocolError(
-                f"{self.address} belongs to cluster {response.cluster_id}, expected {cluster_id}"
-            )
         self.node = NodeId(response.node_id)
+        self.cluster_id = response.cluster_id
         self._decoder.frame_bytes_max = FRAME_BYTES_MAX
 
     # --- subscriptions ------------------------------------------------------------------

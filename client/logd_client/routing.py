@@ -264,6 +264,7 @@ class Routing:
             raise ConnectionFailedError(
                 f"the connection was accepted, but nothing was answered within {timeout_s:.3g} s"
             ) from error
+        self.view.meet(str(connection.address), connection.cluster_id)
 
     async def any_connection(self, attempt: int) -> Connection:
         """A control connection to whoever can be reached, another one on each attempt."""

@@ -33,6 +33,7 @@ from logd.errors import (
     LogdError,
     NotAuthorizedError,
     ProtocolError,
+    UnavailableError,
     UnknownServerError,
     UnsupportedVersionError,
 )
@@ -197,10 +198,13 @@ class Session:
                 f"authentication mechanism {hello.auth_mechanism[:40]!r}, expected 'none'"
             )
         ours = self.broker.membership.cluster_id
-        if hello.cluster_id is not None and ours is not None and hello.cluster_id != ours:
-            raise InvalidRequestError(
-                f"the client expects cluster {hello.cluster_id[:80]!r}, this is {ours!r}"
-            )
+        if hello.cluster_id in (None, ours):
+            return
+        expected = f"the client expects cluster {hello.cluster_id[:80]!r}"
+        if ours is None:
+            # It may become another one, in which the client's group numbers mean other partitions.
+            raise UnavailableError(f"{expected}, this broker is of none yet")
+        raise InvalidRequestError(f"{expected}, this is {ours!r}")
 
     async def _refuse(self, frame: Frame, error: LogdError) -> None:
         """Answer the greeting with the error, then let it close the connection."""

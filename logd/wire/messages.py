@@ -75,7 +75,7 @@ class HelloRequest(Message, frozen=True, kw_only=True):
     protocol_min: int = PROTOCOL_VERSION
     protocol_max: int = PROTOCOL_VERSION
     cluster_id: str | None = None
-    """Refused when it is set and the broker belongs to another cluster."""
+    """Refused when it is set and the broker belongs to another cluster, or to none yet."""
     auth_mechanism: str = "none"
     auth_data: bytes = b""
 

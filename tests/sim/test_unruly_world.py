@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from logd.broker import admin
+from logd.errors import UnavailableError
 from logd.limits import (
     BROKER_DESCRIBED_BYTES_MAX,
     FRAME_PREFIX_BYTES,
@@ -104,12 +105,38 @@ def header_of(kind: Kind, message: Message) -> bytes:
 
 
 async def raw_client(cluster: SimCluster, name: str = "intruder") -> RawClient:
-    network = cluster.network.attach(Incarnation(name, 1))
-    client = RawClient(await network.connect_stream(HostPort("node1", CLIENT_PORT)))
-    hello = encode_message(Kind.HELLO, HelloRequest(client="test"), 1)
-    await client._stream.send([hello])
+    client = await silent_client(cluster, name)
+    await client.say(Kind.HELLO, header_of(Kind.HELLO, HelloRequest(client="test")))
     assert await client.heard() is not None
     return client
+
+
+async def silent_client(cluster: SimCluster, name: str = "intruder") -> RawClient:
+    """Has not said hello."""
+    network = cluster.network.attach(Incarnation(name, 1))
+    return RawClient(await network.connect_stream(HostPort("node1", CLIENT_PORT)))
+
+
+def test_a_broker_of_no_cluster_yet_refuses_who_knows_one() -> None:
+    """The cluster that it will found numbers its groups anew: what such a client appends would
+    go to other topics."""
+
+    async def main() -> None:
+        async with open_cluster(1, ClusterSettings(brokers=2)) as cluster:
+            await cluster.nodes[NodeId(2)].crash(power=False)
+            await trio.sleep(1)
+            hello = HelloRequest(client="test", cluster_id="of-before")
+            client = await silent_client(cluster)
+
+            answer = await client.asks(Kind.HELLO, header_of(Kind.HELLO, hello))
+
+            assert answer.is_error
+            error = decode_message(ErrorResponse, answer.header)
+            assert error.code == UnavailableError.code
+            assert "of none yet" in error.message
+            assert await client.heard() is None
+
+    run_deterministic(main, seed=1)
 
 
 @pytest.mark.parametrize(

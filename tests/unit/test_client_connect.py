@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
 from anyio.abc import SocketAttribute, SocketStream
 
 from logd.errors import ConnectionFailedError, ProtocolError, UsageError
+from logd.wire.frame import FLAG_RESPONSE, FrameDecoder, encode_message
+from logd.wire.messages import HelloResponse, Kind, Message, MetadataResponse
 from logd_client import connect, sync
 from logd_client.transport import reason_of
 
@@ -128,6 +130,54 @@ async def test_every_address_of_the_list_has_its_own_reason(anyio_backend: objec
     assert not isinstance(error, ProtocolError)
     assert f"{refused}: {os.strerror(errno.ECONNREFUSED)}" in str(error)
     assert f"{foreign} is not a logd broker" in str(error)
+
+
+class Impostor:
+    """Answers the greeting, and one question about the cluster on each connection, for whichever
+    cluster it is of."""
+
+    def __init__(self, cluster_id: str | None) -> None:
+        self.cluster_id = cluster_id
+        self.asked = 0
+
+    async def serve(self, stream: SocketStream) -> None:
+        decoder = FrameDecoder(2**16)
+        async with stream:
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+                while True:
+                    decoder.feed(await stream.receive())
+                    while (frame := decoder.next_frame()) is not None:
+                        kind = Kind(frame.kind)
+                        answer = encode_message(
+                            kind, self._answer(kind), frame.correlation_id, flags=FLAG_RESPONSE
+                        )
+                        await stream.send(answer)
+                        if kind != Kind.HELLO:
+                            return
+
+    def _answer(self, kind: Kind) -> Message:
+        if kind == Kind.HELLO:
+            return HelloResponse(protocol=1, cluster_id=self.cluster_id, node_id=1, version="0")
+        self.asked += 1
+        assert self.cluster_id is not None
+        return MetadataResponse(cluster_id=self.cluster_id, controller=None, brokers=[], topics=[])
+
+
+@pytest.mark.parametrize(("now", "told"), [(None, "no cluster yet"), ("other", "cluster other")])
+async def test_who_has_met_a_cluster_asks_brokers_of_no_other(
+    now: str | None, told: str, anyio_backend: object
+) -> None:
+    impostor = Impostor("first")
+    async with (
+        listening(impostor.serve) as address,
+        connect(address, request_timeout_ms=SILENT_FOR_MS) as client,
+    ):
+        impostor.cluster_id = now
+        with pytest.raises(ProtocolError, match=f"belongs to {told}, expected first"):
+            await client.admin.list_topics()
+
+        assert impostor.asked == 1
+        assert client.cluster_id == "first"
 
 
 async def test_what_is_not_open_cannot_be_used(anyio_backend: object) -> None:
