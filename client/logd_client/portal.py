@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar, overload
 
@@ -21,7 +21,7 @@ from logd.errors import UsageError
 
 T = TypeVar("T")
 
-_CLOSED: Final = "the client is closed: make another one with connect(...)"
+CLOSED: Final = "the client is closed: make another one with connect(...)"
 
 
 class Portal:
@@ -30,6 +30,24 @@ class Portal:
     def __init__(self, portal: BlockingPortal) -> None:
         self._portal = portal
         self.is_closed = False
+        self.entered: dict[AbstractContextManager[object], None] = {}
+        """What has to be left before the client is closed, in the order in which it was entered."""
+
+    def close(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        """Leave what is still entered, as leaving ``with`` blocks would; then nothing goes through
+        any more."""
+        blocks = ExitStack()
+        for block in list(self.entered):
+            blocks.push(block)
+        try:
+            blocks.__exit__(kind, error, traceback)
+        finally:
+            self.is_closed = True
 
     @overload
     def call(self, function: Callable[..., Awaitable[T]], *arguments: object) -> T: ...
@@ -45,7 +63,7 @@ class Portal:
             return called.result()
         except CancelledError:
             # By the end of the client, which waits for nobody if it comes with an exception.
-            error = UsageError(_CLOSED)
+            error = UsageError(CLOSED)
             error.may_have_applied = True
             raise error from None
         except BaseException:
@@ -64,7 +82,7 @@ class Portal:
             except RuntimeError:
                 if not self.is_closed:  # Meanwhile.
                     raise
-        raise UsageError(_CLOSED)
+        raise UsageError(CLOSED)
 
     def obtain(
         self, obtain: Callable[[], Awaitable[T]], give_back: Callable[[T], Awaitable[None]]

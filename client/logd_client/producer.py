@@ -762,6 +762,8 @@ class Producer:
         if fatal is not None:
             raise fatal.with_traceback(None)
         if not self._sender.is_open:
+            if self._partitions:
+                raise UsageError("the producer is closed: make another one")
             raise UsageError("the producer is not open: use `async with client.producer(...)`")
 
     def _check_open_or_give_back(self, size: int) -> None:

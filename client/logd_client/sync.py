@@ -13,8 +13,8 @@ Where a ``with`` block does not fit, as in a notebook, ``open()`` and ``close()`
     client = connect("127.0.0.1:7171").open()
     producer = client.producer("orders").open()
 
-A program that ends without closing its client ends all the same: what was not acknowledged by
-then is given up.
+Closing the client closes its producers, which wait for their acknowledgements.  A program that
+ends without closing its client ends all the same: what was not acknowledged by then is given up.
 
 Whoever is interrupted while waiting, by Ctrl-C or a signal whose handler raises, loses no record
 and no event by it: iterating goes on with the next.  A lock that comes too late is given back.
@@ -96,17 +96,26 @@ class Client:
         if self._portal is not None:
             raise UsageError("a client is opened once; make another one")
         with ExitStack() as stack:
-            portal = stack.enter_context(start_blocking_portal(self._backend))
-            stack.enter_context(portal.wrap_async_context_manager(self._client))
+            thread = stack.enter_context(start_blocking_portal(self._backend))
+            stack.enter_context(thread.wrap_async_context_manager(self._client))
+            portal = Portal(thread)
+            stack.push(portal.close)
             self._stack = stack.pop_all()
-        self._portal = Portal(portal)
+        self._portal = portal
         # The interpreter cannot end while the loop's thread waits to be told to.
-        atexit.register(self.close)
+        atexit.register(self._give_up)
         return self
 
     def close(self) -> None:
-        """Close whatever was made with this client, and its connections."""
+        """Close whatever was made with this client, and its connections; producers wait for their
+        acknowledgements."""
         self.__exit__(None, None, None)
+
+    def _give_up(self) -> None:
+        """The program ends, and waits for nothing."""
+        if self._portal is not None:
+            self._portal.entered.clear()
+        self.close()
 
     def __enter__(self) -> Client:
         return self.open()
@@ -117,9 +126,7 @@ class Client:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        atexit.unregister(self.close)
-        if self._portal is not None:
-            self._portal.is_closed = True
+        atexit.unregister(self._give_up)
         return self._stack.__exit__(kind, error, traceback)
 
     @property

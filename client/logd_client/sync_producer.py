@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import anyio
 
@@ -22,7 +22,7 @@ from logd.limits import MIB
 from logd_client.coordination.fences import Fence, HasFence, fence_of
 from logd_client.delivery import Ack, AckRange, Failures
 from logd_client.delivery import Ticket as AsyncTicket
-from logd_client.portal import Entered, Portal
+from logd_client.portal import CLOSED, Entered, Portal
 from logd_client.producer import Producer as AsyncProducer
 
 HANDED_OVER_BYTES_MAX: Final = 1 * MIB
@@ -100,6 +100,11 @@ class Producer(Entered):
         """Whoever is taking what was handed over."""
         self._refused = Failures[Ticket]()
         """Those that could not be queued when their turn came."""
+
+    def open(self) -> Self:
+        super().open()
+        self._portal.entered[self] = None
+        return self
 
     def append(
         self,
@@ -209,6 +214,7 @@ class Producer(Entered):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
+        self._portal.entered.pop(self, None)
         if kind is None:
             try:
                 if self._portal.is_closed:
@@ -216,9 +222,21 @@ class Producer(Entered):
                 else:
                     self.flush()
             except BaseException as failure:
-                super().__exit__(type(failure), failure, failure.__traceback__)
+                self._leave(type(failure), failure, failure.__traceback__)
                 raise
-        return super().__exit__(kind, error, traceback)
+        return self._leave(kind, error, traceback)
+
+    def _leave(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        is_swallowed = super().__exit__(kind, error, traceback)
+        if not self._portal.is_closed:
+            # Whoever holds a ticket of what is still handed over is told that it came too late.
+            self._portal.call(self._take_in)
+        return is_swallowed
 
     def _require_settled(self) -> None:
         """What was given up because the client was closed is not to be lost without a word."""
@@ -231,12 +249,16 @@ class Producer(Entered):
 
     def wait_for(self, ticket: Ticket) -> Ack:
         """As ``Ticket.result``."""
-        if ticket.is_on_its_way:
-            return self._call_behind(ticket.wait)
+        if not self._portal.is_closed:
+            wait = self._call_behind if ticket.is_on_its_way else self._portal.call
+            return wait(ticket.wait)
         outcome = ticket.outcome()
-        if self._portal.is_closed and isinstance(outcome, LogdError):
-            raise outcome.with_traceback(None)  # Which nobody there could tell any more.
-        return self._portal.call(ticket.wait)
+        if outcome is None:
+            outcome = UsageError(CLOSED)
+            outcome.may_have_applied = True
+        if isinstance(outcome, LogdError):
+            raise outcome.with_traceback(None)
+        return outcome
 
     # --- handing over -------------------------------------------------------------------------
 

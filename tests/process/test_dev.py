@@ -48,8 +48,9 @@ def test_ctrl_c_stops_every_broker_and_the_directory_resumes(tmp_path: Path) -> 
     with running_dev(tmp_path / "cluster") as (dev, ready):
         with sync.connect(ready["bootstrap"]) as client:
             client.admin.create_topic("kept")
-            with client.producer("kept") as producer:
-                ack = producer.append(b"value")
+            # Left with the client.
+            ticket = client.producer("kept").open().append_nowait(b"value")
+        ack = ticket.result()
         dev.send_signal(signal.SIGINT)
         assert dev.wait(STOP_TIMEOUT_S) == 0
         assert [b["id"] for b in ready["brokers"]] == [1, 2, 3]

@@ -119,12 +119,19 @@ async def opened(
     partition_count: int = 1, **options: Any
 ) -> AsyncIterator[tuple[Cluster, Producer]]:
     """A producer that is given up at the end."""
+    async with made(partition_count, **options) as (cluster, producer):
+        await producer.__aenter__()
+        yield cluster, producer
+
+
+@asynccontextmanager
+async def made(partition_count: int = 1, **options: Any) -> AsyncIterator[tuple[Cluster, Producer]]:
+    """The same, before it is opened."""
     async with task_group() as tasks:
         background = Background(tasks)
         cluster = Cluster(background, partition_count)
         producer = Producer(cast("Routing", cluster), TOPIC, ProducerOptions(**options))
         try:
-            await producer.__aenter__()
             yield cluster, producer
         finally:
             cluster.close()

@@ -23,7 +23,7 @@ from logd.limits import BATCH_BYTES_MAX, KIB, MIB, RECORD_BYTES_MAX
 from logd_client.coordination.fences import Fence
 from logd_client.portal import Portal
 from logd_client.sync_producer import Producer, Ticket
-from tests.support.producing import Cluster, opened
+from tests.support.producing import Cluster, made
 
 LARGE = bytes(MIB - KIB)
 FIT = 4
@@ -74,10 +74,11 @@ class Bench:
 @contextmanager
 def bench(**options: Any) -> Iterator[Bench]:
     with start_blocking_portal("trio") as thread:
-        context: AbstractContextManager[Any] = thread.wrap_async_context_manager(opened(**options))
-        with context as (cluster, producer):
+        context: AbstractContextManager[Any] = thread.wrap_async_context_manager(made(**options))
+        with context as (cluster, made_there):
             portal = Portal(thread)
-            yield Bench(portal, cluster, Producer(portal, producer))
+            producer = Producer(portal, made_there).open()
+            yield Bench(portal, cluster, producer)
 
 
 def test_a_ticket_is_there_before_the_record_is_and_tells_what_became_of_it() -> None:
@@ -332,7 +333,7 @@ def test_what_was_still_being_handed_over_when_a_block_failed_is_not_waited_for(
         for ticket in tickets:
             with pytest.raises(UsageError, match="producer"):
                 ticket.result()
-        with pytest.raises(UsageError, match="not open"):
+        with pytest.raises(UsageError, match="the producer is closed"):
             it.producer.append_nowait(b"more")
 
 
@@ -343,3 +344,47 @@ def test_leaving_waits_for_what_was_handed_over() -> None:
         it.producer.close()
 
         assert [ticket.is_done for ticket in tickets] == [True] * (FIT + 1)
+
+
+def test_closing_the_client_leaves_its_producers_first() -> None:
+    with bench(buffer_bytes=BATCH_BYTES_MAX) as it:
+        tickets = [it.producer.append_nowait(LARGE) for _ in range(FIT + 1)]
+        it.answer_from_now_on()
+        it.portal.close()
+
+        assert [ticket.result().offset for ticket in tickets] == list(range(FIT + 1))
+        assert not it.portal.entered
+
+
+def test_a_producer_that_was_left_is_not_left_again_with_the_client() -> None:
+    with bench() as it:
+        it.producer.close()
+
+        assert not it.portal.entered
+
+
+def test_tickets_tell_the_truth_when_a_failing_program_has_closed_its_client() -> None:
+    """What was under way may be stored; what waited behind it is not."""
+    with bench(buffer_bytes=BATCH_BYTES_MAX, batches_in_flight=1) as it:
+        tickets = [it.producer.append_nowait(LARGE) for _ in range(FIT + 1)]
+        it.portal.call(trio.testing.wait_all_tasks_blocked)
+        it.portal.close(ValueError, ValueError("enough"))
+
+        doubts = []
+        for ticket in tickets:
+            assert ticket.is_done
+            with pytest.raises(UsageError, match="the producer") as told:
+                ticket.result()
+            doubts.append(told.value.may_have_applied)
+        assert doubts == [True] + [False] * FIT
+
+
+def test_a_ticket_that_nothing_settles_any_more_admits_that_it_does_not_know() -> None:
+    with bench() as it:
+        ticket = it.producer.append_nowait(b"value")
+        it.portal.entered.clear()  # As when a program ends that has closed nothing.
+        it.portal.close()
+
+        with pytest.raises(UsageError, match="the client is closed") as told:
+            ticket.result()
+        assert told.value.may_have_applied
