@@ -508,8 +508,10 @@ class Producer:
         if key is not None:
             return self._partitions[partition_for_key(key, len(self._partitions))]
         current = self._partitions[self._round_robin.current]
-        if current.pipeline.growing() is not None:
-            return current
+        return self._advance() if current.pipeline.growing() is None else current
+
+    def _advance(self) -> ProducerPartition:
+        """Whose turn is next, of those that can take records."""
         return self._partitions[self._round_robin.advance(self._is_usable)]
 
     async def _learn_of(self, partition: int) -> None:
@@ -592,9 +594,16 @@ class Producer:
 
         slices = Slices(values, key if keys is None else keys)
         outcome = ManyDeliveries()
-        for start, end, size in slices.bounds(self._options.batch_bytes):
+        parts = list(slices.bounds(self._options.batch_bytes))
+        chosen: ProducerPartition | None = None
+        for start, end, size in parts:
             part_keys = key if keys is None else _as_list(keys[start:end])
-            chosen = self._choose(key, partition)
+            if key is not None or partition is not None or len(parts) == 1:
+                chosen = self._choose(key, partition)
+            elif chosen is None or end < parts[-1][1]:
+                chosen = self._advance()
+            # Else it is what is left over, and stays with the last full batch.  With turns of its
+            # own it could always be the turn of the same partitions, which would get little else.
             try:
                 delivery, first = await self._enqueue(
                     chosen, _as_list(values[start:end]), part_keys, timestamp_ms, size, carried

@@ -70,6 +70,25 @@ async def test_a_batch_that_is_old_enough_waits_for_its_leader_without_spinning(
         assert len(cluster.leaders[0].unanswered) == 1
 
 
+@pytest.mark.parametrize("partition_count", [2, 3, 4])
+@pytest.mark.parametrize("full_batches", [1, 2, 3])
+@in_virtual_time
+async def test_calls_with_something_left_over_reach_every_partition_alike(
+    full_batches: int, partition_count: int
+) -> None:
+    """However the number of their batches and that of the partitions go together."""
+    batch_bytes = 8 * KIB
+    values = [bytes(KIB // 2)] * (17 * full_batches)  # Not quite 16 of them fit a batch.
+    async with opened(partition_count, batch_bytes=batch_bytes) as (cluster, producer):
+        for leader in cluster.leaders:
+            leader.answers_at_once = True
+        for _ in range(12):
+            await producer.append_many(values)
+
+        shares = [leader.end_offset for leader in cluster.leaders]
+        assert max(shares) <= 2 * min(shares)
+
+
 @in_virtual_time
 async def test_a_partition_that_was_without_a_leader_for_long_gets_its_share_again() -> None:
     async with opened(2, delivery_timeout_ms=1_000) as (cluster, producer):
