@@ -538,13 +538,12 @@ class PlanProgress(msgspec.Struct, frozen=True, kw_only=True):
     stranded: list[SavedStranded] | msgspec.UnsetType = msgspec.UNSET
     """What the plan left alone; only the command that made it can tell."""
 
-
-def became_of_moves(progress: PlanProgress) -> str:
-    """How many are done, and how many will not be."""
-    parts = [f"{progress.done} of {progress.moves} done"]
-    parts += [f"{progress.skipped} skipped"] if progress.skipped else []
-    parts += [f"{progress.cancelled} cancelled"] if progress.cancelled else []
-    return ", ".join(parts)
+    def moves_text(self, noun: str = "") -> str:
+        """How many moves are done, and what became of those that will not be."""
+        parts = [f"{self.done} of {self.moves}{noun} done"]
+        parts += [f"{self.skipped} skipped"] if self.skipped else []
+        parts += [f"{self.cancelled} cancelled"] if self.cancelled else []
+        return ", ".join(parts)
 
 
 async def plan_progress(
@@ -723,10 +722,8 @@ def finish(
             progress = msgspec.structs.replace(progress, stranded=made.stranded)
         tell(progress)
     else:
-        became = became_of_moves(progress)
-        click.echo(
-            f"plan {progress.plan_id} ({progress.purpose}) is {progress.state}; moves: {became}"
-        )
+        click.echo(f"plan {progress.plan_id} ({progress.purpose}) is {progress.state}: "
+                   + progress.moves_text(" moves"))  # fmt: skip
     if progress.state == "cancelled" or 0 < progress.moves == progress.cancelled:
         raise click.exceptions.Exit(ExitCode.FAILED)
     if progress.skipped or progress.cancelled:

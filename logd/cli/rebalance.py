@@ -124,14 +124,7 @@ def run(
 @output_option
 def status(watch: bool, bootstrap: str, output: str) -> None:
     """The plan that runs, or the last one, and how moves are paced."""
-    from logd.cli.plans import (
-        became_of_moves,
-        bytes_text,
-        finish,
-        follow,
-        names_of,
-        plan_progress,
-    )
+    from logd.cli.plans import bytes_text, finish, follow, names_of, plan_progress
     from logd.cli.session import connected, run_async
 
     async def show() -> None:
@@ -163,7 +156,7 @@ def status(watch: bool, bootstrap: str, output: str) -> None:
         if progress is not None:
             facts += [
                 ("plan", f"{progress.plan_id} ({progress.purpose}): {progress.state}"),
-                ("moves", became_of_moves(progress)),
+                ("moves", progress.moves_text()),
                 (
                     "bytes",
                     f"{bytes_text(progress.bytes_done)} of {bytes_text(progress.bytes_total)}",

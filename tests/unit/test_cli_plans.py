@@ -223,6 +223,14 @@ def test_a_plan_of_which_moves_were_cancelled_did_not_end_as_planned(
     assert CliRunner().invoke(end).exit_code == code
 
 
+def test_moves_that_will_not_be_made_are_told_beside_those_that_are_done() -> None:
+    """Else a plan that is over with moves left would look as if it had forgotten them."""
+    progress = msgspec.structs.replace(FINISHED, moves=4, done=1, skipped=1, cancelled=2)
+
+    assert progress.moves_text() == "1 of 4 done, 1 skipped, 2 cancelled"
+    assert FINISHED.moves_text(" moves") == "1 of 1 moves done"
+
+
 def test_a_finished_plan_tells_in_json_what_it_left_alone() -> None:
     @click.command()
     def end() -> None:
