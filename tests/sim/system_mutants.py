@@ -788,9 +788,9 @@ SYSTEM_MUTANTS = (
     Mutant(
         "of the batches that failed unheard only the first is kept",
         "P3",
-        "client/logd_client/sender.py",
-        "        if len(self._unreported) < _UNREPORTED_MAX:\n",
-        "        if not self._unreported:\n",
+        "client/logd_client/delivery.py",
+        "        if len(self._failed) < UNHEARD_MAX:\n",
+        "        if not self._failed:\n",
     ),
     Mutant(
         "what was taken in part is handed to the network again",
@@ -810,7 +810,7 @@ SYSTEM_MUTANTS = (
         "what is handed over to the event loop has no bound",
         "P6",
         "client/logd_client/sync_producer.py",
-        "            if self._handed and self._handed_bytes + size > HANDED_OVER_BYTES_MAX:\n"
+        "            if self._handed and waiting + size > HANDED_OVER_BYTES_MAX:\n"
         "                return False\n",
         "",
     ),
@@ -1447,5 +1447,12 @@ SYSTEM_MUTANTS = (
         "client/logd_client/connection.py",
         "            if deadline < self._look_at:\n",
         "            if self._look_at == math.inf:\n",
+    ),
+    Mutant(
+        "a broker of no cluster yet is taken for one of the client's",
+        "P1: what is appended goes where it was sent",
+        "client/logd_client/cluster.py",
+        "        elif cluster_id != self.cluster_id:\n",
+        "        elif cluster_id not in (None, self.cluster_id):\n",
     ),
 )

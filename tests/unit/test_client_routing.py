@@ -11,10 +11,17 @@ from typing import Any
 import anyio
 import pytest
 
-from logd.errors import InvalidPartitionError, UnavailableError, UnknownTopicError, UsageError
+from logd.errors import (
+    InvalidPartitionError,
+    ProtocolError,
+    UnavailableError,
+    UnknownTopicError,
+    UsageError,
+)
 from logd.types import HostPort, NodeId
 from logd.wire.messages import MetadataRequest, MetadataResponse, PartitionInfo, TopicInfo
 from logd_client.background import Background, task_group
+from logd_client.cluster import ClusterView
 from logd_client.connection import Connection
 from logd_client.consumer import Consumer, ConsumerOptions
 from logd_client.environment import Environment, wall_clock_ms
@@ -89,6 +96,17 @@ async def routing(then: TopicInfo, now: TopicInfo | None) -> AsyncIterator[Told]
         finally:
             told.close()
             background.close()
+
+
+@pytest.mark.parametrize("other", [None, "second"])
+def test_the_first_cluster_that_a_broker_names_is_the_client_s(other: str | None) -> None:
+    view = ClusterView()
+    for cluster_id in (None, "first", "first"):
+        view.meet("broker:1", cluster_id)
+
+    with pytest.raises(ProtocolError, match="broker:1 belongs to"):
+        view.meet("broker:1", other)
+    assert view.cluster_id == "first"
 
 
 async def test_a_consumer_reads_the_partitions_that_were_added_before_it_was_opened(
