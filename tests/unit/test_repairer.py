@@ -244,11 +244,14 @@ class Follower:
         self.installed.append((offset, payload))
 
 
-@pytest.mark.parametrize("is_active", [False, True])
+@pytest.mark.parametrize(
+    ("is_active", "is_half_there"), [(False, False), (True, False), (False, True)]
+)
 def test_what_is_fed_from_a_log_is_given_a_peers_state_where_peers_have_let_its_damage_go(
-    monkeypatch: pytest.MonkeyPatch, is_active: bool
+    monkeypatch: pytest.MonkeyPatch, is_active: bool, is_half_there: bool
 ) -> None:
-    """It could not read on through the hole, and nobody would ever fill that."""
+    """It could not read on through the hole, and nobody would ever fill that: also if peers have
+    the end of it, which has nothing here to be joined to."""
 
     async def story() -> None:
         async with open_replica(voters=(OURSELVES,), segment_bytes=8 * KIB) as replica:
@@ -257,10 +260,13 @@ def test_what_is_fed_from_a_log_is_given_a_peers_state_where_peers_have_let_its_
             follower = group.application = Follower()
             await fill_segments(replica, 3)
             bases, end = group.log.segment_bases, group.log.end_offset
-            damaged, let_go = (bases[-1], end) if is_active else (bases[1], bases[2])
-            kept = Offset(let_go - 1)
+            damaged, begins = (bases[-1], end) if is_active else (bases[1], bases[2])
+            let_go = Offset(begins - 1) if is_half_there else begins
+            kept = Offset(begins - 1)
             await group.checkpoints.save_application(kept, b"too old")
             files.flip(f"{DIRECTORY}/{damaged:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
+            if is_half_there:  # Of its two batches the second one too.
+                files.flip(f"{DIRECTORY}/{damaged:020}.log", SEGMENT_HEADER_BYTES + 5000, 3)
             files.make_directory(TRASH)
             state = group._opened.snapshot_state(group.state, group.core).encode()
             peers = Snapshot(
@@ -301,7 +307,7 @@ def test_what_is_fed_from_a_log_is_given_a_peers_state_where_peers_have_let_its_
             assert group.log.start_offset == 0  # It does not know what was applied.
 
             repairer.report(group)
-            await until(lambda: group.log.start_offset == let_go)
+            await until(lambda: group.log.start_offset == begins)
 
             assert (end, b"a peer's") in follower.installed
             assert await group.checkpoints.load_application() == (end, b"a peer's")
