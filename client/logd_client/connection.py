@@ -56,10 +56,11 @@ from logd.wire.messages import (
     WatchEnded,
     WatchEvents,
 )
+from logd.wire.unsent import unsent
 from logd_client.environment import Environment
 from logd_client.event_loop import Waker, monotonic_clock, new_event, new_waker
 from logd_client.refusals import error_from_response
-from logd_client.transport import Stream, reason_of, unsent
+from logd_client.transport import Stream, reason_of
 
 KIND_BY_REQUEST: Final[dict[type[Message], Kind]] = {
     request: kind for kind, request in REQUEST_BY_KIND.items()

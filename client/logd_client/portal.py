@@ -72,8 +72,9 @@ class Portal:
             raise
 
     def start(self, function: Callable[[], Awaitable[None]]) -> None:
-        """Have ``function``, which does not raise, called there, without waiting for it."""
-        self._begin(function)
+        """Have ``function``, which does not raise, called there, without waiting for it.  What it
+        raises all the same goes to the log of ``concurrent.futures``."""
+        self._begin(function).add_done_callback(_require_no_fault)
 
     def _begin(self, function: Callable[..., object], *arguments: object) -> Future[object]:
         if not self.is_closed:
@@ -96,6 +97,11 @@ class Portal:
             if not self.is_closed:
                 self._portal.start_task_soon(errand.give_up)
             raise
+
+
+def _require_no_fault(done: Future[object]) -> None:
+    if not done.cancelled():
+        done.result()
 
 
 class Entered:

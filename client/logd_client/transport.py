@@ -20,6 +20,7 @@ from typing import Final, Protocol
 import anyio
 
 from logd.types import Buffer
+from logd.wire.unsent import unsent
 from logd_client.event_loop import Event, new_event, when_readable
 
 _STAGGER_S: Final = 0.25
@@ -147,16 +148,6 @@ async def _connect(address: _Address) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def unsent(parts: Sequence[Buffer], sent: int) -> list[Buffer]:
-    """What is left of ``parts`` after ``sent`` bytes; nothing is copied."""
-    left = list(parts)
-    while left and sent >= len(left[0]):
-        sent -= len(left.pop(0))
-    if sent:
-        left[0] = memoryview(left[0])[sent:]
-    return left
 
 
 class _TcpStream:

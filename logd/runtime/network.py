@@ -41,6 +41,7 @@ from logd.limits import (
     MIB,
 )
 from logd.types import HostPort
+from logd.wire.unsent import unsent
 
 BUFFERS_PER_SEND_MAX: Final = 1024
 """IOV_MAX of Linux: more buffers in one ``sendmsg`` are refused."""
@@ -152,7 +153,7 @@ class TcpStream:
                 await self._wait(trio.lowlevel.wait_writable)
             else:
                 self._until_yield -= sent
-                buffers = _unsent(buffers, sent)
+                buffers = unsent(buffers, sent)
 
     def send_nowait(self, buffers: Sequence[Buffer]) -> Sequence[Buffer]:
         """As ``ByteStream.send_nowait``; one system call."""
@@ -165,7 +166,7 @@ class TcpStream:
                 sent = self._socket.sendmsg(buffers[:BUFFERS_PER_SEND_MAX], (), socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return buffers
-        return _unsent(buffers, sent)
+        return unsent(buffers, sent)
 
     def abort(self) -> None:
         """Close at once.  A task that waits here gets an ``OSError``.  Idempotent."""
@@ -407,18 +408,6 @@ async def _connect(
 
 def _new_socket(family: socket.AddressFamily) -> socket.socket:
     return socket.socket(family, socket.SOCK_STREAM)
-
-
-def _unsent(buffers: Sequence[Buffer], sent: int) -> Sequence[Buffer]:
-    """What is left of ``buffers`` after ``sent`` bytes; nothing is copied."""
-    if sent == sum(map(len, buffers)):
-        return ()
-    for position, buffer in enumerate(buffers):
-        if sent < len(buffer):
-            return (memoryview(buffer)[sent:], *buffers[position + 1 :])
-        sent -= len(buffer)
-    assert sent == 0
-    return ()
 
 
 def _host_port(address: SocketAddress) -> HostPort:

@@ -65,7 +65,7 @@ FAST_TESTS = {
         "tests/unit/test_control.py",
         "tests/unit/test_compaction.py",
     ),
-    "logd/wire": ("tests/unit/test_frame.py",),
+    "logd/wire": ("tests/unit/test_frame.py", "tests/unit/test_unsent.py"),
     "logd/storage": (
         "tests/unit/test_log.py",
         "tests/unit/test_log_recovery.py",

@@ -795,9 +795,9 @@ SYSTEM_MUTANTS = (
     Mutant(
         "what was taken in part is handed to the network again",
         "P4: each batch once",
-        "client/logd_client/transport.py",
-        "        left[0] = memoryview(left[0])[sent:]\n",
-        "        pass\n",
+        "logd/wire/unsent.py",
+        "            return (memoryview(buffer)[sent:], *buffers[position + 1 :])\n",
+        "            return buffers[position:]\n",
     ),
     Mutant(
         "a blocking append overtakes what was handed over before it",

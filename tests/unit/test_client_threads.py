@@ -408,3 +408,21 @@ def test_each_thread_gives_back_what_it_took_itself(portal: Portal) -> None:
 
     assert held == [True]
     assert all(taken.is_released for taken in asynchronous.taken)
+
+
+def test_what_is_started_and_fails_by_a_fault_of_ours_is_told_in_the_log(
+    portal: Portal, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for it, who could be told."""
+
+    async def fail() -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    async def nothing() -> None:
+        """Two of them, one after the other, end later than what was begun before."""
+
+    portal.start(fail)
+    portal.call(nothing)
+    portal.call(nothing)
+
+    assert "a fault of ours" in caplog.text

@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from logd.env import Buffer
 from logd.limits import KEEP_ALIVE_IDLE_S
-from logd.runtime.network import TcpNetwork, TcpStream, _unsent
+from logd.runtime.network import TcpNetwork, TcpStream
 from logd.types import HostPort
 
 
@@ -103,19 +102,3 @@ def test_a_cancelled_connect_leaves_no_socket_open() -> None:
                 await trio.sleep_forever()
 
     run(scenario)  # An open socket is a ResourceWarning, which fails the test.
-
-
-@pytest.mark.parametrize("sent", range(7))
-def test_what_was_not_sent_is_what_is_left(sent: int) -> None:
-    buffers: list[Buffer] = [b"abc", b"", bytearray(b"de"), memoryview(b"f")]
-
-    assert b"".join(_unsent(buffers, sent)) == b"abcdef"[sent:]
-
-
-def test_what_was_not_sent_is_not_copied() -> None:
-    big = bytearray(b"0123456789")
-
-    (rest,) = _unsent([big], 4)
-    big[4] = ord("x")
-
-    assert bytes(rest) == b"x56789"
