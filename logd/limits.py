@@ -19,6 +19,9 @@ GIB: Final = 1024 * MIB
 RECORD_BYTES_MAX: Final = 1 * MIB
 """Key, value and headers of one record together."""
 
+OFFSET_MAX: Final = 2**63 - 1
+"""No caller may ask for more: what is u64 in a batch is a signed integer in many programs."""
+
 RECORDS_PER_BATCH_MAX: Final = 65_536
 HEADERS_PER_BATCH_MAX: Final = 262_144
 """Headers of all records of a batch together: bounds what a decoder allocates for them."""

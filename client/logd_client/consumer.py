@@ -25,7 +25,7 @@ from logd.errors import (
     UnavailableError,
     UsageError,
 )
-from logd.limits import KIB, MIB, SUBSCRIPTION_CREDIT_BYTES_MAX
+from logd.limits import KIB, MIB, OFFSET_MAX, SUBSCRIPTION_CREDIT_BYTES_MAX
 from logd.types import GroupId, NodeId
 from logd.wire.messages import PartitionInfo
 from logd_client.arguments import require_between, require_int, require_one_of
@@ -56,7 +56,6 @@ _RECORDS_LIKE_A_BATCH: Final = 64
 _QUIET_S: Final = 1.0
 """A connection that delivers nothing for this long is asked whether it still works."""
 
-OFFSET_MAX: Final = 2**63 - 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 

@@ -23,6 +23,7 @@ from logd.limits import (
     BATCHES_IN_FLIGHT_PER_PRODUCER_MAX,
     DELIVERY_TIMEOUT_MS_MAX,
     MIB,
+    OFFSET_MAX,
     RECORD_BYTES_MAX,
 )
 from logd.record.batch import TIMESTAMP_MS_MAX
@@ -438,8 +439,10 @@ class Producer:
         """
         try:
             timestamp_ms = self._time_of(timestamp_ms)
-            if expected_offset is not None and partition is None:
-                raise UsageError("expected_offset needs partition: offsets are per partition")
+            if expected_offset is not None:
+                require_between("expected_offset", expected_offset, 0, OFFSET_MAX)
+                if partition is None:
+                    raise UsageError("expected_offset needs partition: offsets are per partition")
             chosen = self._choose(key, partition)
         except BaseException:
             self._budget.give_back(size)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from logd.limits import OFFSET_MAX
+
 
 @dataclass(frozen=True, slots=True)
 class FromStart:
@@ -40,7 +42,6 @@ class FromTime:
 
 Start = FromStart | FromEnd | FromOffset | FromTime
 
-OFFSET_MAX: Final = 2**63 - 1
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _AGE: Final = re.compile(r"-(?P<count>\d+)(?P<unit>[smhd])")

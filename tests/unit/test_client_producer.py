@@ -53,6 +53,17 @@ async def test_a_time_that_no_batch_can_hold_fails_alone(timestamp_ms: Any) -> N
         assert (await other).offset == 0
 
 
+@pytest.mark.parametrize("expected_offset", ["0", 1.0, True, -1, 2**63])
+@in_virtual_time
+async def test_an_expectation_that_no_log_can_meet_never_leaves(expected_offset: Any) -> None:
+    async with opened() as (cluster, producer):
+        with pytest.raises(UsageError, match="expected_offset must be"):
+            await producer.append(b"value", partition=0, expected_offset=expected_offset)
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert cluster.leaders[0].unanswered == []
+
+
 # --- what is waited for -----------------------------------------------------------------
 
 
