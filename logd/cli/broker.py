@@ -16,7 +16,8 @@ from logd.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from logd.cli.plans import Picture, SavedPlan
+    from logd.cli.picture import Picture
+    from logd.cli.plans import SavedPlan
 
 node_argument = click.argument("node", type=BROKER_ID, metavar="ID")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be moved.")
@@ -57,15 +58,9 @@ def drain(
     node: int, throttle: int | None, dry_run: bool, detach: bool, bootstrap: str, output: str
 ) -> None:
     """Move everything off a broker, leadership included, and put nothing new on it."""
-    from logd.cli.plans import (
-        require_all_placed,
-        require_none_running,
-        require_room,
-        run_plan,
-        set_pace,
-        show_plan,
-        take_picture,
-    )
+    from logd.cli.picture import require_none_running, take_picture
+    from logd.cli.plans import require_all_placed, require_room, show_plan
+    from logd.cli.running_plans import run_plan, set_pace
     from logd.cli.session import connected, run_async
 
     async def empty() -> None:
@@ -153,19 +148,16 @@ def replace(
     For a broker whose disk is lost: start another one under a new id with --join, then replace
     the old one with it.
     """
+    from logd.cli.display import bytes_text
+    from logd.cli.picture import require_none_running, take_picture
     from logd.cli.plans import (
-        bytes_text,
         end_incomplete,
-        finish,
-        follow,
         require_all_placed,
-        require_none_running,
         require_room,
-        set_pace,
         show_plan,
         start_plan,
-        take_picture,
     )
+    from logd.cli.running_plans import finish, follow, set_pace
     from logd.cli.session import connected, require_alive, run_async
 
     if successor == node:

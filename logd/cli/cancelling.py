@@ -13,7 +13,7 @@ import anyio
 import click
 
 from logd.cli.display import print_json
-from logd.cli.plans import FOLLOW_ATTEMPTS_MAX, FOLLOW_INTERVAL_S
+from logd.cli.plan_progress import FOLLOW_ATTEMPTS_MAX, FOLLOW_INTERVAL_S
 from logd.cli.session import require_partition
 from logd.errors import LogdError, RebalanceConflictError
 from logd.metadata.commands import CancelMove

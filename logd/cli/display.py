@@ -171,6 +171,23 @@ def count_of(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def bytes_text(count: float) -> str:
+    """``1.5 GB``."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError("the last unit takes all")
+
+
+def time_text(seconds: float) -> str:
+    """``1 h 05 min``, ``2 min 03 s``, ``4 s``."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
+
+
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     """``name  value`` lines, aligned."""
     width = max(len(name) for name, _ in facts)

@@ -11,8 +11,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from logd.cli.display import say
-from logd.cli.plans import PlanProgress, bytes_text, time_text, waiting_text
+from logd.cli.display import bytes_text, say, time_text
+from logd.cli.plan_progress import PlanProgress, waiting_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

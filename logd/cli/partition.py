@@ -101,7 +101,8 @@ def move(
     if not cancel and targets is None:
         raise click.UsageError("nothing to do: give --to, or --cancel")
     from logd.cli.cancelling import cancel_move
-    from logd.cli.plans import move_plan, run_plan, set_pace
+    from logd.cli.plans import move_plan
+    from logd.cli.running_plans import run_plan, set_pace
     from logd.cli.session import (
         connected,
         require_alive,

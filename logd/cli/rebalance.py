@@ -55,7 +55,8 @@ def plan(
     output: str,
 ) -> None:
     """Say what would be moved, why, and what comes of it.  Moves nothing."""
-    from logd.cli.plans import save_plan, show_plan, take_picture
+    from logd.cli.picture import take_picture
+    from logd.cli.plans import save_plan, show_plan
     from logd.cli.session import connected, run_async
     from logd.metadata.rebalance.cluster import Goals
 
@@ -98,7 +99,9 @@ def run(
     output: str,
 ) -> None:
     """Carry out a plan.  The cluster goes on with it if this command ends."""
-    from logd.cli.plans import load_plan, run_plan, set_pace, show_plan, take_picture
+    from logd.cli.picture import take_picture
+    from logd.cli.plans import load_plan, show_plan
+    from logd.cli.running_plans import run_plan, set_pace
     from logd.cli.session import connected, run_async
     from logd.metadata.rebalance.cluster import Goals
 
@@ -124,7 +127,9 @@ def run(
 @output_option
 def status(watch: bool, bootstrap: str, output: str) -> None:
     """The plan that runs, or the last one, and how moves are paced."""
-    from logd.cli.plans import bytes_text, finish, follow, names_of, plan_progress
+    from logd.cli.display import bytes_text
+    from logd.cli.plan_progress import names_of, plan_progress
+    from logd.cli.running_plans import finish, follow
     from logd.cli.session import connected, run_async
 
     async def show() -> None:
@@ -193,7 +198,7 @@ def set_rebalancing(
     """Change the pace of moves, also of those under way."""
     if throttle is None and concurrency is None and autonomy is None:
         raise click.UsageError("nothing to set: give --throttle, --concurrency or --autonomy")
-    from logd.cli.plans import bytes_text
+    from logd.cli.display import bytes_text
     from logd.cli.session import connected, run_async
 
     async def change() -> None:
@@ -219,7 +224,7 @@ def set_rebalancing(
 @output_option
 def cancel(bootstrap: str, output: str) -> None:
     """Begin no more moves; take back those under way, unless they have arrived."""
-    from logd.cli.plans import follow
+    from logd.cli.running_plans import follow
     from logd.cli.session import connected, run_async
     from logd.errors import RebalanceConflictError
 
@@ -251,7 +256,8 @@ def rollback(
     throttle: int | None, concurrency: int | None, detach: bool, bootstrap: str, output: str
 ) -> None:
     """Move back what the last plan has moved, last things first."""
-    from logd.cli.plans import SavedMove, SavedPlan, run_plan, set_pace
+    from logd.cli.plans import SavedMove, SavedPlan
+    from logd.cli.running_plans import run_plan, set_pace
     from logd.cli.session import connected, run_async
     from logd.errors import RebalanceConflictError
 

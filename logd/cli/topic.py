@@ -222,7 +222,7 @@ def alter(
     if both:
         raise click.UsageError(f"both set and reset: {', '.join(both)}")
 
-    from logd.cli.plans import set_replicas
+    from logd.cli.running_plans import set_replicas
     from logd.cli.session import connected, run_async
 
     async def alter_topic() -> None:
@@ -253,7 +253,7 @@ async def set_replicas_too(client: Client, altered: TopicInfo, count: int, outpu
     """What else was altered is told in the same document, even if this fails."""
     from msgspec.structs import asdict
 
-    from logd.cli.plans import set_replicas
+    from logd.cli.running_plans import set_replicas
 
     def tell(plan: object) -> None:
         print_json({**asdict(altered), "plan": plan})

@@ -12,29 +12,23 @@ import pytest
 from click.testing import CliRunner
 
 from logd.cli.broker import _plan_without
+from logd.cli.display import bytes_text, time_text
 from logd.cli.exits import ExitCode, exit_code_for
 from logd.cli.moving import MoveBars
 from logd.cli.options import BROKER_LIST, BYTE_RATE
+from logd.cli.picture import Picture, take_picture
+from logd.cli.plan_progress import PlanProgress, plan_progress, waiting_text
 from logd.cli.plans import (
-    Picture,
-    PlanProgress,
     SavedMove,
     SavedPlan,
     SavedStranded,
-    bytes_text,
-    finish,
     load_plan,
-    plan_progress,
     require_all_placed,
     require_room,
-    run_plan,
     save_plan,
-    set_replicas,
     show_plan,
-    take_picture,
-    time_text,
-    waiting_text,
 )
+from logd.cli.running_plans import finish, run_plan, set_replicas
 from logd.cli.session import require_majority_alive
 from logd.errors import (
     BrokerInUseError,
@@ -362,7 +356,7 @@ class Holder(HalfALeader):
 def test_a_broker_has_room_for_what_is_free_and_for_what_is_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("logd.cli.plans.RATE_SAMPLE_S", 0)
+    monkeypatch.setattr("logd.cli.picture.RATE_SAMPLE_S", 0)
 
     picture = anyio.run(take_picture, cast(Client, Holder()))
 

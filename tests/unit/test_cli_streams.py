@@ -14,7 +14,7 @@ import pytest
 
 from logd.cli.lines import LineCutter
 from logd.cli.moving import MoveBars
-from logd.cli.plans import PlanProgress
+from logd.cli.plan_progress import PlanProgress
 from logd.cli.progress import RecordProgress
 from logd.cli.queue import PUT_BYTES_MAX, commands_of
 from logd.cli.streams import STANDARD_INPUT, lines_of
