@@ -8,10 +8,15 @@ others that repair.  Each round surveys the whole log and does what can be done:
   segments, as a running replica would have, if a checkpoint reaches over them;
 - if peers have trimmed everything that this log holds, it is replaced by their state.
 
-That last step needs no leader and breaks no promise: all that this replica ever acknowledged
-lies below the place where the peer's log begins, and was committed, applied and let go by a
-committed rule.  The state that takes its place is the outcome of exactly that.  Its vote
-stays, and its term does not go back.
+A log that feeds a state machine is for nobody else to read, so it is enough that peers have
+trimmed where the hole begins: what they have of its end has nothing here to be joined to.  Such a
+log is let go as far as that state is kept, a peer's if that is further; and it is replaced by a
+state that reaches over all of it.
+
+Replacing a log needs no leader and breaks no promise: all that this replica ever acknowledged
+lies below the place where the new log begins, and was committed and applied by that peer.  The
+state that takes its place is the outcome of exactly that.  Its vote stays, and its term does not
+go back.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 
 from logd.errors import BeyondRepairError, CorruptionError
@@ -141,23 +147,64 @@ class Mender:
     # --- what peers have trimmed ----------------------------------------------------------------
 
     async def _let_go(self, survey: Survey, holes: Sequence[Hole], limit: Offset) -> _Progress:
-        """Let go of holes below ``limit``, where a peer's log begins."""
-        if limit >= survey.end_offset:
-            snapshot = await self._repairer.fetch_state(self._opened.group_id, self._members)
-            if snapshot is None or snapshot.start_offset < survey.end_offset:
+        """Let go of holes that begin below ``limit``, where a peer's log begins."""
+        lost = [hole for hole in holes if hole.start.offset < limit]
+        if limit < survey.end_offset:
+            if await self._trim(survey, lost, limit):
+                return _Progress.BETTER
+            if not (self._has_application and lost):
                 return _Progress.NONE
-            return await self._install(snapshot)
+        return await self._take_over(survey)
+
+    async def _trim(self, survey: Survey, lost: Sequence[Hole], limit: Offset) -> bool:
+        """Let go of some of the ``lost`` with their segments; False if that cannot be done."""
         opened = self._opened
-        restorable = await self._env.run_blocking(self._restorable, survey.end_offset)
+        reach = await self._env.run_blocking(self._restorable, survey.end_offset)
+        if not self._has_application:
+            reach = min(reach, limit)  # Peers have the rest, and somebody may read it here.
         bases = opened.log.segment_bases
-        start = max((base for base in bases if base <= min(limit, restorable)), default=bases[0])
+        start = max((base for base in bases if base <= reach), default=bases[0])
         # Each hole makes it worth while: what is gone is no longer in the way of the others.
-        if not any(hole.end.offset <= start for hole in holes):
-            return _Progress.NONE
+        if not any(hole.end.offset <= start for hole in lost):
+            return False
         trash = self._node.membership.directory.trash_path
         await self._env.run_blocking(opened.log.trim, start, trash)
         log.info(log_events.LOG_TRIMMED, group=opened.group_id, start=bases[0], end=start)
-        return _Progress.BETTER
+        return True
+
+    async def _take_over(self, survey: Survey) -> _Progress:
+        """Go on with the state of a peer whose state has come far enough for that."""
+        for member in self._members:
+            snapshot = await self._repairer.fetch_state(self._opened.group_id, (member,))
+            if snapshot is None:
+                continue
+            start = self._start_with(snapshot)
+            if start >= survey.end_offset:
+                return await self._install(msgspec.structs.replace(snapshot, start_offset=start))
+            if await self._env.run_blocking(self._keep, snapshot):
+                return _Progress.BETTER
+        return _Progress.NONE
+
+    def _start_with(self, snapshot: Snapshot) -> Offset:
+        """Where a log that holds nothing yet can begin with this state."""
+        if not self._has_application:
+            return snapshot.start_offset  # Readers are promised all that follows.
+        if snapshot.application is None:
+            return Offset(0)
+        return min(snapshot.state_offset, snapshot.application_offset)
+
+    def _keep(self, snapshot: Snapshot) -> bool:
+        """Keep what a peer's state machine has come to, if that is further than ours.
+
+        It is committed, whatever is known of that here.  The log can be let go up to there then.
+        """
+        if not self._has_application or snapshot.application is None:
+            return False
+        kept = self._opened.applications.load()
+        if kept is not None and snapshot.application_offset <= kept[0]:
+            return False
+        self._opened.applications.save(snapshot.application_offset, snapshot.application)
+        return True
 
     def _restorable(self, end: Offset) -> Offset:
         """A log that begins at or below this offset has the state to begin with."""

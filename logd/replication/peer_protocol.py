@@ -184,7 +184,7 @@ class RepairResponse(PeerMessage, frozen=True, kw_only=True):
 
 class StateRequest(PeerMessage, frozen=True, kw_only=True):
     """Asks for the state in place of batches that the answering replica has trimmed: for one
-    whose log is damaged and lies wholly below.  Any replica may answer, not only the leader."""
+    whose log is damaged there.  Any replica may answer, not only the leader."""
 
     request_id: int
     group: int

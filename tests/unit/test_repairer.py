@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -9,7 +11,7 @@ import trio
 
 from logd.errors import UnavailableError
 from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES
-from logd.replication.opening import open_group
+from logd.replication.opening import OpenedGroup, open_group
 from logd.replication.patience import WAIT_S_MAX
 from logd.replication.peer_protocol import (
     AnyPeerMessage,
@@ -25,11 +27,13 @@ from logd.storage.log import Log, LogOptions, ScrubPosition
 from logd.storage.retention import KEEP_EVERYTHING
 from logd.storage.synced_mark import SLOT_POSITIONS
 from logd.types import Buffer, GroupId, NodeId, Offset
+from tests.sim.files import SimulatedFileSystem
 from tests.sim.run import run_deterministic
 from tests.support.replica import (
     GROUP,
     OURSELVES,
     SECOND,
+    THIRD,
     Replica,
     a_while,
     open_replica,
@@ -366,6 +370,221 @@ def test_a_shut_log_is_not_let_go_beyond_what_is_kept_of_the_state_machine_that_
                 )
 
             assert opened.log.start_offset == bases[1 if has_application else 3]
+
+    play(story)
+
+
+class Across:
+    """A log with a hole across the place where its peers' logs begin; all of it is committed.
+
+    The hole is the second of three segments, or the active one.
+    """
+
+    bases: tuple[Offset, ...]
+    end: Offset
+    let_go: Offset
+    """Where peers' logs begin: in the hole."""
+    states: dict[Offset, bytes]
+    """Of the partition, by the offset that they are of."""
+
+    def __init__(self) -> None:
+        self.files = SimulatedFileSystem(random.Random(1))
+
+    async def write(self, *, is_active: bool) -> None:
+        """And damage it: the active segment or the one before it."""
+        async with open_replica(self.files, voters=(OURSELVES,), segment_bytes=8 * KIB) as replica:
+            await replica.lead()
+            group = replica.group
+            self.states = {}
+            for size in (3000, 3000, 3000, 3000, 1000, 1000):
+                replica.propose(bytes(size))
+                await a_while()
+                self.end = group.log.end_offset
+                state = group._opened.snapshot_state(group.state, group.core)
+                self.states[self.end] = state.encode()
+            self.bases = group.log.segment_bases
+            assert self.end == group.commit_offset == self.bases[2] + 2
+        self.files.kill()
+        damaged, size = (self.bases[2], 1000) if is_active else (self.bases[1], 3000)
+        self.let_go = Offset(damaged + 1)
+        path = f"{DIRECTORY}/{damaged:020}.log"
+        # From within the first batch to within the second.
+        self.files.overwrite(path, SEGMENT_HEADER_BYTES + size // 2, bytes(size))
+        if not is_active:  # Else nobody looks at the start.
+            self.files.overwrite(path, SLOT_POSITIONS[0], bytes(1024))
+
+    def snapshot(self, state: int, application: int | None) -> Snapshot:
+        """What a peer has, as of these offsets."""
+        return Snapshot(
+            start_offset=self.let_go,
+            state_offset=Offset(state),
+            state=self.states[Offset(state)],
+            application_offset=Offset(application or 0),
+            application=None if application is None else b"a peer's",
+        )
+
+    async def mend(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        peers: Sequence[Snapshot],
+        *,
+        kept: int = 0,
+        has_application: bool = True,
+        let_go: Offset | None = None,
+    ) -> OpenedGroup:
+        """Try it for some time; returns the replica as it is when it is opened again.
+
+        Args:
+            peers: their states.
+            kept: where the state lies that this one has kept of the state machine.
+            let_go: where the logs of the peers begin; None: in the hole.
+        """
+        given = dict(zip((SECOND, THIRD), map(encode_snapshot, peers), strict=False))
+        async with open_replica(self.files, group_id=GroupId(8)) as other:
+            node = other.node
+
+            def answer(
+                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+            ) -> bool:
+                if isinstance(message, StateRequest):
+                    encoded = given.get(target, b"")
+                    state = StateResponse(
+                        request_id=message.request_id,
+                        total_bytes=len(encoded),
+                        checksum=checksum_of(encoded),
+                    )
+                    node.repairer.on_response(state, encoded)
+                elif isinstance(message, RepairRequest):
+                    refusal = RepairResponse(
+                        request_id=message.request_id,
+                        refused="trimmed",
+                        log_start=self.let_go if let_go is None else let_go,
+                    )
+                    node.repairer.on_response(refusal, b"")
+                return True
+
+            monkeypatch.setattr(node, "send_peer", answer)
+            monkeypatch.setattr(node, "is_up", lambda node: True)
+
+            def opened() -> OpenedGroup:
+                options = LogOptions(segment_bytes=8 * KIB)
+                return open_group(self.files, node.membership.directory, OURSELVES, GROUP, options)
+
+            shut = opened()
+            assert shut.damage is not None
+            if kept:
+                shut.applications.save(Offset(kept), b"kept")
+            with trio.move_on_after(5):
+                await node.repairer.mend(
+                    shut, (OURSELVES, SECOND, THIRD), has_application=has_application
+                )
+            again = opened()
+            again.close()
+        self.files.kill()
+        assert again.loaded_hard_state == shut.loaded_hard_state
+        return again
+
+
+def test_a_shut_log_is_let_go_as_far_as_what_it_feeds_is_kept_though_peers_have_more_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is enough that nobody has the beginning of the hole."""
+
+    async def story() -> None:
+        shut = Across()
+        await shut.write(is_active=False)
+
+        opened = await shut.mend(monkeypatch, [], kept=shut.bases[2])
+
+        assert opened.damage is None
+        assert (opened.log.start_offset, opened.log.end_offset) == (shut.bases[2], shut.end)
+
+    play(story)
+
+
+def test_a_shut_log_is_let_go_as_far_as_a_peer_has_kept_what_it_feeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own state ends in the segment of the hole. All that lies behind that is kept."""
+
+    async def story() -> None:
+        shut = Across()
+        await shut.write(is_active=False)
+        reached = shut.bases[2] + 1
+
+        opened = await shut.mend(monkeypatch, [shut.snapshot(reached, reached)], kept=reached - 2)
+
+        assert opened.damage is None
+        assert (opened.log.start_offset, opened.log.end_offset) == (shut.bases[2], shut.end)
+        assert opened.applications.load() == (reached, b"a peer's")
+
+    play(story)
+
+
+def test_a_shut_log_that_feeds_a_state_machine_begins_behind_a_state_that_reaches_over_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It begins where the state is, not where the peer's log begins: it would be shorter than what
+    it has acknowledged.  And one peer that is not so far is not the last one asked."""
+
+    async def story() -> None:
+        shut = Across()
+        await shut.write(is_active=True)
+        end = shut.end
+
+        opened = await shut.mend(
+            monkeypatch, [shut.snapshot(end - 1, end - 1), shut.snapshot(end, end)]
+        )
+
+        assert opened.damage is None
+        assert (opened.log.start_offset, opened.log.end_offset) == (end, end)
+        assert opened.commit_offset == opened.state.end_offset == end
+        assert opened.applications.load() == (end, b"a peer's")
+
+    play(story)
+
+
+@pytest.mark.parametrize(("state_lacks", "application_lacks"), [(1, 0), (0, 1), (1, 1), (0, None)])
+def test_a_shut_log_is_not_given_up_for_a_state_that_does_not_reach_over_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, state_lacks: int, application_lacks: int | None
+) -> None:
+    """What it has acknowledged behind that it would have forgotten when it votes."""
+
+    async def story() -> None:
+        shut = Across()
+        await shut.write(is_active=True)
+        end = shut.end
+        application = None if application_lacks is None else end - application_lacks
+
+        opened = await shut.mend(
+            monkeypatch, [shut.snapshot(end - state_lacks, application)], kept=shut.bases[1]
+        )
+
+        assert opened.damage is not None
+        assert opened.log.segment_bases == shut.bases
+        assert opened.log.mark is not None
+        assert opened.log.mark.end_offset == end
+
+    play(story)
+
+
+@pytest.mark.parametrize("is_active", [False, True])
+def test_records_that_peers_have_are_not_given_up_with_a_hole(
+    monkeypatch: pytest.MonkeyPatch, is_active: bool
+) -> None:
+    """Somebody may read them, and a state does not hold them."""
+
+    async def story() -> None:
+        shut = Across()
+        await shut.write(is_active=is_active)
+        end = shut.end
+
+        for let_go in (None, end):  # Another peer may have let go of more than that one.
+            opened = await shut.mend(
+                monkeypatch, [shut.snapshot(end, end)], has_application=False, let_go=let_go
+            )
+            assert opened.damage is not None
+            assert opened.log.segment_bases == shut.bases
 
     play(story)
 
