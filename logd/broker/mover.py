@@ -70,16 +70,29 @@ class Mover:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._refill)
             nursery.start_soon(self._keep_order)
+            nursery.start_soon(self._take_over, nursery)
             while True:
-                for placement in self._broker.metadata.state.moving:
-                    group = self._led(placement.group)
-                    if group is not None and placement.group not in self._driven:
-                        self._driven.add(placement.group)
-                        nursery.start_soon(self._drive, placement.group)
+                self._drive_what_is_led(nursery)
                 if not self._is_telling and self._retired():
                     self._is_telling = True
                     nursery.start_soon(self._tell_retired)
                 await self._news()
+
+    async def _take_over(self, nursery: trio.Nursery) -> None:
+        """Drive the moves of a partition as soon as it is led here.
+
+        A learner of the leader before is not held back until its budget is made: a moment later
+        it would have been sent all that it lacks.
+        """
+        while True:
+            self._drive_what_is_led(nursery)
+            await self._broker.node.leadership_news(LOOK_AGAIN_S)
+
+    def _drive_what_is_led(self, nursery: trio.Nursery) -> None:
+        for placement in self._broker.metadata.state.moving:
+            if placement.group not in self._driven and self._led(placement.group) is not None:
+                self._driven.add(placement.group)
+                nursery.start_soon(self._drive, placement.group)
 
     def _placement(self, group_id: GroupId) -> PartitionPlacement | None:
         """As it is now: the state itself is another one once this broker was shipped state."""
@@ -92,7 +105,7 @@ class Mover:
 
     def _led(self, group_id: GroupId) -> Group | None:
         group = self._broker.node.groups.get(group_id)
-        return group if group is not None and group.is_ready else None
+        return group if group is not None and group.is_leader else None
 
     # --- one move -----------------------------------------------------------------------------
 
@@ -103,6 +116,10 @@ class Mover:
                 placement, group = self._placement(group_id), self._led(group_id)
                 if placement is None or placement.move is None or group is None:
                     return
+                if not group.is_ready:
+                    self._make_budgets(group, group.configuration.learners)
+                    await trio.sleep(STEP_RETRY_S)
+                    continue
                 try:
                     await self._step(placement, placement.move, group)
                 except LearnerBehindError:

@@ -27,7 +27,7 @@ from logd.errors import (
     UnavailableError,
     UnsupportedVersionError,
 )
-from logd.limits import NAME_CHARACTERS_MAX
+from logd.limits import APPEND_BYTES_MAX, NAME_CHARACTERS_MAX
 from logd.metadata.commands import BeginMove, Command, StartPlan
 from logd.metadata.features import ONE_MOVE_LEVEL
 from logd.metadata.moves import REASON_CHARACTERS_MAX, PlannedMove
@@ -674,6 +674,36 @@ def test_a_plan_that_never_arrived_whole_keeps_nothing_waiting_for_ever() -> Non
         with trio.fail_after(120):
             assert (await ended(client)).purpose == f"by itself: drain broker {victim}"
         assert all(victim not in p.replicas for p in await partitions_of(client))
+
+    play(story)
+
+
+def test_a_leader_that_takes_over_a_move_holds_to_the_throttle_from_the_start() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        rate = 64 * 1024
+        await client.admin.set_rebalancing(throttle_bytes_per_s=rate)
+        partition = (await partitions_of(client))[0]
+        group = GroupId(partition.group)
+        async with client.producer(TOPIC) as producer:
+            for _ in range(200):
+                await producer.append(bytes(100_000), partition=0)
+        newcomer = cluster.nodes[NodeId(min(set(range(1, 6)) - set(partition.replicas)))]
+        leader = cluster.leader_of(group)
+        assert leader is not None
+        successor = next(NodeId(node) for node in partition.replicas if node != leader.node)
+        stays = [leader.node, successor]
+        began = trio.current_time()
+        await start(client, {0: [*stays, newcomer.node]})
+        with trio.fail_after(5):
+            while group not in newcomer.groups:
+                await trio.sleep(0.05)
+
+        await client.admin.transfer_leader(TOPIC, 0, successor)
+        await trio.sleep(2)
+
+        batches = newcomer.groups[group].log.end_offset
+        seconds = trio.current_time() - began
+        assert batches * 100_000 <= rate * seconds + APPEND_BYTES_MAX
 
     play(story)
 
