@@ -47,6 +47,8 @@ class PartitionRow(msgspec.Struct, frozen=True, kw_only=True):
     log_start: int | None
     log_end: int | None
     commit: int | None
+    group: int
+    """How logs of brokers and directories of replicas name it."""
 
 
 class BrokerRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,13 +85,15 @@ class BrokerNews(NamedTuple):
     """What is soon refused because a quota of coordination is nearly used up."""
 
 
-PARTITION_COLUMNS: Final = PartitionRow.__struct_fields__
+PARTITION_FACTS: Final = PartitionRow.__struct_fields__
+PARTITION_COLUMNS: Final = tuple(name for name in PARTITION_FACTS if name != "group")
+"""What a table of partitions shows: 80 columns have no room for more."""
 BROKER_COLUMNS: Final = BrokerRow.__struct_fields__
 
 
-def cells(row: msgspec.Struct) -> list[object]:
-    """The values of a row, in the order of its columns."""
-    return [getattr(row, name) for name in row.__struct_fields__]
+def cells(row: msgspec.Struct, columns: Sequence[str] | None = None) -> list[object]:
+    """The values of a row, in the order of its columns, or of these of them."""
+    return [getattr(row, name) for name in columns or row.__struct_fields__]
 
 
 def partition_row(
@@ -107,6 +111,7 @@ def partition_row(
             log_start=None,
             log_end=None,
             commit=None,
+            group=partition.group,
         )
     return described_row(topic, partition.partition, described)
 
@@ -123,6 +128,7 @@ def described_row(topic: str, partition: int, described: DescribePartitionRespon
         log_start=described.log_start,
         log_end=described.log_end,
         commit=described.commit_offset,
+        group=described.group,
     )
 
 

@@ -40,7 +40,7 @@ def list_partitions(topic: str | None, bootstrap: str, output: str) -> None:
         if output == "json":
             print_json(rows)
         else:
-            print_table(PARTITION_COLUMNS, [cells(row) for row in rows])
+            print_table(PARTITION_COLUMNS, [cells(row, PARTITION_COLUMNS) for row in rows])
 
     run_async(fetch)
 
@@ -51,7 +51,7 @@ def list_partitions(topic: str | None, bootstrap: str, output: str) -> None:
 @output_option
 def describe_partition(name: tuple[str, int], bootstrap: str, output: str) -> None:
     """One partition: leader, term, replicas, offsets."""
-    from logd.cli.overview import PARTITION_COLUMNS, cells, described_row
+    from logd.cli.overview import PARTITION_FACTS, cells, described_row
     from logd.cli.session import connected, run_async
 
     async def fetch() -> None:
@@ -61,7 +61,7 @@ def describe_partition(name: tuple[str, int], bootstrap: str, output: str) -> No
         if output == "json":
             print_json(row)
         else:
-            print_facts(list(zip(PARTITION_COLUMNS, cells(row), strict=True)))
+            print_facts(list(zip(PARTITION_FACTS, cells(row), strict=True)))
 
     run_async(fetch)
 

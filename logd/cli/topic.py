@@ -178,7 +178,8 @@ def describe(name: str, bootstrap: str, output: str) -> None:
             ]
         )
         click.echo()
-        print_table(PARTITION_COLUMNS[1:], [cells(row)[1:] for row in rows])
+        columns = PARTITION_COLUMNS[1:]
+        print_table(columns, [cells(row, columns) for row in rows])
 
     run_async(fetch)
 

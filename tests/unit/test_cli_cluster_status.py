@@ -10,6 +10,8 @@ from rich.console import Console
 
 from logd.cli.cluster import Status, problem_lines, status_of
 from logd.cli.overview import (
+    PARTITION_COLUMNS,
+    PARTITION_FACTS,
     BrokerNews,
     EventRow,
     broker_rows,
@@ -137,6 +139,17 @@ def test_a_partition_without_an_answer_shows_only_what_metadata_knows() -> None:
     row = partition_row("t", partition, None)
 
     assert (row.leader, row.replicas, row.commit) == (None, [1, 2, 3], None)
+
+
+@pytest.mark.parametrize("answer", [described(), None])
+def test_a_partition_tells_the_number_that_logs_and_directories_name_it_by(
+    answer: DescribePartitionResponse | None,
+) -> None:
+    row = partition_row("t", metadata().topics[0].partitions[0], answer)
+
+    assert row.group == 1
+    assert "group" in PARTITION_FACTS
+    assert "group" not in PARTITION_COLUMNS
 
 
 def test_a_damaged_replica_degrades_the_cluster_and_is_named() -> None:
