@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -274,7 +275,16 @@ async def run_for(
         said = told.read(LAST_WORDS_BYTES)
     if code:
         last_words = said.decode(errors="replace").strip().splitlines()[-1:]
-        raise ItemFailedError(f"code {code} {' '.join(last_words)}".strip())
+        raise ItemFailedError(" ".join([_ending_text(code), *last_words]))
+
+
+def _ending_text(code: int) -> str:
+    """How a command ended that has failed, by what its parent was told."""
+    if code > 0:
+        return f"code {code}"
+    with suppress(ValueError):  # Real-time signals have no names.
+        return f"ended by {signal.Signals(-code).name}"
+    return f"ended by signal {-code}"
 
 
 # --- by hand ------------------------------------------------------------------------------

@@ -57,6 +57,16 @@ def test_the_reason_of_a_failure_is_its_code_and_last_words(
     assert capfd.readouterr().err == "first\noops\n"
 
 
+@pytest.mark.parametrize(
+    ("number", "reason"), [(9, "ended by SIGKILL oops"), (40, "ended by signal 40 oops")]
+)
+def test_the_reason_of_a_command_that_a_signal_ended_is_that_signal(
+    number: int, reason: str
+) -> None:
+    with pytest.raises(ItemFailedError, match=f"^{reason}$"):
+        work_on(b"x", "sh", "-c", f"echo oops >&2; kill -{number} $$")
+
+
 class Unheard:
     """A standard error that nobody reads any more."""
 
