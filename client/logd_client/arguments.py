@@ -7,8 +7,12 @@ travel to a broker and come back as something puzzling.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Final
 
 from logd.errors import UsageError
+
+NOT_OPEN: Final = "not open: enter it first (`async with`, or `with` in logd_client.sync)"
+"""The blocking client passes on what it is told of the other one."""
 
 
 def require_int(name: str, value: object) -> None:

@@ -26,6 +26,10 @@ def parse_bootstrap(text: str) -> tuple[HostPort, ...]:
 
 
 def _parse_address(entry: str) -> HostPort:
+    if "://" in entry:
+        raise UsageError(
+            f"bootstrap address {entry!r} is not HOST:PORT, without anything before it"
+        )
     host, separator, port = entry.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -28,7 +28,7 @@ from logd.errors import (
 from logd.limits import KIB, MIB, OFFSET_MAX, SUBSCRIPTION_CREDIT_BYTES_MAX
 from logd.types import GroupId, NodeId
 from logd.wire.messages import PartitionInfo
-from logd_client.arguments import require_between, require_int, require_one_of
+from logd_client.arguments import NOT_OPEN, require_between, require_int, require_one_of
 from logd_client.connection import Connection
 from logd_client.cursor import Cursor, StartKind
 from logd_client.partition_feed import PartitionFeed
@@ -373,7 +373,7 @@ class Consumer:
         if self._is_iterating:
             raise UsageError("another task is iterating over this consumer")
         if not self._is_open and not self._feeds:
-            raise UsageError("the consumer is not open: use `async with client.consumer(...)`")
+            raise UsageError(f"the consumer is {NOT_OPEN}")
         self._is_iterating = True
         try:
             if self._taken_in_a_row >= _RECORDS_PER_TURN or not self._ready:

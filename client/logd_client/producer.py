@@ -51,7 +51,7 @@ from logd_client.accumulator import (
     record_bytes,
     too_large,
 )
-from logd_client.arguments import require_between, require_one_of
+from logd_client.arguments import NOT_OPEN, require_between, require_one_of
 from logd_client.budget import ByteBudget
 from logd_client.coordination.fences import Fence, HasFence, fence_of, raise_fences
 from logd_client.delivery import Ack, AckRange, Delivery, ManyDeliveries, Ticket
@@ -776,7 +776,7 @@ class Producer:
         if not self._sender.is_open:
             if self._partitions:
                 raise UsageError("the producer is closed: make another one")
-            raise UsageError("the producer is not open: use `async with client.producer(...)`")
+            raise UsageError(f"the producer is {NOT_OPEN}")
 
     def _check_open_or_give_back(self, size: int) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC
 from typing import Any
 
@@ -22,7 +22,9 @@ from logd_client.admin import Admin
 from logd_client.arguments import require_list
 from logd_client.background import Background, task_group
 from logd_client.consumer import Consumer, ConsumerOptions
+from logd_client.coordination.calls import Calls
 from logd_client.coordination.fences import Fence, raise_fences
+from logd_client.coordination.watches import Watch
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import Producer, ProducerOptions
 from logd_client.routing import Routing
@@ -131,17 +133,7 @@ async def test_an_administrator_is_told_which_argument_is_wrong(
     call: Callable[[Admin], Any], told: str, anyio_backend: object
 ) -> None:
     async with anyio.create_task_group() as tasks:
-        environment = Environment(
-            TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)
-        )
-        routing = Routing(
-            [HostPort("127.0.0.1", 1)],
-            environment,
-            Background(tasks),
-            client_id="test",
-            connect_timeout_s=1,
-            request_timeout_s=1,
-        )
+        routing = routing_with(Background(tasks))
 
         with pytest.raises(UsageError) as caught:
             await call(Admin(routing))
@@ -184,19 +176,21 @@ async def test_a_patient_client_asks_for_no_more_time_than_brokers_give(
     assert [message.timeout_ms for message in routing.asked] == [limit_ms]
 
 
+def routing_with(background: Background) -> Routing:
+    """Of a client that has not met any broker."""
+    return Routing(
+        [HostPort("127.0.0.1", 1)],
+        Environment(TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)),
+        background,
+        client_id="test",
+        connect_timeout_s=1,
+        request_timeout_s=1,
+    )
+
+
 async def test_a_closed_client_says_that_it_is_closed(anyio_backend: object) -> None:
     async with anyio.create_task_group() as tasks:
-        environment = Environment(
-            TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)
-        )
-        routing = Routing(
-            [HostPort("127.0.0.1", 1)],
-            environment,
-            Background(tasks),
-            client_id="test",
-            connect_timeout_s=1,
-            request_timeout_s=1,
-        )
+        routing = routing_with(Background(tasks))
         admin = Admin(routing)
         routing.close()
 
@@ -216,17 +210,7 @@ async def test_what_is_opened_on_a_client_closed_meanwhile_says_so_and_does_not_
 ) -> None:
     async with task_group() as tasks:
         background = Background(tasks)
-        environment = Environment(
-            TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)
-        )
-        routing = Routing(
-            [HostPort("127.0.0.1", 1)],
-            environment,
-            background,
-            client_id="test",
-            connect_timeout_s=1,
-            request_timeout_s=1,
-        )
+        routing = routing_with(background)
         row = PartitionInfo(partition=0, group=1, replicas=[1])
         routing.view.learn_topic(TopicInfo(name="t", topic_id=1, partitions=[row]))
         made = opened(routing)
@@ -235,6 +219,26 @@ async def test_what_is_opened_on_a_client_closed_meanwhile_says_so_and_does_not_
         try:
             with pytest.raises(UsageError, match="the client is closed"):
                 await made.__aenter__()
+        finally:
+            background.close()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda routing: Producer(routing, "t", ProducerOptions()).append(b"v"),
+        lambda routing: Consumer(routing, "t", ConsumerOptions()).next_batch(),
+        lambda routing: Watch(Calls(routing), "default", "key", b"", None, None).next(),
+    ],
+)
+async def test_what_was_not_entered_says_so_to_those_who_block_too(
+    use: Callable[[Routing], Awaitable[object]], anyio_backend: object
+) -> None:
+    async with task_group() as tasks:
+        background = Background(tasks)
+        try:
+            with pytest.raises(UsageError, match=r"not open: .*`with` in logd_client\.sync"):
+                await use(routing_with(background))
         finally:
             background.close()
 

@@ -55,6 +55,11 @@ def test_anything_else_is_refused_and_named(text: str) -> None:
         parse_bootstrap(text)
 
 
+def test_what_takes_addresses_for_urls_is_told_that_they_are_none() -> None:
+    with pytest.raises(UsageError, match="is not HOST:PORT, without anything before it"):
+        parse_bootstrap("http://127.0.0.1:7171")
+
+
 # --- back-off ---------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import anyio
 
 from logd.errors import LogdError, UnavailableError, UsageError
 from logd.wire.coordination import Event, Get, Kind, ReadKeys
-from logd_client.arguments import require_between
+from logd_client.arguments import NOT_OPEN, require_between
 from logd_client.coordination.calls import Calls
 from logd_client.coordination.feeds import CREDIT_BYTES, GAP, Feed, Push, Subject
 from logd_client.event_loop import Waker, new_waker
@@ -156,7 +156,7 @@ class Watch:
         turn of the event loop: that is bounded, for more arrives only in such turns.
         """
         if not self._is_open and not self._is_over:
-            raise UsageError("the watch is not open: use `async with`")
+            raise UsageError(f"the watch is {NOT_OPEN}")
         while (event := self.take_arrived()) is None:
             if self._failure is not None:
                 raise self._failure.with_traceback(None)
