@@ -52,6 +52,10 @@ JOIN_TIMEOUT_MS: Final = 5_000
 ADJUST_INTERVAL_S: Final = 1.0
 """How often the controller looks whether other brokers should vote in the metadata log."""
 
+_WHICH_ADDRESS: Final = (
+    "it has to be the address where a member listens for brokers, its peer_listen"
+)
+
 assert RECEIVE_BYTES > FRAME_UNAUTHENTICATED_BYTES_MAX
 
 
@@ -66,10 +70,11 @@ async def join_cluster(broker: Broker, command: RegisterBroker) -> None:
     """
     directory = broker.membership.directory
     address = _address_to_join(broker)
-    while True:
-        response = await _ask(broker, address, command)
-        if response is not None:
-            break
+    told = None
+    while isinstance(response := await _ask(broker, address, command), str):
+        if response != told:  # It is asked twice a second, for as long as it takes.
+            told = response
+            _tell_failure(address, response)
         await trio.sleep(RETRY_S)
     await broker.env.run_blocking(directory.form, response.members)
     await broker.env.run_blocking(directory.set_cluster_id, response.cluster_id)
@@ -83,13 +88,13 @@ async def ask_until_known(broker: Broker, command: RegisterBroker) -> None:
     hear of it, and not go on as a member of that.
     """
     address = _address_to_join(broker)
-    await _ask(broker, address, command)
+    await _ask_and_tell(broker, address, command)
     while not broker.metadata.is_known:
         with trio.move_on_after(ASK_AGAIN_S):
             while not broker.metadata.is_known:
                 await broker.metadata.changed()
         if not broker.metadata.is_known:
-            await _ask(broker, address, command)
+            await _ask_and_tell(broker, address, command)
 
 
 async def ask_when_outdated(broker: Broker, command: RegisterBroker) -> None:
@@ -104,10 +109,10 @@ async def ask_when_outdated(broker: Broker, command: RegisterBroker) -> None:
         await broker.membership.outdated()
         for address in broker.node.addresses_by_life():
             try:
-                if await _ask(broker, address, command) is not None:
+                if await _ask_and_tell(broker, address, command):
                     break
             except ForeignDirectoryError as error:
-                log.warning(log_events.JOIN_FAILED, address=str(address), reason=str(error))
+                _tell_failure(address, str(error))
         await trio.sleep(ASK_AGAIN_S)
 
 
@@ -117,19 +122,30 @@ def _address_to_join(broker: Broker) -> HostPort:
     return address
 
 
-async def _ask(broker: Broker, address: HostPort, command: RegisterBroker) -> JoinResponse | None:
-    """One attempt; None if it came to nothing, for now."""
+def _tell_failure(address: HostPort, reason: str) -> None:
+    log.warning(log_events.JOIN_FAILED, address=str(address), reason=reason)
+
+
+async def _ask_and_tell(broker: Broker, address: HostPort, command: RegisterBroker) -> bool:
+    """One attempt; whether it came to something, and in the log if it did not."""
+    response = await _ask(broker, address, command)
+    if isinstance(response, str):
+        _tell_failure(address, response)
+        return False
+    return True
+
+
+async def _ask(broker: Broker, address: HostPort, command: RegisterBroker) -> JoinResponse | str:
+    """One attempt; why it came to nothing, for now, if it did."""
     try:
         with trio.fail_after(HANDSHAKE_TIMEOUT_S):
             response = await _exchange(broker, address, command)
     except (OSError, LogdError, trio.TooSlowError) as error:
-        log.warning(log_events.JOIN_FAILED, address=str(address), reason=str(error) or "no answer")
-        return None
+        return str(error) or "no answer"
     if response.refused:
         if response.is_final:
             raise ForeignDirectoryError(f"the cluster at {address} refuses: {response.refused}")
-        log.warning(log_events.JOIN_FAILED, address=str(address), reason=response.refused)
-        return None
+        return response.refused
     for node, peer in response.peers.items():
         if node != broker.node.node:
             address = HostPort(peer.host, peer.port)
@@ -151,13 +167,10 @@ async def _exchange(broker: Broker, address: HostPort, command: RegisterBroker) 
         while (frame := decoder.next_frame()) is None:
             received = await stream.receive_into(decoder.writable())
             if received == 0:
-                raise ProtocolError(
-                    f"{address} closed the connection: it has to be the address where a member "
-                    "listens for brokers"
-                )
+                raise ProtocolError(f"{address} closed the connection: {_WHICH_ADDRESS}")
             decoder.received(received)
         if frame.kind != PeerKind.JOIN_RESPONSE:
-            raise ProtocolError(f"{address} answers with a frame of kind {frame.kind}")
+            raise ProtocolError(f"{address} does not answer brokers: {_WHICH_ADDRESS}")
         return decode_message(JoinResponse, frame.header)
     finally:
         stream.abort()

@@ -88,6 +88,25 @@ def test_a_broker_joins_comes_back_and_is_told_what_it_is_when_it_was_wiped(
     assert "never used" in words
 
 
+def test_who_names_the_address_for_clients_is_told_which_one_it_has_to_be_and_that_once(
+    tmp_path: Path,
+) -> None:
+    with one_broker(tmp_path / "cluster") as cluster:
+        wait_for_brokers(cluster, 1)
+        wrong = cluster.brokers[0].address
+        options = [*join_options(cluster, tmp_path / "second"), "--join", str(wrong)]
+        with subprocess.Popen(logd_command(*options), stderr=subprocess.PIPE) as started:
+            time.sleep(3)  # It asks twice a second.
+            started.terminate()
+            _, logged = started.communicate(timeout=PATIENCE_S)
+
+    (failed,) = [line for line in logged.splitlines() if b'"join_failed"' in line]
+    assert json.loads(failed)["reason"] == (
+        f"{wrong} does not answer brokers: "
+        "it has to be the address where a member listens for brokers, its peer_listen"
+    )
+
+
 def test_joining_and_founding_at_once_is_refused(tmp_path: Path) -> None:
     ended = run_logd(
         *("serve", "--node-id", "1", "--data-dir", tmp_path / "data", "--join", "h:1"),
