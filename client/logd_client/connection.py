@@ -472,7 +472,10 @@ class Connection:
 
     def _end_of_stream(self) -> LogdError:
         if self.node is None and not self._first_bytes:
-            return ConnectionLostError(f"{self.address} closed the connection without an answer")
+            return ConnectionLostError(
+                f"{self.address} closed the connection without an answer: "
+                "it stops, or is not where a broker listens for clients"
+            )
         if self.node is None:
             return self._protocol_error(ProtocolError("the stream ended in the handshake"))
         return ConnectionLostError(f"{self.name} closed the connection")

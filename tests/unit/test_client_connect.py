@@ -54,6 +54,12 @@ async def close_at_once(stream: SocketStream) -> None:
     await stream.aclose()
 
 
+async def hear_and_close(stream: SocketStream) -> None:
+    """What a broker does with a client that comes to where it listens for brokers."""
+    await stream.receive()
+    await stream.aclose()
+
+
 async def stay_silent(stream: SocketStream) -> None:
     async with stream:
         await anyio.sleep_forever()
@@ -110,6 +116,16 @@ async def test_a_connection_closed_without_an_answer_says_so(anyio_backend: obje
 
     assert address in str(error)
     assert not isinstance(error, ProtocolError)
+
+
+async def test_who_takes_the_address_for_brokers_for_that_for_clients_is_told(
+    anyio_backend: object,
+) -> None:
+    async with listening(hear_and_close) as address:
+        error = await failure_of(address)
+
+    assert f"{address} closed the connection without an answer" in str(error)
+    assert "is not where a broker listens for clients" in str(error)
 
 
 async def test_silence_after_the_connection_is_told_apart_from_no_connection(
