@@ -338,6 +338,7 @@ async def describe_broker(broker: Broker, request: DescribeBrokerRequest) -> Des
         events=broker.events.told(broker.name_of, EVENTS_DESCRIBED_MAX),
         disk_full=broker.disk.is_full,
         disk_free_bytes=broker.disk.free_bytes,
+        disk_room_bytes=broker.disk.room_bytes,
         fullest_quota=_fullest_quota(broker),
     )
 

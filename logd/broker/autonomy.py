@@ -73,6 +73,8 @@ class _Report(msgspec.Struct, frozen=True):
 
     disk_free_bytes: int
     led: list[_Led]
+    disk_room_bytes: int = 0
+    """0: of a version that tells only what is free."""
 
 
 _read_report = reader_of(_Report)
@@ -370,11 +372,11 @@ class Autonomy:
     async def _ask_for_loads(self) -> _Loads:
         """Ask all brokers that are alive; those that do not answer are planned for unseen."""
         loads, node = _Loads(), self._broker.node
-        loads.free[node.node] = self._broker.disk.free_bytes
+        loads.free[node.node] = self._broker.disk.room_bytes
         for group in node.groups.values():
             loads.sizes[group.group_id] = group.log.size_bytes
         for peer, report in (await ask_peers(node, _read_report)).items():
-            loads.free[peer] = report.disk_free_bytes
+            loads.free[peer] = report.disk_room_bytes or report.disk_free_bytes
             loads.sizes.update((GroupId(row.group), row.log_bytes) for row in report.led)
         return loads
 

@@ -43,6 +43,11 @@ class DiskGuard:
         """
         return self._free_bytes
 
+    @property
+    def room_bytes(self) -> int:
+        """What may be filled before appends are refused; at least 1, and 0, as above."""
+        return self._free_bytes and max(1, self._free_bytes - self._free_bytes_min)
+
     def check(self) -> None:
         """Raise DiskFullError while appends are refused."""
         if self.is_full:

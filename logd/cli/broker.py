@@ -70,10 +70,10 @@ def drain(
             require_all_placed(made)
             if dry_run or (output != "json" and made.moves):
                 show_plan(made, output)
+            await require_room(client, made)
             if dry_run:
                 return
             require_none_running(picture)
-            await require_room(client, made)
             await client.admin.alter_broker(node, "drain")
             await set_pace(client, throttle, None)
             version = (await client.admin.describe_rebalance()).layout_version
@@ -176,10 +176,10 @@ def replace(
             require_all_placed(made)
             if dry_run or (output != "json" and made.moves):
                 show_plan(made, output)
+            await require_room(client, made)
             if dry_run:
                 return
             require_none_running(picture)
-            await require_room(client, made)
             await client.admin.alter_broker(node, "drain")
             await set_pace(client, throttle, None)
             if made.moves:

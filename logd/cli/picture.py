@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from logd.cli.plans import DISK_SHARE_MAX, SavedMove, SavedPlan, SavedStranded
+from logd.cli.plans import (
+    DISK_SHARE_MAX,
+    SavedMove,
+    SavedPlan,
+    SavedStranded,
+    free_for_plans,
+)
 from logd.errors import LogdError, RebalanceConflictError, UnavailableError
 from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad
 from logd.metadata.rebalance.planner import Balance, Move, RebalancePlan, make_plan
@@ -195,10 +201,10 @@ def _room(answer: DescribeBrokerResponse | None, held: Collection[int]) -> int |
     Args:
         held: the groups that count as its own; what else is there takes room.
     """
-    if answer is None or answer.disk_free_bytes == 0:
+    if answer is None or not (free := free_for_plans(answer)):
         return None
     held_bytes = sum(each.size_bytes for each in answer.replicas if each.group in held)
-    return held_bytes + int(answer.disk_free_bytes * DISK_SHARE_MAX)
+    return held_bytes + int(free * DISK_SHARE_MAX)
 
 
 def require_none_running(picture: Picture) -> None:

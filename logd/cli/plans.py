@@ -23,10 +23,11 @@ from logd.metadata.rebalance.planner import Reason
 from logd.wire.messages import PlannedMoveInfo
 
 if TYPE_CHECKING:
+    from logd.wire.messages import DescribeBrokerResponse
     from logd_client import Client
 
 DISK_SHARE_MAX: Final = 0.9
-"""Of a broker's free space that a plan may fill."""
+"""Of what a broker has free above its minimum: so much a plan may fill."""
 
 MOVES_SHOWN_MAX: Final = 40
 NAMED_MAX: Final = 3
@@ -214,12 +215,18 @@ async def require_room(client: Client, plan: SavedPlan) -> None:
         for node in added:
             coming[node] = coming.get(node, 0) + move.bytes // len(added)
     for node, size in sorted(coming.items()):
-        free = (await client.admin.describe_broker(node)).disk_free_bytes
+        free = free_for_plans(await client.admin.describe_broker(node))
         if free and size > free * DISK_SHARE_MAX:
             raise DiskFullError(
-                f"broker {node} would get {bytes_text(size)} and has {bytes_text(free)} free, of "
-                f"which a plan may take {DISK_SHARE_MAX:.0%}"
+                f"broker {node} would get {bytes_text(size)} and has {bytes_text(free)} free above "
+                f"its disk_free_bytes_min, of which a plan may take {DISK_SHARE_MAX:.0%}"
             )
+
+
+def free_for_plans(answer: DescribeBrokerResponse) -> int:
+    """Bytes that a broker has free above its minimum, or in all if it is of a version that does not
+    say; 0: it has not looked yet."""
+    return answer.disk_room_bytes or answer.disk_free_bytes
 
 
 async def start_plan(client: Client, plan: SavedPlan) -> int:

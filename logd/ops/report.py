@@ -61,6 +61,8 @@ class BrokerReport(msgspec.Struct, frozen=True, kw_only=True):
     is_stopping: bool
     memory_bytes: int | None
     disk_free_bytes: int
+    disk_room_bytes: int = 0
+    """Of that: what may be filled before appends are refused.  0: its version does not say."""
     is_disk_full: bool
     connections: int
     subscriptions: int
@@ -105,6 +107,7 @@ async def make_report(broker: Broker, sampler: Sampler) -> BrokerReport:
         is_stopping=broker.is_stopping,
         memory_bytes=resident_bytes(),
         disk_free_bytes=broker.disk.free_bytes,
+        disk_room_bytes=broker.disk.room_bytes,
         is_disk_full=broker.disk.is_full,
         connections=len(broker.sessions),
         subscriptions=sum(row.readers for row in facts),

@@ -438,6 +438,8 @@ class DescribeBrokerResponse(Message, frozen=True, kw_only=True):
     disk_full: bool = False
     """Appends to what it leads are refused for want of space."""
     disk_free_bytes: int = 0
+    disk_room_bytes: int = 0
+    """Of that: what may be filled before appends are refused.  0: its version does not say."""
     fullest_quota: QuotaInfo | None = None
     """Of the coordination partitions that it leads; None if nothing is kept there."""
 

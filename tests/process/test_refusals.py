@@ -82,6 +82,30 @@ def test_what_would_do_harm_is_refused_before_anything_moves(tmp_path: Path) -> 
         require_no_bug_reported(cluster)
 
 
+def test_a_drain_that_would_fill_a_disk_is_refused_and_its_rehearsal_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = found_cluster(tmp_path / "cluster")
+    with stopping(cluster):
+        cluster.start_all()
+        anyio.run(wait_until_ready, cluster, backend="trio")
+        require_done(cluster, "topic", "create", "kept", "--replicas", "3")
+        lines = tmp_path / "lines"
+        lines.write_bytes(b"x" * 100_000 + b"\n")
+        require_done(cluster, "produce", "kept", str(lines))
+        # All that it has free it is told to keep free.
+        monkeypatch.setenv("LOGD_CONFIG_DISK_FREE_BYTES_MIN", str(2**50))
+        cluster.join(EMPTY)
+        wait_until_alive(cluster, EMPTY)
+
+        for rehearsal in (["--dry-run"], []):
+            require_refused(
+                cluster, FAILED, "free above its disk_free_bytes_min",
+                "broker", "drain", "3", *rehearsal,
+            )  # fmt: skip
+        assert plan_of(cluster) is None
+
+
 def test_a_directory_of_another_cluster_is_not_let_in(tmp_path: Path) -> None:
     theirs = open_cluster(tmp_path / "theirs", broker_count=1, port=None)
     ours = open_cluster(tmp_path / "ours", broker_count=1, port=None)

@@ -349,7 +349,8 @@ class Holder(HalfALeader):
                 for group, size in ((0, 7), (1, 30), (2, 500))
             ],
             peers_alive=[],
-            disk_free_bytes=1_000,
+            disk_free_bytes=5_000,
+            disk_room_bytes=1_000,
         )
 
 
@@ -442,9 +443,10 @@ def test_a_line_of_a_plan_that_is_cancelled_and_waits_says_why(
 class SmallDisks:
     """Brokers with little space left: all that is asked of a client here."""
 
-    def __init__(self, free_bytes: int) -> None:
+    def __init__(self, free_bytes: int, room_bytes: int) -> None:
         self.admin = self
         self._free_bytes = free_bytes
+        self._room_bytes = room_bytes
 
     async def describe_broker(self, node: int) -> DescribeBrokerResponse:
         return DescribeBrokerResponse(
@@ -454,10 +456,14 @@ class SmallDisks:
             replicas=[],
             peers_alive=[],
             disk_free_bytes=self._free_bytes,
+            disk_room_bytes=self._room_bytes,
         )
 
 
-def test_a_plan_that_would_fill_a_disk_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("free_bytes", "room_bytes"), [(5_000, 1_000), (1_000, 0)], ids=["above its minimum", "older"]
+)
+def test_a_plan_that_would_fill_a_disk_is_refused(free_bytes: int, room_bytes: int) -> None:
     move = SavedMove(
         topic="orders",
         partition=0,
@@ -474,8 +480,8 @@ def test_a_plan_that_would_fill_a_disk_is_refused() -> None:
     plan = msgspec.structs.replace(PLAN, moves=[move])
 
     with pytest.raises(DiskFullError, match=r"broker 3 would get 950 B and has 1\.0 kB free"):
-        anyio.run(require_room, cast(Client, SmallDisks(1_000)), plan)
-    anyio.run(require_room, cast(Client, SmallDisks(2_000)), plan)
+        anyio.run(require_room, cast(Client, SmallDisks(free_bytes, room_bytes)), plan)
+    anyio.run(require_room, cast(Client, SmallDisks(5_000, 2_000)), plan)
 
 
 def test_figures_are_for_people() -> None:

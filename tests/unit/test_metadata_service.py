@@ -335,7 +335,23 @@ def test_a_disk_that_is_full_to_the_last_byte_is_told_from_one_nobody_has_looked
             with trio.move_on_after(3):
                 await guard.run()
 
-            assert guard.free_bytes == 1
+            assert guard.free_bytes == guard.room_bytes == 1
+
+    play(story)
+
+
+def test_what_is_kept_free_is_no_room_for_a_plan() -> None:
+    """A plan that took it would leave a broker that refuses appends."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            free = replica.env.files.free_bytes("/data")
+            guard = DiskGuard(replica.env, "/data", free - 1_000)
+            assert guard.room_bytes == 0  # Nobody has looked.
+            with trio.move_on_after(3):
+                await guard.run()
+
+            assert guard.room_bytes == 1_000
 
     play(story)
 

@@ -287,6 +287,23 @@ def test_a_deleted_topic_is_not_counted_any_more() -> None:
     play(story)
 
 
+def test_a_report_that_does_not_say_how_much_may_be_filled_is_of_an_older_version_and_read() -> (
+    None
+):
+    async def story(watched: Watched) -> None:
+        reporter = watched.broker(1).node.reports.reporter
+        assert reporter is not None
+        fields = msgspec.msgpack.decode(await reporter())
+        assert fields.pop("disk_room_bytes") > 0
+
+        older = decode_report(msgspec.msgpack.encode(fields))
+
+        assert older is not None
+        assert older.disk_free_bytes > older.disk_room_bytes == 0
+
+    play(story)
+
+
 def test_a_report_of_another_version_is_no_report() -> None:
     assert decode_report(b"\x80") is None
     assert decode_report(b"\xc1") is None
