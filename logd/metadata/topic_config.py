@@ -35,6 +35,9 @@ Durability = Literal["synced", "replicated"]
 FencePolicy = Literal["none", "required"]
 Cleanup = Literal["delete", "compact", "compact,delete"]
 
+RETENTION: Final = ("retention_bytes", "retention_ms")
+"""Options whose absence keeps everything; elsewhere -1 says so."""
+
 TOMBSTONE_MS_DEFAULT: Final = 24 * 3600 * 1000
 
 SEGMENTS_PER_RETENTION: Final = 4
@@ -99,7 +102,8 @@ def parse_options(config: Mapping[str, str]) -> TopicOptions:
         try:
             values[name] = OPTIONS[name].read(text)
         except InvalidConfigError as error:
-            raise InvalidConfigError(f"{name}={quoted(text)}: {error}") from None
+            hint = "; without it nothing is removed" if text == "-1" and name in RETENTION else ""
+            raise InvalidConfigError(f"{name}={quoted(text)}: {error}{hint}") from None
     options = msgspec.convert(values, TopicOptions)
     _check_retention(options)
     return options
@@ -107,7 +111,7 @@ def parse_options(config: Mapping[str, str]) -> TopicOptions:
 
 def _check_retention(options: TopicOptions) -> None:
     """Retention removes whole segments, so it cannot keep less than one."""
-    for kept in ("retention_bytes", "retention_ms"):
+    for kept in RETENTION:
         if options.cleanup == "compact" and getattr(options, kept) is not None:
             raise InvalidConfigError(
                 f"{kept} removes records, which cleanup=compact does not allow; choose "

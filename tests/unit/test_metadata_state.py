@@ -342,6 +342,7 @@ def test_options_are_set_and_reset() -> None:
         ({"segment_bytes": "9" * 5000}, "segment_bytes='999999.*: expected a number"),
         ({"durability": "maybe"}, "durability='maybe': allowed are synced, replicated"),
         ({"fence": "yes"}, "fence='yes': allowed are none, required"),
+        ({"retention_ms": "-1"}, "15m, 36h or 7d; without it nothing is removed"),
     ],
 )
 def test_an_option_that_does_not_fit_is_refused(config: dict[str, str], found: str) -> None:
