@@ -31,7 +31,7 @@ CORE_MUTANTS = (
         "P2: one leader per term",
         "logd/raft/core.py",
         "if before[:4] != (self._term, self._voted_for, standing.is_newcomer, standing.rests_on):",
-        "if before.term != self._term:",
+        "if (before.term, *before[2:4]) != (self._term, standing.is_newcomer, standing.rests_on):",
     ),
     Mutant(
         "send before persisting",

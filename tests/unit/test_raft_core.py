@@ -269,6 +269,16 @@ def test_a_vote_is_durable_before_it_is_sent() -> None:
     assert len(output.send_after_persist) == 1
 
 
+def test_a_vote_in_a_term_that_is_known_already_is_durable_before_it_is_sent() -> None:
+    output = replica(term=4).step(vote_request(SECOND, 4), 0)
+
+    assert output.persist == HardState(Term(4), SECOND)
+    assert output.send_now == ()
+    (answer,) = output.send_after_persist
+    assert isinstance(answer, VoteResponse)
+    assert answer.granted
+
+
 def test_a_campaign_is_durable_before_it_is_announced() -> None:
     output = campaign(replica())
 
