@@ -187,9 +187,12 @@ class FileSystem(Protocol):
         """Open a file.  With ``create`` it must not exist yet (``FileExistsError``), else it
         must (``FileNotFoundError``)."""
 
-    def exists(self, path: str) -> bool: ...
+    def exists(self, path: str) -> bool:
+        """Whether anything has that name.  Raises ``OSError`` if that cannot be told: a vote that
+        may not be looked at is not one that was never given."""
 
-    def is_directory(self, path: str) -> bool: ...
+    def is_directory(self, path: str) -> bool:
+        """Whether it is there and a directory.  Raises ``OSError`` as ``exists``."""
 
     def list_directory(self, path: str) -> list[str]:
         """Names in the directory, sorted."""

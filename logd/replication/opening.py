@@ -136,6 +136,7 @@ def open_group(
         StorageError: the directory cannot be used.
         BeyondRepairError: its votes or its log are gone, or a trimmed log has lost its checkpoints.
         CorruptionError: an earlier replica's promises are damaged beyond their redundancy.
+        OSError: the disk failed, or does not say what is there.
     """
     path = directory.group_path(group_id)
     identity = LogIdentity(directory.directory_id, node, group_id)

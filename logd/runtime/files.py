@@ -21,6 +21,7 @@ import fcntl
 import mmap
 import os
 import shutil
+import stat
 from collections.abc import Sequence
 from typing import Final
 
@@ -32,6 +33,7 @@ _READ_WITHOUT_WAITING: Final = getattr(os, "RWF_NOWAIT", None)
 _ADVISE: Final = getattr(os, "posix_fadvise", None)
 _CANNOT_TELL: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _CANNOT_RESERVE: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
+_NOT_THERE: Final = (FileNotFoundError, NotADirectoryError)
 _CANNOT_LINK: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -182,11 +184,20 @@ class RealFileSystem:
             flags |= os.O_CREAT | os.O_EXCL
         return RealFile(path, os.open(path, flags, 0o644))
 
+    # Not ``os.path``: to that whatever it may not look at, or cannot read, is not there.
+
     def exists(self, path: str) -> bool:
-        return os.path.lexists(path)
+        try:
+            os.lstat(path)
+        except _NOT_THERE:
+            return False
+        return True
 
     def is_directory(self, path: str) -> bool:
-        return os.path.isdir(path)
+        try:
+            return stat.S_ISDIR(os.stat(path).st_mode)
+        except _NOT_THERE:
+            return False
 
     def list_directory(self, path: str) -> list[str]:
         return sorted(os.listdir(path))

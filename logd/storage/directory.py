@@ -172,8 +172,11 @@ class DataDirectory:
         return f"{self.path}/{GROUPS_NAME}/{group:020}"
 
     def has_group(self, group: GroupId) -> bool:
-        """Whether the group has a directory."""
-        return self._files.exists(self.group_path(group))
+        """Whether the group has a directory, or may have one: the disk does not say."""
+        try:
+            return self._files.exists(self.group_path(group))
+        except OSError:
+            return True
 
     def promises_path(self, group: GroupId) -> str:
         """Where the term and vote of a replica of ``group`` outlive it."""
@@ -234,7 +237,11 @@ class DataDirectory:
         Raises:
             StorageError: they could not be moved.
         """
-        if self._files.exists(self.promises_path(group)):
+        try:
+            has_promises = self._files.exists(self.promises_path(group))
+        except OSError as error:
+            raise StorageError(f"cannot look for the promises of group {group}: {error}") from error
+        if has_promises:
             self.forget_promises(group)
         self._move_to_trash(group)
 

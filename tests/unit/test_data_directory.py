@@ -345,6 +345,19 @@ def test_a_replica_of_which_no_promise_is_known_stays_and_so_cannot_come_back(
     assert directory.has_group(GroupId(3))
 
 
+def test_a_replica_that_the_disk_does_not_show_is_not_taken_for_gone(tmp_path: Path) -> None:
+    """Else its old files would be said to be gone, and another could come in their place."""
+    directory = DataDirectory.open(RealFileSystem(), str(tmp_path), NODE, draw_from("first"))
+    assert not directory.has_group(GroupId(3))
+    for name in ("groups", "promises"):
+        (tmp_path / name).rmdir()
+        (tmp_path / name).symlink_to(name)
+
+    assert directory.has_group(GroupId(3))
+    with pytest.raises(StorageError, match="cannot look for the promises of group 3"):
+        directory.trash_group(GroupId(3))
+
+
 def test_the_promises_of_a_deleted_group_are_forgotten(disk: SimulatedFileSystem) -> None:
     directory = open_directory(disk, "first")
     a_replica(disk, directory, 5)

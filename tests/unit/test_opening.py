@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from logd.errors import LogdError, StorageFailedError
 from logd.limits import KIB
 from logd.raft.messages import HardState
 from logd.replication.opening import OpenedGroup, open_group
+from logd.runtime.files import RealFileSystem
 from logd.storage.directory import DataDirectory
 from logd.storage.log import LogOptions
 from logd.types import GroupId, NodeId, Term
@@ -107,3 +109,15 @@ def test_what_a_replica_found_when_it_was_opened_again_outlives_a_power_cut(seed
     disk.crash(random.Random(seed))
 
     assert opened_in(disk, a_directory(disk)).loaded_hard_state == found
+
+
+def test_no_replica_is_made_where_its_promises_cannot_be_looked_at(tmp_path: Path) -> None:
+    """An error of the disk, or a mode, would let it vote twice."""
+    directory = DataDirectory.open(RealFileSystem(), str(tmp_path), NODE, lambda: "drawn")
+    (tmp_path / "promises").rmdir()
+    (tmp_path / "promises").symlink_to("promises")
+
+    with pytest.raises(OSError, match="Too many levels"):
+        open_group(RealFileSystem(), directory, NODE, GROUP, OPTIONS)
+
+    assert directory.list_groups() == []

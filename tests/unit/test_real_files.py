@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from logd.runtime.files import RealFileSystem
+
 _WITHOUT_RESERVING = """
 import ctypes, errno, struct, sys
 
@@ -51,3 +53,17 @@ def test_where_space_cannot_be_reserved_nothing_is_written_in_its_place(tmp_path
         pytest.skip("this machine lets nobody filter its own system calls")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
+
+
+def test_what_the_machine_does_not_let_one_look_at_is_not_taken_for_missing(tmp_path: Path) -> None:
+    """A loop of links is an error to everybody; a mode would be none to root."""
+    files = RealFileSystem()
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "loop").symlink_to("loop")
+
+    for missing in ("missing", "missing/below", "file/below"):
+        assert not files.exists(f"{tmp_path}/{missing}")
+        assert not files.is_directory(f"{tmp_path}/{missing}")
+    for look in (files.exists, files.is_directory):
+        with pytest.raises(OSError, match="Too many levels"):
+            look(f"{tmp_path}/loop/below")
