@@ -741,13 +741,14 @@ class Log:
         found = newest_mark(last.opened_file().pread(SLOTS_END, 0), self._group)
         if found is None or (found.end_offset, found.term, found.end_position) != covered:
             raise CorruptionError(f"{last.path}: its synced mark does not cover it")
-        last.opened_for_append()
+        active = held.reopened(last)
         # First: a crash on the way must not leave one that leads to what is gone.
         for segment in held.segments[number:-1]:
             held.forget_successor(segment)
         self._mark = found
         self._space.begin(found.end_position)
-        held.cut_behind(number, LogEnd(found.end_offset, found.term, found.end_position))
+        end = LogEnd(found.end_offset, found.term, found.end_position)
+        held.cut_behind(number, active, end)
 
     def _end_of_batch(self, offset: Offset, segment: Segment, end: LogEnd) -> LogEnd:
         """Where the batch ends that ends at ``offset``, in a segment that ends at ``end``.

@@ -204,13 +204,27 @@ class LogContents:
         remove_indexes(self._files, first.path)
         self._recently_read = [each for each in self._recently_read if each is not first]
 
-    def cut_behind(self, number: int, end: LogEnd) -> None:
-        """Remove the segments behind this one: it is active again, and ends durably at ``end``."""
+    def reopened(self, sealed: Segment) -> Segment:
+        """A sealed segment, open for appending.
+
+        Another object: a reader may be about to open the one that is there, for reading, or to let
+        go of it.
+        """
+        fresh = self._segment(sealed.base_offset, sealed.prev_term, sealed.end)
+        fresh.opened_for_append()
+        return fresh
+
+    def cut_behind(self, number: int, active: Segment, end: LogEnd) -> None:
+        """Remove the segments behind this one: it is active again, and ends durably at ``end``.
+
+        Args:
+            active: from ``reopened``.
+        """
         dropped = self.segments[number + 1 :]
         # First, and in this order: a reader takes the end first, and who finds a file gone must
         # find its segment gone as well.
         self.end = self.synced = end
-        self.segments = self.segments[: number + 1]
+        self.segments = (*self.segments[:number], active)
         self._recently_read = [each for each in self._recently_read if each in self.segments[:-1]]
         for segment in reversed(dropped):  # Newest first, each durably: never leave a gap.
             remove_indexes(self._files, segment.path)

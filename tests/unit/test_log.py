@@ -726,6 +726,30 @@ def test_truncation_goes_back_over_segments(disk: SimulatedFileSystem, log: Log)
     assert read_all(reopen(disk)) == written
 
 
+def test_readers_do_not_let_go_of_a_segment_that_is_about_to_be_written_to_again(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    """They keep few open, and read on in other threads while a truncation waits for its syncs."""
+    written = fill_segments(log, 6)[: log.segment_bases[5] + 2]
+    bases, cut = log.segment_bases, Offset(len(written))
+    log = reopen(disk)  # It does not know what was committed.
+    log.read(bases[5], log.end_offset, 1, cached_only=False)
+    found: list[list[memoryview] | None] = []
+
+    def read_others(operation: str, _path: str) -> None:
+        if operation == "sync":
+            with disk.trouble_suspended():
+                found.extend(log.read(base, cut, 1, cached_only=False) for base in bases[:5])
+
+    disk.on_operation = read_others
+    log.truncate(cut)
+    disk.on_operation = None
+
+    assert len(found) >= 5
+    written += append_some(log, 1, term=2)
+    assert read_all(log) == written
+
+
 def test_a_truncation_into_a_segment_whose_mark_is_damaged_does_nothing(
     disk: SimulatedFileSystem, log: Log
 ) -> None:
