@@ -137,7 +137,10 @@ class MetadataService:
         while True:
             if self._applied < group.commit_offset:
                 try:
-                    await self._apply_some(group)
+                    if self._applied < group.log.start_offset:
+                        self._take_over(*await self._node.repairer.restore_application(group))
+                    else:
+                        await self._apply_some(group)
                     if self._commands_since_snapshot >= COMMANDS_PER_SNAPSHOT:
                         await self._keep_state(group)
                 except (OSError, LogdError) as error:
@@ -187,7 +190,10 @@ class MetadataService:
     # --- snapshots ----------------------------------------------------------------------------
 
     async def _restore(self, group: Group) -> None:
-        """Begin with the state that was kept last; what follows it comes from the log."""
+        """Begin with the state that was kept last; what follows it comes from the log.
+
+        If it can be read no more, and the log does not go back so far, a peer's takes its place.
+        """
         found = await group.checkpoints.load_application()
         if found is not None:
             self._take_over(*found)

@@ -256,6 +256,29 @@ class Repairer:
         log.info(log_events.LOG_TRIMMED, group=group.group_id, start=was, end=end)
         return True
 
+    async def restore_application(self, group: Group) -> tuple[Offset, bytes]:
+        """The state that a peer has kept of what is fed from ``group``'s log; it is kept here, too.
+
+        For when none that was kept here can be read and reaches to where the log begins.
+
+        Raises:
+            UnavailableError: no peer gives one now that does, and is known to be committed.
+            StorageError: it could not be kept.
+        """
+        start = group.log.start_offset
+        for member in group.core.configuration.members:
+            snapshot = await self.fetch_state(group.group_id, (member,))
+            if snapshot is None or snapshot.application is None:
+                continue
+            if start <= snapshot.application_offset <= group.commit_offset:
+                found = snapshot.application_offset, snapshot.application
+                await group.checkpoints.save_application(*found)
+                return found
+        raise UnavailableError(
+            f"the log of {group.name} begins at offset {start}; none of the states kept here that "
+            "reach so far can be read, and no peer has given its own"
+        )
+
     async def copy(
         self,
         directory: str,

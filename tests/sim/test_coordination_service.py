@@ -27,6 +27,7 @@ from logd.limits import MIB
 from logd.raft.messages import TransferLeadership
 from logd.record.batch import seal_batch
 from logd.replication.sync_pool import BRIEF_SYNCS_IN_A_ROW
+from logd.storage.file_header import FILE_HEADER_BYTES
 from logd.types import GroupId, HostPort, NodeId, Offset
 from logd.wire.coordination import (
     COORDINATION_TOPIC,
@@ -807,6 +808,38 @@ def test_a_replica_that_lacks_what_was_trimmed_is_sent_the_state(
 
     # What was trimmed is not in the leader's memory either, or it would be sent from there.
     live(story, brokers=3, tail_cache_bytes=0)
+
+
+def test_a_replica_whose_kept_state_is_damaged_goes_on_with_that_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept_state, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
+
+    async def story(world: World) -> None:
+        session = await world.session(ttl_ms=60_000)
+        for number in range(400):
+            await put(session, b"k%d" % (number % 7), b"%d" % number * 20)
+        leader = await world.leader()
+        victim = next(n for n in world.cluster.nodes.values() if n.node != leader)
+        theirs, mine = await world.partition(leader), await world.partition(victim.node)
+        directory = mine.group.directory
+        await victim.stop()
+        for name in victim.files.list_directory(directory):
+            if name.startswith("application-"):
+                victim.files.flip(f"{directory}/{name}", FILE_HEADER_BYTES)
+
+        victim.start()
+        await trio.sleep(3)
+        mine = await world.partition(victim.node)
+        with trio.fail_after(20):
+            while mine.applied_offset < theirs.applied_offset:
+                await trio.sleep(0.1)
+
+        assert mine.group.log.start_offset > 100
+        assert mine.group.failure is None
+        assert mine.state.snapshot() == theirs.state.snapshot()
+
+    live(story, brokers=3)
 
 
 def test_a_state_that_arrives_while_another_is_taken_over_is_taken_over_next(

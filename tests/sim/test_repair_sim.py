@@ -10,6 +10,7 @@ import trio
 
 from logd.errors import LogdError
 from logd.limits import KIB, SEGMENT_HEADER_BYTES
+from logd.storage.file_header import FILE_HEADER_BYTES
 from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
 from logd_client import Client
 from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
@@ -213,6 +214,14 @@ def overwrite(node: SimNode, path: str, position: int = SEGMENT_HEADER_BYTES) ->
     node.files.overwrite(path, position, b"\xa5" * 3000)
 
 
+def damage_kept(node: SimNode, group: GroupId) -> None:
+    """All that it has kept of the state of what is fed from the log."""
+    directory = f"{DATA_DIR}/groups/{group:020}"
+    names = node.files.list_directory(directory)
+    for name in [name for name in names if name.startswith("application-")]:
+        node.files.flip(f"{directory}/{name}", FILE_HEADER_BYTES)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_damaged_log_below_what_its_peers_have_is_replaced_by_their_state(seed: int) -> None:
     """Nobody can fill its holes any more, and nobody would begin to feed a replica that is shut."""
@@ -301,5 +310,44 @@ def test_damaged_metadata_below_what_the_others_kept_are_replaced_by_their_state
                 ):
                     await trio.sleep(0.1)
             victim.broker.metadata.state.check_invariants()
+
+    run_deterministic(story, seed=2)
+
+
+async def topics_known(node: SimNode, count: int) -> None:
+    with trio.fail_after(REPAIRED_S):
+        while node.broker is None or len(node.broker.metadata.state.topics) < count:
+            await trio.sleep(0.1)
+    node.broker.metadata.state.check_invariants()
+
+
+def test_a_broker_whose_kept_metadata_are_damaged_goes_on_with_those_of_another() -> None:
+    """The log does not go back to before them, and where they were shipped there is one copy."""
+
+    async def story() -> None:
+        async with (
+            open_cluster(2, trimming(commands_per_snapshot=2)) as cluster,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            client = await formed(cluster, stack)
+            for number in range(12):
+                with contextlib.suppress(LogdError):
+                    await client.admin.create_topic(f"topic-{number}", partitions=1, replicas=2)
+            victim = cluster.nodes[NodeId(2)]
+            await victim.stop()
+            damage_kept(victim, METADATA_GROUP)
+
+            victim.start()
+
+            count = len(await client.admin.list_topics())
+            assert count > 2
+            await topics_known(victim, count)
+            assert victim.groups[METADATA_GROUP].log.start_offset > 0
+            # It is kept from then on: nobody else is needed when it starts again.
+            await victim.stop()
+            for other in cluster.alive():
+                await other.stop()
+            victim.start()
+            await topics_known(victim, count)
 
     run_deterministic(story, seed=2)

@@ -632,3 +632,51 @@ def test_a_hole_that_nobody_can_fill_is_looked_for_less_and_less_until_a_peer_co
             assert len(asked_at) == was_asked + 1
 
     play(story)
+
+
+def test_a_peers_state_is_taken_that_fits_the_log_and_it_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that ends before the log begins leads nowhere; one that is ahead of the log waits."""
+
+    async def story() -> None:
+        async with open_replica(
+            voters=(OURSELVES, SECOND, THIRD), segment_bytes=8 * KIB
+        ) as replica:
+            await replica.lead()
+            group, repairer = replica.group, replica.node.repairer
+            for _ in range(4):
+                replica.propose(bytes(3000))
+                await replica.commit()
+                await a_while()
+            group.log.trim(group.log.segment_bases[1])
+            start, end = group.log.start_offset, group.commit_offset
+            assert 0 < start < end
+            given: dict[NodeId, int | None] = {}
+
+            async def fetch_state(_: GroupId, members: Sequence[NodeId]) -> Snapshot | None:
+                (member,) = members
+                offset = given.get(member)
+                return None if offset is None else state_at(offset)
+
+            def state_at(offset: int) -> Snapshot:
+                return Snapshot(
+                    start_offset=start,
+                    state_offset=start,
+                    state=b"",
+                    application_offset=Offset(offset),
+                    application=b"a peer's",
+                )
+
+            monkeypatch.setattr(repairer, "fetch_state", fetch_state)
+            for unfit in (None, start - 1, end + 1):
+                given[SECOND] = unfit
+                with pytest.raises(UnavailableError, match=f"begins at offset {start}; none of"):
+                    await repairer.restore_application(group)
+            for fit in (start, end):
+                given[THIRD] = fit
+
+                assert await repairer.restore_application(group) == (fit, b"a peer's")
+                assert await group.checkpoints.load_application() == (fit, b"a peer's")
+
+    play(story)

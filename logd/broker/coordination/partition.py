@@ -517,6 +517,10 @@ class CoordinationPartition:
                 self._work = trio.Event()
                 try:
                     await self._take_over_shipped()
+                    if self._applied < self.group.log.start_offset:
+                        # What was kept can be read no more: a peer's takes its place.
+                        found = await self._node.repairer.restore_application(self.group)
+                        await self._take_over(*found)
                     if self._is_behind:
                         await self._catch_up()
                     if self._kept.is_due and self._shipped is None:
@@ -569,12 +573,6 @@ class CoordinationPartition:
             found = await self.group.checkpoints.load_application()
             if found is not None:
                 await self._take_over(*found)
-            await self._take_over_shipped()
-            if self.group.log.start_offset > self._applied:
-                raise CorruptionError(
-                    f"the log begins at {self.group.log.start_offset}, the state that was kept "
-                    f"ends at {self._applied}"
-                )
         except LogdError as error:
             # It would have to guess what came before: better that this replica stops.
             self.group.fail(error)
