@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from logd.errors import BeyondRepairError, CorruptionError
+from logd.errors import BeyondRepairError, CorruptionError, StorageError
 from logd.partition.state import PartitionState, StateSnapshot
 from logd.raft.core import RaftCore
 from logd.raft.messages import Configuration, HardState
@@ -163,7 +163,7 @@ def open_group(
             replayed = _replay(log, checkpoints)
         except CorruptionError as error:
             damage = str(error)
-        except BeyondRepairError:
+        except StorageError:
             log.close()
             raise
     terms = replayed.terms
@@ -294,7 +294,9 @@ def _from_checkpoint(log: Log, checkpoints: CheckpointStore) -> _Replayed:
     if log.start_offset > 0 and (found is None or found[0] < log.start_offset):
         found = checkpoints.load()
     if log.start_offset > 0 and (found is None or found[0] < log.start_offset):
-        raise BeyondRepairError(
+        # Final only if it is gone: else the replica would be made anew, for a mode that is wrong.
+        refusal = StorageError if checkpoints.was_refused else BeyondRepairError
+        raise refusal(
             f"the log begins at offset {log.start_offset}, and no checkpoint from there on can be "
             f"read: {'; '.join(checkpoints.damaged) or 'there is none'}"
         )

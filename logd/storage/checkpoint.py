@@ -9,6 +9,7 @@ Format: segment_format.md, section 8.
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import Final
 
@@ -25,6 +26,10 @@ from logd.storage.whole_file import UNFINISHED_SUFFIX, read_payload_file, write_
 from logd.types import Offset
 
 CHECKPOINTS_KEPT: Final = 2
+
+_BAD_SECTORS: Final = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
+"""How a file system says that what it reads is not what was written; else a mode, say, or too many
+open files."""
 
 _NUMBER: Final = re.compile(r"\d{20}", re.ASCII)
 
@@ -52,6 +57,8 @@ class CheckpointStore:
         self._magic = magic
         self.damaged: tuple[str, ...] = ()
         """What the last ``load`` had to step over, and why."""
+        self.was_refused = False
+        """One of those may be intact: it was not the disk that kept it from being read."""
 
     def save(self, offset: Offset, payload: bytes) -> None:
         """Keep ``payload`` as the state after everything below ``offset``, durably.
@@ -77,6 +84,7 @@ class CheckpointStore:
             StorageError: the directory cannot be read, or one is not ours or of a newer format.
         """
         damaged: list[str] = []
+        self.was_refused = False
         try:
             for offset in reversed(self._offsets()):
                 if at_most is not None and offset > at_most:
@@ -85,6 +93,8 @@ class CheckpointStore:
                     return offset, self._read(offset)
                 except (CorruptionError, OSError) as error:
                     damaged.append(str(error))
+                    if isinstance(error, OSError) and error.errno not in _BAD_SECTORS:
+                        self.was_refused = True
         except OSError as error:
             raise StorageError(f"cannot read checkpoints in {self._directory}: {error}") from error
         finally:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 
 import pytest
 import trio
 
-from logd.errors import CorruptionError, OffsetOutOfRangeError, StorageError
+from logd.errors import (
+    BeyondRepairError,
+    CorruptionError,
+    OffsetOutOfRangeError,
+    StorageError,
+)
 from logd.limits import KIB
 from logd.record.batch import seal_opaque
 from logd.record.control import Trim, encode_control
@@ -321,6 +328,38 @@ def test_a_log_that_begins_above_its_checkpoints_stays_shut(disk: SimulatedFileS
         owner = DataDirectory.open(disk, "/data", OURSELVES, lambda: "a-directory")
         with pytest.raises(StorageError, match="no checkpoint from there on can be read"):
             open_group(disk, owner, OURSELVES, GROUP, LogOptions(segment_bytes=8 * KIB))
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    ("number", "is_final"), [(errno.EACCES, False), (errno.EMFILE, False), (errno.EIO, True)]
+)
+def test_a_checkpoint_that_may_not_be_read_is_not_one_that_is_gone(
+    disk: SimulatedFileSystem, number: int, is_final: bool
+) -> None:
+    """What is beyond repair is thrown away and made anew."""
+
+    async def story() -> None:
+        async with open_replica(disk, voters=ALONE, segment_bytes=8 * KIB) as replica:
+            await replica.lead()
+            await fill(replica, 3)
+            await trimmer_of(replica).apply(RetentionPolicy(bytes_max=1), TRASH)
+            assert replica.group.log.start_offset > 0
+        disk.kill()
+        owner = DataDirectory.open(disk, "/data", OURSELVES, lambda: "a-directory")
+
+        def refuse(operation: str, path: str) -> None:
+            if operation == "open" and "/checkpoint-" in path:
+                raise OSError(number, os.strerror(number), path)
+
+        disk.on_operation = refuse
+        with pytest.raises(StorageError, match="no checkpoint from there on can be read") as raised:
+            open_group(disk, owner, OURSELVES, GROUP, LogOptions(segment_bytes=8 * KIB))
+        disk.on_operation = None
+
+        assert isinstance(raised.value, BeyondRepairError) == is_final
+        open_group(disk, owner, OURSELVES, GROUP, LogOptions(segment_bytes=8 * KIB)).close()
 
     play(story)
 
