@@ -162,9 +162,11 @@ def throw_away(
         if number is not None:
             name = _numbered_name(files, trash, group, base_offset, number)
         files.rename(path, f"{trash}/{name}")
-    files.sync_directory(trash)
+    # The trash last: what lets them go, a checkpoint, must be durable no later than that they went,
+    # and its name may not be yet, if that failed when it was made.
     for directory in dict.fromkeys(map(parent, thrown)):
         files.sync_directory(directory)
+    files.sync_directory(trash)
 
 
 def _numbered_name(

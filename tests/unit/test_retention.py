@@ -502,3 +502,47 @@ def test_when_all_records_are_trimmed_their_segments_go_the_active_one_too(
             await until(lambda: replica.group.commit_offset == replica.group.log.end_offset)
 
     play(story)
+
+
+def test_a_trim_at_a_power_cut_does_not_outlive_the_checkpoint_that_it_rests_on(
+    disk: SimulatedFileSystem,
+) -> None:
+    """Its name may not be durable yet: to sync the directory failed when it was saved."""
+    syncs: list[str] = []
+
+    async def story() -> None:
+        async with open_replica(disk, voters=ALONE, segment_bytes=8 * KIB) as replica:
+            await replica.lead()
+            directory = replica.group.directory
+
+            def fail(operation: str, path: str) -> None:
+                if operation == "sync_directory" and path == directory and is_saving():
+                    raise OSError(errno.EIO, "simulated failure", path)
+
+            def is_saving() -> bool:
+                with disk.trouble_suspended():
+                    names = disk.list_directory(directory)
+                return any(name.startswith("checkpoint-") for name in names)
+
+            disk.on_operation = fail
+            await fill(replica, 1)
+            await a_while()
+            disk.on_operation = None
+            assert is_saving()
+
+            def stop(operation: str, path: str) -> None:
+                if operation == "sync_directory":
+                    syncs.append(path)
+                    if len(syncs) > 1:
+                        raise OSError(errno.EIO, "simulated failure", path)
+
+            trimmer = trimmer_of(replica)
+            disk.on_operation = stop
+            await trimmer.apply(RetentionPolicy(bytes_max=1), TRASH)
+        disk.on_operation = None
+        disk.crash(random.Random(2))  # Of names that are not durable this keeps none.
+        owner = DataDirectory.open(disk, "/data", OURSELVES, lambda: "a-directory")
+        open_group(disk, owner, OURSELVES, GROUP, LogOptions(segment_bytes=8 * KIB)).close()
+
+    play(story)
+    assert len(syncs) == 2
