@@ -1029,6 +1029,37 @@ SYSTEM_MUTANTS = (
         "            if True:\n",
     ),
     Mutant(
+        "kept metadata that have rotted are not replaced by a peer's",
+        "autonomy: failures are repaired without a person",
+        "logd/broker/metadata_service.py",
+        "                    if self._applied < group.log.start_offset:\n",
+        "                    if False:\n",
+    ),
+    Mutant(
+        "a peer's state is taken that does not reach to where the log begins",
+        "P2: every broker holds the same metadata",
+        "logd/replication/repairer.py",
+        "            if start <= snapshot.application_offset <= group.commit_offset:\n",
+        "            if snapshot.application_offset <= group.commit_offset:\n",
+    ),
+    Mutant(
+        "a trim is durable before the checkpoint that it rests on",
+        "P1",
+        "logd/storage/trash.py",
+        "    for directory in dict.fromkeys(map(parent, thrown)):\n"
+        "        files.sync_directory(directory)\n    files.sync_directory(trash)\n",
+        "    files.sync_directory(trash)\n"
+        "    for directory in dict.fromkeys(map(parent, thrown)):\n"
+        "        files.sync_directory(directory)\n",
+    ),
+    Mutant(
+        "a truncation goes on in a file that readers may let go of",
+        "P7: the log takes what follows a truncation",
+        "logd/storage/log.py",
+        "        active = held.reopened(last)\n",
+        "        active = last\n        last.opened_for_append()\n",
+    ),
+    Mutant(
         "a hole that nobody can fill is looked for all the time",
         "P6: repair leaves the disk to others",
         "logd/replication/patience.py",

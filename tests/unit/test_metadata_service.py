@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -34,10 +34,12 @@ from logd.metadata.commands import (
     encode_command,
 )
 from logd.metadata.features import AVOID_LEVEL, LEVEL_MAX, REPLICA_COUNT_LEVEL
-from logd.metadata.state import ProducerIdBlock
+from logd.metadata.state import MetadataState, ProducerIdBlock
 from logd.raft.messages import PeerDown
 from logd.replication.peer_protocol import ClusterView, Forward, ForwardResult, Lane, PeerHello
-from logd.types import METADATA_GROUP, DirectoryId, NodeId, Offset, Term
+from logd.replication.snapshot import Snapshot
+from logd.storage.file_header import FILE_HEADER_BYTES
+from logd.types import METADATA_GROUP, DirectoryId, GroupId, NodeId, Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.support.replica import (
     OURSELVES,
@@ -575,6 +577,47 @@ def test_no_more_of_the_log_is_dropped_than_the_state_before_the_last_one_can_sp
             kept = sorted(name for name in names if name.startswith("application-"))
             before_the_last = int(kept[-2].removeprefix("application-"))
             assert replica.group.log.start_offset <= before_the_last
+            nursery.cancel_scope.cancel()
+
+    play(story)
+
+
+def test_kept_metadata_that_have_rotted_are_replaced_by_a_peers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metadata_service, "COMMANDS_PER_SNAPSHOT", 5)
+    files = SimulatedFileSystem(random.Random(1))
+
+    async def story() -> None:
+        async with (
+            open_replica(files, group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            service = await started(nursery, replica)
+            first: list[Command] = [COMMAND, REGISTER, *(create(number) for number in range(20))]
+            for command in first:
+                await service.execute(command, timeout_ms=9_000, safe_to_repeat=False)
+            await a_while()
+            assert replica.group.log.start_offset > 0
+            known, directory = service.state.snapshot(), replica.group.directory
+            snapshot = await replica.group.checkpoints.take_snapshot()
+            nursery.cancel_scope.cancel()
+        files.kill()
+        for name in files.list_directory(directory):
+            if name.startswith("application-"):
+                files.flip(f"{directory}/{name}", FILE_HEADER_BYTES)
+
+        async def fetch_state(_: GroupId, _members: Sequence[NodeId]) -> Snapshot | None:
+            return snapshot
+
+        async with (
+            open_replica(files, group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            monkeypatch.setattr(replica.node.repairer, "fetch_state", fetch_state)
+            service = await started(nursery, replica)
+
+            assert service.state.topics == MetadataState.restore(known).topics
             nursery.cancel_scope.cancel()
 
     play(story)
