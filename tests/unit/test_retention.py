@@ -313,14 +313,19 @@ def test_what_no_checkpoint_covers_is_not_trimmed_until_one_does(
     play(story)
 
 
+async def leave_trimmed(disk: SimulatedFileSystem) -> None:
+    """A replica whose log begins behind its start, and whose broker was killed."""
+    async with open_replica(disk, voters=ALONE, segment_bytes=8 * KIB) as replica:
+        await replica.lead()
+        await fill(replica, 3)
+        await trimmer_of(replica).apply(RetentionPolicy(bytes_max=1), TRASH)
+        assert replica.group.log.start_offset > 0
+    disk.kill()
+
+
 def test_a_log_that_begins_above_its_checkpoints_stays_shut(disk: SimulatedFileSystem) -> None:
     async def story() -> None:
-        async with open_replica(disk, voters=ALONE, segment_bytes=8 * KIB) as replica:
-            await replica.lead()
-            await fill(replica, 3)
-            await trimmer_of(replica).apply(RetentionPolicy(bytes_max=1), TRASH)
-            assert replica.group.log.start_offset > 0
-        disk.kill()
+        await leave_trimmed(disk)
         directory = f"/data/groups/{GROUP:020}"
         for name in disk.list_directory(directory):
             if name.startswith("checkpoint"):
@@ -341,12 +346,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_one_that_is_gone(
     """What is beyond repair is thrown away and made anew."""
 
     async def story() -> None:
-        async with open_replica(disk, voters=ALONE, segment_bytes=8 * KIB) as replica:
-            await replica.lead()
-            await fill(replica, 3)
-            await trimmer_of(replica).apply(RetentionPolicy(bytes_max=1), TRASH)
-            assert replica.group.log.start_offset > 0
-        disk.kill()
+        await leave_trimmed(disk)
         owner = DataDirectory.open(disk, "/data", OURSELVES, lambda: "a-directory")
 
         def refuse(operation: str, path: str) -> None:
