@@ -175,7 +175,7 @@ class Mender:
     async def _take_over(self, survey: Survey) -> _Progress:
         """Go on with the state of a peer whose state has come far enough for that."""
         for member in self._members:
-            snapshot = await self._repairer.fetch_state(self._opened.group_id, (member,))
+            snapshot = await self._repairer.fetch_state(self._opened.group_id, member)
             if snapshot is None:
                 continue
             start = self._start_with(snapshot)

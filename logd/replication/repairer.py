@@ -236,12 +236,9 @@ class Repairer:
         try:
             kept = await checkpoints.load_application()
             if kept is None or kept[0] < end:
-                snapshot = await self.fetch_state(group.group_id, group.core.configuration.members)
-                if snapshot is None or snapshot.application is None:
+                kept = await self._application_of_a_peer(group, end)
+                if kept is None:
                     return False
-                if not end <= snapshot.application_offset <= group.commit_offset:
-                    return False
-                kept = snapshot.application_offset, snapshot.application
             # Also what was kept: by an earlier attempt, perhaps, that came no further.
             application.on_installed(*kept)
             await checkpoints.save_application(*kept)
@@ -266,18 +263,27 @@ class Repairer:
             StorageError: it could not be kept.
         """
         start = group.log.start_offset
+        found = await self._application_of_a_peer(group, start)
+        if found is None:
+            raise UnavailableError(
+                f"the log of {group.name} begins at offset {start}; none of the states kept here "
+                "that reach so far can be read, and no peer has given its own"
+            )
+        await group.checkpoints.save_application(*found)
+        return found
+
+    async def _application_of_a_peer(
+        self, group: Group, reach: Offset
+    ) -> tuple[Offset, bytes] | None:
+        """The state that a peer has kept of what is fed from ``group``'s log, if that reaches to
+        ``reach`` and is known here to be committed; None if no peer gives one now."""
         for member in group.core.configuration.members:
-            snapshot = await self.fetch_state(group.group_id, (member,))
+            snapshot = await self.fetch_state(group.group_id, member)
             if snapshot is None or snapshot.application is None:
                 continue
-            if start <= snapshot.application_offset <= group.commit_offset:
-                found = snapshot.application_offset, snapshot.application
-                await group.checkpoints.save_application(*found)
-                return found
-        raise UnavailableError(
-            f"the log of {group.name} begins at offset {start}; none of the states kept here that "
-            "reach so far can be read, and no peer has given its own"
-        )
+            if reach <= snapshot.application_offset <= group.commit_offset:
+                return snapshot.application_offset, snapshot.application
+        return None
 
     async def copy(
         self,
@@ -364,17 +370,13 @@ class Repairer:
             )
         return None, let_go
 
-    async def fetch_state(self, group_id: GroupId, members: Sequence[NodeId]) -> Snapshot | None:
-        """The state of any member whose log does not begin at 0; None if none gives it."""
-        for member in members:
-            try:
-                snapshot = await self._fetch_state_of(group_id, member)
-            except LogdError as error:
-                log.error(log_events.REPAIR_REFUSED, group=group_id, peer=member, reason=str(error))
-                continue
-            if snapshot is not None:
-                return snapshot
-        return None
+    async def fetch_state(self, group_id: GroupId, member: NodeId) -> Snapshot | None:
+        """The state of a member whose log does not begin at 0; None if it does not give it."""
+        try:
+            return await self._fetch_state_of(group_id, member)
+        except LogdError as error:
+            log.error(log_events.REPAIR_REFUSED, group=group_id, peer=member, reason=str(error))
+            return None
 
     async def _fetch_state_of(self, group_id: GroupId, member: NodeId) -> Snapshot | None:
         """Piece by piece; None if it does not answer, refuses, or has another state by now.

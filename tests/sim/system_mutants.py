@@ -1039,7 +1039,7 @@ SYSTEM_MUTANTS = (
         "a peer's state is taken that does not reach to where the log begins",
         "P2: every broker holds the same metadata",
         "logd/replication/repairer.py",
-        "            if start <= snapshot.application_offset <= group.commit_offset:\n",
+        "            if reach <= snapshot.application_offset <= group.commit_offset:\n",
         "            if snapshot.application_offset <= group.commit_offset:\n",
     ),
     Mutant(

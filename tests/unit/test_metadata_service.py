@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -607,7 +607,7 @@ def test_kept_metadata_that_have_rotted_are_replaced_by_a_peers(
             if name.startswith("application-"):
                 files.flip(f"{directory}/{name}", FILE_HEADER_BYTES)
 
-        async def fetch_state(_: GroupId, _members: Sequence[NodeId]) -> Snapshot | None:
+        async def fetch_state(_: GroupId, _member: NodeId) -> Snapshot | None:
             return snapshot
 
         async with (

@@ -654,8 +654,7 @@ def test_a_peers_state_is_taken_that_fits_the_log_and_it_is_kept(
             assert 0 < start < end
             given: dict[NodeId, int | None] = {}
 
-            async def fetch_state(_: GroupId, members: Sequence[NodeId]) -> Snapshot | None:
-                (member,) = members
+            async def fetch_state(_: GroupId, member: NodeId) -> Snapshot | None:
                 offset = given.get(member)
                 return None if offset is None else state_at(offset)
 
