@@ -56,7 +56,8 @@ class Compaction:
     def _compactor(self, group: Group) -> LogCompactor:
         known = self._compactors.get(group.group_id)
         if known is None or known[0] is not group:
-            known = self._compactors[group.group_id] = (group, LogCompactor(group, self._node))
+            compactor = LogCompactor(group, self._node, self._node.repairer.settled_elsewhere)
+            known = self._compactors[group.group_id] = (group, compactor)
         return known[1]
 
     def _forget(self, group_id: GroupId) -> None:

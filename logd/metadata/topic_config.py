@@ -262,9 +262,9 @@ OPTIONS: Final[Mapping[str, TopicOption]] = {
             "tombstone_ms",
             "24h",
             _read_duration,
-            "In a compacted topic a record with a null value, which deletes its key, is kept at "
-            "least this long: whoever reads on within that time learns of it. Same form as "
-            "`segment_ms`.",
+            "In a compacted topic a record with a null value, which deletes its key, is kept until "
+            "no replica has held anything of what it deletes for this long: whoever reads on "
+            "within that time learns of it. Same form as `segment_ms`.",
         ),
     )
 }

@@ -8,8 +8,12 @@ a checkpoint that was read back, so that recovery never derives state from what 
 Replicas compact independently; nothing depends on their having the same files.
 
 When: as soon as what has come since is half of what was left last time.  So each byte is
-written again a bounded number of times, however long the log becomes.  How far a compaction has
-come is not kept on the disk: after a restart the first one goes through the whole log.
+written again a bounded number of times, however long the log becomes.
+
+Tombstones: one may go when no replica has held anything of what it deletes for as long as the topic
+says.  Each replica notes since when its own log has been clean up to where
+(``storage/clean_note.py``), and asks the others before it drops any.  While one of them does not
+answer, tombstones stay.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import structlog
 from logd.errors import CorruptionError, LogdError, StorageError
 from logd.limits import COMPACTION_KEYS_MAX
 from logd.replication import log_events
+from logd.storage.clean_note import CleanNote
 from logd.storage.compaction import (
     CompactionRefusal,
     CompactionRequest,
@@ -30,10 +35,10 @@ from logd.storage.compaction import (
     read_answer,
 )
 from logd.storage.retention import LogClock
-from logd.types import Offset
+from logd.types import NO_OFFSET, Offset
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from logd.replication.group import Group
     from logd.replication.seams import GroupHost
@@ -55,20 +60,23 @@ class CompactionPolicy(NamedTuple):
 
 
 class LogCompactor:
-    """Compaction of one replica."""
+    """Compaction of one replica.
 
-    def __init__(self, group: Group, host: GroupHost) -> None:
+    Args:
+        settled_elsewhere: up to where all other replicas of a group have been clean for as long as
+            tombstones are kept; 0 unless all say so.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        host: GroupHost,
+        settled_elsewhere: Callable[[Group], Awaitable[Offset]],
+    ) -> None:
         self._group = group
         self._host = host
+        self._settled_elsewhere = settled_elsewhere
         self._clock = LogClock()
-        self._log = group.log
-        self._replacements = group.log.replacements
-        self._clean_to = Offset(0)
-        self._oldest_tombstone_ms: int | None = None
-        self._has_stale = False
-        """Below ``clean_to`` there is what a tombstone may still have to delete."""
-        self._tombstones_removed_ms = 0
-        """Log time of the last compaction."""
 
     async def apply(self, policy: CompactionPolicy, trash: str) -> None:
         """Compact if it is worth it.
@@ -85,63 +93,76 @@ class LogCompactor:
             self._report(str(error))
 
     async def _apply(self, policy: CompactionPolicy, trash: str) -> None:
-        group, run_blocking = self._group, self._host.env.run_blocking
+        group, env = self._group, self._host.env
         if group.commit_offset <= group.log.start_offset:
             return
-        if group.log is not self._log or group.log.replacements != self._replacements:
-            # Installed or repaired: what was clean may hold again what had been left out.
-            self._clean_to = Offset(0)
-            self._oldest_tombstone_ms = None
-            self._has_stale = False
-            self._log, self._replacements = group.log, group.log.replacements
+        noted = await group.upkeep.read_clean_note()
+        note = noted or CleanNote()
         last = Offset(group.commit_offset - 1)
-        append_time_ms = await run_blocking(group.log.append_time_at, last)
+        append_time_ms = await env.run_blocking(group.log.append_time_at, last)
         now_ms = self._clock.now_ms(append_time_ms, self._host.now_ms())
+        group.settled_to = note.settled_to(now_ms - policy.tombstone_ms)
         segments = self._below(group.commit_offset)
-        if not (self._is_dirty(segments) or self._has_old_tombstones(policy, now_ms)):
+        tombstones_below = await self._tombstones_below(note)
+        if not (self._is_dirty(segments, note) or tombstones_below):
             return
         segments = self._below(await group.checkpoints.restorable_offset())
         if not segments:
             group.checkpoints.take()
             return
         await self._check_space(segments)
+        if noted is None and not await group.upkeep.write_clean_note(note, instead_of=None):
+            return
         request = CompactionRequest(
             directory=group.directory,
             identity=group.identity,
             segments=segments,
-            dirty_from=max(self._clean_to, segments[0].base_offset),
-            tombstones_before_ms=None if self._has_stale else now_ms - policy.tombstone_ms,
+            dirty_from=max(note.clean_to, segments[0].base_offset),
+            tombstones_below=tombstones_below,
             segment_bytes=policy.segment_bytes,
             keys_max=COMPACTION_KEYS_MAX,
             bytes_per_s=policy.bytes_per_s,
         )
         encoded = msgspec.json.encode(request)
-        answer = read_answer(await self._host.env.run_apart(compact_apart, encoded))
+        answer = read_answer(await env.run_apart(compact_apart, encoded))
         match answer:
             case CompactionRefusal():
                 self._report(answer.reason)
                 if answer.is_damage:
                     self._host.damage_met(group)
             case CompactionResult():
-                await self._put_in_place(answer, now_ms, trash)
+                before_bytes = group.log.size_bytes
+                if await self._put_in_place(answer, trash):
+                    # Wall clocks of brokers differ, and log time stands still while nothing is
+                    # appended.
+                    since_ms = max(now_ms, env.wall_clock_ms())
+                    after = note.compacted(
+                        clean_to=answer.clean_to,
+                        has_stale=answer.has_stale,
+                        oldest_tombstone=answer.oldest_tombstone,
+                        now_ms=since_ms,
+                        tombstone_ms=policy.tombstone_ms,
+                    )
+                    # Not if anything of a peer has come in meanwhile: it is all done anew.
+                    await group.upkeep.write_clean_note(after, instead_of=note)
+                    self._tell(answer, before_bytes)
+
+    async def _tombstones_below(self, note: CleanNote) -> Offset:
+        """Up to where tombstones may go; 0 if there is none that may."""
+        group = self._group
+        if not NO_OFFSET < note.oldest_tombstone < group.settled_to:
+            return Offset(0)  # Nobody need be asked.
+        below = min(group.settled_to, await self._settled_elsewhere(group))
+        return below if note.oldest_tombstone < below else Offset(0)
 
     def _below(self, offset: Offset) -> list[SealedSegment]:
         segments = self._group.log.sealed_segments()
         return [segment for segment in segments if segment.end_offset <= offset]
 
-    def _is_dirty(self, segments: list[SealedSegment]) -> bool:
-        dirty = sum(each.size_bytes for each in segments if each.end_offset > self._clean_to)
+    def _is_dirty(self, segments: list[SealedSegment], note: CleanNote) -> bool:
+        dirty = sum(each.size_bytes for each in segments if each.end_offset > note.clean_to)
         clean = sum(each.size_bytes for each in segments) - dirty
         return dirty > clean * _DIRTY_SHARE
-
-    def _has_old_tombstones(self, policy: CompactionPolicy, now_ms: int) -> bool:
-        oldest_ms = self._oldest_tombstone_ms
-        return (
-            oldest_ms is not None
-            and oldest_ms < now_ms - policy.tombstone_ms
-            # Not for every single one that grows old.
-            and self._tombstones_removed_ms < now_ms - policy.tombstone_ms // 2
-        )
 
     async def _check_space(self, segments: list[SealedSegment]) -> None:
         """The copies are made before what they replace is removed."""
@@ -153,23 +174,21 @@ class LogCompactor:
                 f"{free_bytes} bytes are free, it may take {needed_bytes} for a while"
             )
 
-    async def _put_in_place(self, result: CompactionResult, now_ms: int, trash: str) -> None:
+    async def _put_in_place(self, result: CompactionResult, trash: str) -> bool:
+        """Put the new files in place, oldest first; False if one of them was not."""
         group = self._group
-        before = group.log.size_bytes
         for number, made in enumerate(result.segments):
             if await group.upkeep.replace(made.replaces, made.path, trash):
-                self._replacements += 1
-            elif group.failure is not None:
-                return
-            elif any(base in group.log.segment_bases for base in made.replaces):
-                # Some of it was trimmed meanwhile.  What the rest still has may be deleted by
-                # tombstones that later files have no more: all that follows is made anew.
+                continue
+            if any(base in group.log.segment_bases for base in made.replaces):
+                # Some of it was trimmed meanwhile, or the replica has stopped.  What is left of it
+                # is not clean: all that follows is made anew.
                 await self._host.env.run_blocking(self._discard, result.segments[number + 1 :])
-                return
-        self._clean_to = result.clean_to
-        self._has_stale = self._has_stale or result.has_stale
-        self._oldest_tombstone_ms = None if self._has_stale else result.oldest_tombstone_ms
-        self._tombstones_removed_ms = now_ms
+                return False
+        return True
+
+    def _tell(self, result: CompactionResult, before_bytes: int) -> None:
+        group = self._group
         log.info(
             log_events.LOG_COMPACTED,
             group=group.group_id,
@@ -179,7 +198,7 @@ class LogCompactor:
             records_kept=result.records_kept,
             bytes_read=result.bytes_read,
             bytes_written=result.bytes_written,
-            log_bytes_before=before,
+            log_bytes_before=before_bytes,
             log_bytes=group.log.size_bytes,
         )
 

@@ -111,6 +111,8 @@ class Group:
         """For people: the group was restarted from what was left, in this process."""
         self.let_go_elsewhere = Offset(0)
         """Below it a peer has trimmed its log: what is damaged here need not be repaired."""
+        self.settled_to = Offset(0)
+        """Below it the log has been compacted for as long as the topic keeps tombstones."""
         self.is_held = False
         """Something blocks: the core may be ahead of the log, and news waits."""
         self._blocked_since = math.inf

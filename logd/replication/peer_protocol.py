@@ -163,7 +163,10 @@ class ForwardResult(PeerMessage, frozen=True, kw_only=True):
 
 
 class RepairRequest(PeerMessage, frozen=True, kw_only=True):
-    """Asks for the batches of a range that is damaged on the asking node."""
+    """Asks for the batches of a range that is damaged on the asking node.
+
+    An empty range asks for none, only for what the answer says of the replica.
+    """
 
     request_id: int
     group: int
@@ -180,6 +183,11 @@ class RepairResponse(PeerMessage, frozen=True, kw_only=True):
     log_start: int = 0
     """Where the answering replica's log begins: what lies below it was let go by a committed
     rule, and need not be anywhere."""
+    settled_to: int = 0
+    """Below it the answering replica's log has been compacted for as long as tombstones are kept:
+    it holds nothing any more of what they delete."""
+    members: list[int] = []
+    """Who replicates the group, as far as the answering replica knows, in order."""
 
 
 class StateRequest(PeerMessage, frozen=True, kw_only=True):

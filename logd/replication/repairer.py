@@ -21,11 +21,18 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import structlog
 import trio
 
 from logd.errors import CorruptionError, LogdError, StorageError, UnavailableError
-from logd.limits import APPEND_BYTES_MAX, MIB, SNAPSHOT_BYTES_MAX, SNAPSHOT_CHUNK_BYTES
+from logd.limits import (
+    APPEND_BYTES_MAX,
+    MIB,
+    OFFSET_MAX,
+    SNAPSHOT_BYTES_MAX,
+    SNAPSHOT_CHUNK_BYTES,
+)
 from logd.record.compacted import cut_gap
 from logd.record.header import decode_header
 from logd.replication import log_events
@@ -210,7 +217,7 @@ class Repairer:
             if path is None:
                 return False
             trash = self._node.membership.directory.trash_path
-            return await group.upkeep.replace([segment.base_offset], path, trash)
+            return await group.upkeep.replace([segment.base_offset], path, trash, is_of_peers=True)
         except (OSError, LogdError) as error:
             log.error(log_events.REPAIR_REFUSED, group=group.group_id, reason=str(error))
             return False
@@ -370,6 +377,26 @@ class Repairer:
             )
         return None, let_go
 
+    async def settled_elsewhere(self, group: Group) -> Offset:
+        """Below it all other replicas have been clean for as long as tombstones are kept.
+
+        0 unless all of them say so, and know the same replicas.
+        """
+        members = group.core.configuration.members
+        settled_to = OFFSET_MAX
+        for member in members:
+            if member == self._node.node:
+                continue
+            request = RepairRequest(
+                request_id=self._new_request(), group=group.group_id, start_offset=0, end_offset=0
+            )
+            answer = await self._ask(member, request)
+            response = None if answer is None else answer[0]
+            if not isinstance(response, RepairResponse) or response.members != sorted(members):
+                return Offset(0)
+            settled_to = min(settled_to, response.settled_to)
+        return Offset(settled_to)
+
     async def fetch_state(self, group_id: GroupId, member: NodeId) -> Snapshot | None:
         """The state of a member whose log does not begin at 0; None if it does not give it."""
         try:
@@ -448,17 +475,21 @@ class Repairer:
     async def _serve(self, source: NodeId, request: RepairRequest) -> None:
         refused = ""
         buffers: list[Buffer] = []
-        async with self._serving:
-            try:
-                buffers = await self._read(request)
-            except (LogdError, OSError) as error:
-                refused = str(error)
+        if request.start_offset < request.end_offset:
+            async with self._serving:
+                try:
+                    buffers = await self._read(request)
+                except (LogdError, OSError) as error:
+                    refused = str(error)
+        response = RepairResponse(request_id=request.request_id, refused=refused)
         group = self._node.groups.get(GroupId(request.group))
-        response = RepairResponse(
-            request_id=request.request_id,
-            refused=refused,
-            log_start=0 if group is None else group.log.start_offset,
-        )
+        if group is not None:
+            response = msgspec.structs.replace(
+                response,
+                log_start=group.log.start_offset,
+                settled_to=group.settled_to,
+                members=sorted(group.core.configuration.members),
+            )
         self._node.send_peer(source, response, tuple(buffers))
 
     async def _serve_state(self, source: NodeId, request: StateRequest) -> None:

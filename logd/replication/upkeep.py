@@ -10,15 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from logd.errors import LogdError, StorageFailedError
+from logd.storage.clean_note import read_clean_note, write_clean_note
+from logd.types import Offset
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from logd.replication.group import Group
     from logd.replication.seams import GroupHost
+    from logd.storage.clean_note import CleanNote
     from logd.storage.holes import Hole
     from logd.storage.scrub import ScrubPosition
-    from logd.types import Offset
 
 
 class Upkeep:
@@ -56,6 +58,7 @@ class Upkeep:
         async with group.io_lock:
             if self._has_stopped:
                 raise StorageFailedError(f"the replica of {group.name} has stopped")
+            group.settled_to = Offset(0)
             try:
                 return await self._host.env.run_blocking(group.log.fill, hole, batches)
             except StorageFailedError as error:
@@ -88,11 +91,14 @@ class Upkeep:
                 return False
             return True
 
-    async def replace(self, bases: Sequence[Offset], path: str, trash: str) -> bool:
-        """Put a compacted file in the place of segments (see ``Log.replace``).
+    async def replace(
+        self, bases: Sequence[Offset], path: str, trash: str, *, is_of_peers: bool = False
+    ) -> bool:
+        """Put another file in the place of segments (see ``Log.replace``).
 
         Args:
             trash: where the segments go.
+            is_of_peers: it holds what peers do, who may not have compacted it.
 
         Raises:
             StorageError, CorruptionError: the file is not what it should be.
@@ -101,8 +107,12 @@ class Upkeep:
         async with group.io_lock:
             if self._has_stopped:
                 return False
+            if is_of_peers:
+                group.settled_to = Offset(0)
             try:
-                is_done = await self._host.env.run_blocking(group.log.replace, bases, path, trash)
+                is_done = await self._host.env.run_blocking(
+                    lambda: group.log.replace(bases, path, trash, is_of_peers=is_of_peers)
+                )
             except StorageFailedError as error:
                 group.fail(error)
                 return False
@@ -111,6 +121,32 @@ class Upkeep:
                 after = next(base for base in group.log.segment_bases if base > bases[-1])
                 self._host.tail_cache.forget_below(group.group_id, after)
             return is_done
+
+    async def read_clean_note(self) -> CleanNote | None:
+        """How far the log has been compacted, as far as that is known.
+
+        Raises:
+            OSError, StorageError: the note cannot be read, or is of another log.
+        """
+        group, env = self._group, self._host.env
+        return await env.run_blocking(read_clean_note, env.files, group.directory, group.identity)
+
+    async def write_clean_note(self, note: CleanNote, *, instead_of: CleanNote | None) -> bool:
+        """Keep ``note`` beside the log; False if another than ``instead_of`` is there by now, which
+        stays, or the replica has stopped.
+
+        Raises:
+            OSError, StorageError: it could not be kept.
+        """
+        group, env = self._group, self._host.env
+        async with group.io_lock:
+            if self._has_stopped:
+                return False
+            return await env.run_blocking(
+                lambda: write_clean_note(
+                    env.files, group.directory, group.identity, note, instead_of=instead_of
+                )
+            )
 
     @property
     def _has_stopped(self) -> bool:

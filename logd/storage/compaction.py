@@ -8,11 +8,10 @@ records that a later one replaces.  Offsets stay what they are, and so do batch 
 see ``logd/record/compacted.py``.
 
 What stays: control batches, records without a key, batches that cannot be decoded (they are
-not this module's to judge), those that would become too large (and then all tombstones behind
-them), and the last batch of each producer and fence, without records if
-need be, so that whoever follows the log learns what its state rests on.  A tombstone stays
-until it is older than the topic says; what it deleted is gone by then, since segments are
-replaced oldest first.
+not this module's to judge), those that would become too large, and the last batch of each
+producer and fence, without records if need be, so that whoever follows the log learns what its
+state rests on.  Up to where a tombstone may go is for the caller to say: what it deletes must have
+been gone before, everywhere.
 
 Keys of up to 31 bytes are compared as they are; longer ones by a 32-byte BLAKE2b digest,
 which no other key has by chance nor by anybody's effort: a collision would lose a record.
@@ -44,7 +43,7 @@ from logd.storage.segment import FIRST_POSITION, segment_header_block, segment_n
 from logd.storage.segment_index import RELATIVE_OFFSET_MAX
 from logd.storage.synced_mark import MarkSlot
 from logd.storage.whole_file import UNFINISHED_SUFFIX
-from logd.types import Buffer, FilePosition, GroupId, Offset, Term
+from logd.types import NO_OFFSET, Buffer, FilePosition, GroupId, Offset, Term
 
 _PLAIN_KEY_BYTES_MAX: Final = 31
 _DIGEST_BYTES: Final = 32
@@ -69,8 +68,8 @@ class CompactionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Consecutive, from the log's start."""
     dirty_from: Offset
     """Below it every key has one record, as far as the records there go."""
-    tombstones_before_ms: int | None
-    """Tombstones appended earlier may go; None: none may."""
+    tombstones_below: Offset
+    """Tombstones below may go: what they delete has gone before, here and elsewhere."""
     segment_bytes: int
     """Neighbours are merged up to this size."""
     keys_max: int
@@ -94,8 +93,8 @@ class CompactionResult(msgspec.Struct, frozen=True, kw_only=True, tag="made"):
     """In order; segments in which nothing changed are left out."""
     clean_to: Offset
     """The next compaction's ``dirty_from``, once these are in place."""
-    oldest_tombstone_ms: int | None
-    """When the oldest tombstone that was kept had been appended."""
+    oldest_tombstone: Offset
+    """The base offset of the batch that holds the oldest tombstone that was kept; -1: none was."""
     has_stale: bool
     """Somewhere a record is left that a later one replaces: a tombstone may be what does."""
     keys: int
@@ -172,7 +171,7 @@ class _Compaction:
         self._clean_to = request.dirty_from
         self._needed: frozenset[int] = frozenset()
         """Base offsets of the batches that producers and fences still need."""
-        self._oldest_tombstone_ms: int | None = None
+        self._oldest_tombstone = NO_OFFSET
         self._has_stale = False
         self._records_read = 0
         self._records_kept = 0
@@ -193,7 +192,7 @@ class _Compaction:
         return CompactionResult(
             segments=segments,
             clean_to=self._clean_to,
-            oldest_tombstone_ms=self._oldest_tombstone_ms,
+            oldest_tombstone=self._oldest_tombstone,
             has_stale=self._has_stale,
             keys=len(self._latest),
             records_read=self._records_read,
@@ -330,14 +329,11 @@ class _Compaction:
         keys, values = batch.keys, batch.values
         if None not in values:
             return rows
-        append_time_ms = batch.header.append_time_ms
-        before_ms = self._request.tombstones_before_ms
-        if self._has_stale or before_ms is None or append_time_ms >= before_ms:
-            # Append times never decrease, so the first that is met is the oldest.
-            if self._oldest_tombstone_ms is None and any(values[row] is None for row in rows):
-                self._oldest_tombstone_ms = append_time_ms
-            return rows
-        return [row for row in rows if values[row] is not None or keys[row] is None]
+        if batch.header.end_offset <= self._request.tombstones_below:
+            return [row for row in rows if values[row] is not None or keys[row] is None]
+        if self._oldest_tombstone == NO_OFFSET and any(values[row] is None for row in rows):
+            self._oldest_tombstone = batch.header.base_offset
+        return rows
 
 
 _NO_KEY: Final = bytes(_DIGEST_BYTES + 1)

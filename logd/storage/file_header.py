@@ -56,6 +56,7 @@ CHECKPOINT_MAGIC: Final = b"logd.ckp"
 APPLICATION_MAGIC: Final = b"logd.app"
 SNAPSHOT_MAGIC: Final = b"logd.snp"
 META_MAGIC: Final = b"logd.met"
+CLEAN_MAGIC: Final = b"logd.cln"
 
 assert _STRUCT.size == FILE_HEADER_BYTES
 

@@ -28,8 +28,10 @@ from logd.record.header import (
     verify_seal,
 )
 from logd.storage.batch_walk import check_seal, header_at, walk_batches, walk_headers
+from logd.storage.clean_note import withdraw_clean_note
 from logd.storage.recovery import LogEnd
 from logd.storage.segment_index import remove_indexes_durably
+from logd.storage.whole_file import parent
 from logd.types import FilePosition, GroupId, Offset
 
 _MAGIC_BYTES: Final = b"LGD1"
@@ -123,6 +125,7 @@ def fill_hole(files: FileSystem, group: GroupId, hole: Hole, batches: bytes) -> 
         OSError: the disk failed.
     """
     filled = _check_filling(group, hole, batches)
+    withdraw_clean_note(files, parent(hole.path))
     file = files.open(hole.path)
     try:
         file.pwritev([batches], hole.start.position)

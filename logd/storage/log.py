@@ -29,6 +29,7 @@ from logd.env import File, FileSystem
 from logd.errors import CorruptionError, StorageError, StorageFailedError
 from logd.limits import KIB, MIB, SEGMENT_BYTES_MAX
 from logd.record.header import BatchHeader
+from logd.storage.clean_note import NOTE_NAME, withdraw_clean_note
 from logd.storage.file_header import LogIdentity
 from logd.storage.holes import Hole, end_beyond_damage, fill_hole
 from logd.storage.log_contents import LogContents, SealedSegment, segment_number
@@ -220,7 +221,7 @@ class Log:
 
     @staticmethod
     def remove(files: FileSystem, directory: str) -> None:
-        """Remove all files of the log in ``directory``, which is not open.
+        """Remove all files of the log in ``directory``, which is not open, and its clean note.
 
         Durable with what follows; a crash may leave some of them.
 
@@ -228,7 +229,7 @@ class Log:
             OSError: the disk failed.
         """
         for name in files.list_directory(directory):
-            if _SEGMENT_FILE.match(name):
+            if _SEGMENT_FILE.match(name) or name == NOTE_NAME:
                 files.remove(f"{directory}/{name}")
 
     @staticmethod
@@ -538,8 +539,15 @@ class Log:
         except OSError as error:
             raise held.fail("trim", error) from error
 
-    def replace(self, bases: Sequence[Offset], path: str, trash: str | None = None) -> bool:
-        """Put a compacted file in the place of the sealed segments that begin at ``bases``.
+    def replace(
+        self,
+        bases: Sequence[Offset],
+        path: str,
+        trash: str | None = None,
+        *,
+        is_of_peers: bool = False,
+    ) -> bool:
+        """Put another file in the place of the sealed segments that begin at ``bases``.
 
         Exclusive, except with ``append``.
 
@@ -547,6 +555,8 @@ class Log:
             path: whole and synced, under an unfinished name.
             trash: a directory on the same disk that takes the segment files, as far as its file
                 system knows second names; None removes them.
+            is_of_peers: it holds what peers do, who may not have compacted it.  Else it was made
+                of these segments.
 
         Returns:
             False if the segments are no longer there: the file was removed.
@@ -564,6 +574,8 @@ class Log:
                 self._files.remove(path)
                 return False
             fresh = held.check_replacement(replaced, path)
+            if is_of_peers:
+                withdraw_clean_note(self._files, held.directory)
             aside = None if trash is None else set_aside(self._files, fresh.path)
         except OSError as error:
             # Nothing has been touched yet.

@@ -14,6 +14,7 @@ from itertools import pairwise
 from logd.env import File, FileSystem
 from logd.errors import CorruptionError
 from logd.storage.batch_walk import walk_batches
+from logd.storage.clean_note import withdraw_clean_note
 from logd.storage.file_header import SEGMENT_MAGIC, FileHeader, LogIdentity, encode_file_header
 from logd.storage.holes import Hole, follow, holes_between
 from logd.storage.log_contents import SealedSegment
@@ -142,6 +143,7 @@ def put_in_place(files: FileSystem, path: str, directory: str, segment: SealedSe
         OSError: the disk failed.
     """
     target = f"{directory}/{segment_name(segment.base_offset)}"
+    withdraw_clean_note(files, directory)
     remove_indexes_durably(files, target)
     files.rename(path, target)
     files.sync_directory(directory)

@@ -3,8 +3,9 @@
 Where logs were compacted, replicas need not hold the same bytes at the same offsets, and a
 hole cannot be filled byte for byte.  But any replica's committed batches for a whole segment's
 offsets are as good as what was there: they cover the same offsets in the same terms, and of each
-key they have the last record or a later one is in the log.  So the segment is written again,
-whole, beside the damaged one, and takes its place at once.
+key they have the last record or a later one is in the log, be it a tombstone: those stay until no
+replica holds anything of what they delete.  So the segment is written again, whole, beside the
+damaged one, and takes its place at once.
 
 Batches keep their boundaries in every log; only gaps may have to be cut where the segment
 begins, ends, or one peer's answer ends and another's begins.

@@ -15,6 +15,7 @@ from logd.record.control import ConfigurationChange
 from logd.record.header import decode_header
 from logd.storage import file_header, hard_state, successor_note, synced_mark
 from logd.storage.checkpoint import CheckpointStore
+from logd.storage.clean_note import CleanNote, write_clean_note
 from logd.storage.directory import DataDirectory
 from logd.storage.file_header import FILE_HEADER_BYTES, FORMAT_VERSION, Field
 from logd.storage.hard_state import HardStateFile
@@ -24,7 +25,7 @@ from logd.storage.segment_index import OFFSET_ROW, TIME_ROW
 from logd.types import GroupId, NodeId, Offset, Term
 from tests.docs.test_segment_format import rows, section
 from tests.sim.files import SimulatedFileSystem
-from tests.support.logs import append_some, batch_bytes, make_batch
+from tests.support.logs import DIRECTORY, IDENTITY, append_some, batch_bytes, make_batch
 
 TYPE_NAMES = {"Q": "u64", "q": "i64", "I": "u32", "8s": "8 bytes", "64s": "64 bytes"}
 
@@ -68,6 +69,25 @@ def test_the_places_in_a_segment_are_those_of_the_code() -> None:
 
 def test_the_hard_state_table_is_the_struct() -> None:
     assert tables("Hard state") == [layout_rows(hard_state.LAYOUT)]
+
+
+def test_the_clean_note_is_what_the_page_says() -> None:
+    files = SimulatedFileSystem(random.Random(1))
+    files.make_directory(DIRECTORY)
+    note = CleanNote(clean_to=Offset(9), since=((Offset(9), 5),))
+    assert write_clean_note(files, DIRECTORY, IDENTITY, note, instead_of=None)
+
+    content = files.content(f"{DIRECTORY}/clean")
+    header = file_header.decode_file_header("clean", b"logd.cln", content)
+    assert header.base_offset == 9
+    assert msgspec.msgpack.decode(content[FILE_HEADER_BYTES:]) == {
+        "clean_to": 9,
+        "has_stale": False,
+        "oldest_tombstone": -1,
+        "since": [[9, 5]],
+    }
+    (table, *_) = tables("Compaction")
+    assert [name for name, _ in table] == list(CleanNote.__struct_fields__)
 
 
 def test_a_checkpoint_is_what_the_page_says() -> None:

@@ -76,6 +76,7 @@ FAST_TESTS = {
         "tests/unit/test_repair.py",
         "tests/unit/test_retention.py",
         "tests/unit/test_trash.py",
+        "tests/unit/test_clean_note.py",
         "tests/unit/test_compaction.py",
     ),
     "logd/partition": (

@@ -9,6 +9,8 @@ import trio
 
 from logd.errors import LogdError, UsageError
 from logd.limits import KIB, SEGMENT_HEADER_BYTES
+from logd.record.batch import decode_batch
+from logd.record.header import decode_header
 from logd.storage.synced_mark import SLOT_POSITIONS
 from logd.types import GroupId, NodeId, Offset
 from logd_client import Client
@@ -137,6 +139,57 @@ def test_a_follower_that_was_away_catches_up_from_a_compacted_leader() -> None:
         assert await picture_of(client, int(away.node)) == picture
 
     play(story)
+
+
+def test_what_was_deleted_while_a_replica_was_away_does_not_come_back_with_it() -> None:
+    """However long it was away: a tombstone stays until it has seen it."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        chance, picture = random.Random(7), dict[bytes, bytes]()
+        group = await make_topic(client, tombstone_ms="2s", segment_ms="1s")
+        async with client.producer(TOPIC, linger_ms=0) as producer:
+            await producer.append(b"1", key=b"deleted")
+        leader = cluster.leader_of(group)
+        assert leader is not None
+        away = next(node for node in cluster.alive() if node is not leader)
+        await caught_up(away, leader, group)
+        await away.crash(power=False)
+        async with client.producer(TOPIC, linger_ms=0) as producer:
+            await producer.append(None, key=b"deleted")
+        await append(client, chance, 100, picture)
+        await compacted(cluster, group)
+        await trio.sleep(20)
+        assert all(b"deleted" in tombstones(node, group) for node in cluster.alive())
+        away.start()
+        await caught_up(away, leader, group)
+
+        for node_id in cluster.nodes:
+            assert await picture_of(client, int(node_id)) == picture
+        # And goes then.
+        await append(client, chance, 100, picture)
+        with trio.fail_after(60):
+            while any(b"deleted" in tombstones(node, group) for node in cluster.alive()):
+                await append(client, chance, 1, picture)
+                await trio.sleep(1)
+        for node_id in cluster.nodes:
+            assert await picture_of(client, int(node_id)) == picture
+
+    play(story)
+
+
+def tombstones(node: SimNode, group: GroupId) -> set[bytes | None]:
+    """The keys that a replica's files say were deleted."""
+    log = node.groups[group].log
+    found = log.read(log.start_offset, log.end_offset, 2**30, cached_only=False)
+    assert found is not None
+    keys: set[bytes | None] = set()
+    for view in found:
+        header = decode_header(view)
+        if header.record_count and not header.is_control:
+            batch = decode_batch(view)
+            rows = zip(batch.keys, batch.values, strict=True)
+            keys.update(key for key, value in rows if value is None)
+    return keys
 
 
 def test_a_follower_whose_log_ends_inside_a_gap_of_its_leader_is_sent_the_rest() -> None:

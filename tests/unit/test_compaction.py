@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ import trio
 
 from logd.env import ApartWork
 from logd.errors import CorruptionError, StorageError
-from logd.limits import KIB, SEGMENT_HEADER_BYTES
+from logd.limits import KIB, MIB, OFFSET_MAX, SEGMENT_HEADER_BYTES
 from logd.partition.state import PartitionState
 from logd.record.batch import decode_batch, seal_batch, seal_opaque
 from logd.record.compacted import cut_gap, make_gap
@@ -30,17 +30,20 @@ from logd.record.header import (
     verify_seal,
 )
 from logd.replication.compacting import CompactionPolicy, LogCompactor
+from logd.replication.group import Group
+from logd.storage.clean_note import NOTE_NAME
 from logd.storage.compaction import (
     CompactedSegment,
     CompactionRequest,
     CompactionResult,
     compact,
 )
+from logd.storage.file_header import CLEAN_MAGIC, FILE_HEADER_BYTES, FileHeader
 from logd.storage.log import Log, LogBatch, LogOptions
 from logd.storage.segment_copy import SegmentCopy
 from logd.storage.trash import Trash
-from logd.storage.whole_file import make_directory_durably
-from logd.types import Buffer, Offset, Term
+from logd.storage.whole_file import make_directory_durably, write_payload_file
+from logd.types import NO_OFFSET, Buffer, Offset, Term
 from tests.sim.files import EndOfLifeError, SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, read_all
 from tests.support.replica import (
@@ -53,7 +56,6 @@ from tests.support.replica import (
 )
 
 OPTIONS = LogOptions(segment_bytes=4 * KIB, index_interval_bytes=300, allocate_bytes=4 * KIB)
-FOR_EVER = -(2**62)
 TRASH = "/data/trash"
 Row = tuple[bytes | None, bytes | None]
 
@@ -126,7 +128,7 @@ def request_of(
     log: Log,
     *,
     dirty_from: Offset = Offset(0),  # noqa: B008 - a NewType is an int
-    tombstones_before_ms: int = FOR_EVER,
+    tombstones_below: Offset = Offset(0),  # noqa: B008
     segment_bytes: int = 1,
     keys_max: int = 10_000,
 ) -> CompactionRequest:
@@ -135,7 +137,7 @@ def request_of(
         identity=IDENTITY,
         segments=log.sealed_segments(),
         dirty_from=dirty_from,
-        tombstones_before_ms=tombstones_before_ms,
+        tombstones_below=tombstones_below,
         segment_bytes=segment_bytes,
         keys_max=keys_max,
         bytes_per_s=0,
@@ -244,7 +246,7 @@ def test_records_without_a_key_and_control_batches_stay(
     put(log, seal_opaque(b"opaque", kind=BatchKind.DATA, timestamp_ms=0), term=2)
     seal_segment(log)
 
-    run(disk, log, request_of(log, tombstones_before_ms=10**9))
+    run(disk, log, request_of(log, tombstones_below=log.end_offset))
 
     assert [(offset, value) for offset, _, value in records(log)] == [
         (1, b"1"),
@@ -273,20 +275,27 @@ def test_long_keys_are_told_apart_from_each_other_and_from_their_digests(
     assert [key for _, key, _ in records(log)] == [*keys[:2], *keys[3:], keys[2]]
 
 
-def test_a_tombstone_stays_for_its_time_and_what_it_deleted_goes_at_once(
+def test_a_tombstone_stays_until_it_may_go_and_what_it_deleted_goes_at_once(
     disk: SimulatedFileSystem, log: Log
 ) -> None:
-    append(log, (b"a", b"1"), (b"b", b"1"), time_ms=100)
-    append(log, (b"a", None), time_ms=200)
-    append(log, (b"c", b"1"), time_ms=300)
+    append(log, (b"a", b"1"), (b"b", b"1"))
+    append(log, (b"a", None))
+    append(log, (b"c", b"1"))
+    append(log, (b"d", None))
     seal_segment(log)
 
-    result = run(disk, log, request_of(log, tombstones_before_ms=200))
-    assert records(log) == [(1, b"b", b"1"), (2, b"a", None), (3, b"c", b"1")]
+    result = run(disk, log, request_of(log, tombstones_below=Offset(2)))
+    assert records(log) == [(1, b"b", b"1"), (2, b"a", None), (3, b"c", b"1"), (4, b"d", None)]
+    assert result.oldest_tombstone == 2
 
-    run(disk, log, request_of(log, dirty_from=result.clean_to, tombstones_before_ms=201))
-    assert records(log) == [(1, b"b", b"1"), (3, b"c", b"1")]
-    assert_is_log(disk, log, 4)
+    clean_to = result.clean_to
+    result = run(disk, log, request_of(log, dirty_from=clean_to, tombstones_below=Offset(3)))
+    assert records(log) == [(1, b"b", b"1"), (3, b"c", b"1"), (4, b"d", None)]
+    assert result.oldest_tombstone == 4
+    assert_is_log(disk, log, 5)
+
+    result = run(disk, log, request_of(log, dirty_from=clean_to, tombstones_below=clean_to))
+    assert (records(log)[-1], result.oldest_tombstone) == ((3, b"c", b"1"), NO_OFFSET)
 
 
 def test_memory_is_bounded_by_going_on_where_the_map_was_full(
@@ -841,7 +850,7 @@ def test_a_crash_at_any_step_loses_no_last_record_and_brings_none_back(
         end = log.end_offset
         log.sync(end)
         log.sync_mark(end)
-        request = request_of(log, segment_bytes=8 * KIB, tombstones_before_ms=10**9)
+        request = request_of(log, segment_bytes=8 * KIB, tombstones_below=end)
         steps, left = steps + 1, steps + 1
 
         def stop(operation: str, _path: str) -> None:
@@ -949,7 +958,7 @@ def test_a_segment_is_made_anew_of_pieces_whose_gaps_do_not_fit(
     copy.add(make_gap(Offset(4), Offset(9), term=Term(1), append_time_ms=0, group=GROUP))
 
     assert copy.is_complete
-    assert log.replace([segment.base_offset], copy.finish())
+    assert log.replace([segment.base_offset], copy.finish(), is_of_peers=True)
     assert records(log) == [before[0], before[3]]
     assert_is_log(disk, log, 6)
 
@@ -982,6 +991,139 @@ async def roll(replica: Replica) -> None:
     await trio.sleep(1)
 
 
+def compactor_of(replica: Replica, others: Iterator[int] | None = None) -> LogCompactor:
+    """A compactor, and what other replicas say of their logs each time."""
+
+    async def settled_elsewhere(group: Group) -> Offset:
+        return Offset(OFFSET_MAX if others is None else next(others))
+
+    return LogCompactor(replica.group, replica.node, settled_elsewhere)
+
+
+def rows_of(replica: Replica) -> list[Row]:
+    return [(key, value) for _, key, value in records(replica.group.log)]
+
+
+async def deleted(replica: Replica) -> None:
+    """A log that says that there was a key, and that it was deleted, long ago."""
+    await replica.lead()
+    await commit_rows(replica, (b"a", b"1"), (b"b", b"1"))
+    await roll(replica)
+    await commit_rows(replica, (b"a", None))
+    await roll(replica)
+    await trio.sleep(100)
+    await commit_rows(replica, (b"c", b"1"))
+
+
+def test_a_tombstone_goes_a_while_after_what_it_deletes_however_old_it_is() -> None:
+    """Who reads on had read that by then, and must learn of the tombstone."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await deleted(replica)
+            compactor, policy = compactor_of(replica), CompactionPolicy(60_000, 1, 0)
+            for _ in range(6):
+                await compactor.apply(policy, TRASH)
+                assert rows_of(replica) == [(b"b", b"1"), (b"a", None), (b"c", b"1")]
+                await trio.sleep(9)
+            await trio.sleep(10)
+            await compactor.apply(policy, TRASH)
+            assert rows_of(replica) == [(b"b", b"1"), (b"c", b"1")]
+
+    play(story)
+
+
+def test_a_tombstone_stays_while_another_replica_may_hold_what_it_deletes() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await deleted(replica)
+            tombstone = records(replica.group.log)[2][0]
+            others = iter([0, tombstone, 0, tombstone + 1])
+            compactor, policy = compactor_of(replica, others), CompactionPolicy(60_000, 1, 0)
+            await compactor.apply(policy, TRASH)
+            for _ in range(3):
+                await trio.sleep(100)
+                await compactor.apply(policy, TRASH)
+                assert (b"a", None) in rows_of(replica)
+            await compactor.apply(policy, TRASH)
+            assert (b"a", None) not in rows_of(replica)
+            assert not [*others]
+
+    play(story)
+
+
+def test_a_log_that_is_compacted_all_the_time_still_lets_go_of_its_tombstones() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await replica.lead()
+            compactor, policy = compactor_of(replica), CompactionPolicy(6_000, 1, 0)
+            tombstones = []
+            for minute in range(12):
+                for second in range(4):
+                    key = b"%d-%d" % (minute, second)
+                    await commit_rows(replica, (key, b"1"), (key, None), (b"b", bytes(300)))
+                    await roll(replica)
+                    await trio.sleep(0.4)
+                    await compactor.apply(policy, TRASH)
+                tombstones.append(sum(value is None for _, value in rows_of(replica)))
+            assert max(tombstones) <= 12, tombstones
+            note = await replica.group.upkeep.read_clean_note()
+            assert note is not None
+            assert len(note.since) <= 5
+
+    play(story)
+
+
+def test_how_far_a_log_is_clean_is_known_after_a_restart() -> None:
+    """The first compaction then does not begin anew, and its tombstones need not wait again."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await deleted(replica)
+            policy = CompactionPolicy(60_000, 1, 0)
+            await compactor_of(replica).apply(policy, TRASH)
+            await trio.sleep(100)
+            before = replica.group.log.replacements
+            compactor = compactor_of(replica)
+            await compactor.apply(policy, TRASH)
+            assert (b"a", None) in rows_of(replica)  # By the log it may still be then.
+            assert replica.group.log.replacements == before
+            await commit_rows(replica, (b"d", b"1"))
+            await compactor.apply(policy, TRASH)
+            assert (b"a", None) not in rows_of(replica)
+
+    play(story)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "another content", "no MessagePack"])
+def test_a_note_that_cannot_be_read_is_as_good_as_none(damage: str) -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await deleted(replica)
+            group, files = replica.group, replica.files
+            compactor, policy = compactor_of(replica), CompactionPolicy(60_000, 1, 0)
+            await compactor.apply(policy, TRASH)
+            path = f"{group.directory}/{NOTE_NAME}"
+            match damage:
+                case "cut short":
+                    files.overwrite(path, 0, bytes(len(files.content(path))))
+                case "another content":
+                    files.flip(path, FILE_HEADER_BYTES + 3)
+                case _:
+                    header = FileHeader(group.identity)
+                    write_payload_file(files, path, CLEAN_MAGIC, header, b"\x93\x01")
+            assert await group.upkeep.read_clean_note() is None
+            for _ in range(2):
+                await trio.sleep(40)
+                await compactor.apply(policy, TRASH)
+                assert (b"a", None) in rows_of(replica)
+            await trio.sleep(40)
+            await compactor.apply(policy, TRASH)
+            assert (b"a", None) not in rows_of(replica)
+
+    play(story)
+
+
 def test_who_reads_a_compacted_log_is_not_told_what_memory_still_has_of_it() -> None:
     async def story() -> None:
         async with open_replica(voters=(OURSELVES,)) as replica:
@@ -991,9 +1133,7 @@ def test_who_reads_a_compacted_log_is_not_told_what_memory_still_has_of_it() -> 
             await commit_rows(replica, (b"a", b"2"))
             await roll(replica)
             await commit_rows(replica, (b"c", b"3"))
-            await LogCompactor(replica.group, replica.node).apply(
-                CompactionPolicy(60_000, 1, 0), TRASH
-            )
+            await compactor_of(replica).apply(CompactionPolicy(60_000, 1, 0), TRASH)
 
             reader, offset, values = replica.group.reader, Offset(0), list[bytes | None]()
             while (found := await reader.read_committed(offset, 64 * KIB)) is not None:
@@ -1010,30 +1150,54 @@ def test_who_reads_a_compacted_log_is_not_told_what_memory_still_has_of_it() -> 
 def test_what_was_repaired_is_compacted_anew_before_a_tombstone_goes() -> None:
     async def story() -> None:
         async with open_replica(voters=(OURSELVES,)) as replica:
+            await deleted(replica)
             group, files = replica.group, replica.files
-            await replica.lead()
-            await commit_rows(replica, (b"a", b"1"), (b"b", b"1"))
-            await roll(replica)
-            await commit_rows(replica, (b"a", None))
-            await roll(replica)
             first = group.log.sealed_segments()[0]
             original = b"".join(read_all(group.log))[: first.size_bytes]
-            compactor = LogCompactor(group, replica.node)
-            await compactor.apply(CompactionPolicy(60_000, 1, 0), TRASH)
-            assert [value for _, _, value in records(group.log)] == [b"1", None]
+            compactor, policy = compactor_of(replica), CompactionPolicy(60_000, 1, 0)
+            await compactor.apply(policy, TRASH)
+            await trio.sleep(40)
+            await compactor.apply(policy, TRASH)
 
             # A peer that has not compacted gives back what it has.
             copy = SegmentCopy(files, group.directory, group.identity, first)
             copy.add(original)
-            assert await group.upkeep.replace([first.base_offset], copy.finish(), TRASH)
-            await trio.sleep(100)
-            await compactor.apply(CompactionPolicy(60_000, 1, 0), TRASH)
+            await group.upkeep.replace([first.base_offset], copy.finish(), TRASH, is_of_peers=True)
+            for _ in range(2):
+                await trio.sleep(40)  # Without the repair it would go now.
+                await compactor.apply(policy, TRASH)
+                assert rows_of(replica) == [(b"b", b"1"), (b"a", None), (b"c", b"1")]
+            await trio.sleep(40)
+            await compactor.apply(policy, TRASH)
+            assert rows_of(replica) == [(b"b", b"1"), (b"c", b"1")]
 
-            assert [(key, value) for _, key, value in records(group.log)] == [(b"b", b"1")]
-            # What the compaction replaced, what the repair did, what the next one did.
-            name = f"{0:020}.log"
-            firsts = [each for each in files.list_directory(TRASH) if each.endswith(name)]
-            assert firsts == [f"{group.group_id:020}-{number}-{name}" for number in (1, 2, 3)]
+    play(story)
+
+
+def test_a_repair_ends_at_once_what_a_replica_says_of_its_log() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await deleted(replica)
+            group, files = replica.group, replica.files
+            written = [bytes(batch) for batch in read_all(group.log)]
+            first, second = group.log.sealed_segments()
+            for number in range(2):
+                group.settled_to = second.end_offset
+                copy = SegmentCopy(files, group.directory, group.identity, first)
+                copy.add(b"".join(written)[: first.size_bytes])
+                done = await group.upkeep.replace(
+                    [first.base_offset], copy.finish(), TRASH, is_of_peers=bool(number)
+                )
+                assert (done, group.settled_to) == (True, 0 if number else second.end_offset)
+
+            group.settled_to = second.end_offset
+            path = f"{group.directory}/{second.base_offset:020}.log"
+            files.flip(path, SEGMENT_HEADER_BYTES + 50)
+            found = await group.upkeep.scrub(group.log.scrub_start(second.base_offset), MIB)
+            assert found is not None
+            assert found[1] is not None
+            await group.upkeep.fill(found[1], written[2])
+            assert group.settled_to == 0
 
     play(story)
 
@@ -1058,7 +1222,7 @@ def test_a_tombstone_stays_if_what_it_deletes_was_trimmed_only_in_part_meanwhile
                 assert await group.upkeep.trim(sealed[1].base_offset, TRASH)
                 return answer
 
-            compactor = LogCompactor(group, replica.node)
+            compactor = compactor_of(replica)
             policy = CompactionPolicy(60_000, SEGMENT_HEADER_BYTES + 1200, 0)
             with monkeypatch.context() as patched:
                 patched.setattr(env, "run_apart", trim_meanwhile)
@@ -1068,6 +1232,11 @@ def test_a_tombstone_stays_if_what_it_deletes_was_trimmed_only_in_part_meanwhile
             assert keys == [b"a", b"a", b"c", b"d"]
             names = replica.files.list_directory(group.directory)
             assert not any(name.endswith(".tmp") for name in names)
+            for _ in range(2):
+                await trio.sleep(40)
+                await compactor.apply(policy, TRASH)
+                assert [key for _, key, _ in records(group.log)] == [b"a", b"c", b"d"]
+            await trio.sleep(40)
             await compactor.apply(policy, TRASH)
             assert [key for _, key, _ in records(group.log)] == [b"c", b"d"]
 
@@ -1085,7 +1254,7 @@ def test_a_tombstone_stays_while_a_batch_cannot_let_go_of_what_it_deletes() -> N
             await roll(replica)
             await commit_rows(replica, (b"a", None))
             await roll(replica)
-            compactor = LogCompactor(replica.group, replica.node)
+            compactor = compactor_of(replica)
             for _ in range(3):
                 await trio.sleep(100)
                 await commit_rows(replica, *[(b"b%d" % key, bytes(1000 * KIB)) for key in range(4)])
@@ -1102,7 +1271,7 @@ def test_a_log_is_compacted_again_when_half_as_much_has_come_since() -> None:
     async def story() -> None:
         async with open_replica(voters=(OURSELVES,)) as replica:
             await replica.lead()
-            compactor = LogCompactor(replica.group, replica.node)
+            compactor = compactor_of(replica)
             policy = CompactionPolicy(60_000, 1, 0)
             for key in range(10):
                 await commit_rows(replica, (b"%d" % key, bytes(1000)))

@@ -185,6 +185,78 @@ def test_only_what_is_committed_is_given_to_those_that_repair() -> None:
     play(story)
 
 
+ALL = (OURSELVES, SECOND, THIRD)
+
+
+@pytest.mark.parametrize(
+    ("second", "third", "settled_to"),
+    [
+        ((20, ALL), (10, ALL), 10),
+        ((20, ALL), (0, ALL), 0),
+        ((20, ALL), None, 0),
+        ((20, ALL), (20, (OURSELVES, THIRD)), 0),
+        ((20, (*ALL, NodeId(4))), (20, ALL), 0),
+    ],
+)
+def test_logs_are_settled_elsewhere_as_far_as_all_others_say_who_know_the_same_replicas(
+    monkeypatch: pytest.MonkeyPatch,
+    second: tuple[int, tuple[NodeId, ...]],
+    third: tuple[int, tuple[NodeId, ...]] | None,
+    settled_to: int,
+) -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            answers = {SECOND: second, THIRD: third}
+
+            def answer(
+                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+            ) -> bool:
+                if not isinstance(message, RepairRequest):
+                    return True
+                assert message.start_offset == message.end_offset
+                if (says := answers[target]) is not None:
+                    response = RepairResponse(
+                        request_id=message.request_id, settled_to=says[0], members=[*says[1]]
+                    )
+                    replica.node.repairer.on_response(response, b"")
+                return True
+
+            monkeypatch.setattr(replica.node, "send_peer", answer)
+            monkeypatch.setattr(replica.node, "is_up", lambda node: True)
+            assert await replica.node.repairer.settled_elsewhere(replica.group) == settled_to
+
+    play(story)
+
+
+def test_a_replica_says_how_far_its_log_is_settled_and_who_replicates_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            replica.group.settled_to = Offset(1)
+            said: list[AnyPeerMessage] = []
+
+            def remember(
+                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+            ) -> bool:
+                said.append(message)
+                return not buffers
+
+            monkeypatch.setattr(replica.node, "send_peer", remember)
+            for group in (GROUP, GroupId(99)):
+                request = RepairRequest(
+                    request_id=5, group=group, start_offset=Offset(0), end_offset=Offset(0)
+                )
+                await replica.node.repairer._serve(SECOND, request)
+            assert said == [
+                RepairResponse(request_id=5, settled_to=1, members=[*ALL]),
+                RepairResponse(request_id=5),
+            ]
+
+    play(story)
+
+
 async def fill_segments(replica: Replica, count: int) -> None:
     """So many of 8 KiB, with something in the active one too."""
     while len(replica.group.log.segment_bases) < count:
