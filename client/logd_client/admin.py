@@ -34,7 +34,6 @@ from logd.wire.messages import (
     DescribeRebalanceRequest,
     DescribeRebalanceResponse,
     MetadataResponse,
-    OffsetsRequest,
     OffsetsResponse,
     PlannedMoveInfo,
     RaiseFeatureLevelRequest,
@@ -52,6 +51,7 @@ from logd.wire.messages import (
 from logd_client.arguments import require_int, require_text
 from logd_client.connection import Connection, Lane
 from logd_client.consumer import start_of
+from logd_client.extents import ask_offsets
 from logd_client.routing import Routing, Target
 
 Text = TypeVar("Text", str, str | None)
@@ -437,18 +437,11 @@ class Admin:
         if at is not None and not isinstance(at, datetime):
             raise UsageError(f"at must be an aware datetime, not {at!r}")
         time_ms = None if at is None else start_of(at)[1]
-        group = await self._group(topic, partition)
         if from_replica is not None:
-            target = self._node(from_replica)
-            await self._routing.require_replica(topic, group, NodeId(from_replica))
-            return await self._routing.call(
-                target,
-                OffsetsRequest(group=group, time_ms=time_ms, any_replica=True),
-                OffsetsResponse,
-                group=group,
-            )
-        return await self._routing.call_leader(
-            group, OffsetsRequest(group=group, time_ms=time_ms), OffsetsResponse
+            require_int("from_replica", from_replica)
+        group = await self._group(topic, partition)
+        return await ask_offsets(
+            self._routing, topic, group, time_ms=time_ms, from_replica=from_replica
         )
 
     async def _group(self, topic: str, partition: int) -> GroupId:

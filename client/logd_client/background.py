@@ -8,12 +8,14 @@ from the scopes around the client, and end when the client is closed, which come
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TypeVarTuple
 
 import anyio
 from anyio.abc import TaskGroup
+
+from logd.errors import LogdError
 
 Args = TypeVarTuple("Args")
 
@@ -32,6 +34,32 @@ async def task_group() -> AsyncIterator[TaskGroup]:
         (single,) = group.exceptions
     if single is not None:
         raise single
+
+
+async def for_each(
+    rows: Iterable[tuple[*Args]], function: Callable[[*Args], Awaitable[object]], *, at_once: int
+) -> None:
+    """Call ``function`` with each row, so many at a time.
+
+    Raises:
+        LogdError: the first that one of them raised; the others were cancelled.
+    """
+    limit = anyio.CapacityLimiter(at_once)
+    failures: list[LogdError] = []
+
+    async def call(row: tuple[*Args]) -> None:
+        async with limit:
+            try:
+                await function(*row)
+            except LogdError as error:
+                failures.append(error)
+                tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        for row in rows:
+            tasks.start_soon(call, row)
+    if failures:
+        raise failures[0]
 
 
 class Background:

@@ -27,6 +27,7 @@ from logd_client.consumer import (
     OnMalformed,
     OnTrimmed,
     Starts,
+    Stop,
 )
 from logd_client.coordination.calls import Calls
 from logd_client.coordination.session import SESSION_TTL_MS_DEFAULT, Sessions, require_ttl
@@ -259,6 +260,7 @@ class Client(Coordination):
         topic: str,
         *,
         start: Starts = "latest",
+        stop: Stop | None = None,
         partitions: Sequence[int] | None = None,
         from_replica: int | None = None,
         credit_bytes: int = CREDIT_BYTES_DEFAULT,
@@ -273,10 +275,13 @@ class Client(Coordination):
                 aware datetime: the first record appended at or after it, or "latest" where
                 there is none yet.  A mapping gives each partition its own start, and reads
                 only those it names.
+            stop: where iterating ends; default: never.  "latest": behind all that is committed
+                on entering.  A mapping: for each partition that is read, the first offset that
+                is not given out any more.
             partitions: those to read; default: all, also those that the topic gets later: they
                 are read from their beginning, or from the time given as ``start``, once this
-                client learns of them, which takes a minute at most.  With ``from_replica``
-                only those that there are now.
+                client learns of them, which takes a minute at most.  With ``from_replica`` or
+                ``stop`` only those that there are now.
             from_replica: read the replica on this node, below its commit offset, instead of
                 the leader's.
             credit_bytes: what brokers may send ahead of the caller, over all partitions, but
@@ -292,6 +297,7 @@ class Client(Coordination):
         require_text("topic", topic)
         options = ConsumerOptions(
             start=start,
+            stop=stop,
             partitions=partitions,
             from_replica=from_replica,
             credit_bytes=credit_bytes,

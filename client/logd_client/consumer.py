@@ -26,11 +26,12 @@ from logd.errors import (
     UsageError,
 )
 from logd.limits import KIB, MIB, OFFSET_MAX, SUBSCRIPTION_CREDIT_BYTES_MAX
-from logd.types import GroupId, NodeId
+from logd.types import GroupId, NodeId, Offset
 from logd.wire.messages import PartitionInfo
 from logd_client.arguments import NOT_OPEN, require_between, require_int, require_one_of
 from logd_client.connection import Connection
 from logd_client.cursor import Cursor, StartKind
+from logd_client.extents import data_ends
 from logd_client.partition_feed import PartitionFeed
 from logd_client.records import Batch, Record
 from logd_client.routing import Routing, partition_of
@@ -38,6 +39,9 @@ from logd_client.routing import Routing, partition_of
 Start = Literal["earliest", "latest"] | int | datetime
 Starts = Start | Mapping[int, Start]
 """One start for all partitions, or each partition's own."""
+
+Stop = Literal["latest"] | Mapping[int, int]
+"""Where iterating ends: at what is committed on entering, or at an offset for each partition."""
 
 OnMalformed = Literal["raise", "skip"]
 OnTrimmed = Literal["raise", "earliest"]
@@ -65,6 +69,7 @@ class ConsumerOptions:
     """See ``Client.consumer``."""
 
     start: Starts = "latest"
+    stop: Stop | None = None
     partitions: Sequence[int] | None = None
     from_replica: int | None = None
     credit_bytes: int = CREDIT_BYTES_DEFAULT
@@ -77,6 +82,14 @@ class ConsumerOptions:
         require_between(
             "credit_bytes", self.credit_bytes, CREDIT_BYTES_MIN, SUBSCRIPTION_CREDIT_BYTES_MAX
         )
+        if isinstance(self.stop, Mapping):
+            for partition, offset in self.stop.items():
+                require_int("a partition", partition)
+                require_between(f"stop[{partition}]", offset, 0, OFFSET_MAX)
+        elif self.stop is not None and self.stop != "latest":
+            raise UsageError(
+                f"stop={self.stop!r}: expected 'latest', or a dict with an offset per partition"
+            )
         require_one_of("on_malformed", self.on_malformed, ("raise", "skip"))
         require_one_of("on_trimmed", self.on_trimmed, ("raise", "earliest"))
         if self.from_replica is not None:
@@ -168,8 +181,10 @@ class Consumer:
         self._routing.check_open()
         starts = self._starts(len(topic.partitions))
         descriptions = [partition_of(topic, number) for number in starts]
+        stops = await self._stops(descriptions)
         for description in descriptions:
-            self._add_feed(description, starts[description.partition], len(descriptions))
+            feed = self._add_feed(description, starts[description.partition], len(descriptions))
+            feed.cursor.stop = stops.get(description.partition)
         self._is_open = True
         self._routing.on_close[self] = self._close
         self._routing.on_learnt[self] = self._look_for_more_partitions
@@ -211,6 +226,8 @@ class Consumer:
         options = self._options
         if options.partitions is not None or isinstance(options.start, Mapping):
             return  # It reads those that it was told to.
+        if options.stop is not None:
+            return  # It ends where those end that there were.
         if options.from_replica is not None:
             return  # That node need not have a replica of them.
         groups = [feed.cursor.group for feed in self._feeds.values()]
@@ -228,6 +245,20 @@ class Consumer:
             return {number: start_of(start[number]) for number in sorted(start)}
         numbers = range(partition_count) if partitions is None else sorted(set(partitions))
         return {number: start_of(start) for number in numbers}
+
+    async def _stops(self, descriptions: Sequence[PartitionInfo]) -> dict[int, Offset]:
+        """Where each partition's records end for this consumer; none if they do not."""
+        stop, replica = self._options.stop, self._options.from_replica
+        if stop is None:
+            return {}
+        numbers = [description.partition for description in descriptions]
+        if isinstance(stop, Mapping):
+            if sorted(stop) != sorted(numbers):
+                raise UsageError(
+                    f"stop names the partitions {sorted(stop)}, those that are read are {numbers}"
+                )
+            return {number: Offset(offset) for number, offset in stop.items()}
+        return await data_ends(self._routing, self._topic, descriptions, replica)
 
     async def _wait_for_positions(self, feeds: Sequence[PartitionFeed]) -> None:
         """Wait until it is settled what "latest" or a time means."""
@@ -286,7 +317,7 @@ class Consumer:
             CorruptionError: several replicas delivered damaged bytes.  Iterating again
                 tries again.
 
-        Ends when the consumer is closed.
+        Ends when the consumer is closed, or ``stop`` is reached in every partition.
         """
         return RecordIterator(self)
 
@@ -327,7 +358,8 @@ class Consumer:
         return batch
 
     async def wait_for_batch(self) -> bool:
-        """Wait until there is something to take; False when the consumer is closed.
+        """Wait until there is something to take; False when nothing more comes: the consumer is
+        closed, or at its ``stop``.
 
         Cancelled, it loses nothing.
         """
@@ -356,14 +388,14 @@ class Consumer:
         return batch is not None and (last is None or last.offset < batch.last_offset)
 
     async def next_record(self) -> Record | None:
-        """Wait for the next record; None when the consumer is closed.  See ``__aiter__``."""
+        """Wait for the next record; None when nothing more comes.  See ``__aiter__``."""
         while (record := self.take_buffered()) is None:
             if not await self.wait_for_batch():
                 return None
         return record
 
     async def next_batch(self) -> Batch | None:
-        """Wait for the next batch; None when the consumer is closed.  See ``batches``."""
+        """Wait for the next batch; None when nothing more comes.  See ``batches``."""
         while (batch := self.take_batch()) is None:
             if not await self.wait_for_batch():
                 return None
@@ -389,6 +421,8 @@ class Consumer:
                 if batch is not None:
                     self._taken_in_a_row += len(batch) + _RECORDS_LIKE_A_BATCH
                     return batch
+                if self._options.stop is not None and self._is_at_stop():
+                    return None
                 await self._wait_for_change()
             return None
         finally:
@@ -397,7 +431,8 @@ class Consumer:
     def _take_ready(self) -> Batch | None:
         """A batch of the first partition in line that has one; it goes to the end."""
         for feed in self._feeds.values():
-            if feed.failure is not None and not feed.cursor.has_arrived:
+            cursor = feed.cursor
+            if feed.failure is not None and not cursor.has_arrived and not cursor.is_at_stop:
                 raise feed.failure.with_traceback(None)
         while self._ready:
             feed = self._ready.popleft()
@@ -422,8 +457,13 @@ class Consumer:
             return None
         if batch is not None:
             feed.damaged_count = 0
+        if cursor.is_at_stop:
+            feed.leave_connection()
         feed.return_credit()
         return batch
+
+    def _is_at_stop(self) -> bool:
+        return all(feed.cursor.is_at_stop for feed in self._feeds.values())
 
     def _put_in_line(self, feed: PartitionFeed) -> None:
         if not feed.is_ready:

@@ -62,6 +62,8 @@ class Cursor:
         self.group = group
         self.any_replica = any_replica
         self.commit_offset: Offset | None = None
+        self.stop: Offset | None = None
+        """Nothing from here on is given out; None: there is no end."""
         self.malformed_count = 0
         """Batches that were skipped because they could not be read."""
         self._start = start
@@ -82,6 +84,11 @@ class Cursor:
         return self._position
 
     @property
+    def is_at_stop(self) -> bool:
+        """All that is to be given out has been."""
+        return self.stop is not None and self._position is not None and self._position >= self.stop
+
+    @property
     def is_subscribed(self) -> bool:
         return self._is_subscribed
 
@@ -96,7 +103,7 @@ class Cursor:
     @property
     def has_arrived(self) -> bool:
         """``next_batch`` has something to look at."""
-        return bool(self._arrived)
+        return bool(self._arrived) and not self.is_at_stop
 
     # --- subscribing --------------------------------------------------------------------
 
@@ -180,7 +187,7 @@ class Cursor:
     # --- giving out ---------------------------------------------------------------------
 
     def next_batch(self, *, skips_malformed: bool) -> Batch | None:
-        """The next records, or None if nothing is left of what has arrived.
+        """The next records, or None if nothing is left of what has arrived, or ``stop`` is reached.
 
         The position moves behind them.  The batch given out before counts as read.
 
@@ -189,7 +196,7 @@ class Cursor:
             CorruptionError: damaged, misdirected or out of place.  The position stays.
         """
         self.finish()
-        while self._arrived:
+        while self.has_arrived:
             item = self._arrived[0]
             if item.read_bytes == len(item.body):
                 self._leave(item)
@@ -202,6 +209,8 @@ class Cursor:
             item.read_bytes += header.size_bytes
             self._in_use_bytes += header.size_bytes
             self._position = max(self._position, header.end_offset)
+            if self.stop is not None and self._position > self.stop:
+                self._position = self.stop  # Whoever goes on from here misses nothing.
             if item.read_bytes == len(item.body):
                 self._leave(item)
             if batch is not None:
@@ -236,15 +245,22 @@ class Cursor:
                 raise
             self.malformed_count += 1
             return None
-        first = 0
+        first, end = 0, len(decoded)
         if header.base_offset < self._position or not decoded.offsets:
             first = bisect_left(decoded.offsets, self._position)
-        if first == len(decoded):
+        if self.stop is not None and header.end_offset > self.stop:
+            end = bisect_left(decoded.offsets, self.stop)
+        if first >= end:
             return None  # Compacted: no record left at or above the position.
-        return Batch(self.topic, self.partition, decoded, first)
+        batch = Batch(self.topic, self.partition, decoded, first)
+        if end < len(decoded):
+            batch.keep_before(end - first)
+        return batch
 
     def _leave(self, item: _Arrived) -> None:
         self._arrived.popleft()
+        if self.is_at_stop:
+            return
         if self._position is None or item.next_offset > self._position:
             self._position = item.next_offset
 

@@ -167,6 +167,10 @@ class PartitionFeed:
 
     # --- attaching ----------------------------------------------------------------------
 
+    @property
+    def _is_wanted(self) -> bool:
+        return self._owner.is_open and self.failure is None and not self.cursor.is_at_stop
+
     def attach_soon(self) -> None:
         if not self._is_attaching and self._owner.is_open:
             self._is_attaching = True
@@ -174,7 +178,7 @@ class PartitionFeed:
 
     async def _attach(self) -> None:
         """Subscribe at whoever serves the partition, however long that takes."""
-        while self._owner.is_open and self.failure is None and self.connection is None:
+        while self._is_wanted and self.connection is None:
             try:
                 connection = await self._find_broker()
             except LogdError as error:
@@ -229,6 +233,8 @@ class PartitionFeed:
             connection.fail_if_silent_since(sent_at, error)
             raise error
         self.trouble = None
+        if self.cursor.is_at_stop:
+            self.leave_connection()
         self._owner.on_change()
 
     def _on_answer(

@@ -70,6 +70,14 @@ class Batch:
         self.values = self.values[row:]
         self.headers = self.headers[row:]
 
+    def keep_before(self, row: int) -> None:
+        """Keep only the records before ``row``."""
+        self.offsets = self.offsets[:row]
+        self.timestamps_ms = self.timestamps_ms[:row]
+        self.keys = self.keys[:row]
+        self.values = self.values[:row]
+        self.headers = self.headers[:row]
+
     @property
     def base_offset(self) -> int:
         """Offset of the first record."""

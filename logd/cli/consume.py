@@ -10,12 +10,11 @@ from __future__ import annotations
 import base64
 import os
 import sys
-from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from logd_client import Batch, Client, Consumer
 
     Encode = Callable[[Batch, slice], bytes]
-
-
-POSITION_CHECK_S: Final = 0.05
 
 
 class StartType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
@@ -148,11 +144,11 @@ async def _consume(bootstrap: str, wanted: Wanted, encode: Encode) -> None:
         async with client.consumer(
             topic,
             start=_consumer_start(start),
+            stop=None if wanted.follow else {n: extent.end for n, extent in extents.items()},
             partitions=list(numbers),
             from_replica=replica,
             on_trimmed="earliest" if wanted.leaps else "raise",
         ) as consumer:
-            ends = None if wanted.follow else {number: one.end for number, one in extents.items()}
             read = Read()
             async with anyio.create_task_group() as watching:
                 watching.start_soon(
@@ -164,7 +160,7 @@ async def _consume(bootstrap: str, wanted: Wanted, encode: Encode) -> None:
                         gives_up=not wanted.follow,
                     )
                 )
-                await _copy(consumer, ends, wanted.count, encode, read)
+                await _copy(consumer, wanted.count, encode, read)
                 watching.cancel_scope.cancel()
 
 
@@ -231,42 +227,23 @@ def _consumer_start(start: Start) -> Literal["earliest", "latest"] | int | datet
 
 async def _copy(
     consumer: Consumer,
-    ends: Mapping[int, int] | None,
     count: int | None,
     encode: Encode,
     read: Read,
 ) -> None:
-    """Write records until every end, or the count, is reached.
-
-    An end can be reached without a record, over offsets that hold none; so the positions
-    are looked at whenever nothing has come for a moment.
-    """
+    """Write records until the consumer's stop, or the count, is reached."""
     import anyio
 
     left = count
-    while left != 0 and (ends is None or not _has_reached(consumer, ends)):
-        batch = None
-        with anyio.move_on_after(None if ends is None else POSITION_CHECK_S):
-            batch = await consumer.next_batch()
-        if batch is None:
-            continue
-        taken = len(batch) if ends is None else bisect_left(batch.offsets, ends[batch.partition])
+    while left != 0 and (batch := await consumer.next_batch()) is not None:
+        taken = len(batch)
         if left is not None:
             taken = min(taken, left)
             left -= taken
         read.records += taken
-        if taken:
-            data = encode(batch, slice(0, taken))
-            # In a thread: a slow reader of our pipe must not stop our connection.
-            await anyio.to_thread.run_sync(write_all, data, abandon_on_cancel=True)
-
-
-def _has_reached(consumer: Consumer, ends: Mapping[int, int]) -> bool:
-    for partition, end in ends.items():
-        position = consumer.position(partition)
-        if position is None or position < end:
-            return False
-    return True
+        data = encode(batch, slice(0, taken))
+        # In a thread: a slow reader of our pipe must not stop our connection.
+        await anyio.to_thread.run_sync(write_all, data, abandon_on_cancel=True)
 
 
 def write_all(data: bytes) -> None:

@@ -19,6 +19,7 @@ from logd.errors import (
     TopicExistsError,
     UnexpectedOffsetError,
     UnknownTopicError,
+    UsageError,
     WouldBlock,
 )
 from logd.limits import BATCH_BYTES_MAX, MIB, RECORD_BYTES_MAX
@@ -204,6 +205,33 @@ async def test_a_consumer_starts_at_an_offset_or_at_a_time(
     assert old.append_time_ms < new.append_time_ms
 
 
+async def test_a_consumer_with_a_stop_ends_behind_what_is_committed_on_entering(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    values = [b"%d" % number for number in range(3_000)]
+    async with connect(cluster.bootstrap) as client:
+        topic = await create(client, partitions=3)
+        async with client.producer(topic) as producer:
+            await producer.append_many(values[:2_000], partition=0)
+            await producer.append_many(values[2_000:], partition=2)  # Partition 1 is empty.
+            with anyio.fail_after(READ_TIMEOUT_S):
+                async with client.consumer(topic, start="earliest", stop="latest") as consumer:
+                    await producer.append(b"too late", partition=0)
+                    found = [record.value or b"" async for record in consumer]
+                    assert await consumer.next_batch() is None
+                    stop = {number: consumer.position(number) for number in range(3)}
+                    first = next(number for number in range(3) if stop[number])
+        assert sorted(found) == sorted(values)
+        part = await read(client, topic, -1, start={first: 5}, stop={first: 1_005})
+        assert [record.offset for record in part] == [*range(5, 1_005)]
+        for broker in cluster.brokers:
+            options = {"from_replica": broker.node_id, "partitions": [first]}
+            replica = await read(client, topic, -1, start="earliest", stop="latest", **options)
+            assert len(replica) in (2_000, 2_001)
+        with pytest.raises(UsageError, match=r"stop names the partitions \[0\], those that are"):
+            await read(client, topic, -1, stop={0: 5})
+
+
 async def test_every_replica_serves_the_same_records(
     cluster: LocalCluster, anyio_backend: object
 ) -> None:
@@ -316,6 +344,8 @@ def test_the_blocking_client_has_the_same_verbs(cluster: LocalCluster, backend: 
             records = [record for _, record in zip(range(1_002), consumer, strict=False)]
         with client.consumer(topic, start=ack.offset) as consumer:
             assert next(consumer.batches()).values[0] == b"one"
+        with client.consumer(topic, start="earliest", stop="latest") as consumer:
+            assert len(list(consumer)) == 1_002
 
     assert [record.value for record in records[:3]] == [b"one", b"two", b"three"]
     assert records[0].headers == (("h", b"1"),)

@@ -1,4 +1,5 @@
-"""The recipes of docs/coordination.md do what they say: each is a script that checks itself."""
+"""The recipes of docs/recipes.md and docs/coordination.md do what they say: each is a script that
+checks itself."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tests.process.harness import run_logd
 pytestmark = pytest.mark.process
 
 RECIPES = Path(__file__).parent.parent.parent / "scripts" / "recipes"
-PAGE = RECIPES.parent.parent / "docs" / "coordination.md"
+DOCS = RECIPES.parent.parent / "docs"
+PAGES = [DOCS / "recipes.md", DOCS / "coordination.md"]
 SCRIPTS = sorted(path.name for path in RECIPES.glob("*.py"))
 
 
@@ -40,9 +42,9 @@ def test_the_cron_job_runs_with_a_token(cluster: LocalCluster) -> None:
     assert b", token " in ran.stdout
 
 
-def test_the_page_names_every_recipe() -> None:
-    page = PAGE.read_text(encoding="utf-8")
+def test_the_pages_name_every_recipe() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
 
     assert [
-        name for name in (*SCRIPTS, "nightly.sh") if f"scripts/recipes/{name}" not in page
+        name for name in (*SCRIPTS, "nightly.sh") if f"scripts/recipes/{name}" not in text
     ] == []

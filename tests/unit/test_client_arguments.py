@@ -261,6 +261,21 @@ def test_aware_times_are_starts_wherever_their_zone_is() -> None:
     ConsumerOptions(start=datetime.datetime.min.replace(tzinfo=UTC))
 
 
+@pytest.mark.parametrize(
+    ("stop", "told"),
+    [
+        (7, "stop=7: expected 'latest', or a dict with an offset per partition"),
+        ("end", "stop='end': expected 'latest'"),
+        ({"0": 7}, "a partition must be an int, not '0'"),
+        ({0: -1}, r"stop\[0\] must be 0 to"),
+        ({0: None}, r"stop\[0\] must be an int, not None"),
+    ],
+)
+def test_a_stop_is_latest_or_an_offset_for_each_partition(stop: Any, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        ConsumerOptions(stop=stop)
+
+
 def test_a_generator_is_refused_because_measuring_it_would_use_it_up() -> None:
     with pytest.raises(UsageError, match="values must be a list or a tuple, not generator"):
         check_records((value for value in [b"a"]), None)  # type: ignore[arg-type]  # The mistake.

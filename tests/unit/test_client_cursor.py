@@ -337,3 +337,69 @@ def test_a_leap_moves_the_position_also_when_nothing_follows() -> None:
 
     assert read_all(cursor) == []
     assert cursor.position == 10
+
+
+# --- a stop ---------------------------------------------------------------------------------
+
+
+def test_nothing_is_given_out_from_the_stop_on() -> None:
+    cursor = cursor_at(5)
+    cursor.stop = Offset(8)
+    deliver(cursor, data(5, b"a", b"b") + data(7, b"c") + data(8, b"d"), 9)
+
+    assert read_all(cursor) == [(5, b"a"), (6, b"b"), (7, b"c")]
+    assert (cursor.is_at_stop, cursor.position, cursor.has_arrived) == (True, 8, False)
+    assert read_all(cursor) == []
+
+
+def test_a_batch_that_reaches_over_the_stop_is_cut_there_and_the_rest_is_not_lost() -> None:
+    cursor = cursor_at(5)
+    cursor.stop = Offset(7)
+    batch = data(5, b"a", b"b", b"c", b"d")
+    deliver(cursor, batch, 9)
+
+    assert read_all(cursor) == [(5, b"a"), (6, b"b")]
+    assert (cursor.is_at_stop, cursor.position) == (True, 7)
+    later = cursor_at(7)
+    deliver(later, batch, 9)
+    assert read_all(later) == [(7, b"c"), (8, b"d")]
+
+
+@pytest.mark.parametrize("stop", [6, 7, 8])
+def test_a_stop_is_reached_over_offsets_that_hold_no_records(stop: int) -> None:
+    cursor = cursor_at(5)
+    cursor.stop = Offset(stop)
+    deliver(cursor, data(5, b"a"), 6)
+    assert read_all(cursor) == [(5, b"a")]
+    assert cursor.is_at_stop is (stop == 6)
+    deliver(cursor, control(6), 8)
+
+    assert read_all(cursor) == []
+    assert cursor.is_at_stop
+    assert cursor.position is not None
+    assert stop <= cursor.position <= 8
+
+
+def test_a_start_at_or_behind_the_stop_is_at_its_stop() -> None:
+    cursor = Cursor(
+        topic="orders",
+        partition=2,
+        group=GROUP,
+        start=("latest", 0),
+        credit_bytes=CREDIT_BYTES,
+        any_replica=False,
+    )
+    cursor.stop = Offset(8)
+    before = cursor.is_at_stop  # It is not known yet.
+    subscribe(cursor, 9)
+    assert (before, cursor.is_at_stop) == (False, True)
+    deliver(cursor, data(9, b"a"), 10)
+    assert read_all(cursor) == []
+
+
+def test_without_a_stop_there_is_none() -> None:
+    cursor = cursor_at(5)
+    deliver(cursor, data(5, b"a"), 6)
+
+    assert read_all(cursor) == [(5, b"a")]
+    assert not cursor.is_at_stop

@@ -15,7 +15,7 @@ from logd.errors import (
     ReplicaDamagedError,
     UnknownBrokerError,
 )
-from logd.types import GroupId, NodeId
+from logd.types import GroupId, NodeId, Offset
 from logd.wire.messages import (
     PartitionInfo,
     SubscribeRequest,
@@ -168,5 +168,25 @@ def test_the_damaged_range_is_sought_at_each_replica_in_turn(
 
         assert feed.connection is not None
         assert feed.connection.node == WHOLE
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_partition_that_is_at_its_stop_is_left_and_not_subscribed_again() -> None:
+    class Intact(Cluster):
+        async def leader_connection(self, *_: object) -> Broker:
+            return await self.connection(WHOLE)
+
+    async def main() -> None:
+        async with task_group() as tasks:
+            background = Background(tasks)
+            feed = feed_of(Intact(background, ConnectionFailedError))
+            feed.cursor.stop = Offset(7)
+            for _ in range(2):
+                feed.attach_soon()
+                await trio.sleep(PATIENCE_S)
+                assert (feed.cursor.generation, feed.connection) == (2, None)
+            assert not feed.cursor.is_subscribed
+            background.close()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-import anyio
-
-from logd.errors import LogdError, UsageError
+from logd.errors import UsageError
 from logd.limits import COORDINATION_TIMEOUT_MS_MAX
 from logd.types import GroupId
 from logd.wire.messages import RaiseFenceRequest, RaiseFenceResponse
 from logd_client.arguments import require_text
+from logd_client.background import for_each
 from logd_client.routing import Routing
 
 _RAISES_AT_ONCE = 64
@@ -96,8 +95,6 @@ async def raise_fences(
     """
     topics = [await routing.describe_topic(name, routing.controller_connection) for name in names]
     offsets: dict[tuple[str, int], int] = {}
-    failures: list[LogdError] = []
-    limit = anyio.CapacityLimiter(_RAISES_AT_ONCE)
 
     async def raise_one(topic: str, partition: int, group: GroupId) -> None:
         request = RaiseFenceRequest(
@@ -106,20 +103,14 @@ async def raise_fences(
             token=fence.token,
             timeout_ms=min(int(routing.request_timeout_s * 1000), COORDINATION_TIMEOUT_MS_MAX),
         )
-        async with limit:
-            try:
-                # Repeated it changes nothing, so it may be repeated.
-                response = await routing.call_leader(group, request, RaiseFenceResponse)
-            except LogdError as error:
-                failures.append(error)
-                tasks.cancel_scope.cancel()
-            else:
-                offsets[topic, partition] = response.offset
+        # Repeated it changes nothing, so it may be repeated.
+        response = await routing.call_leader(group, request, RaiseFenceResponse)
+        offsets[topic, partition] = response.offset
 
-    async with anyio.create_task_group() as tasks:
-        for topic in topics:
-            for row in topic.partitions:
-                tasks.start_soon(raise_one, topic.name, row.partition, GroupId(row.group))
-    if failures:
-        raise failures[0]
+    rows = [
+        (topic.name, row.partition, GroupId(row.group))
+        for topic in topics
+        for row in topic.partitions
+    ]
+    await for_each(rows, raise_one, at_once=_RAISES_AT_ONCE)
     return offsets
