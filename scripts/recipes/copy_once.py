@@ -10,14 +10,16 @@ looks.
 
 import contextlib
 import sys
+from collections import deque
 
 import anyio
 
 from logd.errors import TopicExistsError
-from logd_client import Client, connect
+from logd_client import Client, Ticket, connect
 
 SOURCE, TARGET = "recipe-words", "recipe-words-in-capitals"
 COUNT = 5000
+UNDER_WAY_MAX = 100
 
 
 class KilledError(Exception):
@@ -43,7 +45,7 @@ async def copy(client: Client, partition: int, records_max: int) -> None:
             client.producer(TARGET) as producer,
             client.consumer(SOURCE, start={partition: start}, stop="latest") as consumer,
         ):
-            tickets = []
+            tickets: deque[Ticket] = deque()
             async for record in consumer:
                 assert record.value is not None
                 if records_max == 0:
@@ -58,8 +60,9 @@ async def copy(client: Client, partition: int, records_max: int) -> None:
                         fence=lease,
                     )
                 )
-            for ticket in tickets:
-                await ticket  # In order: what one failed for, the next ones fail for, too.
+                if len(tickets) > UNDER_WAY_MAX:
+                    await tickets.popleft()
+            await producer.flush()
 
 
 async def main(bootstrap: str) -> None:
