@@ -5,7 +5,8 @@ Data goes to stdout, everything said about it to stderr, so that a pipe carries 
 Keys, values and names come from other clients, and a terminal does what it is sent.  So what is
 shown to a person is shown with its control characters escaped (``printable``): it can neither
 move the cursor nor look like a line of ours.  JSON escapes them by itself; raw bytes are what
-``kv get`` and ``consume`` are for.
+``kv get`` and ``consume`` are for.  What is no text at all is shown as ``base64:…``, as JSON
+has it under a name of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ CELL_CHARACTERS_MAX: Final = 200
 """What a cell of a table shows of a value, which may have 64 KiB."""
 
 assert CELL_CHARACTERS_MAX >= NAME_CHARACTERS_MAX
+
+BASE64_MARK: Final = "base64:"
+"""Before bytes that are no text: as text they would pass for what was written."""
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 """C0, DEL and C1, and the bytes of an argument that were no text."""
@@ -215,7 +219,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def cells_of(row: Mapping[str, object], columns: Sequence[str]) -> list[object]:
-    """Of a JSON object; what is no text, and so in base64 there, is shown so."""
+    """Of a JSON object; what is no text, and so in base64 there, is shown so, and marked."""
     return [row[column] if column in row else _bytes_of(row, column) for column in columns]
 
 
@@ -240,6 +244,6 @@ def _raw_text(value: object) -> str:
         case float():
             return f"{value:,.1f}"
         case bytes():
-            return base64.b64encode(value).decode("ascii")
+            return BASE64_MARK + base64.b64encode(value).decode("ascii")
         case _:
             return str(value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import click
 
-from logd.cli.display import print_json, printable, say
+from logd.cli.display import cell_text, cells_of, print_json, say
 from logd.cli.options import (
     IntegerType,
     bootstrap_option,
@@ -241,6 +241,6 @@ def _show(leader: Leader | None, output: str) -> None:
     elif leader is None:
         click.echo("nobody leads")
     else:
-        data = printable(leader.data.decode(errors="backslashreplace"))
-        click.echo(f"token {leader.token}  {data}")
+        (data,) = cells_of(row, ("data",))
+        click.echo(f"token {leader.token}  {cell_text(data)}")
     sys.stdout.flush()

@@ -140,7 +140,9 @@ async def show_events(watch: Any, count: int | None, output: str) -> None:
             if output == "json":
                 print_json(row)
             else:
-                click.echo("  ".join(cell_text(value) for value in row.values() if value != ""))
+                columns = [name.removesuffix("_base64") for name in row]
+                told_of = (value for value in cells_of(row, columns) if value != "")
+                click.echo("  ".join(map(cell_text, told_of)))
             sys.stdout.flush()
             told += 1
             if told == count:

@@ -1007,8 +1007,11 @@ def test_keys_and_values_are_any_bytes_from_a_shell_too(cluster: LocalCluster) -
 
     assert put.returncode == 0, put.stderr
     assert got.stdout == b"\xfe\n"
-    assert set_again.stdout.startswith(b"done\na/8==text"), set_again.stderr  # In base64.
-    assert [line.split()[0] for line in listed.stdout.splitlines()[::2]] == [b"key", b"a/8="]
+    assert set_again.stdout.startswith(b"done\nbase64:a/8==text"), set_again.stderr
+    assert [line.split()[0] for line in listed.stdout.splitlines()[::2]] == [
+        b"key",
+        b"base64:a/8=",
+    ]
     assert deleted.stdout == b"1\n"
 
 

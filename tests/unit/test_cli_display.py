@@ -101,6 +101,14 @@ def test_a_change_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"7  put  {ESCAPED}  a\\nb\\x1b[2J\n"
 
 
+def test_what_is_no_text_is_marked_also_in_a_change(capsys: pytest.CaptureFixture[str]) -> None:
+    event = Event(revision=7, kind="key", change="put", name=b"\xff\xfe", value=b"//4=")
+
+    anyio.run(show_events, Told([event]), None, "table", backend="trio")
+
+    assert capsys.readouterr().out == "7  put  base64://4=  //4=\n"
+
+
 class Told:
     """A watch that tells some events."""
 
@@ -124,10 +132,16 @@ def test_what_a_leader_says_of_itself_is_one_line(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == f"token 3  {ESCAPED}\n"
 
 
+def test_what_a_leader_says_of_itself_may_be_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    _show(Leader(token=3, session=4, ticket=5, data=b"\xff\xfe"), "table")
+
+    assert capsys.readouterr().out == "token 3  base64://4=\n"
+
+
 def test_who_holds_a_lock_is_shown_also_where_its_data_is_no_text() -> None:
     row = holder_row(Holder(ticket=1, token=1, session=2, client="c", since_ms=0, data=b"\xff\xfe"))
 
-    assert cell_text(cells_of(row, HOLDER_COLUMNS)[-1]) == "//4="
+    assert cell_text(cells_of(row, HOLDER_COLUMNS)[-1]) == "base64://4="
 
 
 def test_an_error_that_quotes_a_key_is_escaped() -> None:
@@ -147,7 +161,7 @@ def test_a_cell_shows_the_beginning_of_a_large_value_and_its_size(
 
     _, _, text, data, whole = capsys.readouterr().out.splitlines()
     assert text.startswith("ä" * 200 + "… (10,000 bytes)   ")
-    assert data.startswith("A" * 200 + "… (9,000 bytes)   ")
+    assert data.startswith("base64:" + "A" * 193 + "… (9,000 bytes)   ")
     assert whole.startswith("x" * 200 + "   ")
 
 
