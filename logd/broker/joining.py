@@ -19,7 +19,13 @@ import trio
 
 from logd.broker import log_events
 from logd.broker.metadata_voters import choose_voters
-from logd.errors import ForeignDirectoryError, LogdError, ProtocolError, RefusedError
+from logd.errors import (
+    ForeignDirectoryError,
+    FrameTooLargeError,
+    LogdError,
+    ProtocolError,
+    RefusedError,
+)
 from logd.limits import (
     FRAME_UNAUTHENTICATED_BYTES_MAX,
     HANDSHAKE_TIMEOUT_S,
@@ -38,10 +44,11 @@ from logd.replication.peer_protocol import (
     versions_text,
 )
 from logd.types import METADATA_GROUP, DirectoryId, HostPort, NodeId
-from logd.wire.frame import FrameDecoder, decode_message, encode_message
+from logd.wire.frame import Frame, FrameDecoder, decode_message, encode_message
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
+    from logd.env import ByteStream
     from logd.replication.group import Group
 
 log = structlog.get_logger(__name__)
@@ -163,17 +170,28 @@ async def _exchange(broker: Broker, address: HostPort, command: RegisterBroker) 
             cluster_id=broker.membership.cluster_id,
         )
         await stream.send([encode_message(PeerKind.JOIN_REQUEST, request, 0)])
-        decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
-        while (frame := decoder.next_frame()) is None:
-            received = await stream.receive_into(decoder.writable())
-            if received == 0:
-                raise ProtocolError(f"{address} closed the connection: {_WHICH_ADDRESS}")
-            decoder.received(received)
-        if frame.kind != PeerKind.JOIN_RESPONSE:
-            raise ProtocolError(f"{address} does not answer brokers: {_WHICH_ADDRESS}")
-        return decode_message(JoinResponse, frame.header)
+        frame = await _first_frame(stream)
+    except (ProtocolError, FrameTooLargeError) as error:
+        raise ProtocolError(
+            f"{address} does not answer brokers ({error}): {_WHICH_ADDRESS}"
+        ) from error
     finally:
         stream.abort()
+    if frame is None:
+        raise ProtocolError(f"{address} closed the connection: {_WHICH_ADDRESS}")
+    if frame.kind != PeerKind.JOIN_RESPONSE:
+        raise ProtocolError(f"{address} does not answer brokers: {_WHICH_ADDRESS}")
+    return decode_message(JoinResponse, frame.header)
+
+
+async def _first_frame(stream: ByteStream) -> Frame | None:
+    decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
+    while (frame := decoder.next_frame()) is None:
+        received = await stream.receive_into(decoder.writable())
+        if received == 0:
+            return None
+        decoder.received(received)
+    return frame
 
 
 # --- answering --------------------------------------------------------------------------

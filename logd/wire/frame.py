@@ -314,7 +314,7 @@ class FrameDecoder:
         first = bytes(self._view[self._start : min(self._start + 16, self._end)])
         for start, name in _FOREIGN_STARTS:
             if first.startswith(start):
-                raise ProtocolError(f"this is a logd port and this looks like {name}: {first!r}")
+                raise ProtocolError(f"this looks like {name}, not like logd's protocol: {first!r}")
 
     def _unwrap_long(self, frame: Frame) -> Frame:
         if not self._long_messages:

@@ -107,6 +107,25 @@ def test_who_names_the_address_for_clients_is_told_which_one_it_has_to_be_and_th
     )
 
 
+def test_who_names_the_address_of_the_status_page_is_told_what_that_is(tmp_path: Path) -> None:
+    cluster = open_cluster(tmp_path / "cluster", broker_count=1, port=None, http=True)
+    with stopping(cluster):
+        cluster.start_all()
+        wait_for_brokers(cluster, 1)
+        wrong = cluster.brokers[0].http_address
+        options = [*join_options(cluster, tmp_path / "second"), "--join", str(wrong)]
+        with subprocess.Popen(logd_command(*options), stderr=subprocess.PIPE) as started:
+            assert started.stderr is not None
+            failed = next(line for line in started.stderr if b'"join_failed"' in line)
+            started.terminate()
+
+    assert json.loads(failed)["reason"] == (
+        f"{wrong} does not answer brokers (this looks like an HTTP response, not like logd's "
+        "protocol: b'HTTP/1.1 400 \\r\\nC'): "
+        "it has to be the address where a member listens for brokers, its peer_listen"
+    )
+
+
 def test_joining_and_founding_at_once_is_refused(tmp_path: Path) -> None:
     ended = run_logd(
         *("serve", "--node-id", "1", "--data-dir", tmp_path / "data", "--join", "h:1"),
