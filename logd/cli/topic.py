@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -251,20 +251,27 @@ def alter(
 
 
 async def set_replicas_too(client: Client, altered: TopicInfo, count: int, output: str) -> None:
-    """What else was altered is told in the same document, even if this fails."""
+    """What else was altered is told in the same document, even if this fails.
+
+    The topic in it is as the plan has left it; as it was before, if nobody answers any more.
+    """
     from msgspec.structs import asdict
 
     from logd.cli.running_plans import set_replicas
 
-    def tell(plan: object) -> None:
-        print_json({**asdict(altered), "plan": plan})
-
+    plans: list[object] = []
+    failure: LogdError | click.exceptions.Exit | None = None
     try:
-        await set_replicas(client, altered.name, count, output, tell)
-    except LogdError:
-        if output == "json":
-            tell(None)
-        raise
+        await set_replicas(client, altered.name, count, output, plans.append)
+    except (LogdError, click.exceptions.Exit) as error:
+        failure = error
+    if output == "json":
+        left = altered
+        with suppress(LogdError):
+            left = await client.admin.describe_topic(altered.name)
+        print_json({**asdict(left), "plan": plans[0] if plans else None})
+    if failure is not None:
+        raise failure
 
 
 @contextmanager

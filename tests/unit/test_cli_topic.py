@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import anyio
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from logd.cli import running_plans
 from logd.cli.topic import (
     replica_counts,
     replicas_shown,
@@ -54,6 +56,37 @@ def test_partitions_with_fewer_replicas_are_not_hidden_by_the_first(
 
     assert replicas_shown(found) == shown
     assert min(replica_counts(found)) == least
+
+
+class Moved:
+    """A plan has given the topic other replicas."""
+
+    def __init__(self) -> None:
+        self.admin = self
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        return msgspec.structs.replace(topic(1), name=name, topic_id=2)
+
+
+async def _plan_is_skipped(
+    client: Client, topic: str, count: int, output: str, tell: Callable[[object], None]
+) -> None:
+    tell({"state": "done"})
+    raise click.exceptions.Exit(6)
+
+
+def test_what_was_altered_is_told_as_its_plan_has_left_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_plans, "set_replicas", _plan_is_skipped)
+
+    @click.command()
+    def alter() -> None:
+        anyio.run(set_replicas_too, cast(Client, Moved()), topic(1), 3, "json")
+
+    result = CliRunner().invoke(alter)
+
+    told = msgspec.json.decode(result.stdout)
+    assert (told["topic_id"], told["plan"]) == (2, {"state": "done"})
+    assert result.exit_code == 6
 
 
 class BrokerDown:
