@@ -32,6 +32,7 @@ import msgspec
 from logd.cli.display import say
 from logd.config import parse_host_port
 from logd.errors import StorageError, UsageError
+from logd.storage.directory import GROUPS_NAME
 from logd.types import HostPort, NodeId
 
 HOST: Final = "127.0.0.1"
@@ -40,7 +41,9 @@ HTTP_PORT_DISTANCE: Final = 20
 PORT_LOWEST: Final = 10_240
 EPHEMERAL_PORT_LOWEST_DEFAULT: Final = 32_768
 STOP_TIMEOUT_S: Final = 5.0
-"""A broker that has not stopped by then is killed, and that is said."""
+STOP_REPLICA_TIMEOUT_S: Final = 0.002
+"""A broker that has not stopped by then, and so much later for each replica that it hands over,
+syncs and closes, is killed, and that is said."""
 
 CLUSTER_FILE: Final = "dev.json"
 LOG_FILE: Final = "broker.log"
@@ -80,6 +83,14 @@ class LocalBroker:
     @property
     def log_path(self) -> Path:
         return self.directory / LOG_FILE
+
+    @property
+    def replica_count(self) -> int:
+        """As many as its data directory holds."""
+        try:
+            return len(os.listdir(self.data_dir / GROUPS_NAME))
+        except FileNotFoundError:
+            return 0
 
 
 class LocalCluster:
@@ -171,12 +182,18 @@ class LocalCluster:
         process.kill()
         process.wait()
 
+    @property
+    def stop_timeout_s(self) -> float:
+        """How long all of them may take to stop, together: they share the machine."""
+        replicas = max(broker.replica_count for broker in self.brokers)
+        return STOP_TIMEOUT_S + replicas * STOP_REPLICA_TIMEOUT_S
+
     def stop_all(self) -> list[NodeId]:
         """Ask every broker to stop and wait; return those that had to be killed."""
         running = [b.node_id for b in self.brokers if self.is_running(b.node_id)]
         for node_id in running:
             self._processes[node_id].send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+        deadline = time.monotonic() + self.stop_timeout_s
         killed = []
         for node_id in running:
             try:
@@ -210,8 +227,9 @@ def stopping(cluster: LocalCluster) -> Iterator[LocalCluster]:
     try:
         yield cluster
     finally:
+        within_s = cluster.stop_timeout_s
         for node_id in cluster.stop_all():
-            say(f"logd: broker {node_id} did not stop within {STOP_TIMEOUT_S:g} s and was killed")
+            say(f"logd: broker {node_id} did not stop within {within_s:.0f} s and was killed")
 
 
 def open_cluster(

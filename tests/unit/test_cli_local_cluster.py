@@ -17,6 +17,7 @@ from logd.cli.local_cluster import (
     stopping,
 )
 from logd.errors import StorageError, UsageError
+from logd.storage.directory import GROUPS_NAME
 from logd.types import NodeId
 
 
@@ -104,6 +105,16 @@ def test_the_command_line_is_what_a_person_would_type(tmp_path: Path) -> None:
 
 def test_processor_time_of_a_process_is_read() -> None:
     assert process_cpu_seconds(os.getpid()) > 0
+
+
+def test_who_holds_many_replicas_has_longer_to_stop(tmp_path: Path) -> None:
+    cluster = open_cluster(tmp_path / "c", broker_count=2, port=None)
+    new = cluster.stop_timeout_s
+
+    for group in range(1000):
+        (cluster.brokers[1].data_dir / GROUPS_NAME / f"{group:020}").mkdir(parents=True)
+
+    assert (new, cluster.stop_timeout_s) == (5.0, 7.0)
 
 
 class Deaf(LocalCluster):
