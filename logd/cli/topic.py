@@ -96,7 +96,7 @@ def told_without_leaders(created: TopicInfo) -> str:
     return (
         f"{count_of(len(without), 'partition')} of it without a leader yet, such as "
         f"{created.name}/{first.partition} on brokers {','.join(map(str, first.replicas))}: "
-        "`logd cluster status` says which brokers are missing"
+        "`logd cluster status` says whether a broker is missing"
     )
 
 
