@@ -6,6 +6,7 @@ SEEDS ?= 200
 SEED ?=
 MUTANT_SEEDS ?= 60
 EVERY ?= 1
+FIRST ?= 0
 MINUTES ?= 20
 TARGET ?=
 RUNS ?= 5
@@ -28,7 +29,8 @@ help:
 	@echo "             COORDINATING=1 only seeds whose clients take locks, write keys and work on queues"
 	@echo "make soak    MINUTES=20 of faults on real brokers under load, nothing lost"
 	@echo "make fuzz    MINUTES=20 looking for bytes that break a decoder; TARGET=name only one"
-	@echo "make mutants deliberate breakages, each killed by tests or simulator; EVERY=n for every n-th"
+	@echo "make mutants deliberate breakages, each killed by tests or simulator; EVERY=n for every n-th,"
+	@echo "             FIRST=m from the m-th on"
 	@echo "make browser the status page in a real browser; needs a Chromium"
 	@echo "make bench   RUNS=5 rounds of every figure beside the floor's; NAMES=\"produce latency\""
 	@echo "make bench-compare BASE=v0.1.0   which microbenchmarks changed beyond noise"
@@ -82,7 +84,8 @@ fuzz: setup
 	$(BIN)/python -m tests.fuzz run --minutes $(MINUTES) $(if $(TARGET),--target $(TARGET))
 
 mutants: setup
-	$(BIN)/python -m tests.sim.mutants --seeds $(MUTANT_SEEDS) --every $(EVERY) $(if $(filter 1,$(EVERY)),--write)
+	$(BIN)/python -m tests.sim.mutants --seeds $(MUTANT_SEEDS) --every $(EVERY) --first $(FIRST) \
+		$(if $(filter 1,$(EVERY)),--write)
 
 bench: setup
 	$(BIN)/python -m bench.against_floor --runs $(RUNS) $(NAMES) $(if $(SAVE),--save $(SAVE))
