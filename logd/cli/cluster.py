@@ -218,7 +218,10 @@ def status_of(
     problems += [f"{name} has no leader that answers" for name in offline]
     problems += [f"{name} is under-replicated" for name in under_replicated]
     problems += damaged
-    problems += [f"broker {node} refuses appends: its disk is full" for node in full]
+    problems += [
+        f"broker {node} refuses appends: its disk has less free than disk_free_bytes_min"
+        for node in full
+    ]
     state: Literal["ok", "degraded", "unavailable"] = "degraded" if problems else "ok"
     return Status(
         cluster_id=metadata.cluster_id,

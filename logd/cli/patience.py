@@ -46,14 +46,17 @@ async def watch(
         LogdError: the trouble, when it has stayed.
     """
     since: float | None = None
-    is_told = False
+    is_told = is_over = False
     while True:
         trouble = client.trouble
-        if trouble is None:
+        if trouble is None and is_told and not is_over:
+            is_over = True  # Or just between two attempts, or about to fail for good.
+        elif trouble is None:
             if is_told:
                 say("logd: going on")
             since, is_told = None, False
         else:
+            is_over = False
             now = anyio.current_time()
             since = now if since is None else since
             if gives_up and not has_begun() and now >= since + GIVEN_UP_AFTER_S:

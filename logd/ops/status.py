@@ -410,7 +410,10 @@ def _problems_of_brokers(broker: Broker, reports: Mapping[NodeId, BrokerReport])
         elif report is None:
             problems.append(f"broker {known.node} is alive and does not report")
         elif report.is_disk_full:
-            problems.append(f"broker {known.node} refuses appends: its disk is full")
+            problems.append(
+                f"broker {known.node} refuses appends: "
+                "its disk has less free than disk_free_bytes_min"
+            )
     return problems
 
 

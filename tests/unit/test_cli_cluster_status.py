@@ -168,7 +168,9 @@ def test_a_full_disk_degrades_the_cluster_and_is_named() -> None:
     status = status_of(metadata(), answers, BrokerNews([], [], [3], []))
 
     assert status.state == "degraded"
-    assert status.problems == ["broker 3 refuses appends: its disk is full"]
+    assert status.problems == [
+        "broker 3 refuses appends: its disk has less free than disk_free_bytes_min"
+    ]
 
 
 def test_a_quota_that_is_nearly_used_up_is_named_and_degrades_nothing() -> None:

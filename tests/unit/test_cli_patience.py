@@ -20,8 +20,20 @@ class Waiting:
         self.trouble: LogdError | None = None
 
 
+class Flickering:
+    """Nothing stands in its way each twentieth time that it is looked at."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    @property
+    def trouble(self) -> LogdError | None:
+        self._looks += 1
+        return REFUSED if self._looks % 20 else None
+
+
 def run_with_virtual_time(
-    client: Waiting,
+    client: patience.Client,
     *,
     seconds: float,
     has_begun: bool = False,
@@ -32,6 +44,7 @@ def run_with_virtual_time(
 
     async def cure() -> None:
         if cured_after is not None:
+            assert isinstance(client, Waiting)
             await anyio.sleep(cured_after)
             client.trouble = None
 
@@ -61,6 +74,14 @@ def test_longer_trouble_is_told_once_and_so_is_its_end() -> None:
     said = run_with_virtual_time(client, seconds=60, cured_after=4)
 
     assert said == [f"logd: waiting: {REFUSED}", "logd: going on"]
+
+
+def test_a_moment_between_two_attempts_is_no_end_of_it() -> None:
+    client = Flickering()
+
+    said = run_with_virtual_time(client, seconds=60, has_begun=True)
+
+    assert said == [f"logd: waiting: {REFUSED}"]
 
 
 def test_what_was_never_reached_is_given_up() -> None:
