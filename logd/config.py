@@ -544,12 +544,22 @@ def _check_no_duplicate_addresses(cluster: Mapping[NodeId, HostPort]) -> None:
         )
 
 
+TOPIC_OPTIONS: Final = (
+    *("durability", "fence", "segment_ms", "retention_bytes", "retention_ms"),
+    *("cleanup", "tombstone_ms"),
+)
+"""What is set for each topic, and by no broker: ``metadata/topic_config.py``."""
+
+
 def _check_keys(names: Iterable[str]) -> None:
     for name in names:
-        if name not in _READERS:
-            close = difflib.get_close_matches(name[:100], _READERS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(_READERS)}"
-            raise UsageError(f"unknown key {_shown(name)}; {hint}")
+        if name in _READERS:
+            continue
+        close = difflib.get_close_matches(name[:100], _READERS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(_READERS)}"
+        if name in TOPIC_OPTIONS:
+            hint = f"it is an option of a topic: `logd topic alter NAME --config {name}=VALUE`"
+        raise UsageError(f"unknown key {_shown(name)}; {hint}")
 
 
 def _read_integer(name: str, value: object) -> int:

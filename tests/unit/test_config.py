@@ -7,6 +7,7 @@ import pytest
 
 from logd.config import (
     COMMAND_LINE,
+    TOPIC_OPTIONS,
     BrokerConfig,
     Source,
     parse_cluster,
@@ -16,6 +17,7 @@ from logd.config import (
     resolve,
 )
 from logd.errors import UsageError
+from logd.metadata.topic_config import OPTIONS
 from logd.types import HostPort, NodeId
 
 
@@ -174,6 +176,7 @@ def test_a_flag_that_cannot_be_is_a_mistake_of_the_command_line() -> None:
     [
         ("nod = 1", "unknown key 'nod'; did you mean node_id"),
         ("segment_byte = 1", "did you mean segment_bytes"),
+        ("retention_ms = 1", "an option of a topic: `logd topic alter NAME --config retention_ms"),
         ("zzz = 1", "unknown key 'zzz'; known are node_id, data_dir"),
         ("[storage]\nsegment_bytes = 1", "unknown key 'storage'"),
         ("segment_bytes = 'big'", "segment_bytes = 'big': expected a whole number"),
@@ -311,3 +314,9 @@ def test_a_configuration_that_joins_can_be_changed() -> None:
     config = resolve([Source("options", {"node_id": 1, "data_dir": "/data", "join": "h:3"})]).config
 
     assert dataclasses.replace(config, failure_domain="h").join == HostPort("h", 3)
+
+
+def test_what_belongs_to_a_topic_is_known_here() -> None:
+    brokers_have_too = {"segment_bytes"}
+
+    assert set(TOPIC_OPTIONS) == OPTIONS.keys() - brokers_have_too
