@@ -17,7 +17,7 @@ import anyio
 import anyio.abc
 
 from logd.errors import PartialAppendError
-from logd.limits import MIB
+from logd.limits import MIB, RECORD_BYTES_MAX
 from logd_client.accumulator import RECORD_OVERHEAD_BYTES
 from logd_client.producer import BATCHES_IN_FLIGHT_DEFAULT, BUFFER_BYTES_DEFAULT
 
@@ -97,3 +97,40 @@ class AppendLane:
             raise error.failures[0][2] from error
         self._slots.release()
         self._on_appended(acks, time.perf_counter() - began)
+
+
+class LineLane:
+    """Appends of lines that are values, or key and value."""
+
+    line_bytes_max: Final = RECORD_BYTES_MAX
+    line_limit: Final = "the record limit"
+
+    def __init__(self, lane: AppendLane, *, separator: bytes | None, partition: int | None) -> None:
+        self._lane = lane
+        self._separator = separator
+        self._partition = partition
+
+    async def append(self, lines: list[bytes]) -> None:
+        """Begin to append, as many at a time as a call takes."""
+        for first in range(0, len(lines), RECORDS_PER_CALL_MAX):
+            part = lines[first : first + RECORDS_PER_CALL_MAX]
+            keys, values = split_keys(part, self._separator)
+            await self._lane.append(values, keys=keys, partition=self._partition)
+
+    async def finish(self) -> None:
+        """What is under way is waited for by the task group."""
+
+
+def split_keys(
+    lines: list[bytes], separator: bytes | None
+) -> tuple[Sequence[bytes | None] | None, Sequence[bytes]]:
+    """Keys and values; a line without the separator has no key."""
+    if separator is None:
+        return None, lines
+    keys: list[bytes | None] = []
+    values: list[bytes] = []
+    for line in lines:
+        before, found, after = line.partition(separator)
+        keys.append(before if found else None)
+        values.append(after if found else line)
+    return keys, values

@@ -6,13 +6,17 @@ they come, so typing into it works too.
 
 A line over the record limit is reported by its number and left out; the others go on, and
 the command ends with exit code 1.
+
+With ``--input json`` a line is a record as ``consume`` prints it (``json_records.py``).  Those
+are appended one by one, and a line that is none ends the command.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -28,12 +32,17 @@ from logd.cli.progress import RecordProgress
 from logd.cli.streams import STANDARD_INPUT
 
 if TYPE_CHECKING:
-    from logd_client import AckRange
+    from anyio.abc import TaskGroup
+
+    from logd.cli.appending import LineLane
+    from logd.cli.json_records import RecordLane
+    from logd_client import AckRange, Producer
 
 DELIVERY_TIMEOUT_MS: Final = 30_000
 """An outage longer than this ends the command, which then says what was not appended."""
 
 Compression = Literal["zstd", "none"]
+Form = Literal["lines", "json"]
 
 
 class PartitionSummary(msgspec.Struct, kw_only=True):
@@ -77,6 +86,15 @@ class Summary:
 @click.command()
 @click.argument("topic", type=TOPIC)
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option(
+    "--input",
+    "form",
+    type=click.Choice(["lines", "json"]),
+    default="lines",
+    show_default=True,
+    help="What a line is: a value, or a record as `logd consume --output json` prints it, of which "
+    "key, value, headers and timestamp are taken.",
+)
 @click.option("--key-separator", help="What stands before it in a line is the record's key.")
 @click.option("--partition", type=IntegerType(min=0), help="Default: by key, else in turn.")
 @click.option(
@@ -98,6 +116,7 @@ def produce(
     context: click.Context,
     topic: str,
     files: tuple[str, ...],
+    form: Form,
     key_separator: str | None,
     partition: int | None,
     compression: Compression,
@@ -108,19 +127,27 @@ def produce(
     """Append every line of the FILES (default: standard input) to TOPIC.
 
     A line is any bytes up to a newline, at most 1 MiB; longer ones are reported and left out.
+    What `logd consume --output json` has printed is put back by --input json.
     """
     if key_separator == "":
         raise click.BadParameter("must not be empty", param_hint="--key-separator")
+    if key_separator is not None and form == "json":
+        raise click.UsageError("--key-separator is for lines; with --input json keys are there")
     from logd.cli.session import run_async
 
-    separator = None if key_separator is None else os.fsencode(key_separator)
+    wanted = Wanted(
+        topic=topic,
+        files=files or (STANDARD_INPUT,),
+        form=form,
+        separator=None if key_separator is None else os.fsencode(key_separator),
+        partition=partition,
+        compression=compression,
+        fence=fence,
+    )
     began = time.monotonic()
     summary = Summary()
-    names = files or (STANDARD_INPUT,)
     try:
-        oversized_count = run_async(
-            _produce, bootstrap, topic, names, separator, partition, compression, fence, summary
-        )
+        oversized_count = run_async(_produce, bootstrap, wanted, summary)
     except BaseException:
         if summary.lines_read:
             read = count_of(summary.lines_read, "line")
@@ -132,40 +159,42 @@ def produce(
         context.exit(ExitCode.FAILED)
 
 
-async def _produce(
-    bootstrap: str,
-    topic: str,
-    files: Sequence[str],
-    separator: bytes | None,
-    partition: int | None,
-    compression: Compression,
-    fence: tuple[int, int] | None,
-    summary: Summary,
-) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the command was asked to append."""
+
+    topic: str
+    files: Sequence[str]
+    form: Form
+    separator: bytes | None
+    partition: int | None
+    compression: Compression
+    fence: tuple[int, int] | None
+
+
+async def _produce(bootstrap: str, wanted: Wanted, summary: Summary) -> int:
     """Append all lines, counted in ``summary``; return how many lines were too long."""
     import anyio
 
     from logd.cli import patience
-    from logd.cli.appending import RECORDS_PER_CALL_MAX, AppendLane
     from logd.cli.session import connected, require_partition
-    from logd_client.coordination.fences import Fence
 
-    carried = None if fence is None else Fence(*fence)
+    topic = wanted.topic
     oversized_count = 0
-    is_typed = STANDARD_INPUT in files and streams.is_typed()
+    is_typed = STANDARD_INPUT in wanted.files and streams.is_typed()
     async with connected(bootstrap) as client:
-        if partition is not None:
-            await require_partition(client, topic, partition)
+        if wanted.partition is not None:
+            await require_partition(client, topic, wanted.partition)
         # A bar would be drawn over what is being typed.
         with RecordProgress(f"produce {topic}", is_shown=not is_typed) as progress:
 
-            def count(acks: Sequence[AckRange], _: float) -> None:
+            def count(acks: Sequence[AckRange]) -> None:
                 summary.add(acks)
                 progress.advance(sum(ack.count for ack in acks))
 
             async with (
                 client.producer(
-                    topic, compression=compression, delivery_timeout_ms=DELIVERY_TIMEOUT_MS
+                    topic, compression=wanted.compression, delivery_timeout_ms=DELIVERY_TIMEOUT_MS
                 ) as producer,
                 anyio.create_task_group() as watching,
             ):
@@ -179,34 +208,34 @@ async def _produce(
                     )
                 )
                 async with anyio.create_task_group() as tasks:
-                    lane = AppendLane(producer, tasks, count, carried)
-                    for name in files:
-                        cutter = LineCutter()
+                    lane = _lane(wanted, producer, tasks, count)
+                    for name in wanted.files:
+                        cutter = LineCutter(lane.line_bytes_max)
                         async for lines in streams.lines_of(name, cutter):
-                            for first in range(0, len(lines), RECORDS_PER_CALL_MAX):
-                                part = lines[first : first + RECORDS_PER_CALL_MAX]
-                                keys, values = split_keys(part, separator)
-                                summary.lines_read += len(part)
-                                await lane.append(values, keys=keys, partition=partition)
-                        streams.report_oversized(name, cutter, "the record limit")
+                            summary.lines_read += len(lines)
+                            await lane.append(lines)
+                        streams.report_oversized(name, cutter, lane.line_limit)
                         oversized_count += len(cutter.oversized)
+                    await lane.finish()
                 watching.cancel_scope.cancel()
     return oversized_count
 
 
-def split_keys(
-    lines: list[bytes], separator: bytes | None
-) -> tuple[Sequence[bytes | None] | None, Sequence[bytes]]:
-    """Keys and values; a line without the separator has no key."""
-    if separator is None:
-        return None, lines
-    keys: list[bytes | None] = []
-    values: list[bytes] = []
-    for line in lines:
-        before, found, after = line.partition(separator)
-        keys.append(before if found else None)
-        values.append(after if found else line)
-    return keys, values
+def _lane(
+    wanted: Wanted,
+    producer: Producer,
+    tasks: TaskGroup,
+    count: Callable[[Sequence[AckRange]], None],
+) -> LineLane | RecordLane:
+    from logd.cli.appending import AppendLane, LineLane
+    from logd.cli.json_records import RecordLane
+    from logd_client.coordination.fences import Fence
+
+    fence = None if wanted.fence is None else Fence(*wanted.fence)
+    if wanted.form == "json":
+        return RecordLane(producer, tasks, count, partition=wanted.partition, fence=fence)
+    lane = AppendLane(producer, tasks, lambda acks, _: count(acks), fence)
+    return LineLane(lane, separator=wanted.separator, partition=wanted.partition)
 
 
 def _report(

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.process
 
 UNREACHABLE = 5
 PATIENCE_S = 30.0
+PLACE = {"topic", "partition", "offset"}
 LINES = [f"line {number}" for number in range(500)]
 
 
@@ -42,6 +43,25 @@ def test_a_survivor_of_a_lost_majority_is_read_and_a_backup_is_put_back(tmp_path
         require_done(cluster, "produce", "again", str(backup))
         read = require_done(cluster, "consume", "again", "--from", "start", "--count", "500")
         assert read.decode().splitlines() == LINES
+
+        # One in JSON has keys, headers and timestamps too, and what has line breaks or is no text.
+        put = [
+            {"key": "k", "value_base64": "/wo=", "timestamp_ms": 7, "headers": []},
+            {
+                "key": "k",
+                "value": None,
+                "timestamp_ms": 8,
+                "headers": [{"name": "h", "value": "v"}],
+            },
+        ]
+        backup.write_text("".join(f"{json.dumps(record)}\n" for record in put))
+        require_done(cluster, "topic", "create", "whole")
+        for _ in range(2):  # As written by hand, and then as printed.
+            require_done(cluster, "produce", "whole", "--input", "json", str(backup))
+            backup.write_bytes(require_done(cluster, "consume", "whole", "--output", "json"))
+        rows = [json.loads(line) for line in backup.read_text().splitlines()]
+        found_again = [{name: row[name] for name in row.keys() - PLACE} for row in rows]
+        assert found_again == [*put, *put]
 
         # Two of three brokers are gone with their disks.
         for lost in (NodeId(2), NodeId(3)):

@@ -49,6 +49,7 @@ ENDLESS = "9" * 5000
         (["produce", "t", "/"], "'/' is a directory"),
         (["produce", "t", "/no/such/file"], "does not exist"),
         (["produce", "t", "--key-separator", ""], "must not be empty"),
+        (["produce", "t", "--input", "json", "--key-separator", "="], "--key-separator is for lin"),
         (["consume", "t", "--from", "2026-01-01T00:00:00"], "names no time zone"),
         (["consume", "t", "--from", "yesterday"], "expected start, end, an offset"),
         (["consume", "t/0"], "a partition of it is named with --partition"),
@@ -167,6 +168,22 @@ def test_every_command_in_the_table_has_help(name: str) -> None:
 )
 def test_help_shows_words_as_they_are_typed(command: list[str], shown: str) -> None:
     assert shown in CliRunner().invoke(root, [*command, "--help"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("top", "topic"), ("topic cr", "create"), ("consume t --output ", "value\njson")],
+)
+def test_shells_complete_commands_and_choices(words: str, completed: str) -> None:
+    environment = {
+        "COMP_WORDS": f"logd {words}",
+        "COMP_CWORD": str(len(words.split(" "))),
+        "_LOGD_COMPLETE": "bash_complete",
+    }
+
+    result = CliRunner().invoke(root, env=environment, prog_name="logd")
+
+    assert result.stdout.replace("plain,", "").strip() == completed
 
 
 def test_help_imports_none_of_the_heavy_libraries() -> None:
