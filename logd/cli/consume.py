@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -134,7 +134,7 @@ async def _consume(bootstrap: str, wanted: Wanted, encode: Encode) -> None:
                 f"an offset belongs to one partition and {topic} has {len(numbers)}: "
                 "add --partition"
             )
-        extents = {number: await _extent(client, topic, number, replica) for number in numbers}
+        extents = await extents_of(client, topic, numbers, replica)
         if isinstance(start, FromOffset):
             (extent,) = extents.values()
             if not wanted.leaps or start.offset > extent.commit_offset:
@@ -178,6 +178,23 @@ class Extent(NamedTuple):
     commit_offset: int
     end: int
     """Where its records end; what lies between here and the commit offset is no data."""
+
+
+async def extents_of(
+    client: Client, topic: str, numbers: Sequence[int], replica: int | None
+) -> dict[int, Extent]:
+    """Of each of these partitions; which one stands in the way of the others is said."""
+    from logd.errors import LogdError
+
+    extents: dict[int, Extent] = {}
+    for number in numbers:
+        try:
+            extents[number] = await _extent(client, topic, number, replica)
+        except LogdError:
+            if len(numbers) > 1:
+                say(f"logd: {topic}/{number} cannot be read; --partition reads another one alone")
+            raise
+    return extents
 
 
 async def _extent(client: Client, topic: str, partition: int, replica: int | None) -> Extent:

@@ -242,5 +242,5 @@ def _show(leader: Leader | None, output: str) -> None:
         click.echo("nobody leads")
     else:
         (data,) = cells_of(row, ("data",))
-        click.echo(f"token {leader.token}  {cell_text(data)}")
+        click.echo(f"token {leader.token}  {cell_text(data)}".rstrip())
     sys.stdout.flush()
