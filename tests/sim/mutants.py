@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -302,6 +302,24 @@ def killers_on_page() -> dict[str, str]:
     return {name: killer for name, _, _, killer in ROW.findall(PAGE.read_text("utf-8"))}
 
 
+def choose(names: Sequence[str], every: int, first: int) -> list[Mutant]:
+    """Those that are to be tried: every n-th of those with such a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not 0 <= first < every:
+        raise ValueError(f"--first is 0 to {every - 1}, less than --every")
+    named = [
+        mutant for mutant in MUTANTS if not names or any(name in mutant.name for name in names)
+    ]
+    if not named:
+        raise ValueError(f"no mutant's name contains {' or '.join(names)}")
+    if first >= len(named):
+        raise ValueError(f"there are {len(named)} such mutants: none is the {first}th, from 0")
+    return named[first::every]
+
+
 def told_of_others(known: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
     """A line for each mutant of which the page names another killer.
 
@@ -325,18 +343,10 @@ def main() -> int:
     parser.add_argument("--simulator-only", action="store_true", help="without the fast tests")
     parser.add_argument("--write", action="store_true", help="note what was found in the page")
     options = parser.parse_args()
-    if not 0 <= options.first < options.every:
-        parser.error(f"--first is 0 to {options.every - 1}, less than --every")
-    named = [
-        mutant
-        for mutant in MUTANTS
-        if not options.names or any(name in mutant.name for name in options.names)
-    ]
-    if not named:
-        parser.error(f"no mutant's name contains {' or '.join(options.names)}")
-    chosen = named[options.first :: options.every]
-    if not chosen:
-        parser.error(f"there are {len(named)} such mutants: none is the {options.first}th, from 0")
+    try:
+        chosen = choose(options.names, options.every, options.first)
+    except ValueError as error:
+        parser.error(str(error))
     misfits = [mutant.name for mutant in MUTANTS if not fits(mutant)]
 
     def try_one(mutant: Mutant) -> Fate:

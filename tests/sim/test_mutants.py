@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sim.mutants import FAST_TESTS, MUTANTS, ROOT, fits
+from tests.sim.mutants import FAST_TESTS, MUTANTS, ROOT, choose, fits
 from tests.spec.mutants import Mutant
 
 
@@ -22,3 +22,22 @@ def test_what_looks_at_mutants_is_there() -> None:
     ]
 
     assert missing == []
+
+
+def test_what_ci_tries_of_one_commit_or_another_are_all() -> None:
+    every = 65
+
+    parts = [choose([], every, first) for first in range(every)]
+
+    assert sorted(mutant.name for part in parts for mutant in part) == sorted(
+        mutant.name for mutant in MUTANTS
+    )
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("names", "every", "first"), [(["no such mutant"], 1, 0), ([], 65, 65), (["watch"], 65, 64)]
+)
+def test_to_try_none_is_a_mistake(names: list[str], every: int, first: int) -> None:
+    with pytest.raises(ValueError, match=r"no mutant|--first|none"):
+        choose(names, every, first)
