@@ -41,7 +41,7 @@ HTTP_PORT_DISTANCE: Final = 20
 PORT_LOWEST: Final = 10_240
 EPHEMERAL_PORT_LOWEST_DEFAULT: Final = 32_768
 STOP_TIMEOUT_S: Final = 5.0
-STOP_REPLICA_TIMEOUT_S: Final = 0.002
+STOP_REPLICA_TIMEOUT_S: Final = 0.005
 """A broker that has not stopped by then, and so much later for each replica that it hands over,
 syncs and closes, is killed, and that is said."""
 
