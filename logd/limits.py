@@ -388,7 +388,7 @@ assert STATE_BYTES_PER_PARTITION_MAX < SNAPSHOT_BYTES_MAX
 FEATURE_LEVEL_MIN: Final = 1
 """The lowest feature level at which this version works; that of brokers that name none."""
 
-FEATURE_LEVEL: Final = 6
+FEATURE_LEVEL: Final = 7
 """The highest (``metadata/features.py``)."""
 
 assert FEATURE_LEVEL_MIN <= FEATURE_LEVEL

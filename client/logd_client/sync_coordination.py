@@ -450,9 +450,16 @@ class Claim:
         self._portal.call(self._claim.complete)
 
     def release(
-        self, reason: str = "", *, delay_s: float | None = None, dead: bool = False
+        self,
+        reason: str = "",
+        *,
+        delay_s: float | None = None,
+        dead: bool = False,
+        uncounted: bool = False,
     ) -> None:
-        self._portal.call(partial(self._claim.release, reason, delay_s=delay_s, dead=dead))
+        self._portal.call(
+            partial(self._claim.release, reason, delay_s=delay_s, dead=dead, uncounted=uncounted)
+        )
 
     def renew(self, visibility_s: float | None = None) -> None:
         self._portal.call(self._claim.renew, visibility_s)
@@ -460,7 +467,7 @@ class Claim:
 
 async def _release_claims(claims: Sequence[async_queues.Claim]) -> None:
     for claim in claims:
-        await claim.release("interrupted", delay_s=0)
+        await claim.release("interrupted", delay_s=0, uncounted=True)
 
 
 class Queue:

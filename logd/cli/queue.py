@@ -181,15 +181,15 @@ def work(
     back-off, and to be a dead letter after too many attempts; what COMMAND wrote to its standard
     error is the reason.
 
-    When it ends, also by a signal, it says how many items it has completed and given back.
+    When it ends it says how many items it has completed, how many attempts have failed, and how
+    many items it has given back without that.
     """
     from logd.cli.holding import client_name, leave_with, require_command, run_until_signalled
     from logd.cli.session import connected, run_async
-    from logd_client.coordination.queues import ItemFailedError, WorkTally
+    from logd_client.coordination.queues import WorkTally
 
     # Else each item would use up its attempts for what is no fault of its own.
     require_command(command)
-    failed = 0
     tally = WorkTally()
 
     async def run_all() -> None:
@@ -201,19 +201,14 @@ def work(
             )
 
     async def run_one(claim: Claim) -> None:
-        nonlocal failed
-        try:
-            await run_for(claim, command, name, bootstrap, ttl_s)
-        except ItemFailedError:
-            failed += 1
-            raise
+        await run_for(claim, command, name, bootstrap, ttl_s)
 
     def report() -> None:
         if output == "json":
-            print_json({**asdict(tally), "failed": failed})
+            print_json(asdict(tally))
             return
         parts = [f"completed {count_of(tally.completed, 'item')}"]
-        parts += [f"{count_of(failed, 'attempt')} failed"] if failed else []
+        parts += [f"{count_of(tally.failed, 'attempt')} failed"] if tally.failed else []
         parts += [f"gave back {count_of(tally.released, 'item')}"] if tally.released else []
         parts += [f"lost {count_of(tally.unsettled, 'claim')}"] if tally.unsettled else []
         say("; ".join(parts))
@@ -397,6 +392,10 @@ def complete(name: str, claim: tuple[int, int, int], bootstrap: str) -> None:
     help="Before it is handed out again.  Default: the queue's back-off.",
 )  # fmt: skip
 @click.option("--dead", is_flag=True, help="To the dead letters at once.")
+@click.option(
+    "--uncounted", is_flag=True,
+    help="CLAIM is none of the item's attempts; without back-off.",
+)  # fmt: skip
 @bootstrap_option
 def release(
     name: str,
@@ -404,6 +403,7 @@ def release(
     reason: str,
     delay_s: float | None,
     dead: bool,
+    uncounted: bool,
     bootstrap: str,
 ) -> None:
     """Give the item of CLAIM back."""
@@ -412,7 +412,7 @@ def release(
     async def settle() -> None:
         async with connected(bootstrap) as client:
             held = await _adopted(client, name, claim)
-            await held.release(reason, delay_s=delay_s, dead=dead)
+            await held.release(reason, delay_s=delay_s, dead=dead, uncounted=uncounted)
 
     run_async(settle)
 

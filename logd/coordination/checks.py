@@ -304,6 +304,8 @@ def _check_release_items(command: ReleaseItems) -> None:
     _check_claims(command.queue, command.claims)
     check_text("reason", command.reason)
     check_count("delay_ms", command.delay_ms or 0, 0, DELAY_MS_MAX)
+    if command.dead and command.uncounted:
+        raise InvalidRequestError("an item that dies of a claim was attempted: dead or uncounted")
 
 
 def _check_redrive(command: RedriveItems) -> None:

@@ -5,9 +5,10 @@ key, or *dead*.  A claim's token is the revision of the command that made it, so
 item has a greater one, and nothing but the latest can complete, renew or release it.
 
 Whatever is not completed counts as an attempt and waits a back-off, also if the session was lost:
-an item that kills its workers must end among the dead like any other.  An item of a key holds its
-place while it waits or is retried, and the others of the key wait behind it; when it is completed
-or dead the next one follows.
+an item that kills its workers must end among the dead like any other.  Only a worker that says that
+it was stopped hands an item back as it got it.  An item of a key holds its place while it waits or
+is retried, and the others of the key wait behind it; when it is completed or dead the next one
+follows.
 
 Every command costs the logarithm of the items for each that it touches: what is ready, delayed or
 claimed lies in heaps.  Heaps are no part of snapshots.  They follow from the items, but for those
@@ -157,12 +158,13 @@ class Queue:
         if item.attempts >= self.options.attempts_max:
             self.bury(item, reason, now_ms)
             return True
-        self.in_flight -= 1
-        due_ms = now_ms + (self._backoff_ms(item.attempts) if delay_ms is None else delay_ms)
-        freed = msgspec.structs.replace(item, token=0, session=0, until_ms=0, due_ms=due_ms)
-        self.items[item.item] = freed
-        self._line_up(freed, now_ms)
+        backoff_ms = self._backoff_ms(item.attempts) if delay_ms is None else delay_ms
+        self._free(item, item.attempts, now_ms + backoff_ms, now_ms)
         return False
+
+    def hand_back(self, item: QueueItem, now_ms: int, delay_ms: int) -> None:
+        """A claim ends as if it had never been: it is no attempt."""
+        self._free(item, item.attempts - 1, now_ms + delay_ms, now_ms)
 
     def bury(self, item: QueueItem, reason: str, now_ms: int) -> None:
         """A claimed item is dead."""
@@ -317,6 +319,15 @@ class Queue:
         if len(self._claims) > 2 * self.in_flight + _HEAP_SPARE:
             self._claims = [claim for claim in self._claims if self._is_held(claim)]
             heapq.heapify(self._claims)
+
+    def _free(self, item: QueueItem, attempts: int, due_ms: int, now_ms: int) -> None:
+        """A claimed item waits again, in its old place."""
+        self.in_flight -= 1
+        freed = msgspec.structs.replace(
+            item, attempts=attempts, token=0, session=0, until_ms=0, due_ms=due_ms
+        )
+        self.items[item.item] = freed
+        self._line_up(freed, now_ms)
 
     def _is_held(self, claim: tuple[int, int]) -> bool:
         until_ms, item = claim

@@ -142,6 +142,8 @@ class Work:
             for item in held:
                 if command.dead:
                     queue.bury(item, command.reason, now_ms)
+                elif command.uncounted:
+                    queue.hand_back(item, now_ms, command.delay_ms or 0)
                 else:
                     queue.fail(item, command.reason, now_ms, command.delay_ms)
                 self._unclaim(queue, item)

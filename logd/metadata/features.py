@@ -43,6 +43,7 @@ LEVELS: Final = {
     4: "new partitions on brokers that are alive, as long as there are enough of them",
     5: "as many replicas for added partitions as most have; plans that leave behind what is stuck",
     6: "one move of a plan cancelled alone; plans that tell what became of what they left behind",
+    7: "items of work queues given back by a worker that was stopped, which is no attempt",
 }
 """What came with each level, for people."""
 
@@ -68,6 +69,9 @@ ONE_MOVE_LEVEL: Final = 6
 OUTCOME_LEVEL: Final = 6
 """A plan tells when it ended with a deleted topic, and what it left behind stays its own."""
 
+UNCOUNTED_LEVEL: Final = 7
+"""A claim of an item can be given back as no attempt."""
+
 _LEVEL_BY_OPTION: Final = {
     ("durability", "replicated"): 2,
     ("fence", "required"): COORDINATION_LEVEL,
@@ -77,6 +81,7 @@ _LEVEL_BY_OPTION: Final = {
 assert sorted(LEVELS) == list(range(FEATURE_LEVEL_MIN, FEATURE_LEVEL + 1))
 assert {*_LEVEL_BY_OPTION.values(), COORDINATION_LEVEL, AVOID_LEVEL} <= LEVELS.keys()
 assert {REPLICA_COUNT_LEVEL, LEAVING_LEVEL, ONE_MOVE_LEVEL, OUTCOME_LEVEL} <= LEVELS.keys()
+assert UNCOUNTED_LEVEL in LEVELS
 
 
 def registered_range(features: dict[str, int]) -> tuple[int, int]:

@@ -315,9 +315,11 @@ class ReleaseItems(_Command, frozen=True, kw_only=True, tag=45):
     claims: list[ItemClaim]
     reason: str = ""
     delay_ms: int | None = None
-    """None: the queue's back-off."""
+    """None: the queue's back-off, or none if uncounted."""
     dead: bool = False
     """To the dead letters at once."""
+    uncounted: bool = False
+    """The claims are no attempts: their worker was stopped, which says nothing of the items."""
 
 
 class RedriveItems(_Command, frozen=True, kw_only=True, tag=46):

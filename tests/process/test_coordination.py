@@ -691,7 +691,7 @@ async def test_a_handler_that_is_no_async_function_uses_up_no_attempt(
         (claim,) = await queue.claim()
 
     assert seen == [b"x"]
-    assert (claim.payload, claim.attempt) == (b"x", 2)
+    assert (claim.payload, claim.attempt) == (b"x", 1)
 
 
 def test_an_async_handler_of_a_blocking_client_completes_nothing(cluster: LocalCluster) -> None:
@@ -936,7 +936,7 @@ def test_a_shell_works_on_a_queue(cluster: LocalCluster, tmp_path: Path) -> None
     assert worked.returncode == 0, worked.stderr
     assert sorted(out.read_text().split()) == ["a", "b"]
     assert msgspec.json.decode(worked.stdout) == {
-        "completed": 2, "released": 1, "unsettled": 0, "failed": 1
+        "completed": 2, "failed": 1, "released": 0, "unsettled": 0
     }  # fmt: skip
     assert [(one["payload"], one["reason"]) for one in dead] == [("bad", "code 1 poisoned")]
     assert b"1 item" in redriven.stdout
@@ -967,6 +967,18 @@ def test_a_worker_that_is_told_to_end_says_what_it_has_done(
     assert worker.returncode == code
     stats = msgspec.json.decode(run_logd("queue", "stats", name, "--output", "json", *at).stdout)
     assert (stats["completed"], stats["in_flight"]) == (1, 0)
+
+
+def test_a_worker_tells_attempts_that_failed_and_does_not_call_them_items_given_back(
+    cluster: LocalCluster,
+) -> None:
+    name, at = fresh("queue"), ("--bootstrap", cluster.bootstrap)
+    run_logd("queue", "configure", name, "--attempts-max", "3", "--backoff-ms", "0", *at)
+    run_logd("queue", "put", name, "item", *at)
+
+    worked = run_logd("queue", "work", name, "--until-empty", *at, "--", "false")
+
+    assert worked.stderr == b"completed 0 items; 3 attempts failed\n"
 
 
 def test_a_shell_compares_and_sets_keys(cluster: LocalCluster) -> None:

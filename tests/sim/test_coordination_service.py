@@ -23,7 +23,8 @@ from logd.errors import (
     NotLeaderError,
     SessionExpiredError,
 )
-from logd.limits import MIB
+from logd.limits import FEATURE_LEVEL, MIB
+from logd.metadata.features import UNCOUNTED_LEVEL
 from logd.raft.messages import TransferLeadership
 from logd.record.batch import seal_batch
 from logd.replication.sync_pool import BRIEF_SYNCS_IN_A_ROW
@@ -34,18 +35,24 @@ from logd.wire.coordination import (
     Acquire,
     Advance,
     Claim,
+    ClaimItems,
     CloseSession,
     Done,
     Entry,
     ExpireSession,
     Get,
+    Item,
+    ItemClaim,
+    ItemsClaimed,
     Keys,
     Opened,
     OpenSession,
     Put,
+    PutItems,
     ReadClaim,
     ReadKeys,
     Release,
+    ReleaseItems,
     Result,
     Transact,
     Transacted,
@@ -124,10 +131,12 @@ def live(
     *,
     tail_cache_bytes: int = MIB,
     blocking: BlockingConditions | None = None,
+    feature_level_max: int = FEATURE_LEVEL,
 ) -> None:
     async def run() -> None:
         settings = ClusterSettings(
             brokers=brokers,
+            feature_level_max=feature_level_max,
             network=CALM,
             tail_cache_bytes=tail_cache_bytes,
             blocking=blocking or BlockingConditions(),
@@ -166,6 +175,27 @@ async def acquire(session: WireSession, name: str = "l") -> Claim:
     claim = await session.do(Acquire(kind="lock", name=name))
     assert isinstance(claim, Claim)
     return claim
+
+
+@pytest.mark.parametrize(("level", "attempt"), [(UNCOUNTED_LEVEL - 1, 2), (UNCOUNTED_LEVEL, 1)])
+def test_a_claim_counts_whatever_is_said_while_some_broker_may_not_know_better(
+    level: int, attempt: int
+) -> None:
+    async def story(world: World) -> None:
+        async def claim() -> ItemsClaimed:
+            claimed = await session.do(ClaimItems(queue="q"))
+            assert isinstance(claimed, ItemsClaimed)
+            return claimed
+
+        session = await world.session()
+        await session.do(PutItems(queue="q", items=[Item(payload=b"item")]))
+        (item,) = (await claim()).items
+        claims = [ItemClaim(item=item.item, token=item.token)]
+        await session.do(ReleaseItems(queue="q", claims=claims, delay_ms=0, uncounted=True))
+
+        assert [again.attempt for again in (await claim()).items] == [attempt]
+
+    live(story, feature_level_max=level)
 
 
 @pytest.mark.parametrize("brokers", [1, 3])

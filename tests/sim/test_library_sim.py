@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from logd_client import Client
-from logd_client.coordination.queues import LOOK_AGAIN_S, Claim
+from logd_client.coordination.queues import IN_DOUBT, LOOK_AGAIN_S, Claim, WorkTally
+from logd_client.coordination.session import SAFE_SHARE
 from tests.sim.cluster import SimCluster
 from tests.sim.run import run_deterministic
 from tests.sim.scenario import run_scenario
@@ -167,6 +168,88 @@ def test_a_worker_that_is_cut_off_stops_before_its_item_is_handed_to_another() -
             workers.cancel_scope.cancel()
 
         assert both == [["first"], ["second"]]
+
+    tell(story)
+
+
+def test_workers_that_are_stopped_use_up_none_of_an_item_s_attempts() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        attempts: list[int] = []
+        tally = WorkTally()
+        queue = client.queue("q")
+
+        async def handle(claim: Claim) -> None:
+            attempts.append(claim.attempt)
+            stop.cancel()
+            await trio.sleep_forever()
+
+        await queue.configure(attempts_max=1)
+        await queue.put(b"item")
+        for _ in range(3):
+            with trio.CancelScope() as stop:
+                await queue.work(handle, tally=tally)
+        (claim,) = await queue.claim()
+        await claim.complete()
+
+        assert attempts == [1, 1, 1]
+        assert tally == WorkTally(released=3)
+
+    tell(story)
+
+
+def test_a_claim_that_nobody_waited_for_is_no_attempt() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await trio.sleep(5.0)  # Leadership has been balanced: who leads now leads to the end.
+        queue = client.queue("q")
+        await queue.configure(attempts_max=1)
+        await queue.put(b"item")
+        async with connected(cluster) as other:
+            await other.queue("another").claim()
+            answers = [(node.host, "client2") for node in cluster.nodes.values()]
+            cluster.network.hold(answers)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(other.queue("q").claim)
+                while not (await queue.statistics()).in_flight:
+                    await trio.sleep(0.1)
+                nursery.cancel_scope.cancel()
+            cluster.network.release(answers)
+            while (await queue.statistics()).in_flight:
+                await trio.sleep(0.1)
+
+        assert [claim.attempt for claim in await queue.claim()] == [1]
+
+    tell(story)
+
+
+def test_a_handler_that_keeps_its_claim_from_being_renewed_uses_up_attempts() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        queue = client.queue("q")
+        await queue.configure(attempts_max=1, visibility_ms=2_000)
+        await queue.put(b"item")
+        tally = WorkTally()
+
+        async def handle(claim: Claim) -> None:
+            claim.asked_at -= SAFE_SHARE * 2.0  # As if it had held up the event loop for so long.
+            await trio.sleep_forever()
+
+        await queue.work(handle, until_empty=True, tally=tally)
+        (dead,) = await queue.dead_letters()
+
+        assert (dead.reason, dead.attempts) == (IN_DOUBT, 1)
+        assert tally == WorkTally(failed=1)
+
+    tell(story)
+
+
+def test_an_item_that_was_done_just_in_time_is_completed() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        queue = client.queue("q")
+        await queue.put(b"item")
+
+        async def handle(claim: Claim) -> None:
+            claim.asked_at -= SAFE_SHARE * 30.0
+
+        assert await queue.work(handle, until_empty=True) == 1
 
     tell(story)
 

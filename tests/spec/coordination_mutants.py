@@ -390,6 +390,13 @@ COORDINATION_MUTANTS = (
         "        if not held or queue is None:\n",
     ),
     Mutant(
+        "a claim that does not count uses up an attempt",
+        "items do not die of workers that are stopped",
+        _QUEUES,
+        "self._free(item, item.attempts - 1, ",
+        "self._free(item, item.attempts, ",
+    ),
+    Mutant(
         "a deleted queue keeps its room",
         "quotas count what is there",
         _WORK,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from logd.coordination.timers import Place, Timers
-from logd.errors import NotHeldError, UnknownNameError
+from logd.errors import InvalidRequestError, NotHeldError, UnknownNameError
 from logd.limits import DUE_PER_COMMAND_MAX
 from logd.types import Offset
 from logd.wire.coordination import (
@@ -72,11 +72,17 @@ def release(
     delay_ms: int | None = None,
     reason: str = "",
     dead: bool = False,
+    uncounted: bool = False,
 ) -> ItemsSettled:
     result = partition.do(
         session,
         ReleaseItems(
-            queue="q", claims=claims(*claimed), delay_ms=delay_ms, reason=reason, dead=dead
+            queue="q",
+            claims=claims(*claimed),
+            delay_ms=delay_ms,
+            reason=reason,
+            dead=dead,
+            uncounted=uncounted,
         ),
     )
     assert isinstance(result, ItemsSettled), result
@@ -243,6 +249,55 @@ def test_after_enough_attempts_an_item_is_dead_with_the_reason() -> None:
     (dead,) = found.dead_items
     assert (dead.payload, dead.reason, dead.attempts) == (b"a", "no", 2)
     assert claim(partition, session) == []
+
+
+def test_an_item_does_not_die_of_workers_that_were_stopped() -> None:
+    partition = Partition()
+    session = partition.open()
+    configure(partition, session, attempts_max=2)
+    put(partition, session, b"a", b"b")
+    tokens = []
+
+    release(partition, session, *claim(partition, session), delay_ms=0)
+    for _ in range(5):
+        (item,) = claim(partition, session)
+        tokens.append(item.token)
+        assert (item.payload, item.attempt) == (b"a", 2)
+        assert release(partition, session, item, uncounted=True).settled == [item.item]
+        assert complete(partition, session, item).stale == [item.item]
+        partition.state.check_invariants()
+    release(partition, session, *claim(partition, session), reason="no")
+
+    assert tokens == sorted(set(tokens))
+    assert [dead.attempts for dead in statistics(partition, dead=1).dead_items] == [2]
+
+
+def test_an_uncounted_claim_leaves_no_back_off_and_waits_if_it_is_told_to() -> None:
+    partition = Partition()
+    session = partition.open()
+    put(partition, session, Item(payload=b"x1", key=b"x"), Item(payload=b"x2", key=b"x"))
+
+    release(partition, session, *claim(partition, session), uncounted=True)
+    (item,) = claim(partition, session, 2)
+    release(partition, session, item, uncounted=True, delay_ms=100)
+    (due_ms, nothing) = (partition.state.due_ms, claim(partition, session, 2))
+    partition.sleep(100)
+    (again,) = claim(partition, session, 2)
+
+    assert (due_ms, nothing) == (partition.now_ms, [])
+    assert [(i.payload, i.attempt) for i in (item, again)] == [(b"x1", 1), (b"x1", 1)]
+
+
+def test_an_item_cannot_die_of_a_claim_that_does_not_count() -> None:
+    partition = Partition()
+    session = partition.open()
+    put(partition, session, b"a")
+    (item,) = claim(partition, session)
+
+    command = ReleaseItems(queue="q", claims=claims(item), dead=True, uncounted=True)
+
+    assert error_of(partition.do(session, command)) is InvalidRequestError
+    assert complete(partition, session, item).settled == [item.item]
 
 
 def test_dead_items_begin_anew_when_they_are_redriven() -> None:

@@ -67,6 +67,7 @@ POLL_S: Final = 5.0
 """Whoever waits for items looks again this often, besides hearing that one is ready."""
 
 STOPPED: Final = "the worker stopped"
+IN_DOUBT: Final = "the claim could not be renewed in time"
 RENEWALS_PER_VISIBILITY: Final = 3
 DEAD_ITEMS_SHOWN: Final = 100
 LOOK_AGAIN_S: Final = 10.0
@@ -79,11 +80,19 @@ SETTLE_TIMEOUT_S: Final = 10.0
 class ItemFailedError(Exception):
     """Raised by a handler to give its item back with a reason of its own."""
 
-    def __init__(self, reason: str, *, delay_s: float | None = None, dead: bool = False) -> None:
-        """``delay_s`` and ``dead`` as for ``Claim.release``."""
+    def __init__(
+        self,
+        reason: str,
+        *,
+        delay_s: float | None = None,
+        dead: bool = False,
+        uncounted: bool = False,
+    ) -> None:
+        """All but ``reason`` as for ``Claim.release``."""
         super().__init__(reason)
         self.delay_s = delay_s
         self.dead = dead
+        self.uncounted = uncounted
 
 
 class HandlerKindError(Exception):
@@ -164,11 +173,24 @@ class Claim:
         await self.queue.complete(self)
 
     async def release(
-        self, reason: str = "", *, delay_s: float | None = None, dead: bool = False
+        self,
+        reason: str = "",
+        *,
+        delay_s: float | None = None,
+        dead: bool = False,
+        uncounted: bool = False,
     ) -> None:
         """Give the item back, to be handed out again after ``delay_s`` (default: the queue's
-        back-off), or ``dead`` to the dead letters.  Raises and is cancelled as ``complete``."""
-        await self.queue.release(self, reason=reason, delay_s=delay_s, dead=dead)
+        back-off), or ``dead`` to the dead letters.  Raises and is cancelled as ``complete``.
+
+        Args:
+            uncounted: this claim is none of the item's attempts, and there is no back-off: you
+                were stopped, which says nothing of the item.  Counted all the same while the
+                cluster is at a feature level below 7.
+        """
+        await self.queue.release(
+            self, reason=reason, delay_s=delay_s, dead=dead, uncounted=uncounted
+        )
 
     async def renew(self, visibility_s: float | None = None) -> None:
         """Hold it for longer, from now; as long as it was claimed for, unless told otherwise.
@@ -287,7 +309,11 @@ class Queue:
             if claimed.items:
                 claims = [ItemClaim(item=one.item, token=one.token) for one in claimed.items]
                 release = ReleaseItems(
-                    queue=self.name.name, claims=claims, reason="the claimer gave up", delay_ms=0
+                    queue=self.name.name,
+                    claims=claims,
+                    reason="the claimer gave up",
+                    delay_ms=0,
+                    uncounted=True,
                 )
                 await pending.session.call(release, ItemsSettled)
         except LogdError:
@@ -308,8 +334,11 @@ class Queue:
         reason: str = "",
         delay_s: float | None = None,
         dead: bool = False,
+        uncounted: bool = False,
     ) -> None:
         """Give claims back; see ``Claim.release``."""
+        if dead and uncounted:
+            raise UsageError("an item that dies of a claim was attempted: dead or uncounted")
         delay_ms = _ms_of("delay_s", delay_s)
         await self._settle(
             claims,
@@ -319,6 +348,7 @@ class Queue:
                 reason=reason.encode(errors="replace")[:TEXT_BYTES_MAX].decode(errors="ignore"),
                 delay_ms=delay_ms,
                 dead=dead,
+                uncounted=uncounted,
             ),
         )
 
@@ -449,7 +479,8 @@ class Queue:
             UsageError: ``handler`` is no async function; its item was given back.
             LogdError: refused, or the cluster cannot be reached.
 
-        Cancelled, running handlers are cancelled and their items given back.
+        Cancelled, running handlers are cancelled and their items given back, at once and without
+        counting as attempts: items do not die of workers that are stopped.
         """
         require_function("handler", handler)
         require_between("concurrency", concurrency, 1, ITEMS_PER_COMMAND_MAX)
@@ -464,14 +495,17 @@ class Queue:
 
 @dataclass(slots=True)
 class WorkTally:
-    """What has become of the items that ``Queue.work`` has claimed."""
+    """What has become of the claims that ``Queue.work`` has made: each is counted once."""
 
     completed: int = 0
+    failed: int = 0
+    """Given back as attempts: their handlers raised, or were cancelled because the claim was in
+    doubt.  An item that is tried again may be among them more than once."""
     released: int = 0
-    """Given back: their handlers raised, or were cancelled."""
+    """Given back as no attempts: the worker was stopped."""
     unsettled: int = 0
-    """Neither: the claim did not hold any more, or the cluster could not be reached.  They may be
-    handed out again."""
+    """None of these: the claim did not hold any more, or the cluster could not be reached.  The
+    item may be handed out again."""
 
 
 class _QueueWorker:
@@ -548,13 +582,21 @@ class _QueueWorker:
             await _wait_for_event(watch, POLL_S)
 
     async def _run_one(self, claim: Claim) -> None:
-        failure: ItemFailedError | None = ItemFailedError(STOPPED, delay_s=0)
+        failure: ItemFailedError | None = ItemFailedError(STOPPED, delay_s=0, uncounted=True)
         misused: HandlerKindError | None = None
+
+        def doubt(_: object = None) -> None:
+            nonlocal failure
+            if not scope.cancel_called:
+                # It may be the item's doing, so it counts, as it does when the claim runs out.
+                failure = ItemFailedError(IN_DOUBT, delay_s=0)
+                scope.cancel()
+
         try:
             async with anyio.create_task_group() as tasks:
                 scope = tasks.cancel_scope
-                claim.session.call_on_loss(claim, lambda _: scope.cancel())
-                tasks.start_soon(self._renew, claim, scope)
+                claim.session.call_on_loss(claim, doubt)
+                tasks.start_soon(self._renew, claim, doubt)
                 try:
                     # It may have come so late that the item is another's by now.
                     if self._left_s(claim) > 0 and not claim.session.is_lost():
@@ -587,9 +629,9 @@ class _QueueWorker:
         assert claim.visibility_s is not None
         return claim.asked_at + claim.visibility_s * SAFE_SHARE - calls.lease_clock()
 
-    async def _renew(self, claim: Claim, scope: anyio.CancelScope) -> None:
-        """Keep the claim while its handler runs; a lost one, or one that may be, ends the handler:
-        its item may be another's."""
+    async def _renew(self, claim: Claim, doubt: Callable[[], None]) -> None:
+        """Keep the claim while its handler runs.  ``doubt`` of a lost one, or one that may be,
+        ends the handler: its item may be another's."""
         backoff = Backoff(self._queue._sessions.calls.routing.environment.rng)
         assert claim.visibility_s is not None
         delay_s = claim.visibility_s / RENEWALS_PER_VISIBILITY
@@ -605,7 +647,7 @@ class _QueueWorker:
                 else:
                     backoff.reset()
                     delay_s = claim.visibility_s / RENEWALS_PER_VISIBILITY
-        scope.cancel()
+        doubt()
 
     async def _settle(self, claim: Claim, failure: ItemFailedError | None) -> None:
         try:
@@ -613,8 +655,16 @@ class _QueueWorker:
                 await claim.complete()
                 self._tally.completed += 1
             else:
-                await claim.release(str(failure), delay_s=failure.delay_s, dead=failure.dead)
-                self._tally.released += 1
+                await claim.release(
+                    str(failure),
+                    delay_s=failure.delay_s,
+                    dead=failure.dead,
+                    uncounted=failure.uncounted,
+                )
+                if failure.uncounted:
+                    self._tally.released += 1
+                else:
+                    self._tally.failed += 1
         except LogdError:
             # It was lost, or its time will run out: it is handed out again.
             self._tally.unsettled += 1

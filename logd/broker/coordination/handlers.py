@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
+from logd.broker.coordination.levels import known_at
 from logd.errors import InvalidRequestError, LogdError
 from logd.limits import (
     COORDINATION_TIMEOUT_MS_MAX,
@@ -56,6 +57,7 @@ def coordinate(
     _check_range("timeout_ms", request.timeout_ms, 1, COORDINATION_TIMEOUT_MS_MAX)
     command = _decode(_COMMAND, "command", body)
     partition = broker.coordination.find_home(broker, request.group, request.namespace)
+    command = known_at(broker.metadata.state.feature_level, command)
     broker.disk.check()
     cost = len(body) + REQUEST_OVERHEAD_BYTES
 
