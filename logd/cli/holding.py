@@ -6,7 +6,9 @@ granted it.  Signals that ask us to end are passed on, and what was held is give
 the command has ended.
 
 Without a terminal the command runs in a session of its own, so that what it started ends with it.
-With one it stays in ours: a command that a person may type to must not be in the background.
+With one it stays in ours: a command that a person may type to must not be in the background.  To
+one whose input comes from us nobody types: it is always apart, so that Ctrl-C reaches it through
+us alone, who end it in order.
 """
 
 from __future__ import annotations
@@ -44,7 +46,15 @@ NOT_FOUND_EXIT: Final = 127
 LOOK_S: Final = 0.02
 """Nobody tells us when what a command started has ended."""
 
+HEAR_S: Final = 0.1
+"""How long we wait to hear of a signal that has ended a command: it may be for us too."""
+
 _PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_CODES_OF_ENDING: Final = frozenset(
+    code for number in _PASSED_ON for code in (-number, SIGNAL_EXIT_BASE + number)
+)
+"""Of a command that one of these has ended, and of a shell whose command it has."""
+
 _IS_THERE: Final = 0
 """A signal that is not sent: it only tells whether there is anybody to send one to."""
 
@@ -100,18 +110,21 @@ async def run_while_held(
     def pass_on(number: int) -> None:
         received.append(number)
         # From a terminal an interrupt reaches the command by itself.
-        if number != signal.SIGINT or _is_apart():
-            _send(process, number)
+        if number != signal.SIGINT or running.is_apart:
+            running.send(number)
 
-    process = await _start(command, environment)
+    try:
+        running = await _start(command, environment, is_apart=_is_without_terminal())
+    except OSError as error:
+        _end_without_command(command, error)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_end_when_lost, process, held, ttl_s)
+        tasks.start_soon(_end_when_lost, running, held, ttl_s)
         try:
             with signals.heard_by(pass_on):
-                code = await process.wait()
+                code = await running.wait()
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await _end(process, ttl_s * TERM_SHARE)
+                await running.end(ttl_s * TERM_SHARE)
             raise
         tasks.cancel_scope.cancel()
     if held.is_lost:
@@ -162,18 +175,25 @@ async def run_for_input(
 ) -> int:
     """Run ``command`` to its end; its exit code, negative if a signal ended it.
 
-    Cancelled, it is ended first, with ``grace_s`` to end by itself.
+    Cancelled, it is ended first, with ``grace_s`` to end by itself; if it ends with code 0 then, it
+    has done its work, and that is what is returned.
 
     Raises:
         OSError: it could not be started.
     """
-    process = await _started(command, environment, stdin, stderr)
+    running = await _start(command, environment, stdin, stderr, is_apart=True)
     try:
-        return await process.wait()
+        code = await running.wait()
+        if code in _CODES_OF_ENDING:
+            # Whoever asked it to end may have asked us as well, as systemd does: then we are
+            # about to be cancelled, and it has not failed.
+            await anyio.sleep(HEAR_S)
     except BaseException:
         with anyio.CancelScope(shield=True):
-            await _end(process, grace_s)
-        raise
+            code = await running.end(grace_s)
+        if code != 0:
+            raise
+    return code
 
 
 class Signals:
@@ -284,27 +304,68 @@ def require_command(command: Sequence[str]) -> None:
         _end_without_command(command, OSError(why, os.strerror(why)))
 
 
-async def _start(command: Sequence[str], environment: Mapping[str, str]) -> anyio.abc.Process:
-    try:
-        return await _started(command, environment)
-    except OSError as error:
-        _end_without_command(command, error)
+class _Running:
+    """A command that was started."""
+
+    def __init__(self, process: anyio.abc.Process, *, is_apart: bool) -> None:
+        self._process = process
+        self.is_apart = is_apart
+        """In a session of its own, with all that it starts."""
+
+    async def wait(self) -> int:
+        """Its exit code, negative if a signal ended it."""
+        return await self._process.wait()
+
+    def send(self, number: int) -> bool:
+        """To the command, and where it is apart to what it started; False if nobody is there."""
+        process = self._process
+        if process.returncode is not None and not self.is_apart:
+            return False
+        try:
+            if self.is_apart:
+                os.killpg(process.pid, number)
+            else:
+                os.kill(process.pid, number)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            # It runs as somebody else, by sudo for example.  What it depends on is held for it all
+            # the same, and must not be given back while it runs.
+            if number != _IS_THERE:
+                name = signal.Signals(number).name
+                say(f"logd: the command cannot be sent {name}: not permitted")
+        return True
+
+    async def end(self, grace_s: float) -> int:
+        """Ask it to end, and make it after ``grace_s``; its exit code as ``wait``."""
+        self.send(signal.SIGTERM)
+        with anyio.move_on_after(grace_s):
+            await self.wait()
+            while True:
+                if not self.send(_IS_THERE):
+                    return await self.wait()
+                await anyio.sleep(LOOK_S)
+        self.send(signal.SIGKILL)
+        return await self.wait()
 
 
-async def _started(
+async def _start(
     command: Sequence[str],
     environment: Mapping[str, str],
     stdin: IO[bytes] | None = None,
     stderr: IO[bytes] | None = None,
-) -> anyio.abc.Process:
-    return await anyio.open_process(
+    *,
+    is_apart: bool,
+) -> _Running:
+    process = await anyio.open_process(
         list(command),
         stdin=stdin,
         stdout=None,
         stderr=stderr,
         env={**os.environ, **environment},
-        start_new_session=_is_apart(),
+        start_new_session=is_apart,
     )
+    return _Running(process, is_apart=is_apart)
 
 
 def _end_without_command(command: Sequence[str], error: OSError) -> NoReturn:
@@ -312,49 +373,17 @@ def _end_without_command(command: Sequence[str], error: OSError) -> NoReturn:
     raise click.exceptions.Exit(NOT_FOUND_EXIT) from error
 
 
-def _is_apart() -> bool:
+def _is_without_terminal() -> bool:
     return sys.stdin is None or not sys.stdin.isatty()
 
 
-def _send(process: anyio.abc.Process, number: int) -> bool:
-    """To the command, and where it is apart to what it started; False if nobody is there."""
-    is_apart = _is_apart()
-    if process.returncode is not None and not is_apart:
-        return False
-    try:
-        if is_apart:
-            os.killpg(process.pid, number)
-        else:
-            os.kill(process.pid, number)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        # It runs as somebody else, by sudo for example.  What it depends on is held for it all
-        # the same, and must not be given back while it runs.
-        if number != _IS_THERE:
-            say(f"logd: the command cannot be sent {signal.Signals(number).name}: not permitted")
-    return True
-
-
-async def _end_when_lost(process: anyio.abc.Process, held: Held, ttl_s: float) -> None:
+async def _end_when_lost(running: _Running, held: Held, ttl_s: float) -> None:
     await held.wait_until_over()
     if held.is_lost:
         say(f"logd: {held.lost_error()}: ending the command")
         # Not over when the command has ended: what it started has to end too.
         with anyio.CancelScope(shield=True):
-            await _end(process, ttl_s * TERM_SHARE)
-
-
-async def _end(process: anyio.abc.Process, grace_s: float) -> None:
-    _send(process, signal.SIGTERM)
-    with anyio.move_on_after(grace_s):
-        await process.wait()
-        while True:
-            if not _send(process, _IS_THERE):
-                return
-            await anyio.sleep(LOOK_S)
-    _send(process, signal.SIGKILL)
-    await process.wait()
+            await running.end(ttl_s * TERM_SHARE)
 
 
 def leave_with(code: int) -> None:

@@ -181,6 +181,10 @@ def work(
     back-off, and to be a dead letter after too many attempts; what COMMAND wrote to its standard
     error is the reason.
 
+    Told to end, by Ctrl-C or another signal, it asks each COMMAND to end (SIGTERM), and kills it
+    after a tenth of the time to live, or of the queue's visibility if that is shorter.  Code 0
+    still completes the item; else it is given back at once, and that is none of its attempts.
+
     When it ends it says how many items it has completed, how many attempts have failed, and how
     many items it has given back without that.
     """
@@ -231,7 +235,8 @@ async def run_for(
     bootstrap: str,
     ttl_s: float = DEFAULT_TTL_S,
 ) -> None:
-    """Run ``command`` for one item of queue ``name``; cancelled, it is ended.
+    """Run ``command`` for one item of queue ``name``; cancelled, it is ended, and what it was ended
+    with decides: if it is code 0, there was no cancellation.
 
     Raises:
         ItemFailedError: it ended with another code than 0, or could not be started.
@@ -255,17 +260,19 @@ async def run_for(
     with tempfile.TemporaryFile() as payload, tempfile.TemporaryFile() as told:
         payload.write(claim.payload)
         payload.seek(0)
-        grace_s = ttl_s * TERM_SHARE
+        lasts_s = min(ttl_s, claim.visibility_s or ttl_s)
+        grace_s = lasts_s * TERM_SHARE
         try:
             code = await run_for_input(command, environment, grace_s, stdin=payload, stderr=told)
         except OSError as error:
             say(f"logd: {command[0]}: {error.strerror}")
             raise ItemFailedError(f"{command[0]}: {error.strerror}") from error
-        told.seek(0)
-        # That nobody hears it is no failure of the item, which would be worked on again.
-        with suppress(OSError):
-            shutil.copyfileobj(told, sys.stderr.buffer)
-            sys.stderr.flush()
+        finally:
+            told.seek(0)
+            # That nobody hears it is no failure of the item, which would be worked on again.
+            with suppress(OSError):
+                shutil.copyfileobj(told, sys.stderr.buffer)
+                sys.stderr.flush()
         told.seek(max(0, told.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
         said = told.read(LAST_WORDS_BYTES)
     if code:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shlex
 import signal
 import subprocess
@@ -967,6 +968,36 @@ def test_a_worker_that_is_told_to_end_says_what_it_has_done(
     assert worker.returncode == code
     stats = msgspec.json.decode(run_logd("queue", "stats", name, "--output", "json", *at).stdout)
     assert (stats["completed"], stats["in_flight"]) == (1, 0)
+
+
+def test_ctrl_c_gives_the_item_back_once_its_command_has_ended_in_order(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    """The interrupt of the terminal reaches the worker alone; the command is asked to end."""
+    name, at, out = fresh("queue"), ("--bootstrap", cluster.bootstrap), tmp_path / "out"
+    run_logd("queue", "configure", name, "--attempts-max", "1", *at)
+    run_logd("queue", "put", name, "item", *at)
+    script = (
+        f"trap 'echo interrupted >> {out}; exit 1' INT; trap 'echo ended >> {out}; exit 1' TERM; "
+        "sleep 60 & echo begun; wait"
+    )
+    command = logd_command("queue", "work", name, *at, "--", "sh", "-c", script)
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(command[0], command)
+    with open(terminal, "r+b", buffering=0) as keyboard:
+        said = b""
+        while b"begun" not in said:
+            said += keyboard.read(1024)
+        keyboard.write(b"\x03")
+        _, status = os.waitpid(child, 0)
+        said += keyboard.read(1024)
+
+    claimed = msgspec.json.decode(run_logd("queue", "claim", name, "--output", "json", *at).stdout)
+    assert out.read_text() == "ended\n"
+    assert b"completed 0 items; gave back 1 item" in said
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGINT
+    assert (claimed["payload"], claimed["attempt"]) == ("item", 1)
 
 
 def test_a_worker_tells_attempts_that_failed_and_does_not_call_them_items_given_back(

@@ -126,6 +126,67 @@ def test_a_command_whose_item_is_taken_away_is_asked_to_end_with_all_that_it_sta
     anyio.run(take_away, backend="trio")
 
 
+def cancelled_while_it_runs(
+    tmp_path: Path, script: str, *, visibility_s: float | None = None, ttl_s: float = 15
+) -> bool:
+    """Whether ``script``, of a worker that is told to end once it has written to descriptor 3, has
+    completed its item all the same."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = ("sh", "-c", f'exec 3>"$0"; {script}', str(pipe))
+    claim = claim_of(b"x")
+    claim.visibility_s = visibility_s
+    completed: list[bool] = []
+
+    async def work() -> None:
+        await run_for(claim, command, "jobs", "127.0.0.1:1", ttl_s)
+        completed.append(True)
+
+    async def stop() -> None:
+        in_thread = partial(anyio.to_thread.run_sync, abandon_on_cancel=True)
+        with anyio.fail_after(ENOUGH_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(work)
+                with await in_thread(pipe.open) as told:
+                    await in_thread(told.readline)
+                    tasks.cancel_scope.cancel()
+
+    anyio.run(stop, backend="trio")
+    return completed == [True]
+
+
+@pytest.mark.parametrize(("code", "is_completed"), [(0, True), (1, False)])
+def test_what_a_worker_that_is_stopped_has_done_is_for_its_command_to_say(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], code: int, is_completed: bool
+) -> None:
+    script = f"trap 'echo ended >&2; exit {code}' TERM; sleep 20 & echo begun >&3; wait"
+
+    assert cancelled_while_it_runs(tmp_path, script) is is_completed
+    assert capfd.readouterr().err == "ended\n"
+
+
+def test_a_command_does_not_outlive_its_claim_however_long_the_session_lives(
+    tmp_path: Path,
+) -> None:
+    script = "trap '' TERM; echo begun >&3; sleep 20"
+
+    assert not cancelled_while_it_runs(tmp_path, script, visibility_s=1, ttl_s=3600)
+
+
+@pytest.mark.parametrize("ending", ["kill -TERM $$", "exit 130"])
+def test_who_ends_a_command_may_be_ending_its_worker_too(tmp_path: Path, ending: str) -> None:
+    # It is gone before its worker hears of that.
+    script = f"echo begun >&3; {ending}"
+
+    assert not cancelled_while_it_runs(tmp_path, script)
+
+
+@pytest.mark.parametrize("ending", ["kill -TERM $$", "exit 130"])
+def test_a_command_that_was_ended_alone_has_failed(ending: str) -> None:
+    with pytest.raises(ItemFailedError, match=r"^(ended by SIGTERM|code 130)"):
+        work_on(b"x", "sh", "-c", ending)
+
+
 def test_a_command_that_cannot_be_run_fails_with_why() -> None:
     with pytest.raises(ItemFailedError, match=r"^/no/such/command: No such file or directory$"):
         work_on(b"x", "/no/such/command")
