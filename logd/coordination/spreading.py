@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Final, NamedTuple
 
 from sortedcontainers import SortedList
@@ -62,7 +64,8 @@ def spread(members: Sequence[str], shards: Sequence[Placed]) -> dict[str, str | 
 
 def _weights(shards: Sequence[Placed]) -> list[int]:
     known = [placed.weight for placed in shards if placed.weight is not None]
-    mean = sum(known) / len(known) if known else 0.0
+    # Replicas may run different versions of Python: from 3.12 on sum() rounds in another way.
+    mean = reduce(add, known, 0.0) / len(known) if known else 0.0
     if not mean:
         return [_UNITS] * len(shards)
     return [_UNITS if s.weight is None else max(round(s.weight / mean * _UNITS), 1) for s in shards]

@@ -390,6 +390,13 @@ COORDINATION_MUTANTS = (
         "        if not held or queue is None:\n",
     ),
     Mutant(
+        "loads are added up as this version of Python does",
+        "replicas come to the same state",
+        _SPREADING,
+        "reduce(add, known, 0.0)",
+        "sum(known)",
+    ),
+    Mutant(
         "a claim that does not count uses up an attempt",
         "items do not die of workers that are stopped",
         _QUEUES,
