@@ -229,6 +229,7 @@ class CoordinationState:
             assert session in space.sessions
         assert len(self._where) == sum(len(s.sessions) for s in self._namespaces.values())
         for space in self._namespaces.values():
+            assert not space.is_empty
             space.check_invariants()
 
     def _begin(self, applied: int, log_time_ms: int) -> None:
@@ -260,16 +261,19 @@ class CoordinationState:
                 raise QuotaExceededError(
                     f"a partition holds at most {NAMESPACES_PER_PARTITION_MAX:,} namespaces"
                 )
-            space = self._add_namespace(entry.namespace)
+            space = self._new_namespace(entry.namespace)
         opened = space.open(command, revision, self._log_time_ms)
-        self._where[opened.session] = space
+        # Not before: one without a session would be left over when that was refused.
+        self._namespaces[entry.namespace] = self._where[opened.session] = space
         return opened
 
-    def _add_namespace(self, name: str) -> Namespace:
-        space = Namespace(
+    def _new_namespace(self, name: str) -> Namespace:
+        return Namespace(
             name, self._usage, self._events_forgotten, self._emit, self._timers.schedule
         )
-        self._namespaces[name] = space
+
+    def _add_namespace(self, name: str) -> Namespace:
+        space = self._namespaces[name] = self._new_namespace(name)
         return space
 
     def _bring_about_what_is_due(self, revision: Offset) -> None:

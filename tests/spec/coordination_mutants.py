@@ -397,6 +397,13 @@ COORDINATION_MUTANTS = (
         "sum(known)",
     ),
     Mutant(
+        "a namespace whose first session is refused stays",
+        "P6",
+        _STATE,
+        "            space = self._new_namespace(entry.namespace)\n",
+        "            space = self._add_namespace(entry.namespace)\n",
+    ),
+    Mutant(
         "a claim that does not count uses up an attempt",
         "items do not die of workers that are stopped",
         _QUEUES,

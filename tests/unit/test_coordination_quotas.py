@@ -137,6 +137,20 @@ def test_namespaces_share_the_partition_s_bytes() -> None:
         second.require(quotas.KEY_BYTES, 11)
 
 
+def test_a_session_that_is_refused_leaves_no_namespace_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    partition = Partition()
+    partition.open()
+    monkeypatch.setattr(limits, "STATE_BYTES_PER_PARTITION_MAX", 0)
+
+    with pytest.raises(AssertionError, match="share a partition would hold"):
+        partition.open("another")
+
+    assert list(partition.state._namespaces) == [NAMESPACE]
+    partition.state.check_invariants()
+
+
 def test_what_goes_leaves_no_trace_in_what_is_counted() -> None:
     partition = Partition()
     session = partition.open()
