@@ -296,6 +296,10 @@ ITEM_BYTES_PER_NAMESPACE_MAX: Final = 64 * MIB
 RESULT_BYTES_PER_NAMESPACE_MAX: Final = 32 * MIB
 """Results kept for sessions that have not acknowledged them."""
 
+RESULT_BYTES_PER_PARTITION_MAX: Final = 64 * MIB
+"""The same over all namespaces of a partition.  Beyond that nothing is refused for being too much,
+but everything until some are acknowledged."""
+
 STATE_BYTES_PER_PARTITION_MAX: Final = 160 * MIB
 """All of that over all namespaces of a partition, as counted for quotas."""
 
@@ -383,7 +387,11 @@ assert COORDINATION_ENTRIES_PER_BATCH_MAX <= RECORDS_PER_BATCH_MAX
 # The sessions of a keep-alive fit the header of a frame.
 assert SESSIONS_PER_KEEP_ALIVE_MAX * 9 + KIB < FRAME_HEADER_BYTES_MAX
 # What is counted is at most what a snapshot may be, which has less around each record.
-assert STATE_BYTES_PER_PARTITION_MAX < SNAPSHOT_BYTES_MAX
+# Results may come when that is used up; the last one is kept whatever its size.
+assert (
+    STATE_BYTES_PER_PARTITION_MAX + RESULT_BYTES_PER_PARTITION_MAX + 2 * ANSWER_BYTES_MAX
+    < SNAPSHOT_BYTES_MAX
+)
 
 FEATURE_LEVEL_MIN: Final = 1
 """The lowest feature level at which this version works; that of brokers that name none."""

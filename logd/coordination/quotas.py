@@ -62,10 +62,12 @@ an item died of."""
 class PartitionUsage:
     """Bytes of all namespaces together."""
 
-    __slots__ = ("state_bytes",)
+    __slots__ = ("result_bytes", "state_bytes")
 
     def __init__(self) -> None:
         self.state_bytes = 0
+        self.result_bytes = 0
+        """Of these, what is refused in another way: whoever acknowledges makes room."""
 
     @property
     def used(self) -> float:
@@ -76,11 +78,11 @@ class PartitionUsage:
 class Usage:
     """What one namespace holds."""
 
-    __slots__ = ("_counts", "_partition")
+    __slots__ = ("_counts", "partition")
 
     def __init__(self, partition: PartitionUsage) -> None:
         self._counts = dict.fromkeys(QUOTAS, 0)
-        self._partition = partition
+        self.partition = partition
 
     def count(self, what: str) -> int:
         return self._counts[what]
@@ -102,7 +104,7 @@ class Usage:
                 f"the namespace holds {self._counts[what]:,} {what}, at most {QUOTAS[what]:,} "
                 f"are allowed, {more:,} more were asked for"
             )
-        needed = self._partition.state_bytes + more * _BYTES_OF_ONE[what]
+        needed = self.partition.state_bytes + more * _BYTES_OF_ONE[what]
         if needed > limits.STATE_BYTES_PER_PARTITION_MAX:
             raise QuotaExceededError(
                 f"the namespaces that share a partition would hold {needed:,} bytes, "
@@ -114,4 +116,12 @@ class Usage:
         count = self._counts[what] + more
         assert count >= 0
         self._counts[what] = count
-        self._partition.state_bytes += more * _BYTES_OF_ONE[what]
+        self.partition.state_bytes += more * _BYTES_OF_ONE[what]
+
+    def add_results(self, more: int) -> None:
+        """As ``add``, of bytes of results."""
+        count = self._counts[RESULT_BYTES] + more
+        assert count >= 0
+        self._counts[RESULT_BYTES] = count
+        self.partition.state_bytes += more
+        self.partition.result_bytes += more

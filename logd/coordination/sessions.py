@@ -17,8 +17,10 @@ from logd.coordination import quotas
 from logd.coordination.quotas import Usage
 from logd.errors import InvalidRequestError, OverloadedError
 from logd.limits import (
+    KIB,
     RECORD_OVERHEAD_BYTES,
     RESULT_BYTES_PER_NAMESPACE_MAX,
+    RESULT_BYTES_PER_PARTITION_MAX,
     RESULTS_PER_SESSION_MAX,
 )
 from logd.wire.coordination import (
@@ -34,6 +36,9 @@ from logd.wire.coordination import (
 )
 
 _ID_BYTES: Final = 9
+_MESSAGE_BYTES: Final = KIB
+"""As long as a refusal's may be.  How long it is depends on the Python of the replica: each version
+knows more characters that it shows as they are."""
 _WITHOUT_CONTENTS: Final = frozenset((Done, Claim, Opened))
 
 
@@ -106,11 +111,16 @@ class Session:
                 f"the namespace holds {usage.count(quotas.RESULT_BYTES):,} {quotas.RESULT_BYTES}, "
                 f"at most {RESULT_BYTES_PER_NAMESPACE_MAX:,} are kept"
             )
+        if usage.partition.result_bytes > RESULT_BYTES_PER_PARTITION_MAX:
+            raise OverloadedError(
+                f"the namespaces that share a partition hold {usage.partition.result_bytes:,} "
+                f"{quotas.RESULT_BYTES}, at most {RESULT_BYTES_PER_PARTITION_MAX:,} are kept"
+            )
 
 
 def keep_result(session: Session, sequence: int, result: Result, usage: Usage) -> None:
     session.results[sequence] = result
-    usage.add(quotas.RESULT_BYTES, result_bytes(result))
+    usage.add_results(result_bytes(result))
 
 
 def acknowledge(session: Session, acknowledged: int, usage: Usage) -> None:
@@ -127,14 +137,14 @@ def acknowledge(session: Session, acknowledged: int, usage: Usage) -> None:
         if result is not None:
             freed += result_bytes(result)
     if freed:
-        usage.add(quotas.RESULT_BYTES, -freed)
+        usage.add_results(-freed)
     session.acknowledged = acknowledged
 
 
 def forget_results(session: Session, usage: Usage) -> None:
     """The session ends: nobody can ask for its results any more."""
     for result in session.results.values():
-        usage.add(quotas.RESULT_BYTES, -result_bytes(result))
+        usage.add_results(-result_bytes(result))
     session.results.clear()
 
 
@@ -157,5 +167,5 @@ def result_bytes(result: Result) -> int:
     elif isinstance(result, ItemsSettled):
         contents = _ID_BYTES * (len(result.settled) + len(result.stale))
     elif isinstance(result, Refused):
-        contents = len(result.message)
+        contents = _MESSAGE_BYTES
     return contents + RECORD_OVERHEAD_BYTES * records

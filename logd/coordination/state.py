@@ -318,9 +318,9 @@ class CoordinationState:
         usage = space.usage
         if entry.acknowledged > session.acknowledged:
             acknowledge(session, entry.acknowledged, usage)
-        session.check_room(usage)
         if type(command) is CloseSession:
             return self._end(entry.session, revision)
+        session.check_room(usage)
         try:
             result = space.execute(command, session, revision, self._log_time_ms)
         except RequestError as refused:

@@ -404,6 +404,24 @@ COORDINATION_MUTANTS = (
         "            space = self._add_namespace(entry.namespace)\n",
     ),
     Mutant(
+        "results of all namespaces together are kept without bound",
+        "P6",
+        _SESSIONS,
+        "        if usage.partition.result_bytes > RESULT_BYTES_PER_PARTITION_MAX:",
+        "        if False:",
+    ),
+    Mutant(
+        "a session that has no room for results cannot be closed",
+        "P6",
+        _STATE,
+        "        if type(command) is CloseSession:\n"
+        "            return self._end(entry.session, revision)\n"
+        "        session.check_room(usage)\n",
+        "        session.check_room(usage)\n"
+        "        if type(command) is CloseSession:\n"
+        "            return self._end(entry.session, revision)\n",
+    ),
+    Mutant(
         "a claim that does not count uses up an attempt",
         "items do not die of workers that are stopped",
         _QUEUES,

@@ -263,7 +263,9 @@ class History:
             return CompleteItems(queue=queue, claims=claims)
         if roll < 0.7:
             return RenewItems(queue=queue, claims=claims)
-        return ReleaseItems(queue=queue, claims=claims, dead=roll < 0.8, reason="r")
+        return ReleaseItems(
+            queue=queue, claims=claims, dead=roll < 0.8, uncounted=roll > 0.9, reason="r"
+        )
 
     def _queue(self) -> Command:
         roll = self.chance.random()

@@ -35,6 +35,7 @@ from logd.wire.coordination import (
     ReadSessions,
     Refused,
     Release,
+    Result,
     Sessions,
     Transact,
     Transacted,
@@ -145,6 +146,44 @@ def test_what_a_namespace_keeps_of_results_has_a_bound_for_all_of_its_sessions(
     assert error_of(do(second, 1, 1, get)) is OverloadedError
     assert isinstance(do(first, 4, 4, put), Transacted)  # It has taken what it was answered.
     assert isinstance(do(second, 1, 1, get), Transacted)
+
+
+def test_what_all_namespaces_keep_of_results_has_a_bound_until_somebody_takes_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "RESULT_BYTES_PER_PARTITION_MAX", 5_000)
+    partition = Partition()
+    names = ("one", "two", "three")
+    opened = {name: partition.open(name) for name in names}
+
+    def do(name: str, sequence: int, command: Command, acknowledged: int = 1) -> Result:
+        entry = Entry(name, opened[name], sequence, acknowledged, 5, command)
+        return partition.apply(entry)
+
+    read = Transact(then=[Put(key=b"k", value=bytes(3_000)), Get(key=b"k")])
+    kept = [do(name, 1, read) for name in names]
+    restored = type(partition.state).restore(partition.state.snapshot())
+    taken = do("one", 2, COUNT_ONE, acknowledged=2)
+    room = do("three", 1, read)
+    full = do("three", 2, COUNT_ONE)
+    closed = [do("two", 2, CloseSession()), do("three", 3, CloseSession(), acknowledged=1)]
+
+    assert [isinstance(result, Transacted) for result in kept] == [True, True, False]
+    assert error_of(kept[2]) is OverloadedError
+    assert restored._usage.result_bytes > 5_000
+    assert isinstance(taken, Transacted)
+    assert isinstance(room, Transacted)
+    assert error_of(full) is OverloadedError
+    assert [type(result) for result in closed] == [Done, Done]
+    assert 0 < partition.state._usage.result_bytes < 5_000
+
+
+def test_refusals_count_alike_however_they_are_worded() -> None:
+    """A key is quoted as the Python of a replica can show it, and all are to count the same."""
+    shown = Refused(revision=1, code=2, message="key '\U0001fae8' holds no decimal integer")
+    escaped = Refused(revision=1, code=2, message=r"key '\U0001fae8' holds no decimal integer")
+
+    assert sessions.result_bytes(shown) == sessions.result_bytes(escaped) > len(escaped.message)
 
 
 def test_acknowledging_far_ahead_takes_no_longer() -> None:
