@@ -1564,6 +1564,22 @@ SYSTEM_MUTANTS = (
         "ItemFailedError(IN_DOUBT, delay_s=0, uncounted=True)",
     ),
     Mutant(
+        "what a claim came to whose answer was lost is kept",
+        "coordination: items do not die of workers that are stopped",
+        "client/logd_client/coordination/queues.py",
+        "if isinstance(error, LogdError) and not error.may_have_applied:",
+        "if isinstance(error, LogdError):",
+    ),
+    Mutant(
+        "who is cancelled while it claims does not wait until that is given back",
+        "coordination: items do not die of workers that are stopped",
+        "client/logd_client/coordination/queues.py",
+        "                await settle(self._sessions, session, pending)\n",
+        "                self._sessions.calls.routing.tasks.start_soon(\n"
+        "                    settle, self._sessions, session, pending\n"
+        "                )\n",
+    ),
+    Mutant(
         "a claim is doubted when its handler has ended",
         "coordination: what is done is completed",
         "client/logd_client/coordination/queues.py",

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import trio
 
+from logd.errors import LogdError
 from logd_client import Client
 from logd_client.coordination.queues import IN_DOUBT, LOOK_AGAIN_S, Claim, WorkTally
 from logd_client.coordination.session import SAFE_SHARE
@@ -221,14 +222,66 @@ def test_a_claim_that_nobody_waited_for_is_no_attempt() -> None:
     tell(story)
 
 
+def test_a_claim_that_its_client_did_not_wait_for_is_given_back_before_that_is_closed() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await trio.sleep(5.0)  # Leadership has been balanced: who leads now leads to the end.
+        queue = client.queue("q")
+        await queue.configure(attempts_max=1)
+        await queue.put(b"item")
+
+        async def answer_soon() -> None:
+            await trio.sleep(0.5)
+            cluster.network.release(answers)
+
+        async with trio.open_nursery() as nursery, connected(cluster) as other:
+            await other.queue("another").claim()
+            answers = [(node.host, "client2") for node in cluster.nodes.values()]
+            cluster.network.hold(answers)
+            async with trio.open_nursery() as claiming:
+                claiming.start_soon(other.queue("q").claim)
+                while not (await queue.statistics()).in_flight:
+                    await trio.sleep(0.1)
+                nursery.start_soon(answer_soon)
+                claiming.cancel_scope.cancel()
+
+        assert [claim.attempt for claim in await queue.claim()] == [1]
+
+    tell(story)
+
+
+def test_a_claim_whose_answer_never_came_is_no_attempt() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await trio.sleep(5.0)  # Leadership has been balanced: who leads now leads to the end.
+        queue = client.queue("q")
+        await queue.configure(attempts_max=1, visibility_ms=120_000)
+        await queue.put(b"item")
+        async with connected(cluster, session_ttl_ms=120_000) as other:
+            await other.queue("another").claim()
+            answers = [(node.host, "client2") for node in cluster.nodes.values()]
+            cluster.network.hold(answers)
+            with pytest.raises(LogdError) as caught:
+                await other.queue("q").claim()
+            assert caught.value.may_have_applied
+            assert (await queue.statistics()).in_flight == 1
+            cluster.network.release(answers)
+            (claim,) = await queue.claim(wait_s=20.0)
+
+        assert claim.attempt == 1
+
+    tell(story)
+
+
 def test_a_handler_that_keeps_its_claim_from_being_renewed_uses_up_attempts() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         queue = client.queue("q")
         await queue.configure(attempts_max=1, visibility_ms=2_000)
         await queue.put(b"item")
         tally = WorkTally()
+        attempts: list[int] = []
 
         async def handle(claim: Claim) -> None:
+            assert not attempts
+            attempts.append(claim.attempt)
             claim.asked_at -= SAFE_SHARE * 2.0  # As if it had held up the event loop for so long.
             await trio.sleep_forever()
 

@@ -1,9 +1,9 @@
 """Places in queues, and the leases that they become: what locks, semaphores and elections share.
 
-Taking a place is a command with a result that can be asked for again (``session.py``), so a
-caller that is cancelled at any point can be followed by somebody who finds out what was granted
-and gives it back.  That somebody is a task of the client's: the cancelled caller waits for it
-for a bounded time only, and it goes on for as long as the session lives.
+Taking a place, or claiming items, is a command with a result that can be asked for again
+(``session.py``), so a caller that is cancelled at any point can be followed by somebody who finds
+out what was granted and gives it back.  That somebody is a task of the client's: the cancelled
+caller waits for it for a bounded time only, and it goes on for as long as the session lives.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ from logd.errors import (
 from logd.wire.coordination import (
     Acquire,
     Claim,
+    ClaimItems,
     Command,
     Done,
     Holders,
+    ItemClaim,
+    ItemsClaimed,
+    ItemsSettled,
     ReadClaim,
     ReadLock,
     Release,
+    ReleaseItems,
     fence_id_of,
 )
 from logd_client.arguments import require_seconds
@@ -47,6 +52,8 @@ LeaseKind = Literal["lock", "semaphore", "election"]
 
 GIVE_BACK_TIMEOUT_S: Final = 5.0
 """How long leaving waits until what was held is given back; it goes on behind the caller's back."""
+
+GAVE_UP: Final = "the claimer gave up"
 
 
 class Lease:
@@ -388,7 +395,8 @@ class LeaseContext(Generic[L]):
 async def settle(sessions: Sessions, session: Session, work: Command | PendingCommand) -> None:
     """Have something given back, waiting for a bounded time, cancelled or not.
 
-    A command is simply carried out.  A pending ``Acquire`` is given back whatever it came to.
+    A command is simply carried out.  A pending ``Acquire`` or ``ClaimItems`` is given back whatever
+    it came to.
     """
     is_settled = False
     try:
@@ -444,10 +452,20 @@ async def _settle_once(session: Session, work: Command | PendingCommand) -> bool
 
 
 async def _give_back(session: Session, pending: PendingCommand) -> None:
-    acquire = pending.command
-    assert isinstance(acquire, Acquire)
+    """Whatever it came to."""
     if not pending.is_sent:
         return
-    claim = await pending.result(Claim)
-    release = Release(kind=acquire.kind, name=acquire.name, ticket=claim.ticket)
-    await session.call(release, Done)
+    command = pending.command
+    if isinstance(command, Acquire):
+        claim = await pending.result(Claim)
+        release = Release(kind=command.kind, name=command.name, ticket=claim.ticket)
+        await session.call(release, Done)
+        return
+    assert isinstance(command, ClaimItems)
+    claimed = await pending.result(ItemsClaimed)
+    if claimed.items:
+        claims = [ItemClaim(item=one.item, token=one.token) for one in claimed.items]
+        unclaim = ReleaseItems(
+            queue=command.queue, claims=claims, reason=GAVE_UP, delay_ms=0, uncounted=True
+        )
+        await session.call(unclaim, ItemsSettled)

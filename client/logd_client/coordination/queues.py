@@ -59,8 +59,9 @@ from logd_client.arguments import (
 from logd_client.background import task_group
 from logd_client.backoff import Backoff
 from logd_client.coordination.fences import Fence
+from logd_client.coordination.leases import settle
 from logd_client.coordination.names import Name, checked_bytes
-from logd_client.coordination.session import SAFE_SHARE, PendingCommand, Session, Sessions
+from logd_client.coordination.session import SAFE_SHARE, Session, Sessions
 from logd_client.coordination.watches import Watch
 
 POLL_S: Final = 5.0
@@ -259,7 +260,8 @@ class Queue:
         Raises:
             LogdError: refused, or the cluster cannot be reached.
 
-        Cancelled, what was claimed meanwhile is given back at once.
+        Cancelled, or if it is not known whether any were claimed, those are given back: the caller
+        waits for that for a bounded time, and it goes on as long as the session lives.
         """
         require_between("count", count, 1, ITEMS_PER_COMMAND_MAX)
         require_seconds("wait_s", wait_s)
@@ -291,35 +293,15 @@ class Queue:
         pending = await session.prepare(command)
         try:
             claimed = await pending.result(ItemsClaimed)
-        except LogdError:
-            pending.finish()
-            raise
-        except BaseException:
-            # Cancelled: whatever was claimed is somebody else's to do.
-            self._sessions.calls.routing.tasks.start_soon(self._unclaim, pending)
+        except BaseException as error:
+            if isinstance(error, LogdError) and not error.may_have_applied:
+                pending.finish()
+            else:
+                # Whatever was, or is yet to be, claimed is somebody else's to do.
+                await settle(self._sessions, session, pending)
             raise
         pending.finish()
         return [Claim(self, session, item, visibility_s, asked_at) for item in claimed.items]
-
-    async def _unclaim(self, pending: PendingCommand) -> None:
-        try:
-            if not pending.is_sent:
-                return
-            claimed = await pending.result(ItemsClaimed)
-            if claimed.items:
-                claims = [ItemClaim(item=one.item, token=one.token) for one in claimed.items]
-                release = ReleaseItems(
-                    queue=self.name.name,
-                    claims=claims,
-                    reason="the claimer gave up",
-                    delay_ms=0,
-                    uncounted=True,
-                )
-                await pending.session.call(release, ItemsSettled)
-        except LogdError:
-            return  # The claims run out.
-        finally:
-            pending.finish()
 
     # --- settling -----------------------------------------------------------------------
 
