@@ -1587,6 +1587,20 @@ SYSTEM_MUTANTS = (
         "            if True:\n",
     ),
     Mutant(
+        "who has lost its session goes on waiting at a double barrier",
+        "coordination: whoever waits is told",
+        "client/logd_client/coordination/recipes.py",
+        "            with session.scope():\n",
+        "            with suppress():\n",
+    ),
+    Mutant(
+        "a double barrier that was opened once stays open",
+        "coordination: members begin together",
+        "client/logd_client/coordination/recipes.py",
+        "ready is not None and ready.revision > entered_at",
+        "ready is not None",
+    ),
+    Mutant(
         "a cancelled command keeps the place it was promised",
         "coordination: a client's commands go on",
         "client/logd_client/coordination/session.py",

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import trio
 
-from logd.errors import LogdError
+from logd.errors import LogdError, SessionExpiredError
 from logd_client import Client
 from logd_client.coordination.queues import IN_DOUBT, LOOK_AGAIN_S, Claim, WorkTally
 from logd_client.coordination.session import SAFE_SHARE
@@ -81,6 +81,63 @@ def test_who_cleans_up_after_being_cancelled_still_reaches_the_cluster() -> None
         assert state is not None
         assert state.value == b"ended"
         assert (await client.admin.offsets("t", 0)).data_end == 12
+
+    tell(story)
+
+
+def test_who_has_lost_its_session_does_not_wait_at_a_double_barrier_where_it_is_not_counted() -> (
+    None
+):
+    async def story(cluster: SimCluster, client: Client) -> None:
+        entered: list[str] = []
+
+        async def enter(of: Client, member: str) -> None:
+            await of.double_barrier("b", 2, member).enter()
+            entered.append(member)
+
+        async with connected(cluster, session_ttl_ms=2_000) as other:
+            async with trio.open_nursery() as nursery:
+
+                async def lose() -> None:
+                    with pytest.raises(SessionExpiredError):
+                        await enter(other, "lost")
+
+                nursery.start_soon(lose)
+                await trio.sleep(1.0)
+                cluster.network.isolate("client2")
+                await trio.sleep(10.0)
+                cluster.network.heal()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(enter, client, "first")
+                await trio.sleep(1.0)
+                assert entered == []
+                nursery.start_soon(enter, other, "again")
+        assert sorted(entered) == ["again", "first"]
+
+    tell(story)
+
+
+def test_a_double_barrier_whose_members_have_crashed_holds_back_those_who_come_next() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        entered: list[str] = []
+
+        async def enter(of: Client, member: str) -> None:
+            await of.double_barrier("b", 2, member).enter()
+            entered.append(member)
+
+        async with connected(cluster, session_ttl_ms=2_000) as other:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(enter, other, "one")
+                nursery.start_soon(enter, other, "two")
+            cluster.network.isolate("client2")
+            await trio.sleep(10.0)
+            cluster.network.heal()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(enter, client, "three")
+                await trio.sleep(1.0)
+                assert sorted(entered) == ["one", "two"]
+                nursery.start_soon(enter, client, "four")
+        assert sorted(entered) == ["four", "one", "three", "two"]
 
     tell(story)
 

@@ -6,9 +6,11 @@ revision that was read, so that no change falls between the two.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import anyio
 
-from logd.errors import UsageError
+from logd.errors import LogdError, UsageError
 from logd.wire.coordination import Compare
 from logd_client.arguments import require_between
 from logd_client.coordination.keys import KeyValues, delete
@@ -62,22 +64,38 @@ class DoubleBarrier(_Recipe):
         if not member:
             raise UsageError("member must name who enters")
         self.count = count
+        self._sessions = sessions
+        self._namespace = name.namespace
         self._ready = f"{self.key}/ready"
         self._members = f"{self.key}/member/"
         self._mine = f"{self._members}{member}"
 
     async def enter(self) -> None:
-        """Wait until ``count`` members have entered.  Cancelled, this one leaves again."""
+        """Wait until ``count`` members have entered.  Cancelled, this one leaves again.
+
+        Raises:
+            SessionExpiredError: the session was lost meanwhile, so this one has not entered.
+        """
+        session = await self._sessions.get(self._namespace)
         try:
-            await self.kv.put(self._mine, b"", ephemeral=True)
-            present = await self.kv.prefix(self._members, keys_only=True)
-            if present.count >= self.count:
-                await self.kv.put(self._ready, b"")
-            await _wait_until_there(self.kv, self._ready)
+            with session.scope():
+                entered_at = await self.kv.put(self._mine, b"", ephemeral=True)
+                present = await self.kv.prefix(self._members, keys_only=True)
+                if present.count >= self.count:
+                    await self.kv.put(self._ready, b"")
+                async with self.kv.watch(self._ready, tells_gaps=True) as events:
+                    while not await self._is_ready(entered_at):
+                        await events.next()
         except BaseException:
-            with anyio.move_on_after(5, shield=True):
+            with anyio.move_on_after(5, shield=True), suppress(LogdError):
                 await self.kv.delete(self._mine)
             raise
+
+    async def _is_ready(self, entered_at: int) -> bool:
+        """Since this one has entered: it may have been before, for members that have crashed and
+        did not tidy up."""
+        ready = await self.kv.get(self._ready)
+        return ready is not None and ready.revision > entered_at
 
     async def leave(self) -> None:
         """Wait until all members have left.  Cancelled, this one has left, or will with its
@@ -182,10 +200,4 @@ class NumberSequence(_Recipe):
 async def _wait_until_gone(kv: KeyValues, key: str) -> None:
     async with kv.watch(key, tells_gaps=True) as events:
         while await kv.get(key) is not None:
-            await events.next()
-
-
-async def _wait_until_there(kv: KeyValues, key: str) -> None:
-    async with kv.watch(key, tells_gaps=True) as events:
-        while await kv.get(key) is None:
             await events.next()
