@@ -196,6 +196,10 @@ class Locks:
             return Claim(revision=revision, ticket=ticket, token=found.token)
         return Claim(revision=revision, ticket=ticket, position=lock.position(ticket))
 
+    def waits(self, kind: LockKind, name: str, ticket: int) -> bool:
+        lock = self._locks.get((kind, name))
+        return lock is not None and ticket in lock.waiting
+
     def holders(self, kind: LockKind, name: str, revision: int) -> Holders:
         """As many as an answer takes of each, in order."""
         lock = self._locks.get((kind, name))

@@ -44,6 +44,7 @@ from logd.wire.coordination import (
     Kind,
     OpenSession,
     Query,
+    ReadClaim,
     Refused,
     Result,
 )
@@ -155,6 +156,12 @@ class CoordinationState:
             return space.answer(query, revision, self._log_time_ms)
         except RequestError as refused:
             return _refused(refused, revision)
+
+    def waits(self, namespace: str, claim: ReadClaim) -> bool:
+        """Whether a ticket stands in line.  Cheap: the answer says how many stand before it, which
+        takes time for each of them."""
+        space = self._namespaces.get(namespace)
+        return space is not None and space.locks.waits(claim.kind, claim.name, claim.ticket)
 
     def history(
         self, namespace: str, kind: Kind, start: bytes, end: bytes | None, from_revision: int

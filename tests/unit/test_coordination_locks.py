@@ -75,6 +75,27 @@ def test_who_waits_is_granted_in_order_with_the_revision_that_freed_it() -> None
     assert claim_of(partition, third.ticket).position == 1
 
 
+def test_whether_a_ticket_waits_is_what_its_claim_says() -> None:
+    partition = Partition()
+    sessions = [partition.open() for _ in range(3)]
+    tickets = [acquire(partition, session).ticket for session in sessions]
+
+    def waiting(namespace: str = NAMESPACE, name: str = "a") -> list[bool]:
+        return [
+            partition.state.waits(namespace, ReadClaim(kind="lock", name=name, ticket=ticket))
+            for ticket in tickets
+        ]
+
+    before = waiting()
+    release(partition, sessions[0], tickets[0])
+    partition.expire(sessions[2])
+
+    assert before == [False, True, True]
+    assert waiting() == [False, False, False]
+    assert claim_of(partition, tickets[1]).token is not None
+    assert waiting(namespace="another") == waiting(name="b") == [False, False, False]
+
+
 def test_tokens_grow_also_when_the_lock_was_free_between() -> None:
     partition = Partition()
     session = partition.open()

@@ -47,7 +47,6 @@ from logd.types import Offset
 from logd.wire.coordination import (
     Advance,
     Answer,
-    Claim,
     CloseSession,
     Command,
     Entry,
@@ -238,11 +237,10 @@ class CoordinationPartition:
             if doubt is not None:
                 answer(doubt)
                 return
-            found = self.state.answer(namespace, query)
-            if wait_ms and isinstance(query, ReadClaim) and _still_waits(found):
+            if wait_ms and isinstance(query, ReadClaim) and self.state.waits(namespace, query):
                 self._wait_for_claim(namespace, query, wait_ms, answer)
             else:
-                answer(found)
+                answer(self.state.answer(namespace, query))
 
         self.confirmed(confirmed)
 
@@ -255,17 +253,16 @@ class CoordinationPartition:
             if not self._is_serving:
                 answer(self.group.leadership.not_leader())
                 return
-            found = self.state.answer(namespace, query)
             if not may_have_changed:
                 # It says that the ticket still waits: that is to be current.
                 try:
                     self.query(namespace, query, 0, answer)
                 except LogdError as error:
                     answer(error)
-            elif _still_waits(found):
+            elif self.state.waits(namespace, query):
                 self._claim_waits.add(ClaimWait(namespace, query, deadline_ms, look))
             else:
-                answer(found)
+                answer(self.state.answer(namespace, query))
 
         self._claim_waits.add(ClaimWait(namespace, query, deadline_ms, look))
         self._clock_news.set()
@@ -614,10 +611,6 @@ def _decode(payload: memoryview) -> list[Entry]:
         return _DECODER.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptionError(f"entries of the coordination log: {error}") from error
-
-
-def _still_waits(answer: Answer) -> bool:
-    return isinstance(answer, Claim) and answer.token is None
 
 
 def _ignore(outcome: Result | LogdError) -> None:
