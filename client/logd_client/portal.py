@@ -1,18 +1,19 @@
 """The way from a thread that blocks into the event loop's thread, and back.
 
-Whoever waits here may be interrupted: by Ctrl-C, or by a signal whose handler raises.  Three things
-may then become of the call, and who makes it says which: it is cancelled (``Portal.call``); what it
-came to all the same is given back (``Portal.obtain``); or it is kept for the next time
-(``Awaited``).
+Whoever waits here may be interrupted: by Ctrl-C, or by a signal whose handler raises.  Four things
+may then become of the call, and who makes it says which: it is cancelled (``Portal.call``), and
+waited for until it has ended (``Portal.call_to_its_end``); what it came to all the same is given
+back (``Portal.obtain``); or it is kept for the next time (``Awaited``).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import Final, Generic, Self, TypeVar, overload
+from typing import Any, Final, Generic, Self, TypeVar, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -60,23 +61,32 @@ class Portal:
         thread is interrupted meanwhile, it is cancelled."""
         called = self._begin(function, *arguments)
         try:
-            return called.result()
-        except CancelledError:
-            # By the end of the client, which waits for nobody if it comes with an exception.
-            error = UsageError(CLOSED)
-            error.may_have_applied = True
-            raise error from None
+            return _result_of(called)
         except BaseException:
             # Interrupted, by Ctrl-C for example: nobody is there to have what it would come to.
             called.cancel()
             raise
+
+    def call_to_its_end(self, function: Callable[[], Awaitable[T]]) -> T:
+        """As ``call``, of what gives back what it holds before it ends.  If this thread is
+        interrupted, or the client is closed, it is cancelled and waited for; who is interrupted
+        once more does not wait."""
+        work = _Work(function)
+        self.entered[work] = None
+        try:
+            return _result_of(work.begin(self._begin))
+        except BaseException:
+            work.close()
+            raise
+        finally:
+            self.entered.pop(work, None)
 
     def start(self, function: Callable[[], Awaitable[None]]) -> None:
         """Have ``function``, which does not raise, called there, without waiting for it.  What it
         raises all the same goes to the log of ``concurrent.futures``."""
         self._begin(function).add_done_callback(_require_no_fault)
 
-    def _begin(self, function: Callable[..., object], *arguments: object) -> Future[object]:
+    def _begin(self, function: Callable[..., object], *arguments: object) -> Future[Any]:
         if not self.is_closed:
             try:
                 return self._portal.start_task_soon(function, *arguments)
@@ -99,7 +109,56 @@ class Portal:
             raise
 
 
-def _require_no_fault(done: Future[object]) -> None:
+def _result_of(called: Future[T]) -> T:
+    try:
+        return called.result()
+    except CancelledError:
+        # By the end of the client, which waits for nobody if it comes with an exception.
+        error = UsageError(CLOSED)
+        error.may_have_applied = True
+        raise error from None
+
+
+class _Work(AbstractContextManager[None], Generic[T]):
+    """A call that ends in order."""
+
+    def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
+        self._function = function
+        self._called: Future[T] | None = None
+        self._beginning = threading.RLock()
+        """A signal's handler may close the client in the middle of it."""
+        self._has_ended = threading.Event()
+
+    def begin(self, begin: Callable[[Callable[[], Awaitable[T]]], Future[T]]) -> Future[T]:
+        """Have it called by ``begin``.  Who closes it meanwhile waits for that."""
+        with self._beginning:
+            self._called = begin(self._run)
+            return self._called
+
+    async def _run(self) -> T:
+        try:
+            return await self._function()
+        finally:
+            self._has_ended.set()
+
+    def close(self) -> None:
+        """Cancel it, and wait until it has ended."""
+        with self._beginning:
+            called = self._called
+        if called is not None:
+            called.cancel()
+            self._has_ended.wait()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _require_no_fault(done: Future[Any]) -> None:
     if not done.cancelled():
         done.result()
 

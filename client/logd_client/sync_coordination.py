@@ -396,14 +396,16 @@ class Assignments:
         data: bytes | str = b"",
     ) -> None:
         """Run ``run_shard`` in a thread for each shard owned.  It has to return soon after
-        ``shard.must_stop``: the shard moves once it has."""
+        ``shard.must_stop``: the shard moves once it has.  Interrupted, or when the client is
+        closed, it leaves the group once all have returned."""
 
         require_function("run_shard", run_shard)
 
         async def in_thread(shard: OwnedShard) -> None:
             await _in_thread(run_shard, shard)
 
-        self._portal.call(partial(self._assignments.work, member, in_thread, data=data))
+        work = partial(self._assignments.work, member, in_thread, data=data)
+        self._portal.call_to_its_end(work)
 
     def report_load(self, member: str, loads: Mapping[str, float]) -> None:
         self._portal.call(self._assignments.report_load, member, loads)
@@ -526,7 +528,8 @@ class Queue:
         until_empty: bool = False,
     ) -> int:
         """Run ``handler`` in threads, ``concurrency`` at a time.  A handler whose claim is lost
-        cannot be stopped, but what it completes then is not taken."""
+        cannot be stopped, but what it completes then is not taken.  Interrupted, or when the
+        client is closed, handlers that run are waited for, and complete their items."""
 
         require_function("handler", handler)
 
@@ -536,7 +539,7 @@ class Queue:
                 returned.close()
                 raise async_queues.HandlerKindError("a function that is not async", returned)
 
-        return self._portal.call(
+        return self._portal.call_to_its_end(
             partial(
                 self._queue.work,
                 in_thread,

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from functools import partial
@@ -40,7 +41,7 @@ from logd.errors import (
 from logd.limits import VALUE_BYTES_MAX
 from logd.types import NodeId
 from logd.wire.coordination import COORDINATION_TOPIC, CloseSession, Done, Event, partition_of
-from logd_client import Client, connect, sync
+from logd_client import Client, connect, sync, sync_coordination
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.coordination.keys import put
 from logd_client.coordination.leases import Lease
@@ -709,6 +710,28 @@ def test_an_async_handler_of_a_blocking_client_completes_nothing(cluster: LocalC
 
         assert queue.statistics().completed == 0
         assert queue.statistics().ready == 1
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_blocking_worker_that_is_interrupted_completes_what_it_has_begun(
+    cluster: LocalCluster, backend: str
+) -> None:
+    main = threading.get_ident()
+
+    def handle(claim: sync_coordination.Claim) -> None:
+        signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.5)
+
+    with sync.connect(cluster.bootstrap, backend=backend) as client:
+        queue = client.queue(fresh("queue"))
+        queue.put_many([b"begun", b"waits"])
+        with pytest.raises(KeyboardInterrupt):
+            queue.work(handle)
+        found = queue.statistics()
+        (left,) = queue.claim()
+
+    assert (found.completed, found.ready) == (1, 1)
+    assert (left.payload, left.attempt) == (b"waits", 1)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

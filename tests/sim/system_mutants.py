@@ -1601,6 +1601,28 @@ SYSTEM_MUTANTS = (
         "ready is not None",
     ),
     Mutant(
+        "who works in a blocking client is not waited for when it is closed",
+        "coordination: whoever leaves a group has stopped",
+        "client/logd_client/portal.py",
+        "        self.entered[work] = None\n",
+        "",
+    ),
+    Mutant(
+        "an interrupted worker of a blocking client goes on behind its caller's back",
+        "coordination: whoever leaves a group has stopped",
+        "client/logd_client/portal.py",
+        "            work.close()\n            raise\n",
+        "            raise\n",
+    ),
+    Mutant(
+        "shards in threads are not told that their worker ends",
+        "coordination: whoever leaves a group has stopped",
+        "client/logd_client/coordination/assignments.py",
+        "                    for owned in self.owned.values():\n"
+        "                        owned.is_revoked = True\n",
+        "                    pass\n",
+    ),
+    Mutant(
         "a cancelled command keeps the place it was promised",
         "coordination: a client's commands go on",
         "client/logd_client/coordination/session.py",

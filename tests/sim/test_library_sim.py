@@ -10,6 +10,7 @@ import trio
 
 from logd.errors import LogdError, SessionExpiredError
 from logd_client import Client
+from logd_client.coordination.assignments import OwnedShard
 from logd_client.coordination.queues import IN_DOUBT, LOOK_AGAIN_S, Claim, WorkTally
 from logd_client.coordination.session import SAFE_SHARE
 from tests.sim.cluster import SimCluster
@@ -138,6 +139,32 @@ def test_a_double_barrier_whose_members_have_crashed_holds_back_those_who_come_n
                 assert sorted(entered) == ["one", "two"]
                 nursery.start_soon(enter, client, "four")
         assert sorted(entered) == ["four", "one", "three", "two"]
+
+    tell(story)
+
+
+def test_a_worker_that_is_stopped_tells_shards_that_cannot_be_cancelled() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        stopped: list[bool] = []
+
+        async def run_shard(shard: OwnedShard) -> None:
+            """As a thread would."""
+            working.set()
+            with trio.CancelScope(shield=True):
+                for _ in range(100):
+                    if not shard.must_stop:
+                        await trio.sleep(0.1)
+            stopped.append(shard.must_stop)
+
+        await client.assignments("g").set(["s"])
+        working = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.assignments("g").work, "me", run_shard)
+            await working.wait()
+            nursery.cancel_scope.cancel()
+
+        assert stopped == [True]
+        assert (await client.members("g").list()).members == []
 
     tell(story)
 

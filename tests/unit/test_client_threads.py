@@ -189,6 +189,82 @@ def test_a_call_that_is_interrupted_goes_on_behind_nobody_s_back(portal: Portal)
     assert is_cancelled.wait(GUARD_S)
 
 
+class Orderly:
+    """What takes a moment to end when it is cancelled."""
+
+    def __init__(self) -> None:
+        self.has_begun = threading.Event()
+        self.has_ended = False
+
+    async def run(self) -> None:
+        self.has_begun.set()
+        try:
+            await anyio.sleep(2 * GUARD_S)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.2)
+                self.has_ended = True
+
+
+def test_a_call_that_ends_in_order_has_ended_when_its_thread_goes_on(portal: Portal) -> None:
+    work = Orderly()
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    with handling_alarms(interrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Interrupted):
+            portal.call_to_its_end(work.run)
+
+    assert work.has_ended
+    assert portal.entered == {}
+
+
+def test_a_call_that_ends_in_order_has_ended_when_the_client_is_closed(portal: Portal) -> None:
+    work = Orderly()
+    with ThreadPoolExecutor() as threads:
+        called = threads.submit(portal.call_to_its_end, work.run)
+        assert work.has_begun.wait(GUARD_S)
+
+        portal.close()
+
+        assert work.has_ended
+        with pytest.raises(UsageError, match="the client is closed"):
+            called.result(GUARD_S)
+
+
+def test_who_is_interrupted_again_does_not_wait_for_the_end(portal: Portal) -> None:
+    work = Orderly()
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    with handling_alarms(interrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.2, 0.05)
+        with pytest.raises(Interrupted):
+            portal.call_to_its_end(work.run)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    assert not work.has_ended
+
+
+def test_a_call_that_ends_in_order_fails_and_returns_as_any_other(portal: Portal) -> None:
+    async def fail() -> None:
+        raise ValueError("no")
+
+    async def count() -> int:
+        return 3
+
+    with pytest.raises(ValueError, match="no"):
+        portal.call_to_its_end(fail)
+    assert portal.call_to_its_end(count) == 3
+    portal.is_closed = True
+    with pytest.raises(UsageError, match="the client is closed"):
+        portal.call_to_its_end(count)
+    assert portal.entered == {}
+
+
 @contextmanager
 def interrupting() -> Iterator[Callable[[], None]]:
     """What to call in the event loop's thread to have the test's interrupted, once: what is

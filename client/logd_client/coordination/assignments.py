@@ -48,7 +48,7 @@ class OwnedShard:
         self._session = session
         self._group = group
         self.is_revoked = False
-        """It is to move: this member is to stop."""
+        """It is to move, or its worker to end: this member is to stop."""
 
     def __repr__(self) -> str:
         return f"<OwnedShard {self._group}/{self.shard} token={self.token}>"
@@ -208,12 +208,17 @@ class Worker:
             ):
                 tasks.start_soon(self._listen, watch)
                 tasks.start_soon(self._let_go, session)
-                while True:
-                    self._changed = anyio.Event()
-                    found = await self._assignments.list()
-                    self._follow(found, session, tasks, run_shard)
-                    with anyio.move_on_after(REVIEW_S):
-                        await self._changed.wait()
+                try:
+                    while True:
+                        self._changed = anyio.Event()
+                        found = await self._assignments.list()
+                        self._follow(found, session, tasks, run_shard)
+                        with anyio.move_on_after(REVIEW_S):
+                            await self._changed.wait()
+                finally:
+                    # What runs in a thread is not cancelled, and has to see that it is to end.
+                    for owned in self.owned.values():
+                        owned.is_revoked = True
 
     async def report_load(self, loads: Mapping[str, float]) -> None:
         """Tell what shards cost; the next spreading weighs by it.  Cancelled, it may be told."""
