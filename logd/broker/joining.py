@@ -257,7 +257,7 @@ async def follow_brokers(broker: Broker) -> None:
                 _make_known(broker, other.node, other.directory_id, other.peer_address)
         for removed in state.removed_brokers.values():
             membership.remove(removed.node)
-            node.drop_peer(removed.node)
+            node.shut_out(removed.node)
         await broker.metadata.changed()
 
 

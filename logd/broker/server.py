@@ -134,7 +134,7 @@ async def _run_with_directory(
     companion: Companion | None,
     task_status: trio.TaskStatus[BrokerAddresses],
 ) -> None:
-    membership = Membership(config.node_id, directory, config.cluster, env)
+    membership = Membership(config.node_id, directory, config.cluster, env, config.join)
     node = Node(config, env, membership)
     client_listener = await env.network.listen(config.listen, spare_descriptors=DESCRIPTORS_SPARE)
     try:

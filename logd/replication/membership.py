@@ -12,7 +12,7 @@ under the old name (it has forgotten its votes).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -30,16 +30,30 @@ def canonical_list(cluster: Mapping[NodeId, HostPort]) -> str:
     return ",".join(f"{node}={address}" for node, address in sorted(cluster.items()))
 
 
+class Refusal(NamedTuple):
+    """Why a node is not talked to."""
+
+    reason: str
+    is_passing: bool = False
+    """One of the two has not heard of the other yet, and is about to."""
+
+
 class Membership:
     """This node's knowledge of the cluster, and the checks every greeting must pass."""
 
     def __init__(
-        self, node: NodeId, directory: DataDirectory, cluster: Mapping[NodeId, HostPort], env: Env
+        self,
+        node: NodeId,
+        directory: DataDirectory,
+        cluster: Mapping[NodeId, HostPort],
+        env: Env,
+        join: HostPort | None = None,
     ) -> None:
         self.node = node
         self.directory = directory
         self._cluster_list = canonical_list(cluster)
         self._listed = sorted(cluster)
+        self._join = join
         self._env = env
         self._views: dict[NodeId, ClusterView] = {}
         self._registered: dict[NodeId, DirectoryId] = {}
@@ -76,38 +90,47 @@ class Membership:
             members=self.directory.members,
         )
 
-    def refusal(self, view: ClusterView) -> str | None:
+    def refusal(self, view: ClusterView) -> Refusal | None:
         """Why we will not talk to the node of ``view``; None if we will."""
         node, members = NodeId(view.node), self.directory.members
+        stranger = f"node {node} is not a peer of node {self.node} ({self._cluster_list})"
         if node == self.node:
-            return f"node {node} is not a peer of node {self.node} ({self._cluster_list})"
+            return Refusal(stranger)
         ours, theirs = self.cluster_id, view.cluster_id
         if ours is not None and theirs is not None and ours != theirs:
-            return f"node {node} belongs to cluster {theirs}, node {self.node} to {ours}"
+            return Refusal(f"node {node} belongs to cluster {theirs}, node {self.node} to {ours}")
         if node in self._removed:
-            return (
+            return Refusal(
                 f"node {node} was removed from this cluster: to have the machine back, start it "
                 "with an empty data directory, a node id that was never used, and --join"
             )
         if node in self._registered:
-            return self._wrong_directory({node: self._registered[node]}, view)
+            return _refusal(self._wrong_directory({node: self._registered[node]}, view))
         if members is not None and node not in members:
             if ours is not None and ours == theirs:
                 # Who has the cluster's id was registered: that has not come to be known here.
                 self.note_outdated()
-                return f"node {self.node} has not heard of node {node} yet"
-            return (
+                return self.not_heard_of(node)
+            return Refusal(
                 f"node {node} is not a member of the cluster of node {self.node}: start it with an "
                 "empty data directory and --join"
             )
         if members is None and node not in self._listed:
-            return f"node {node} is not a peer of node {self.node} ({self._cluster_list})"
+            if self._join is None:
+                return Refusal(stranger)
+            # The others know who asks to join as soon as that is committed, before it is answered.
+            reason = f"node {self.node} has not joined yet: it waits for the answer of {self._join}"
+            return Refusal(reason, is_passing=True)
         if view.cluster_list != self._cluster_list and node in self._listed:
-            return (
+            return Refusal(
                 f"the cluster lists differ: node {node} was started with "
                 f"{view.cluster_list}, node {self.node} with {self._cluster_list}"
             )
-        return self._wrong_directory(members, view)
+        return _refusal(self._wrong_directory(members, view))
+
+    def not_heard_of(self, node: NodeId) -> Refusal:
+        """``node`` is a member, which is not known here yet."""
+        return Refusal(f"node {self.node} has not heard of node {node} yet", is_passing=True)
 
     def register(self, node: NodeId, directory_id: DirectoryId) -> None:
         """``node`` is a member, with this data directory: the metadata say so."""
@@ -175,3 +198,7 @@ class Membership:
         members = {int(node): view.directory_id for node, view in self._views.items()}
         members[self.node] = self.directory.directory_id
         return dict(sorted(members.items()))
+
+
+def _refusal(reason: str | None) -> Refusal | None:
+    return None if reason is None else Refusal(reason)

@@ -73,7 +73,7 @@ from logd.wire.frame import Frame, decode_message
 if TYPE_CHECKING:
     from logd.config import BrokerConfig
     from logd.env import Buffer, Env
-    from logd.replication.membership import Membership
+    from logd.replication.membership import Membership, Refusal
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +85,10 @@ CLAIMS_INTERVAL_S: Final = 0.02
 """All that a node leads is told to all peers, so it is not told more often than this."""
 
 LANES: Final[tuple[Lane, ...]] = ("main", "bulk")
+
+PASSING_REFUSAL_S: Final = 5.0
+"""A peer that has not heard of this node yet hears of it from the metadata log before that: if not,
+something keeps the two apart."""
 
 EXPIRY_INTERVAL_S: Final = 0.25
 
@@ -133,6 +137,10 @@ class Node:
             for lane in LANES
         }
         self._link_scopes: dict[tuple[NodeId, Lane], trio.CancelScope] = {}
+        self.accepted_links: dict[tuple[NodeId, Lane], trio.CancelScope] = {}
+        """Those of the peer server, by who dialled; each ends with its scope."""
+        self._refused_since: dict[NodeId, float] = {}
+        """Peers that refuse the links of this node → since when."""
         self._interruptions: Counter[NodeId] = Counter()
         self.claims = LeaderClaims(self, peers)
         self._dirty: dict[GroupId, Group] = {}
@@ -193,9 +201,21 @@ class Node:
     def drop_peer(self, node: NodeId) -> None:
         """Dial ``node`` no more."""
         self._addresses.pop(node, None)
+        self._refused_since.pop(node, None)
         for lane in LANES:
             self._links.pop((node, lane), None)
             scope = self._link_scopes.pop((node, lane), None)
+            if scope is not None:
+                scope.cancel()
+
+    def shut_out(self, node: NodeId) -> None:
+        """``node`` is a member no more: neither dial it nor listen to it.
+
+        Its links were let in when it was one.  It dials again, and is told.
+        """
+        self.drop_peer(node)
+        for lane in LANES:
+            scope = self.accepted_links.get((node, lane))
             if scope is not None:
                 scope.cancel()
 
@@ -209,11 +229,11 @@ class Node:
             scope = self._link_scopes[node, lane] = trio.CancelScope()
             self.start_soon(_run_link, self._links[node, lane], scope)
 
-    def refusal(self, view: ClusterView) -> str | None:
+    def refusal(self, view: ClusterView) -> Refusal | None:
         """Why a node that greets is not let in; None if it is."""
-        refused = self.membership.refusal(view)
-        if refused is None and not self.claims.knows(NodeId(view.node)):
-            return f"node {self.node} has not heard of node {view.node} yet"
+        refused, node = self.membership.refusal(view), NodeId(view.node)
+        if refused is None and not self.claims.knows(node):
+            return self.membership.not_heard_of(node)
         return refused
 
     def add_group(self, group: Group) -> None:
@@ -569,6 +589,7 @@ class Node:
 
     def on_link_up(self, node: NodeId, lane: Lane, answer: PeerHello) -> None:
         self.membership.learn(answer.view)
+        self._refused_since.pop(node, None)
         link = self._links.get((node, "main"))
         if lane == "main" and link is not None:
             link.send(self.claims.own())
@@ -579,9 +600,14 @@ class Node:
             self._interruptions[node] += 1
         log.info(log_events.PEER_DISCONNECTED, peer=node, lane=lane)
 
-    def on_link_refused(self, node: NodeId, lane: Lane, reason: str) -> None:
-        if lane == "main":
-            log.error(log_events.PEER_REFUSED, peer=node, reason=reason)
+    def on_link_refused(self, node: NodeId, lane: Lane, refusal: Refusal) -> None:
+        if lane != "main":
+            return
+        now = trio.current_time()
+        since = self._refused_since.setdefault(node, now)
+        is_passing = refusal.is_passing and now - since < PASSING_REFUSAL_S
+        tell = log.info if is_passing else log.error
+        tell(log_events.PEER_REFUSED, peer=node, reason=refusal.reason)
 
     def on_nobody_there(self, node: NodeId) -> None:
         if self._detector.nobody_there(node) is not None:

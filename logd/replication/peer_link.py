@@ -17,6 +17,7 @@ import trio
 from logd.errors import LogdError, ProtocolError
 from logd.limits import FRAME_UNAUTHENTICATED_BYTES_MAX, HANDSHAKE_TIMEOUT_S, PEER_QUEUE_BYTES_MAX
 from logd.replication import log_events
+from logd.replication.membership import Refusal
 from logd.replication.outbox import Outbox
 from logd.replication.peer_protocol import (
     KIND_BY_TYPE,
@@ -53,7 +54,7 @@ class LinkOwner(Protocol):
     def greeting(self, lane: Lane) -> PeerHello: ...
     def on_link_up(self, node: NodeId, lane: Lane, answer: PeerHello) -> None: ...
     def on_link_down(self, node: NodeId, lane: Lane) -> None: ...
-    def on_link_refused(self, node: NodeId, lane: Lane, reason: str) -> None: ...
+    def on_link_refused(self, node: NodeId, lane: Lane, refusal: Refusal) -> None: ...
     def on_nobody_there(self, node: NodeId) -> None: ...
     def on_unreachable(self, node: NodeId) -> None: ...
     def on_link_room(self, node: NodeId) -> None: ...
@@ -176,7 +177,8 @@ class PeerLink:
             raise ProtocolError(f"kind {frame.kind} in place of a greeting")
         answer = decode_message(PeerHello, frame.header)
         if answer.refused is not None:
-            self._owner.on_link_refused(self.node, self.lane, answer.refused)
+            refusal = Refusal(answer.refused, answer.is_passing)
+            self._owner.on_link_refused(self.node, self.lane, refusal)
             raise ProtocolError(f"node {self.node} refused the link: {answer.refused}")
         if (
             version_in_common(answer.protocol, None) != answer.protocol

@@ -99,6 +99,8 @@ class PeerHello(PeerMessage, frozen=True, kw_only=True):
     lane: Lane = "main"
     refused: str | None = None
     """In an answer: why the link is refused.  The connection is closed behind it."""
+    is_passing: bool = False
+    """With ``refused``: that is about to end by itself."""
 
 
 class Ping(PeerMessage, frozen=True, kw_only=True):

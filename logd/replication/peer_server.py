@@ -22,11 +22,11 @@ from logd.limits import (
 )
 from logd.replication import log_events
 from logd.replication.inbox import Inbox
+from logd.replication.membership import Refusal
 from logd.replication.peer_protocol import (
     OUR_VERSIONS,
     PEER_PROTOCOL_VERSION,
     JoinRequest,
-    Lane,
     PeerHello,
     PeerKind,
     version_in_common,
@@ -72,7 +72,6 @@ class _PeerServer:
     def __init__(self, node: Node) -> None:
         self.connections = 0
         self._node = node
-        self._links: dict[tuple[NodeId, Lane], trio.CancelScope] = {}
 
     async def serve(self, stream: ByteStream) -> None:
         """Serve one connection to its end."""
@@ -81,7 +80,7 @@ class _PeerServer:
             with trio.fail_after(HANDSHAKE_TIMEOUT_S):
                 hello = await _greet(stream, decoder, self._node)
             if hello is None:
-                return
+                return  # It has its answer.
             decoder.frame_bytes_max = FRAME_BYTES_MAX
             await self._serve_link(stream, decoder, hello)
         except LogdError as error:
@@ -104,18 +103,19 @@ class _PeerServer:
         have died without a sign on this side: it ends now.
         """
         source, node = NodeId(hello.view.node), self._node
-        superseded = self._links.get((source, hello.lane))
+        links = node.accepted_links
+        superseded = links.get((source, hello.lane))
         if superseded is not None:
             superseded.cancel()
         with trio.CancelScope() as scope:
-            self._links[source, hello.lane] = scope
+            links[source, hello.lane] = scope
             node.on_accepted(hello)
             try:
                 await _read_frames(stream, decoder, source, node)
             finally:
                 node.on_closed(source)
-                if self._links.get((source, hello.lane)) is scope:
-                    del self._links[source, hello.lane]
+                if links.get((source, hello.lane)) is scope:
+                    del links[source, hello.lane]
 
 
 def _too_slow(decoder: FrameDecoder) -> str:
@@ -125,7 +125,7 @@ def _too_slow(decoder: FrameDecoder) -> str:
 
 
 async def _greet(stream: ByteStream, decoder: FrameDecoder, node: Node) -> PeerHello | None:
-    """Exchange greetings; None if it was somebody who wants to join, and has its answer."""
+    """Exchange greetings; None if it was somebody who wants to join, or comes too soon."""
     while (frame := decoder.next_frame()) is None:
         received = await stream.receive_into(decoder.writable())
         if received == 0:
@@ -140,22 +140,29 @@ async def _greet(stream: ByteStream, decoder: FrameDecoder, node: Node) -> PeerH
     hello = decode_message(PeerHello, frame.header)
     version = version_in_common(hello.protocol, hello.protocol_min)
     if version is None:
-        refused: str | None = (
+        refusal: Refusal | None = Refusal(
             f"peer protocol {versions_text(hello.protocol, hello.protocol_min)}, "
             f"node {node.node} speaks {OUR_VERSIONS}"
         )
     else:
-        refused = node.refusal(hello.view)
+        refusal = node.refusal(hello.view)
     answer = msgspec.structs.replace(
         node.greeting(hello.lane),
         protocol=version or PEER_PROTOCOL_VERSION,
         protocol_min=None,
-        refused=refused,
+        refused=None if refusal is None else refusal.reason,
+        is_passing=refusal is not None and refusal.is_passing,
     )
     await stream.send([encode_message(PeerKind.PEER_HELLO, answer, 0)])
-    if refused is not None:
-        raise ProtocolError(refused)
-    return hello
+    # It may have been removed while it was answered.
+    refusal = refusal or node.refusal(hello.view)
+    if refusal is None:
+        return hello
+    if not refusal.is_passing:
+        raise ProtocolError(refusal.reason)
+    # Whoever dialled tells it louder if it lasts.
+    log.info(log_events.PEER_REFUSED, address=stream.peer_name, reason=refusal.reason)
+    return None
 
 
 async def _read_frames(

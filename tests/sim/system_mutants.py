@@ -1223,6 +1223,27 @@ SYSTEM_MUTANTS = (
         "                if False:",
     ),
     Mutant(
+        "a broker that was removed is listened to on its old links",
+        "a broker that was removed does nothing more",
+        "logd/broker/joining.py",
+        "            node.shut_out(removed.node)\n",
+        "            node.drop_peer(removed.node)\n",
+    ),
+    Mutant(
+        "who is removed while it is greeted is let in",
+        "a broker that was removed does nothing more",
+        "logd/replication/peer_server.py",
+        "    refusal = refusal or node.refusal(hello.view)\n",
+        "",
+    ),
+    Mutant(
+        "a refusal that was to end by itself is never told as trouble",
+        "liveness: two brokers that are kept apart say so",
+        "logd/replication/node.py",
+        "        is_passing = refusal.is_passing and now - since < PASSING_REFUSAL_S\n",
+        "        is_passing = refusal.is_passing\n",
+    ),
+    Mutant(
         "a move of whichever plan is cancelled",
         "liveness: a plan does all that it says",
         "logd/metadata/moving.py",

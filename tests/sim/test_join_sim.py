@@ -229,3 +229,36 @@ def test_a_broker_that_was_away_finds_one_that_has_moved_although_that_one_leads
             assert leader.node == FIVE
 
     run_deterministic(story, seed=1)
+
+
+def test_nobody_joins_by_way_of_a_broker_that_was_removed() -> None:
+    """Had it gone on as a member, whoever asked it would be registered and never hear of it."""
+    settings = ClusterSettings(brokers=3, network=CALM)
+    gone = NodeId(1)
+
+    async def story() -> None:
+        async with open_cluster(1, settings) as cluster, contextlib.AsyncExitStack() as stack:
+            client = await connected(cluster, stack)
+            await until(lambda: brokers_known_to(cluster, gone) == 3)
+            with trio.fail_after(PATIENCE_S):
+                while gone in [b.node_id for b in (await client.admin.describe_cluster()).brokers]:
+                    with contextlib.suppress(LogdError):
+                        await client.admin.alter_broker(gone, "remove")
+                    await trio.sleep(1)
+            others = [cluster.nodes[node] for node in (NodeId(2), NodeId(3))]
+            brokers = [node.broker for node in others]
+            await until(lambda: not any(b is None or b.node.is_up(gone) for b in brokers))
+
+            cluster.join(FOUR)  # By way of the first one, which runs on and does not know.
+            await trio.sleep(PATIENCE_S)
+            assert [brokers_known_to(cluster, node.node) for node in others] == [2, 2]
+            assert brokers_known_to(cluster, FOUR) == 0
+            await cluster.nodes[FOUR].stop()
+            removed = cluster.nodes[gone]
+            cluster.forget(removed)
+            cluster.nodes[FOUR].start()
+
+            await until(lambda: brokers_known_to(cluster, FOUR) == 3)
+            await removed.crash(power=True)
+
+    run_deterministic(story, seed=1)

@@ -22,7 +22,7 @@ CLUSTER = {node: HostPort(f"node{node}", 7181) for node in (ONE, TWO)}
 FOUNDERS = {1: "d1", 2: "d2"}
 
 
-def membership(*, formed: bool = True) -> Membership:
+def membership(*, formed: bool = True, join: HostPort | None = None) -> Membership:
     files = SimulatedFileSystem(random.Random(1))
     env = SimEnv(
         seed=1,
@@ -36,7 +36,15 @@ def membership(*, formed: bool = True) -> Membership:
     if formed:
         directory.form(FOUNDERS)
         directory.set_cluster_id("a-cluster")
-    return Membership(ONE, directory, CLUSTER, env)
+    cluster = CLUSTER if join is None else {ONE: CLUSTER[ONE]}
+    return Membership(ONE, directory, cluster, env, join)
+
+
+def reason_against(ours: Membership, known: ClusterView) -> str | None:
+    """Why it is refused for good; None if it is not."""
+    refusal = ours.refusal(known)
+    assert refusal is None or not refusal.is_passing
+    return None if refusal is None else refusal.reason
 
 
 def tell(story: Callable[[Membership], None], *, formed: bool = True) -> None:
@@ -66,7 +74,7 @@ def test_a_founder_is_let_in_with_the_directory_it_founded_with() -> None:
 
 def test_a_wiped_founder_is_told_what_it_is_and_the_way_out() -> None:
     def story(ours: Membership) -> None:
-        refusal = ours.refusal(view(TWO, "another"))
+        refusal = reason_against(ours, view(TWO, "another"))
 
         assert refusal is not None
         assert "start it with its old data directory" in refusal
@@ -77,14 +85,16 @@ def test_a_wiped_founder_is_told_what_it_is_and_the_way_out() -> None:
 
 def test_a_broker_that_joined_is_let_in_once_it_is_registered() -> None:
     def story(ours: Membership) -> None:
-        before = ours.refusal(view(FOUR, "d4", cluster_list="4=node4:7181", cluster_id=None))
+        before = reason_against(
+            ours, view(FOUR, "d4", cluster_list="4=node4:7181", cluster_id=None)
+        )
         assert before is not None
         assert "--join" in before
 
         ours.register(FOUR, DirectoryId("d4"))
 
         assert ours.refusal(view(FOUR, "d4", cluster_list="4=node4:7181")) is None
-        wiped = ours.refusal(view(FOUR, "another", cluster_list="4=node4:7181"))
+        wiped = reason_against(ours, view(FOUR, "another", cluster_list="4=node4:7181"))
         assert wiped is not None
         assert "never used" in wiped
 
@@ -112,7 +122,7 @@ def test_of_a_member_that_is_not_known_here_one_asks_those_who_are() -> None:
             assert met == []
             for _ in range(2):
                 refusal = ours.refusal(view(FOUR, "d4", cluster_list="4=node4:7181"))
-                assert refusal == "node 1 has not heard of node 4 yet"
+                assert refusal == ("node 1 has not heard of node 4 yet", True)
                 await a_while()
             assert met == [0, 1]
             nursery.cancel_scope.cancel()
@@ -126,7 +136,7 @@ def test_a_removed_broker_is_told_what_it_is_and_the_way_out() -> None:
 
         ours.remove(TWO)
 
-        refusal = ours.refusal(view(TWO, "d2"))
+        refusal = reason_against(ours, view(TWO, "d2"))
         assert refusal is not None
         assert "was removed" in refusal
         assert "never used" in refusal
@@ -136,9 +146,26 @@ def test_a_removed_broker_is_told_what_it_is_and_the_way_out() -> None:
 
 def test_lists_are_compared_while_a_cluster_forms() -> None:
     def story(ours: Membership) -> None:
-        refusal = ours.refusal(view(TWO, "d2", cluster_list="2=node2:7181"))
+        refusal = reason_against(ours, view(TWO, "d2", cluster_list="2=node2:7181"))
 
         assert refusal is not None
         assert "lists differ" in refusal
 
     tell(story, formed=False)
+
+
+def test_who_has_not_joined_yet_says_so_to_those_who_know_of_it_already() -> None:
+    """They know as soon as it is registered; it knows with the answer, which may be on its way."""
+
+    async def story() -> None:
+        ours = membership(formed=False, join=HostPort("node2", 7181))
+
+        refusal = ours.refusal(view(FOUR, "d4"))
+
+        assert refusal is not None
+        assert refusal.is_passing
+        assert refusal.reason == "node 1 has not joined yet: it waits for the answer of node2:7181"
+        ours.register(FOUR, DirectoryId("d4"))
+        assert ours.refusal(view(FOUR, "d4")) is None
+
+    play(story)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from logd.config import BrokerConfig
 from logd.errors import (
@@ -31,13 +32,15 @@ from logd.raft.messages import Configuration
 from logd.raft.options import RaftOptions
 from logd.record.batch import seal_batch
 from logd.record.header import decode_header
+from logd.replication import log_events
 from logd.replication.catch_up_budget import CatchUpBudget
 from logd.replication.group import Group
 from logd.replication.installing import begin_install, finish_install
-from logd.replication.membership import Membership
+from logd.replication.membership import Membership, Refusal
 from logd.replication.mending import Mender
-from logd.replication.node import Node
+from logd.replication.node import LANES, PASSING_REFUSAL_S, Node
 from logd.replication.opening import open_group, start_core
+from logd.replication.peer_protocol import Lane, PeerHello
 from logd.replication.peer_server import serve_peers
 from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.replication.standing import role_name
@@ -463,6 +466,85 @@ def test_a_leader_tells_how_far_each_member_is() -> None:
 
 
 # --- snapshots --------------------------------------------------------------------------
+
+
+# --- who is let in ----------------------------------------------------------------------
+
+
+def test_a_broker_that_is_removed_is_neither_heard_nor_dialled_any_more_and_is_told_why() -> None:
+    """Its links were let in while it was a member, and what it asks would go on being done."""
+
+    async def story(house: House) -> None:
+        with capture_logs() as logs:
+            for node in (ONE, TWO, THREE):
+                house.nodes[node].membership.remove(FOUR)
+                house.nodes[node].shut_out(FOUR)
+            await until(
+                lambda: all(FOUR not in house.nodes[n].peers_up() for n in (ONE, TWO, THREE))
+            )
+            await until(lambda: house.nodes[FOUR].peers_up() == [])
+
+        assert not house.nodes[FOUR].send_peer(ONE, house.nodes[FOUR].claims.own())
+        told = [line for line in logs if line["event"] == log_events.PEER_REFUSED]
+        assert {line["peer"] for line in told if "peer" in line} == {ONE, TWO, THREE}
+        assert {line["log_level"] for line in told if "peer" in line} == {"error"}
+        assert all("was removed from this cluster" in line["reason"] for line in told)
+
+    in_a_house()(story)
+
+
+def test_a_broker_that_is_removed_while_it_is_greeted_is_not_let_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(house: House) -> None:
+        host = house.nodes[ONE]
+        greeting = host.greeting
+
+        def greet_and_remove(lane: Lane) -> PeerHello:
+            host.membership.remove(FOUR)
+            return greeting(lane)
+
+        host.shut_out(FOUR)
+        monkeypatch.setattr(host, "greeting", greet_and_remove)
+        await until(lambda: FOUR not in host.peers_up())
+
+        assert not [node for node, _ in host.accepted_links if node == FOUR]
+
+    in_a_house()(story)
+
+
+def test_a_refusal_that_is_about_to_end_is_no_error_until_it_has_lasted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Brokers that join at once hear of one another from the metadata log, each in its own time."""
+
+    def levels(logs: Sequence[MutableMapping[str, Any]], side: str) -> list[str]:
+        return [
+            line["log_level"]
+            for line in logs
+            if line["event"] == log_events.PEER_REFUSED and side in line
+        ]
+
+    async def story(house: House) -> None:
+        host = house.nodes[ONE]
+        too_soon = Refusal("it comes too soon", is_passing=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(host.membership, "refusal", lambda _: too_soon)
+            for _ in range(2):  # The second time is as the first: it was let in between.
+                for lane in LANES:
+                    host.accepted_links[FOUR, lane].cancel()
+                with capture_logs() as logs:
+                    await trio.sleep(PASSING_REFUSAL_S - 1)
+                assert set(levels(logs, "peer")) == set(levels(logs, "address")) == {"info"}
+                with capture_logs() as logs:
+                    await trio.sleep(3)
+                assert levels(logs, "peer")[-1] == "error"
+                assert set(levels(logs, "address")) == {"info"}
+                with monkeypatch.context() as healed:
+                    healed.setattr(host.membership, "refusal", lambda _: None)
+                    await until(lambda: len(host.accepted_links) == 2 * 3)
+
+    in_a_house()(story)
 
 
 async def trimmed(house: House, *nodes: NodeId) -> Offset:

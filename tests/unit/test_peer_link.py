@@ -9,6 +9,7 @@ import trio
 
 from logd.env import Listener
 from logd.replication import peer_link
+from logd.replication.membership import Refusal
 from logd.replication.peer_link import PeerLink
 from logd.replication.peer_protocol import (
     PEER_PROTOCOL_VERSION,
@@ -52,8 +53,8 @@ class Owner:
     def on_link_down(self, node: NodeId, lane: Lane) -> None:
         self.downs += 1
 
-    def on_link_refused(self, node: NodeId, lane: Lane, reason: str) -> None:
-        raise AssertionError(reason)
+    def on_link_refused(self, node: NodeId, lane: Lane, refusal: Refusal) -> None:
+        raise AssertionError(refusal)
 
     def on_nobody_there(self, node: NodeId) -> None: ...
     def on_unreachable(self, node: NodeId) -> None: ...
