@@ -562,7 +562,7 @@ class Node:
 
     def _peer_up(self, node: NodeId) -> None:
         log.info(log_events.PEER_UP, peer=node)
-        self.repairer.patience.hope()
+        self.repairer.hope()
         self._post_to_shared(node, PeerUp(node))
 
     def _peer_down(self, node: NodeId) -> None:

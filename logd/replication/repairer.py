@@ -86,6 +86,13 @@ class Repairer:
         self._serving = trio.CapacityLimiter(SERVED_AT_ONCE_MAX)
         self._state_kept: tuple[NodeId, GroupId, bytes] | None = None
         self.patience = Patience()
+        self._patience_with_states = Patience()
+        """For states that peers have kept: each comes whole before it is known to fit."""
+
+    def hope(self) -> None:
+        """A peer has come, who may be able to help."""
+        self.patience.hope()
+        self._patience_with_states.hope()
 
     # --- running groups -----------------------------------------------------------------------
 
@@ -263,19 +270,25 @@ class Repairer:
     async def restore_application(self, group: Group) -> tuple[Offset, bytes]:
         """The state that a peer has kept of what is fed from ``group``'s log; it is kept here, too.
 
-        For when none that was kept here can be read and reaches to where the log begins.
+        For when none that was kept here can be read and reaches to where the log begins.  May be
+        called again and again: peers are asked less and less often.
 
         Raises:
             UnavailableError: no peer gives one now that does, and is known to be committed.
             StorageError: it could not be kept.
         """
-        start = group.log.start_offset
-        found = await self._application_of_a_peer(group, start)
+        start, patience = group.log.start_offset, self._patience_with_states
+        found = None
+        if not patience.is_resting(group.group_id):
+            found = await self._application_of_a_peer(group, start)
+            if found is None:
+                self._node.start_soon(patience.rest, group.group_id)
         if found is None:
             raise UnavailableError(
                 f"the log of {group.name} begins at offset {start}; none of the states kept here "
                 "that reach so far can be read, and no peer has given its own"
             )
+        patience.restore(group.group_id)
         await group.checkpoints.save_application(*found)
         return found
 

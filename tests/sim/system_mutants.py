@@ -1223,6 +1223,13 @@ SYSTEM_MUTANTS = (
         "                if False:",
     ),
     Mutant(
+        "a peer's state that does not fit is asked for all the time",
+        "P6",
+        "logd/replication/repairer.py",
+        "                self._node.start_soon(patience.rest, group.group_id)\n",
+        "                pass\n",
+    ),
+    Mutant(
         "a broker that was removed is listened to on its old links",
         "a broker that was removed does nothing more",
         "logd/broker/joining.py",

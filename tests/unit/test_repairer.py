@@ -699,7 +699,7 @@ def test_a_hole_that_nobody_can_fill_is_looked_for_less_and_less_until_a_peer_co
             assert waits[-1] == pytest.approx(WAIT_S_MAX, abs=0.1)
 
             was_asked = len(asked_at)
-            repairer.patience.hope()
+            repairer.hope()
             await a_while()
             assert len(asked_at) == was_asked + 1
 
@@ -744,10 +744,50 @@ def test_a_peers_state_is_taken_that_fits_the_log_and_it_is_kept(
                 given[SECOND] = unfit
                 with pytest.raises(UnavailableError, match=f"begins at offset {start}; none of"):
                     await repairer.restore_application(group)
+                await a_while()
+                repairer.hope()
+                await a_while()
             for fit in (start, end):
                 given[THIRD] = fit
 
                 assert await repairer.restore_application(group) == (fit, b"a peer's")
                 assert await group.checkpoints.load_application() == (fit, b"a peer's")
+
+    play(story)
+
+
+def test_a_state_that_no_peer_gives_is_asked_for_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each answer is a whole state, and those who want one ask every second."""
+    asked_at: list[float] = []
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            group, repairer = replica.group, replica.node.repairer
+
+            async def none_fits(*_: object) -> None:
+                asked_at.append(trio.current_time())
+
+            async def ask_for(seconds: int) -> None:
+                for _ in range(seconds):
+                    with pytest.raises(UnavailableError, match="no peer has given its own"):
+                        await repairer.restore_application(group)
+                    await trio.sleep(1)
+
+            monkeypatch.setattr(repairer, "_application_of_a_peer", none_fits)
+            await ask_for(120)
+
+            waits = [after - before for before, after in pairwise(asked_at)]
+            assert waits[0] == 1
+            assert waits == sorted(waits)
+            assert waits[-1] == pytest.approx(WAIT_S_MAX, abs=1)
+            was_asked = len(asked_at)
+            repairer.hope()
+            await a_while()
+            await ask_for(2)
+            assert len(asked_at) == was_asked + 2
+            # A hole in the same log waits for others.
+            assert not repairer.patience.is_resting(group.group_id)
 
     play(story)
