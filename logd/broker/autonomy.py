@@ -8,7 +8,7 @@ or would do is said in ``autonomy_notes`` and in the log, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -37,6 +37,7 @@ from logd.types import GroupId, NodeId
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
     from logd.metadata.state import MetadataState
+    from logd.types import TopicPartition
 
 log = structlog.get_logger(__name__)
 
@@ -179,7 +180,21 @@ class Autonomy:
                 notes.append(f"{told}; {found.text('are being rebuilt elsewhere')}")
             else:
                 notes.append(f"{told}; {found.text('are to be rebuilt elsewhere')}")
-        return notes + self._stuck_notes() + self._problems
+        return notes + self._kept_notes() + self._stuck_notes() + self._problems
+
+    def _kept_notes(self) -> list[str]:
+        """What drains leave where it is, because somebody has cancelled that move."""
+        state = self._broker.metadata.state
+        notes = []
+        for broker in state.brokers:
+            kept = [p.name for p in state.partitions_on(broker.node) if p.group in broker.keeps]
+            if kept:
+                notes.append(
+                    f"broker {broker.node} is drained but for {_listed(kept)}: that was "
+                    f"cancelled; `logd broker drain {broker.node}` moves it too, "
+                    f"`logd broker resume {broker.node}` ends the drain"
+                )
+        return notes
 
     def _stuck_notes(self) -> list[str]:
         """Moves that nobody can carry out nor take back, and what becomes of them."""
@@ -252,7 +267,7 @@ class Autonomy:
                 return
         if plan is None or plan.state != "cancelled":  # Whoever cancelled it meant it.
             due = [n for n, since in self._draining_since.items() if now - since >= DRAIN_GRACE_S]
-            if any(state.partitions_on(node) for node in due) and await self._empty(due):
+            if any(map(self._to_go_from, due)) and await self._empty(due):
                 return
         interval_ms = self._broker.config.rebalance_interval_ms
         if interval_ms and (now - self._evened_at) * 1000 >= interval_ms:
@@ -297,9 +312,15 @@ class Autonomy:
         names = ", ".join(map(str, sorted(lost)))
         return await self._plan_for(groups, f"replace broker {names}, missing for {minutes:g} min")
 
-    async def _empty(self, draining: list[NodeId]) -> bool:
+    def _to_go_from(self, node: NodeId) -> set[GroupId]:
+        """What a broker that is drained still has to give away."""
         state = self._broker.metadata.state
-        groups = {p.group for node in draining for p in state.partitions_on(node)}
+        broker = state.broker(node)
+        assert broker is not None
+        return {p.group for p in state.partitions_on(node)}.difference(broker.keeps)
+
+    async def _empty(self, draining: list[NodeId]) -> bool:
+        groups = {group for node in draining for group in self._to_go_from(node)}
         return await self._plan_for(groups, f"drain broker {', '.join(map(str, sorted(draining)))}")
 
     async def _plan_for(
@@ -334,8 +355,10 @@ class Autonomy:
         return bool(moves)
 
     async def _even_out(self) -> None:
-        version = self._broker.metadata.state.layout_version
-        brokers, partitions = self._picture(await self._ask_for_loads())
+        state = self._broker.metadata.state
+        version = state.layout_version
+        kept = {group for broker in state.brokers for group in broker.keeps}
+        brokers, partitions = self._picture(await self._ask_for_loads(), leaving_out=kept)
         goals = Goals(
             tolerance=GENTLE_TOLERANCE,
             moves_max=GENTLE_MOVES_MAX,
@@ -380,7 +403,9 @@ class Autonomy:
             loads.sizes.update((GroupId(row.group), row.log_bytes) for row in report.led)
         return loads
 
-    def _picture(self, loads: _Loads) -> tuple[list[BrokerLoad], list[PartitionLoad]]:
+    def _picture(
+        self, loads: _Loads, leaving_out: Collection[GroupId] = ()
+    ) -> tuple[list[BrokerLoad], list[PartitionLoad]]:
         state = self._broker.metadata.state
         partitions = [
             PartitionLoad(
@@ -391,6 +416,7 @@ class Autonomy:
             )
             for topic in state.topics
             for placement in topic.partitions
+            if placement.group not in leaving_out
             if placement.move is None  # Else an earlier plan has left it behind.
         ]
         brokers = [
@@ -401,7 +427,7 @@ class Autonomy:
                 is_draining=known.is_draining,
                 # Also one that may come back: nothing can be put on it now.
                 is_dead=known.node in self._missing_since,
-                bytes_max=_room(state, known.node, loads),
+                bytes_max=_room(state, known.node, loads, leaving_out),
             )
             for known in state.brokers
         ]
@@ -424,16 +450,25 @@ class Autonomy:
         return fitting
 
 
-def _room(state: MetadataState, node: NodeId, loads: _Loads) -> int | None:
+def _room(
+    state: MetadataState, node: NodeId, loads: _Loads, leaving_out: Collection[GroupId] = ()
+) -> int | None:
     """What ``node`` can hold of the partitions that are planned for; None: not known.
 
-    What an earlier plan has left behind stays where it is, planned for or not.
+    What is left out, and what an earlier plan has left behind, stays where it is.
     """
     free = loads.free.get(node, 0)
     if free == 0:
         return None
-    planned = [p.group for p in state.partitions_on(node) if p.move is None]
+    planned = [
+        p.group for p in state.partitions_on(node) if p.move is None and p.group not in leaving_out
+    ]
     return int(free * DISK_SHARE_MAX) + sum(loads.sizes.get(group, 0) for group in planned)
+
+
+def _listed(names: Sequence[TopicPartition]) -> str:
+    listed = ", ".join(map(str, names[:NAMED_MAX]))
+    return f"{listed}, …" if len(names) > NAMED_MAX else listed
 
 
 def _problems_of(plan: RebalancePlan, without_room: int) -> list[str]:
@@ -444,11 +479,10 @@ def _problems_of(plan: RebalancePlan, without_room: int) -> list[str]:
     if without_room:
         problems.append(f"no room on the other disks for {without_room}")
     if plan.stranded:
-        names = ", ".join(str(each.name) for each in plan.stranded[:NAMED_MAX])
-        etc = ", …" if len(plan.stranded) > NAMED_MAX else ""
+        names = _listed([each.name for each in plan.stranded])
         down = ", ".join(map(str, sorted({node for each in plan.stranded for node in each.dead})))
         problems.append(
-            f"too few replicas alive to elect a leader for {len(plan.stranded)} ({names}{etc}): "
+            f"too few replicas alive to elect a leader for {len(plan.stranded)} ({names}): "
             f"start broker {down} again with its data directory, or delete the topic, and what is "
             "only on its disk is lost"
         )

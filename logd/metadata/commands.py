@@ -185,7 +185,8 @@ class CancelMove(MetadataCommand, frozen=True, kw_only=True):
 
     group: GroupId
     plan_id: int | None = None
-    """None: whichever is under way.  Else only a move of this plan, which need not have begun."""
+    """None: whichever is under way.  Else only a move of this plan, which need not have begun, and
+    which no drain begins again by itself."""
     now_ms: int = 0
     """Where a plan is named: it may end with this."""
 

@@ -43,7 +43,7 @@ LEVELS: Final = {
     4: "new partitions on brokers that are alive, as long as there are enough of them",
     5: "as many replicas for added partitions as most have; plans that leave behind what is stuck",
     6: "one move of a plan cancelled alone; plans that tell what became of what they left behind",
-    7: "items of work queues given back by a worker that was stopped, which is no attempt",
+    7: "items of queues given back by a stopped worker, which is no attempt; moves that a drain leaves alone once they were cancelled",
 }
 """What came with each level, for people."""
 
@@ -72,6 +72,9 @@ OUTCOME_LEVEL: Final = 6
 UNCOUNTED_LEVEL: Final = 7
 """A claim of an item can be given back as no attempt."""
 
+KEEPING_LEVEL: Final = 7
+"""A broker that is drained keeps what was cancelled; one move may be while its plan arrives."""
+
 _LEVEL_BY_OPTION: Final = {
     ("durability", "replicated"): 2,
     ("fence", "required"): COORDINATION_LEVEL,
@@ -82,6 +85,7 @@ assert sorted(LEVELS) == list(range(FEATURE_LEVEL_MIN, FEATURE_LEVEL + 1))
 assert {*_LEVEL_BY_OPTION.values(), COORDINATION_LEVEL, AVOID_LEVEL} <= LEVELS.keys()
 assert {REPLICA_COUNT_LEVEL, LEAVING_LEVEL, ONE_MOVE_LEVEL, OUTCOME_LEVEL} <= LEVELS.keys()
 assert UNCOUNTED_LEVEL in LEVELS
+assert KEEPING_LEVEL in LEVELS
 
 
 def registered_range(features: dict[str, int]) -> tuple[int, int]:

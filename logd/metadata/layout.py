@@ -42,7 +42,9 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     features: dict[str, int] = {}
     is_draining: bool = False
-    """Nothing is placed on it, and what it holds is to go."""
+    """Nothing is placed on it, and what it holds is to go, but for what it ``keeps``."""
+    keeps: tuple[GroupId, ...] = ()
+    """What a drain leaves with it until the next one is asked for: its moves were cancelled."""
 
 
 class PartitionPlacement(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,7 +44,7 @@ from logd.metadata.commands import (
     SkipMove,
     StartPlan,
 )
-from logd.metadata.features import OUTCOME_LEVEL
+from logd.metadata.features import KEEPING_LEVEL, OUTCOME_LEVEL
 from logd.metadata.layout import Applied, Broker, Layout, PartitionPlacement, Topic
 from logd.metadata.moves import (
     CONCURRENCY_MAX,
@@ -141,11 +141,11 @@ class MovingState(Layout):
         return self._set_draining(self._existing_broker(command.node), is_draining=False)
 
     def _set_draining(self, broker: Broker, *, is_draining: bool) -> BrokerChanged:
+        changed = msgspec.structs.replace(broker, is_draining=is_draining, keeps=())
+        self._brokers[broker.node] = changed
         if broker.is_draining != is_draining:
-            broker = msgspec.structs.replace(broker, is_draining=is_draining)
-            self._brokers[broker.node] = broker
             self._layout_changed()
-        return BrokerChanged(broker=broker)
+        return BrokerChanged(broker=changed)
 
     def _check_others_suffice(self, broker: Broker) -> None:
         """Its replicas must find room elsewhere, and as far apart as they are."""
@@ -224,7 +224,7 @@ class MovingState(Layout):
             self._next_plan_id += 1
         moves = plan.moves + command.moves
         pending: MoveState = "pending"
-        states = (pending,) * len(moves)
+        states = plan.states + (pending,) * len(command.moves)
         plan = msgspec.structs.replace(plan, moves=moves, states=states)
         if len(moves) == plan.move_count:
             plan = settled(msgspec.structs.replace(plan, state="running"), command.now_ms)
@@ -292,6 +292,8 @@ class MovingState(Layout):
             return PlanChanged(plan=plan)
 
         for move, state in zip(plan.moves, plan.states, strict=True):
+            if state in ("pending", "running"):
+                self._keep(move)
             if state == "running":
                 self._mark_cancelled(self._placements[move.group])
         self._plan = cancelled(plan, command.now_ms)
@@ -420,16 +422,29 @@ class MovingState(Layout):
 
     def _cancel_planned(self, plan_id: int, group: GroupId, now_ms: int) -> PlanChanged:
         plan, at = self._planned(plan_id, group)
-        if plan.state == "arriving":
+        if plan.state == "arriving" and self._feature_level < KEEPING_LEVEL:
             raise RebalanceConflictError(
                 f"plan {plan_id} has not arrived yet: wait for it, or cancel all of it"
             )
 
+        if plan.states[at] in ("pending", "running"):
+            self._keep(plan.moves[at])
         if plan.states[at] == "pending":
             self._plan = plan = with_state(plan, at, "cancelled", now_ms)
         elif plan.states[at] == "running":
             self._mark_cancelled(self._placements[group])
         return PlanChanged(plan=plan)
+
+    def _keep(self, move: PlannedMove) -> None:
+        """Let a drain go on without ``move``: whoever cancels it means it."""
+        if self._feature_level < KEEPING_LEVEL:
+            return
+        for node in move.before:
+            broker = self._brokers.get(node)
+            if broker is not None and broker.is_draining and node not in move.target:
+                # What was kept and is gone by now need not be known any more.
+                kept = self._held[node].keys() & {*broker.keeps, move.group}
+                self._brokers[node] = msgspec.structs.replace(broker, keeps=tuple(sorted(kept)))
 
     def _mark_cancelled(self, placement: PartitionPlacement) -> None:
         assert placement.move is not None

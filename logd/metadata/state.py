@@ -17,6 +17,7 @@ M3  the per-broker lists and loads are those of the topics.
 M4  no broker is leaving a partition that it is to hold.
 M5  a move of the running plan is running if its partition is being moved, unless an earlier plan
     has left that behind.
+M6  only a broker that is drained keeps something.
 """
 
 from __future__ import annotations
@@ -303,7 +304,9 @@ class MetadataState(MovingState):
             raise InvalidRequestError(f"the cluster has {BROKERS_MAX} brokers, the most it can")
 
         if replaced is not None:
-            broker = msgspec.structs.replace(broker, is_draining=replaced.is_draining)
+            broker = msgspec.structs.replace(
+                broker, is_draining=replaced.is_draining, keeps=replaced.keeps
+            )
         if replaced is None or _where(replaced) != _where(broker):
             self._layout_changed()
         self._brokers[broker.node] = broker
@@ -581,7 +584,7 @@ class MetadataState(MovingState):
         return state
 
     def check_invariants(self) -> None:
-        """Assert M1 to M5.  Walks everything: for tests and the simulator."""
+        """Assert M1 to M6.  Walks everything: for tests and the simulator."""
         held: dict[NodeId, dict[GroupId, PartitionPlacement]] = {n: {} for n in self._brokers}
         leader_counts = dict.fromkeys(self._brokers, 0)
         placements: dict[GroupId, PartitionPlacement] = {}
@@ -613,6 +616,8 @@ class MetadataState(MovingState):
                 under_way = placements[move.group].move if move.group in placements else None
                 is_moving = under_way is not None and not under_way.is_left
                 assert (progress == "running") == is_moving
+        # M6
+        assert all(broker.is_draining for broker in self._brokers.values() if broker.keeps)
 
 
 def _where(broker: Broker) -> tuple[DirectoryId, str, str]:

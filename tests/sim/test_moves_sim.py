@@ -641,6 +641,44 @@ def test_a_drain_goes_on_when_whoever_asked_for_it_has_gone() -> None:
     play(story)
 
 
+def test_a_drain_goes_on_without_a_move_that_was_cancelled_until_it_is_asked_for_again() -> None:
+    """Neither the drain nor the cluster that evens itself out begins it again."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        first = (await partitions_of(client))[0]
+        node = NodeId(first.replicas[-1])
+
+        async def held() -> list[int]:
+            return [at for at, p in enumerate(await partitions_of(client)) if node in p.replicas]
+
+        await client.admin.set_rebalancing(throttle_bytes_per_s=64 * 1024)
+        async with client.producer(TOPIC) as producer:
+            for _ in range(50):
+                await producer.append(bytes(20_000), partition=0)
+        before = await held()
+        assert before[0] == 0
+        assert len(before) > 1
+        await client.admin.alter_broker(node, "drain")
+        with trio.fail_after(60):
+            while (plan := (await client.admin.describe_rebalance()).plan) is None:
+                await trio.sleep(0.1)
+        assert plan.purpose == f"by itself: drain broker {node}"
+        assert await client.admin.cancel_move(plan.plan_id, first.group) == "running"
+        assert (await ended(client)).state == "done"
+        await trio.sleep(90)
+
+        assert await held() == [0]
+        (note,) = await notes_of(client)
+        assert f"broker {node} is drained but for {TOPIC}/0" in note
+        await client.admin.alter_broker(node, "drain")
+        with trio.fail_after(120):
+            while await held():
+                await trio.sleep(0.5)
+        await check(cluster, client)
+
+    play(story, rebalance_interval_ms=20_000)
+
+
 def test_a_plan_that_never_arrived_whole_keeps_nothing_waiting_for_ever() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         controller = cluster.leader_of(METADATA_GROUP)

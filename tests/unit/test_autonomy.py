@@ -32,5 +32,11 @@ def test_what_a_plan_left_behind_takes_room_that_no_other_partition_gets() -> No
     assert _room(state, NodeId(4), loads()) == FREE * DISK_SHARE_MAX  # On its way there.
 
 
+def test_what_is_not_planned_for_takes_room_that_no_other_partition_gets() -> None:
+    state = five_brokers(partitions=2)
+
+    assert _room(state, NodeId(1), loads(), {LEFT}) == FREE * DISK_SHARE_MAX + 50
+
+
 def test_the_room_of_a_broker_that_does_not_say_is_not_known() -> None:
     assert _room(five_brokers(), NodeId(5), loads()) is None

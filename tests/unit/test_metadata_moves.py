@@ -30,7 +30,7 @@ from logd.metadata.commands import (
     decode_command,
     encode_command,
 )
-from logd.metadata.features import OUTCOME_LEVEL
+from logd.metadata.features import KEEPING_LEVEL, OUTCOME_LEVEL
 from logd.metadata.moves import REASON_CHARACTERS_MAX, Plan, PlannedMove
 from logd.metadata.state import MetadataState, PartitionPlacement
 from logd.types import NODE_ID_MAX, GroupId, NodeId
@@ -342,15 +342,106 @@ def test_a_move_of_another_plan_is_not_cancelled() -> None:
     assert not move.is_cancelled
 
 
-def test_no_move_of_a_plan_that_is_still_arriving_is_cancelled_alone() -> None:
-    """What comes would have to know of it."""
+def test_one_move_of_a_plan_that_is_still_arriving_is_not_begun_once_it_has() -> None:
     state = five_brokers(partitions=2)
     whole = start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)})
     apply(state, msgspec.structs.replace(whole, moves=whole.moves[:1]))
 
-    with pytest.raises(RebalanceConflictError, match="plan 1 has not arrived yet"):
-        cancel(state, 1)
+    cancel(state, 1)
+    with pytest.raises(InvalidRequestError, match="plan 1 has no group 2"):
+        cancel(state, 2)
+    apply(state, msgspec.structs.replace(whole, first=1, moves=whole.moves[1:]))
 
+    assert plan_of(state).state == "running"
+    assert plan_of(state).states == ("cancelled", "pending")
+    with pytest.raises(RebalanceConflictError, match="does not move group 1"):
+        apply(state, begin(1, 2, 4, plan_id=1))
+
+
+def test_a_plan_of_which_all_was_cancelled_before_its_end_came_is_over_with_that() -> None:
+    state = five_brokers(partitions=2)
+    whole = start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3)})
+    first = msgspec.structs.replace(whole, moves=whole.moves[:1])
+    apply(state, first)
+    cancel(state, 1)
+
+    apply(state, first)  # Whoever sends it had no answer.
+
+    assert (plan_of(state).state, plan_of(state).states) == ("arriving", ("cancelled",))
+    apply(state, msgspec.structs.replace(whole, first=1, moves=whole.moves[1:]))
+    cancel(state, 2)
+    assert plan_of(state).state == "done"
+
+
+def keeps(state: MetadataState, node: int) -> tuple[GroupId, ...]:
+    broker = state.broker(NodeId(node))
+    assert broker is not None
+    return broker.keeps
+
+
+def drained(state: MetadataState) -> MetadataState:
+    """Broker 3 is, and a plan takes two partitions from it; the first is on its way."""
+    apply(state, DrainBroker(node=NodeId(3)))
+    apply(state, start_plan(state, {1: (1, 2, 4), 2: (5, 1, 2)}))
+    apply(state, begin(1, 2, 4, plan_id=1))
+    return state
+
+
+@pytest.mark.parametrize("group", [1, 2], ids=["under way", "not begun"])
+def test_a_broker_that_is_drained_keeps_what_was_cancelled_alone_until_a_drain_is_asked_for_again(
+    group: int,
+) -> None:
+    state = drained(five_brokers(partitions=2))
+
+    for _ in range(2):
+        cancel(state, group)
+    apply(state, register(3, incarnation=2))
+
+    assert keeps(state, 3) == (group,)
+    assert [keeps(state, other) for other in (1, 2, 4, 5)] == [()] * 4  # They are not drained.
+    assert keeps(MetadataState.restore(state.snapshot()), 3) == (group,)
+    apply(state, DrainBroker(node=NodeId(3)))
+    assert keeps(state, 3) == ()
+
+
+def test_a_drain_that_was_cancelled_leaves_all_where_it_is_until_it_is_asked_for_again() -> None:
+    """Another plan may come in the place of the one that says that it was cancelled."""
+    state = drained(five_brokers(partitions=3))
+
+    apply(state, CancelPlan(plan_id=1, now_ms=8))
+
+    assert keeps(state, 3) == (1, 2)
+    state.check_invariants()
+    apply(state, ResumeBroker(node=NodeId(3)))
+    assert keeps(state, 3) == ()
+
+
+def test_a_broker_keeps_nothing_of_what_was_cancelled_by_itself_or_is_gone() -> None:
+    state = drained(five_brokers(partitions=2))
+    apply(state, CancelMove(group=GROUP))  # As the cluster does, to a broker that is lost.
+    assert keeps(state, 3) == ()
+    cancel(state, 1)
+    apply(state, finish(1, 2, 4))  # Too late.
+
+    cancel(state, 2)
+
+    assert keeps(state, 3) == (2,)
+
+
+def test_below_the_level_for_it_a_drain_keeps_nothing_and_no_plan_that_arrives_is_cut() -> None:
+    """As brokers of before apply it."""
+    state = five_brokers(partitions=2)
+    state._feature_level = KEEPING_LEVEL - 1
+    drained(state)
+    cancel(state, 1)
+    cancel(state, 2)
+    assert keeps(state, 3) == ()
+
+    apply(state, finish(1, 2, 3))
+    whole = start_plan(state, {1: (1, 2, 4), 2: (5, 1, 2)}, token="other")
+    apply(state, msgspec.structs.replace(whole, moves=whole.moves[:1]))
+    with pytest.raises(RebalanceConflictError, match="plan 2 has not arrived yet"):
+        cancel(state, 1, plan_id=2)
     assert plan_of(state).states == ("pending",)
 
 
