@@ -26,6 +26,7 @@ from logd.broker import log_events
 from logd.errors import LearnerBehindError, LogdError
 from logd.limits import APPEND_BYTES_MAX
 from logd.metadata.commands import FinishMove, ReplicasRetired
+from logd.metadata.features import NAMING_LEVEL
 from logd.replication.catch_up_budget import CatchUpBudget
 from logd.types import GroupId, NodeId
 
@@ -146,7 +147,7 @@ class Mover:
         if set(current.voters) == set(target):
             # Also where it is so already: this confirms that it is committed, and that we lead.
             await group.members.change_configuration(current.voters, ())
-            await self._finish(placement, target)
+            await self._finish(placement, move, target)
             return
         newcomers = tuple(node for node in target if node not in current.voters)
         if set(newcomers) != set(current.learners):
@@ -176,12 +177,15 @@ class Mover:
             if now is None or now.move != move or not group.is_ready:
                 return False
 
-    async def _finish(self, placement: PartitionPlacement, replicas: tuple[NodeId, ...]) -> None:
+    async def _finish(
+        self, placement: PartitionPlacement, move: Move, replicas: tuple[NodeId, ...]
+    ) -> None:
         await self._broker.metadata.execute(
             FinishMove(
                 group=placement.group,
                 replicas=replicas,
                 now_ms=self._broker.env.wall_clock_ms(),
+                begun_at=move.begun_at or None,
             ),
             timeout_ms=COMMAND_TIMEOUT_MS,
             safe_to_repeat=True,
@@ -273,10 +277,15 @@ class Mover:
         ]
 
     async def _tell_retired(self) -> None:
-        groups = tuple(self._retired()[:RETIRED_PER_COMMAND_MAX])
+        state = self._broker.metadata.state
+        command = ReplicasRetired(
+            node=self._broker.node.node,
+            groups=tuple(self._retired()[:RETIRED_PER_COMMAND_MAX]),
+            as_of=state.version if state.feature_level >= NAMING_LEVEL else None,
+        )
         try:
             await self._broker.metadata.execute(
-                ReplicasRetired(node=self._broker.node.node, groups=groups),
+                command,
                 timeout_ms=COMMAND_TIMEOUT_MS,
                 safe_to_repeat=True,
             )

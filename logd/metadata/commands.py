@@ -20,7 +20,7 @@ import msgspec
 from logd.errors import InvalidRequestError, MalformedBatchError
 from logd.limits import BROKERS_MAX, FRAME_HEADER_BYTES_MAX, KIB
 from logd.metadata.moves import PlannedMove
-from logd.types import DirectoryId, GroupId, NodeId
+from logd.types import DirectoryId, GroupId, NodeId, Offset
 
 COMMAND_BYTES_MAX: Final = 32 * KIB
 """Bounds what one request can make every broker keep."""
@@ -197,6 +197,9 @@ class FinishMove(MetadataCommand, frozen=True, kw_only=True):
     group: GroupId
     replicas: tuple[NodeId, ...]
     now_ms: int
+    begun_at: Offset | None = None
+    """Which move that ends.  It may be told late, by a leader that was deposed since, when others
+    have gone the same way.  None: below feature level 7."""
 
 
 class SkipMove(MetadataCommand, frozen=True, kw_only=True):
@@ -220,6 +223,9 @@ class ReplicasRetired(MetadataCommand, frozen=True, kw_only=True):
 
     node: NodeId
     groups: tuple[GroupId, ...]
+    as_of: Offset | None = None
+    """The version of the metadata by which it looked: what has left it since is not meant.  None:
+    below feature level 7."""
 
 
 class SetRebalancing(MetadataCommand, frozen=True, kw_only=True):

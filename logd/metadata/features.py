@@ -31,7 +31,9 @@ from logd.metadata.commands import (
     CreateInternalTopic,
     CreateTopic,
     DeleteTopic,
+    FinishMove,
     RaiseFeatureLevel,
+    ReplicasRetired,
     SkipMove,
 )
 from logd.types import NodeId
@@ -43,7 +45,7 @@ LEVELS: Final = {
     4: "new partitions on brokers that are alive, as long as there are enough of them",
     5: "as many replicas for added partitions as most have; plans that leave behind what is stuck",
     6: "one move of a plan cancelled alone; plans that tell what became of what they left behind",
-    7: "items of queues given back by a stopped worker, which is no attempt; moves that a drain leaves alone once they were cancelled",
+    7: "queue items given back by stopped workers, uncounted; cancelled moves that a drain leaves alone; named moves",
 }
 """What came with each level, for people."""
 
@@ -75,6 +77,9 @@ UNCOUNTED_LEVEL: Final = 7
 KEEPING_LEVEL: Final = 7
 """A broker that is drained keeps what was cancelled; one move may be while its plan arrives."""
 
+NAMING_LEVEL: Final = 7
+"""Who tells what became of a move says of which: of two that went the same way it may be either."""
+
 _LEVEL_BY_OPTION: Final = {
     ("durability", "replicated"): 2,
     ("fence", "required"): COORDINATION_LEVEL,
@@ -84,8 +89,7 @@ _LEVEL_BY_OPTION: Final = {
 assert sorted(LEVELS) == list(range(FEATURE_LEVEL_MIN, FEATURE_LEVEL + 1))
 assert {*_LEVEL_BY_OPTION.values(), COORDINATION_LEVEL, AVOID_LEVEL} <= LEVELS.keys()
 assert {REPLICA_COUNT_LEVEL, LEAVING_LEVEL, ONE_MOVE_LEVEL, OUTCOME_LEVEL} <= LEVELS.keys()
-assert UNCOUNTED_LEVEL in LEVELS
-assert KEEPING_LEVEL in LEVELS
+assert {UNCOUNTED_LEVEL, KEEPING_LEVEL, NAMING_LEVEL} <= LEVELS.keys()
 
 
 def registered_range(features: dict[str, int]) -> tuple[int, int]:
@@ -109,6 +113,10 @@ def level_of(command: Command) -> int:
             return FEATURE_LEVEL_MIN if command.now_ms is None else OUTCOME_LEVEL
         case CancelMove():
             return FEATURE_LEVEL_MIN if command.plan_id is None else ONE_MOVE_LEVEL
+        case FinishMove():
+            return FEATURE_LEVEL_MIN if command.begun_at is None else NAMING_LEVEL
+        case ReplicasRetired():
+            return FEATURE_LEVEL_MIN if command.as_of is None else NAMING_LEVEL
         case SkipMove():
             return LEAVING_LEVEL if command.is_begun else FEATURE_LEVEL_MIN
         case RaiseFeatureLevel():

@@ -60,6 +60,8 @@ class PartitionPlacement(msgspec.Struct, frozen=True, kw_only=True):
     """Under way, if there is one."""
     leaving: tuple[NodeId, ...] = ()
     """Brokers that held it, and have not put their copies into the trash yet."""
+    left_at: Offset = Offset(0)
+    """The version at which the last of them left; 0: below feature level 7."""
 
     @property
     def holders(self) -> tuple[NodeId, ...]:

@@ -18,7 +18,7 @@ from typing import Final, Literal
 import msgspec
 
 from logd.limits import MIB
-from logd.types import GroupId, NodeId
+from logd.types import GroupId, NodeId, Offset
 
 REASON_CHARACTERS_MAX: Final = 200
 PLAN_MOVES_PER_COMMAND_MAX: Final = 200
@@ -45,6 +45,9 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     is_cancelled: bool = False
     """It goes back to where it was, unless it has arrived."""
     begun_ms: int
+    begun_at: Offset = Offset(0)
+    """Names it among the moves of its partition: the version at which it was begun.  0: below
+    feature level 7."""
     plan_id: int | None = None
     is_left: bool = False
     """Cancelled, and its plan has gone on without it: nobody leads the partition, who could take it

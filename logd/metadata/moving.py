@@ -44,7 +44,7 @@ from logd.metadata.commands import (
     SkipMove,
     StartPlan,
 )
-from logd.metadata.features import KEEPING_LEVEL, OUTCOME_LEVEL
+from logd.metadata.features import KEEPING_LEVEL, NAMING_LEVEL, OUTCOME_LEVEL
 from logd.metadata.layout import Applied, Broker, Layout, PartitionPlacement, Topic
 from logd.metadata.moves import (
     CONCURRENCY_MAX,
@@ -62,7 +62,7 @@ from logd.metadata.moves import (
     settled,
     with_state,
 )
-from logd.types import GroupId, NodeId
+from logd.types import GroupId, NodeId, Offset
 
 OtherCommand = (
     FormCluster
@@ -359,6 +359,7 @@ class MovingState(Layout):
                 target=command.target,
                 reason=command.reason[:REASON_CHARACTERS_MAX],
                 begun_ms=command.now_ms,
+                begun_at=self._version_to_name(),
                 plan_id=command.plan_id,
             ),
         )
@@ -458,6 +459,11 @@ class MovingState(Layout):
             if placement.replicas == command.replicas:
                 return PlacementChanged(placements=(placement,))
             raise InvalidRequestError(f"{placement.name} is not being moved")
+        if (command.begun_at or 0) != move.begun_at:
+            raise InvalidRequestError(
+                f"that was an earlier move of {placement.name} than the one to "
+                f"{_listed(move.target)}, which is under way"
+            )
         has_arrived = command.replicas == move.target
         is_back = move.is_cancelled and command.replicas == placement.replicas
         if not has_arrived and not is_back:
@@ -472,7 +478,13 @@ class MovingState(Layout):
             if node not in command.replicas and node in self._brokers
         )
         self._replace_placement(
-            msgspec.structs.replace(placement, replicas=command.replicas, move=None, leaving=left)
+            msgspec.structs.replace(
+                placement,
+                replicas=command.replicas,
+                move=None,
+                leaving=left,
+                left_at=self._version_to_name(),
+            )
         )
         if self._is_of_last_plan(move):
             self._note_progress(
@@ -480,6 +492,10 @@ class MovingState(Layout):
             )
         self._layout_changed()
         return PlacementChanged(placements=(self._placements[command.group],))
+
+    def _version_to_name(self) -> Offset:
+        """What later commands may name this one by."""
+        return self._version if self._feature_level >= NAMING_LEVEL else Offset(0)
 
     def _is_of_last_plan(self, move: Move) -> bool:
         """Whether there is a plan to be told how it ended: what was left behind may outlive its."""
@@ -540,7 +556,9 @@ class MovingState(Layout):
         changed = []
         for group in command.groups:
             placement = self._placements.get(group)
-            if placement is not None and command.node in placement.leaving:
+            if placement is None or command.node not in placement.leaving:
+                continue
+            if (command.as_of or 0) >= placement.left_at:
                 changed.append(self._retire(placement, command.node))
         return PlacementChanged(placements=tuple(changed))
 

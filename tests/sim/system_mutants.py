@@ -1309,6 +1309,27 @@ SYSTEM_MUTANTS = (
         "is_draining=replaced.is_draining",
     ),
     Mutant(
+        "the end of one move is taken for that of another",
+        "P1: no replica is thrown away that its partition has",
+        "logd/metadata/moving.py",
+        "        if (command.begun_at or 0) != move.begun_at:\n            raise",
+        "        if False:\n            raise",
+    ),
+    Mutant(
+        "that a copy was cleared away is taken for another that left later",
+        "P1: an acknowledgement outlives a move there and back",
+        "logd/metadata/moving.py",
+        "            if (command.as_of or 0) >= placement.left_at:\n",
+        "            if True:\n",
+    ),
+    Mutant(
+        "moves are named below the level for it",
+        "P2: every broker holds the same metadata",
+        "logd/metadata/moving.py",
+        "        return self._version if self._feature_level >= NAMING_LEVEL else Offset(0)\n",
+        "        return self._version\n",
+    ),
+    Mutant(
         "a move that goes on can be left behind",
         "liveness: a plan does all that it says",
         "logd/metadata/moving.py",

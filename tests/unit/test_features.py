@@ -14,9 +14,11 @@ from logd.metadata.commands import (
     CreateInternalTopic,
     CreateTopic,
     DeleteTopic,
+    FinishMove,
     FormCluster,
     RaiseFeatureLevel,
     RegisterBroker,
+    ReplicasRetired,
     SkipMove,
     decode_command,
     encode_command,
@@ -120,6 +122,8 @@ def test_a_broker_that_does_not_support_the_level_is_not_let_in() -> None:
         (5, SkipMove(plan_id=1, group=GroupId(1), now_ms=0, is_begun=True)),
         (6, DeleteTopic(name="t", now_ms=0)),
         (6, CancelMove(group=GroupId(1), plan_id=1, now_ms=0)),
+        (7, FinishMove(group=GroupId(1), replicas=(), now_ms=0, begun_at=Offset(1))),
+        (7, ReplicasRetired(node=NodeId(1), groups=(), as_of=Offset(1))),
     ],
 )
 def test_what_came_with_a_level_is_refused_below_it(level: int, command: Command) -> None:

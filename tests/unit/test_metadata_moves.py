@@ -30,7 +30,7 @@ from logd.metadata.commands import (
     decode_command,
     encode_command,
 )
-from logd.metadata.features import KEEPING_LEVEL, OUTCOME_LEVEL
+from logd.metadata.features import KEEPING_LEVEL, NAMING_LEVEL, OUTCOME_LEVEL
 from logd.metadata.moves import REASON_CHARACTERS_MAX, Plan, PlannedMove
 from logd.metadata.state import MetadataState, PartitionPlacement
 from logd.types import NODE_ID_MAX, GroupId, NodeId
@@ -65,8 +65,19 @@ def begin(*target: int, before: tuple[int, ...] = (1, 2, 3), **changes: object) 
     return msgspec.structs.replace(command, **changes)
 
 
-def finish(*replicas: int, group: int = GROUP) -> FinishMove:
-    return FinishMove(group=GroupId(group), replicas=nodes(*replicas), now_ms=9)
+def end_of(state: MetadataState, *replicas: int, group: int = GROUP) -> FinishMove:
+    """What a leader says of the move that is under way, or of none."""
+    move = placement(state, group).move
+    return FinishMove(
+        group=GroupId(group),
+        replicas=nodes(*replicas),
+        now_ms=9,
+        begun_at=None if move is None else move.begun_at or None,
+    )
+
+
+def finish(state: MetadataState, *replicas: int, group: int = GROUP) -> None:
+    apply(state, end_of(state, *replicas, group=group))
 
 
 def start_plan(
@@ -107,14 +118,14 @@ def test_a_finished_move_leaves_a_copy_behind_until_its_broker_has_cleared_it_aw
     state = five_brokers()
     apply(state, begin(1, 2, 4))
 
-    apply(state, finish(1, 2, 4))
+    finish(state, 1, 2, 4)
 
     assert placement(state).replicas == (1, 2, 4)
     assert placement(state).leaving == (3,)
     assert state.partitions_on(NodeId(3)) == ()
     with pytest.raises(UnavailableError, match="just left broker 3"):
         apply(state, begin(1, 2, 3, before=(1, 2, 4)))
-    apply(state, ReplicasRetired(node=NodeId(3), groups=(GROUP, GroupId(99))))
+    apply(state, ReplicasRetired(node=NodeId(3), groups=(GROUP, GroupId(99)), as_of=state.version))
     assert placement(state).leaving == ()
     apply(state, begin(1, 2, 3, before=(1, 2, 4)))
 
@@ -122,8 +133,85 @@ def test_a_finished_move_leaves_a_copy_behind_until_its_broker_has_cleared_it_aw
 def test_beginning_and_finishing_twice_is_as_good_as_once() -> None:
     state = five_brokers()
 
-    for command in (begin(1, 2, 4), begin(1, 2, 4), finish(1, 2, 4), finish(1, 2, 4)):
-        apply(state, command)
+    for _ in range(2):
+        apply(state, begin(1, 2, 4))
+    ended = end_of(state, 1, 2, 4)
+    for _ in range(2):
+        apply(state, ended)
+
+    assert placement(state).replicas == (1, 2, 4)
+
+
+def test_the_end_of_a_move_that_is_told_late_does_not_end_another_that_goes_the_same_way() -> None:
+    """By a leader that was deposed, or cut off from the controller, and told of it in the end.
+
+    The replicas are not where that says by now: those that left would go to the trash.
+    """
+    state = five_brokers()
+    apply(state, begin(1, 2, 4))
+    late = end_of(state, 1, 2, 4)
+    apply(state, late)
+    apply(state, ReplicasRetired(node=NodeId(3), groups=(GROUP,), as_of=state.version))
+    apply(state, begin(1, 2, 3, before=(1, 2, 4)))
+    with pytest.raises(InvalidRequestError, match="earlier move of orders/0 than the one to 1,2,3"):
+        apply(state, late)
+    finish(state, 1, 2, 3)
+    apply(state, ReplicasRetired(node=NodeId(4), groups=(GROUP,), as_of=state.version))
+    apply(state, begin(1, 2, 4))
+
+    with pytest.raises(InvalidRequestError, match="that was an earlier move of orders/0"):
+        apply(state, late)
+
+    assert placement(state).replicas == (1, 2, 3)
+    assert placement(state).move is not None
+
+
+def test_the_end_of_a_move_that_was_taken_back_does_not_take_back_the_next() -> None:
+    state = five_brokers()
+    apply(state, begin(1, 2, 4))
+    apply(state, CancelMove(group=GROUP))
+    late = end_of(state, 1, 2, 3)
+    apply(state, late)
+    apply(state, ReplicasRetired(node=NodeId(4), groups=(GROUP,), as_of=state.version))
+    apply(state, begin(1, 2, 4))
+    apply(state, CancelMove(group=GROUP))  # By now its leader may have brought it there.
+
+    with pytest.raises(InvalidRequestError, match="that was an earlier move of orders/0"):
+        apply(state, late)
+
+    finish(state, 1, 2, 4)
+    assert placement(state).replicas == (1, 2, 4)
+
+
+def test_that_a_copy_was_cleared_away_says_nothing_of_one_that_was_left_later() -> None:
+    state = five_brokers()
+    apply(state, begin(1, 2, 4))
+    finish(state, 1, 2, 4)
+    late = ReplicasRetired(node=NodeId(3), groups=(GROUP,), as_of=state.version)
+    apply(state, late)
+    apply(state, begin(1, 2, 3, before=(1, 2, 4)))
+    finish(state, 1, 2, 3)
+    apply(state, ReplicasRetired(node=NodeId(4), groups=(GROUP,), as_of=state.version))
+    apply(state, begin(1, 2, 4))
+    finish(state, 1, 2, 4)
+
+    apply(state, late)
+
+    assert placement(state).leaving == (3,)
+    apply(state, msgspec.structs.replace(late, as_of=state.version))
+    assert placement(state).leaving == ()
+
+
+def test_below_the_level_for_it_no_move_is_named() -> None:
+    """As brokers of before apply it; and what was begun then ends like that later."""
+    state = five_brokers()
+    state._feature_level = NAMING_LEVEL - 1
+    unnamed = FinishMove(group=GROUP, replicas=nodes(1, 2, 4), now_ms=9)
+    apply(state, begin(1, 2, 4))
+    assert end_of(state, 1, 2, 4) == unnamed
+    state._feature_level = NAMING_LEVEL
+
+    apply(state, unnamed)
 
     assert placement(state).replicas == (1, 2, 4)
 
@@ -134,7 +222,7 @@ def test_a_cancelled_move_ends_where_it_began_or_where_it_was_to_go() -> None:
         apply(state, begin(1, 2, 4))
 
         apply(state, CancelMove(group=GROUP))
-        apply(state, finish(*end))
+        finish(state, *end)
 
         assert placement(state).replicas == end
         assert placement(state).move is None
@@ -146,7 +234,7 @@ def test_a_move_cannot_end_anywhere_else_nor_go_back_uncancelled() -> None:
 
     for end in ((1, 2, 3), (1, 2, 5), (1, 2)):
         with pytest.raises(InvalidRequestError, match="is being moved to 1,2,4"):
-            apply(state, finish(*end))
+            finish(state, *end)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +312,7 @@ def test_a_broker_is_removed_once_it_is_empty_and_never_returns() -> None:
     apply(state, begin(1, 2, 4))
     with pytest.raises(BrokerInUseError):
         apply(state, RemoveBroker(node=NodeId(4), now_ms=7))
-    apply(state, finish(1, 2, 4))
+    finish(state, 1, 2, 4)
 
     apply(state, RemoveBroker(node=NodeId(3), now_ms=7))
 
@@ -248,9 +336,9 @@ def test_a_plan_ends_with_its_last_move() -> None:
             begin(*target, group=GroupId(group), before=before[group], plan_id=1),
         )
     assert plan_of(state).states == ("running", "running", "done")
-    apply(state, finish(1, 2, 4))
+    finish(state, 1, 2, 4)
     assert plan_of(state).state == "running"
-    apply(state, finish(5, 1, 3, group=2))
+    finish(state, 5, 1, 3, group=2)
 
     assert plan_of(state).state == "done"
     assert plan_of(state).ended_ms == 9
@@ -268,7 +356,7 @@ def test_a_cancelled_plan_begins_nothing_and_waits_for_what_is_under_way() -> No
     move = placement(state).move
     assert move is not None
     assert move.is_cancelled
-    apply(state, finish(1, 2, 3))
+    finish(state, 1, 2, 3)
     assert plan_of(state).states == ("cancelled", "cancelled")
     assert plan_of(state).state == "cancelled"
 
@@ -289,9 +377,9 @@ def test_one_move_of_a_plan_is_taken_back_and_the_others_go_on() -> None:
         assert move is not None
         assert move.is_cancelled
         assert (plan_of(state).state, plan_of(state).states) == ("running", ("running", "pending"))
-    apply(state, finish(1, 2, 3))
+    finish(state, 1, 2, 3)
     apply(state, begin(5, 1, 3, group=GroupId(2), before=placement(state, 2).replicas, plan_id=1))
-    apply(state, finish(5, 1, 3, group=2))
+    finish(state, 5, 1, 3, group=2)
 
     assert placement(state).replicas == (1, 2, 3)
     assert (plan_of(state).state, plan_of(state).states) == ("done", ("cancelled", "done"))
@@ -314,7 +402,7 @@ def test_cancelling_one_move_that_is_over_changes_nothing() -> None:
     state = five_brokers(partitions=3)
     apply(state, start_plan(state, {1: (1, 2, 4), 2: (5, 1, 3), 3: (1, 3, 2)}))
     apply(state, begin(1, 2, 4, plan_id=1))
-    apply(state, finish(1, 2, 4))
+    finish(state, 1, 2, 4)
     apply(state, SkipMove(plan_id=1, group=GroupId(2), now_ms=4))
     before = plan_of(state)
 
@@ -421,7 +509,7 @@ def test_a_broker_keeps_nothing_of_what_was_cancelled_by_itself_or_is_gone() -> 
     apply(state, CancelMove(group=GROUP))  # As the cluster does, to a broker that is lost.
     assert keeps(state, 3) == ()
     cancel(state, 1)
-    apply(state, finish(1, 2, 4))  # Too late.
+    finish(state, 1, 2, 4)  # Too late.
 
     cancel(state, 2)
 
@@ -437,7 +525,7 @@ def test_below_the_level_for_it_a_drain_keeps_nothing_and_no_plan_that_arrives_i
     cancel(state, 2)
     assert keeps(state, 3) == ()
 
-    apply(state, finish(1, 2, 3))
+    finish(state, 1, 2, 3)
     whole = start_plan(state, {1: (1, 2, 4), 2: (5, 1, 2)}, token="other")
     apply(state, msgspec.structs.replace(whole, moves=whole.moves[:1]))
     with pytest.raises(RebalanceConflictError, match="plan 2 has not arrived yet"):
@@ -478,7 +566,7 @@ def test_what_was_left_behind_keeps_no_other_plan_waiting_but_is_not_moved_again
         apply(state, begin(1, 2, 5, plan_id=2))
     apply(state, SkipMove(plan_id=2, group=GROUP, now_ms=10))
     apply(state, begin(5, 1, 3, group=GroupId(2), before=placement(state, 2).replicas, plan_id=2))
-    apply(state, finish(5, 1, 3, group=2))
+    finish(state, 5, 1, 3, group=2)
     state.check_invariants()
 
     assert plan_of(state).states == ("skipped", "done")
@@ -494,7 +582,7 @@ def test_what_was_left_behind_ends_like_any_move_that_was_cancelled(
     state = left_behind()
     plan = plan_of(state)
 
-    apply(state, finish(*replicas))
+    finish(state, *replicas)
 
     assert placement(state).replicas == replicas
     assert placement(state).move is None
@@ -507,7 +595,7 @@ def test_what_one_plan_left_behind_is_not_told_to_another() -> None:
     apply(state, start_plan(state, {1: (1, 2, 4)}, token="other"))
     plan = plan_of(state)
 
-    apply(state, finish(1, 2, 4))
+    finish(state, 1, 2, 4)
 
     assert placement(state).replicas == (1, 2, 4)
     assert plan_of(state) == plan
@@ -524,7 +612,7 @@ def test_below_the_level_for_it_what_was_left_behind_has_no_plan() -> None:
     assert move is not None
     assert move.plan_id is None
 
-    apply(state, finish(1, 2, 4))
+    finish(state, 1, 2, 4)
 
     assert plan_of(state) == plan
 
@@ -664,7 +752,7 @@ def test_added_partitions_have_as_many_replicas_as_the_command_says_or_else_as_p
 ):
     state = five_brokers(partitions=3)
     apply(state, begin(1, 2))
-    apply(state, finish(1, 2))
+    finish(state, 1, 2)
 
     apply(state, AddPartitions(name="orders", partitions=4))  # As logs have it from before.
     apply(state, AddPartitions(name="orders", partitions=5, replicas=3))
@@ -686,7 +774,7 @@ def test_the_controller_asks_for_as_many_replicas_as_most_partitions_have() -> N
     assert replicas_of_added(state) == 3
 
     apply(state, begin(1, 2))
-    apply(state, finish(1, 2))
+    finish(state, 1, 2)
 
     assert replicas_of_added(state) == 3
     apply(state, state.counting(ADD))
@@ -696,7 +784,7 @@ def test_the_controller_asks_for_as_many_replicas_as_most_partitions_have() -> N
 def test_of_two_counts_that_are_as_frequent_the_controller_asks_for_the_greater() -> None:
     state = five_brokers(partitions=2)
     apply(state, begin(1, 2))
-    apply(state, finish(1, 2))
+    finish(state, 1, 2)
 
     assert replicas_of_added(state) == 3
 

@@ -490,18 +490,19 @@ def test_the_controller_says_how_many_replicas_added_partitions_get_from_the_lev
             assert created is not None
             smaller = created.partitions[0]
             kept = smaller.replicas[:1]
-            changes: list[Command] = [
-                BeginMove(
-                    group=smaller.group,
-                    before=smaller.replicas,
-                    target=kept,
-                    reason="",
-                    now_ms=0,
-                ),
-                FinishMove(group=smaller.group, replicas=kept, now_ms=0),
-                AddPartitions(name="t", partitions=4),
-            ]
-            for command in changes:
+            moved = BeginMove(
+                group=smaller.group, before=smaller.replicas, target=kept, reason="", now_ms=0
+            )
+            await service.execute(moved, timeout_ms=9_000, safe_to_repeat=False)
+            (moving,) = service.state.moving
+            assert moving.move is not None
+            ended = FinishMove(
+                group=smaller.group,
+                replicas=kept,
+                now_ms=0,
+                begun_at=moving.move.begun_at or None,
+            )
+            for command in (ended, AddPartitions(name="t", partitions=4)):
                 await service.execute(command, timeout_ms=9_000, safe_to_repeat=False)
 
             grown = service.state.topic("t")
