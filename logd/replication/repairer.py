@@ -253,9 +253,9 @@ class Repairer:
                 kept = await self._application_of_a_peer(group, end)
                 if kept is None:
                     return False
-            # Also what was kept: by an earlier attempt, perhaps, that came no further.
+                await checkpoints.save_application(*kept)
+            # Also what was kept before: by an earlier attempt, perhaps, that came no further.
             application.on_installed(*kept)
-            await checkpoints.save_application(*kept)
             if await checkpoints.restorable_offset() < end:
                 checkpoints.take()  # For the next time.
                 return False

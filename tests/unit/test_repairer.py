@@ -392,6 +392,46 @@ def test_what_is_fed_from_a_log_is_given_a_peers_state_where_peers_have_let_its_
     play(story)
 
 
+def test_what_was_kept_may_be_ahead_of_what_is_known_to_be_committed_when_damage_is_let_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after a restart: a leader has yet to tell what is committed, and the synced mark lags."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,), segment_bytes=8 * KIB) as replica:
+            await replica.lead()
+            group, files, repairer = replica.group, replica.files, replica.node.repairer
+            group.application = Follower()
+            await fill_segments(replica, 3)
+            bases = group.log.segment_bases
+            kept = Offset(group.commit_offset + 1)
+            group._opened.applications.save(kept, b"what is here")
+            files.flip(f"{DIRECTORY}/{bases[1]:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
+            files.make_directory(TRASH)
+
+            def refuse(
+                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+            ) -> bool:
+                assert isinstance(message, RepairRequest)
+                refusal = RepairResponse(
+                    request_id=message.request_id, refused="trimmed", log_start=bases[2]
+                )
+                repairer.on_response(refusal, b"")
+                return True
+
+            monkeypatch.setattr(replica.node, "send_peer", refuse)
+            monkeypatch.setattr(replica.node, "is_up", lambda node: True)
+            monkeypatch.setattr(
+                type(group.core.configuration), "members", property(lambda _: (OURSELVES, SECOND))
+            )
+            repairer.report(group)
+            await until(lambda: group.log.start_offset == bases[2])
+
+            assert await group.checkpoints.load_application() == (kept, b"what is here")
+
+    play(story)
+
+
 @pytest.mark.parametrize("has_application", [False, True])
 def test_a_shut_log_is_not_let_go_beyond_what_is_kept_of_the_state_machine_that_it_feeds(
     monkeypatch: pytest.MonkeyPatch, has_application: bool
