@@ -224,7 +224,10 @@ class MovingState(Layout):
             self._next_plan_id += 1
         moves = plan.moves + command.moves
         pending: MoveState = "pending"
-        states = plan.states + (pending,) * len(command.moves)
+        # What was cancelled, or whose topic was deleted, stays so: below that level it did not.
+        is_kept = self._feature_level >= KEEPING_LEVEL
+        states = plan.states if is_kept else (pending,) * len(plan.moves)
+        states += (pending,) * len(command.moves)
         plan = msgspec.structs.replace(plan, moves=moves, states=states)
         if len(moves) == plan.move_count:
             plan = settled(msgspec.structs.replace(plan, state="running"), command.now_ms)

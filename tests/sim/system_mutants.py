@@ -1270,8 +1270,15 @@ SYSTEM_MUTANTS = (
         "what was cancelled while its plan arrived is begun when that has",
         "liveness: a plan does all that it says",
         "logd/metadata/moving.py",
-        "        states = plan.states + (pending,) * len(command.moves)\n",
-        "        states = (pending,) * len(moves)\n",
+        "        is_kept = self._feature_level >= KEEPING_LEVEL\n",
+        "        is_kept = False\n",
+    ),
+    Mutant(
+        "what became of a plan that arrives is kept below the level for it",
+        "P2: every broker holds the same metadata",
+        "logd/metadata/moving.py",
+        "        is_kept = self._feature_level >= KEEPING_LEVEL\n",
+        "        is_kept = True\n",
     ),
     Mutant(
         "a drain keeps what was cancelled below the level for it",

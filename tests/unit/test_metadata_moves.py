@@ -461,6 +461,29 @@ def test_a_plan_of_which_all_was_cancelled_before_its_end_came_is_over_with_that
     assert plan_of(state).state == "done"
 
 
+@pytest.mark.parametrize(
+    ("level", "state_of_first"), [(KEEPING_LEVEL, "skipped"), (KEEPING_LEVEL - 1, "pending")]
+)
+def test_what_was_planned_for_a_topic_that_is_deleted_while_the_plan_arrives_is_skipped(
+    level: int, state_of_first: str
+) -> None:
+    """Below the level for it as brokers of before apply it."""
+    state = five_brokers()
+    apply(state, create(name="other", partitions=2, replicas=3))
+    state._feature_level = level
+    targets = {
+        group: tuple({1, 2, 3, 4, 5}.difference(placement(state, group).replicas))
+        for group in (1, 2)
+    }
+    whole = start_plan(state, targets)
+    apply(state, msgspec.structs.replace(whole, moves=whole.moves[:1]))
+    apply(state, DeleteTopic(name="orders", now_ms=8))
+
+    apply(state, msgspec.structs.replace(whole, first=1, moves=whole.moves[1:]))
+
+    assert plan_of(state).states == (state_of_first, "pending")
+
+
 def keeps(state: MetadataState, node: int) -> tuple[GroupId, ...]:
     broker = state.broker(NodeId(node))
     assert broker is not None
