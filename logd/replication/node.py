@@ -456,6 +456,7 @@ class Node:
                 else:
                     del self._owing[group_id]
             self._look_at_disks()
+            self.repairer.forget_old_state()
 
     def _look_at_disks(self) -> None:
         """Nothing ends a call to a disk that does not answer.  Say so, and have others lead."""

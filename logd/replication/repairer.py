@@ -65,6 +65,9 @@ SCRUB_LOOK_S: Final = 1.0
 """How often the scrubber looks whether a log's next round is due."""
 
 FETCH_TIMEOUT_S: Final = 2.0
+STATE_KEPT_S: Final = 15.0
+"""Whoever asks for a state piece by piece is not waited for longer than this: it may be large."""
+
 SERVED_AT_ONCE_MAX: Final = 4
 
 
@@ -85,6 +88,8 @@ class Repairer:
         self._next_request = node.incarnation
         self._serving = trio.CapacityLimiter(SERVED_AT_ONCE_MAX)
         self._state_kept: tuple[NodeId, GroupId, bytes] | None = None
+        """Given to somebody, who has not asked for all of it yet."""
+        self._state_kept_until = 0.0
         self.patience = Patience()
         self._patience_with_states = Patience()
         """For states that peers have kept: each comes whole before it is known to fit."""
@@ -512,6 +517,7 @@ class Repairer:
                 encoded = await self._state_for(source, request)
             except (LogdError, OSError) as error:
                 refused = str(error)
+        self._state_kept_until = trio.current_time() + STATE_KEPT_S
         end = request.position + SNAPSHOT_CHUNK_BYTES
         body = memoryview(encoded)[request.position : end]
         if end >= len(encoded):
@@ -543,6 +549,11 @@ class Repairer:
             )
         self._state_kept = (source, GroupId(request.group), encoded)
         return encoded
+
+    def forget_old_state(self) -> None:
+        """Let go of a state that nobody asks on for.  To be called now and then."""
+        if self._state_kept is not None and trio.current_time() >= self._state_kept_until:
+            self._state_kept = None
 
     async def _read(self, request: RepairRequest) -> list[Buffer]:
         """Batches from the start on, whole, verified and committed.

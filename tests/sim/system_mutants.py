@@ -1223,6 +1223,13 @@ SYSTEM_MUTANTS = (
         "                if False:",
     ),
     Mutant(
+        "a state that nobody asks on for is kept in memory",
+        "P6",
+        "logd/replication/node.py",
+        "            self.repairer.forget_old_state()\n",
+        "",
+    ),
+    Mutant(
         "a peer's state that does not fit is asked for all the time",
         "P6",
         "logd/replication/repairer.py",

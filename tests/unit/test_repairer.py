@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from logd.errors import UnavailableError
-from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES
+from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES, SNAPSHOT_CHUNK_BYTES
+from logd.replication.checkpoints import Checkpoints
 from logd.replication.opening import OpenedGroup, open_group
 from logd.replication.patience import WAIT_S_MAX
 from logd.replication.peer_protocol import (
@@ -20,6 +21,7 @@ from logd.replication.peer_protocol import (
     StateRequest,
     StateResponse,
 )
+from logd.replication.repairer import STATE_KEPT_S
 from logd.replication.snapshot import Snapshot, checksum_of, encode_snapshot
 from logd.replication.trimming import Trimmer
 from logd.storage.holes import Hole
@@ -829,5 +831,51 @@ def test_a_state_that_no_peer_gives_is_asked_for_less_and_less_often(
             assert len(asked_at) == was_asked + 2
             # A hole in the same log waits for others.
             assert not repairer.patience.is_resting(group.group_id)
+
+    play(story)
+
+
+def test_a_state_that_nobody_asks_on_for_is_not_kept_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever wanted it may have died after the first piece."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,), segment_bytes=8 * KIB) as replica:
+            await replica.lead()
+            group, repairer = replica.group, replica.node.repairer
+            given: list[int] = []
+
+            def note(
+                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+            ) -> bool:
+                given.append(sum(map(len, buffers)))
+                return True
+
+            state = Snapshot(start_offset=Offset(1), state_offset=Offset(1), state=bytes(3 * MIB))
+
+            async def take_snapshot(_: Checkpoints) -> Snapshot:
+                return state
+
+            def is_kept() -> bool:
+                return repairer._state_kept is not None
+
+            monkeypatch.setattr(replica.node, "send_peer", note)
+            monkeypatch.setattr(Checkpoints, "take_snapshot", take_snapshot)
+
+            async def ask_from(position: int) -> None:
+                request = StateRequest(request_id=1, group=group.group_id, position=position)
+                repairer.on_state_request(SECOND, request)
+                await a_while()
+
+            await ask_from(0)
+            await trio.sleep(STATE_KEPT_S - 1)
+            await ask_from(given[0])
+            await trio.sleep(STATE_KEPT_S - 1)
+            assert is_kept()
+            await trio.sleep(2)
+
+            assert not is_kept()
+            assert given == [SNAPSHOT_CHUNK_BYTES] * 2
 
     play(story)
