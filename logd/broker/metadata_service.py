@@ -29,7 +29,13 @@ from logd.errors import (
     UnknownServerError,
 )
 from logd.limits import COMMANDS_PER_SNAPSHOT, KIB, PRODUCER_IDS_PER_BLOCK
-from logd.metadata.commands import AllocateProducerIds, Command, decode_command, encode_command
+from logd.metadata.commands import (
+    AllocateProducerIds,
+    Command,
+    ReplicasRetired,
+    decode_command,
+    encode_command,
+)
 from logd.metadata.features import avoiding, check_level
 from logd.metadata.state import MetadataState, ProducerIdBlock
 from logd.record.batch import seal_opaque
@@ -289,6 +295,16 @@ class MetadataService:
                 f"{self._node.node} hears {self._node.peers_up() or 'none of its peers'}"
             )
         raise RequestTimeoutError(f"the controller, node {leader}, did not answer in time")
+
+    async def catch_up(self, timeout_ms: int) -> None:
+        """Return once all that was committed before this call is applied here.
+
+        Raises:
+            RequestError: that is not known within the time.
+        """
+        # Commits a command that changes nothing: it is applied behind all the others.
+        nothing = ReplicasRetired(node=self._node.node, groups=())
+        await self.execute(nothing, timeout_ms=timeout_ms, safe_to_repeat=True)
 
     async def _commit(self, command: Command, encoded: bytes, timeout_ms: int) -> Offset:
         leader, _ = self._node.leader_of(METADATA_GROUP)

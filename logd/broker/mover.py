@@ -8,6 +8,9 @@ goes on where the last leader stopped, from the metadata and the group's own con
     all of them are caught up               the target votes in place of the old replicas
     the target is the configuration         it is told to the metadata, which ends the move
 
+Whoever takes a move over first makes sure that its metadata are not those of the past: to a
+broker that was cut off from the controller a move may seem to be under way that has ended.
+
 A move that was cancelled goes back the same way, unless it has arrived.  A broker that has been
 left out puts its copy into the trash when the end of the move is committed, and says so.
 
@@ -28,7 +31,7 @@ from logd.limits import APPEND_BYTES_MAX
 from logd.metadata.commands import FinishMove, ReplicasRetired
 from logd.metadata.features import NAMING_LEVEL
 from logd.replication.catch_up_budget import CatchUpBudget
-from logd.types import GroupId, NodeId
+from logd.types import GroupId, NodeId, Term
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
@@ -112,16 +115,25 @@ class Mover:
 
     async def _drive(self, group_id: GroupId) -> None:
         """Bring one move to its end, or until another broker leads."""
+        up_to_date_in = Term(0)
+        """The term of this leader in which it has made sure that it knows of the move what those
+        before it knew: one of them may have ended it, or been told to take it back."""
         try:
             while True:
                 placement, group = self._placement(group_id), self._led(group_id)
                 if placement is None or placement.move is None or group is None:
                     return
+                term, learners = group.core.term, group.configuration.learners
+                if learners and up_to_date_in != term:
+                    self._make_budgets(group, learners)
                 if not group.is_ready:
-                    self._make_budgets(group, group.configuration.learners)
                     await trio.sleep(STEP_RETRY_S)
                     continue
                 try:
+                    if up_to_date_in != term:
+                        await self._broker.metadata.catch_up(COMMAND_TIMEOUT_MS)
+                        up_to_date_in = term
+                        continue
                     await self._step(placement, placement.move, group)
                 except LearnerBehindError:
                     await trio.sleep(STEP_RETRY_S)

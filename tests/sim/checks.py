@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from logd.errors import LogdError
+from logd.raft.messages import Configuration
 from logd.storage.offline import SegmentWalk, check_chain, find_segments
 from logd.types import GroupId, Offset
 from tests.sim.cluster import DATA_DIR, SimCluster, SimNode
@@ -30,6 +31,22 @@ def check_metadata(cluster: SimCluster) -> list[str]:
         return []
     which = "; ".join(f"{', '.join(hosts)} at {at}" for (at, _), hosts in found.items())
     return [f"brokers differ about the metadata: {which}"]
+
+
+def check_members(cluster: SimCluster) -> list[str]:
+    """A partition is replicated by those whom the metadata name: nobody is left in its group who
+    was on the way there, nor is a change of members left half-way."""
+    wrong: list[str] = []
+    for node in cluster.alive():
+        state = None if node.broker is None else node.broker.metadata.state
+        for group_id, group in node.groups.items():
+            placement = None if state is None else state.placement(group_id)
+            if placement is None or not group.is_ready:
+                continue
+            wanted = Configuration(placement.replicas)
+            if placement.move is None and group.configuration != wanted:
+                wrong.append(f"{placement.name} has members {group.configuration}, not {wanted}")
+    return wrong
 
 
 def check_replicas(cluster: SimCluster) -> list[str]:

@@ -19,7 +19,7 @@ from logd.errors import LogdError, NotAReplicaError, TopicExistsError
 from logd.types import GroupId, TopicPartition
 from logd.wire.messages import PartitionInfo, TopicInfo
 from logd_client import Client
-from tests.sim.checks import check_metadata, check_replicas
+from tests.sim.checks import check_members, check_metadata, check_replicas
 from tests.sim.cluster import SimCluster, open_cluster
 from tests.sim.coordination_workload import (
     NAMESPACE,
@@ -176,7 +176,11 @@ class _Run:
         the brokers know, as soon as all have heard everything."""
 
         def differing() -> list[str]:
-            return check_replicas(self._cluster) + check_metadata(self._cluster)
+            return (
+                check_replicas(self._cluster)
+                + check_metadata(self._cluster)
+                + check_members(self._cluster)
+            )
 
         with trio.move_on_after(HEAL_S):
             while differing():

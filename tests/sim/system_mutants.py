@@ -1344,6 +1344,13 @@ SYSTEM_MUTANTS = (
         "        return self._version\n",
     ),
     Mutant(
+        "a move is taken over by metadata of the past",
+        "a partition is replicated by those whom the metadata name",
+        "logd/broker/mover.py",
+        "                        await self._broker.metadata.catch_up(COMMAND_TIMEOUT_MS)\n",
+        "",
+    ),
+    Mutant(
         "a move that goes on can be left behind",
         "liveness: a plan does all that it says",
         "logd/metadata/moving.py",

@@ -31,11 +31,13 @@ from logd.limits import APPEND_BYTES_MAX, NAME_CHARACTERS_MAX
 from logd.metadata.commands import BeginMove, Command, StartPlan
 from logd.metadata.features import ONE_MOVE_LEVEL
 from logd.metadata.moves import REASON_CHARACTERS_MAX, PlannedMove
+from logd.raft.messages import TransferLeadership
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import PlannedMoveInfo
 from logd_client import Client
 from logd_client.admin import Admin
 from tests.sim import stories
+from tests.sim.checks import check_members
 from tests.sim.cluster import ClusterSettings, SimCluster
 from tests.sim.moves import (
     PARTITIONS,
@@ -160,6 +162,51 @@ def test_one_move_of_a_plan_that_is_cancelled_goes_back_and_the_others_arrive() 
         after = {at: p.replicas for at, p in enumerate(await partitions_of(client))}
         assert after == {0: before[0], 1: targets[1], 2: targets[2], 3: before[3]}
         await check(cluster, client)
+
+    play(story)
+
+
+async def led_by(cluster: SimCluster, group: GroupId, node: NodeId) -> None:
+    """Have ``node`` lead ``group``."""
+    with trio.fail_after(60):
+        while (leader := cluster.leader_of(group)) is None or leader.node != node:
+            if leader is not None:
+                leader.groups[group].post(TransferLeadership(node))
+            await trio.sleep(0.5)
+
+
+def test_a_leader_that_goes_by_metadata_of_the_past_leaves_nobody_in_the_group() -> None:
+    """It takes up a move that was ended by the leader before it, until it hears of that."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        partition = (await partitions_of(client))[0]
+        group = GroupId(partition.group)
+        first, second, _ = map(NodeId, partition.replicas)
+        controller, newcomer = (NodeId(n) for n in range(1, 6) if n not in partition.replicas)
+        await led_by(cluster, METADATA_GROUP, controller)
+        await client.admin.set_rebalancing(throttle_bytes_per_s=64 * 1024)
+        async with client.producer(TOPIC) as producer:
+            for _ in range(50):
+                await producer.append(bytes(20_000), partition=0)
+        await led_by(cluster, group, first)
+        cut = [(f"node{second}", f"node{controller}"), (f"node{controller}", f"node{second}")]
+
+        plan_id = await start(client, {0: [first, second, newcomer]})
+        successor = cluster.nodes[second]
+        with trio.fail_after(20):
+            while successor.broker is None or not successor.broker.metadata.state.moving:
+                await trio.sleep(0.01)
+        cluster.network.hold(cut)
+        await client.admin.cancel_move(plan_id, partition.group)
+        assert (await ended(client)).state == "done"
+        assert cluster.nodes[first].groups[group].configuration.learners == ()
+        await led_by(cluster, group, second)
+        await trio.sleep(2)
+        cluster.network.release(cut)
+
+        await check(cluster, client)
+        await trio.sleep(20)
+        assert check_members(cluster) == []
 
     play(story)
 
