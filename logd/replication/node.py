@@ -611,6 +611,7 @@ class Node:
         tell(log_events.PEER_REFUSED, peer=node, reason=refusal.reason)
 
     def on_nobody_there(self, node: NodeId) -> None:
+        self._refused_since.pop(node, None)
         if self._detector.nobody_there(node) is not None:
             self._peer_down(node)
 

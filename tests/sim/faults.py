@@ -50,6 +50,9 @@ ATTEMPTS_MAX = 5
 REMOVAL_S = 12.0
 """A broker that has not given away all it holds by then stays a member."""
 
+OPERATOR_TIMEOUT_S = 3.0
+"""A broker that was asked for something has given up by then."""
+
 LASTS_S = (0.2, 1.0, 2.0, 5.0)
 DOWN_S = (0.0, 0.1, 0.5, 2.0)
 QUICK_DISK = BlockingConditions(latency_s_mean=0.000_1, spike_probability=0.0)
@@ -532,8 +535,10 @@ class Trouble:
         node = chance.choice(members)
         node.is_leaving = True
         async with self._operator() as client:
-            with trio.move_on_after(REMOVAL_S):
+            with trio.move_on_after(REMOVAL_S) as removal:
                 await self._empty_and_remove(client, chance, node)
+            if removal.cancelled_caught:
+                await trio.sleep(2 * OPERATOR_TIMEOUT_S)  # One that was asked for may yet be done.
             if await self._is_member(client, node.node):
                 node.is_leaving = False
                 with contextlib.suppress(LogdError):
@@ -593,7 +598,7 @@ class Trouble:
             client: Client | None = None
             while client is None:
                 try:
-                    made = self._cluster.client(request_timeout_ms=3_000)
+                    made = self._cluster.client(request_timeout_ms=int(OPERATOR_TIMEOUT_S * 1000))
                     client = await stack.enter_async_context(made)
                 except LogdError:
                     await trio.sleep(0.2)
