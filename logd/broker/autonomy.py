@@ -316,7 +316,8 @@ class Autonomy:
         """What a broker that is drained still has to give away."""
         state = self._broker.metadata.state
         broker = state.broker(node)
-        assert broker is not None
+        if broker is None:
+            return set()  # It has been removed since.
         return {p.group for p in state.partitions_on(node)}.difference(broker.keeps)
 
     async def _empty(self, draining: list[NodeId]) -> bool:

@@ -80,7 +80,7 @@ class _PeerServer:
             with trio.fail_after(HANDSHAKE_TIMEOUT_S):
                 hello = await _greet(stream, decoder, self._node)
             if hello is None:
-                return  # It has its answer.
+                return
             decoder.frame_bytes_max = FRAME_BYTES_MAX
             await self._serve_link(stream, decoder, hello)
         except LogdError as error:
