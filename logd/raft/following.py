@@ -33,6 +33,7 @@ class Following:
 
     __slots__ = (
         "_acknowledged_end",
+        "_commit_told",
         "_enrolment",
         "_leader",
         "_log",
@@ -52,6 +53,8 @@ class Following:
         self._standing = replica.standing
         self._matched_end = replica.log.commit_offset
         """Below it our log is the leader's."""
+        self._commit_told = Offset(0)
+        """What it has said is committed, here or not: that may have overtaken the batches."""
         self._acknowledged_end = Offset(0)
         """What the leader was last told is durable here."""
         self._round = 0
@@ -75,6 +78,8 @@ class Following:
         if self._contradicts(request, batches):
             output.contradicted = True
             return
+        if request.commit_offset > self._commit_told:
+            self._commit_told = request.commit_offset
         log = self._log
         if not self._is_consistent(request):
             self._replica.outbox.append(refusal(request, self._term, log, standing))
@@ -83,7 +88,7 @@ class Following:
         if request.end_offset > self._matched_end:
             self._matched_end = request.end_offset
         # It may pass our own synced end: that a batch is committed is a fact about a quorum.
-        commit_offset = min(request.commit_offset, self._matched_end)
+        commit_offset = min(self._commit_told, self._matched_end)
         if commit_offset > log.commit_offset:
             log.commit_offset = commit_offset
         if request.expects_answer and (not appended or standing.vouches):

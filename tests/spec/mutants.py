@@ -83,6 +83,13 @@ CORE_MUTANTS = (
         "            self._matched_end = log.end",
     ),
     Mutant(
+        "that a batch is committed is forgotten if the batch comes later",
+        "liveness: what is committed is known everywhere",
+        "logd/raft/following.py",
+        "min(self._commit_told, self._matched_end)",
+        "min(request.commit_offset, self._matched_end)",
+    ),
+    Mutant(
         "commit a batch of an earlier term by counting",
         "P1: Figure 8 of the Raft paper",
         "logd/raft/leadership.py",
@@ -171,8 +178,8 @@ CORE_MUTANTS = (
         "a follower commits beyond what matched",
         "P2",
         "logd/raft/following.py",
-        "min(request.commit_offset, self._matched_end)",
-        "min(request.commit_offset, log.end)",
+        "min(self._commit_told, self._matched_end)",
+        "min(self._commit_told, log.end)",
     ),
     Mutant(
         "a joint vote needs one majority",

@@ -484,6 +484,16 @@ def test_nothing_committed_is_ever_cut() -> None:
     assert core.log_end == 2
 
 
+def test_a_commit_offset_counts_for_batches_too_that_were_sent_before_and_come_after() -> None:
+    """On the other lane, which was slower.  The leader has told it, and does not tell it again."""
+    core = replica(terms=[1], commit_offset=1)
+    core.step(request(1, 1, prev_term=1, commit_offset=2), 0)
+
+    output = core.step(request(1, 1, [1], prev_term=1, commit_offset=1), 0)
+
+    assert output.commit_offset == 2
+
+
 def test_a_commit_offset_counts_as_far_as_the_logs_agree() -> None:
     core = replica(terms=[1, 1, 1])
 

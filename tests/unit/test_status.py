@@ -228,7 +228,7 @@ def test_a_move_is_shown_with_what_has_been_copied_and_takes_nothing_from_the_he
             group=partition.group, before=[before], target=[target], reason="a test", size_bytes=1
         )
         await client.admin.start_plan("to try it", layout, [move])
-        await trio.sleep(3)
+        await trio.sleep(2)
 
         early = await watched.seen_by(1)
         await trio.sleep(1)
