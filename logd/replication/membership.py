@@ -93,9 +93,8 @@ class Membership:
     def refusal(self, view: ClusterView) -> Refusal | None:
         """Why we will not talk to the node of ``view``; None if we will."""
         node, members = NodeId(view.node), self.directory.members
-        stranger = f"node {node} is not a peer of node {self.node} ({self._cluster_list})"
         if node == self.node:
-            return Refusal(stranger)
+            return self._stranger(node)
         ours, theirs = self.cluster_id, view.cluster_id
         if ours is not None and theirs is not None and ours != theirs:
             return Refusal(f"node {node} belongs to cluster {theirs}, node {self.node} to {ours}")
@@ -106,6 +105,10 @@ class Membership:
             )
         if node in self._registered:
             return _refusal(self._wrong_directory({node: self._registered[node]}, view))
+        if ours is None and self._join is not None and node not in (members or self._listed):
+            # The others know who asks to join as soon as that is committed, before it is answered.
+            reason = f"node {self.node} has not joined yet: it waits for the answer of {self._join}"
+            return Refusal(reason, is_passing=True)
         if members is not None and node not in members:
             if ours is not None and ours == theirs:
                 # Who has the cluster's id was registered: that has not come to be known here.
@@ -116,17 +119,16 @@ class Membership:
                 "empty data directory and --join"
             )
         if members is None and node not in self._listed:
-            if self._join is None:
-                return Refusal(stranger)
-            # The others know who asks to join as soon as that is committed, before it is answered.
-            reason = f"node {self.node} has not joined yet: it waits for the answer of {self._join}"
-            return Refusal(reason, is_passing=True)
+            return self._stranger(node)
         if view.cluster_list != self._cluster_list and node in self._listed:
             return Refusal(
                 f"the cluster lists differ: node {node} was started with "
                 f"{view.cluster_list}, node {self.node} with {self._cluster_list}"
             )
         return _refusal(self._wrong_directory(members, view))
+
+    def _stranger(self, node: NodeId) -> Refusal:
+        return Refusal(f"node {node} is not a peer of node {self.node} ({self._cluster_list})")
 
     def not_heard_of(self, node: NodeId) -> Refusal:
         """``node`` is a member, which is not known here yet."""

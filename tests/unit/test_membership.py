@@ -165,6 +165,8 @@ def test_who_has_not_joined_yet_says_so_to_those_who_know_of_it_already() -> Non
         assert refusal is not None
         assert refusal.is_passing
         assert refusal.reason == "node 1 has not joined yet: it waits for the answer of node2:7181"
+        ours.directory.form(FOUNDERS)  # The one half of what it writes down.
+        assert ours.refusal(view(FOUR, "d4")) == refusal
         ours.register(FOUR, DirectoryId("d4"))
         assert ours.refusal(view(FOUR, "d4")) is None
 
