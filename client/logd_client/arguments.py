@@ -14,6 +14,13 @@ from logd.errors import UsageError
 NOT_OPEN: Final = "not open: enter it first (`async with`, or `with` in logd_client.sync)"
 """The blocking client passes on what it is told of the other one."""
 
+LOOP_HAS_ENDED: Final = (
+    "the event loop in which the client was opened has ended: open one in each, "
+    "or use logd_client.sync"
+)
+"""As when one ``asyncio.run`` opens it and another one goes on with it: what it did in the
+background was cancelled in between, and nobody would ever be answered."""
+
 
 def require_int(name: str, value: object) -> None:
     """Raise ``UsageError`` unless ``value`` is an int, and no bool."""

@@ -28,7 +28,13 @@ from logd.errors import (
 from logd.limits import KIB, MIB, OFFSET_MAX, SUBSCRIPTION_CREDIT_BYTES_MAX
 from logd.types import GroupId, NodeId, Offset
 from logd.wire.messages import PartitionInfo
-from logd_client.arguments import NOT_OPEN, require_between, require_int, require_one_of
+from logd_client.arguments import (
+    LOOP_HAS_ENDED,
+    NOT_OPEN,
+    require_between,
+    require_int,
+    require_one_of,
+)
 from logd_client.connection import Connection
 from logd_client.cursor import Cursor, StartKind
 from logd_client.extents import data_ends
@@ -153,6 +159,7 @@ class Consumer:
         self._changed = anyio.Event()
         self._scope = anyio.CancelScope()
         self._is_open = False
+        self._has_outlived_its_loop = False
         self._is_iterating = False
         self._taken_in_a_row = 0
         """Records, about, since others ran."""
@@ -406,6 +413,8 @@ class Consumer:
             raise UsageError("another task is iterating over this consumer")
         if not self._is_open and not self._feeds:
             raise UsageError(f"the consumer is {NOT_OPEN}")
+        if self._has_outlived_its_loop:
+            raise UsageError(LOOP_HAS_ENDED)
         self._is_iterating = True
         try:
             if self._taken_in_a_row >= _RECORDS_PER_TURN or not self._ready:
@@ -537,10 +546,15 @@ class Consumer:
     # --- connections that fell silent ---------------------------------------------------
 
     async def _run(self) -> None:
-        with self._scope:
-            while True:
-                await anyio.sleep(_QUIET_S)
-                await self._probe_quiet()
+        try:
+            with self._scope:
+                while True:
+                    await anyio.sleep(_QUIET_S)
+                    await self._probe_quiet()
+        finally:
+            if self._is_open:  # It was not closed, and nothing comes any more.
+                self._has_outlived_its_loop = True
+                self._close()
 
     async def _probe_quiet(self) -> None:
         """Ask each quiet connection, once, for something that its broker can only answer

@@ -521,6 +521,7 @@ class Producer:
         """One that is not known here may have been added since."""
         if type(partition) is int and partition >= len(self._partitions):
             await self._routing.describe_topic(self._topic)
+            self._check_open()  # It may have ended meanwhile: nothing would leave any more.
 
     def _check_keyless(self) -> None:
         """A record without a key would stay in a compacted topic for ever."""

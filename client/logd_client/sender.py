@@ -22,10 +22,12 @@ from logd.errors import (
     RequestTimeoutError,
     UnavailableError,
     UnknownTopicError,
+    UsageError,
 )
 from logd.limits import KIB
 from logd.types import GroupId, NodeId
 from logd.wire.messages import ProduceRequest, ProduceResponse
+from logd_client.arguments import LOOP_HAS_ENDED
 from logd_client.backoff import Backoff
 from logd_client.connection import Answer, Connection, Lane
 from logd_client.delivery import Delivery, Failures
@@ -138,10 +140,15 @@ class Sender:
             self._wake_watch.set()
 
     async def _run(self) -> None:
-        with self._scope:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._send)
-                tasks.start_soon(self._watch)
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._send)
+                    tasks.start_soon(self._watch)
+        finally:
+            if self.is_open:  # It was not closed, and nothing is sent or expires any more.
+                self.fatal = UsageError(LOOP_HAS_ENDED)
+                self.close(self.fatal)
 
     async def _send(self) -> None:
         """Hand batches to connections, a batch per partition in turn."""

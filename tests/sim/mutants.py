@@ -155,6 +155,7 @@ FAST_TESTS = {
         "tests/unit/test_client_exchange.py",
         "tests/unit/test_client_producer.py",
         "tests/unit/test_client_routing.py",
+        "tests/unit/test_client_background.py",
         "tests/unit/test_client_partition_feed.py",
         "tests/unit/test_client_delivery.py",
         "tests/unit/test_client_transport.py",

@@ -767,6 +767,27 @@ SYSTEM_MUTANTS = (
         "            except LogdError:\n                raise\n",
     ),
     Mutant(
+        "who waited for news of a partition appends to a producer that has ended",
+        "P3: whoever waits is told",
+        "client/logd_client/producer.py",
+        "            self._check_open()  # It may have ended meanwhile",
+        "            pass  # It may have ended meanwhile",
+    ),
+    Mutant(
+        "a producer outlives its event loop",
+        "P3: whoever waits is told",
+        "client/logd_client/sender.py",
+        "            if self.is_open:  # It was not closed",
+        "            if False:  # It was not closed",
+    ),
+    Mutant(
+        "a consumer outlives its event loop",
+        "P3: whoever waits is told",
+        "client/logd_client/consumer.py",
+        "            if self._is_open:  # It was not closed",
+        "            if False:  # It was not closed",
+    ),
+    Mutant(
         "a fence without an id is taken for a fence",
         "coordination: a stale holder is refused",
         "client/logd_client/coordination/fences.py",

@@ -75,6 +75,8 @@ class Cluster:
         self.clock_reads_left = 1_000
         self.leader_is_known = trio.Event()
         self.leader_is_known.set()
+        self.topic_is_told = trio.Event()
+        self.topic_is_told.set()
         self.without_leader: set[GroupId] = set()
         self.request_timeout_s = 30.0
         self.on_close: dict[object, Callable[[], None]] = {}
@@ -87,6 +89,15 @@ class Cluster:
             for number in range(len(self.leaders))
         ]
         return TopicInfo(name=name, topic_id=1, partitions=partitions)
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        """The partitions that there are now: known at once, told when that is allowed."""
+        topic = await self.topic(name, as_it_is_now=True)
+        self.view.learn_topic(topic)
+        for look in list(self.on_learnt.values()):
+            look()
+        await self.topic_is_told.wait()
+        return topic
 
     async def call(self, *_: object) -> InitProducerResponse:
         return InitProducerResponse(producer_id=7)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
 import anyio
 import pytest
 
 from logd.errors import UnknownBrokerError, UsageError
-from logd.wire.messages import BrokerInfo, MetadataResponse
+from logd.types import HostPort
+from logd.wire.messages import BrokerInfo, MetadataResponse, PartitionInfo, TopicInfo
 from logd_client import connect
 from logd_client.background import Background
+from logd_client.consumer import Consumer, ConsumerOptions
 from logd_client.coordination.session import Sessions
+from logd_client.environment import Environment, wall_clock_ms
+from logd_client.producer import Producer, ProducerOptions
 from logd_client.routing import Routing
+from logd_client.transport import TcpTransport
 
 pytestmark = pytest.mark.anyio
 
@@ -99,3 +108,49 @@ async def test_a_broker_that_leaves_while_all_are_asked_is_passed_over(
 
         with pytest.raises(UnknownBrokerError, match="no broker 1"):
             await routing._who_leads.ask(ask)
+
+
+class Told(Routing):
+    """Has met no broker; somebody has told it of a topic."""
+
+    async def topic(self, name: str, *, as_it_is_now: bool = False) -> TopicInfo:
+        row = PartitionInfo(partition=0, group=1, replicas=[1])
+        return TopicInfo(name=name, topic_id=1, partitions=[row])
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda producer, _: producer.append(b"v"),
+        lambda producer, _: producer.append_many([b"v"]),
+        lambda producer, _: producer.append_nowait(b"v"),
+        lambda _, consumer: consumer.next_record(),
+        lambda _, consumer: consumer.next_batch(),
+    ],
+)
+def test_what_outlives_its_event_loop_says_so_and_keeps_nobody_waiting(
+    use: Callable[[Producer, Consumer], Awaitable[object]],
+) -> None:
+    async def open_both() -> tuple[Producer, Consumer]:
+        routing = Told(
+            [HostPort("127.0.0.1", 1)],
+            Environment(TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)),
+            Background(await anyio.create_task_group().__aenter__()),
+            client_id="test",
+            connect_timeout_s=1,
+            request_timeout_s=1,
+        )
+        producer = Producer(routing, "orders", ProducerOptions(idempotent=False))
+        consumer = Consumer(routing, "orders", ConsumerOptions(start="earliest"))
+        await producer.__aenter__()
+        await consumer.__aenter__()
+        await anyio.sleep(0)
+        return producer, consumer
+
+    async def use_one(producer: Producer, consumer: Consumer) -> None:
+        with anyio.fail_after(5), pytest.raises(UsageError, match=r"the event loop .* has ended"):
+            await use(producer, consumer)
+
+    opened = asyncio.run(open_both())
+
+    asyncio.run(use_one(*opened))

@@ -22,8 +22,8 @@ from logd.record.batch import TIMESTAMP_MS_MAX
 from logd.types import GroupId
 from logd_client.background import task_group
 from logd_client.delivery import Ack, Ticket
-from logd_client.producer import BATCH_BYTES_DEFAULT
-from tests.support.producing import opened
+from logd_client.producer import BATCH_BYTES_DEFAULT, DELIVERY_TIMEOUT_MS_DEFAULT
+from tests.support.producing import Leader, opened
 
 
 def in_virtual_time(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -209,6 +209,24 @@ async def test_a_flush_tells_of_what_was_given_up_because_the_client_was_closed(
 
         with pytest.raises(UsageError, match="closed before the record was acknowledged"):
             await producer.aclose()
+
+
+@in_virtual_time
+async def test_who_asked_for_a_new_partition_of_a_producer_that_ended_meanwhile_is_told() -> None:
+    async with opened() as (cluster, producer):
+
+        async def append() -> None:
+            with pytest.raises(UsageError, match="the producer is closed"):
+                await producer.append(b"value", partition=1)
+
+        cluster.leaders.append(Leader())
+        cluster.topic_is_told = trio.Event()
+        with trio.fail_after(2 * DELIVERY_TIMEOUT_MS_DEFAULT / 1000):
+            async with task_group() as tasks:
+                tasks.start_soon(append)
+                await trio.testing.wait_all_tasks_blocked()
+                cluster.close()
+                cluster.topic_is_told.set()
 
 
 LARGE = bytes(BATCH_BYTES_DEFAULT - KIB)
