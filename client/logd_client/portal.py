@@ -8,12 +8,14 @@ back (``Portal.obtain``); or it is kept for the next time (``Awaited``).
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar, overload
+from weakref import WeakSet
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -23,6 +25,51 @@ from logd.errors import UsageError
 T = TypeVar("T")
 
 CLOSED: Final = "the client is closed: make another one with connect(...)"
+_ELSEWHERE: Final = (
+    "the client was opened before this process was forked off, and its event loop runs in the "
+    "other one only: open one in each process"
+)
+
+
+class LoopThread:
+    """An event loop that runs in a thread of its own for as long as this is entered.
+
+    As anyio's ``start_blocking_portal``, but that is a generator, which does not let go of the
+    thread without waiting for it: a process that was forked off, in which there is no such
+    thread, could not even end.
+    """
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self._started: Future[BlockingPortal] = Future()
+        self._thread = threading.Thread(target=self._run, name="logd_client", daemon=True)
+
+    def __enter__(self) -> BlockingPortal:
+        self._thread.start()
+        return self._started.result()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        portal = self._started.result()
+        with suppress(RuntimeError):  # It has ended by itself.
+            portal.call(portal.stop, kind is not None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            anyio.run(self._serve, backend=self._backend)
+        except BaseException as error:
+            if not self._started.done():
+                self._started.set_exception(error)
+
+    async def _serve(self) -> None:
+        async with BlockingPortal() as portal:
+            self._started.set_result(portal)
+            await portal.sleep_until_stopped()
 
 
 class Portal:
@@ -31,6 +78,9 @@ class Portal:
     def __init__(self, portal: BlockingPortal) -> None:
         self._portal = portal
         self.is_closed = False
+        self.is_elsewhere = False
+        """This process was forked off the one in which that thread is: nothing goes through."""
+        _portals.add(self)
         self.entered: dict[AbstractContextManager[object], None] = {}
         """What has to be left before the client is closed, in the order in which it was entered."""
 
@@ -87,13 +137,13 @@ class Portal:
         self._begin(function).add_done_callback(_require_no_fault)
 
     def _begin(self, function: Callable[..., object], *arguments: object) -> Future[Any]:
-        if not self.is_closed:
+        if self.leads_somewhere:
             try:
                 return self._portal.start_task_soon(function, *arguments)
             except RuntimeError:
                 if not self.is_closed:  # Meanwhile.
                     raise
-        raise UsageError(CLOSED)
+        raise self.refusal()
 
     def obtain(
         self, obtain: Callable[[], Awaitable[T]], give_back: Callable[[T], Awaitable[None]]
@@ -104,9 +154,29 @@ class Portal:
         try:
             return self.call(errand.run)
         except BaseException:
-            if not self.is_closed:
+            if self.leads_somewhere:
                 self._portal.start_task_soon(errand.give_up)
             raise
+
+    @property
+    def leads_somewhere(self) -> bool:
+        """What is called is done."""
+        return not (self.is_closed or self.is_elsewhere)
+
+    def refusal(self) -> UsageError:
+        """Why it leads nowhere."""
+        return UsageError(_ELSEWHERE if self.is_elsewhere else CLOSED)
+
+
+_portals: Final = WeakSet[Portal]()
+
+
+def _lose_portals() -> None:
+    for portal in _portals:
+        portal.is_elsewhere = True
+
+
+os.register_at_fork(after_in_child=_lose_portals)
 
 
 def _result_of(called: Future[T]) -> T:
@@ -188,8 +258,8 @@ class Entered:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        if self._portal.is_closed:
-            return None  # The client has closed it too.
+        if not self._portal.leads_somewhere:
+            return None  # The client has closed it too, or another process has it.
         return self._portal.call(self._context.__aexit__, kind, error, traceback)
 
 

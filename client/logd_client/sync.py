@@ -16,6 +16,10 @@ Where a ``with`` block does not fit, as in a notebook, ``open()`` and ``close()`
 Closing the client closes its producers, which wait for their acknowledgements.  A program that
 ends without closing its client ends all the same: what was not acknowledged by then is given up.
 
+A process that is forked off has no use for a client that was opened before: whatever is asked of
+it there raises ``UsageError``, and closing it there leaves it to the process that opened it.  Open
+one in each, as in the ``post_fork`` hook of a server that forks its workers.
+
 Whoever is interrupted while waiting, by Ctrl-C or a signal whose handler raises, loses no record
 and no event by it: iterating goes on with the next.  A lock that comes too late is given back.
 But a signal's handler must not use the client itself: it may have interrupted a call to it that
@@ -31,8 +35,6 @@ from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal
-
-from anyio.from_thread import start_blocking_portal
 
 from logd.errors import LogdError, UsageError
 from logd.wire.coordination import DEFAULT_NAMESPACE
@@ -52,7 +54,7 @@ from logd_client import sync_coordination as blocking
 from logd_client.admin import Admin as AsyncAdmin
 from logd_client.arguments import require_one_of
 from logd_client.consumer import Consumer as AsyncConsumer
-from logd_client.portal import Awaited, Entered, Portal
+from logd_client.portal import Awaited, Entered, LoopThread, Portal
 from logd_client.records import Batch, Record
 from logd_client.sync_producer import Producer as Producer
 from logd_client.sync_producer import Ticket as Ticket
@@ -96,7 +98,7 @@ class Client:
         if self._portal is not None:
             raise UsageError("a client is opened once; make another one")
         with ExitStack() as stack:
-            thread = stack.enter_context(start_blocking_portal(self._backend))
+            thread = stack.enter_context(LoopThread(self._backend))
             stack.enter_context(thread.wrap_async_context_manager(self._client))
             portal = Portal(thread)
             stack.push(portal.close)
@@ -127,6 +129,8 @@ class Client:
         traceback: TracebackType | None,
     ) -> bool | None:
         atexit.unregister(self._give_up)
+        if self._portal is not None and self._portal.is_elsewhere:
+            return None
         return self._stack.__exit__(kind, error, traceback)
 
     @property
@@ -376,5 +380,5 @@ class Consumer(Entered):
 
     def close(self) -> None:
         """End the subscriptions; iteration in progress, in another thread, stops."""
-        if not self._portal.is_closed:
+        if self._portal.leads_somewhere:
             self._portal.call(self._consumer.aclose)

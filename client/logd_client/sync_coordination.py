@@ -260,7 +260,7 @@ class Watch:
 
     def close(self) -> None:
         """End it; iteration in progress, in another thread, stops."""
-        if not self._portal.is_closed:
+        if self._portal.leads_somewhere:
             self._portal.call(self._watch.aclose)
 
     def next(self) -> Event | None:
@@ -285,7 +285,7 @@ def _iterate(portal: Portal, source: Any) -> Iterator[Any]:
                 return
             yield item
     finally:
-        if not portal.is_closed:
+        if portal.leads_somewhere:
             portal.call(source.__aexit__, None, None, None)
 
 

@@ -22,7 +22,7 @@ from logd.limits import MIB
 from logd_client.coordination.fences import Fence, HasFence, fence_of
 from logd_client.delivery import Ack, AckRange, Failures
 from logd_client.delivery import Ticket as AsyncTicket
-from logd_client.portal import CLOSED, Entered, Portal
+from logd_client.portal import Entered, Portal
 from logd_client.producer import Producer as AsyncProducer
 
 HANDED_OVER_BYTES_MAX: Final = 1 * MIB
@@ -233,7 +233,7 @@ class Producer(Entered):
         traceback: TracebackType | None,
     ) -> bool | None:
         is_swallowed = super().__exit__(kind, error, traceback)
-        if not self._portal.is_closed:
+        if self._portal.leads_somewhere:
             # Whoever holds a ticket of what is still handed over is told that it came too late.
             self._portal.call(self._take_in)
         return is_swallowed
@@ -249,12 +249,12 @@ class Producer(Entered):
 
     def wait_for(self, ticket: Ticket) -> Ack:
         """As ``Ticket.result``."""
-        if not self._portal.is_closed:
+        if self._portal.leads_somewhere:
             wait = self._call_behind if ticket.is_on_its_way else self._portal.call
             return wait(ticket.wait)
         outcome = ticket.outcome()
         if outcome is None:
-            outcome = UsageError(CLOSED)
+            outcome = self._portal.refusal()
             outcome.may_have_applied = True
         if isinstance(outcome, LogdError):
             raise outcome.with_traceback(None)
@@ -270,6 +270,8 @@ class Producer(Entered):
         A signal's handler may raise after any call that is made here: then the record is handed
         over, or it is not, and whoever takes it in is told, or will be with the next.
         """
+        if self._portal.is_elsewhere:  # And another thread may have had the lock.
+            raise self._portal.refusal()
         if "headers" in given:  # Its caller may go on changing the list.
             given["headers"] = tuple(given["headers"])
         with self._lock:

@@ -885,6 +885,13 @@ SYSTEM_MUTANTS = (
         "            return buffers[position:]\n",
     ),
     Mutant(
+        "a forked process waits for a thread that it does not have",
+        "P3: whoever waits is told",
+        "client/logd_client/portal.py",
+        "        portal.is_elsewhere = True\n",
+        "        portal.is_elsewhere = False\n",
+    ),
+    Mutant(
         "a blocking append overtakes what was handed over before it",
         "P2: in the order appended",
         "client/logd_client/sync_producer.py",

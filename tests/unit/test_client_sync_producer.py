@@ -388,3 +388,22 @@ def test_a_ticket_that_nothing_settles_any_more_admits_that_it_does_not_know() -
         with pytest.raises(UsageError, match="the client is closed") as told:
             ticket.result()
         assert told.value.may_have_applied
+
+
+def test_in_a_forked_process_nothing_is_handed_over_or_waited_for() -> None:
+    with bench() as it:
+        fine = it.producer.append_nowait(b"value")
+        it.answer(1)
+        unknown = it.producer.append_nowait(b"value")
+        it.portal.is_elsewhere = True
+
+        for use in (lambda: it.producer.append_nowait(b"v"), lambda: it.producer.append(b"v")):
+            with pytest.raises(UsageError, match="before this process was forked off"):
+                use()
+        assert fine.result().offset == 0
+        with pytest.raises(UsageError, match="before this process was forked off") as told:
+            unknown.result()
+        assert told.value.may_have_applied
+
+        assert not it.producer.__exit__(SystemExit, SystemExit(), None)
+        it.portal.is_elsewhere = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -54,6 +56,50 @@ def test_each_shard_has_a_thread_however_many_there_are(portal: Portal) -> None:
         all_run.wait(GUARD_S)
 
     Assignments(portal, cast("Any", Owner())).work("one", run_shard)
+
+
+FORKING = """
+import os, signal, sys
+from logd.errors import UsageError
+from logd_client import sync
+
+class Alone:
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        print("closed", flush=True)
+
+    def queue(self, name):
+        return name
+
+client = sync.Client(Alone(), sys.argv[1]).open()
+forked = os.fork()
+if not forked:
+    signal.alarm(10)  # Ends it wherever it waits.
+    try:
+        client.queue("jobs")
+    except UsageError as error:
+        print(error, flush=True)
+    if sys.argv[2] == "closes":
+        client.close()
+    sys.exit()
+print(os.waitpid(forked, 0)[1], flush=True)
+client.close()
+"""
+
+
+@pytest.mark.parametrize("ending", ["closes", "leaves it open"])
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_forked_process_is_told_that_it_has_no_client_and_can_end(
+    backend: str, ending: str
+) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKING, backend, ending]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+
+    told, *rest = done.stdout.splitlines()
+    assert told.startswith("the client was opened before this process was forked off")
+    assert rest == ["0", "closed"]
 
 
 class Columns:
