@@ -354,6 +354,8 @@ assert TOPIC_NAMES_PER_REQUEST * (NAME_CHARACTERS_MAX + 2) + KIB < FRAME_HEADER_
 # A window or a queue that cannot hold one frame would never open.
 assert FRAME_BYTES_MAX <= PEER_WINDOW_BYTES_MAX <= PEER_QUEUE_BYTES_MAX
 assert FRAME_BYTES_MAX <= CONNECTION_SEND_BYTES_MAX
+# What a fetch takes from there is room for what it finds, a batch at least.
+assert BATCH_BYTES_MAX <= FETCH_BYTES_MAX <= CONNECTION_SEND_BYTES_MAX
 assert FRAME_BYTES_MAX <= PRODUCE_BYTES_IN_FLIGHT_MAX
 # Each broker may have a connection per lane, and a stranger's takes no place of theirs.
 assert 2 * BROKERS_MAX < PEER_CONNECTIONS_MAX

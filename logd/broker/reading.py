@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -16,8 +15,6 @@ from logd.types import Offset
 from logd.wire.messages import (
     FetchRequest,
     FetchResponse,
-    Kind,
-    Message,
     OffsetsRequest,
     OffsetsResponse,
 )
@@ -41,10 +38,8 @@ class _CommitWaiter:
         self.changed.set()
 
 
-async def fetch(
-    broker: Broker, request: FetchRequest
-) -> tuple[FetchResponse, CommittedBatches | None]:
-    """Committed batches from ``offset`` on, waiting up to ``wait_ms`` for the first."""
+async def until_committed(broker: Broker, request: FetchRequest) -> None:
+    """Wait until something is committed at the offset, for no longer than ``wait_ms``."""
     if not 0 < request.bytes_max <= FETCH_BYTES_MAX:
         raise InvalidRequestError(
             f"bytes_max is {request.bytes_max}, expected 1 to {FETCH_BYTES_MAX}"
@@ -57,7 +52,14 @@ async def fetch(
     offset = await start_position(broker, group, "offset", request.offset)
     if offset >= group.commit_offset and request.wait_ms:
         await _wait_for_commit(group, request.wait_ms)
-        group = find_replica(broker, request.group, any_replica=request.any_replica)
+
+
+async def fetch(
+    broker: Broker, request: FetchRequest
+) -> tuple[FetchResponse, CommittedBatches | None]:
+    """The committed batches from ``offset`` on, if there are any."""
+    group = find_replica(broker, request.group, any_replica=request.any_replica)
+    offset = Offset(request.offset)
     try:
         found = await group.reader.read_committed(offset, request.bytes_max)
     except CorruptionError as error:
@@ -84,7 +86,7 @@ async def _wait_for_commit(group: Group, wait_ms: int) -> None:
         group.unwatch(key)
 
 
-async def offsets(broker: Broker, request: OffsetsRequest) -> tuple[OffsetsResponse, None]:
+async def offsets(broker: Broker, request: OffsetsRequest) -> OffsetsResponse:
     """Where the log begins and ends, and what lies at a time."""
     group = find_replica(broker, request.group, any_replica=request.any_replica)
     if not request.any_replica:
@@ -92,18 +94,9 @@ async def offsets(broker: Broker, request: OffsetsRequest) -> tuple[OffsetsRespo
     time_offset = None
     if request.time_ms is not None:
         time_offset = await start_position(broker, group, "time", request.time_ms)
-    return (
-        OffsetsResponse(
-            log_start=group.log_start,
-            commit_offset=group.commit_offset,
-            data_end=group.committed_data_end,
-            time_offset=time_offset,
-        ),
-        None,
+    return OffsetsResponse(
+        log_start=group.log_start,
+        commit_offset=group.commit_offset,
+        data_end=group.committed_data_end,
+        time_offset=time_offset,
     )
-
-
-READ_HANDLERS: Final[
-    dict[int, Callable[[Broker, Any], Awaitable[tuple[Message, CommittedBatches | None]]]]
-] = {Kind.FETCH: fetch, Kind.OFFSETS: offsets}
-"""Request kind → handler; a handler's body, if any, follows its answer."""

@@ -22,10 +22,11 @@ import trio
 from logd import __version__
 from logd.broker import log_events
 from logd.broker.admin import ADMIN_HANDLERS
+from logd.broker.answer_room import AnswerRoom
 from logd.broker.coordination.handlers import COORDINATION_HANDLERS
 from logd.broker.coordination.watches import ConnectionWatches
 from logd.broker.produce import start_produce
-from logd.broker.reading import READ_HANDLERS
+from logd.broker.reading import fetch, offsets, until_committed
 from logd.broker.subscriptions import Subscriptions, Turn
 from logd.errors import (
     FrameTooLargeError,
@@ -39,6 +40,7 @@ from logd.errors import (
 )
 from logd.limits import (
     CONNECTION_SEND_BYTES_MAX,
+    FETCH_BYTES_MAX,
     FRAME_BYTES_MAX,
     FRAME_UNAUTHENTICATED_BYTES_MAX,
     HANDSHAKE_TIMEOUT_S,
@@ -66,10 +68,13 @@ from logd.wire.messages import (
     Credit,
     Deliver,
     ErrorResponse,
+    FetchRequest,
     HelloRequest,
     HelloResponse,
     Kind,
     Message,
+    MetadataRequest,
+    OffsetsRequest,
     ProduceRequest,
     SubscribeRequest,
     SubscriptionEnded,
@@ -97,6 +102,7 @@ class Session:
         self._stream = stream
         self._decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX)
         self._outbox = Outbox(CONNECTION_SEND_BYTES_MAX, broker.node.turn, self._on_room)
+        self._answer_room = AnswerRoom(CONNECTION_SEND_BYTES_MAX, self._outbox)
         self._subscriptions = Subscriptions(broker, self)
         self._watches = ConnectionWatches(self)
         self._in_flight = 0
@@ -299,6 +305,7 @@ class Session:
 
     async def _serve(self, frame: Frame, request: Message) -> None:
         """Carry out one request that may have to wait."""
+        taken_bytes = 0
         try:
             body: CommittedBatches | None = None
             if isinstance(request, SubscribeRequest):
@@ -306,9 +313,16 @@ class Session:
             elif isinstance(request, UnsubscribeRequest):
                 self._subscriptions.unsubscribe(request.subscription)
                 answer = UnsubscribeResponse()
-            elif frame.kind in READ_HANDLERS:
-                answer, body = await READ_HANDLERS[frame.kind](self.broker, request)
+            elif isinstance(request, FetchRequest):
+                await until_committed(self.broker, request)
+                await self._answer_room.take(FETCH_BYTES_MAX)
+                taken_bytes = FETCH_BYTES_MAX
+                answer, body = await fetch(self.broker, request)
+            elif isinstance(request, OffsetsRequest):
+                answer = await offsets(self.broker, request)
             else:
+                if isinstance(request, MetadataRequest):
+                    await self._answer_room.take(0)  # It is answered at once.
                 answer = await ADMIN_HANDLERS[frame.kind](self.broker, request)
         except LogdError as error:
             with self.broker.node.turn:
@@ -320,6 +334,9 @@ class Session:
         else:
             with self.broker.node.turn:
                 self.answer(frame.kind, frame.correlation_id, answer, body)
+        finally:
+            if taken_bytes:
+                self._answer_room.give_back(taken_bytes)
 
     # --- answering ----------------------------------------------------------------------------
 
@@ -387,8 +404,8 @@ class Session:
         self._queue((head,), len(head))
 
     @property
-    def takes_events(self) -> bool:
-        """There is room for what watches have to say."""
+    def takes_more(self) -> bool:
+        """There is room for what watches have to say, and for answers that can be had again."""
         return self._outbox.has_room and not self._is_closed
 
     def push_events(self, frame: Sequence[bytes], size_bytes: int) -> None:
@@ -404,6 +421,7 @@ class Session:
     def _on_room(self) -> None:
         self._watches.room_is_back()
         self._relief.unpark()
+        self._answer_room.is_back()
         self._subscriptions.room_is_back()
 
     async def _send(self) -> None:

@@ -17,16 +17,20 @@ import pytest
 import trio
 import zstandard
 
-from logd.broker import server
+from logd.broker import server, session
 from logd.broker.broker import ProduceBudget
-from logd.errors import InvalidRequestError, LogdError, MalformedBatchError
+from logd.errors import InvalidRequestError, LogdError, MalformedBatchError, OverloadedError
 from logd.limits import (
+    ANSWER_BYTES_MAX,
+    CONNECTION_SEND_BYTES_MAX,
+    FETCH_BYTES_MAX,
     FRAME_BYTES_MAX,
     HANDSHAKE_TIMEOUT_S,
     KIB,
     MIB,
     PEER_PROGRESS_TIMEOUT_S,
     PROGRESS_TIMEOUT_S,
+    VALUE_BYTES_MAX,
 )
 from logd.record.batch import decode_batch, seal_batch
 from logd.record.header import split_batches
@@ -38,7 +42,15 @@ from logd.replication.peer_protocol import (
     PeerKind,
     Ping,
 )
+from logd.replication.tail_cache import TailCache
 from logd.types import GroupId, HostPort, NodeId
+from logd.wire.coordination import (
+    COORDINATION_TOPIC,
+    DEFAULT_NAMESPACE,
+    Get,
+    ReadKeys,
+    partition_of,
+)
 from logd.wire.frame import (
     FLAG_ERROR,
     FLAG_LONG,
@@ -62,6 +74,7 @@ from logd.wire.messages import (
     MetadataRequest,
     ProduceRequest,
     ProduceResponse,
+    QueryRequest,
     SubscribeRequest,
     UnsubscribeRequest,
 )
@@ -450,6 +463,109 @@ def test_a_peer_that_comes_again_and_breaks_the_protocol_at_once_ends_alone() ->
             await again.send(encode_message(PeerKind.PEER_HELLO, greeting, 0) + nonsense)
             assert await last.closed_after(1.0) < 1.0
             assert await again.closed_after(1.0) < 1.0
+
+    live(story, brokers=3)
+
+
+@pytest.mark.parametrize("is_in_memory", [True, False])
+def test_who_asks_for_much_and_takes_nothing_has_no_more_read_than_fits(
+    monkeypatch: pytest.MonkeyPatch, is_in_memory: bool
+) -> None:
+    """A kilobyte of requests could otherwise have gigabytes read."""
+    requests = 100
+    found_bytes: list[int] = []
+
+    async def story(world: World) -> None:
+        broker = world.cluster.nodes[NodeId(1)].broker
+        assert broker is not None
+        if not is_in_memory:
+            monkeypatch.setattr(TailCache, "read", lambda *_: None)
+        batch = bytes(seal_batch(values=[bytes(MIB - KIB)], timestamps_ms=0))
+        await world.is_served()
+        async with world.greeted() as raw:
+            await raw.send(*world.produce(batch))
+            appended = await raw.frame()
+            assert appended is not None
+            offset = decode_message(ProduceResponse, appended.header).base_offset
+            fetch = FetchRequest(group=world.group, offset=offset)
+            asked = [encode_message(Kind.FETCH, fetch, number) for number in range(requests)]
+            await raw.send(b"".join(asked))  # Before the first is answered.
+            await trio.sleep(5)
+            waiting = max(client.queued_bytes for client in broker.sessions)
+            for _ in range(requests):
+                frame = await raw.frame()
+                assert frame is not None
+                assert not frame.is_error, frame.header
+                found_bytes.append(len(frame.body))
+        assert min(found_bytes) >= len(batch)
+        assert waiting <= CONNECTION_SEND_BYTES_MAX + FETCH_BYTES_MAX
+
+    live(story)
+
+
+def test_the_cluster_is_not_described_to_who_takes_no_description(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a cluster of thousands of partitions each is a hundred times as large."""
+    requests = 1_000
+    monkeypatch.setattr(session, "CONNECTION_SEND_BYTES_MAX", 16 * KIB)
+
+    async def story(world: World) -> None:
+        broker = world.cluster.nodes[NodeId(1)].broker
+        assert broker is not None
+        async with world.greeted() as raw:
+            asked = [
+                encode_message(Kind.METADATA, MetadataRequest(topics=["n" * 200]), number)
+                for number in range(requests)
+            ]
+            await raw.send(b"".join(asked))
+            await trio.sleep(5)
+            waiting = max(client.queued_bytes for client in broker.sessions)
+            frames = [await raw.frame() for _ in range(requests)]
+        told = [frame for frame in frames if frame is not None and not frame.is_error]
+        assert len(told) == requests
+        assert sum(len(frame.header) for frame in told) > 384 * KIB
+        assert waiting <= 16 * KIB + KIB
+
+    live(story)
+
+
+def test_who_asks_coordination_for_much_and_takes_nothing_is_told_that_it_is_too_much() -> None:
+    requests = 100
+    keys = [b"%02d" % number for number in range(16)]
+    value = bytes(VALUE_BYTES_MAX)
+    query = msgspec.msgpack.encode(ReadKeys(get=Get(key=keys[0], end=b"")))
+
+    async def story(world: World) -> None:
+        async with world.cluster.client() as client:
+            for key in keys:
+                await client.kv().put(key, value)
+            homes = (await client.admin.describe_topic(COORDINATION_TOPIC)).partitions
+        home = homes[partition_of(DEFAULT_NAMESPACE, len(homes))]
+        request = QueryRequest(group=home.group, namespace=DEFAULT_NAMESPACE)
+        leader = next(
+            node
+            for node in world.cluster.nodes.values()
+            if node.groups[GroupId(home.group)].is_leader
+        )
+        assert leader.broker is not None
+        async with world.greeted(leader.node) as raw:
+            asked = [
+                encode_message(Kind.QUERY, request, number, body_bytes=len(query)) + query
+                for number in range(requests)
+            ]
+            await raw.send(b"".join(asked))
+            await trio.sleep(5)
+            waiting = max(client.queued_bytes for client in leader.broker.sessions)
+            frames = [await raw.frame() for _ in range(requests)]
+        told = [frame for frame in frames if frame is not None]
+        refused = [decode_message(ErrorResponse, frame.header) for frame in told if frame.is_error]
+        assert len(told) == requests
+        assert {refusal.code for refusal in refused} == {OverloadedError.code}
+        assert sum(len(frame.body) > len(keys) * len(value) for frame in told) == requests - len(
+            refused
+        )
+        assert waiting <= CONNECTION_SEND_BYTES_MAX + ANSWER_BYTES_MAX
 
     live(story, brokers=3)
 

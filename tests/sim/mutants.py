@@ -113,8 +113,10 @@ FAST_TESTS = {
         "tests/unit/test_session_clock.py",
         "tests/unit/test_watch_parts.py",
         "tests/sim/test_coordination_service.py",
+        "tests/fuzz/test_live_borders.py",
     ),
     "logd/broker": (
+        "tests/unit/test_answer_room.py",
         "tests/unit/test_metadata_service.py",
         "tests/unit/test_metadata_voters.py",
         "tests/unit/test_leader_balancer.py",

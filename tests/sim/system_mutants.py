@@ -992,6 +992,28 @@ SYSTEM_MUTANTS = (
         "intdigest(view[CHECKED_POSITION:HEADER_BYTES], seed=0)",
     ),
     Mutant(
+        "a fetch is read for who takes nothing",
+        "P6",
+        "logd/broker/session.py",
+        "                await self._answer_room.take(FETCH_BYTES_MAX)\n"
+        "                taken_bytes = FETCH_BYTES_MAX\n",
+        "",
+    ),
+    Mutant(
+        "what waits to be sent leaves room for more answers",
+        "P6",
+        "logd/broker/answer_room.py",
+        "        while not self._is_there:\n",
+        "        while self._taken_bytes >= self._bytes_max:\n",
+    ),
+    Mutant(
+        "a question is answered to who takes nothing",
+        "P6",
+        "logd/broker/coordination/handlers.py",
+        "        elif not session.takes_more:\n",
+        "        elif False:\n",
+    ),
+    Mutant(
         "a compressed payload unfolds to whatever it says",
         "P6",
         "logd/record/payload.py",

@@ -109,7 +109,7 @@ def test_who_answers_for_a_partition_knows_of_everything_acknowledged_before() -
                 with contextlib.suppress(LogdError):
                     found, _ = await fetch(broker_of(node), FetchRequest(group=group, offset=0))
                     assert found.next_offset > ack.offset
-                    answer, _ = await offsets(broker_of(node), OffsetsRequest(group=group))
+                    answer = await offsets(broker_of(node), OffsetsRequest(group=group))
                     assert answer.commit_offset > ack.offset
                     answers += 1
 

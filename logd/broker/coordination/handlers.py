@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from logd.broker.coordination.levels import known_at
-from logd.errors import InvalidRequestError, LogdError
+from logd.errors import InvalidRequestError, LogdError, OverloadedError
 from logd.limits import (
+    CONNECTION_SEND_BYTES_MAX,
     COORDINATION_TIMEOUT_MS_MAX,
     COORDINATION_WAIT_MS_MAX,
     SESSIONS_PER_KEEP_ALIVE_MAX,
@@ -96,6 +97,12 @@ def query(session: Session, correlation_id: int, request: QueryRequest, body: Bu
     def answered(outcome: Answer | LogdError) -> None:
         if isinstance(outcome, LogdError):
             session.fail(Kind.QUERY, correlation_id, outcome)
+        elif not session.takes_more:
+            # A few bytes ask for megabytes: who does not take them is not told any more.
+            error = OverloadedError(
+                f"{CONNECTION_SEND_BYTES_MAX} bytes wait for this client to take them"
+            )
+            session.fail(Kind.QUERY, correlation_id, error)
         else:
             session.answer_with(Kind.QUERY, correlation_id, _ANSWERED, _ENCODER.encode(outcome))
 

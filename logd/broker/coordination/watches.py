@@ -53,7 +53,7 @@ class Pushes(Protocol):
     """Where a connection's pushes go: its session."""
 
     @property
-    def takes_events(self) -> bool: ...
+    def takes_more(self) -> bool: ...
     def push_events(self, frame: Sequence[bytes], size_bytes: int) -> None: ...
     def end_watch(self, watch: int, generation: int, error: LogdError) -> None: ...
 
@@ -91,7 +91,7 @@ class Watch:
 
     @property
     def can_be_told(self) -> bool:
-        return self.credit > 0 and self.owner.session.takes_events
+        return self.credit > 0 and self.owner.session.takes_more
 
     def push_all(self, parts: list[tuple[bytes, int]]) -> None:
         for body, revision in parts:
