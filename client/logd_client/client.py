@@ -274,7 +274,8 @@ class Client(Coordination):
             start: "earliest", "latest" (what is committed after entering), an offset, or an
                 aware datetime: the first record appended at or after it, or "latest" where
                 there is none yet.  A mapping gives each partition its own start, and reads
-                only those it names.
+                only those it names: who goes on from offsets that were kept, and has none of
+                some partition yet, names that one too ("earliest").
             stop: where iterating ends; default: never.  "latest": behind all that is committed
                 on entering.  A mapping: for each partition that is read, the first offset that
                 is not given out any more.

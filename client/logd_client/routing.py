@@ -484,7 +484,10 @@ class Routing:
 
         question = self._which_groups.setdefault(topic, SharedQuestion(self.environment.clock))
         if group not in await question.ask(ask):
-            raise UnknownTopicError(f"topic {topic!r} was deleted and created again")
+            raise UnknownTopicError(
+                f"topic {topic!r} was deleted and created again: what was opened on it before is "
+                "over, open another producer or consumer"
+            )
 
     async def partition(self, topic: str, partition: int) -> PartitionInfo:
         """One partition of a topic.
