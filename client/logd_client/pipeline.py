@@ -301,9 +301,10 @@ class Pipeline:
             batch.is_in_doubt = False
 
         if self._is_gap(batch, error):
-            self._is_halted = self._is_halted or not self._is_behind_hole(batch)
+            if not self._is_behind_hole(batch):
+                self._halt()
         elif error.retriable and (self._producer_id or not batch.is_in_doubt):
-            self._is_halted = True
+            self._halt()
         else:
             error.may_have_applied = batch.is_in_doubt
             self._fail(batch, error)
@@ -335,7 +336,7 @@ class Pipeline:
     def abandon(self, error: LogdError) -> None:
         """Stop waiting for the answers of this session; they may be lost, or still come."""
         self.trouble = error
-        self._is_halted = True
+        self._halt()
         for batch in list(self._unresolved):
             if batch.is_outstanding:
                 batch.is_in_doubt = batch.has_lost_attempt = True
@@ -347,6 +348,13 @@ class Pipeline:
     def note_trouble(self, error: LogdError) -> None:
         """The driver could not find or reach the leader."""
         self.trouble = error
+        self._halt()
+
+    def _halt(self) -> None:
+        """Send nothing before the next restart.  Records that could go elsewhere do."""
+        if not self._is_halted:
+            self._is_halted = True
+            self.close_growing()
 
     def restart(self) -> None:
         """The leader was found (again): send all unresolved batches from the first."""

@@ -510,8 +510,11 @@ class Producer:
             return self._partitions[partition]
         if key is not None:
             return self._partitions[partition_for_key(key, len(self._partitions))]
-        current = self._partitions[self._round_robin.current]
-        return self._advance() if current.pipeline.growing() is None else current
+        number = self._round_robin.current
+        current = self._partitions[number]
+        if current.pipeline.growing() is None or not self._is_usable(number):
+            return self._advance()
+        return current
 
     def _advance(self) -> ProducerPartition:
         """Whose turn is next, of those that can take records."""
@@ -536,7 +539,8 @@ class Producer:
         self._takes_keyless = topic
 
     def _is_usable(self, partition: int) -> bool:
-        return self._partitions[partition].pipeline.is_flowing
+        candidate = self._partitions[partition]
+        return not candidate.is_stalled and candidate.pipeline.is_flowing
 
     async def append_many(
         self,

@@ -51,7 +51,7 @@ class ProducerPartition:
     """One partition: what is on its way there, and by which connection."""
 
     __slots__ = ("backoff", "checked_at", "connection", "group", "is_asking", "is_attaching",
-                 "number", "pipeline", "was_redirected")  # fmt: skip
+                 "is_stalled", "number", "pipeline", "was_redirected")  # fmt: skip
 
     def __init__(self, number: int, group: GroupId, pipeline: Pipeline, backoff: Backoff) -> None:
         self.number = number
@@ -65,6 +65,8 @@ class ProducerPartition:
         self.checked_at = 0.0
         self.is_asking = False
         """The others are being asked whether its leader, which is silent, still leads."""
+        self.is_stalled = False
+        """Its leader is silent: no place for what could go to another partition as well."""
 
     def flush(self) -> None:
         """Let what was given to the connection leave."""
@@ -234,7 +236,7 @@ class Sender:
         else:
             assert isinstance(answer.message, ProduceResponse)
             partition.backoff.reset()
-            partition.was_redirected = False
+            partition.was_redirected = partition.is_stalled = False
             partition.pipeline.acknowledge(batch, session, answer.message)
         if not partition.pipeline.is_idle:
             self.mark_dirty(partition)
@@ -289,6 +291,7 @@ class Sender:
             except LogdError as error:
                 pipeline.note_trouble(error)
             else:
+                partition.is_stalled = False
                 pipeline.restart()
                 break
         partition.is_attaching = False
@@ -331,6 +334,8 @@ class Sender:
         if deadline is None or now < deadline:
             return
         partition.pipeline.expire(now)
+        # Of what nobody waits for an answer may never be heard: the next record finds out.
+        partition.is_stalled = partition.is_stalled and partition.pipeline.is_busy
         self.mark_dirty(partition)
 
     def _check_for_stall(self, partition: ProducerPartition, now: float) -> float:
@@ -342,6 +347,9 @@ class Sender:
         if now < stalls_at:
             return stalls_at
         partition.checked_at = now
+        if not partition.is_stalled:
+            partition.is_stalled = True
+            partition.pipeline.close_growing()
         if now >= sent_at + self._routing.request_timeout_s + _SILENCE_GRACE_S:
             partition.connection.fail_if_silent_since(
                 sent_at, RequestTimeoutError(f"no answer for {now - sent_at:.0f} s")

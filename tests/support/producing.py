@@ -124,6 +124,9 @@ class Cluster:
     async def look_again(self, *_: object) -> None:
         """Nothing has changed."""
 
+    async def refresh(self, *_: object) -> None:
+        """Nor here."""
+
 
 @asynccontextmanager
 async def opened(

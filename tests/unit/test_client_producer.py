@@ -120,6 +120,55 @@ async def test_a_partition_that_was_without_a_leader_for_long_gets_its_share_aga
         assert [len(leader.unanswered) for leader in cluster.leaders] == [2, 2]
 
 
+@pytest.mark.parametrize("is_refused", [True, False])
+@in_virtual_time
+async def test_what_could_go_elsewhere_does_not_join_what_waits_for_a_lost_leader(
+    is_refused: bool,
+) -> None:
+    """Which is refused, or only silent."""
+    async with opened(2) as (cluster, producer):
+        for _ in range(4):
+            producer.append_nowait(b"value")
+            await trio.testing.wait_all_tasks_blocked()
+        joins = producer.append_nowait(b"value")
+        lost = cluster.leaders[producer._round_robin.current]
+        (other,) = [leader for leader in cluster.leaders if leader is not lost]
+        assert [len(leader.unanswered) for leader in cluster.leaders] == [2, 2]
+
+        other.answers_at_once = True
+        other.flush()
+        if is_refused:
+            cluster.without_leader = {GroupId(1 + cluster.leaders.index(lost))}
+            lost.refuse(NotLeaderError("stepped down"))
+            lost.refuse(NotLeaderError("stepped down"))
+        else:
+            await trio.sleep(1.1)
+
+        stays = producer.append_nowait(b"value", partition=cluster.leaders.index(lost))
+        assert cluster.leaders[(await producer.append_nowait(b"value")).partition] is other
+        for _ in range(4):
+            assert cluster.leaders[(await producer.append(b"value")).partition] is other
+        assert not joins.is_done
+        assert not stays.is_done
+
+
+@in_virtual_time
+async def test_a_partition_that_never_had_a_leader_gets_nothing_that_could_go_elsewhere() -> None:
+    async with opened(2, delivery_timeout_ms=1_000) as (cluster, producer):
+        cluster.without_leader = {GroupId(1)}
+        cluster.leaders[1].answers_at_once = True
+        with pytest.raises(DeliveryTimeoutError):
+            await producer.append(b"value", partition=0)
+
+        for _ in range(4):
+            assert (await producer.append(b"value")).partition == 1
+        cluster.without_leader = set()
+        await trio.sleep(1)
+        cluster.leaders[0].answers_at_once = True
+
+        assert {(await producer.append(b"value")).partition for _ in range(4)} == {0, 1}
+
+
 @in_virtual_time
 async def test_who_enqueues_waits_for_room_but_not_for_the_acknowledgement() -> None:
     async with opened(buffer_bytes=BATCH_BYTES_MAX) as (cluster, producer), task_group() as tasks:
