@@ -45,7 +45,7 @@ LEVELS: Final = {
     4: "new partitions on brokers that are alive, as long as there are enough of them",
     5: "as many replicas for added partitions as most have; plans that leave behind what is stuck",
     6: "one move of a plan cancelled alone; plans that tell what became of what they left behind",
-    7: "items of queues given back uncounted; drains that leave alone what was cancelled; named moves",
+    7: "queue items given back uncounted; drains that leave alone what was cancelled; named moves",
 }
 """What came with each level, for people."""
 
