@@ -134,7 +134,8 @@ def open_group(
 
     Raises:
         StorageError: the directory cannot be used.
-        BeyondRepairError: its votes or its log are gone, or a trimmed log has lost its checkpoints.
+        BeyondRepairError: its directory, its votes or its log are gone, or a trimmed log has lost
+            its checkpoints.
         CorruptionError: an earlier replica's promises are damaged beyond their redundancy.
         OSError: the disk failed, or does not say what is there.
     """
@@ -142,7 +143,13 @@ def open_group(
     identity = LogIdentity(directory.directory_id, node, group_id)
     is_new = not files.exists(path)
     if is_new:
+        if directory.is_noted(group_id):
+            raise BeyondRepairError(
+                f"{path} is gone: it held a replica that may have voted and acknowledged, so "
+                "none is made there as if there had been none"
+            )
         _create(files, path, identity, directory.promises_path(group_id))
+        directory.note_group(group_id)
     if not files.exists(f"{path}/hard_state"):
         raise BeyondRepairError(
             f"{path} holds a replica without its votes (hard_state is missing): it may have "

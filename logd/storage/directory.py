@@ -2,6 +2,7 @@
 
     lock                      held by the process that uses the directory
     meta                      whose directory this is
+    replicas                  which groups have a replica here
     groups/<group, 20 digits> log, hard state and checkpoints of one group
     promises/<the same>       hard state of a replica that was removed from here
     trash/                    what was deleted by a committed command, or replaced by a compaction
@@ -10,6 +11,9 @@ Why ``meta`` is believed and nothing is guessed: a directory that was copied, re
 backup or mounted in the wrong place looks perfectly healthy, and a voter that starts on it
 breaks its promises.  So it is drawn an id when it is first used, every file in it carries
 that id, and a node, a cluster or a format that does not fit is refused.
+
+Why ``replicas``: one whose directory was taken away must not be made again as if it had never been
+(``replica_list.py``).
 
 Why the trash: deleting is the one thing that cannot be repaired from a peer once all have
 done it.  A group leaves by a rename, which is atomic and can be undone by hand.
@@ -30,6 +34,7 @@ from logd.errors import CorruptionError, ForeignDirectoryError, StorageError
 from logd.storage.file_header import META_MAGIC, FileHeader, LogIdentity
 from logd.storage.hard_state import FILE_BYTES, promise_file, promise_in
 from logd.storage.repair import last_term
+from logd.storage.replica_list import ReplicaList
 from logd.storage.trash import Trash
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
@@ -44,6 +49,7 @@ from logd.types import METADATA_GROUP, DirectoryId, GroupId, NodeId, Term
 
 LOCK_NAME: Final = "lock"
 META_NAME: Final = "meta"
+REPLICAS_NAME: Final = "replicas"
 GROUPS_NAME: Final = "groups"
 TRASH_NAME: Final = "trash"
 PROMISES_NAME: Final = "promises"
@@ -51,7 +57,7 @@ HARD_STATE_NAME: Final = "hard_state"
 
 _OUR_NAMES: Final = (
     *(LOCK_NAME, META_NAME, META_NAME + UNFINISHED_SUFFIX, GROUPS_NAME),
-    *(TRASH_NAME, PROMISES_NAME),
+    *(TRASH_NAME, PROMISES_NAME, REPLICAS_NAME, REPLICAS_NAME + UNFINISHED_SUFFIX),
     "lost+found",  # Of a file system of our own.
 )
 
@@ -77,10 +83,12 @@ class DataDirectory:
         lock: DirectoryLock,
         directory_id: DirectoryId,
         meta: Meta,
+        replicas: ReplicaList,
     ) -> None:
         self._files = files
         self._lock = lock
         self._meta = meta
+        self._replicas = replicas
         self.path = path
         self.node_id = node_id
         self.directory_id = directory_id
@@ -116,13 +124,17 @@ class DataDirectory:
             # A process that was killed here before may have left the names unsynced.
             files.sync_directory(f"{path}/{GROUPS_NAME}")
             files.sync_directory(path)
+            identity = LogIdentity(directory_id, node_id, METADATA_GROUP)
+            replicas = ReplicaList(files, f"{path}/{REPLICAS_NAME}", identity)
+            # Made before there was a list, or just before a crash.
+            replicas.note(*_groups_in(files, f"{path}/{GROUPS_NAME}"))
         except OSError as error:
             lock.release()
             raise StorageError(f"cannot use data directory {path}: {_reason(error)}") from error
         except BaseException:
             lock.release()
             raise
-        return cls(files, path, node_id, lock, directory_id, meta)
+        return cls(files, path, node_id, lock, directory_id, meta, replicas)
 
     @property
     def cluster_id(self) -> str | None:
@@ -172,11 +184,24 @@ class DataDirectory:
         return f"{self.path}/{GROUPS_NAME}/{group:020}"
 
     def has_group(self, group: GroupId) -> bool:
-        """Whether the group has a directory, or may have one: the disk does not say."""
+        """Whether the group has a replica here, be it one whose directory was taken away; or may
+        have one: the disk does not say."""
         try:
-            return self._files.exists(self.group_path(group))
+            return group in self._replicas or self._files.exists(self.group_path(group))
         except OSError:
             return True
+
+    def note_group(self, group: GroupId) -> None:
+        """A replica of ``group`` is here from now on.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        self._replicas.note(group)
+
+    def is_noted(self, group: GroupId) -> bool:
+        """Whether there was a replica of ``group``: it is lost if it has no directory."""
+        return group in self._replicas
 
     def promises_path(self, group: GroupId) -> str:
         """Where the term and vote of a replica of ``group`` outlive it."""
@@ -192,20 +217,26 @@ class DataDirectory:
         return Trash(self._files, self.trash_path, f"{self.path}/{GROUPS_NAME}")
 
     def list_groups(self) -> list[GroupId]:
-        """Groups that have a directory, in order."""
-        names = self._files.list_directory(f"{self.path}/{GROUPS_NAME}")
-        return [GroupId(int(name)) for name in names if _GROUP_NAME.fullmatch(name)]
+        """Groups that have a replica here, in order; also one whose directory was taken away."""
+        found = _groups_in(self._files, f"{self.path}/{GROUPS_NAME}")
+        return sorted({*found, *self._replicas.groups})
 
     def retire_group(self, group: GroupId) -> None:
         """The replica was removed from this node, but the group lives on: keep its promises.
+
+        Of one whose directory was taken away nothing is known.  It comes back as one that knows
+        nothing: that is safe because its removal is committed without it (ADR 8).
 
         Raises:
             StorageError: they could not be kept, or the files not moved; or both the votes and
                 the log are lost, so that nobody knows what was promised.
         """
         try:
-            content = promise_file(self.identity(group), *self._promise_of(group))
-            write_new_file(self._files, self.promises_path(group), [content])
+            is_lost = not self._files.exists(self.group_path(group))
+            if not is_lost or not self._files.exists(self.promises_path(group)):
+                promise = (Term(0), None) if is_lost else self._promise_of(group)
+                content = promise_file(self.identity(group), *promise)
+                write_new_file(self._files, self.promises_path(group), [content])
         except OSError as error:
             raise StorageError(f"cannot keep the promises of group {group}: {error}") from error
         self._move_to_trash(group)
@@ -264,6 +295,10 @@ class DataDirectory:
     def _move_to_trash(self, group: GroupId) -> None:
         source = self.group_path(group)
         try:
+            # First: a crash in between leaves a directory, which is noted again.
+            self._replicas.note_gone(group)
+            if not self._files.exists(source):
+                return
             taken = self._files.list_directory(self.trash_path)
             number = next(n for n in range(len(taken) + 1) if f"{group:020}-{n}" not in taken)
             self._files.rename(source, f"{self.trash_path}/{group:020}-{number}")
@@ -285,6 +320,11 @@ class DataDirectory:
         except OSError as error:
             raise StorageError(f"cannot write {self.path}/{META_NAME}: {error}") from error
         self._meta = meta
+
+
+def _groups_in(files: FileSystem, path: str) -> list[GroupId]:
+    names = files.list_directory(path)
+    return [GroupId(int(name)) for name in names if _GROUP_NAME.fullmatch(name)]
 
 
 def _refuse_strangers(files: FileSystem, path: str) -> None:

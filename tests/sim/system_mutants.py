@@ -236,6 +236,35 @@ SYSTEM_MUTANTS = (
         "if True:",
     ),
     Mutant(
+        "a replica whose directory is gone is made as if there had been none",
+        "P1: a vote is not forgotten",
+        "logd/replication/opening.py",
+        "        if directory.is_noted(group_id):\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a new replica is not noted",
+        "P1: a vote is not forgotten",
+        "logd/replication/opening.py",
+        "        directory.note_group(group_id)\n",
+        "",
+    ),
+    Mutant(
+        "a damaged row hides the replicas behind it",
+        "P1: a vote is not forgotten",
+        "logd/storage/replica_list.py",
+        "                self._change([GroupId(value & ~_GONE)], value & _GONE)\n",
+        "                self._change([GroupId(value & ~_GONE)], value & _GONE)\n"
+        "            else:\n                break\n",
+    ),
+    Mutant(
+        "a replica is missed that was removed in order",
+        "autonomy: a replica comes back to where it was",
+        "logd/storage/directory.py",
+        "            self._replicas.note_gone(group)\n",
+        "",
+    ),
+    Mutant(
         "a tombstone goes with what it deletes",
         "a reader learns of what was deleted",
         "logd/storage/clean_note.py",

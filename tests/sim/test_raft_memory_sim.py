@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pytest
 
-from logd.raft.messages import DurabilityChosen, Output
+from logd.raft.messages import Configuration, DurabilityChosen, Output
 from logd.raft.quorum import is_quorum
 from logd.types import NodeId, Offset
 from tests.sim.test_raft_sim import (
@@ -40,6 +40,7 @@ class MemoryCluster(Cluster):
         self.choose = self.chance.choice([0.0, 0.0, 0.5, 2.0])
         self.power = self.chance.choice([0.2, 0.5, 0.9])
         self.faults.crash = self.chance.choice([0.1, 0.3, 1.0])
+        self.faults.lose = 0.0  # Memory is lost here, and of that no more than a minority.
         self.weigh()
 
     def weigh(self) -> None:
@@ -72,6 +73,11 @@ class MemoryCluster(Cluster):
             self.faults.tail_kept = 1.0  # The page cache stays.
         super().crash(replica)
         self.faults.tail_kept = kept
+
+    def some_configuration(self, current: Configuration) -> Configuration:
+        """Not one in which too many have lost their memory already."""
+        found = super().some_configuration(current)
+        return found if is_quorum(found, lambda node: not self.is_doubtful(node)) else current
 
     def is_doubtful(self, node: NodeId) -> bool:
         return self.disks[node].hard_state.rests_on not in (0, self.boot_of(node))

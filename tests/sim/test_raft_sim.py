@@ -69,6 +69,8 @@ class Faults:
     """A replica that a committed change has left out is deleted, and may come back empty."""
     trim: float
     """A replica drops what is committed from the front of its log."""
+    lose: float
+    """All that a replica had is gone.  It is missed, and is back when it was left out since."""
     tail_kept: float
     """Chance that a crash keeps a given unsynced batch, if all before it are kept."""
 
@@ -93,6 +95,7 @@ class Faults:
             bereave=pick([0.0, 5.0, 50.0]),
             trim=pick([0.0, 0.5, 5.0]),
             tail_kept=pick([0.0, 0.5, 0.9]),
+            lose=pick([0.0, 0.5, 2.0]),
         )
 
     @classmethod
@@ -119,6 +122,11 @@ class Cluster:
         """Nodes without a replica, or with one that nobody has heard of."""
         self.generations = dict.fromkeys(self.nodes, 0)
         """How often the replica of a node was deleted."""
+        self.lost: dict[NodeId, Disk] = {}
+        """What was on the disks of replicas that stay away because they have forgotten it."""
+        self.forgotten: dict[NodeId, list[Disk]] = {node: [] for node in self.nodes}
+        """The same, of all that came to that."""
+        self.comebacks = 0
         self.changes = 0
         self.taken_back = 0
         self.returns = 0
@@ -153,7 +161,7 @@ class Cluster:
         self.committed: list[Batch] = []
         self.committed_in: list[Term] = []
         """The term of the leader that committed each."""
-        self.voted: dict[tuple[NodeId, Term], NodeId] = {}
+        self.voted: dict[tuple[NodeId, int, Term], NodeId] = {}
         self.reads: dict[tuple[NodeId, int, int], Offset] = {}
         self.proposals = 0
         self.reads_confirmed = 0
@@ -193,6 +201,7 @@ class Cluster:
             (self.do_trash, faults.trash),
             (self.do_bereave, faults.bereave),
             (self.do_trim, faults.trim),
+            (self.do_lose, faults.lose),
         ]
         self.verbs = [verb for verb, _ in actions]
         self.weights = list(accumulate(weight for _, weight in actions))
@@ -299,7 +308,7 @@ class Cluster:
                 self.feed(replica, LeaderDisclaimed(leader, replica.core.term))
 
     def do_restart(self) -> None:
-        stopped = [node for node in self.nodes if node not in self.running]
+        stopped = [node for node in self.nodes if node not in {**self.running, **self.lost}]
         if stopped:
             self.start(self.chance.choice(stopped))
 
@@ -376,6 +385,10 @@ class Cluster:
     def some_configuration(self, current: Configuration) -> Configuration:
         """Anything that can be reached: mostly one node more or less, sometimes all others."""
         chance = self.chance
+        if self.lost and chance.random() < 0.5:  # What is lost is what somebody takes out.
+            left = tuple(node for node in current.voters if node not in self.lost)
+            learners = tuple(node for node in current.learners if node not in self.lost)
+            return Configuration(left or current.voters, learners)
         votable = [*current.voters, *current.learners]
         if chance.random() < 0.5:
             voters = list(current.voters)
@@ -416,7 +429,9 @@ class Cluster:
         if not removed:
             return
         node = self.chance.choice(removed)
+        # Of a lost one nothing is known: it comes back with what an empty disk promises.
         promised = self.disks[node].hard_state
+        self.comebacks += self.lost.pop(node, None) is not None
         self.disks[node] = Disk(replace(promised, is_newcomer=True))
         self.generations[node] += 1
         self.spares[node] = None
@@ -436,6 +451,22 @@ class Cluster:
         if ends:
             offset, state_offset = sorted(self.chance.choices(ends, k=2))
             replica.trim(offset, state_offset)
+
+    def do_lose(self) -> None:
+        """A replica's directory was taken away, which is found when it is started again.
+
+        One at a time: more than a minority of disks need not be survived.
+        """
+        is_one_behind = any(disk.hard_state.is_newcomer for disk in self.disks.values())
+        members = [node for node in self.nodes if node not in self.spares]
+        if self.lost or is_one_behind or len(members) < 3:
+            return
+        node = self.chance.choice(members)
+        if node in self.running:
+            self.crash(self.running[node])
+        self.lost[node] = self.disks[node]
+        self.forgotten[node].append(self.disks[node])
+        self.disks[node] = Disk()
 
     def is_removed(self, node: NodeId) -> bool:
         """No configuration that is committed, or may yet be, knows of ``node``.
@@ -581,7 +612,7 @@ class Cluster:
         hard_state = replica.disk.hard_state
         assert hard_state == replica.core.hard_state
         if hard_state.voted_for is not None:  # One vote per node and term, across crashes.
-            key = (replica.node, hard_state.term)
+            key = (replica.node, len(self.forgotten[replica.node]), hard_state.term)
             assert self.voted.setdefault(key, hard_state.voted_for) == hard_state.voted_for
         if replica.core.commit_offset != commit_before:
             self.check_committed(replica, commit_before)
@@ -630,7 +661,9 @@ class Cluster:
 
     def has_durably(self, node: NodeId) -> bool:
         """Whether all that is committed lies on the disk of ``node``, or lay there."""
-        disk = self.disks[node]
+        return any(map(self.has_all, [self.disks[node], *self.forgotten[node]]))
+
+    def has_all(self, disk: Disk) -> bool:
         first = self.first_of(disk)
         return disk.batches[: len(self.committed) - first] == self.committed[first:]
 
@@ -639,6 +672,8 @@ class Cluster:
     def heal(self) -> None:
         """All faults end; everybody runs, is connected, and is soon known to be."""
         self.faults = Faults.none()
+        self.disks.update(self.lost)  # What was taken away is put back.
+        self.lost.clear()
         self.cuts.clear()
         self.slow_links.clear()
         self.deliver, self.sync, self.propose, self.detect = 60.0, 20.0, 0.0, 10.0
@@ -697,7 +732,7 @@ def test_consensus_is_safe_always_and_live_when_healed(seed: int) -> None:
 
 
 def test_the_simulation_exercises_what_it_checks() -> None:
-    clusters = [Cluster(seed) for seed in range(20)]
+    clusters = [Cluster(seed) for seed in range(40)]
     for cluster in clusters:
         for _ in range(EVENTS):
             cluster.step_one()
@@ -707,5 +742,6 @@ def test_the_simulation_exercises_what_it_checks() -> None:
     assert sum(cluster.reads_confirmed for cluster in clusters) > 100
     assert sum(cluster.changes for cluster in clusters) > 40
     assert sum(cluster.returns for cluster in clusters) > 5
+    assert sum(cluster.comebacks for cluster in clusters) > 1
     assert sum(cluster.taken_back for cluster in clusters) > 2
     assert sum(cluster.installs for cluster in clusters) > 20

@@ -17,7 +17,7 @@ from tests.sim.moves import TOPIC, VALUE_BYTES, check, ended, partitions_of, pla
 pytestmark = pytest.mark.sim
 
 
-@pytest.mark.parametrize("lost", ["hard_state", ".log"])
+@pytest.mark.parametrize("lost", ["hard_state", ".log", "its directory"])
 def test_a_replica_that_nobody_can_mend_is_rebuilt_where_it_was_by_moving_it_out_and_back(
     lost: str,
 ) -> None:
@@ -29,9 +29,12 @@ def test_a_replica_that_nobody_can_mend_is_rebuilt_where_it_was_by_moving_it_out
         async def work() -> None:
             await victim.stop()
             directory = f"{DATA_DIR}/groups/{group:020}"
-            for name in victim.files.list_directory(directory):
-                if name.endswith(lost):
-                    victim.files.remove(f"{directory}/{name}")
+            if lost == "its directory":
+                victim.files.remove_tree(directory)
+            else:
+                for name in victim.files.list_directory(directory):
+                    if name.endswith(lost):
+                        victim.files.remove(f"{directory}/{name}")
             victim.start()
             while victim.broker is None or group not in victim.broker.node.shut:
                 await trio.sleep(0.1)
@@ -78,13 +81,20 @@ def test_replicas_that_cannot_be_opened_keep_none_shut_that_are_opened_with_them
     play(story, replace_after_ms=600_000)
 
 
-def test_a_replica_that_nobody_can_mend_is_rebuilt_by_itself_whoever_is_the_controller() -> None:
+@pytest.mark.parametrize("lost", ["its first segment", "its directory"])
+def test_a_replica_that_nobody_can_mend_is_rebuilt_by_itself_whoever_is_the_controller(
+    lost: str,
+) -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         partition = (await partitions_of(client))[0]
         before, group = partition.replicas, GroupId(partition.group)
         victim = cluster.nodes[NodeId(before[1])]
         await victim.stop()
-        victim.files.remove(f"{DATA_DIR}/groups/{group:020}/{segment_name(Offset(0))}")
+        directory = f"{DATA_DIR}/groups/{group:020}"
+        if lost == "its directory":
+            victim.files.remove_tree(directory)
+        else:
+            victim.files.remove(f"{directory}/{segment_name(Offset(0))}")
         victim.start()
         await trio.sleep(60)
         assert (await partitions_of(client))[0].replicas == before

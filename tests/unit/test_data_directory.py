@@ -367,3 +367,99 @@ def test_the_promises_of_a_deleted_group_are_forgotten(disk: SimulatedFileSystem
     directory.trash_group(GroupId(3))
 
     assert directory.list_promises() == []
+
+
+# --- a replica whose directory was taken away ---------------------------------------------
+
+
+def take_away(disk: SimulatedFileSystem, directory: DataDirectory) -> None:
+    disk.remove_tree(directory.group_path(GroupId(3)))
+    disk.sync_directory("/var/lib/logd/groups")
+
+
+def test_a_replica_whose_directory_was_taken_away_is_missed(disk: SimulatedFileSystem) -> None:
+    directory = open_directory(disk, "first")
+    a_replica(disk, directory, 5)
+    directory.note_group(GroupId(3))
+    take_away(disk, directory)
+    disk.crash(random.Random(1))
+
+    directory = open_directory(disk)
+    assert directory.is_noted(GroupId(3))
+    assert directory.has_group(GroupId(3))
+    assert directory.list_groups() == [3]
+
+
+def test_replicas_that_were_made_before_there_was_a_list_are_noted(
+    disk: SimulatedFileSystem,
+) -> None:
+    directory = open_directory(disk, "first")
+    a_replica(disk, directory, 5)
+    disk.crash(random.Random(1))
+
+    directory = open_directory(disk)
+    assert directory.is_noted(GroupId(3))
+    take_away(disk, directory)
+    disk.crash(random.Random(2))
+    assert open_directory(disk).is_noted(GroupId(3))
+
+
+def test_what_is_known_of_a_lost_replica_is_that_it_knows_nothing(
+    disk: SimulatedFileSystem,
+) -> None:
+    directory = open_directory(disk, "first")
+    a_replica(disk, directory, 5)
+    directory.note_group(GroupId(3))
+    take_away(disk, directory)
+
+    directory.retire_group(GroupId(3))
+
+    disk.crash(random.Random(1))
+    directory = open_directory(disk)
+    assert not directory.has_group(GroupId(3))
+    assert promised(disk, directory) == (0, None)
+
+
+def test_what_a_still_earlier_replica_promised_outlives_a_lost_one(
+    disk: SimulatedFileSystem,
+) -> None:
+    directory = open_directory(disk, "first")
+    a_replica(disk, directory, 5)
+    directory.retire_group(GroupId(3))
+    a_replica(disk, directory, 8)
+    directory.note_group(GroupId(3))
+    take_away(disk, directory)
+
+    directory.retire_group(GroupId(3))
+
+    assert promised(disk, directory) == (5, 2)
+    assert not directory.has_group(GroupId(3))
+
+
+def test_a_lost_replica_of_a_deleted_group_is_missed_no_more(disk: SimulatedFileSystem) -> None:
+    directory = open_directory(disk, "first")
+    directory.note_group(GroupId(3))
+
+    directory.trash_group(GroupId(3))
+
+    disk.crash(random.Random(1))
+    assert open_directory(disk).list_groups() == []
+
+
+@pytest.mark.parametrize("way", ["retire", "trash"])
+def test_no_crash_leaves_a_replica_missed_that_was_removed_in_order(way: str) -> None:
+    for count in range(60):
+        disk = SimulatedFileSystem(random.Random(1))
+        directory = open_directory(disk, "first")
+        a_replica(disk, directory, 5)
+        directory.note_group(GroupId(3))
+        with disk.failing_after(count), contextlib.suppress(OSError, StorageError):
+            if way == "retire":
+                directory.retire_group(GroupId(3))
+            else:
+                directory.trash_group(GroupId(3))
+        disk.crash(random.Random(count))
+
+        directory = open_directory(disk)
+        is_there = disk.exists(directory.group_path(GroupId(3)))
+        assert directory.is_noted(GroupId(3)) is is_there, count

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 
-from logd.errors import LogdError, StorageFailedError
+from logd.errors import BeyondRepairError, LogdError, StorageFailedError
 from logd.limits import KIB
 from logd.raft.messages import HardState
 from logd.replication.opening import OpenedGroup, open_group
@@ -121,3 +122,22 @@ def test_no_replica_is_made_where_its_promises_cannot_be_looked_at(tmp_path: Pat
         open_group(RealFileSystem(), directory, NODE, GROUP, OPTIONS)
 
     assert directory.list_groups() == []
+
+
+def test_a_replica_whose_directory_is_gone_is_not_made_as_if_there_had_been_none(
+    tmp_path: Path,
+) -> None:
+    files = RealFileSystem()
+    directory = DataDirectory.open(files, str(tmp_path), NODE, lambda: "drawn")
+    open_group(files, directory, NODE, GROUP, OPTIONS).close()
+    shutil.rmtree(directory.group_path(GROUP))
+
+    with pytest.raises(BeyondRepairError, match="is gone: it held a replica that may have voted"):
+        open_group(files, directory, NODE, GROUP, OPTIONS)
+    assert not files.exists(directory.group_path(GROUP))
+
+    # Its removal was committed: another one may come in its place, and votes not at once.
+    directory.retire_group(GROUP)
+    opened = open_group(files, directory, NODE, GROUP, OPTIONS)
+    assert opened.loaded_hard_state == HardState(Term(0), None, is_newcomer=True)
+    opened.close()
