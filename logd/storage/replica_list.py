@@ -5,8 +5,9 @@ like one that was not made yet.  It would be made, empty, and vote as if nothing
 promised in its name.  So each one is noted here, in a file apart, when its directory is there for
 good, and noted as gone before that goes to the trash.
 
-Rows are appended and synced; now and then the file is written anew with what is left.  A row that
-is damaged is passed over: what it said is found by looking, unless the directory is gone as well.
+Rows are appended and synced, those of several threads together; now and then the file is written
+anew with what is left.  A row that is damaged is passed over: what it said is found by looking,
+unless the directory is gone as well.
 
 Format: segment_format.md, section 9.
 """
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 from logd.env import FileSystem
@@ -37,6 +40,9 @@ ROW_BYTES: Final = _ROW.size
 _GONE: Final = 1 << 63
 """Beside the group: it is not here any more."""
 
+_Change = tuple[GroupId, int]
+"""A group, and 0 or ``_GONE``."""
+
 STALE_ROWS_MAX: Final = 65_536
 """So many rows more than there are replicas, and the file is written anew."""
 
@@ -56,6 +62,8 @@ class ReplicaList:
         self._path = path
         self._identity = identity
         self._writing = threading.Lock()
+        self._waiting: deque[_Change] = deque()
+        """To be written by whoever has the lock next."""
         self._noted: dict[GroupId, None] = {}
         self._rows = 0
         self._is_written = False
@@ -78,7 +86,7 @@ class ReplicaList:
         Raises:
             OSError: the disk failed.
         """
-        self._append([group for group in groups if group not in self._noted], gone=0)
+        self._change([(group, 0) for group in groups if group not in self._noted])
 
     def note_gone(self, group: GroupId) -> None:
         """This one is about to go: durable when this returns.
@@ -86,41 +94,50 @@ class ReplicaList:
         Raises:
             OSError: the disk failed.
         """
-        self._append([group] if group in self._noted else [], gone=_GONE)
+        self._change([(group, _GONE)] if group in self._noted else [])
 
-    def _append(self, groups: list[GroupId], gone: int) -> None:
+    def _change(self, changes: list[_Change]) -> None:
+        if not changes:
+            return
+        self._waiting.extend(changes)
         with self._writing:
-            if not groups:
-                return
-            if self._is_written and self._rows < len(self._noted) + STALE_ROWS_MAX:
-                self._write_rows(b"".join(_row(group, gone) for group in groups))
-                self._rows += len(groups)
-                self._change(groups, gone)
-            else:
-                self._change(groups, gone)
-                self._write_all()
+            together: list[_Change] = []
+            while self._waiting:
+                together.append(self._waiting.popleft())
+            if not together:
+                return  # Whoever had the lock has written ours, too.
+            try:
+                self._write(together)
+            except BaseException:
+                # Nobody goes on as if his were there.
+                self._waiting.extendleft(reversed(together))
+                raise
 
-    def _change(self, groups: list[GroupId], gone: int) -> None:
-        for group in groups:
-            if gone:
-                self._noted.pop(group, None)
-            else:
-                self._noted[group] = None
+    def _write(self, changes: list[_Change]) -> None:
+        noted = dict(self._noted)
+        _carry_out(noted, changes)
+        if self._is_written and self._rows < len(self._noted) + STALE_ROWS_MAX:
+            self._write_rows(changes)
+        else:
+            self._write_all(noted)
+        self._noted = noted
 
-    def _write_rows(self, rows: bytes) -> None:
+    def _write_rows(self, changes: list[_Change]) -> None:
+        rows = b"".join(map(_row, changes))
         file = self._files.open(self._path)
         try:
             file.pwritev([rows], FILE_HEADER_BYTES + self._rows * ROW_BYTES)
             file.sync()
         finally:
             file.close()
+        self._rows += len(changes)
 
-    def _write_all(self) -> None:
+    def _write_all(self, noted: Iterable[GroupId]) -> None:
         header = encode_file_header(REPLICAS_MAGIC, FileHeader(self._identity))
-        rows = b"".join(_row(group, 0) for group in self._noted)
+        rows = [_row((group, 0)) for group in noted]
         self._is_written = False  # Until it is: what failed half-way is not built upon.
-        write_new_file(self._files, self._path, [header, rows])
-        self._rows = len(self._noted)
+        write_new_file(self._files, self._path, [header, b"".join(rows)])
+        self._rows = len(rows)
         self._is_written = True
 
     def _read(self) -> None:
@@ -140,9 +157,18 @@ class ReplicaList:
             row = bytes(rows[start : start + ROW_BYTES])
             if is_intact(row, METADATA_GROUP):
                 _, value = _ROW.unpack(row)
-                self._change([GroupId(value & ~_GONE)], value & _GONE)
+                _carry_out(self._noted, [(GroupId(value & ~_GONE), value & _GONE)])
         self._is_written = True
 
 
-def _row(group: GroupId, gone: int) -> bytes:
+def _carry_out(noted: dict[GroupId, None], changes: list[_Change]) -> None:
+    for group, gone in changes:
+        if gone:
+            noted.pop(group, None)
+        else:
+            noted[group] = None
+
+
+def _row(change: _Change) -> bytes:
+    group, gone = change
     return with_checksum(_ROW.pack(0, group | gone), METADATA_GROUP)

@@ -253,8 +253,8 @@ SYSTEM_MUTANTS = (
         "a damaged row hides the replicas behind it",
         "P1: a vote is not forgotten",
         "logd/storage/replica_list.py",
-        "                self._change([GroupId(value & ~_GONE)], value & _GONE)\n",
-        "                self._change([GroupId(value & ~_GONE)], value & _GONE)\n"
+        "                _carry_out(self._noted, [(GroupId(value & ~_GONE), value & _GONE)])\n",
+        "                _carry_out(self._noted, [(GroupId(value & ~_GONE), value & _GONE)])\n"
         "            else:\n                break\n",
     ),
     Mutant(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -133,3 +134,24 @@ def test_whatever_a_crash_leaves_what_was_noted_before_is_known(
         found = read(disk)
         for group, is_here in expected.items():
             assert group == doubtful or (group in found) is is_here, seed
+
+
+def test_what_several_note_at_once_is_known_of_all() -> None:
+    disk = with_directory(1)
+    found = read(disk)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda group: found.note(GroupId(group)), range(200)))
+
+    assert found.groups == read(disk).groups == [*range(200)]
+
+
+def test_what_could_not_be_written_is_written_with_what_comes_next(
+    disk: SimulatedFileSystem,
+) -> None:
+    found = noted(disk, [1])
+    with disk.failing_after(0), pytest.raises(OSError, match="simulated"):
+        found.note(GroupId(2))
+    assert GroupId(2) not in found
+
+    found.note(GroupId(3))
+    assert found.groups == read(disk).groups == [1, 2, 3]
