@@ -56,7 +56,7 @@ class Compaction:
     def _compactor(self, group: Group) -> LogCompactor:
         known = self._compactors.get(group.group_id)
         if known is None or known[0] is not group:
-            compactor = LogCompactor(group, self._node, self._node.repairer.settled_elsewhere)
+            compactor = LogCompactor(group, self._node, self._node.questions.settled_elsewhere)
             known = self._compactors[group.group_id] = (group, compactor)
         return known[1]
 

@@ -100,7 +100,7 @@ class Mender:
         for hole in survey.holes:
             left: Hole | None = hole
             while left is not None:
-                batches, trimmed_there = await self._repairer.fetch(
+                batches, trimmed_there = await self._node.questions.fetch(
                     opened.group_id, self._members, left.start.offset, left.end.offset
                 )
                 let_go = max(let_go, trimmed_there)
@@ -175,7 +175,7 @@ class Mender:
     async def _take_over(self, survey: Survey) -> _Progress:
         """Go on with the state of a peer whose state has come far enough for that."""
         for member in self._members:
-            snapshot = await self._repairer.fetch_state(self._opened.group_id, member)
+            snapshot = await self._node.questions.fetch_state(self._opened.group_id, member)
             if snapshot is None:
                 continue
             start = self._start_with(snapshot)
@@ -234,7 +234,7 @@ class Mender:
             opened.log.close()
             finish_install(files, opened.directory, opened.identity, opened.options)
 
-        self._repairer.serve_no_more(opened.group_id)
+        self._node.answers.serve_no_more(opened.group_id)
         await self._env.run_blocking(install)
         log.info(
             log_events.SNAPSHOT_INSTALLED,

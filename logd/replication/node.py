@@ -32,6 +32,8 @@ from logd.raft.messages import (
 from logd.raft.messages import Message as AnyRaftMessage
 from logd.raft.quorum import is_quorum
 from logd.replication import log_events
+from logd.replication.answering import PeerAnswers
+from logd.replication.asking import PeerQuestions
 from logd.replication.campaigns import Campaigns
 from logd.replication.claims import LeaderClaims
 from logd.replication.counts import GroupCounts, NodeCounts
@@ -157,6 +159,8 @@ class Node:
         self._notice_wanted = trio.Event()
         self._leadership_news = trio.Event()
         self._claims_wanted = trio.Event()
+        self.questions = PeerQuestions(self)
+        self.answers = PeerAnswers(self)
         self.repairer = Repairer(self, config.scrub_bytes_per_s, config.scrub_interval_s)
         self.reports = Reports(self)
         self._nursery: trio.Nursery | None = None
@@ -456,7 +460,7 @@ class Node:
                 else:
                     del self._owing[group_id]
             self._look_at_disks()
-            self.repairer.forget_old_state()
+            self.answers.forget_old_state()
 
     def _look_at_disks(self) -> None:
         """Nothing ends a call to a disk that does not answer.  Say so, and have others lead."""
@@ -658,11 +662,11 @@ class Node:
                 assert self.on_forward is not None
                 self.on_forward(source, message)
             case RepairRequest():
-                self.repairer.on_request(source, message)
+                self.answers.on_request(source, message)
             case RepairResponse() | StateResponse():
-                self.repairer.on_response(message, frame.body)
+                self.questions.on_response(message, frame.body)
             case StateRequest():
-                self.repairer.on_state_request(source, message)
+                self.answers.on_state_request(source, message)
             case ReportRequest():
                 self.reports.on_request(source, message)
             case ReportResponse():

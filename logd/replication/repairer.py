@@ -18,36 +18,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import structlog
 import trio
 
-from logd.errors import CorruptionError, LogdError, StorageError, UnavailableError
-from logd.limits import (
-    APPEND_BYTES_MAX,
-    MIB,
-    OFFSET_MAX,
-    SNAPSHOT_BYTES_MAX,
-    SNAPSHOT_CHUNK_BYTES,
-)
-from logd.record.compacted import cut_gap
-from logd.record.header import decode_header
+from logd.errors import CorruptionError, LogdError, UnavailableError
+from logd.limits import MIB
 from logd.replication import log_events
 from logd.replication.mending import Mender
 from logd.replication.patience import Patience
-from logd.replication.peer_protocol import (
-    RepairRequest,
-    RepairResponse,
-    StateRequest,
-    StateResponse,
-)
-from logd.replication.snapshot import Snapshot, checksum_of, decode_snapshot, encode_snapshot
 from logd.storage.holes import Hole
 from logd.storage.segment_copy import SegmentCopy
-from logd.types import Buffer, GroupId, NodeId, Offset
+from logd.types import GroupId, NodeId, Offset
 
 if TYPE_CHECKING:
     from logd.replication.group import Group
@@ -64,12 +48,6 @@ SCRUB_PIECE_BYTES: Final = MIB // 4
 SCRUB_LOOK_S: Final = 1.0
 """How often the scrubber looks whether a log's next round is due."""
 
-FETCH_TIMEOUT_S: Final = 2.0
-STATE_KEPT_S: Final = 15.0
-"""Whoever asks for a state piece by piece is not waited for longer than this: it may be large."""
-
-SERVED_AT_ONCE_MAX: Final = 4
-
 
 class Repairer:
     """All repairs of one node."""
@@ -78,18 +56,8 @@ class Repairer:
         self._node = node
         self._scrub_bytes_per_s = scrub_bytes_per_s
         self._scrub_interval_s = scrub_interval_s
-        self._shut: dict[GroupId, OpenedGroup] = {}
         self._reported: deque[Group] = deque()
         self._wanted = trio.Event()
-        self._waiting: dict[
-            int, tuple[trio.Event, list[tuple[RepairResponse | StateResponse, bytes]]]
-        ] = {}
-        # An answer meant for an earlier life of this broker must not be taken for ours.
-        self._next_request = node.incarnation
-        self._serving = trio.CapacityLimiter(SERVED_AT_ONCE_MAX)
-        self._state_kept: tuple[NodeId, GroupId, bytes] | None = None
-        """Given to somebody, who has not asked for all of it yet."""
-        self._state_kept_until = 0.0
         self.patience = Patience()
         self._patience_with_states = Patience()
         """For states that peers have kept: each comes whole before it is known to fit."""
@@ -187,7 +155,7 @@ class Repairer:
         left: Hole | None = hole
         members = group.core.configuration.members
         while left is not None:
-            batches, let_go = await self.fetch(
+            batches, let_go = await self._node.questions.fetch(
                 group.group_id, members, left.start.offset, left.end.offset
             )
             group.let_go_elsewhere = max(group.let_go_elsewhere, let_go)
@@ -303,7 +271,7 @@ class Repairer:
         """The state that a peer has kept of what is fed from ``group``'s log, if that reaches to
         ``reach`` and is known here to be committed; None if no peer gives one now."""
         for member in group.core.configuration.members:
-            snapshot = await self.fetch_state(group.group_id, member)
+            snapshot = await self._node.questions.fetch_state(group.group_id, member)
             if snapshot is None or snapshot.application is None:
                 continue
             if reach <= snapshot.application_offset <= group.commit_offset:
@@ -328,7 +296,9 @@ class Repairer:
         try:
             while not copy.is_complete:
                 wanted = copy.wanted_from
-                batches, _ = await self.fetch(group_id, members, wanted, segment.end_offset)
+                batches, _ = await self._node.questions.fetch(
+                    group_id, members, wanted, segment.end_offset
+                )
                 if batches is None:
                     await env.run_blocking(copy.discard)
                     return None
@@ -355,239 +325,11 @@ class Repairer:
         group_id = opened.group_id
         self._node.counts.holes_found += 1
         log.error(log_events.DAMAGE_FOUND, group=group_id, hole=opened.damage)
-        self._shut[group_id] = opened
+        self._node.answers.serve_shut(opened)
         try:
             await Mender(self, self._node, opened, members, has_application=has_application).run()
         finally:
-            self.serve_no_more(group_id)
+            self._node.answers.serve_no_more(group_id)
             opened.close()
         self._node.counts.holes_repaired += 1
         log.info(log_events.DAMAGE_REPAIRED, group=group_id, hole=opened.damage)
-
-    def serve_no_more(self, group_id: GroupId) -> None:
-        """The files of a shut log are about to go, or to be opened for good."""
-        self._shut.pop(group_id, None)
-
-    # --- asking ---------------------------------------------------------------------------------
-
-    async def fetch(
-        self, group_id: GroupId, members: Sequence[NodeId], start: Offset, end: Offset
-    ) -> tuple[bytes | None, Offset]:
-        """Batches from ``start`` on from any member that has them; None if none has.
-
-        And where the logs of those begin that refused: what lies below was let go there.
-        """
-        let_go = Offset(0)
-        for member in members:
-            request = RepairRequest(
-                request_id=self._new_request(), group=group_id, start_offset=start, end_offset=end
-            )
-            answer = await self._ask(member, request)
-            if answer is None:
-                continue
-            response, body = answer
-            if body:
-                return body, let_go
-            if isinstance(response, RepairResponse):
-                let_go = max(let_go, Offset(response.log_start))
-            log.info(
-                log_events.REPAIR_REFUSED, group=group_id, peer=member, reason=response.refused
-            )
-        return None, let_go
-
-    async def settled_elsewhere(self, group: Group) -> Offset:
-        """Below it all other replicas have been clean for as long as tombstones are kept.
-
-        0 unless all of them say so, and know the same replicas.
-        """
-        members = group.core.configuration.members
-        settled_to = OFFSET_MAX
-        for member in members:
-            if member == self._node.node:
-                continue
-            request = RepairRequest(
-                request_id=self._new_request(), group=group.group_id, start_offset=0, end_offset=0
-            )
-            answer = await self._ask(member, request)
-            response = None if answer is None else answer[0]
-            if not isinstance(response, RepairResponse) or response.members != sorted(members):
-                return Offset(0)
-            settled_to = min(settled_to, response.settled_to)
-        return Offset(settled_to)
-
-    async def fetch_state(self, group_id: GroupId, member: NodeId) -> Snapshot | None:
-        """The state of a member whose log does not begin at 0; None if it does not give it."""
-        try:
-            return await self._fetch_state_of(group_id, member)
-        except LogdError as error:
-            log.error(log_events.REPAIR_REFUSED, group=group_id, peer=member, reason=str(error))
-            return None
-
-    async def _fetch_state_of(self, group_id: GroupId, member: NodeId) -> Snapshot | None:
-        """Piece by piece; None if it does not answer, refuses, or has another state by now.
-
-        Raises:
-            CorruptionError: what it sent is not a state.
-        """
-        received = bytearray()
-        first: StateResponse | None = None
-        while first is None or len(received) < first.total_bytes:
-            request = StateRequest(
-                request_id=self._new_request(), group=group_id, position=len(received)
-            )
-            answer = await self._ask(member, request)
-            if answer is None:
-                return None
-            response, body = answer
-            if not isinstance(response, StateResponse) or not body:
-                log.info(
-                    log_events.REPAIR_REFUSED, group=group_id, peer=member, reason=response.refused
-                )
-                return None
-            first = first or response
-            if (response.total_bytes, response.checksum) != (first.total_bytes, first.checksum):
-                return None
-            received += body
-            if len(received) > SNAPSHOT_BYTES_MAX:
-                raise CorruptionError(f"a state of more than {SNAPSHOT_BYTES_MAX} bytes")
-        if checksum_of(received) != first.checksum:
-            raise CorruptionError(f"{len(received)} bytes of a state, with another checksum")
-        return decode_snapshot(received)
-
-    def _new_request(self) -> int:
-        self._next_request += 1
-        return self._next_request
-
-    async def _ask(
-        self, member: NodeId, request: RepairRequest | StateRequest
-    ) -> tuple[RepairResponse | StateResponse, bytes] | None:
-        """What ``member`` answers; None if it is not there or says nothing in time."""
-        if member == self._node.node or not self._node.is_up(member):
-            return None
-        answered = trio.Event()
-        answers: list[tuple[RepairResponse | StateResponse, bytes]] = []
-        self._waiting[request.request_id] = (answered, answers)
-        try:
-            if not self._node.send_peer(member, request):
-                return None
-            with trio.move_on_after(FETCH_TIMEOUT_S):
-                await answered.wait()
-        finally:
-            del self._waiting[request.request_id]
-        return answers[0] if answers else None
-
-    def on_response(self, response: RepairResponse | StateResponse, body: Buffer) -> None:
-        waiting = self._waiting.get(response.request_id)
-        if waiting is not None:
-            waiting[1].append((response, bytes(body)))
-            waiting[0].set()
-
-    # --- answering ------------------------------------------------------------------------------
-
-    def on_request(self, source: NodeId, request: RepairRequest) -> None:
-        self._node.start_soon(self._serve, source, request)
-
-    def on_state_request(self, source: NodeId, request: StateRequest) -> None:
-        self._node.start_soon(self._serve_state, source, request)
-
-    async def _serve(self, source: NodeId, request: RepairRequest) -> None:
-        refused = ""
-        buffers: list[Buffer] = []
-        if request.start_offset < request.end_offset:
-            async with self._serving:
-                try:
-                    buffers = await self._read(request)
-                except (LogdError, OSError) as error:
-                    refused = str(error)
-        response = RepairResponse(request_id=request.request_id, refused=refused)
-        group = self._node.groups.get(GroupId(request.group))
-        if group is not None:
-            response = msgspec.structs.replace(
-                response,
-                log_start=group.log.start_offset,
-                settled_to=group.settled_to,
-                members=sorted(group.core.configuration.members),
-            )
-        self._node.send_peer(source, response, tuple(buffers))
-
-    async def _serve_state(self, source: NodeId, request: StateRequest) -> None:
-        refused, encoded = "", b""
-        async with self._serving:
-            try:
-                encoded = await self._state_for(source, request)
-            except (LogdError, OSError) as error:
-                refused = str(error)
-        self._state_kept_until = trio.current_time() + STATE_KEPT_S
-        end = request.position + SNAPSHOT_CHUNK_BYTES
-        body = memoryview(encoded)[request.position : end]
-        if end >= len(encoded):
-            self._state_kept = None
-        response = StateResponse(
-            request_id=request.request_id,
-            refused=refused,
-            total_bytes=len(encoded),
-            checksum=checksum_of(encoded),
-        )
-        self._node.send_peer(source, response, (body,) if body else ())
-
-    async def _state_for(self, source: NodeId, request: StateRequest) -> bytes:
-        """The state that a piece is wanted of; it is kept until the last piece is sent."""
-        kept = self._state_kept
-        if request.position > 0 and kept is not None and kept[:2] == (source, request.group):
-            return kept[2]
-        group = self._node.groups.get(GroupId(request.group))
-        if group is None:
-            raise UnavailableError(f"node {self._node.node} has no replica of that group open")
-        snapshot = await group.checkpoints.take_snapshot()
-        if snapshot is None:
-            group.checkpoints.take()  # For the next time.
-            raise UnavailableError(f"there is no state of {group.name} to begin from yet")
-        encoded = encode_snapshot(snapshot)
-        if len(encoded) > SNAPSHOT_BYTES_MAX:
-            raise StorageError(
-                f"a state of {len(encoded)} bytes, at most {SNAPSHOT_BYTES_MAX} are shipped"
-            )
-        self._state_kept = (source, GroupId(request.group), encoded)
-        return encoded
-
-    def forget_old_state(self) -> None:
-        """Let go of a state that nobody asks on for.  To be called now and then."""
-        if self._state_kept is not None and trio.current_time() >= self._state_kept_until:
-            self._state_kept = None
-
-    async def _read(self, request: RepairRequest) -> list[Buffer]:
-        """Batches from the start on, whole, verified and committed.
-
-        From the files, not from the cache: two replicas may hold each other's last copy.
-        """
-        start, end = Offset(request.start_offset), Offset(request.end_offset)
-        group = self._node.groups.get(GroupId(request.group))
-        shut = self._shut.get(GroupId(request.group))
-        if group is not None:
-            source, commit_offset = group.log, group.commit_offset
-        elif shut is not None:
-            source, commit_offset = shut.log, shut.commit_offset
-        else:
-            raise UnavailableError(f"node {self._node.node} has no replica of that group open")
-        if end > commit_offset:
-            raise UnavailableError(f"offset {end} is above the commit offset, {commit_offset}")
-        found = await self._node.env.run_blocking(
-            lambda: source.read(start, commit_offset, APPEND_BYTES_MAX, cached_only=False)
-        )
-        assert found is not None
-        return list(_within(found, start, end, GroupId(request.group)))
-
-
-def _within(
-    batches: list[memoryview], start: Offset, end: Offset, group: GroupId
-) -> Iterator[Buffer]:
-    """The batches that begin below ``end``; gaps are cut where the range begins and ends."""
-    for batch in batches:
-        header = decode_header(batch)
-        if header.is_gap and header.base_offset < end:
-            first, last = max(header.base_offset, start), min(header.end_offset, end)
-            yield cut_gap(header, first, last, group)
-        elif header.end_offset <= end:
-            yield batch
-        else:
-            return

@@ -281,7 +281,7 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a tombstone does not wait for a replica that is away",
         "what was deleted does not come back",
-        "logd/replication/repairer.py",
+        "logd/replication/asking.py",
         "            answer = await self._ask(member, request)\n            response =",
         "            answer = await self._ask(member, request)\n"
         "            if answer is None:\n                continue\n            response =",
@@ -289,7 +289,7 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a tombstone does not wait for a replica that this one has not heard of",
         "what was deleted does not come back",
-        "logd/replication/repairer.py",
+        "logd/replication/asking.py",
         " or response.members != sorted(members):",
         ":",
     ),
@@ -1124,7 +1124,7 @@ SYSTEM_MUTANTS = (
     Mutant(
         "what is not committed is given to those that repair",
         "P2",
-        "logd/replication/repairer.py",
+        "logd/replication/answering.py",
         "        if end > commit_offset:\n",
         "        if False:\n",
     ),

@@ -11,6 +11,7 @@ import trio
 
 from logd.errors import UnavailableError
 from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES, SNAPSHOT_CHUNK_BYTES
+from logd.replication.answering import STATE_KEPT_S
 from logd.replication.checkpoints import Checkpoints
 from logd.replication.opening import OpenedGroup, open_group
 from logd.replication.patience import WAIT_S_MAX
@@ -21,7 +22,6 @@ from logd.replication.peer_protocol import (
     StateRequest,
     StateResponse,
 )
-from logd.replication.repairer import STATE_KEPT_S
 from logd.replication.snapshot import Snapshot, checksum_of, encode_snapshot
 from logd.replication.trimming import Trimmer
 from logd.storage.holes import Hole
@@ -55,7 +55,7 @@ def test_an_answer_to_an_earlier_life_is_not_taken_for_ours(
 
     async def ask_once(life: int) -> None:
         async with open_replica(life=life) as replica:
-            repairer = replica.node.repairer
+            questions = replica.node.questions
 
             def remember(
                 target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
@@ -63,7 +63,7 @@ def test_an_answer_to_an_earlier_life_is_not_taken_for_ours(
                 assert isinstance(message, RepairRequest)
                 for earlier in asked:
                     late = RepairResponse(request_id=earlier)
-                    repairer.on_response(late, b"what another life asked for")
+                    questions.on_response(late, b"what another life asked for")
                 asked.append(message.request_id)
                 return True
 
@@ -71,7 +71,7 @@ def test_an_answer_to_an_earlier_life_is_not_taken_for_ours(
                 patch.setattr(replica.node, "send_peer", remember)
                 patch.setattr(replica.node, "is_up", lambda node: True)
                 with trio.move_on_after(60):
-                    fetched, _ = await repairer.fetch(GROUP, (SECOND,), Offset(0), Offset(1))
+                    fetched, _ = await questions.fetch(GROUP, (SECOND,), Offset(0), Offset(1))
                     assert fetched is None
 
     play(lambda: ask_once(1))
@@ -179,10 +179,10 @@ def test_only_what_is_committed_is_given_to_those_that_repair() -> None:
                     request_id=1, group=GROUP, start_offset=Offset(0), end_offset=end_offset
                 )
 
-            repairer = replica.node.repairer
-            assert await repairer._read(wanting(committed))
+            answers = replica.node.answers
+            assert await answers._read(wanting(committed))
             with pytest.raises(UnavailableError, match="above the commit offset"):
-                await repairer._read(wanting(end))
+                await answers._read(wanting(end))
 
     play(story)
 
@@ -220,12 +220,12 @@ def test_logs_are_settled_elsewhere_as_far_as_all_others_say_who_know_the_same_r
                     response = RepairResponse(
                         request_id=message.request_id, settled_to=says[0], members=[*says[1]]
                     )
-                    replica.node.repairer.on_response(response, b"")
+                    replica.node.questions.on_response(response, b"")
                 return True
 
             monkeypatch.setattr(replica.node, "send_peer", answer)
             monkeypatch.setattr(replica.node, "is_up", lambda node: True)
-            assert await replica.node.repairer.settled_elsewhere(replica.group) == settled_to
+            assert await replica.node.questions.settled_elsewhere(replica.group) == settled_to
 
     play(story)
 
@@ -250,7 +250,7 @@ def test_a_replica_says_how_far_its_log_is_settled_and_who_replicates_it(
                 request = RepairRequest(
                     request_id=5, group=group, start_offset=Offset(0), end_offset=Offset(0)
                 )
-                await replica.node.repairer._serve(SECOND, request)
+                await replica.node.answers._serve(SECOND, request)
             assert said == [
                 RepairResponse(request_id=5, settled_to=1, members=[*ALL]),
                 RepairResponse(request_id=5),
@@ -291,7 +291,7 @@ def test_damage_that_its_peers_have_let_go_is_let_go_too(
                 refusal = RepairResponse(
                     request_id=message.request_id, refused="trimmed", log_start=let_go
                 )
-                replica.node.repairer.on_response(refusal, b"")
+                replica.node.questions.on_response(refusal, b"")
                 return True
 
             monkeypatch.setattr(replica.node, "send_peer", refuse)
@@ -365,13 +365,13 @@ def test_what_is_fed_from_a_log_is_given_a_peers_state_where_peers_have_let_its_
                         total_bytes=len(encoded),
                         checksum=checksum_of(encoded),
                     )
-                    repairer.on_response(given, encoded)
+                    replica.node.questions.on_response(given, encoded)
                 else:
                     assert isinstance(message, RepairRequest)
                     refusal = RepairResponse(
                         request_id=message.request_id, refused="trimmed", log_start=let_go
                     )
-                    repairer.on_response(refusal, b"")
+                    replica.node.questions.on_response(refusal, b"")
                 return True
 
             monkeypatch.setattr(replica.node, "send_peer", answer)
@@ -418,7 +418,7 @@ def test_what_was_kept_may_be_ahead_of_what_is_known_to_be_committed_when_damage
                 refusal = RepairResponse(
                     request_id=message.request_id, refused="trimmed", log_start=bases[2]
                 )
-                repairer.on_response(refusal, b"")
+                replica.node.questions.on_response(refusal, b"")
                 return True
 
             monkeypatch.setattr(replica.node, "send_peer", refuse)
@@ -464,7 +464,7 @@ def test_a_shut_log_is_not_let_go_beyond_what_is_kept_of_the_state_machine_that_
                     refused="trimmed",
                     log_start=bases[3],
                 )
-                node.repairer.on_response(refusal, b"")
+                node.questions.on_response(refusal, b"")
                 return True
 
             monkeypatch.setattr(node, "send_peer", refuse)
@@ -567,14 +567,14 @@ class Across:
                         total_bytes=len(encoded),
                         checksum=checksum_of(encoded),
                     )
-                    node.repairer.on_response(state, encoded)
+                    node.questions.on_response(state, encoded)
                 elif isinstance(message, RepairRequest):
                     refusal = RepairResponse(
                         request_id=message.request_id,
                         refused="trimmed",
                         log_start=self.let_go if let_go is None else let_go,
                     )
-                    node.repairer.on_response(refusal, b"")
+                    node.questions.on_response(refusal, b"")
                 return True
 
             monkeypatch.setattr(node, "send_peer", answer)
@@ -781,7 +781,7 @@ def test_a_peers_state_is_taken_that_fits_the_log_and_it_is_kept(
                     application=b"a peer's",
                 )
 
-            monkeypatch.setattr(repairer, "fetch_state", fetch_state)
+            monkeypatch.setattr(replica.node.questions, "fetch_state", fetch_state)
             for unfit in (None, start - 1, end + 1):
                 given[SECOND] = unfit
                 with pytest.raises(UnavailableError, match=f"begins at offset {start}; none of"):
@@ -843,7 +843,7 @@ def test_a_state_that_nobody_asks_on_for_is_not_kept_in_memory(
     async def story() -> None:
         async with open_replica(voters=(OURSELVES,), segment_bytes=8 * KIB) as replica:
             await replica.lead()
-            group, repairer = replica.group, replica.node.repairer
+            group, answers = replica.group, replica.node.answers
             given: list[int] = []
 
             def note(
@@ -858,14 +858,14 @@ def test_a_state_that_nobody_asks_on_for_is_not_kept_in_memory(
                 return state
 
             def is_kept() -> bool:
-                return repairer._state_kept is not None
+                return answers._state_kept is not None
 
             monkeypatch.setattr(replica.node, "send_peer", note)
             monkeypatch.setattr(Checkpoints, "take_snapshot", take_snapshot)
 
             async def ask_from(position: int) -> None:
                 request = StateRequest(request_id=1, group=group.group_id, position=position)
-                repairer.on_state_request(SECOND, request)
+                answers.on_state_request(SECOND, request)
                 await a_while()
 
             await ask_from(0)
