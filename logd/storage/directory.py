@@ -2,9 +2,9 @@
 
     lock                      held by the process that uses the directory
     meta                      whose directory this is
-    replicas                  which groups have a replica here
     groups/<group, 20 digits> log, hard state and checkpoints of one group
     promises/<the same>       hard state of a replica that was removed from here
+    replicas/<the same>       empty: there is a replica of that group
     trash/                    what was deleted by a committed command, or replaced by a compaction
 
 Why ``meta`` is believed and nothing is guessed: a directory that was copied, restored from a
@@ -12,8 +12,10 @@ backup or mounted in the wrong place looks perfectly healthy, and a voter that s
 breaks its promises.  So it is drawn an id when it is first used, every file in it carries
 that id, and a node, a cluster or a format that does not fit is refused.
 
-Why ``replicas``: one whose directory was taken away must not be made again as if it had never been
-(``replica_list.py``).
+Why ``replicas``: a replica whose whole directory was taken away, by a hand or by a check of the
+file system, looks like one that was not made yet.  It would be made, empty, and vote as if nothing
+had ever been promised in its name.  A note may be lost to a power cut: it is made again at the next
+start, as long as the directory is there.
 
 Why the trash: deleting is the one thing that cannot be repaired from a peer once all have
 done it.  A group leaves by a rename, which is atomic and can be undone by hand.
@@ -34,7 +36,6 @@ from logd.errors import CorruptionError, ForeignDirectoryError, StorageError
 from logd.storage.file_header import META_MAGIC, FileHeader, LogIdentity
 from logd.storage.hard_state import FILE_BYTES, promise_file, promise_in
 from logd.storage.repair import last_term
-from logd.storage.replica_list import ReplicaList
 from logd.storage.trash import Trash
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
@@ -57,7 +58,7 @@ HARD_STATE_NAME: Final = "hard_state"
 
 _OUR_NAMES: Final = (
     *(LOCK_NAME, META_NAME, META_NAME + UNFINISHED_SUFFIX, GROUPS_NAME),
-    *(TRASH_NAME, PROMISES_NAME, REPLICAS_NAME, REPLICAS_NAME + UNFINISHED_SUFFIX),
+    *(TRASH_NAME, PROMISES_NAME, REPLICAS_NAME),
     "lost+found",  # Of a file system of our own.
 )
 
@@ -83,12 +84,12 @@ class DataDirectory:
         lock: DirectoryLock,
         directory_id: DirectoryId,
         meta: Meta,
-        replicas: ReplicaList,
     ) -> None:
         self._files = files
         self._lock = lock
         self._meta = meta
-        self._replicas = replicas
+        self._noted = dict.fromkeys(_groups_in(files, f"{path}/{REPLICAS_NAME}"))
+        """Groups of which there is a replica, unless it was taken away."""
         self.path = path
         self.node_id = node_id
         self.directory_id = directory_id
@@ -118,23 +119,23 @@ class DataDirectory:
         except OSError as error:
             raise StorageError(f"cannot use data directory {path}: {_reason(error)}") from error
         try:
-            for name in (GROUPS_NAME, TRASH_NAME, PROMISES_NAME):
+            for name in (GROUPS_NAME, TRASH_NAME, PROMISES_NAME, REPLICAS_NAME):
                 make_directory_durably(files, f"{path}/{name}")
             directory_id, meta = _read_or_draw(files, path, node_id, draw_id)
             # A process that was killed here before may have left the names unsynced.
             files.sync_directory(f"{path}/{GROUPS_NAME}")
             files.sync_directory(path)
-            identity = LogIdentity(directory_id, node_id, METADATA_GROUP)
-            replicas = ReplicaList(files, f"{path}/{REPLICAS_NAME}", identity)
-            # Made before there was a list, or just before a crash.
-            replicas.note(*_groups_in(files, f"{path}/{GROUPS_NAME}"))
+            directory = cls(files, path, node_id, lock, directory_id, meta)
+            for group in _groups_in(files, f"{path}/{GROUPS_NAME}"):
+                directory.note_group(group)
+            files.sync_directory(f"{path}/{REPLICAS_NAME}")
         except OSError as error:
             lock.release()
             raise StorageError(f"cannot use data directory {path}: {_reason(error)}") from error
         except BaseException:
             lock.release()
             raise
-        return cls(files, path, node_id, lock, directory_id, meta, replicas)
+        return directory
 
     @property
     def cluster_id(self) -> str | None:
@@ -187,21 +188,28 @@ class DataDirectory:
         """Whether the group has a replica here, be it one whose directory was taken away; or may
         have one: the disk does not say."""
         try:
-            return group in self._replicas or self._files.exists(self.group_path(group))
+            return group in self._noted or self._files.exists(self.group_path(group))
         except OSError:
             return True
 
     def note_group(self, group: GroupId) -> None:
-        """A replica of ``group`` is here from now on.
+        """A replica of ``group`` is here from now on: its directory is, durably.
 
         Raises:
             OSError: the disk failed.
         """
-        self._replicas.note(group)
+        if group not in self._noted:
+            path = self._note_path(group)
+            if not self._files.exists(path):
+                self._files.open(path, create=True).close()
+            self._noted[group] = None
+
+    def _note_path(self, group: GroupId) -> str:
+        return f"{self.path}/{REPLICAS_NAME}/{group:020}"
 
     def is_noted(self, group: GroupId) -> bool:
         """Whether there was a replica of ``group``: it is lost if it has no directory."""
-        return group in self._replicas
+        return group in self._noted
 
     def promises_path(self, group: GroupId) -> str:
         """Where the term and vote of a replica of ``group`` outlive it."""
@@ -219,7 +227,7 @@ class DataDirectory:
     def list_groups(self) -> list[GroupId]:
         """Groups that have a replica here, in order; also one whose directory was taken away."""
         found = _groups_in(self._files, f"{self.path}/{GROUPS_NAME}")
-        return sorted({*found, *self._replicas.groups})
+        return sorted({*found, *self._noted})
 
     def retire_group(self, group: GroupId) -> None:
         """The replica was removed from this node, but the group lives on: keep its promises.
@@ -296,7 +304,9 @@ class DataDirectory:
         source = self.group_path(group)
         try:
             # First: a crash in between leaves a directory, which is noted again.
-            self._replicas.note_gone(group)
+            if group in self._noted:
+                self._files.remove(self._note_path(group))
+                del self._noted[group]
             if not self._files.exists(source):
                 return
             taken = self._files.list_directory(self.trash_path)

@@ -57,7 +57,6 @@ APPLICATION_MAGIC: Final = b"logd.app"
 SNAPSHOT_MAGIC: Final = b"logd.snp"
 META_MAGIC: Final = b"logd.met"
 CLEAN_MAGIC: Final = b"logd.cln"
-REPLICAS_MAGIC: Final = b"logd.rep"
 
 assert _STRUCT.size == FILE_HEADER_BYTES
 

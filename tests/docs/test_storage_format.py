@@ -146,8 +146,12 @@ def test_every_kind_of_file_lies_where_the_document_says_and_has_its_header() ->
     log.close()
     HardStateFile.create(disk, f"{path}/hard_state", identity)
     CheckpointStore(disk, path, identity).save(Offset(1), b"state")
+    directory.note_group(group)
 
-    assert disk.list_directory("/data") == ["groups", "lock", "meta", "promises", "trash"]
+    names = ["groups", "lock", "meta", "promises", "replicas", "trash"]
+    assert disk.list_directory("/data") == names
+    assert disk.list_directory("/data/replicas") == [f"{5:020}"]
+    assert disk.content(f"/data/replicas/{5:020}") == b""
     assert disk.list_directory(f"/data/groups/{5:020}") == [
         f"{0:020}.log",
         f"{0:020}.log.index",

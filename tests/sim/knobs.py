@@ -19,7 +19,7 @@ from logd.broker import metadata_service, partitions, subscriptions
 from logd.broker.coordination import commands, kept_state, partition
 from logd.limits import KIB
 from logd.raft.options import RaftOptions
-from logd.replication import feeding, group, repairer, shipping
+from logd.replication import answering, feeding, group, repairer, shipping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class Knobs:
             (config, "SEGMENT_BYTES_MIN", 0),
             (group, "BATCHES_PER_CHECKPOINT", self.batches_per_checkpoint),
             (feeding, "APPEND_BYTES_MAX", self.append_bytes),
-            (repairer, "APPEND_BYTES_MAX", self.append_bytes),
+            (answering, "APPEND_BYTES_MAX", self.append_bytes),
             (
                 partitions,
                 "RaftOptions",
@@ -93,7 +93,7 @@ class Knobs:
             (repairer, "SCRUB_PIECE_BYTES", self.scrub_piece_bytes),
             (metadata_service, "COMMANDS_PER_SNAPSHOT", self.commands_per_snapshot),
             (shipping, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),
-            (repairer, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),
+            (answering, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),
             (kept_state, "COORDINATION_BYTES_PER_SNAPSHOT", self.coordination_bytes_per_snapshot),
             (partition, "APPLIED_AT_ONCE_MAX", self.entries_at_once),
             (partition, "FETCH_BYTES_MAX", self.fetch_bytes),

@@ -72,7 +72,6 @@ FAST_TESTS = {
         "tests/unit/test_hard_state.py",
         "tests/unit/test_checkpoint.py",
         "tests/unit/test_data_directory.py",
-        "tests/unit/test_replica_list.py",
         "tests/unit/test_opening.py",
         "tests/unit/test_repair.py",
         "tests/unit/test_retention.py",

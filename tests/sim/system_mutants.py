@@ -250,18 +250,10 @@ SYSTEM_MUTANTS = (
         "",
     ),
     Mutant(
-        "a damaged row hides the replicas behind it",
-        "P1: a vote is not forgotten",
-        "logd/storage/replica_list.py",
-        "                _carry_out(self._noted, [(GroupId(value & ~_GONE), value & _GONE)])\n",
-        "                _carry_out(self._noted, [(GroupId(value & ~_GONE), value & _GONE)])\n"
-        "            else:\n                break\n",
-    ),
-    Mutant(
         "a replica is missed that was removed in order",
         "autonomy: a replica comes back to where it was",
         "logd/storage/directory.py",
-        "            self._replicas.note_gone(group)\n",
+        "                self._files.remove(self._note_path(group))\n",
         "",
     ),
     Mutant(
@@ -1333,7 +1325,7 @@ SYSTEM_MUTANTS = (
         "a state that nobody asks on for is kept in memory",
         "P6",
         "logd/replication/node.py",
-        "            self.repairer.forget_old_state()\n",
+        "            self.answers.forget_old_state()\n",
         "",
     ),
     Mutant(
