@@ -96,6 +96,8 @@ class Autonomy:
         self._broker = broker
         self._missing_since: dict[NodeId, float] = {}
         self._draining_since: dict[NodeId, float] = {}
+        self._keeping: set[NodeId] = set()
+        """Of these, who keeps something; until a drain is asked for again."""
         self._arrived: tuple[int, int] | None = None
         """The last plan that was seen incomplete, and how many of its moves there were."""
         self._arrived_at = 0.0
@@ -112,6 +114,7 @@ class Autonomy:
             if not is_controller(self._broker):
                 self._missing_since.clear()
                 self._draining_since.clear()
+                self._keeping.clear()
                 self._arrived = None
                 self._rebuilding.forget()
                 self._problems = []
@@ -135,6 +138,10 @@ class Autonomy:
         metadata = self._broker.metadata
         missing = metadata.brokers_down()
         draining = [b.node for b in metadata.state.brokers if b.is_draining]
+        keeping = {b.node for b in metadata.state.brokers if b.keeps}
+        for node in self._keeping - keeping:
+            self._draining_since.pop(node, None)  # Whoever asks again starts the plan again too.
+        self._keeping = keeping
         for seen, since in ((missing, self._missing_since), (draining, self._draining_since)):
             for node in [node for node in since if node not in seen]:
                 del since[node]
@@ -346,9 +353,11 @@ class Autonomy:
         )
         moves = self._with_room(plan, partitions, loads.free)
         problems = _problems_of(plan, len(plan.moves) - len(moves))
-        left = [p for p in self._broker.metadata.state.moving if p.group in groups]
+        moving = self._broker.metadata.state.moving
+        # What has begun meanwhile is somebody else's, and no problem.
+        left = [p for p in moving if p.group in groups and p.move is not None and p.move.is_left]
         if left:
-            problems.append(f"an earlier move has not been taken back yet of {len(left)}")
+            problems.append(f"an earlier move of {len(left)} has not been taken back yet")
         if problems:
             self._problems.append(f"{purpose}, {len(groups)} partitions: {'; '.join(problems)}")
             self._not_before = trio.current_time() + TRY_AGAIN_S

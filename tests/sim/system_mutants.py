@@ -1401,6 +1401,20 @@ SYSTEM_MUTANTS = (
         "",
     ),
     Mutant(
+        "a drain that is asked for again is the cluster's to go on with at once",
+        "a drain does what an operator says",
+        "logd/broker/autonomy.py",
+        "            self._draining_since.pop(node, None)  # Whoever asks again",
+        "            pass  # Whoever asks again",
+    ),
+    Mutant(
+        "what has begun while a plan was made is told as a problem",
+        "autonomy: what it says of itself is so",
+        "logd/broker/autonomy.py",
+        " and p.move is not None and p.move.is_left]",
+        "]",
+    ),
+    Mutant(
         "evening out begins again what was cancelled of a drain",
         "a drain does what an operator says",
         "logd/broker/autonomy.py",

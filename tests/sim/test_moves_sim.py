@@ -17,7 +17,7 @@ import trio
 from structlog.testing import capture_logs
 
 from logd.broker import log_events
-from logd.broker.autonomy import Autonomy
+from logd.broker.autonomy import DRAIN_GRACE_S, Autonomy
 from logd.cli.cancelling import cancel_move
 from logd.cli.plans import move_plan, start_plan
 from logd.errors import (
@@ -27,7 +27,7 @@ from logd.errors import (
     UnavailableError,
     UnsupportedVersionError,
 )
-from logd.limits import APPEND_BYTES_MAX, NAME_CHARACTERS_MAX
+from logd.limits import APPEND_BYTES_MAX, KIB, MIB, NAME_CHARACTERS_MAX
 from logd.metadata.commands import BeginMove, Command, StartPlan
 from logd.metadata.features import ONE_MOVE_LEVEL
 from logd.metadata.moves import REASON_CHARACTERS_MAX, PlannedMove
@@ -688,42 +688,100 @@ def test_a_drain_goes_on_when_whoever_asked_for_it_has_gone() -> None:
     play(story)
 
 
+async def held_by(client: Client, node: int) -> list[int]:
+    """The partitions that ``node`` has a replica of."""
+    return [at for at, p in enumerate(await partitions_of(client)) if node in p.replicas]
+
+
+async def drain_but_for_the_first(client: Client) -> NodeId:
+    """A broker that is drained of all but the first partition: somebody cancelled that move."""
+    first = (await partitions_of(client))[0]
+    node = NodeId(first.replicas[-1])
+    await client.admin.set_rebalancing(throttle_bytes_per_s=64 * KIB)
+    async with client.producer(TOPIC) as producer:
+        for _ in range(50):
+            await producer.append(bytes(20_000), partition=0)
+    before = await held_by(client, node)
+    assert before[0] == 0
+    assert len(before) > 1
+    await client.admin.alter_broker(node, "drain")
+    with trio.fail_after(60):
+        while (plan := (await client.admin.describe_rebalance()).plan) is None:
+            await trio.sleep(0.1)
+    assert plan.purpose == f"by itself: drain broker {node}"
+    assert await client.admin.cancel_move(plan.plan_id, first.group) == "running"
+    assert (await ended(client)).state == "done"
+    return node
+
+
 def test_a_drain_goes_on_without_a_move_that_was_cancelled_until_it_is_asked_for_again() -> None:
     """Neither the drain nor the cluster that evens itself out begins it again."""
 
     async def story(cluster: SimCluster, client: Client) -> None:
-        first = (await partitions_of(client))[0]
-        node = NodeId(first.replicas[-1])
-
-        async def held() -> list[int]:
-            return [at for at, p in enumerate(await partitions_of(client)) if node in p.replicas]
-
-        await client.admin.set_rebalancing(throttle_bytes_per_s=64 * 1024)
-        async with client.producer(TOPIC) as producer:
-            for _ in range(50):
-                await producer.append(bytes(20_000), partition=0)
-        before = await held()
-        assert before[0] == 0
-        assert len(before) > 1
-        await client.admin.alter_broker(node, "drain")
-        with trio.fail_after(60):
-            while (plan := (await client.admin.describe_rebalance()).plan) is None:
-                await trio.sleep(0.1)
-        assert plan.purpose == f"by itself: drain broker {node}"
-        assert await client.admin.cancel_move(plan.plan_id, first.group) == "running"
-        assert (await ended(client)).state == "done"
+        node = await drain_but_for_the_first(client)
         await trio.sleep(90)
 
-        assert await held() == [0]
+        assert await held_by(client, node) == [0]
         (note,) = await notes_of(client)
         assert f"broker {node} is drained but for {TOPIC}/0" in note
         await client.admin.alter_broker(node, "drain")
         with trio.fail_after(120):
-            while await held():
+            while await held_by(client, node):
                 await trio.sleep(0.5)
         await check(cluster, client)
 
     play(story, rebalance_interval_ms=20_000)
+
+
+def test_whoever_asks_for_a_drain_again_has_as_long_to_start_the_plan_as_the_first_time() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        node = await drain_but_for_the_first(client)
+        before = (await client.admin.describe_rebalance()).plan
+        await trio.sleep(DRAIN_GRACE_S)
+
+        await client.admin.alter_broker(node, "drain")
+        await trio.sleep(DRAIN_GRACE_S / 2)
+
+        assert (await client.admin.describe_rebalance()).plan == before
+        await client.admin.set_rebalancing(throttle_bytes_per_s=64 * MIB)
+        others = sorted(set(range(1, 6)) - {node})
+        await start(client, {0: others[:3]})
+        assert (await ended(client)).state == "done"
+        assert await held_by(client, node) == []
+
+    play(story)
+
+
+def test_a_move_that_begins_while_the_cluster_plans_by_itself_is_no_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ask_for_loads = Autonomy._ask_for_loads
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        replicas = (await partitions_of(client))[0].replicas
+        node = replicas[0]
+        others = sorted(set(range(1, 6)) - {node})
+        was_planning = trio.Event()
+
+        async def ask_and_be_overtaken(autonomy: Autonomy) -> Any:
+            if not was_planning.is_set():
+                was_planning.set()
+                await start(client, {0: others[:3]})
+            return await ask_for_loads(autonomy)
+
+        monkeypatch.setattr(Autonomy, "_ask_for_loads", ask_and_be_overtaken)
+        for at in range(1, PARTITIONS):
+            await start(client, {at: others[:3]})
+            await ended(client)
+        await client.admin.alter_broker(node, "drain")
+        with trio.fail_after(60):
+            await was_planning.wait()
+        assert (await ended(client)).state == "done"
+        await trio.sleep(5)
+
+        assert await notes_of(client) == []
+
+    play(story)
 
 
 def test_a_plan_that_never_arrived_whole_keeps_nothing_waiting_for_ever() -> None:
