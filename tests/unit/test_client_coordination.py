@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import anyio
 import msgspec
@@ -158,6 +158,21 @@ def test_what_a_handler_raised_is_found_in_the_groups_of_its_tasks() -> None:
 
     assert failure_of(ExceptionGroup("", [ExceptionGroup("", [meant])])) is meant
     assert str(failure_of(ExceptionGroup("", [KeyError("x")]))) == "KeyError: 'x'"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"dead": True, "uncounted": True}, "dead or uncounted"),
+        ({"delay_s": -1}, "delay_s must be a number of seconds"),
+    ],
+)
+def test_a_handler_hears_at_once_that_an_item_cannot_be_given_back_so(
+    given: dict[str, Any], told: str
+) -> None:
+    """Its worker could only leave the item alone, until the claim has run out."""
+    with pytest.raises(UsageError, match=told):
+        ItemFailedError("poison", **given)
 
 
 @pytest.mark.parametrize("ttl_ms", [0, 999, 24 * 3600 * 1000 + 1, 1.5, True])

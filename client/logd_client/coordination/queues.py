@@ -90,6 +90,7 @@ class ItemFailedError(Exception):
         uncounted: bool = False,
     ) -> None:
         """All but ``reason`` as for ``Claim.release``."""
+        _check_release(delay_s, dead=dead, uncounted=uncounted)
         super().__init__(reason)
         self.delay_s = delay_s
         self.dead = dead
@@ -319,9 +320,7 @@ class Queue:
         uncounted: bool = False,
     ) -> None:
         """Give claims back; see ``Claim.release``."""
-        if dead and uncounted:
-            raise UsageError("an item that dies of a claim was attempted: dead or uncounted")
-        delay_ms = _ms_of("delay_s", delay_s)
+        delay_ms = _check_release(delay_s, dead=dead, uncounted=uncounted)
         await self._settle(
             claims,
             lambda named: ReleaseItems(
@@ -695,6 +694,13 @@ def _by_session(claims: Iterable[Claim]) -> list[tuple[Session, list[ItemClaim]]
         _, named = found.setdefault(claim.session.id, (claim.session, []))
         named.append(ItemClaim(item=claim.id, token=claim.token))
     return list(found.values())
+
+
+def _check_release(delay_s: float | None, *, dead: bool, uncounted: bool) -> int | None:
+    """The delay in milliseconds."""
+    if dead and uncounted:
+        raise UsageError("an item that dies of a claim was attempted: dead or uncounted")
+    return _ms_of("delay_s", delay_s)
 
 
 def _ms_of(name: str, seconds: float | None) -> int | None:
