@@ -49,10 +49,9 @@ from logd.wire.messages import (
     TrimPartitionResponse,
 )
 from logd_client.arguments import require_int, require_text
-from logd_client.connection import Connection, Lane
 from logd_client.consumer import start_of
 from logd_client.extents import ask_offsets
-from logd_client.routing import Routing, Target
+from logd_client.routing import Routing
 
 Text = TypeVar("Text", str, str | None)
 
@@ -193,8 +192,9 @@ class Admin:
         Raises:
             UnknownBrokerError: no broker of that id is registered.
         """
-        return await self._routing.call(
-            self._node(node), DescribeBrokerRequest(), DescribeBrokerResponse
+        require_int("a broker's id", node)
+        return await self._routing.call_node(
+            NodeId(node), DescribeBrokerRequest(), DescribeBrokerResponse
         )
 
     async def alter_broker(
@@ -448,14 +448,6 @@ class Admin:
         require_text("a topic's name", topic)
         require_int("a partition", partition)
         return GroupId((await self._routing.partition(topic, partition)).group)
-
-    def _node(self, node: int) -> Target:
-        require_int("a broker's id", node)
-
-        async def target(attempt: int) -> Connection:
-            return await self._routing.connection(NodeId(node), Lane.CONTROL)
-
-        return target
 
     @property
     def _timeout_ms(self) -> int:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 from logd.types import GroupId, NodeId, Offset
 from logd.wire.messages import OffsetsRequest, OffsetsResponse, PartitionInfo
 from logd_client.background import for_each
-from logd_client.connection import Connection, Lane
 
 if TYPE_CHECKING:
     from logd_client.routing import Routing
@@ -34,13 +33,9 @@ async def ask_offsets(
         request = OffsetsRequest(group=group, time_ms=time_ms)
         return await routing.call_leader(group, request, OffsetsResponse)
     node = NodeId(from_replica)
-
-    async def target(attempt: int) -> Connection:
-        return await routing.connection(node, Lane.CONTROL)
-
     await routing.require_replica(topic, group, node)
     request = OffsetsRequest(group=group, time_ms=time_ms, any_replica=True)
-    return await routing.call(target, request, OffsetsResponse, group=group)
+    return await routing.call_node(node, request, OffsetsResponse, group=group)
 
 
 async def data_ends(

@@ -616,6 +616,16 @@ class Routing:
             timeout_s=timeout_s,
         )
 
+    async def call_node(
+        self, node: NodeId, message: Message, expected: type[R], *, group: GroupId | None = None
+    ) -> R:
+        """``call`` for this broker and no other."""
+
+        async def target(attempt: int) -> Connection:
+            return await self.connection(node, Lane.CONTROL)
+
+        return await self.call(target, message, expected, group=group)
+
 
 def partition_of(topic: TopicInfo, partition: int) -> PartitionInfo:
     """Find a partition by number.
