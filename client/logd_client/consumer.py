@@ -184,11 +184,11 @@ class Consumer:
         if self._is_open or self._feeds:
             raise UsageError("a consumer is opened once; make another one")
         topic = await self._routing.topic(self._topic, as_it_is_now=True)
-        # Closed meanwhile, it would end nothing that is opened now.
-        self._routing.check_open()
         starts = self._starts(len(topic.partitions))
         descriptions = [partition_of(topic, number) for number in starts]
         stops = await self._stops(descriptions)
+        # Closed meanwhile, it would end nothing that is opened now.
+        self._routing.check_open()
         for description in descriptions:
             feed = self._add_feed(description, starts[description.partition], len(descriptions))
             feed.cursor.stop = stops.get(description.partition)

@@ -14,9 +14,9 @@ import pytest
 
 from logd.errors import UnknownTopicError, UsageError
 from logd.limits import ADMIN_TIMEOUT_MS_MAX, COORDINATION_TIMEOUT_MS_MAX
-from logd.types import HostPort
+from logd.types import HostPort, Offset
 from logd.wire.messages import PartitionInfo, TopicInfo
-from logd_client import Client, connect, sync
+from logd_client import Client, connect, consumer, sync
 from logd_client.accumulator import check_records, check_sequence, checked_headers
 from logd_client.admin import Admin
 from logd_client.arguments import require_list
@@ -239,6 +239,30 @@ async def test_what_was_not_entered_says_so_to_those_who_block_too(
         try:
             with pytest.raises(UsageError, match=r"not open: .*`with` in logd_client\.sync"):
                 await use(routing_with(background))
+        finally:
+            background.close()
+
+
+async def test_a_consumer_whose_client_is_closed_while_it_asks_for_its_stop_says_so(
+    monkeypatch: pytest.MonkeyPatch, anyio_backend: object
+) -> None:
+    async def describe(name: str, *, as_it_is_now: bool) -> TopicInfo:
+        row = PartitionInfo(partition=0, group=1, replicas=[1])
+        return TopicInfo(name=name, topic_id=1, partitions=[row])
+
+    async def close_and_tell(routing: Routing, *_: object) -> dict[int, Offset]:
+        routing.close()
+        return {0: Offset(5)}
+
+    monkeypatch.setattr(consumer, "data_ends", close_and_tell)
+    async with task_group() as tasks:
+        background = Background(tasks)
+        routing = routing_with(background)
+        monkeypatch.setattr(routing, "topic", describe)
+        made = Consumer(routing, "t", ConsumerOptions(start="earliest", stop="latest"))
+        try:
+            with pytest.raises(UsageError, match="the client is closed"):
+                await made.__aenter__()
         finally:
             background.close()
 
