@@ -549,6 +549,9 @@ class Node:
         node = NodeId(hello.view.node)
         if hello.lane == "main":
             self._interruptions[node] += 1  # What it sent before may not have got here.
+        ours = self._links.get((node, hello.lane))
+        if ours is not None:
+            ours.hope()
         self.membership.learn(hello.view)
         match self._detector.accepted(node, hello.incarnation, self.now_ms()):
             case Change.RESTARTED:

@@ -43,6 +43,10 @@ cut off: the next connection begins with all that it needs to know."""
 
 RECONNECT_MIN_S: Final = 0.02
 RECONNECT_MAX_S: Final = 1.0
+REFUSED_MAX_S: Final = 30.0
+"""Whoever is refused for good comes ever less often: each time both sides say so, and a broker that
+was removed may run on for days.  It does not wait for a peer that has come to it meanwhile."""
+
 CONNECT_TIMEOUT_S: Final = 2.0
 UNREACHABLE_AFTER: Final = 5
 """Attempts in a row that came to nothing: no hiccup, and not the moment of a crash either."""
@@ -84,6 +88,9 @@ class PeerLink:
         self._owner = owner
         self._rng: random.Random = env.rng(f"link:{node}:{lane}")
         self._stream: ByteStream | None = None
+        self._is_refused = False
+        """The last attempt was, and not only for a moment."""
+        self._hope = trio.Event()
         self._outbox = Outbox(PEER_QUEUE_BYTES_MAX, turn, lambda: owner.on_link_room(node))
 
     @property
@@ -106,12 +113,17 @@ class PeerLink:
         head = encode_message(KIND_BY_TYPE[type(message)], message, 0, body_bytes)
         self._outbox.push((head, *buffers), len(head) + body_bytes)
 
+    def hope(self) -> None:
+        """The peer has just come to us: it may let us in by now."""
+        self._hope.set()
+
     async def run(self) -> None:
         """Keep the link connected until cancelled."""
         delay_s = RECONNECT_MIN_S
         lost_at = -1.0
         failures = 0
         while True:
+            self._is_refused, self._hope = False, trio.Event()
             try:
                 with trio.fail_after(CONNECT_TIMEOUT_S):
                     stream = await self._env.network.connect(self._address)
@@ -130,8 +142,16 @@ class PeerLink:
                     # It was a good connection: try again at once, to learn whether somebody
                     # is still there.
                     delay_s = 0.0
-            await trio.sleep(delay_s * self._rng.uniform(0.5, 1.0))
-            delay_s = min(max(delay_s * 2, RECONNECT_MIN_S), RECONNECT_MAX_S)
+            delay_max_s = REFUSED_MAX_S if self._is_refused else RECONNECT_MAX_S
+            delay_s = min(delay_s, delay_max_s)
+            await self._rest(delay_s * self._rng.uniform(0.5, 1.0))
+            delay_s = min(max(delay_s * 2, RECONNECT_MIN_S), delay_max_s)
+
+    async def _rest(self, delay_s: float) -> None:
+        """Wait before the next attempt; not if we were refused, and there is hope."""
+        wait = self._hope.wait if self._is_refused else trio.sleep_forever
+        with trio.move_on_after(delay_s):
+            await wait()
 
     async def _use(self, stream: ByteStream) -> None:
         """Greet, then send until the connection ends."""
@@ -178,6 +198,7 @@ class PeerLink:
         answer = decode_message(PeerHello, frame.header)
         if answer.refused is not None:
             refusal = Refusal(answer.refused, answer.is_passing)
+            self._is_refused = not refusal.is_passing
             self._owner.on_link_refused(self.node, self.lane, refusal)
             raise ProtocolError(f"node {self.node} refused the link: {answer.refused}")
         if (

@@ -1343,6 +1343,20 @@ SYSTEM_MUTANTS = (
         "            node.drop_peer(removed.node)\n",
     ),
     Mutant(
+        "whoever is refused for good comes again every second",
+        "P6",
+        "logd/replication/peer_link.py",
+        "REFUSED_MAX_S if self._is_refused else RECONNECT_MAX_S",
+        "RECONNECT_MAX_S",
+    ),
+    Mutant(
+        "whoever was refused waits, whoever has come to it meanwhile",
+        "availability: a mended configuration is enough",
+        "logd/replication/node.py",
+        "            ours.hope()\n",
+        "            pass\n",
+    ),
+    Mutant(
         "who is removed while it is greeted is let in",
         "a broker that was removed does nothing more",
         "logd/replication/peer_server.py",

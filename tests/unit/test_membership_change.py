@@ -547,6 +547,30 @@ def test_a_refusal_that_is_about_to_end_is_no_error_until_it_has_lasted(
     in_a_house()(story)
 
 
+def test_whoever_was_refused_for_long_comes_at_once_when_its_peer_has_come_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when the configuration of the peer was wrong, and it has been started again."""
+
+    async def story(house: House) -> None:
+        host, guest = house.nodes[ONE], house.nodes[FOUR]
+        with monkeypatch.context() as patched:
+            patched.setattr(host.membership, "refusal", lambda _: Refusal("a mistake"))
+            for lane in LANES:
+                host.accepted_links[FOUR, lane].cancel()
+            await trio.sleep(120)
+        assert (FOUR, "main") not in host.accepted_links
+
+        for lane in LANES:
+            guest.accepted_links[ONE, lane].cancel()  # Whoever dialled it dials again.
+
+        with trio.fail_after(2):
+            while {node for node, _ in host.accepted_links} != {TWO, THREE, FOUR}:
+                await trio.sleep(0.01)
+
+    in_a_house()(story)
+
+
 async def trimmed(house: House, *nodes: NodeId) -> Offset:
     """Append some segments, and drop all but the last of them from these replicas."""
     for number in range(12):

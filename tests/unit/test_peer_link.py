@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from typing import TypeVar
 
+import msgspec
 import pytest
 import trio
 
@@ -61,7 +63,10 @@ class Owner:
     def on_link_room(self, node: NodeId) -> None: ...
 
 
-async def link_to_listener() -> tuple[PeerLink, Owner, Listener]:
+AnyOwner = TypeVar("AnyOwner", bound=Owner)
+
+
+async def link_to_listener(owner: AnyOwner) -> tuple[PeerLink, AnyOwner, Listener]:
     """A link of node 1, not running yet, and the listener that it will connect to."""
     network = SimNetwork(random.Random(1))
     env = SimEnv(
@@ -72,7 +77,6 @@ async def link_to_listener() -> tuple[PeerLink, Owner, Listener]:
         boot_id="boot",
     )
     listener = await network.attach(Incarnation("node2", 1)).listen(ADDRESS)
-    owner = Owner()
     return PeerLink(PEER, ADDRESS, "main", env, owner, Turn(lambda: False)), owner, listener
 
 
@@ -83,7 +87,7 @@ def test_a_peer_that_takes_nothing_is_cut_off_before_its_queue_grows_without_end
     monkeypatch.setattr(peer_link, "QUEUED_BYTES_MAX", bound)
 
     async def main() -> None:
-        link, owner, listener = await link_to_listener()
+        link, owner, listener = await link_to_listener(Owner())
 
         async def greet_and_fall_silent() -> None:
             while True:
@@ -110,7 +114,7 @@ def test_a_peer_that_takes_nothing_is_cut_off_before_its_queue_grows_without_end
 
 def test_a_peer_that_answers_in_a_version_that_is_not_spoken_here_is_not_talked_to() -> None:
     async def main() -> None:
-        link, owner, listener = await link_to_listener()
+        link, owner, listener = await link_to_listener(Owner())
 
         async def greet_in(protocol: int) -> None:
             stream = await listener.accept()
@@ -122,6 +126,52 @@ def test_a_peer_that_answers_in_a_version_that_is_not_spoken_here_is_not_talked_
             await greet_in(PEER_PROTOCOL_VERSION + 1)
             assert owner.ups == 0
             await greet_in(PEER_PROTOCOL_VERSION)
+            assert owner.ups == 1
+            nursery.cancel_scope.cancel()
+
+    run_deterministic(main, seed=1)
+
+
+class RefusedOwner(Owner):
+    """Counts how often it is refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused = 0
+
+    def on_link_refused(self, node: NodeId, lane: Lane, refusal: Refusal) -> None:
+        self.refused += 1
+
+
+@pytest.mark.parametrize(("is_passing", "at_most"), [(False, 30), (True, 600)])
+def test_whoever_is_refused_for_good_comes_less_often_until_the_peer_comes_to_it(
+    is_passing: bool, at_most: int
+) -> None:
+    async def main() -> None:
+        link, owner, listener = await link_to_listener(RefusedOwner())
+        answer = msgspec.structs.replace(hello(2), refused="no", is_passing=is_passing)
+
+        async def refuse() -> None:
+            while True:
+                stream = await listener.accept()
+                await stream.send([encode_message(PeerKind.PEER_HELLO, answer, 0)])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run)
+            nursery.start_soon(refuse)
+            await trio.sleep(5)
+            soon = owner.refused
+            await trio.sleep(295)
+            assert at_most / 2 < owner.refused <= at_most
+            assert soon > 5  # It may have been a matter of moments.
+
+            before = owner.refused
+            link.hope()
+            await trio.sleep(0.1)
+            assert owner.refused == before + (not is_passing)
+            answer = hello(2)
+            link.hope()
+            await trio.sleep(1)
             assert owner.ups == 1
             nursery.cancel_scope.cancel()
 
