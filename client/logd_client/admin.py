@@ -129,11 +129,16 @@ class Admin:
         self._routing.view.forget_topic(name)
 
     async def alter_topic(
-        self, name: str, config: Mapping[str, str | None], *, partitions: int | None = None
+        self,
+        name: str,
+        config: Mapping[str, str | None] | None = None,
+        *,
+        partitions: int | None = None,
     ) -> TopicInfo:
-        """Set options of a topic; ``None`` resets one to its default.
+        """Set options of a topic, or add partitions.
 
         Args:
+            config: options by name; ``None`` resets one to its default.
             partitions: how many it shall have, if more than now.  Keys then go to other
                 partitions than before, so that the order of one key's records is kept only
                 within what was written before and within what is written after.
@@ -150,7 +155,7 @@ class Admin:
             self._routing.controller_connection,
             AlterTopicRequest(
                 name=name,
-                config=_checked_config(config),
+                config=_checked_config({} if config is None else config),
                 partitions=partitions,
                 timeout_ms=self._timeout_ms,
             ),

@@ -244,7 +244,11 @@ class Admin:
         self._portal.call(self._admin.delete_topic, name)
 
     def alter_topic(
-        self, name: str, config: Mapping[str, str | None], *, partitions: int | None = None
+        self,
+        name: str,
+        config: Mapping[str, str | None] | None = None,
+        *,
+        partitions: int | None = None,
     ) -> TopicInfo:
         return self._portal.call(
             partial(self._admin.alter_topic, name, config, partitions=partitions)

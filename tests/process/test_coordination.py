@@ -132,7 +132,7 @@ async def test_partitions_that_were_added_before_a_lock_was_granted_are_protecte
             tasks.start_soon(second.acquire)
             while not (await second.holders()).waiting:
                 await anyio.sleep(0.05)
-            await client.admin.alter_topic(topic, {}, partitions=3)
+            await client.admin.alter_topic(topic, partitions=3)
             await first.release()
         async with client.producer(topic) as producer:
             for partition in range(3):

@@ -28,7 +28,7 @@ KEYS = [b"k%d" % number for number in range(40)]
 
 
 async def grow(client: Client) -> None:
-    await client.admin.alter_topic("t", {}, partitions=PARTITIONS)
+    await client.admin.alter_topic("t", partitions=PARTITIONS)
 
 
 @pytest.mark.parametrize("start", ["earliest", "latest", 2, datetime(1980, 1, 1, tzinfo=UTC)])
