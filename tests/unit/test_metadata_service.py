@@ -615,7 +615,7 @@ def test_kept_metadata_that_have_rotted_are_replaced_by_a_peers(
             open_replica(files, group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica,
             trio.open_nursery() as nursery,
         ):
-            monkeypatch.setattr(replica.node.repairer, "fetch_state", fetch_state)
+            monkeypatch.setattr(replica.node.questions, "fetch_state", fetch_state)
             service = await started(nursery, replica)
 
             assert service.state.topics == MetadataState.restore(known).topics
