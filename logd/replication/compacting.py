@@ -96,11 +96,12 @@ class LogCompactor:
         group, env = self._group, self._host.env
         if group.commit_offset <= group.log.start_offset:
             return
-        noted = await group.upkeep.read_clean_note()
-        note = noted or CleanNote()
         last = Offset(group.commit_offset - 1)
         append_time_ms = await env.run_blocking(group.log.append_time_at, last)
         now_ms = self._clock.now_ms(append_time_ms, self._host.now_ms())
+        noted = await group.upkeep.read_clean_note()
+        note = noted or CleanNote()
+        # At once: a repair ends what is said here as soon as it has its turn at the files.
         group.settled_to = note.settled_to(now_ms - policy.tombstone_ms)
         segments = self._below(group.commit_offset)
         tombstones_below = await self._tombstones_below(note)

@@ -129,7 +129,10 @@ class Upkeep:
             OSError, StorageError: the note cannot be read, or is of another log.
         """
         group, env = self._group, self._host.env
-        return await env.run_blocking(read_clean_note, env.files, group.directory, group.identity)
+        async with group.io_lock:
+            return await env.run_blocking(
+                read_clean_note, env.files, group.directory, group.identity
+            )
 
     async def write_clean_note(self, note: CleanNote, *, instead_of: CleanNote | None) -> bool:
         """Keep ``note`` beside the log; False if another than ``instead_of`` is there by now, which
