@@ -70,6 +70,16 @@ HANDSHAKE_TIMEOUT_S: Final = 10.0
 PROGRESS_TIMEOUT_S: Final = 30.0
 """A client's frame that has begun must arrive whole within this time."""
 
+LARGE_FRAMES_BYTES_MAX: Final = 128 * MIB
+"""Frames of clients that have begun, are not whole, and do not fit what one read takes, over all
+connections; a frame counts with its whole size before it is read.  Smaller ones lie in the buffer
+that each connection has.  Those of other brokers are bounded by their number: one at a time of
+each broker and lane."""
+
+FRAME_PATIENCE_S: Final = 2.0
+"""How far a client's frame may fall behind the pace that makes it whole within
+``PROGRESS_TIMEOUT_S`` while others wait for the memory it holds."""
+
 PEER_CONNECTIONS_MAX: Final = 4096
 """Connections of other brokers, and of whoever has not greeted yet, to one broker."""
 
@@ -357,6 +367,12 @@ assert FRAME_BYTES_MAX <= CONNECTION_SEND_BYTES_MAX
 # What a fetch takes from there is room for what it finds, a batch at least.
 assert BATCH_BYTES_MAX <= FETCH_BYTES_MAX <= CONNECTION_SEND_BYTES_MAX
 assert FRAME_BYTES_MAX <= PRODUCE_BYTES_IN_FLIGHT_MAX
+# Every frame can begin, the largest too.
+assert FRAME_BYTES_MAX <= LARGE_FRAMES_BYTES_MAX
+# Who sends nothing is cut off sooner when others wait, and who sends in time is not.
+assert FRAME_PATIENCE_S < PROGRESS_TIMEOUT_S
+# All smaller frames that have begun, over all connections.
+assert CONNECTIONS_MAX * RECEIVE_BYTES <= GIB
 # Each broker may have a connection per lane, and a stranger's takes no place of theirs.
 assert 2 * BROKERS_MAX < PEER_CONNECTIONS_MAX
 # A follower's window closes on what it has not synced: it must not wait for a sync that nobody

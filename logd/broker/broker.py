@@ -22,6 +22,7 @@ from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId
 if TYPE_CHECKING:
     from logd.broker.coordination.service import Coordination
     from logd.broker.disk_guard import DiskGuard
+    from logd.broker.frame_room import FrameRoom
     from logd.broker.metadata_service import MetadataService
     from logd.broker.session import Session
     from logd.config import BrokerConfig
@@ -94,6 +95,7 @@ class Broker:
     metadata: MetadataService
     disk: DiskGuard
     budget: ProduceBudget
+    frames: FrameRoom
     coordination: Coordination
     address: HostPort
     """What clients are told."""

@@ -24,6 +24,7 @@ from logd.broker.autonomy import Autonomy
 from logd.broker.broker import Broker, ProduceBudget
 from logd.broker.coordination.service import Coordination
 from logd.broker.disk_guard import DiskGuard
+from logd.broker.frame_room import FrameRoom
 from logd.broker.joining import (
     answer_join,
     ask_until_known,
@@ -45,6 +46,7 @@ from logd.limits import (
     CONNECTIONS_MAX,
     DESCRIPTORS_SPARE,
     FEATURE_LEVEL_MIN,
+    LARGE_FRAMES_BYTES_MAX,
     METADATA_VOTERS_MAX,
 )
 from logd.metadata.commands import FormCluster, RegisterBroker
@@ -150,6 +152,7 @@ async def _run_with_directory(
         metadata=MetadataService(node),
         disk=DiskGuard(env, config.data_dir, config.disk_free_bytes_min),
         budget=ProduceBudget(config.produce_bytes_in_flight),
+        frames=FrameRoom(LARGE_FRAMES_BYTES_MAX),
         coordination=Coordination(node, directory.trash_path),
         address=config.advertise or client_listener.address,
         peer_address=config.peer_address if config.peer_address.port else peer_listener.address,

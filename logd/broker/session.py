@@ -25,6 +25,7 @@ from logd.broker.admin import ADMIN_HANDLERS
 from logd.broker.answer_room import AnswerRoom
 from logd.broker.coordination.handlers import COORDINATION_HANDLERS
 from logd.broker.coordination.watches import ConnectionWatches
+from logd.broker.frame_room import Intake
 from logd.broker.produce import start_produce
 from logd.broker.reading import fetch, offsets, until_committed
 from logd.broker.subscriptions import Subscriptions, Turn
@@ -33,6 +34,7 @@ from logd.errors import (
     InvalidRequestError,
     LogdError,
     NotAuthorizedError,
+    OverloadedError,
     ProtocolError,
     UnavailableError,
     UnknownServerError,
@@ -100,7 +102,9 @@ class Session:
     def __init__(self, stream: ByteStream, broker: Broker) -> None:
         self.broker = broker
         self._stream = stream
-        self._decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX)
+        self._intake = Intake(broker, lambda: self._decoder.pending_bytes, self._cut)
+        self._decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, large_frames=self._intake)
+        self._inbox: Inbox | None = None
         self._outbox = Outbox(CONNECTION_SEND_BYTES_MAX, broker.node.turn, self._on_room)
         self._answer_room = AnswerRoom(CONNECTION_SEND_BYTES_MAX, self._outbox)
         self._subscriptions = Subscriptions(broker, self)
@@ -138,6 +142,7 @@ class Session:
             self._is_closed = True
             self._subscriptions.close()
             self._watches.close()
+            self._intake.is_over()
             self._stream.abort()
 
     async def _survives(self, part: Callable[[], Awaitable[None]]) -> bool:
@@ -236,7 +241,7 @@ class Session:
             )
 
     async def _receive(self) -> None:
-        inbox = Inbox(
+        self._inbox = Inbox(
             self._stream,
             self._decoder,
             self.broker.node.turn,
@@ -244,7 +249,7 @@ class Session:
             take=self._take,
             room=self._room,
         )
-        await inbox.run()
+        await self._inbox.run()
         self._check_whole()
 
     def _take(self, frame: Frame) -> bool:
@@ -255,6 +260,11 @@ class Session:
         while self._owes_too_much:
             await self._relief.park()
         await self.broker.budget.room()
+        await self._intake.room()
+
+    def _cut(self, error: OverloadedError) -> None:
+        assert self._inbox is not None  # Before the greeting no frame is large.
+        self._inbox.cut(error)
 
     @property
     def _owes_too_much(self) -> bool:

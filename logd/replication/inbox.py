@@ -40,7 +40,7 @@ class Inbox:
                 no progress.  Between two frames it may be quiet for ever.
             take: takes a frame; False if there is no room for another one.  May raise
                 ``LogdError``, which ends the inbox.
-            room: waits until there is.
+            room: waits until there is, also for a large frame that may not begin yet.
             on_bytes: called when something was received.
         """
         self._stream = stream
@@ -101,6 +101,12 @@ class Inbox:
     def _is_late(self, now: float) -> bool:
         return not self._is_over and self._deadline is not None and self._deadline <= now
 
+    def cut(self, error: LogdError) -> None:
+        """End with ``error``, for a reason that lies outside."""
+        self._failure = error
+        self._stream.stop_receiving()
+        self._sleeper.unpark()
+
     # --- called by the network (Receiver) -------------------------------------------------------
 
     def writable(self) -> memoryview:
@@ -134,6 +140,9 @@ class Inbox:
             return
         if not decoder.pending_bytes:
             self._deadline = None
+        elif decoder.awaits_room:
+            self._is_full = True
+            self._deadline = None  # It is not the sender who keeps it waiting.
         elif self._deadline is None:
             self._deadline = trio.current_time() + self._timeout_s
             if not self._is_watched:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import struct
 from functools import cache
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -178,6 +178,16 @@ def _decoder(cls: type[T]) -> msgspec.msgpack.Decoder[T]:
     return msgspec.msgpack.Decoder(cls)
 
 
+class LargeFrames(Protocol):
+    """Who is asked before a frame is received into memory of its own."""
+
+    def begins(self, frame_bytes: int) -> bool:
+        """Whether a frame of this size may begin; asked again with each ``next_frame`` if not."""
+
+    def is_over(self) -> None:
+        """The frame that had begun is whole."""
+
+
 class FrameDecoder:
     """Received bytes in, frames out.
 
@@ -186,12 +196,22 @@ class FrameDecoder:
     resynchronised: close the connection.
     """
 
-    def __init__(self, frame_bytes_max: int, *, long_messages: bool = False) -> None:
+    def __init__(
+        self,
+        frame_bytes_max: int,
+        *,
+        long_messages: bool = False,
+        large_frames: LargeFrames | None = None,
+    ) -> None:
         """``long_messages``: unwrap messages too long for a header.  Clients do, from a
-        broker; a broker does not, from clients: there such a frame comes out as it is."""
+        broker; a broker does not, from clients: there such a frame comes out as it is.
+        ``large_frames``: asked before one begins; without it each may."""
         self.frame_bytes_max = frame_bytes_max
         """Largest frame accepted, prefix included.  Raised after the handshake."""
+        self.awaits_room = False
+        """The next frame is large and may not begin yet: receive nothing until it may."""
         self._long_messages = long_messages
+        self._large_frames = large_frames
         self._buffer = bytearray(_BUFFER_BYTES_MIN)
         self._view = memoryview(self._buffer)
         self._start = 0
@@ -329,7 +349,11 @@ class FrameDecoder:
     def _begin_large(
         self, kind: int, flags: int, header_length: int, correlation_id: int, size: int
     ) -> None:
-        """Go on receiving this frame into memory of its own."""
+        """Go on receiving this frame into memory of its own, if it may."""
+        if self._large_frames is not None:
+            self.awaits_room = not self._large_frames.begins(size)
+            if self.awaits_room:
+                return
         body_start = self._start + FRAME_PREFIX_BYTES + header_length
         header = bytes(self._view[self._start + FRAME_PREFIX_BYTES : body_start])
         self._large = _LargeFrame(
@@ -345,6 +369,8 @@ class FrameDecoder:
         if not large.is_complete:
             return None
         self._large = None
+        if self._large_frames is not None:
+            self._large_frames.is_over()
         frame = large.frame._replace(body=large.body)
         return self._unwrap_long(frame) if frame.flags & FLAG_LONG else frame
 

@@ -25,6 +25,7 @@ from logd.limits import (
     CONNECTION_SEND_BYTES_MAX,
     FETCH_BYTES_MAX,
     FRAME_BYTES_MAX,
+    FRAME_PREFIX_BYTES,
     HANDSHAKE_TIMEOUT_S,
     KIB,
     MIB,
@@ -134,6 +135,12 @@ class Raw:
         frame = await self.frame()
         assert frame is not None
         assert not frame.is_error
+
+    async def answer(self) -> ProduceResponse:
+        frame = await self.frame()
+        assert frame is not None
+        assert not frame.is_error, frame.header
+        return decode_message(ProduceResponse, frame.header)
 
     async def error(self) -> ErrorResponse:
         frame = await self.frame()
@@ -609,6 +616,109 @@ def test_a_full_memory_budget_stops_the_reading_of_sockets_and_opens_again() -> 
                 node.set_blocking(PROMPT_DISK)
         assert len(set(answered)) == 200
         assert MIB <= most <= MIB + 4 * (len(batch) + KIB)
+        assert budget.bytes == 0
+
+    live(story)
+
+
+def test_large_frames_that_begin_and_go_no_further_keep_nobody_waiting_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twelve bytes claim megabytes, on ten times as many connections as there is room for."""
+    room_bytes = 4 * FRAME_BYTES_MAX
+    monkeypatch.setattr(server, "LARGE_FRAMES_BYTES_MAX", room_bytes)
+    claim = frame_prefix(Kind.PRODUCE, 0, b"", 1, FRAME_BYTES_MAX - FRAME_PREFIX_BYTES)
+
+    async def story(world: World) -> None:
+        broker = world.cluster.nodes[NodeId(1)].broker
+        assert broker is not None
+        flood = [await world.connect() for _ in range(40)]
+        for raw in flood:
+            await raw.greet()
+            await raw.send(claim)
+        await trio.sleep(1.0)
+        assert broker.frames.bytes == room_bytes
+        began = trio.current_time()
+        async with world.greeted() as raw:
+            await raw.send(*world.produce(bytes(seal_batch(values=[b"v"], timestamps_ms=0))))
+            assert (await raw.answer()).end_offset > 0
+            assert trio.current_time() - began < 1.0  # A small one waits for nobody.
+
+            large = bytes(seal_batch(values=[bytes(MIB - KIB)], timestamps_ms=0))
+            await raw.send(*world.produce(large))
+            with trio.fail_after(PROGRESS_TIMEOUT_S):
+                assert (await raw.answer()).end_offset > 0
+        cut = [reason for reason in world.refusals() if "others wait for the memory" in reason]
+        assert len(flood) - 4 <= len(cut) <= len(flood)
+        await trio.sleep(PROGRESS_TIMEOUT_S)
+        assert broker.frames.bytes == 0
+
+    live(story)
+
+
+def test_more_large_frames_than_there_is_memory_for_arrive_one_after_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "LARGE_FRAMES_BYTES_MAX", FRAME_BYTES_MAX)
+    batch = bytes(seal_batch(values=[bytes(MIB - KIB)] * 3, timestamps_ms=0))
+    most = 0
+
+    async def story(world: World) -> None:
+        broker = world.cluster.nodes[NodeId(1)].broker
+        assert broker is not None
+        refused_before = len(world.refusals())
+        over = 0
+
+        async def append() -> None:
+            nonlocal over
+            async with world.greeted() as raw:
+                for _ in range(3):
+                    await raw.send(*world.produce(batch))
+                    assert (await raw.answer()).end_offset > 0
+            over += 1
+
+        async def look() -> None:
+            nonlocal most
+            while over < 10:
+                most = max(most, broker.frames.bytes)
+                await trio.sleep(0.001)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            for _ in range(10):
+                nursery.start_soon(append)
+        assert 2 * len(batch) <= most <= FRAME_BYTES_MAX
+        assert broker.frames.bytes == 0
+        assert len(world.refusals()) == refused_before
+
+    live(story)
+
+
+def test_a_full_memory_budget_lets_no_large_frame_begin() -> None:
+    """Else each connection could add one to what is full."""
+
+    async def story(world: World) -> None:
+        node = world.cluster.nodes[NodeId(1)]
+        assert node.broker is not None
+        budget = node.broker.budget = ProduceBudget(MIB)
+        batch = bytes(seal_batch(values=[bytes(MIB - KIB)], timestamps_ms=0))
+
+        async def append() -> None:
+            async with world.greeted() as raw:
+                await raw.send(*world.produce(batch))
+                assert (await raw.answer()).end_offset > 0
+
+        node.set_blocking(STANDS_STILL)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(append)
+            await trio.sleep(1)
+            assert budget.bytes > MIB
+            for _ in range(10):
+                nursery.start_soon(append)
+            await trio.sleep(3)
+            assert node.broker.frames.bytes == 0
+            assert budget.bytes < 2 * MIB
+            node.set_blocking(PROMPT_DISK)
         assert budget.bytes == 0
 
     live(story)

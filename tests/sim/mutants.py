@@ -88,6 +88,7 @@ FAST_TESTS = {
         "tests/unit/test_received.py",
         "tests/unit/test_snapshot.py",
         "tests/unit/test_turn.py",
+        "tests/unit/test_inbox.py",
         "tests/unit/test_held_news.py",
         "tests/unit/test_opening.py",
         "tests/unit/test_group.py",
@@ -117,6 +118,7 @@ FAST_TESTS = {
     ),
     "logd/broker": (
         "tests/unit/test_answer_room.py",
+        "tests/unit/test_frame_room.py",
         "tests/unit/test_metadata_service.py",
         "tests/unit/test_metadata_voters.py",
         "tests/unit/test_leader_balancer.py",

@@ -261,6 +261,50 @@ def test_a_large_frame_leaves_no_large_buffer_behind() -> None:
     assert len(decoder.writable()) <= RECEIVE_BYTES
 
 
+class Door:
+    """Lets large frames begin while it is open."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.begun: list[int] = []
+        self.over = 0
+
+    def begins(self, frame_bytes: int) -> bool:
+        if self.is_open:
+            self.begun.append(frame_bytes)
+        return self.is_open
+
+    def is_over(self) -> None:
+        self.over += 1
+
+
+def test_a_large_frame_begins_when_it_may_and_says_when_it_is_whole() -> None:
+    door = Door()
+    decoder = FrameDecoder(FRAME_BYTES_MAX, large_frames=door)
+    large = Frame(1, 0, 0, b"h", bytes(3 * MIB))
+    data = wire(large)
+
+    assert frames_of(decoder, data[:1000]) == []
+    waits = [decoder.awaits_room]
+    door.is_open = True
+    assert decoder.next_frame() is None
+    waits.append(decoder.awaits_room)
+
+    assert waits == [True, False]
+    assert (door.begun, door.over) == ([len(data)], 0)
+    assert decoder.pending_bytes == 1000
+
+    assert frames_of(decoder, data[1000:]) == [large]
+    assert (door.begun, door.over) == ([len(data)], 1)
+
+
+def test_a_frame_that_fits_one_read_asks_nobody() -> None:
+    body_bytes = RECEIVE_BYTES - FRAME_PREFIX_BYTES
+    frame = Frame(1, 0, 0, b"", bytes(body_bytes))
+
+    assert frames_of(FrameDecoder(FRAME_BYTES_MAX, large_frames=Door()), wire(frame)) == [frame]
+
+
 @pytest.mark.parametrize("body_bytes", [1000, 3 * MIB])
 def test_pending_bytes_tell_of_an_unfinished_frame(body_bytes: int) -> None:
     decoder = FrameDecoder(FRAME_BYTES_MAX)

@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from logd.env import ByteStream
-from logd.errors import InvalidRequestError, LogdError, ProtocolError
-from logd.limits import KIB
+from logd.errors import InvalidRequestError, LogdError, OverloadedError, ProtocolError
+from logd.limits import MIB, RECEIVE_BYTES
 from logd.replication.inbox import Inbox
 from logd.replication.turn import Turn
 from logd.types import HostPort
@@ -25,7 +25,9 @@ TIMEOUT_S = 30.0
 class Desk:
     """Where the frames of one connection land: ``room`` more of them fit."""
 
-    def __init__(self, near: ByteStream, far: ByteStream, decoder: FrameDecoder) -> None:
+    def __init__(self, near: ByteStream, far: ByteStream) -> None:
+        self.decoder = decoder = FrameDecoder(MIB, large_frames=self)
+        self.may_begin = True
         self.near = near
         self.turn = Turn(lambda: False)
         self.bodies: list[bytes] = []
@@ -45,8 +47,14 @@ class Desk:
         return self.room > 0
 
     async def wait(self) -> None:
-        while self.room <= 0:
+        while self.room <= 0 or not self.may_begin:
             await trio.sleep(0.01)
+
+    def begins(self, frame_bytes: int) -> bool:
+        return self.may_begin
+
+    def is_over(self) -> None:
+        pass
 
     async def run(self) -> None:
         try:
@@ -77,9 +85,8 @@ def at_a_desk(
         near_host = network.attach(Incarnation("near", 1))
         listener = await far_host.listen(HostPort("far", 0))
         near = await near_host.connect(listener.address)
-        decoder = FrameDecoder(64 * KIB)
-        decoder.feed(held)
-        desk = Desk(near, await listener.accept(), decoder)
+        desk = Desk(near, await listener.accept())
+        desk.decoder.feed(held)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(far_host.deliver, desk.turn)
             nursery.start_soon(desk.run)
@@ -172,5 +179,53 @@ def test_what_is_no_frame_ends_it() -> None:
         await desk.near.send([b"GET / HTTP/1.1\r\n\r\n"])
         await until(lambda: bool(desk.outcome))
         assert desk.outcome == [ProtocolError.__name__]
+
+    at_a_desk(story)
+
+
+def test_a_large_frame_that_may_not_begin_is_not_read_and_its_time_stands_still() -> None:
+    large = bytes(3 * RECEIVE_BYTES)
+
+    async def story(desk: Desk) -> None:
+        async def send() -> None:
+            await desk.near.send([frame_of(b"before"), frame_of(large), frame_of(b"behind")])
+
+        desk.may_begin = False
+        async with trio.open_nursery() as sending:
+            sending.start_soon(send)
+            await trio.sleep(2 * TIMEOUT_S)
+            assert not desk.outcome
+            assert desk.bodies == [b"before"]
+            assert desk.decoder.pending_bytes <= RECEIVE_BYTES
+
+            desk.may_begin = True
+            await until(lambda: desk.bodies == [b"before", large, b"behind"])
+
+    at_a_desk(story)
+
+
+def test_a_large_frame_that_has_begun_late_has_the_time_that_each_has() -> None:
+    async def story(desk: Desk) -> None:
+        desk.may_begin = False
+        frame = frame_of(bytes(2 * RECEIVE_BYTES))
+        await desk.near.send([frame[:5]])
+        await trio.sleep(1)
+        await desk.near.send([frame[5:1000]])
+        await trio.sleep(2 * TIMEOUT_S)
+        desk.may_begin = True
+        await trio.sleep(TIMEOUT_S - 2)
+        assert not desk.outcome
+        await trio.sleep(4)
+        assert desk.outcome == ["too slow"]
+
+    at_a_desk(story)
+
+
+def test_it_can_be_cut_off_within_a_frame_for_a_reason_that_lies_outside() -> None:
+    async def story(desk: Desk) -> None:
+        await desk.near.send([frame_of(b"whole"), frame_of(b"begun")[:5]])
+        await until(lambda: desk.bodies == [b"whole"])
+        desk.inbox.cut(OverloadedError("for others"))
+        await until(lambda: desk.outcome == [OverloadedError.__name__])
 
     at_a_desk(story)
