@@ -60,6 +60,17 @@ CONNECTION_SEND_BYTES_MAX: Final = 16 * MIB
 """Responses and deliveries queued on one client connection; beyond it nothing is read from
 that connection and no subscription of it is served."""
 
+CLIENTS_SEND_BYTES_MAX: Final = 256 * MIB
+"""The same over all client connections.  Nothing more is found for anybody while so much waits."""
+
+CONNECTION_SEND_BYTES_FREE: Final = 64 * KIB
+"""What may wait on one client connection when half of that is used up; then it is given more,
+``DELIVERY_BYTES`` at a time, only when it has taken the rest."""
+
+SEND_PATIENCE_S: Final = 10.0
+"""How long a client may take, while others wait for the memory, for what it is being sent: 2 MiB
+at most, or one answer or delivery."""
+
 PRODUCE_BYTES_IN_FLIGHT_MAX: Final = 128 * MIB
 """Produce requests that one broker holds unacknowledged, over all connections."""
 
@@ -364,6 +375,11 @@ assert TOPIC_NAMES_PER_REQUEST * (NAME_CHARACTERS_MAX + 2) + KIB < FRAME_HEADER_
 # A window or a queue that cannot hold one frame would never open.
 assert FRAME_BYTES_MAX <= PEER_WINDOW_BYTES_MAX <= PEER_QUEUE_BYTES_MAX
 assert FRAME_BYTES_MAX <= CONNECTION_SEND_BYTES_MAX
+# Nobody waits for another client longer than a frame may take.
+assert SEND_PATIENCE_S < PROGRESS_TIMEOUT_S
+# A few clients that take nothing leave room for the others, and so do all with what is free.
+assert 8 * CONNECTION_SEND_BYTES_MAX <= CLIENTS_SEND_BYTES_MAX // 2
+assert CONNECTIONS_MAX * CONNECTION_SEND_BYTES_FREE <= CLIENTS_SEND_BYTES_MAX
 # What a fetch takes from there is room for what it finds, a batch at least.
 assert BATCH_BYTES_MAX <= FETCH_BYTES_MAX <= CONNECTION_SEND_BYTES_MAX
 assert FRAME_BYTES_MAX <= PRODUCE_BYTES_IN_FLIGHT_MAX

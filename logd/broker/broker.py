@@ -20,6 +20,7 @@ from logd.replication.group import Group
 from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId
 
 if TYPE_CHECKING:
+    from logd.broker.answer_room import SendRoom
     from logd.broker.coordination.service import Coordination
     from logd.broker.disk_guard import DiskGuard
     from logd.broker.frame_room import FrameRoom
@@ -96,6 +97,7 @@ class Broker:
     disk: DiskGuard
     budget: ProduceBudget
     frames: FrameRoom
+    sends: SendRoom
     coordination: Coordination
     address: HostPort
     """What clients are told."""

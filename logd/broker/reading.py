@@ -55,13 +55,13 @@ async def until_committed(broker: Broker, request: FetchRequest) -> None:
 
 
 async def fetch(
-    broker: Broker, request: FetchRequest
+    broker: Broker, request: FetchRequest, room_bytes: int
 ) -> tuple[FetchResponse, CommittedBatches | None]:
-    """The committed batches from ``offset`` on, if there are any."""
+    """The committed batches from ``offset`` on that there is room for, or one, if there are any."""
     group = find_replica(broker, request.group, any_replica=request.any_replica)
     offset = Offset(request.offset)
     try:
-        found = await group.reader.read_committed(offset, request.bytes_max)
+        found = await group.reader.read_committed(offset, min(request.bytes_max, room_bytes))
     except CorruptionError as error:
         raise ReplicaDamagedError(str(error)) from error
     if found is not None:

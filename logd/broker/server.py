@@ -20,6 +20,7 @@ import trio
 
 from logd import __version__
 from logd.broker import log_events
+from logd.broker.answer_room import SendRoom
 from logd.broker.autonomy import Autonomy
 from logd.broker.broker import Broker, ProduceBudget
 from logd.broker.coordination.service import Coordination
@@ -43,6 +44,7 @@ from logd.broker.session import Session
 from logd.broker.trash_emptying import TrashEmptying
 from logd.errors import LogdError, RefusedError
 from logd.limits import (
+    CLIENTS_SEND_BYTES_MAX,
     CONNECTIONS_MAX,
     DESCRIPTORS_SPARE,
     FEATURE_LEVEL_MIN,
@@ -144,6 +146,7 @@ async def _run_with_directory(
     except OSError:
         client_listener.close()
         raise
+    sessions: dict[Session, None] = {}
     broker = Broker(
         config=config,
         env=env,
@@ -153,6 +156,8 @@ async def _run_with_directory(
         disk=DiskGuard(env, config.data_dir, config.disk_free_bytes_min),
         budget=ProduceBudget(config.produce_bytes_in_flight),
         frames=FrameRoom(LARGE_FRAMES_BYTES_MAX),
+        sends=SendRoom(CLIENTS_SEND_BYTES_MAX, sessions),
+        sessions=sessions,
         coordination=Coordination(node, directory.trash_path),
         address=config.advertise or client_listener.address,
         peer_address=config.peer_address if config.peer_address.port else peer_listener.address,

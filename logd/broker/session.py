@@ -41,8 +41,8 @@ from logd.errors import (
     UnsupportedVersionError,
 )
 from logd.limits import (
+    CONNECTION_SEND_BYTES_FREE,
     CONNECTION_SEND_BYTES_MAX,
-    FETCH_BYTES_MAX,
     FRAME_BYTES_MAX,
     FRAME_UNAUTHENTICATED_BYTES_MAX,
     HANDSHAKE_TIMEOUT_S,
@@ -102,11 +102,17 @@ class Session:
     def __init__(self, stream: ByteStream, broker: Broker) -> None:
         self.broker = broker
         self._stream = stream
-        self._intake = Intake(broker, lambda: self._decoder.pending_bytes, self._cut)
+        self._intake = Intake(broker, lambda: self._decoder.pending_bytes, self._end_inbox)
         self._decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, large_frames=self._intake)
         self._inbox: Inbox | None = None
-        self._outbox = Outbox(CONNECTION_SEND_BYTES_MAX, broker.node.turn, self._on_room)
-        self._answer_room = AnswerRoom(CONNECTION_SEND_BYTES_MAX, self._outbox)
+        self._outbox = Outbox(
+            CONNECTION_SEND_BYTES_MAX,
+            broker.node.turn,
+            self._on_room,
+            shared=broker.sends,
+            bytes_free=CONNECTION_SEND_BYTES_FREE,
+        )
+        self._answer_room = AnswerRoom(self._outbox, broker.sends)
         self._subscriptions = Subscriptions(broker, self)
         self._watches = ConnectionWatches(self)
         self._in_flight = 0
@@ -118,6 +124,11 @@ class Session:
     def queued_bytes(self) -> int:
         """Answers and deliveries that wait for the client to take them."""
         return self._outbox.queued_bytes
+
+    @property
+    def sending_since_s(self) -> float | None:
+        """Since when the client has not taken what it is being sent, if it has not."""
+        return self._outbox.sending_since_s
 
     @property
     def subscriptions(self) -> Subscriptions:
@@ -143,6 +154,7 @@ class Session:
             self._subscriptions.close()
             self._watches.close()
             self._intake.is_over()
+            self._outbox.stop_sharing()
             self._stream.abort()
 
     async def _survives(self, part: Callable[[], Awaitable[None]]) -> bool:
@@ -262,7 +274,7 @@ class Session:
         await self.broker.budget.room()
         await self._intake.room()
 
-    def _cut(self, error: OverloadedError) -> None:
+    def _end_inbox(self, error: OverloadedError) -> None:
         assert self._inbox is not None  # Before the greeting no frame is large.
         self._inbox.cut(error)
 
@@ -325,14 +337,13 @@ class Session:
                 answer = UnsubscribeResponse()
             elif isinstance(request, FetchRequest):
                 await until_committed(self.broker, request)
-                await self._answer_room.take(FETCH_BYTES_MAX)
-                taken_bytes = FETCH_BYTES_MAX
-                answer, body = await fetch(self.broker, request)
+                taken_bytes = await self._answer_room.take()
+                answer, body = await fetch(self.broker, request, taken_bytes)
             elif isinstance(request, OffsetsRequest):
                 answer = await offsets(self.broker, request)
             else:
                 if isinstance(request, MetadataRequest):
-                    await self._answer_room.take(0)  # It is answered at once.
+                    await self._answer_room.until_there()
                 answer = await ADMIN_HANDLERS[frame.kind](self.broker, request)
         except LogdError as error:
             with self.broker.node.turn:
@@ -433,6 +444,18 @@ class Session:
         self._relief.unpark()
         self._answer_room.is_back()
         self._subscriptions.room_is_back()
+
+    def cut_off(self) -> None:
+        """Others wait for the memory of what this client does not take."""
+        assert self._nursery is not None
+        assert self._outbox.sending_since_s is not None
+        waited_s = trio.current_time() - self._outbox.sending_since_s
+        self._log_refused(
+            f"no progress: {self.queued_bytes} bytes wait for this client, which has not taken "
+            f"what it was sent {waited_s:.1f} s ago, and others wait for the memory they hold"
+        )
+        self._outbox.stop_sharing()
+        self._nursery.cancel_scope.cancel()
 
     async def _send(self) -> None:
         assert self._nursery is not None

@@ -207,17 +207,23 @@ class Subscriptions:
 
     async def run(self) -> None:
         """Deliver until cancelled."""
+        sends = self._broker.sends
         while True:
             if not self._ready:
                 await self._wanted.park()
                 continue
             while not self.has_room:
                 await self._room.park()
-            key = next(iter(self._ready), None)
-            if key is None:
-                continue
-            subscription = self._ready.pop(key)
-            await self._deliver_one(subscription)
+            taken_bytes = DELIVERY_BYTES
+            await sends.take(taken_bytes)
+            try:
+                key = next(iter(self._ready), None)
+                if key is None:
+                    continue
+                subscription = self._ready.pop(key)
+                await self._deliver_one(subscription)
+            finally:
+                sends.less(taken_bytes)
             if self._by_key.get(key) is subscription:
                 self.wake(subscription)
             if self._ready:

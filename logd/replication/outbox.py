@@ -5,10 +5,14 @@ The rest, and what is queued outside a turn, is sent by a task.  Everything queu
 is sending goes out with the next send: frames coalesce by themselves under load, and a
 single frame leaves at once when idle.  The queue is bounded in
 bytes by those who fill it: they ask ``has_room`` first, and are told when room is back.
+
+Outboxes of one kind may share a bound (``Shared``): each may hold as much as fits it while all
+together hold little, and next to nothing while they hold much.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -24,13 +28,50 @@ SEND_BYTES_MAX: Final = 2 * 1024 * 1024
 """Bytes handed to one send, so that room is reported back in pieces."""
 
 
+class Shared:
+    """What several outboxes hold together."""
+
+    __slots__ = ("bytes", "bytes_awaited", "bytes_much", "freed")
+
+    def __init__(self, bytes_much: float = math.inf) -> None:
+        self.bytes = 0
+        self.bytes_much = bytes_much
+        """From here on each may hold next to nothing."""
+        self.bytes_awaited = 0
+        """Whoever waits in ``freed`` wants them to hold less than this."""
+        self.freed = trio.lowlevel.ParkingLot()
+
+    @property
+    def is_much(self) -> bool:
+        return self.bytes >= self.bytes_much
+
+    def less(self, count: int) -> None:
+        """So many bytes are not held any more."""
+        self.bytes -= count
+        if self.bytes < self.bytes_awaited:
+            self.freed.unpark()
+
+
 class Outbox:
     """A byte-bounded queue in front of a ``ByteStream``."""
 
     def __init__(
-        self, bytes_max: int, turn: Turn, on_room: Callable[[], None] | None = None
+        self,
+        bytes_max: int,
+        turn: Turn,
+        on_room: Callable[[], None] | None = None,
+        *,
+        shared: Shared | None = None,
+        bytes_free: int | None = None,
     ) -> None:
+        """
+        Args:
+            shared: what this outbox holds counts there as well.
+            bytes_free: what it may hold while they hold much together.
+        """
         self._bytes_max = bytes_max
+        self._bytes_free = bytes_max if bytes_free is None else min(bytes_free, bytes_max)
+        self._shared = Shared() if shared is None else shared
         self._turn = turn
         self._on_room = on_room
         self._queue: list[tuple[int, Sequence[Buffer]]] = []
@@ -43,10 +84,17 @@ class Outbox:
         self._sender = trio.lowlevel.ParkingLot()
         self._idle = trio.lowlevel.ParkingLot()
         self._closing = False
+        self.sending_since_s: float | None = None
+        """Since when it has been waiting for the network to take what it was given, if it is."""
 
     @property
     def has_room(self) -> bool:
-        return self._bytes < self._bytes_max
+        return self._bytes < self._bytes_free or self._bytes < self.bytes_allowed
+
+    @property
+    def bytes_allowed(self) -> int:
+        """What it may hold at present."""
+        return self._bytes_free if self._shared.is_much else self._bytes_max
 
     @property
     def queued_bytes(self) -> int:
@@ -58,6 +106,7 @@ class Outbox:
         is_first = not self._queue
         self._queue.append((size_bytes, buffers))
         self._bytes += size_bytes
+        self._shared.bytes += size_bytes
         if not is_first:
             return  # Whoever takes the first takes this one too.
         if self._turn.is_open:
@@ -69,7 +118,15 @@ class Outbox:
         """Forget what is queued: the connection is gone."""
         self._queue.clear()
         self._unsent = None
+        self._shared.less(self._bytes)
         self._bytes = 0
+
+    def stop_sharing(self) -> None:
+        """Count for itself from now on: the connection ends, and what it holds with it."""
+        self._shared.less(self._bytes)
+        self._shared = Shared()
+        self._shared.bytes = self._bytes
+        self.sending_since_s = None
 
     def finish(self) -> None:
         """Let ``run`` end once all that is queued has been sent."""
@@ -91,12 +148,15 @@ class Outbox:
                     await self._sender.park()
                     continue
                 self._is_sending = True
+                self.sending_since_s = trio.current_time()
                 await stream.send(buffers)
                 self._is_sending = False
+                self.sending_since_s = None
                 self._sent(size)
         finally:
             self._stream = None
             self._is_sending = False
+            self.sending_since_s = None
 
     def depart(self) -> None:
         """Send what is queued without waiting; leave the rest to ``run``.  Ends a turn."""
@@ -116,9 +176,11 @@ class Outbox:
             self._sent(size)
 
     def _sent(self, size: int) -> None:
-        had_room = self.has_room
-        self._bytes -= size
-        if not had_room and self.has_room and self._on_room is not None:
+        held = self._bytes
+        self._bytes = held - size
+        self._shared.less(size)
+        # Whether there was room before depends on the others, who may have gone on since.
+        if held >= self._bytes_free and self._on_room is not None and self.has_room:
             self._on_room()
 
     def _take(self) -> tuple[int, Sequence[Buffer]]:

@@ -18,10 +18,11 @@ import trio
 import zstandard
 
 from logd.broker import server, session
-from logd.broker.broker import ProduceBudget
+from logd.broker.broker import Broker, ProduceBudget
 from logd.errors import InvalidRequestError, LogdError, MalformedBatchError, OverloadedError
 from logd.limits import (
     ANSWER_BYTES_MAX,
+    CLIENTS_SEND_BYTES_MAX,
     CONNECTION_SEND_BYTES_MAX,
     FETCH_BYTES_MAX,
     FRAME_BYTES_MAX,
@@ -31,6 +32,7 @@ from logd.limits import (
     MIB,
     PEER_PROGRESS_TIMEOUT_S,
     PROGRESS_TIMEOUT_S,
+    SUBSCRIPTION_CREDIT_BYTES_MAX,
     VALUE_BYTES_MAX,
 )
 from logd.record.batch import decode_batch, seal_batch
@@ -720,6 +722,161 @@ def test_a_full_memory_budget_lets_no_large_frame_begin() -> None:
             assert budget.bytes < 2 * MIB
             node.set_blocking(PROMPT_DISK)
         assert budget.bytes == 0
+
+    live(story)
+
+
+def test_while_clients_hold_all_there_is_small_questions_are_answered_and_large_ones_refused() -> (
+    None
+):
+    async def story(world: World) -> None:
+        async with world.cluster.client() as client:
+            await client.kv().put(b"small", b"value")
+            for number in range(2):
+                await client.kv().put(b"large%d" % number, bytes(VALUE_BYTES_MAX))
+            homes = (await client.admin.describe_topic(COORDINATION_TOPIC)).partitions
+        home = homes[partition_of(DEFAULT_NAMESPACE, len(homes))]
+        broker = world.cluster.nodes[NodeId(1)].broker
+        assert broker is not None
+        request = QueryRequest(group=home.group, namespace=DEFAULT_NAMESPACE)
+
+        async with world.greeted() as raw:
+
+            async def ask(get: Get) -> Frame:
+                query = msgspec.msgpack.encode(ReadKeys(get=get))
+                await raw.send(encode_message(Kind.QUERY, request, 1, len(query)) + query)
+                frame = await raw.frame()
+                assert frame is not None
+                return frame
+
+            broker.sends.bytes += CLIENTS_SEND_BYTES_MAX
+            small = await ask(Get(key=b"small"))
+            large = await ask(Get(key=b"large", end=b"m"))
+            broker.sends.less(CLIENTS_SEND_BYTES_MAX)
+            again = await ask(Get(key=b"large", end=b"m"))
+
+        assert [small.is_error, large.is_error, again.is_error] == [False, True, False]
+        assert decode_message(ErrorResponse, large.header).code == OverloadedError.code
+        assert b"value" in small.body
+        assert len(again.body) > 2 * VALUE_BYTES_MAX
+
+    live(story)
+
+
+async def appended(world: World, count: int) -> int:
+    """The first offset of so many batches, each about what is delivered at a time."""
+    batch = bytes(seal_batch(values=[bytes(500 * KIB)], timestamps_ms=0))
+    offsets = []
+    async with world.greeted() as raw:
+        for _ in range(count):
+            await raw.send(*world.produce(batch))
+            offsets.append((await raw.answer()).base_offset)
+    return offsets[0]
+
+
+def subscription(world: World, offset: int) -> bytes:
+    request = SubscribeRequest(
+        subscription=1,
+        generation=1,
+        group=world.group,
+        start="offset",
+        value=offset,
+        credit_bytes=SUBSCRIPTION_CREDIT_BYTES_MAX,
+    )
+    return encode_message(Kind.SUBSCRIBE, request, 1)
+
+
+async def most_that_waits(broker: Broker, until: trio.Event) -> int:
+    most = 0
+    while not until.is_set():
+        most = max(most, broker.sends.bytes)
+        await trio.sleep(0.001)
+    return most
+
+
+def test_many_that_take_nothing_hold_a_bounded_part_and_make_room_for_those_that_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fewer would hold a piece each and keep nobody waiting: here there are too many for that."""
+    room_bytes = 8 * MIB
+    monkeypatch.setattr(server, "CLIENTS_SEND_BYTES_MAX", room_bytes)
+
+    async def story(world: World) -> None:
+        broker = world.cluster.nodes[NodeId(1)].broker
+        assert broker is not None
+        offset = await appended(world, 12)
+        is_over = trio.Event()
+        most: list[int] = []
+
+        async def look() -> None:
+            most.append(await most_that_waits(broker, is_over))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            flood = [await world.connect() for _ in range(30)]
+            for raw in flood:
+                await raw.send(HELLO, subscription(world, offset))
+            await trio.sleep(1)
+            assert broker.sends.bytes >= room_bytes
+
+            began = trio.current_time()
+            await world.is_served()  # Appends and small answers wait for nobody.
+            assert trio.current_time() - began < 1.0
+
+            async with world.greeted() as raw:
+                fetch = FetchRequest(group=world.group, offset=offset)
+                await raw.send(encode_message(Kind.FETCH, fetch, 9))
+                with trio.fail_after(PROGRESS_TIMEOUT_S):
+                    frame = await raw.frame()
+                assert frame is not None
+                assert len(frame.body) >= 500 * KIB
+            is_over.set()
+        assert room_bytes <= most[0] <= room_bytes + MIB
+        cut = [reason for reason in world.refusals() if "others wait for the memory" in reason]
+        assert 1 <= len(cut) <= len(flood)
+        for raw in flood:
+            raw.stream.abort()
+        await trio.sleep(1)
+        assert broker.sends.bytes == 0
+
+    live(story)
+
+
+def test_those_that_take_slowly_share_what_there_is_and_all_get_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room_bytes = 4 * MIB
+    monkeypatch.setattr(server, "CLIENTS_SEND_BYTES_MAX", room_bytes)
+    batches = 6
+
+    async def story(world: World) -> None:
+        broker = world.cluster.nodes[NodeId(1)].broker
+        assert broker is not None
+        offset = await appended(world, batches)
+        refused_before = len(world.refusals())
+        is_over = trio.Event()
+        most: list[int] = []
+
+        async def look() -> None:
+            most.append(await most_that_waits(broker, is_over))
+
+        async def consume() -> None:
+            async with world.greeted() as raw:
+                await raw.send(subscription(world, offset))
+                received = 0
+                buffer = memoryview(bytearray(64 * KIB))
+                while received < batches * 500 * KIB:
+                    received += await raw.stream.receive_into(buffer)
+                    await trio.sleep(0.1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            async with trio.open_nursery() as consuming:
+                for _ in range(20):
+                    consuming.start_soon(consume)
+            is_over.set()
+        assert room_bytes / 2 <= most[0] <= room_bytes + MIB
+        assert len(world.refusals()) == refused_before
 
     live(story)
 

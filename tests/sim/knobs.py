@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 from logd import config, limits
-from logd.broker import metadata_service, partitions, subscriptions
+from logd.broker import metadata_service, partitions, server, subscriptions
 from logd.broker.coordination import commands, kept_state, partition
 from logd.limits import KIB
 from logd.raft.options import RaftOptions
@@ -99,6 +99,9 @@ class Knobs:
             (partition, "FETCH_BYTES_MAX", self.fetch_bytes),
             (commands, "COORDINATION_ENTRIES_PER_BATCH_MAX", self.entries_at_once),
         ]
+        if self.delivery_bytes == 1:
+            # Not a draw of its own, which would move all others.  A test may have set it.
+            replaced.append((server, "CLIENTS_SEND_BYTES_MAX", 4 * KIB))
         with ExitStack() as stack:
             for module, name, value in replaced:
                 stack.enter_context(mock.patch.object(module, name, value))

@@ -107,7 +107,8 @@ def test_who_answers_for_a_partition_knows_of_everything_acknowledged_before() -
             await trio.sleep(0.001)
             for node in cluster.alive():
                 with contextlib.suppress(LogdError):
-                    found, _ = await fetch(broker_of(node), FetchRequest(group=group, offset=0))
+                    request = FetchRequest(group=group, offset=0)
+                    found, _ = await fetch(broker_of(node), request, request.bytes_max)
                     assert found.next_offset > ack.offset
                     answer = await offsets(broker_of(node), OffsetsRequest(group=group))
                     assert answer.commit_offset > ack.offset

@@ -11,7 +11,7 @@ import trio
 from logd.env import ByteStream
 from logd.limits import KIB
 from logd.raft.messages import AppendResponse
-from logd.replication.outbox import Outbox
+from logd.replication.outbox import Outbox, Shared
 from logd.replication.sync_pool import BRIEF_SYNCS_IN_A_ROW
 from logd.replication.turn import Turn
 from logd.types import HostPort, Term
@@ -36,10 +36,17 @@ class Wire:
 
     def __init__(self, near: ByteStream, far: ByteStream) -> None:
         self.turn = Turn(lambda: False)
-        self.outbox = Outbox(64 * KIB, self.turn)
+        self.shared = Shared(bytes_much=100 * KIB)
+        self.times_told_of_room = 0
+        self.outbox = Outbox(
+            64 * KIB, self.turn, self.on_room, shared=self.shared, bytes_free=4 * KIB
+        )
         self.near = near
         self.far = far
         self.arrived = bytearray()
+
+    def on_room(self) -> None:
+        self.times_told_of_room += 1
 
     async def receive(self) -> None:
         buffer = memoryview(bytearray(4 * KIB))
@@ -95,6 +102,31 @@ def test_what_the_network_does_not_take_at_once_goes_before_what_comes_later() -
         await until(lambda: len(wire.arrived) == len(sent))
         assert wire.arrived == sent
         assert wire.outbox.queued_bytes == 0
+
+    with_wire(story, NetworkConditions(buffer_bytes=8 * KIB))
+
+
+@pytest.mark.parametrize("others_go_on", [False, True])
+def test_who_was_full_because_all_hold_much_is_told_of_room_when_that_is_sent(
+    others_go_on: bool,
+) -> None:
+    async def story(wire: Wire, nursery: trio.Nursery) -> None:
+        wire.shared.bytes += 100 * KIB
+        wire.turn.begin()
+        wire.outbox.push([bytes(16 * KIB)], 16 * KIB)
+        wire.turn.end()
+        assert not wire.outbox.has_room
+        await trio.sleep(1)
+        assert wire.outbox.sending_since_s is not None
+        if others_go_on:
+            wire.shared.less(100 * KIB)
+        assert wire.times_told_of_room == 0
+
+        nursery.start_soon(wire.receive)
+        await until(lambda: len(wire.arrived) == 16 * KIB)
+        await trio.sleep(1)
+        assert wire.times_told_of_room == 1
+        assert wire.outbox.sending_since_s is None
 
     with_wire(story, NetworkConditions(buffer_bytes=8 * KIB))
 

@@ -14,7 +14,7 @@ import msgspec
 from logd.broker.coordination.levels import known_at
 from logd.errors import InvalidRequestError, LogdError, OverloadedError
 from logd.limits import (
-    CONNECTION_SEND_BYTES_MAX,
+    CONNECTION_SEND_BYTES_FREE,
     COORDINATION_TIMEOUT_MS_MAX,
     COORDINATION_WAIT_MS_MAX,
     SESSIONS_PER_KEEP_ALIVE_MAX,
@@ -100,11 +100,16 @@ def query(session: Session, correlation_id: int, request: QueryRequest, body: Bu
         elif not session.takes_more:
             # A few bytes ask for megabytes: who does not take them is not told any more.
             error = OverloadedError(
-                f"{CONNECTION_SEND_BYTES_MAX} bytes wait for this client to take them"
+                f"{session.queued_bytes} bytes wait for this client to take them"
             )
             session.fail(Kind.QUERY, correlation_id, error)
         else:
-            session.answer_with(Kind.QUERY, correlation_id, _ANSWERED, _ENCODER.encode(outcome))
+            found = _ENCODER.encode(outcome)
+            if len(found) <= CONNECTION_SEND_BYTES_FREE or broker.sends.has_room:
+                session.answer_with(Kind.QUERY, correlation_id, _ANSWERED, found)
+            else:
+                error = OverloadedError(f"{broker.sends.bytes} bytes wait for clients to take them")
+                session.fail(Kind.QUERY, correlation_id, error)
 
     partition.query(request.namespace, asked, request.wait_ms, answered)
 
