@@ -19,7 +19,7 @@ from logd.storage.log import Log, LogOptions
 from logd.storage.repair import put_in_place, survey_log
 from logd.storage.segment_copy import SegmentCopy
 from logd.types import GroupId, NodeId, Offset
-from tests.sim.files import EndOfLifeError, SimulatedFileSystem
+from tests.sim.files import SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, append_some, read_all
 
 MINUTE_MS = 60_000
@@ -202,28 +202,15 @@ def test_no_crash_leaves_a_note_beside_what_a_peer_held(way: str) -> None:
         base, copied = copy_of(disk, log, 0)
         original = disk.content(path)
         assert disk.content(copied) != original  # It does not say what follows it.
-        steps, left = steps + 1, steps + 1
-
-        def stop(operation: str, _path: str) -> None:
-            nonlocal left
-            if operation in ("size", "read", "open", "list", "map"):
-                return
-            left -= 1
-            if left < 0:
-                raise EndOfLifeError
-
+        steps += 1
         if way == "closed":
             log.close()
-        disk.on_operation = stop
-        try:
+        with disk.dying_after(steps) as life:
             if way == "running":
                 log.replace([base], copied, is_of_peers=True)
             else:
                 put_in_place(disk, copied, DIRECTORY, segment)
-            was_cut_off = False
-        except EndOfLifeError:
-            pass
-        disk.on_operation = None
+        was_cut_off = life.was_cut_off
         disk.crash(random.Random(steps))
 
         assert read(disk) is None or disk.content(path) == original, steps
