@@ -33,6 +33,7 @@ from logd.limits import (
     TAIL_CACHE_BYTES_MAX,
 )
 from logd.types import NODE_ID_MAX, HostPort, NodeId
+from logd.wording import named
 
 PORT_MAX: Final = 65_535
 TEXT_CHARACTERS_MAX: Final = 255
@@ -314,10 +315,10 @@ class BrokerConfig:
             )
 
     def _check_cluster(self) -> None:
-        listed = ", ".join(str(node) for node in self.cluster)
         _require(
             self.node_id in self.cluster,
-            f"cluster lists brokers {listed}, but not this one, {self.node_id}",
+            f"cluster lists {named('broker', list(self.cluster))}, "
+            f"but not this one, {self.node_id}",
         )
         _require(
             len(self.cluster) <= METADATA_VOTERS_MAX,

@@ -31,6 +31,7 @@ from logd.errors import (
 from logd.limits import TOPIC_NAMES_PER_REQUEST
 from logd.types import GroupId, HostPort, NodeId
 from logd.wire.messages import Message, MetadataRequest, MetadataResponse, PartitionInfo, TopicInfo
+from logd.wording import named
 from logd_client.background import Background
 from logd_client.backoff import Backoff
 from logd_client.cluster import ClusterView
@@ -509,8 +510,8 @@ class Routing:
         replicas = self.view.replicas(group)
         if node not in replicas:
             raise NotAReplicaError(
-                f"broker {node} holds no replica of {self.view.name_of(group)}; "
-                f"brokers {', '.join(map(str, replicas))} do"
+                f"broker {node} holds no replica of {self.view.name_of(group)}, which is on "
+                f"{named('broker', replicas)}"
             )
 
     async def controller_connection(self, attempt: int) -> Connection:

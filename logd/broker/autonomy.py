@@ -33,6 +33,7 @@ from logd.metadata.rebalance.cluster import (
 from logd.metadata.rebalance.outlook import outlook
 from logd.metadata.rebalance.planner import Move, RebalancePlan, make_plan, plan_only
 from logd.types import GroupId, NodeId
+from logd.wording import are, count_of, named
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
@@ -179,14 +180,15 @@ class Autonomy:
             found = outlook(node, held, self._missing_since, takers)
             left_s = config.replace_after_ms / 1000 - (now - since)
             if not is_on:
-                stay = f"its {len(held)} replicas stay where they are: autonomy is off"
+                stays = "stays where it is" if len(held) == 1 else "stay where they are"
+                stay = f"its {count_of(len(held), 'replica')} {stays}: autonomy is off"
                 notes.append(f"{told}; {stay}")
             elif left_s > 0:
-                notes.append(f"{told}; {found.text(f'are rebuilt elsewhere in {left_s:.0f} s')}")
+                notes.append(f"{told}; {found.text(f'rebuilt elsewhere in {left_s:.0f} s')}")
             elif state.plan is not None and not state.plan.is_over:
-                notes.append(f"{told}; {found.text('are being rebuilt elsewhere')}")
+                notes.append(f"{told}; {found.text('being rebuilt elsewhere')}")
             else:
-                notes.append(f"{told}; {found.text('are to be rebuilt elsewhere')}")
+                notes.append(f"{told}; {found.text('to be rebuilt elsewhere')}")
         return notes + self._kept_notes() + self._stuck_notes() + self._problems
 
     def _kept_notes(self) -> list[str]:
@@ -218,10 +220,11 @@ class Autonomy:
                 then += ", and `logd rebalance cancel` does not wait for it"
             notes.append(
                 f"{placement.name}, which moves to {', '.join(map(str, placement.move.target))}, "
-                f"has no leader, because broker {', '.join(map(str, down))} is missing: {then}"
+                f"has no leader, because {named('broker', down)} {are(len(down))} missing: {then}"
             )
         if len(stuck) > NAMED_MAX:
-            notes.append(f"{len(stuck) - NAMED_MAX} more moves have no leader")
+            more = len(stuck) - NAMED_MAX
+            notes.append(f"{count_of(more, 'more move')} without a leader")
         return notes
 
     # --- acting -------------------------------------------------------------------------------
@@ -298,7 +301,7 @@ class Autonomy:
                 log.warning(
                     log_events.MOVE_SKIPPED,
                     partition=str(placement.name),
-                    reason=f"broker {', '.join(map(str, gone))} is lost",
+                    reason=_lost_text(gone),
                 )
                 await self._execute(CancelMove(group=placement.group))
 
@@ -310,14 +313,14 @@ class Autonomy:
             return
         for move, progress in zip(plan.moves, plan.states, strict=True):
             if progress == "pending" and not is_majority_alive(move.before, lost):
-                away = ", ".join(str(node) for node in move.before if node in lost)
-                await skip_move(self._broker, plan, move, f"broker {away} is lost")
+                away = [node for node in move.before if node in lost]
+                await skip_move(self._broker, plan, move, _lost_text(away))
 
     async def _replace(self, lost: list[NodeId]) -> bool:
         groups = {p.group for node in lost for p in self._broker.metadata.state.partitions_on(node)}
         minutes = self._broker.config.replace_after_ms / 60_000
-        names = ", ".join(map(str, sorted(lost)))
-        return await self._plan_for(groups, f"replace broker {names}, missing for {minutes:g} min")
+        names = named("broker", sorted(lost))
+        return await self._plan_for(groups, f"replace {names}, missing for {minutes:g} min")
 
     def _to_go_from(self, node: NodeId) -> set[GroupId]:
         """What a broker that is drained still has to give away."""
@@ -329,7 +332,7 @@ class Autonomy:
 
     async def _empty(self, draining: list[NodeId]) -> bool:
         groups = {group for node in draining for group in self._to_go_from(node)}
-        return await self._plan_for(groups, f"drain broker {', '.join(map(str, sorted(draining)))}")
+        return await self._plan_for(groups, f"drain {named('broker', sorted(draining))}")
 
     async def _plan_for(
         self, groups: set[GroupId], purpose: str, wanted: Mapping[GroupId, int] | None = None
@@ -359,7 +362,8 @@ class Autonomy:
         if left:
             problems.append(f"an earlier move of {len(left)} has not been taken back yet")
         if problems:
-            self._problems.append(f"{purpose}, {len(groups)} partitions: {'; '.join(problems)}")
+            what = f"{purpose}, {count_of(len(groups), 'partition')}"
+            self._problems.append(f"{what}: {'; '.join(problems)}")
             self._not_before = trio.current_time() + TRY_AGAIN_S
         await self._start(_planned(moves), purpose, version)
         return bool(moves)
@@ -476,6 +480,10 @@ def _room(
     return int(free * DISK_SHARE_MAX) + sum(loads.sizes.get(group, 0) for group in planned)
 
 
+def _lost_text(nodes: Sequence[NodeId]) -> str:
+    return f"{named('broker', nodes)} {are(len(nodes))} lost"
+
+
 def _listed(names: Sequence[TopicPartition]) -> str:
     listed = ", ".join(map(str, names[:NAMED_MAX]))
     return f"{listed}, …" if len(names) > NAMED_MAX else listed
@@ -490,11 +498,11 @@ def _problems_of(plan: RebalancePlan, without_room: int) -> list[str]:
         problems.append(f"no room on the other disks for {without_room}")
     if plan.stranded:
         names = _listed([each.name for each in plan.stranded])
-        down = ", ".join(map(str, sorted({node for each in plan.stranded for node in each.dead})))
+        down = named("broker", sorted({node for each in plan.stranded for node in each.dead}))
         problems.append(
             f"too few replicas alive to elect a leader for {len(plan.stranded)} ({names}): "
-            f"start broker {down} again with its data directory, or delete the topic, and what is "
-            "only on its disk is lost"
+            f"start {down} again with its data directory, or delete the topic, and what is only on "
+            "its disk is lost"
         )
     return problems
 

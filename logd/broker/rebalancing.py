@@ -58,6 +58,7 @@ from logd.wire.messages import (
     StartPlanRequest,
     StartPlanResponse,
 )
+from logd.wording import are, count_of, named
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
@@ -121,8 +122,8 @@ async def _leave_metadata_group(broker: Broker, node: NodeId) -> None:
     held = state.partitions_on(node)
     if held:
         raise BrokerInUseError(
-            f"broker {node} still holds replicas of {len(held)} partitions: drain it first "
-            f"(logd broker drain {node})"
+            f"broker {node} still holds replicas of {count_of(len(held), 'partition')}: "
+            f"drain it first (logd broker drain {node})"
         )
     if not is_controller(broker):
         raise NotLeaderError("only the controller removes a broker", broker.controller)
@@ -209,9 +210,9 @@ def _check_room(broker: Broker, request: StartPlanRequest) -> None:
                 )
         away = [node for node in move.target if not broker.node.is_up(NodeId(node))]
         if away and not is_majority_alive(move.target, away):
-            names = ", ".join(map(str, away))
+            names = f"{named('broker', away)} {are(len(away))}"
             raise UnavailableError(
-                f"broker {names} is not alive: without it nobody could lead group {move.group} "
+                f"{names} not alive: nobody could lead group {move.group} "
                 f"on {', '.join(map(str, move.target))}"
             )
 

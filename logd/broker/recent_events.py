@@ -71,7 +71,7 @@ SENTENCES: Final[dict[str, Sentence]] = {
     broker_events.MOVE_LEFT: Sentence(
         "waits no longer for the cancelled move of {partition} to {target}: nobody leads it"
     ),
-    broker_events.PLAN_STARTED: Sentence("starts a plan of {moves} moves by itself: {reason}"),
+    broker_events.PLAN_STARTED: Sentence("starts a plan by itself (moves: {moves}): {reason}"),
     broker_events.FEATURE_LEVEL_RAISED: Sentence("has raised the feature level to {feature_level}"),
     broker_events.METADATA_VOTER_REPLACED: Sentence(
         "has broker {heir} vote in the metadata log in place of broker {lost}, which stays away"

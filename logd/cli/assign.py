@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import anyio
 import click
 
-from logd.cli.display import count_of, print_json, print_table, say
+from logd.cli.display import print_json, print_table, say
 from logd.cli.options import REVISION, IntegerType, bootstrap_option, output_option, ttl_option
 from logd.limits import SHARDS_PER_GROUP_MAX
+from logd.wording import count_of
 
 if TYPE_CHECKING:
     from logd.errors import LeaseLostError

@@ -22,6 +22,7 @@ from logd.cli import streams
 from logd.cli.display import say
 from logd.cli.options import BROKER_ID, TOPIC, IntegerType, bootstrap_option
 from logd.cli.start import FromEnd, FromOffset, FromStart, FromTime, Start, parse_start
+from logd.wording import named
 
 if TYPE_CHECKING:
     from logd_client import Batch, Client, Consumer
@@ -211,8 +212,8 @@ async def _extent(client: Client, topic: str, partition: int, replica: int | Non
         if held.group == known.group:
             return Extent(held.log_start, held.commit_offset, held.commit_offset)
     raise NotAReplicaError(
-        f"broker {replica} holds no replica of {topic}/{partition}; "
-        f"brokers {', '.join(map(str, known.replicas))} do"
+        f"broker {replica} holds no replica of {topic}/{partition}, which is on "
+        f"{named('broker', known.replicas)}"
     )
 
 

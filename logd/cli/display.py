@@ -170,11 +170,6 @@ def _widths_at(level: int, wanted: Sequence[int], needed: Sequence[int]) -> list
     return [max(least, min(most, level)) for most, least in zip(wanted, needed, strict=True)]
 
 
-def count_of(count: int, noun: str) -> str:
-    """``1 record``, ``2,000 records``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def bytes_text(count: float) -> str:
     """``1.5 GB``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

@@ -15,6 +15,7 @@ import msgspec
 
 from logd.errors import LogdError
 from logd.types import HostPort
+from logd.wording import count_of
 
 if TYPE_CHECKING:
     from logd.wire.messages import (
@@ -196,7 +197,8 @@ async def rebalancing_news(client: Client) -> list[str]:
             running = sum(move.state == "running" for move in plan.moves)
             lines.append(
                 f"plan {plan.plan_id} ({plan.purpose}) is {plan.state}: {done} of "
-                f"{plan.move_count} moves done, {running} under way (logd rebalance status)"
+                f"{count_of(plan.move_count, 'move')} done, {running} under way "
+                "(logd rebalance status)"
             )
         return lines
     return []

@@ -25,6 +25,7 @@ from logd.errors import LogdError, RebalanceConflictError, UnavailableError
 from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad
 from logd.metadata.rebalance.planner import Balance, Move, RebalancePlan, make_plan
 from logd.types import GroupId, NodeId, TopicPartition
+from logd.wording import are, named
 
 if TYPE_CHECKING:
     from logd.wire.messages import (
@@ -123,8 +124,8 @@ async def take_picture(
     missing = [broker.node_id for broker in metadata.brokers if not broker.alive]
     if missing and not dead_are_lost:
         raise UnavailableError(
-            f"broker {', '.join(map(str, missing))} is not alive: wait until it is back, or "
-            f"{else_do}"
+            f"{named('broker', missing)} {are(len(missing))} not alive: wait until all are "
+            f"back, or {else_do}"
         )
     first = await _describe_all(client, metadata)
     await anyio.sleep(RATE_SAMPLE_S)

@@ -11,6 +11,7 @@ import msgspec
 
 from logd.cli.plans import NAMED_MAX, SavedStranded
 from logd.errors import LogdError
+from logd.wording import are, count_of, named
 
 if TYPE_CHECKING:
     from logd.wire.messages import (
@@ -57,7 +58,8 @@ class PlanProgress(msgspec.Struct, frozen=True, kw_only=True):
 
     def moves_text(self, noun: str = "") -> str:
         """How many moves are done, and what became of those that will not be."""
-        parts = [f"{self.done} of {self.moves}{noun} done"]
+        moves = count_of(self.moves, noun) if noun else str(self.moves)
+        parts = [f"{self.done} of {moves} done"]
         parts += [f"{self.skipped} skipped"] if self.skipped else []
         parts += [f"{self.cancelled} cancelled"] if self.cancelled else []
         return ", ".join(parts)
@@ -162,8 +164,7 @@ def _reason_to_wait(
 
 
 def _are_down(nodes: Sequence[int]) -> str:
-    names = ", ".join(map(str, nodes))
-    return f"broker {names} is down" if len(nodes) == 1 else f"brokers {names} are down"
+    return f"{named('broker', nodes)} {are(len(nodes))} down"
 
 
 def waiting_text(progress: PlanProgress) -> str:
@@ -175,7 +176,8 @@ def waiting_text(progress: PlanProgress) -> str:
         parts.append(f"under way: {', '.join(names)}")
     parts += progress.waiting[:NAMED_MAX]
     if len(progress.waiting) > NAMED_MAX:
-        parts.append(f"{len(progress.waiting) - NAMED_MAX} more wait")
+        more = len(progress.waiting) - NAMED_MAX
+        parts.append(f"{more} more {'waits' if more == 1 else 'wait'}")
     return "; ".join(parts)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 import msgspec
 
-from logd.cli.display import bytes_text, count_of, print_json, print_table, say, time_text
+from logd.cli.display import bytes_text, print_json, print_table, say, time_text
 from logd.errors import (
     DiskFullError,
     NotEnoughBrokersError,
@@ -21,6 +21,7 @@ from logd.errors import (
 )
 from logd.metadata.rebalance.planner import Reason
 from logd.wire.messages import PlannedMoveInfo
+from logd.wording import are, count_of, named
 
 if TYPE_CHECKING:
     from logd.wire.messages import DescribeBrokerResponse
@@ -125,7 +126,8 @@ def show_plan(plan: SavedPlan, output: str) -> None:
         empty="nothing to move",
     )
     if len(plan.moves) > MOVES_SHOWN_MAX:
-        say(f"… and {len(plan.moves) - MOVES_SHOWN_MAX} moves more (--output json has all)")
+        more = len(plan.moves) - MOVES_SHOWN_MAX
+        say(f"… and {count_of(more, 'move')} more (--output json has all)")
     if plan.moves:
         names = ("replicas", "leaders", "bytes", "traffic")
         click.echo(
@@ -142,10 +144,16 @@ def show_plan(plan: SavedPlan, output: str) -> None:
             )
         )
     if plan.left_out:
-        say(f"{plan.left_out} moves are left for the next plan")
+        say(f"{count_of(plan.left_out, 'move')} {are(plan.left_out)} left for the next plan")
     if plan.unplaced:
-        say(f"too few brokers for {len(plan.unplaced)} partitions: {', '.join(plan.unplaced[:3])}")
+        say(f"too few brokers for {_unplaced_text(plan)}")
     say_stranded(plan)
+
+
+def _unplaced_text(plan: SavedPlan) -> str:
+    more = ", …" if len(plan.unplaced) > NAMED_MAX else ""
+    names = ", ".join(plan.unplaced[:NAMED_MAX])
+    return f"{count_of(len(plan.unplaced), 'partition')}: {names}{more}"
 
 
 def say_stranded(plan: SavedPlan) -> None:
@@ -162,9 +170,9 @@ def say_stranded(plan: SavedPlan) -> None:
         f"left where they are, because too few of their replicas are alive to elect a leader: "
         f"{count}: {some}{f'; and {more} more' if more > 0 else ''}"
     )
-    down = _listed(sorted({node for each in plan.stranded for node in each.down}))
+    down = named("broker", sorted({node for each in plan.stranded for node in each.down}))
     say(
-        f"start broker {down} again with its data directory, or delete the topic with "
+        f"start {down} again with its data directory, or delete the topic with "
         "`logd topic delete`: what is only on its disk is then lost"
     )
 
@@ -198,8 +206,7 @@ def require_all_placed(plan: SavedPlan) -> None:
     """
     if plan.unplaced:
         raise NotEnoughBrokersError(
-            f"there are too few other brokers to hold {len(plan.unplaced)} partitions, among them "
-            f"{', '.join(plan.unplaced[:3])}"
+            f"there are too few other brokers to hold {_unplaced_text(plan)}"
         )
 
 

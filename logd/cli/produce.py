@@ -24,12 +24,13 @@ import click
 import msgspec
 
 from logd.cli import streams
-from logd.cli.display import count_of, print_json, say
+from logd.cli.display import print_json, say
 from logd.cli.exits import ExitCode
 from logd.cli.lines import LineCutter
 from logd.cli.options import FENCE, TOPIC, IntegerType, bootstrap_option, output_option
 from logd.cli.progress import RecordProgress
 from logd.cli.streams import STANDARD_INPUT
+from logd.wording import count_of
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from logd.cli import streams
-from logd.cli.display import cells_of, count_of, print_facts, print_json, print_table, say
+from logd.cli.display import cells_of, print_facts, print_json, print_table, say
 from logd.cli.exits import ExitCode
 from logd.cli.lines import LineCutter
 from logd.cli.options import (
@@ -42,6 +42,7 @@ from logd.limits import (
     VISIBILITY_MS_MAX,
     VISIBILITY_MS_MIN,
 )
+from logd.wording import count_of
 
 if TYPE_CHECKING:
     from logd.wire.coordination import QueueStatistics

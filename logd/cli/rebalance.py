@@ -17,6 +17,7 @@ from logd.cli.options import (
 )
 from logd.metadata.moves import CONCURRENCY_MAX
 from logd.metadata.rebalance.cluster import TOLERANCE_DEFAULT
+from logd.wording import count_of
 
 concurrency_option = click.option(
     "--concurrency",
@@ -213,7 +214,8 @@ def set_rebalancing(
         else:
             click.echo(
                 f"throttle {bytes_text(now.throttle_bytes_per_s)}/s, "
-                f"{now.concurrency} moves at once, autonomy {'on' if now.autonomous else 'off'}"
+                f"{count_of(now.concurrency, 'move')} at once, "
+                f"autonomy {'on' if now.autonomous else 'off'}"
             )
 
     run_async(change)
@@ -239,8 +241,8 @@ def cancel(bootstrap: str, output: str) -> None:
             print_json(progress)
         else:
             click.echo(
-                f"plan {progress.plan_id} is {progress.state}: {progress.done} moves were done, "
-                f"{progress.cancelled} were not"
+                f"plan {progress.plan_id} is {progress.state}: "
+                f"{count_of(progress.done, 'move')} done, {progress.cancelled} not"
             )
 
     run_async(stop)

@@ -12,7 +12,7 @@ import anyio
 import click
 import msgspec
 
-from logd.cli.display import bytes_text, count_of, print_json, say
+from logd.cli.display import bytes_text, print_json, say
 from logd.cli.moving import MoveBars
 from logd.cli.picture import take_picture
 from logd.cli.plan_progress import (
@@ -26,6 +26,7 @@ from logd.cli.plans import SavedPlan, end_incomplete, require_all_placed, show_p
 from logd.errors import LogdError, NotEnoughBrokersError, UnavailableError
 from logd.metadata.rebalance.cluster import Goals
 from logd.metadata.rebalance.planner import plan_only
+from logd.wording import count_of
 
 if TYPE_CHECKING:
     from logd_client import Client
@@ -81,7 +82,7 @@ def finish(
         tell(progress)
     else:
         click.echo(f"plan {progress.plan_id} ({progress.purpose}) is {progress.state}: "
-                   + progress.moves_text(" moves"))  # fmt: skip
+                   + progress.moves_text("move"))  # fmt: skip
     if progress.state == "cancelled" or 0 < progress.moves == progress.cancelled:
         raise click.exceptions.Exit(ExitCode.FAILED)
     if progress.skipped or progress.cancelled:
@@ -147,7 +148,8 @@ async def set_replicas(
     able = sum(broker.is_target for broker in picture.brokers)
     if count > able:
         raise NotEnoughBrokersError(
-            f"{count} replicas need as many brokers that are alive and not draining, found {able}"
+            f"{count_of(count, 'replica')} of each partition: as many brokers must be alive "
+            f"and not draining, found {able}"
         )
     partitions = [
         partition._replace(replica_count=count) if partition.name.topic == topic else partition
@@ -156,7 +158,9 @@ async def set_replicas(
     groups = {partition.group for partition in partitions if partition.name.topic == topic}
     goals = Goals(is_balancing=False, throttle_bytes_per_s=picture.rebalance.throttle_bytes_per_s)
     plan = plan_only(picture.brokers, partitions, groups, goals)
-    made = picture.saved(f"{count} replicas of {topic}", plan, goals.throttle_bytes_per_s)
+    made = picture.saved(
+        f"{count_of(count, 'replica')} of {topic}", plan, goals.throttle_bytes_per_s
+    )
     require_all_placed(made)
     if output != "json" and made.moves:
         show_plan(made, output)

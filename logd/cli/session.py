@@ -23,6 +23,7 @@ from logd.errors import (
 )
 from logd.metadata.rebalance.cluster import is_majority_alive
 from logd.types import HostPort
+from logd.wording import are, named
 from logd_client import connect
 from logd_client.routing import partitions_text
 
@@ -140,8 +141,7 @@ async def require_majority_alive(client: Client, nodes: Sequence[int], partition
     brokers = (await client.admin.describe_cluster()).brokers
     down = [broker.node_id for broker in brokers if broker.node_id in nodes and not broker.alive]
     if not is_majority_alive(nodes, down):
-        names = ", ".join(map(str, down))
+        names = f"{named('broker', down)} {are(len(down))}"
         raise UnavailableError(
-            f"broker {names} is not alive: without it nobody could lead {partition} "
-            f"on {', '.join(map(str, nodes))}"
+            f"{names} not alive: nobody could lead {partition} on {', '.join(map(str, nodes))}"
         )

@@ -18,6 +18,7 @@ from typing import BinaryIO, Final
 from logd.cli.display import say
 from logd.cli.lines import READ_BYTES, LineCutter
 from logd.errors import UsageError
+from logd.wording import count_of
 
 STANDARD_INPUT: Final = "-"
 OVERSIZED_SHOWN_MAX: Final = 10
@@ -111,4 +112,4 @@ def report_oversized(name: str, cutter: LineCutter, limit: str) -> None:
         )
     more = len(cutter.oversized) - OVERSIZED_SHOWN_MAX
     if more > 0:
-        say(f"logd: {shown}: {more} more lines are over the limit; left out")
+        say(f"logd: {shown}: {count_of(more, 'more line')} over the limit; left out")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.display import count_of, print_facts, print_json, print_table, say
+from logd.cli.display import print_facts, print_json, print_table, say
 from logd.cli.options import (
     SETTING,
     TOPIC_OR_PARTITION,
@@ -21,6 +21,7 @@ from logd.cli.start import FromOffset, parse_place
 from logd.errors import InvalidPartitionError, LogdError, UsageError
 from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
 from logd.metadata.topic_config import OPTIONS
+from logd.wording import count_of
 
 if TYPE_CHECKING:
     from logd.wire.messages import TopicInfo
@@ -239,8 +240,8 @@ def alter(
                     print_json(altered)
             if partitions is not None:
                 say(
-                    f"{name} has {partitions} partitions: a key may go to another one than "
-                    "before, so its older and newer records are in order only among themselves"
+                    f"{name} has {count_of(partitions, 'partition')}: a key may go to another one "
+                    "than before, so its older and newer records are in order only among themselves"
                 )
             if replicas is not None and altered is None:
                 await set_replicas(client, name, replicas, output)

@@ -15,9 +15,10 @@ import anyio
 import click
 
 from logd.cli.cluster import Status, event_line, facts_of, fetch_status, problem_lines
-from logd.cli.display import cell_text, count_of, print_json
+from logd.cli.display import cell_text, print_json
 from logd.cli.overview import BROKER_COLUMNS, cells
 from logd.errors import LogdError
+from logd.wording import count_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -73,6 +73,7 @@ from logd.wire.coordination import (
     ReportLoad,
     Transact,
 )
+from logd.wording import count_of
 
 _TOKEN_BYTES: Final = 16
 _NUMBER_MAX: Final = 2**63 - 1
@@ -217,7 +218,8 @@ def _check_assign(command: Assign) -> None:
     _check_shards(command.shards)
     if command.weights and len(command.weights) != len(command.shards):
         raise InvalidRequestError(
-            f"{len(command.weights)} weights for {len(command.shards)} shards: "
+            f"{count_of(len(command.weights), 'weight')} for "
+            f"{count_of(len(command.shards), 'shard')}: "
             "give one each, or none"
         )
     _check_loads(command.weights)

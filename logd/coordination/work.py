@@ -30,6 +30,7 @@ from logd.wire.coordination import (
     ReleaseItems,
     RenewItems,
 )
+from logd.wording import count_of
 
 _ITEM_BITS: Final = 10
 """An item's id is the revision that put it, and its number among those of the command: no two
@@ -106,8 +107,8 @@ class Work:
         queue = self._queues.get(command.queue)
         if lost or queue is None:
             raise NotHeldError(
-                f"queue {quoted(command.queue)}: {len(lost)} of {len(command.claims)} claims "
-                f"are lost, the first is of item {lost[0]}; none was renewed"
+                f"queue {quoted(command.queue)}: {count_of(len(lost), 'claim')} of "
+                f"{len(command.claims)} lost, the first of item {lost[0]}; none was renewed"
             )
         until_ms = now_ms + (command.visibility_ms or queue.options.visibility_ms)
         for item in held:

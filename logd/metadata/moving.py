@@ -63,6 +63,7 @@ from logd.metadata.moves import (
     with_state,
 )
 from logd.types import GroupId, NodeId, Offset
+from logd.wording import are, count_of, named
 
 OtherCommand = (
     FormCluster
@@ -156,15 +157,15 @@ class MovingState(Layout):
             wanted = len(placement.replicas)
             if wanted > len(others):
                 raise NotEnoughBrokersError(
-                    f"{placement.name} has {wanted} replicas, without broker {broker.node} there "
-                    f"are {len(others)} brokers to hold them: add one first, or give the topic "
-                    "fewer replicas"
+                    f"{placement.name} has {count_of(wanted, 'replica')}, and without broker "
+                    f"{broker.node} there {are(len(others))} {count_of(len(others), 'broker')} for "
+                    "that: add one first, or give the topic fewer replicas"
                 )
             if len(domains) < min(wanted, len(now)):
                 raise NotEnoughBrokersError(
-                    f"{placement.name} has {wanted} replicas in {len(now)} failure domains, and "
-                    f"broker {broker.node} is the last one of {broker.failure_domain!r}: without "
-                    "it two of them would fail together"
+                    f"{placement.name} has {count_of(wanted, 'replica')} in "
+                    f"{count_of(len(now), 'failure domain')}, and broker {broker.node} is the last "
+                    f"one of {broker.failure_domain!r}: without it two of them would fail together"
                 )
 
     def _remove_broker(self, command: RemoveBroker) -> BrokerChanged:
@@ -172,7 +173,8 @@ class MovingState(Layout):
         held = len(self._held[broker.node])
         if held:
             raise BrokerInUseError(
-                f"broker {broker.node} still holds replicas of {held} partitions: drain it first"
+                f"broker {broker.node} still holds replicas of {count_of(held, 'partition')}: "
+                "drain it first"
             )
 
         del self._brokers[broker.node], self._held[broker.node], self._leader_counts[broker.node]
@@ -239,13 +241,16 @@ class MovingState(Layout):
         if plan is not None and not plan.is_over and plan.state != "arriving":
             raise RebalanceConflictError(
                 f"plan {plan.plan_id} ({plan.purpose}) is {plan.state}, "
-                f"{plan.count('done')} of {plan.move_count} moves are done: wait for it, "
+                f"{plan.count('done')} of {count_of(plan.move_count, 'move')} done: wait for it, "
                 "or cancel it"
             )
         under_way = [p for p in self.moving if p.move is not None and not p.move.is_left]
         if under_way:
             names = ", ".join(str(p.name) for p in under_way[:3])
-            raise RebalanceConflictError(f"{len(under_way)} moves are under way: {names}")
+            count = len(under_way)
+            raise RebalanceConflictError(
+                f"{count_of(count, 'move')} {are(count)} under way: {names}"
+            )
         if not 0 < len(command.token) <= REASON_CHARACTERS_MAX:
             raise InvalidRequestError("a plan has a token")
         if len(command.purpose) > REASON_CHARACTERS_MAX:
@@ -352,8 +357,8 @@ class MovingState(Layout):
         back = [node for node in command.target if node in placement.leaving]
         if back:
             raise UnavailableError(
-                f"{placement.name} has just left broker {_listed(tuple(back))}, which has not "
-                "cleared its copy away yet"
+                f"{placement.name} has just left {named('broker', back)}: its copy there is "
+                "not cleared away yet"
             )
 
         moved = msgspec.structs.replace(

@@ -38,6 +38,7 @@ from typing import Final, NamedTuple
 from logd.errors import InvalidPartitionError, InvalidRequestError, NotEnoughBrokersError
 from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
 from logd.types import NodeId
+from logd.wording import are, count_of
 
 REPLICAS_DEFAULT: Final = 3
 
@@ -96,8 +97,8 @@ def _replica_count(asked: int | None, available: int) -> int:
         raise InvalidRequestError(f"{count} replicas, a partition has 1 to {REPLICAS_MAX}")
     if count > available:
         raise NotEnoughBrokersError(
-            f"a partition of {count} replicas needs as many brokers; {available} are registered "
-            "and not draining"
+            f"a partition of {count_of(count, 'replica')} needs as many brokers; "
+            f"{available} {are(available)} registered and not draining"
         )
     if count > REPLICAS_MAX:
         raise InvalidRequestError(f"{count} replicas, a partition has 1 to {REPLICAS_MAX}")

@@ -86,6 +86,7 @@ from logd.types import (
     ProducerId,
     TopicId,
 )
+from logd.wording import count_of, named
 
 _TEXT_CHARACTERS_MAX: Final = 255
 """Host names (RFC 1035), domains, racks, versions and ids that brokers register."""
@@ -352,13 +353,13 @@ class MetadataState(MovingState):
             if registered_range(broker.features)[1] < command.level
         ]
         if behind:
-            listed = ", ".join(
+            listed = [
                 f"{b.node} (logd {b.version or '?'}, up to {registered_range(b.features)[1]})"
                 for b in behind[:_BROKERS_NAMED_MAX]
-            )
+            ]
             raise InvalidRequestError(
-                f"feature level {command.level} is not supported by brokers {listed}: start them "
-                "with a newer version of logd first, or remove them"
+                f"feature level {command.level} is not supported by {named('broker', listed)}: "
+                "start a newer version of logd there first, or remove what does not run it"
             )
 
         self._feature_level = command.level
@@ -447,8 +448,9 @@ class MetadataState(MovingState):
     def _check_partition_count(self, added: int) -> None:
         if len(self._placements) + added > PARTITIONS_MAX:
             raise InvalidPartitionError(
-                f"{added} partitions more than the {len(self._placements)} there "
-                f"are, a cluster holds at most {PARTITIONS_MAX}"
+                f"{count_of(added, 'partition')} more than the "
+                f"{len(self._placements):,} that there are, a cluster holds at most "
+                f"{PARTITIONS_MAX}"
             )
 
     def _add_partitions(self, command: AddPartitions) -> TopicAltered:
@@ -456,8 +458,8 @@ class MetadataState(MovingState):
         there = len(topic.partitions)
         if not there < command.partitions <= PARTITIONS_PER_TOPIC_MAX:
             raise InvalidPartitionError(
-                f"topic {quoted(topic.name)} has {there} partitions and can only get more, "
-                f"up to {PARTITIONS_PER_TOPIC_MAX}; found {command.partitions}"
+                f"topic {quoted(topic.name)} has {count_of(there, 'partition')} and can only get "
+                f"more, up to {PARTITIONS_PER_TOPIC_MAX}; found {command.partitions}"
             )
         added = command.partitions - there
         self._check_partition_count(added)

@@ -226,8 +226,8 @@ def _check_known(
             return Duplicate(Offset(base_offset), Offset(base_offset + span), append_time_ms)
     raise _out_of_sequence(
         f"producer {producer_id} has appended up to sequence {known.next_sequence}, and "
-        f"[{base_sequence}, {base_sequence + record_count}) is none of the last "
-        f"{len(known.batches) // _ROW.size} batches",
+        f"[{base_sequence}, {base_sequence + record_count}) is none of its "
+        f"batches that are remembered, the last {len(known.batches) // _ROW.size}",
         may_have_applied=True,
     )
 

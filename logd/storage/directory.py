@@ -47,6 +47,7 @@ from logd.storage.whole_file import (
     write_payload_file,
 )
 from logd.types import METADATA_GROUP, DirectoryId, GroupId, NodeId, Term
+from logd.wording import count_of
 
 LOCK_NAME: Final = "lock"
 META_NAME: Final = "meta"
@@ -364,8 +365,8 @@ def _read_or_draw(
         groups = files.list_directory(f"{path}/{GROUPS_NAME}")
         if groups:
             raise CorruptionError(
-                f"{meta_path} is missing, but {path} holds {len(groups)} groups; whose they are "
-                "is not known"
+                f"{meta_path} is missing, but {path} holds {count_of(len(groups), 'group')}; "
+                "whose is not known"
             )
         identity = LogIdentity(DirectoryId(draw_id()), node_id, METADATA_GROUP)
         _write_meta(files, path, identity, Meta())

@@ -14,7 +14,6 @@ import pytest
 from logd.cli.display import (
     cell_text,
     cells_of,
-    count_of,
     fitted_widths,
     print_facts,
     print_table,
@@ -51,14 +50,6 @@ def test_a_table_without_rows_says_so(capsys: pytest.CaptureFixture[str]) -> Non
     print_table(("name",), [], empty="no topics")
 
     assert capsys.readouterr().out == "no topics\n"
-
-
-def test_one_is_not_a_plural() -> None:
-    assert [count_of(n, "record") for n in (0, 1, 2000)] == [
-        "0 records",
-        "1 record",
-        "2,000 records",
-    ]
 
 
 # --- what other clients wrote --------------------------------------------------------------

@@ -222,7 +222,7 @@ def test_moves_that_will_not_be_made_are_told_beside_those_that_are_done() -> No
     progress = msgspec.structs.replace(FINISHED, moves=4, done=1, skipped=1, cancelled=2)
 
     assert progress.moves_text() == "1 of 4 done, 1 skipped, 2 cancelled"
-    assert FINISHED.moves_text(" moves") == "1 of 1 moves done"
+    assert FINISHED.moves_text("move") == "1 of 1 move done"
 
 
 def test_a_finished_plan_tells_in_json_what_it_left_alone() -> None:

@@ -83,7 +83,7 @@ def test_a_log_of_before_there_were_levels_is_at_the_first() -> None:
 def test_the_level_is_raised_once_every_broker_supports_it_and_never_lowered() -> None:
     state = formed(1, 2, None)
     assert state.feature_level_available == 1
-    with pytest.raises(InvalidRequestError, match=r"not supported by brokers 2 \(logd 0.9, up to"):
+    with pytest.raises(InvalidRequestError, match=r"not supported by broker 2 \(logd 0.9, up to"):
         apply(state, RaiseFeatureLevel(level=2))
     assert state.feature_level == 1
 

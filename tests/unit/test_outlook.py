@@ -30,14 +30,15 @@ def test_a_missing_replica_is_rebuilt_before_one_that_only_has_to_leave() -> Non
 
 
 def test_the_outlook_says_how_many_and_why_not_the_others() -> None:
-    when = "are rebuilt elsewhere in 9 s"
+    when = "rebuilt elsewhere in 9 s"
 
     assert Outlook(3, 0, 0).text(when) == "its 3 replicas are rebuilt elsewhere in 9 s"
     assert Outlook(1, 2, 3).text(when) == (
-        "1 of its 6 replicas are rebuilt elsewhere in 9 s; "
+        "1 of its 6 replicas is rebuilt elsewhere in 9 s; "
         "2 cannot be rebuilt: there is no other broker to take them; "
         "3 cannot be rebuilt: too few copies are alive to elect a leader"
     )
+    assert Outlook(1, 0, 0).text(when) == "its 1 replica is rebuilt elsewhere in 9 s"
     assert Outlook(0, 2, 0).text(when) == (
         "its 2 replicas cannot be rebuilt: there is no other broker to take them"
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from logd.errors import TopicExistsError, UnavailableError
 from logd.metadata.commands import CreateInternalTopic
 from logd.wire.coordination import COORDINATION_TOPIC
+from logd.wording import count_of
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
@@ -38,7 +39,8 @@ async def ensure_topic(broker: Broker) -> None:
     if len(state.brokers) < needed:
         # They all were there when the cluster was formed, so they will be here in a moment.
         raise UnavailableError(
-            f"{len(state.brokers)} brokers have registered, coordination waits for {needed}"
+            f"coordination waits for {count_of(needed, 'broker')} to register, "
+            f"found {len(state.brokers)}"
         )
     command = CreateInternalTopic(
         name=COORDINATION_TOPIC,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from logd.metadata.rebalance.cluster import is_majority_alive
 from logd.types import NodeId
+from logd.wording import are, count_of
 
 
 class Outlook(NamedTuple):
@@ -23,19 +24,20 @@ class Outlook(NamedTuple):
     """The partition has no leader: too few of its replicas are alive."""
 
     def text(self, when: str) -> str:
-        """For a person; ``when`` says of replicas that can be rebuilt when they are."""
+        """For a person; ``when`` says of replicas that can be rebuilt when they are, without the
+        verb."""
         total = sum(self)
         parts: list[str] = []
         for count, what in (
-            (self.rebuilt, when),
+            (self.rebuilt, f"{are(self.rebuilt)} {when}"),
             (self.unplaced, "cannot be rebuilt: there is no other broker to take them"),
             (self.stranded, "cannot be rebuilt: too few copies are alive to elect a leader"),
         ):
             if count and parts:
                 parts.append(f"{count} {what}")
             elif count:
-                which = f"its {total}" if count == total else f"{count} of its {total}"
-                parts.append(f"{which} replicas {what}")
+                which = "its" if count == total else f"{count} of its"
+                parts.append(f"{which} {count_of(total, 'replica')} {what}")
         return "; ".join(parts)
 
 

@@ -35,6 +35,7 @@ from logd.metadata.rebalance.search import (
 )
 from logd.metadata.rebalance.shares import Range, Ranges, ranges_of
 from logd.types import GroupId, NodeId, TopicPartition
+from logd.wording import are, count_of, named
 
 
 class Reason(StrEnum):
@@ -405,9 +406,7 @@ class _Ledger:
             if helped:
                 node = helped[0]
                 return reason, _load_text(node, reason, loads[node], self._ranges[node][at])
-        return Reason.ROOM, (
-            f"broker {', '.join(map(str, removed))} gets room for what another move brings"
-        )
+        return Reason.ROOM, (f"room on {named('broker', removed)} for what another move brings")
 
     def _is_better(self, node: NodeId, at: int, loads: dict[NodeId, int], change: int) -> bool:
         ranges = self._ranges.get(node)
@@ -421,19 +420,18 @@ class _Ledger:
         removed = [self._brokers[node] for node in partition.replicas if node not in after]
         match reason:
             case Reason.DEAD:
-                dead = ", ".join(str(broker.node) for broker in removed if broker.is_dead)
-                return f"broker {dead} is dead"
+                dead = [broker.node for broker in removed if broker.is_dead]
+                return f"{named('broker', dead)} {are(len(dead))} dead"
             case Reason.REPLICA_COUNT:
-                return f"{len(after)} replicas are wanted, found {len(partition.replicas)}"
+                wanted = len(after)
+                found = len(partition.replicas)
+                return f"{count_of(wanted, 'replica')} {are(wanted)} wanted, found {found}"
             case Reason.FAILURE_DOMAIN:
-                return f"brokers {_listed(partition.replicas)} share a failure domain or rack"
+                return f"{named('broker', partition.replicas)} share a failure domain or rack"
             case _:
                 leaving = [broker.node for broker in removed if broker.is_draining]
-                return f"broker {_listed(leaving or partition.replicas[:1])} is draining"
-
-
-def _listed(nodes: Sequence[NodeId]) -> str:
-    return ", ".join(map(str, nodes))
+                leaving = leaving or list(partition.replicas[:1])
+                return f"{named('broker', leaving)} {are(len(leaving))} draining"
 
 
 def _span(low: int, high: int) -> str:
@@ -442,7 +440,9 @@ def _span(low: int, high: int) -> str:
 
 def _load_text(node: NodeId, reason: Reason, load: int, even: Range) -> str:
     if reason is Reason.REPLICAS:
-        return f"broker {node} has {load} replicas, even is {_span(even.low, even.high)}"
+        return (
+            f"broker {node} has {count_of(load, 'replica')}, even is {_span(even.low, even.high)}"
+        )
     share = (load - even.even) / max(1.0, even.even)
     what = "bytes" if reason is Reason.BYTES else "traffic"
     return f"broker {node} has {abs(share):.0%} {'more' if share > 0 else 'less'} {what} than even"

@@ -1,0 +1,23 @@
+"""How messages put numbers and lists, so that each puts them alike.
+
+A message that says ``1 partitions`` is understood, and makes one doubt the rest of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def count_of(count: int, noun: str) -> str:
+    """``1 record``, ``2,000 records``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def named(noun: str, names: Sequence[object]) -> str:
+    """``broker 3``, ``brokers 3, 4``."""
+    return f"{noun if len(names) == 1 else f'{noun}s'} {', '.join(map(str, names))}"
+
+
+def are(count: int) -> str:
+    """The verb of as many."""
+    return "is" if count == 1 else "are"
