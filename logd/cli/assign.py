@@ -104,7 +104,8 @@ def work(group: str, name: str, command: tuple[str, ...], ttl_s: float, bootstra
     """Be the member NAME of GROUP, and run one COMMAND for each shard that is NAME's.
 
     COMMAND finds LOGD_SHARD, LOGD_FENCE_ID, LOGD_FENCE_TOKEN and LOGD_FENCE in its environment.
-    It is ended when its shard is to move; the shard moves once it has ended.
+    It is asked to end (SIGTERM) when its shard is to move, and when this worker is told to end, by
+    Ctrl-C or another signal; the shard moves once it has ended.
     """
     from logd.cli.holding import (
         client_name,

@@ -7,8 +7,8 @@ the command has ended.
 
 Without a terminal the command runs in a session of its own, so that what it started ends with it.
 With one it stays in ours: a command that a person may type to must not be in the background.  To
-one whose input comes from us nobody types: it is always apart, so that Ctrl-C reaches it through
-us alone, who end it in order.
+one whose input comes from us nobody types, nor to one of several: these are always apart, so that
+Ctrl-C reaches them through us alone, who end them in order.
 """
 
 from __future__ import annotations
@@ -97,12 +97,14 @@ async def run_while_held(
     shell would tell it.
 
     Args:
-        signals: to pass on to the command; None if our caller cancels us for them.
+        signals: to pass on to the command; None if our caller, who may run several, cancels us
+            for them.
 
     Raises:
         LeaseLostError: what it depended on was lost, and it was ended.
         Exit: a signal asked us to end, while it ran or while it was held on.
     """
+    is_apart = signals is None or _is_without_terminal()
     signals = signals or Signals()
     until = anyio.current_time() + hold_s
     received: list[int] = []
@@ -114,7 +116,7 @@ async def run_while_held(
             running.send(number)
 
     try:
-        running = await _start(command, environment, is_apart=_is_without_terminal())
+        running = await _start(command, environment, is_apart=is_apart)
     except OSError as error:
         _end_without_command(command, error)
     async with anyio.create_task_group() as tasks:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -1005,22 +1006,47 @@ def test_ctrl_c_gives_the_item_back_once_its_command_has_ended_in_order(
         "sleep 60 & echo begun; wait"
     )
     command = logd_command("queue", "work", name, *at, "--", "sh", "-c", script)
+    said, code = typed_at(command, begun=1)
+
+    claimed = msgspec.json.decode(run_logd("queue", "claim", name, "--output", "json", *at).stdout)
+    assert out.read_text() == "ended\n"
+    assert b"completed 0 items; gave back 1 item" in said
+    assert code == 128 + signal.SIGINT
+    assert (claimed["payload"], claimed["attempt"]) == ("item", 1)
+
+
+def test_ctrl_c_asks_each_command_of_an_assignment_worker_to_end_and_does_nothing_else(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    group, at, out = fresh("group"), ("--bootstrap", cluster.bootstrap), tmp_path / "out"
+    run_logd("assign", "set", group, "--count", "2", *at)
+    script = (
+        f"trap 'echo interrupted >> {out}; exit 1' INT; trap 'echo ended >> {out}; exit 1' TERM; "
+        "sleep 60 & echo begun; wait"
+    )
+    said, code = typed_at(
+        logd_command("assign", "work", group, "me", *at, "--", "sh", "-c", script), begun=2
+    )
+
+    assert out.read_text() == "ended\nended\n", said
+    assert code == 128 + signal.SIGINT
+
+
+def typed_at(command: list[str], *, begun: int) -> tuple[bytes, int]:
+    """What a command said, and its exit code, in a terminal where Ctrl-C was typed once it had said
+    ``begun`` so often."""
     child, terminal = pty.fork()
     if child == 0:
         os.execv(command[0], command)
     with open(terminal, "r+b", buffering=0) as keyboard:
         said = b""
-        while b"begun" not in said:
+        while said.count(b"begun") < begun:
             said += keyboard.read(1024)
         keyboard.write(b"\x03")
         _, status = os.waitpid(child, 0)
-        said += keyboard.read(1024)
-
-    claimed = msgspec.json.decode(run_logd("queue", "claim", name, "--output", "json", *at).stdout)
-    assert out.read_text() == "ended\n"
-    assert b"completed 0 items; gave back 1 item" in said
-    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGINT
-    assert (claimed["payload"], claimed["attempt"]) == ("item", 1)
+        with suppress(OSError):  # Nothing more was said.
+            said += keyboard.read(1024)
+    return said, os.waitstatus_to_exitcode(status)
 
 
 def test_a_worker_tells_attempts_that_failed_and_does_not_call_them_items_given_back(
