@@ -386,7 +386,7 @@ def complete(name: str, claim: tuple[int, int, int], bootstrap: str) -> None:
 
     async def settle() -> None:
         async with connected(bootstrap) as client:
-            await (await _adopted(client, name, claim)).complete()
+            await (await adopted(client, name, claim)).complete()
 
     run_async(settle)
 
@@ -419,7 +419,7 @@ def release(
 
     async def settle() -> None:
         async with connected(bootstrap) as client:
-            held = await _adopted(client, name, claim)
+            held = await adopted(client, name, claim)
             await held.release(reason, delay_s=delay_s, dead=dead, uncounted=uncounted)
 
     run_async(settle)
@@ -439,14 +439,16 @@ def renew(name: str, claim: tuple[int, int, int], visibility_s: float, bootstrap
 
     async def settle() -> None:
         async with connected(bootstrap) as client:
-            await (await _adopted(client, name, claim)).renew(visibility_s)
+            await (await adopted(client, name, claim)).renew(visibility_s)
 
     run_async(settle)
 
 
-async def _adopted(client: Client, name: str, claim: tuple[int, int, int]) -> Claim:
+async def adopted(client: Client, name: str, claim: tuple[int, int, int]) -> Claim:
+    """What `queue claim` took, to be settled here."""
     item, token, session = claim
-    return await client.queue(name).adopt(item, token, session)
+    # `queue claim` has ended: that is how CLAIM came to be told.
+    return await client.queue(name).adopt(item, token, session, owner_is_gone=True)
 
 
 # --- looking after it ---------------------------------------------------------------------

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import pytest
 from click.testing import CliRunner
 
 from logd.cli import root
-from logd.cli.queue import run_for
+from logd.cli.queue import adopted, run_for
 from logd.errors import UnknownNameError
 from logd.limits import VALUE_BYTES_MAX
 from logd.wire.coordination import ClaimedItem, QueueOptions, QueueStatistics
@@ -31,6 +33,28 @@ def claim_of(payload: bytes) -> Claim:
     queue = Queue(cast(Sessions, None), parse_name("jobs"))
     item = ClaimedItem(item=7, token=9, payload=payload)
     return Claim(queue, cast(Session, None), item, None, 0.0)
+
+
+def test_by_claim_results_are_acknowledged_in_the_session_that_queue_claim_left() -> None:
+    class Calls:
+        environment = SimpleNamespace(wall_clock_ms=lambda: 10**12, rng=random.Random(1))
+        routing = SimpleNamespace(environment=environment)
+
+        def lease_clock(self) -> float:
+            return 0.0
+
+        async def group_of(self, namespace: str) -> int:
+            return 5
+
+    async def adopt() -> Claim:
+        sessions = Sessions(cast(Any, Calls()), "client", 30_000)
+        client = SimpleNamespace(queue=lambda name: Queue(sessions, parse_name(name)))
+        return await adopted(cast(Any, client), "jobs", (7, 9, 3))
+
+    claim = anyio.run(adopt, backend="trio")
+
+    assert (claim.id, claim.token, claim.session.id) == (7, 9, 3)
+    assert claim.session.acknowledged > 0
 
 
 def work_on(payload: bytes, *command: str) -> None:

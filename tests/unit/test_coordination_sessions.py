@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from logd.coordination import sessions
+from logd.coordination.checks import check_sequence
 from logd.coordination.state import CoordinationState
 from logd.errors import (
     InvalidNameError,
@@ -39,6 +42,12 @@ from logd.wire.coordination import (
     Sessions,
     Transact,
     Transacted,
+)
+from logd_client.coordination.session import (
+    ADOPTED_LOWEST,
+    ADOPTERS_WAIT_MINUTES,
+    MINUTE_MS,
+    adopters_place,
 )
 from tests.support.coordination import NAMESPACE, Partition, error_of
 
@@ -126,6 +135,34 @@ def test_results_are_kept_up_to_a_bound_and_taking_some_makes_room() -> None:
     assert error_of(refused) is OverloadedError
     assert isinstance(taken, Transacted)
     assert value(partition) == b"%d" % beyond
+
+
+def test_those_who_go_on_with_a_session_that_its_client_left_make_room_for_each_other() -> None:
+    """As many as like, also at one time and by clocks that differ; each is a process of its own."""
+    partition, chance = Partition(), random.Random(1)
+    session = partition.open()
+    partition.do(session, COUNT_ONE)
+    count = 2 * RESULTS_PER_SESSION_MAX
+    tolerated_ms = ADOPTERS_WAIT_MINUTES * MINUTE_MS
+
+    for at in range(count):
+        now_ms = 30_000_000 * MINUTE_MS + at * 20_000 - at % 3 * tolerated_ms // 3
+        sequence, acknowledged = adopters_place(now_ms, chance)
+        entry = Entry(NAMESPACE, session, sequence, acknowledged, 5, COUNT_ONE)
+        assert partition.apply(entry) == partition.apply(entry), at
+
+    assert value(partition) == b"%d" % (count + 1)
+
+
+@pytest.mark.parametrize("now_ms", [-1, 0, 10 * MINUTE_MS, 2**63 - 1, 10**30])
+def test_whatever_the_clock_says_their_sequences_are_possible(now_ms: int) -> None:
+    partition = Partition()
+    session = partition.open()
+    sequence, acknowledged = adopters_place(now_ms, random.Random(2))
+
+    check_sequence(Entry(NAMESPACE, session, sequence, acknowledged, 5, COUNT_ONE))
+
+    assert ADOPTED_LOWEST <= sequence < 2**63
 
 
 def test_what_a_namespace_keeps_of_results_has_a_bound_for_all_of_its_sessions(

@@ -278,10 +278,20 @@ class Queue:
                     return claims
                 await _wait_for_event(watch, min(left_s, POLL_S))
 
-    async def adopt(self, item: int, token: int, session: int) -> Claim:
+    async def adopt(
+        self, item: int, token: int, session: int, *, owner_is_gone: bool = False
+    ) -> Claim:
         """A claim that another process made, and whose session it left open
-        (``Coordination.leave_sessions_open``): to complete, renew or release it here."""
-        adopted = await self._sessions.adopt(self.name.namespace, session)
+        (``Coordination.leave_sessions_open``): to complete, renew or release it here.
+
+        Args:
+            owner_is_gone: the client that claimed it is closed, and nobody else but adopters uses
+                its session: any number of commands can follow each other there.  A client that
+                still used it would have its next commands refused.
+        """
+        adopted = await self._sessions.adopt(
+            self.name.namespace, session, owner_is_gone=owner_is_gone
+        )
         claimed = ClaimedItem(item=item, token=token, payload=b"")
         return Claim(self, adopted, claimed, None, self._sessions.calls.lease_clock())
 

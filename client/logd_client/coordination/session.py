@@ -15,6 +15,7 @@ been told.  The next use opens another one.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -52,6 +53,19 @@ WINDOW: Final = 1_000
 # So the brokers never keep more results: each command says which of them are here.
 assert WINDOW <= RESULTS_PER_SESSION_MAX
 
+MINUTE_MS: Final = 60_000
+ADOPTERS_WAIT_MINUTES: Final = 10
+"""Whoever goes on with a session that its client has left has its answers within so long, and
+clocks of machines that do so are no further apart."""
+
+ADOPTED_BITS: Final = 36
+"""Of a sequence in such a session, what is drawn; above them are the minutes since 1970."""
+
+ADOPTED_LOWEST: Final = 2**32
+"""Drawn at least: no client has come so far in a session of its own."""
+
+MINUTES_MAX: Final = 2 ** (63 - ADOPTED_BITS) - 1
+
 CLOSE_TIMEOUT_S: Final = 2.0
 """How long leaving a client may take to give back what it holds; else it expires."""
 
@@ -85,7 +99,8 @@ class Session:
         """Those whose command has no place yet, in order."""
         self._promised = 0
         """Places of those who were woken and have not come yet."""
-        self._is_adopted = False
+        self._acknowledged_elsewhere: int | None = None
+        """Of a session that another client opened: what it acknowledges instead."""
         self.unsettled: dict[object, anyio.Event] = {}
         """What is still being given back, after its caller has gone on."""
 
@@ -164,15 +179,16 @@ class Session:
     @property
     def acknowledged(self) -> int:
         """The results of all sequences below are here."""
-        if self._is_adopted:
-            return 0
+        if self._acknowledged_elsewhere is not None:
+            return self._acknowledged_elsewhere
         return next(iter(self._unanswered), self._next_sequence)
 
-    def adopt(self, first_sequence: int) -> None:
-        """Another client opened it and may still use it: sequences begin far from that one's,
-        and its results are not acknowledged in its place."""
+    def adopt(self, first_sequence: int, acknowledged: int) -> None:
+        """Another client opened it, and others may go on with it at the same time: sequences
+        begin far from theirs, and no result is acknowledged that one of them may wait for."""
+        assert acknowledged < first_sequence
         self._next_sequence = first_sequence
-        self._is_adopted = True
+        self._acknowledged_elsewhere = acknowledged
 
     async def call(
         self, command: Command, expected: type[R], *, timeout_s: float | None = None
@@ -378,10 +394,16 @@ class Sessions:
         session = await self.get(namespace)
         return await session.call(command, expected, timeout_s=timeout_s)
 
-    async def adopt(self, namespace: str, session_id: int) -> Session:
+    async def adopt(
+        self, namespace: str, session_id: int, *, owner_is_gone: bool = False
+    ) -> Session:
         """A session that another process opened, and left open, to settle what it claimed.
 
         It is not kept alive beyond what is done in it, and not closed.
+
+        Args:
+            owner_is_gone: the client that opened it is closed.  Then results are acknowledged,
+                those of some minutes ago; else there is room for as many as a session may have.
 
         Raises:
             UsageError: the id is no session's.
@@ -390,7 +412,11 @@ class Sessions:
         group = await self.calls.group_of(namespace)
         opened = Opened(revision=session_id, session=session_id, ttl_ms=self._ttl_ms)
         session = Session(self.calls, namespace, group, opened)
-        session.adopt(self._routing.environment.rng.randrange(2**32, 2**62))
+        environment = self._routing.environment
+        if owner_is_gone:
+            session.adopt(*adopters_place(environment.wall_clock_ms(), environment.rng))
+        else:
+            session.adopt(environment.rng.randrange(ADOPTED_LOWEST, 2**62), 0)
         session.start(self.calls.lease_clock())
         return session
 
@@ -511,6 +537,20 @@ class Sessions:
             await closing.result(Done, timeout_s=CLOSE_TIMEOUT_S)
         except LogdError:
             return  # It is gone, or will expire.
+
+
+def adopters_place(now_ms: int, chance: random.Random) -> tuple[int, int]:
+    """Where the sequences of a process begin that goes on with a session which its client has
+    left, and what it acknowledges.
+
+    Any number may do so, one after the other and at the same time, and know nothing of each other.
+    So their sequences begin with the time, and each acknowledges what is too old to be waited for.
+    One whose clock is behind by more than that is refused, and nothing of it is done.
+    """
+    minutes = min(max(now_ms // MINUTE_MS, 0), MINUTES_MAX)
+    drawn = chance.randrange(ADOPTED_LOWEST, 2**ADOPTED_BITS)
+    acknowledged = max(minutes - ADOPTERS_WAIT_MINUTES, 0) << ADOPTED_BITS
+    return (minutes << ADOPTED_BITS) + drawn, acknowledged
 
 
 def require_ttl(name: str, ttl_ms: object) -> int:
