@@ -64,6 +64,8 @@ def parse_record(line: bytes) -> Record:
     Raises:
         UsageError: says what is wrong, and shows the beginning of the line.
     """
+    if not line.strip():
+        raise UsageError("a line is no record: it is empty")
     try:
         found = _DECODER.decode(line)
         headers = []

@@ -51,7 +51,9 @@ def test_a_line_written_by_hand_needs_a_value_only() -> None:
     ("line", "reason"),
     [
         (b"hello", "JSON is malformed"),
-        (b"", "truncated"),
+        (b"", "a line is no record: it is empty"),
+        (b" \r", "a line is no record: it is empty"),
+        (b"{", "truncated"),
         (b"[1]", "Expected `object`"),
         (b'{"value": 3}', "got `int` - at `$.value`: {"),
         (b'{"key": "x"}', "value is missing"),
