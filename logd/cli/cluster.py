@@ -16,10 +16,11 @@ import msgspec
 from logd.cli.display import print_facts, print_json, print_table, printable, say
 from logd.cli.exits import ExitCode
 from logd.cli.options import IntegerType, bootstrap_option, output_option
+from logd.wording import named
 
 if TYPE_CHECKING:
     from logd.cli.overview import BrokerNews, BrokerRow, EventRow
-    from logd.wire.messages import DescribePartitionResponse, MetadataResponse
+    from logd.wire.messages import BrokerInfo, DescribePartitionResponse, MetadataResponse
 
 PROBLEMS_SHOWN_MAX = 8
 EVENTS_SHOWN_MAX = 8
@@ -129,40 +130,62 @@ def describe(bootstrap: str, output: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be raised.")
 @bootstrap_option
 @output_option
-def upgrade(level: int | None, dry_run: bool, bootstrap: str, output: str) -> None:
+@click.pass_context
+def upgrade(
+    context: click.Context, level: int | None, dry_run: bool, bootstrap: str, output: str
+) -> None:
     """Let the cluster use what a newer version brought, once all brokers run it.
 
     There is no way back: a broker of an older version is not let in any more.
+
+    Exits with 6, whether or not it has raised anything, while brokers of an older version keep the
+    cluster below the highest level that this logd knows; it names them.  A --level that a broker
+    does not support is refused.
     """
     from logd.cli.session import connected, run_async
+    from logd.errors import InvalidRequestError
     from logd.metadata.features import LEVELS
 
-    async def rise() -> None:
+    async def rise() -> ExitCode:
         async with connected(bootstrap) as client:
             metadata = await client.admin.describe_cluster()
+            available = metadata.feature_level_available
+            goal = max(*LEVELS, available) if level is None else level
+            behind = [each for each in metadata.brokers if each.feature_level_max < goal]
             before = metadata.feature_level
-            wanted = metadata.feature_level_available if level is None else level
+            wanted = available if level is None else level
             now = before
             if not dry_run:
                 now = await client.admin.raise_feature_level(level)
+            elif behind and level is not None:
+                raise InvalidRequestError(
+                    f"feature level {level} is not supported by {_versions_text(behind)}"
+                )
         if output == "json":
-            print_json({"before": before, "wanted": wanted, "level": now})
-            return
-        behind = [
-            f"{broker.node_id} (logd {broker.version or '?'}, up to {broker.feature_level_max})"
-            for broker in metadata.brokers
-            if broker.feature_level_max < max(LEVELS)
-        ]
-        if now > before or (dry_run and wanted > before):
+            ids = [each.node_id for each in behind]
+            print_json({"before": before, "wanted": wanted, "level": now, "waits_for": ids})
+        elif now > before or (dry_run and wanted > before):
             click.echo(f"feature level {before} → {wanted}" + (" (not yet)" if dry_run else ""))
             for number in range(before + 1, wanted + 1):
                 click.echo(f"  {number}: {LEVELS.get(number, 'of a newer version')}")
         else:
             click.echo(f"feature level {now}: nothing to raise")
         if behind:
-            say(f"level {max(LEVELS)} waits for brokers {', '.join(behind)}")
+            say(f"logd: feature level {goal} waits for {_versions_text(behind)}")
+        return ExitCode.DEGRADED if behind else ExitCode.OK
 
-    run_async(rise)
+    context.exit(run_async(rise))
+
+
+def _versions_text(brokers: Sequence[BrokerInfo]) -> str:
+    """``broker 3 (logd 1.0, up to 6)``."""
+    return named(
+        "broker",
+        [
+            f"{each.node_id} (logd {each.version or '?'}, up to {each.feature_level_max})"
+            for each in brokers
+        ],
+    )
 
 
 async def fetch_status(bootstrap: str) -> Status:

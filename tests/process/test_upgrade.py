@@ -25,6 +25,7 @@ pytestmark = pytest.mark.process
 
 PATIENCE_S = 60.0
 FAILED = 1
+DEGRADED = 6
 LEVEL = "LOGD_CONFIG_FEATURE_LEVEL_MAX"
 COORDINATED = ("kv", "put", "key", "value")
 
@@ -39,6 +40,15 @@ def refusal(cluster: ElasticCluster, *arguments: str) -> str:
     done = run_logd(*arguments, "--bootstrap", cluster.bootstrap)
     assert done.returncode == FAILED, (arguments, done.stdout, done.stderr)
     return done.stderr.decode()
+
+
+def waits_for(cluster: ElasticCluster) -> set[int]:
+    """Brokers that keep the cluster at the level where it is."""
+    done = run_logd("cluster", "upgrade", "--output", "json", "--bootstrap", cluster.bootstrap)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["level"]) == (DEGRADED, 1)
+    assert b"waits for broker" in done.stderr
+    return set(found["waits_for"])
 
 
 def restart(cluster: ElasticCluster, node: int) -> None:
@@ -63,7 +73,7 @@ def test_a_cluster_is_upgraded_once_all_of_its_brokers_are(
     with stopping(cluster):
         cluster.start_all()
         anyio.run(wait_until_ready, cluster, backend="trio")
-        assert logd(cluster, "cluster", "upgrade")["level"] == 1
+        assert waits_for(cluster) == {1, 2, 3}
         newer = ("topic", "create", "fast", "--config", "durability=replicated")
         assert "needs feature level 2" in refusal(cluster, *newer)
         assert "needs feature level 3" in refusal(cluster, *COORDINATED)
@@ -72,7 +82,11 @@ def test_a_cluster_is_upgraded_once_all_of_its_brokers_are(
         for node in (1, 2):
             restart(cluster, node)
         too_early = refusal(cluster, "cluster", "upgrade", "--level", f"{FEATURE_LEVEL}")
-        assert "not supported by brokers 3" in too_early
+        assert "not supported by broker 3" in too_early
+        assert waits_for(cluster) == {3}
+        assert "not supported by broker 3" in refusal(
+            cluster, "cluster", "upgrade", "--dry-run", "--level", f"{FEATURE_LEVEL}"
+        )
         restart(cluster, 3)
         wait_for_level_available(cluster, FEATURE_LEVEL)
         assert logd(cluster, "cluster", "upgrade", "--dry-run")["level"] == 1
