@@ -1,8 +1,8 @@
 """``logd dev``: a whole cluster in one terminal.
 
 Each broker is a process of its own, started exactly as ``logd serve`` would be by hand, so
-what works here works there.  A broker that ends is reported and not started again: a person
-who killed it wants to see what happens without it.
+what works here works there.  One that was removed from the cluster is left out.  One that ends is
+reported and not started again: a person who killed it wants to see what happens without it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+import msgspec
 
 from logd.cli.display import print_json, say
 from logd.cli.exits import ExitCode
 from logd.cli.options import IntegerType, output_option
 from logd.config import PORT_MAX
 from logd.limits import METADATA_VOTERS_MAX
+from logd.types import NodeId
 
 if TYPE_CHECKING:
     from logd.cli.local_cluster import LocalCluster
-    from logd.types import NodeId
 
 PORT_DEFAULT: Final = 7171
 BROKERS_MAX: Final = METADATA_VOTERS_MAX
@@ -59,7 +60,7 @@ def dev(
     )
 
     with stopping(cluster):
-        is_stopped = run_async(_run, cluster, output)
+        is_stopped = run_async(_run, cluster, data_dir, output)
     if not is_stopped:
         say("logd: no broker is left")
         context.exit(ExitCode.FAILED)
@@ -67,7 +68,7 @@ def dev(
         say("stopped")
 
 
-async def _run(cluster: LocalCluster, output: str) -> bool:
+async def _run(cluster: LocalCluster, data_dir: Path, output: str) -> bool:
     """Run until a signal (True), or until no broker is left (False).
 
     Signals are caught before the first broker starts, so there is no moment at which
@@ -91,7 +92,9 @@ async def _run(cluster: LocalCluster, output: str) -> bool:
 
             tasks.start_soon(stop_on_signal)
             cluster.start_all()
-            await wait_until_ready(cluster)
+            await _leave_out_removed(cluster, data_dir)
+            registered_at = await wait_until_ready(cluster)
+            _note(data_dir, registered_at=registered_at)
             _announce(cluster, output)
             async with anyio.create_task_group() as watches:
                 for broker in cluster.brokers:
@@ -99,6 +102,32 @@ async def _run(cluster: LocalCluster, output: str) -> bool:
             signals_task.cancel()
             return False
     return True
+
+
+async def _leave_out_removed(cluster: LocalCluster, data_dir: Path) -> None:
+    """Go on without brokers that have been removed from the cluster since it was founded."""
+    from logd.cli.local_cluster import read_cluster_file
+    from logd.cli.ready import find_removed
+
+    saved = read_cluster_file(data_dir)
+    removed = [NodeId(node) for node in saved.removed]
+    if saved.registered_at:
+        found = await find_removed(cluster, saved.registered_at)
+        for node in found:
+            cluster.leave_out(node)
+        removed += found
+        _note(data_dir, removed=removed)
+    for node in removed:
+        say(
+            f"broker {node} is left out: it was removed from the cluster, and its id is never used "
+            f"again; its files are still in {data_dir / f'broker-{node}'}"
+        )
+
+
+def _note(data_dir: Path, **facts: object) -> None:
+    from logd.cli.local_cluster import read_cluster_file, save_cluster_file
+
+    save_cluster_file(data_dir, msgspec.structs.replace(read_cluster_file(data_dir), **facts))
 
 
 async def _report_end(cluster: LocalCluster, node_id: NodeId) -> None:

@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from logd.config import parse_host_port
 from logd.errors import StorageError, UsageError
 from logd.storage.directory import GROUPS_NAME
 from logd.types import HostPort, NodeId
+from logd.wording import count_of
 
 HOST: Final = "127.0.0.1"
 PEER_PORT_DISTANCE: Final = 1000
@@ -63,6 +64,16 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     format: int = 1
     brokers: Annotated[list[BrokerEntry], msgspec.Meta(min_length=1)]
+    """Those that founded it: the whole list is part of its identity, whoever is removed."""
+    registered_at: int = 0
+    """How long the metadata log was when all of them had been seen registered; 0: they never were.
+    Whoever is not in the metadata of a later state is no member any more."""
+    removed: list[int] = []
+    """Found to be no members any more: their ids are never used again."""
+
+    @property
+    def members(self) -> list[BrokerEntry]:
+        return [entry for entry in self.brokers if entry.id not in self.removed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +107,19 @@ class LocalBroker:
 class LocalCluster:
     """Starts, kills and stops brokers.  Blocking; own it with ``with``, which stops all."""
 
-    def __init__(self, brokers: Sequence[LocalBroker], *, settings: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        brokers: Sequence[LocalBroker],
+        *,
+        settings: Sequence[str] = (),
+        founders: Mapping[int, str] | None = None,
+    ) -> None:
+        """``founders`` are the peer addresses of those that formed the cluster, if they are others
+        than ``brokers``."""
         assert brokers
         self.brokers = tuple(brokers)
         self._settings = tuple(settings)
+        self._founding = founders
         self._processes: dict[NodeId, subprocess.Popen[bytes]] = {}
         self._log_starts: dict[NodeId, int] = {}
 
@@ -114,7 +134,8 @@ class LocalCluster:
 
     def command(self, broker: LocalBroker) -> list[str]:
         """The command line of one broker: what a person would type, and the leash."""
-        members = ",".join(f"{member.node_id}={member.peer_address}" for member in self.brokers)
+        founders = self._founding or {each.node_id: str(each.peer_address) for each in self.brokers}
+        members = ",".join(f"{node}={address}" for node, address in founders.items())
         return [
             *(sys.executable, "-m", "logd", "serve"),
             *("--node-id", str(broker.node_id), "--data-dir", str(broker.data_dir)),
@@ -181,6 +202,13 @@ class LocalCluster:
         process = self._processes[node_id]
         process.kill()
         process.wait()
+
+    def leave_out(self, node_id: NodeId) -> None:
+        """It is no member of the cluster any more: end it, and know it no longer."""
+        if self.is_running(node_id):
+            self.kill(node_id)
+        self._release(node_id)
+        self.brokers = tuple(broker for broker in self.brokers if broker.node_id != node_id)
 
     @property
     def stop_timeout_s(self) -> float:
@@ -259,12 +287,14 @@ def open_cluster(
     directory = directory.absolute()
     path = directory / CLUSTER_FILE
     if path.exists():
-        entries = _resumed(path, broker_count, port)
+        saved = _resumed(path, broker_count, port)
     else:
         _refuse_foreign(directory)
-        entries = _chosen(broker_count or broker_count_default, port or port_default)
+        chosen = _chosen(broker_count or broker_count_default, port or port_default)
+        saved = ClusterFile(brokers=chosen)
     directory.mkdir(parents=True, exist_ok=True)
-    _save(path, entries)
+    save_cluster_file(directory, saved)
+    entries = saved.members
     http_addresses = _http_addresses(entries) if http else [None] * len(entries)
     return LocalCluster(
         [
@@ -278,7 +308,34 @@ def open_cluster(
             for entry, http_address in zip(entries, http_addresses, strict=True)
         ],
         settings=settings,
+        founders={entry.id: entry.peer_address for entry in saved.brokers},
     )
+
+
+def read_cluster_file(directory: Path) -> ClusterFile:
+    """What the directory of a local cluster remembers.
+
+    Raises:
+        StorageError: it is something else.
+    """
+    path = directory / CLUSTER_FILE
+    try:
+        saved = msgspec.json.decode(path.read_bytes(), type=ClusterFile)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path} is not a cluster file: {error}") from error
+    if saved.format != 1:
+        raise StorageError(f"{path} has format {saved.format}; this version reads format 1")
+    if not saved.members:
+        raise StorageError(f"{path} is not a cluster file: all brokers in it were removed")
+    return saved
+
+
+def save_cluster_file(directory: Path, content: ClusterFile) -> None:
+    """Have the directory remember it."""
+    path = directory / CLUSTER_FILE
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+    temporary.replace(path)
 
 
 def process_cpu_seconds(pid: int) -> float:
@@ -301,24 +358,22 @@ def free_ports(count: int, chance: random.Random, *, taken: Iterable[int] = ()) 
     return found
 
 
-def _resumed(path: Path, broker_count: int | None, port: int | None) -> list[BrokerEntry]:
-    try:
-        saved = msgspec.json.decode(path.read_bytes(), type=ClusterFile)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path} is not a cluster file: {error}") from error
-    if saved.format != 1:
-        raise StorageError(f"{path} has format {saved.format}; this version reads format 1")
-    if broker_count not in (None, len(saved.brokers)):
+def _resumed(path: Path, broker_count: int | None, port: int | None) -> ClusterFile:
+    saved = read_cluster_file(path.parent)
+    # The command that founded it resumes it, also when a broker has been removed since.
+    if broker_count not in (None, len(saved.brokers), len(saved.members)):
         raise UsageError(
-            f"{path.parent} holds a cluster of {len(saved.brokers)} brokers, not {broker_count}: "
+            f"{path.parent} holds a cluster of {count_of(len(saved.members), 'broker')}, not "
+            f"{broker_count}: "
             "leave --brokers out, or name another --data-dir"
         )
     if port is None:
-        return saved.brokers
-    return [
+        return saved
+    moved = [
         BrokerEntry(id=entry.id, address=f"{HOST}:{port + at}", peer_address=entry.peer_address)
         for at, entry in enumerate(saved.brokers)
     ]
+    return msgspec.structs.replace(saved, brokers=moved)
 
 
 def _chosen(broker_count: int, port: int | None) -> list[BrokerEntry]:
@@ -359,13 +414,6 @@ def _refuse_foreign(directory: Path) -> None:
             f"{directory} is not empty and holds no {CLUSTER_FILE}: "
             "name an empty or missing directory as --data-dir"
         )
-
-
-def _save(path: Path, entries: list[BrokerEntry]) -> None:
-    document = msgspec.json.format(msgspec.json.encode(ClusterFile(brokers=entries)), indent=2)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(document + b"\n")
-    temporary.replace(path)
 
 
 def _is_free(port: int) -> bool:

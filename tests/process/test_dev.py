@@ -17,7 +17,7 @@ import pytest
 
 from logd.cli.local_cluster import free_ports
 from logd_client import sync
-from tests.process.harness import logd_command
+from tests.process.harness import logd_command, run_logd
 
 pytestmark = pytest.mark.process
 
@@ -25,9 +25,13 @@ STOP_TIMEOUT_S = 10.0
 
 
 @contextmanager
-def running_dev(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
+def running_dev(
+    directory: Path, *options: str
+) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
     (port,) = free_ports(1, random.Random())
-    command = logd_command("dev", "--data-dir", directory, "--port", str(port), "--output", "json")
+    command = logd_command(
+        "dev", "--data-dir", directory, "--port", str(port), "--output", "json", *options
+    )
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as dev:
         assert dev.stdout is not None
         try:
@@ -63,6 +67,30 @@ def test_ctrl_c_stops_every_broker_and_the_directory_resumes(tmp_path: Path) -> 
     ):
         record = next(iter(consumer))
         assert (record.offset, record.value) == (ack.offset, b"value")
+
+
+def test_the_directory_resumes_without_a_broker_that_was_removed(tmp_path: Path) -> None:
+    found: list[tuple[list[int], bytes]] = []
+    with running_dev(tmp_path / "cluster", "--brokers", "4") as (dev, ready):
+        at = ("--bootstrap", ready["bootstrap"])
+        for verb in ("drain", "remove"):
+            done = run_logd("broker", verb, "4", *at)
+            assert done.returncode == 0, done.stderr
+        dev.send_signal(signal.SIGINT)
+        assert dev.wait(STOP_TIMEOUT_S) == 0
+
+    # Once it finds out, and then it knows.
+    for count in ("4", "3"):
+        with running_dev(tmp_path / "cluster", "--brokers", count) as (dev, ready):
+            status = run_logd("cluster", "status", "--bootstrap", ready["bootstrap"])
+            dev.send_signal(signal.SIGINT)
+            _, told = dev.communicate(timeout=STOP_TIMEOUT_S)
+        assert status.returncode == 0, status.stdout
+        found.append(([broker["id"] for broker in ready["brokers"]], told))
+
+    for ids, told in found:
+        assert ids == [1, 2, 3]
+        assert b"broker 4 is left out: it was removed from the cluster" in told
 
 
 def test_a_killed_parent_leaves_no_broker_behind(tmp_path: Path) -> None:

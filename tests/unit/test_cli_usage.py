@@ -144,7 +144,7 @@ def test_dev_refuses_another_number_of_brokers_than_the_directory_has(tmp_path: 
 
     result = CliRunner().invoke(root, ["dev", "--data-dir", str(tmp_path), "--brokers", "3"])
 
-    assert "holds a cluster of 1 brokers, not 3" in result.stderr
+    assert "holds a cluster of 1 broker, not 3" in result.stderr
     assert result.exit_code == 2
 
 
