@@ -10,6 +10,7 @@ import anyio
 import click
 
 from logd.cli.display import print_json, print_table, say
+from logd.cli.lazy import NounGroup
 from logd.cli.options import REVISION, IntegerType, bootstrap_option, output_option, ttl_option
 from logd.limits import SHARDS_PER_GROUP_MAX
 from logd.wording import count_of
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from logd_client.coordination.assignments import OwnedShard
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def assign() -> None:
     """Spread shards over the members of a group."""
 

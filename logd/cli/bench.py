@@ -15,6 +15,7 @@ import click
 
 from logd.cli.benchmark.settings import Settings
 from logd.cli.display import print_facts, print_json, say
+from logd.cli.lazy import NounGroup
 from logd.cli.options import IntegerType, bootstrap_option, output_option
 from logd.errors import UsageError
 from logd.limits import (
@@ -119,7 +120,7 @@ _rate_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def bench() -> None:
     """Measure produce, consume, latency and end to end; compare runs in a report."""
 
@@ -284,7 +285,7 @@ def _print(found: Measurement) -> None:
     facts += [
         (
             f"  broker {broker.id}",
-            f"{broker.cpu_s_per_million}   peak {broker.anonymous_mb_max} MB",
+            f"{broker.cpu_s_per_million:,}   peak {broker.anonymous_mb_max} MB",
         )
         for broker in found.brokers
     ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from logd.cli.display import print_json, print_table, say
+from logd.cli.lazy import NounGroup
 from logd.cli.options import (
     BROKER_ID,
     bootstrap_option,
@@ -23,7 +24,7 @@ node_argument = click.argument("node", type=BROKER_ID, metavar="ID")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be moved.")
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def broker() -> None:
     """List, drain, resume, remove and replace brokers."""
 

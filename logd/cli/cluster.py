@@ -15,6 +15,7 @@ import msgspec
 
 from logd.cli.display import print_facts, print_json, print_table, printable, say
 from logd.cli.exits import ExitCode
+from logd.cli.lazy import NounGroup
 from logd.cli.options import IntegerType, bootstrap_option, output_option
 from logd.wording import named
 
@@ -56,7 +57,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The last things that happened, on any broker, newest first."""
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def cluster() -> None:
     """The cluster's health and members."""
 

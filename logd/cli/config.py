@@ -16,6 +16,7 @@ import msgspec
 
 from logd.cli.broker_settings import broker_options, resolve_settings
 from logd.cli.display import print_json, print_table
+from logd.cli.lazy import NounGroup
 from logd.cli.options import output_option
 
 DEFAULT = "default"
@@ -29,7 +30,7 @@ class SettingRow(msgspec.Struct, frozen=True, kw_only=True):
     origin: str
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def config() -> None:
     """A broker's configuration."""
 

@@ -10,6 +10,7 @@ import anyio
 import click
 
 from logd.cli.display import cell_text, cells_of, print_json, say
+from logd.cli.lazy import NounGroup
 from logd.cli.options import (
     IntegerType,
     bootstrap_option,
@@ -33,7 +34,7 @@ STAND_AGAIN_S: Final = 1.0
 """How long `elect run --again` rests between two leaderships."""
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def elect() -> None:
     """Run a command while leading; see and watch who leads."""
 

@@ -12,6 +12,7 @@ import click
 
 from logd.cli import streams
 from logd.cli.display import cell_text, cells_of, print_json, print_table, printable, say
+from logd.cli.lazy import NounGroup
 from logd.cli.options import (
     NUMBER_MAX,
     REVISION,
@@ -34,7 +35,7 @@ KEY_NUMBER: Final = SettingType("KEY=NUMBER")
 _NOTHING_THERE: Final = 3
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def kv() -> None:
     """Get, put, delete, compare and watch keys."""
 

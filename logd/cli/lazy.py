@@ -26,6 +26,10 @@ INTERRUPTED_EXIT_CODE = 130
 """128 + SIGINT, as shells report a command that Ctrl-C ended."""
 
 
+SENTENCE_CHARACTERS_MAX = 500
+"""None has more: what click shortens ends in dots."""
+
+
 class LazyCommand(NamedTuple):
     """One row of a group's table."""
 
@@ -65,6 +69,20 @@ class LazyGroup(click.Group):
         """Write the list of commands from the table alone."""
         with formatter.section("Commands"):
             formatter.write_dl([(row.name, row.help) for row in self._lazy.values()])
+
+
+class NounGroup(click.Group):
+    """The commands of one noun; its help tells of each what its first sentence says, all of it."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands; where a sentence is too long for a line, on several."""
+        rows = [
+            (name, command.get_short_help_str(limit=SENTENCE_CHARACTERS_MAX))
+            for name in self.list_commands(ctx)
+            if (command := self.get_command(ctx, name)) is not None
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 class RootGroup(LazyGroup):

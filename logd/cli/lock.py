@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from logd.cli.display import cells_of, print_facts, print_json, print_table
+from logd.cli.lazy import NounGroup
 from logd.cli.options import (
     IntegerType,
     bootstrap_option,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 HOLDER_COLUMNS = ("ticket", "token", "client", "session", "since", "mode", "permits", "data")
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def lock() -> None:
     """Run a command while holding a lock; see who holds and who waits."""
 

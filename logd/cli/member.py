@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from logd.cli.display import cell_text, cells_of, print_json, print_table, say
+from logd.cli.lazy import NounGroup
 from logd.cli.options import REVISION, IntegerType, bootstrap_option, output_option, ttl_option
 
 if TYPE_CHECKING:
     from logd.wire.coordination import Member
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def member() -> None:
     """Be a member of a group; see and watch who is."""
 

@@ -15,7 +15,7 @@ import msgspec
 
 from logd.errors import LogdError
 from logd.types import HostPort
-from logd.wording import count_of
+from logd.wording import are, count_of
 
 if TYPE_CHECKING:
     from logd.wire.messages import (
@@ -181,7 +181,8 @@ def missing_brokers(metadata: MetadataResponse) -> str:
         f"{broker.node_id} ({HostPort(broker.host, broker.port)})" for broker in missing
     )
     alive = len(metadata.brokers) - len(missing)
-    return f"{alive} of {len(metadata.brokers)} brokers are alive; missing: {names}"
+    brokers = count_of(len(metadata.brokers), "broker")
+    return f"{alive} of {brokers} {are(alive)} alive; missing: {names}"
 
 
 async def rebalancing_news(client: Client) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from logd.cli.display import print_facts, print_json, print_table
+from logd.cli.lazy import NounGroup
 from logd.cli.options import (
     BROKER_ID,
     BROKER_LIST,
@@ -16,7 +17,7 @@ from logd.cli.options import (
 )
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def partition() -> None:
     """List, describe and move partitions and their leaders."""
 

@@ -124,8 +124,7 @@ async def take_picture(
     missing = [broker.node_id for broker in metadata.brokers if not broker.alive]
     if missing and not dead_are_lost:
         raise UnavailableError(
-            f"{named('broker', missing)} {are(len(missing))} not alive: wait until all are "
-            f"back, or {else_do}"
+            f"{named('broker', missing)} {are(len(missing))} not alive: wait for that, or {else_do}"
         )
     first = await _describe_all(client, metadata)
     await anyio.sleep(RATE_SAMPLE_S)

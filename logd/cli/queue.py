@@ -18,6 +18,7 @@ import click
 from logd.cli import streams
 from logd.cli.display import cells_of, print_facts, print_json, print_table, say
 from logd.cli.exits import ExitCode
+from logd.cli.lazy import NounGroup
 from logd.cli.lines import LineCutter
 from logd.cli.options import (
     DEFAULT_TTL_S,
@@ -58,7 +59,7 @@ LAST_WORDS_BYTES: Final = 4 * KIB
 assert PUT_BYTES_MAX + ITEMS_PER_COMMAND_MAX * KEY_BYTES_MAX <= COMMAND_BYTES_MAX
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def queue() -> None:
     """Put, claim and work on the items of queues."""
 

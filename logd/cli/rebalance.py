@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from logd.cli.display import print_facts, print_json, say
+from logd.cli.lazy import NounGroup
 from logd.cli.options import (
     IntegerType,
     NumberType,
@@ -29,7 +30,7 @@ replace_dead_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def rebalance() -> None:
     """Even out what the brokers hold."""
 

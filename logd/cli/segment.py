@@ -16,6 +16,7 @@ import click
 
 from logd.cli.display import cells_of, print_json, print_table, say
 from logd.cli.exits import ExitCode
+from logd.cli.lazy import NounGroup
 from logd.cli.options import output_option
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ BATCH_COLUMNS = (
 RECORD_COLUMNS = ("group", "offset", "timestamp_ms", "key", "value")
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def segment() -> None:
     """Dump, verify, reindex files offline."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from logd.cli.display import print_facts, print_json, print_table, say
+from logd.cli.lazy import NounGroup
 from logd.cli.options import (
     SETTING,
     TOPIC_OR_PARTITION,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from logd_client import Client
 
 
-@click.group()
+@click.group(cls=NounGroup)
 def topic() -> None:
     """Create, list, describe, alter, trim, delete topics."""
 

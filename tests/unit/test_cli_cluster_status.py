@@ -107,7 +107,7 @@ def test_without_a_controller_it_is_unavailable_and_says_who_is_missing() -> Non
 
     assert status.state == "unavailable"
     assert status.problems[0] == (
-        "the cluster has no controller: 1 of 3 brokers are alive; missing: 1 (h:7171), 2 (h:7172)"
+        "the cluster has no controller: 1 of 3 brokers is alive; missing: 1 (h:7171), 2 (h:7172)"
     )
 
 

@@ -151,6 +151,17 @@ def test_dev_refuses_another_number_of_brokers_than_the_directory_has(tmp_path: 
 @pytest.mark.parametrize(
     "name", [command.name for command in COMMANDS if command.name != "segment"]
 )
+def test_help_says_of_each_command_a_whole_sentence(name: str) -> None:
+    result = CliRunner().invoke(root, [name, "--help"], env={"COLUMNS": "80"})
+
+    _, _, commands = result.stdout.partition("\nCommands:")
+    assert "..." not in commands
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "name", [command.name for command in COMMANDS if command.name != "segment"]
+)
 def test_every_command_in_the_table_has_help(name: str) -> None:
     result = CliRunner().invoke(root, [name, "--help"])
 
