@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import click
 
 from logd.cli import streams
-from logd.cli.display import say
+from logd.cli.display import named_output, say
 from logd.cli.options import BROKER_ID, TOPIC, IntegerType, bootstrap_option
 from logd.cli.start import FromEnd, FromOffset, FromStart, FromTime, Start, parse_start
 from logd.wording import named
@@ -267,12 +267,10 @@ async def _copy(
 def write_all(data: bytes) -> None:
     """Write to stdout, unbuffered, whatever the pipe takes at a time."""
     view = memoryview(data)
-    try:
+    with named_output():
         descriptor = sys.stdout.fileno()
         while view:
             view = view[os.write(descriptor, view) :]
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def encode_values(batch: Batch, part: slice) -> bytes:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import base64
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import click
@@ -40,6 +40,16 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _SHORT: Final = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
+@contextmanager
+def named_output() -> Iterator[None]:
+    """What goes wrong with writing is about standard output: who reads ``No space left on device``
+    alone looks at the brokers' disks."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
 def print_json(document: object) -> None:
     """One document, as one line.
 
@@ -52,7 +62,8 @@ def print_json(document: object) -> None:
         line = msgspec.json.encode(document).decode()
     except UnicodeEncodeError as error:
         raise UsageError(f"JSON is text, which {error.object!r} is not") from error
-    click.echo(line)
+    with named_output():
+        click.echo(line)
 
 
 def print_table(
@@ -78,10 +89,12 @@ def print_table(
     is_number = [all(isinstance(value, int | float) for value in column)
                  for column in zip(*rows, strict=True)]  # fmt: skip
     if not sys.stdout.isatty() or len(rows) > STYLED_ROWS_MAX:
-        _print_plain(columns, texts, is_number)
+        with named_output():
+            _print_plain(columns, texts, is_number)
         return
     never_folded = [all(map(_is_of_numbers, column)) for column in zip(*rows, strict=True)]
-    _print_styled(columns, texts, is_number, never_folded)
+    with named_output():
+        _print_styled(columns, texts, is_number, never_folded)
 
 
 def _cut(value: object) -> str:
@@ -190,8 +203,9 @@ def time_text(seconds: float) -> str:
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     """``name  value`` lines, aligned."""
     width = max(len(name) for name, _ in facts)
-    for name, value in facts:
-        click.echo(f"{name:<{width}}  {cell_text(value)}")
+    with named_output():
+        for name, value in facts:
+            click.echo(f"{name:<{width}}  {cell_text(value)}")
 
 
 def say(text: str) -> None:

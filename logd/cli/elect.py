@@ -71,7 +71,8 @@ def run(
     COMMAND finds LOGD_FENCE_ID, LOGD_FENCE_TOKEN and both as LOGD_FENCE in its environment, and is
     ended when leadership is lost, or when somebody says `logd elect resign NAME`.
 
-    Exits with COMMAND's code; 4 if somebody else leads (with --wait), or leadership was lost.
+    Exits with COMMAND's code; 0 if it was asked to resign; 4 if somebody else leads (with --wait),
+    or leadership was lost.
     """
     if again and wait_s is not None:
         raise click.UsageError("--again stands for ever: it does not go with --wait")

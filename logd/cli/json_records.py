@@ -48,6 +48,15 @@ class _Line(msgspec.Struct, frozen=True):
 _DECODER: Final = msgspec.json.Decoder(_Line)
 
 
+class NoRecordError(UsageError):
+    """One of some lines is no record; says why."""
+
+    def __init__(self, reason: str, at: int) -> None:
+        super().__init__(reason)
+        self.at = at
+        """Which of them, from 0."""
+
+
 class Record(NamedTuple):
     """What is appended of one line."""
 
@@ -65,7 +74,7 @@ def parse_record(line: bytes) -> Record:
         UsageError: says what is wrong, and shows the beginning of the line.
     """
     if not line.strip():
-        raise UsageError("a line is no record: it is empty")
+        raise UsageError("no record: it is empty")
     try:
         found = _DECODER.decode(line)
         headers = []
@@ -83,7 +92,7 @@ def parse_record(line: bytes) -> Record:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, UsageError) as error:
         begin = line[:SHOWN_BYTES].decode(errors="backslashreplace")
         more = "…" if len(line) > SHOWN_BYTES else ""
-        raise UsageError(f"a line is no record: {error}: {begin}{more}") from error
+        raise UsageError(f"no record: {error}: {begin}{more}") from error
 
 
 def _bytes_of(
@@ -128,14 +137,14 @@ class RecordLane:
         """Queue the records of ``lines``; waits while enough is under way.
 
         Raises:
-            UsageError: a line is no record; those before it are acknowledged.
+            NoRecordError: a line is none; those before it are acknowledged.
         """
         await self._slots.acquire()
         tickets: list[Ticket] = []
         failure: LogdError | None = None
         try:
             for line in lines:
-                record = parse_record(line)
+                record = self._parsed(line, len(tickets))
                 ticket = await self._producer.enqueue(
                     record.value,
                     key=record.key,
@@ -151,6 +160,13 @@ class RecordLane:
         if failure is not None:
             await self.finish()
             raise failure
+
+    @staticmethod
+    def _parsed(line: bytes, at: int) -> Record:
+        try:
+            return parse_record(line)
+        except UsageError as error:
+            raise NoRecordError(str(error), at) from error
 
     async def finish(self) -> None:
         """Nothing more comes; wait until all is acknowledged."""

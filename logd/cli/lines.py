@@ -10,6 +10,7 @@ the lines around it are not affected.
 
 from __future__ import annotations
 
+from itertools import count, islice
 from typing import Final
 
 from logd.limits import RECORD_BYTES_MAX
@@ -31,11 +32,14 @@ class LineCutter:
         """(line number, bytes) of each line that was dropped."""
         self.line_bytes_max = line_bytes_max
         self._lines_ended = 0
+        self._first_given = 1
+        """The number of the first line that ended in the last block."""
         self._carried: list[bytes] = []
         self._carried_bytes = 0
 
     def feed(self, block: bytes) -> list[bytes]:
         """Add the next bytes; return the lines that end in them."""
+        self._first_given = self._lines_ended + 1
         pieces = block.split(b"\n")
         rest = pieces.pop()
         if not pieces:
@@ -50,8 +54,15 @@ class LineCutter:
         """The stream has ended; return the line that no newline ended, if there is one."""
         if self._carried_bytes == 0:
             return []
+        self._first_given = self._lines_ended + 1
         last = self._end_carried_line(b"")
         return [] if last is None else [last]
+
+    def number_of(self, at: int) -> int:
+        """The number, in its file, of the line at ``at`` in the list that was given last."""
+        dropped = {number for number, _ in self.oversized}
+        given = (number for number in count(self._first_given) if number not in dropped)
+        return next(islice(given, at, None))
 
     def _carry(self, piece: bytes) -> None:
         self._carried_bytes += len(piece)

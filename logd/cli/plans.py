@@ -80,7 +80,12 @@ class SavedPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def save_plan(plan: SavedPlan, path: Path) -> None:
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n")
+    document = msgspec.json.format(msgspec.json.encode(plan), indent=1) + b"\n"
+    try:
+        path.write_bytes(document)
+    except OSError as error:
+        # Opening names the file by itself, writing does not.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def load_plan(path: Path, cluster_id: str) -> SavedPlan:

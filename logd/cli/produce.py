@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
@@ -30,6 +31,7 @@ from logd.cli.lines import LineCutter
 from logd.cli.options import FENCE, TOPIC, IntegerType, bootstrap_option, output_option
 from logd.cli.progress import RecordProgress
 from logd.cli.streams import STANDARD_INPUT
+from logd.errors import UsageError
 from logd.wording import count_of
 
 if TYPE_CHECKING:
@@ -214,12 +216,25 @@ async def _produce(bootstrap: str, wanted: Wanted, summary: Summary) -> int:
                         cutter = LineCutter(lane.line_bytes_max)
                         async for lines in streams.lines_of(name, cutter):
                             summary.lines_read += len(lines)
-                            await lane.append(lines)
+                            with told_where(name, cutter):
+                                await lane.append(lines)
                         streams.report_oversized(name, cutter, lane.line_limit)
                         oversized_count += len(cutter.oversized)
                     await lane.finish()
                 watching.cancel_scope.cancel()
     return oversized_count
+
+
+@contextmanager
+def told_where(name: str, cutter: LineCutter) -> Iterator[None]:
+    """Say which line of the file is no record, of those that ``cutter`` gave last."""
+    from logd.cli.json_records import NoRecordError
+
+    try:
+        yield
+    except NoRecordError as error:
+        number = cutter.number_of(error.at)
+        raise UsageError(f"{streams.name_of(name)}, line {number}: {error}") from error
 
 
 def _lane(

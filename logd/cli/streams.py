@@ -102,9 +102,14 @@ def _opened(name: str, instead: str) -> Iterator[int]:
         os.close(descriptor)
 
 
+def name_of(name: str) -> str:
+    """What a person is told of it."""
+    return "standard input" if name == STANDARD_INPUT else name
+
+
 def report_oversized(name: str, cutter: LineCutter, limit: str) -> None:
     """Say which lines were left out because they were over ``limit``."""
-    shown = "standard input" if name == STANDARD_INPUT else name
+    shown = name_of(name)
     for number, size in cutter.oversized[:OVERSIZED_SHOWN_MAX]:
         say(
             f"logd: {shown}, line {number}: {size} bytes are over {limit} of "

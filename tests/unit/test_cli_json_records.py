@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logd.cli.consume import encode_json_lines
-from logd.cli.json_records import Record, RecordLane, parse_record
+from logd.cli.json_records import NoRecordError, Record, RecordLane, parse_record
+from logd.cli.lines import LineCutter
+from logd.cli.produce import told_where
 from logd.errors import UsageError
 from logd_client import Ack, AckRange, Batch, Producer
 
@@ -51,8 +53,8 @@ def test_a_line_written_by_hand_needs_a_value_only() -> None:
     ("line", "reason"),
     [
         (b"hello", "JSON is malformed"),
-        (b"", "a line is no record: it is empty"),
-        (b" \r", "a line is no record: it is empty"),
+        (b"", "no record: it is empty"),
+        (b" \r", "no record: it is empty"),
         (b"{", "truncated"),
         (b"[1]", "Expected `object`"),
         (b'{"value": 3}', "got `int` - at `$.value`: {"),
@@ -62,7 +64,7 @@ def test_a_line_written_by_hand_needs_a_value_only() -> None:
         (b'{"value_base64": "?"}', "base64"),
         (b'{"value": "x", "headers": [{"name": "h"}]}', "a header's value is missing"),
         (b'{"value": "\xff"}', r"\xff"),
-        (b"[" * 100_000, "a line is no record"),
+        (b"[" * 100_000, "no record"),
     ],
 )
 def test_what_is_no_record_is_refused_with_the_reason(line: bytes, reason: str) -> None:
@@ -106,6 +108,21 @@ def test_what_came_before_a_line_that_is_no_record_is_acknowledged_and_counted()
     with pytest.raises(ExceptionGroup) as caught:
         anyio.run(main, backend="trio")
 
-    assert caught.group_contains(UsageError, match="nonsense")
+    assert caught.group_contains(NoRecordError, match="nonsense")
+    (error,) = caught.value.exceptions
+    assert isinstance(error, NoRecordError)
+    assert error.at == 1
     assert producer.values == [b"a", b"b", b"c"]
     assert sorted(ack.base_offset for ack in acks) == [1, 2, 3]
+
+
+def test_a_line_that_is_no_record_is_told_by_its_place() -> None:
+    cutter = LineCutter()
+    cutter.feed(b"{}\n")
+    cutter.feed(b"{}\n\n")
+
+    with (
+        pytest.raises(UsageError, match=r"^backup\.json, line 3: no record: it is empty$"),
+        told_where("backup.json", cutter),
+    ):
+        raise NoRecordError("no record: it is empty", 1)

@@ -35,6 +35,18 @@ def test_a_line_ends_at_a_newline_and_at_nothing_else(text: bytes, lines: list[b
     assert cut([text]) == (lines, [])
 
 
+def test_a_line_is_found_again_by_its_number_in_the_file() -> None:
+    cutter = LineCutter(3)
+    numbers = []
+    for block in (b"a\nlonger\n", b"b\n", b"c", b"\nlonger\nd\ne"):
+        given_lines = cutter.feed(block)
+        numbers.append([(line, cutter.number_of(at)) for at, line in enumerate(given_lines)])
+    (last,) = cutter.finish()
+
+    assert numbers == [[(b"a", 1)], [(b"b", 3)], [], [(b"c", 4), (b"d", 6)]]
+    assert (last, cutter.number_of(0)) == (b"e", 7)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.binary(max_size=8).map(lambda data: data.replace(b"a", b"\n")), max_size=20))
 def test_where_the_blocks_are_cut_changes_nothing(blocks: list[bytes]) -> None:

@@ -47,6 +47,15 @@ def test_no_closed_stream_makes_a_command_fail(redirection: str) -> None:
     assert (code, told) == (0, "")
 
 
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_whose_disk_is_full_is_said(output: str) -> None:
+    config = ("config", "show", "--node-id", "1", "--data-dir", "d", "--output", output)
+
+    code, _, told = in_a_shell(">/dev/full", *config)
+
+    assert (code, told) == (1, "logd: standard output: No space left on device\n")
+
+
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
 def test_the_exit_code_is_told_although_nothing_else_can_be(redirection: str) -> None:
     code, _, _ = in_a_shell(redirection, "config", "show", "--node-id", "0", "--data-dir", "x")
