@@ -21,3 +21,8 @@ def named(noun: str, names: Sequence[object]) -> str:
 def are(count: int) -> str:
     """The verb of as many."""
     return "is" if count == 1 else "are"
+
+
+def them(count: int) -> str:
+    """As many, named before."""
+    return "it" if count == 1 else "them"

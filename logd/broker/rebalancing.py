@@ -58,7 +58,7 @@ from logd.wire.messages import (
     StartPlanRequest,
     StartPlanResponse,
 )
-from logd.wording import are, count_of, named
+from logd.wording import are, count_of, named, them
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
@@ -210,10 +210,10 @@ def _check_room(broker: Broker, request: StartPlanRequest) -> None:
                 )
         away = [node for node in move.target if not broker.node.is_up(NodeId(node))]
         if away and not is_majority_alive(move.target, away):
-            names = f"{named('broker', away)} {are(len(away))}"
+            count = len(away)
             raise UnavailableError(
-                f"{names} not alive: nobody could lead group {move.group} "
-                f"on {', '.join(map(str, move.target))}"
+                f"{named('broker', away)} {are(count)} not alive: without {them(count)} nobody "
+                f"could lead group {move.group} on {', '.join(map(str, move.target))}"
             )
 
 

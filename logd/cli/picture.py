@@ -25,7 +25,7 @@ from logd.errors import LogdError, RebalanceConflictError, UnavailableError
 from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad
 from logd.metadata.rebalance.planner import Balance, Move, RebalancePlan, make_plan
 from logd.types import GroupId, NodeId, TopicPartition
-from logd.wording import are, named
+from logd.wording import are, named, them
 
 if TYPE_CHECKING:
     from logd.wire.messages import (
@@ -124,7 +124,8 @@ async def take_picture(
     missing = [broker.node_id for broker in metadata.brokers if not broker.alive]
     if missing and not dead_are_lost:
         raise UnavailableError(
-            f"{named('broker', missing)} {are(len(missing))} not alive: wait for that, or {else_do}"
+            f"{named('broker', missing)} {are(len(missing))} not alive: "
+            f"wait for {them(len(missing))}, or {else_do}"
         )
     first = await _describe_all(client, metadata)
     await anyio.sleep(RATE_SAMPLE_S)

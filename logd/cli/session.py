@@ -23,7 +23,7 @@ from logd.errors import (
 )
 from logd.metadata.rebalance.cluster import is_majority_alive
 from logd.types import HostPort
-from logd.wording import are, named
+from logd.wording import are, named, them
 from logd_client import connect
 from logd_client.routing import partitions_text
 
@@ -143,5 +143,6 @@ async def require_majority_alive(client: Client, nodes: Sequence[int], partition
     if not is_majority_alive(nodes, down):
         names = f"{named('broker', down)} {are(len(down))}"
         raise UnavailableError(
-            f"{names} not alive: nobody could lead {partition} on {', '.join(map(str, nodes))}"
+            f"{names} not alive: without {them(len(down))} nobody could lead {partition} "
+            f"on {', '.join(map(str, nodes))}"
         )

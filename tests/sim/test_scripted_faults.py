@@ -251,7 +251,7 @@ def test_who_reads_a_replica_where_there_is_none_is_told_so_at_once() -> None:
         topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=1)
         (holder,) = topic.partitions[0].replicas
         other = next(node for node in cluster.nodes if node != holder)
-        told = f"broker {other} holds no replica of {TOPIC}/0; brokers {holder} do"
+        told = f"broker {other} holds no replica of {TOPIC}/0, which is on broker {holder}"
         with trio.fail_after(1.0):
             with pytest.raises(NotAReplicaError, match=told):
                 await client.admin.offsets(TOPIC, 0, from_replica=other)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from logd.wording import are, count_of, named
+from logd.wording import are, count_of, named, them
 
 
 def test_one_is_singular_and_everything_else_plural() -> None:
@@ -12,6 +12,7 @@ def test_one_is_singular_and_everything_else_plural() -> None:
         "2,000 records",
     ]
     assert [are(n) for n in (0, 1, 2)] == ["are", "is", "are"]
+    assert [them(n) for n in (0, 1, 2)] == ["them", "it", "them"]
 
 
 def test_what_is_named_is_counted_too() -> None:

@@ -406,7 +406,8 @@ class _Ledger:
             if helped:
                 node = helped[0]
                 return reason, _load_text(node, reason, loads[node], self._ranges[node][at])
-        return Reason.ROOM, (f"room on {named('broker', removed)} for what another move brings")
+        get = "gets" if len(removed) == 1 else "get"
+        return Reason.ROOM, (f"{named('broker', removed)} {get} room for what another move brings")
 
     def _is_better(self, node: NodeId, at: int, loads: dict[NodeId, int], change: int) -> bool:
         ranges = self._ranges.get(node)
