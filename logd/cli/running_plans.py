@@ -148,8 +148,7 @@ async def set_replicas(
     able = sum(broker.is_target for broker in picture.brokers)
     if count > able:
         raise NotEnoughBrokersError(
-            f"{count_of(count, 'replica')} of each partition: as many brokers must be alive "
-            f"and not draining, found {able}"
+            f"{count} replicas need as many brokers that are alive and not draining, found {able}"
         )
     partitions = [
         partition._replace(replica_count=count) if partition.name.topic == topic else partition
