@@ -36,6 +36,7 @@ from logd.wire.coordination import (
     Done,
     Leave,
     Opened,
+    OpenSession,
     Refused,
     Release,
     Result,
@@ -747,6 +748,91 @@ async def test_nobody_goes_on_waiting_for_a_place_in_a_session_that_is_lost(
         session.lose(SessionExpiredError("gone"))
 
     assert len(refused) == 3
+
+
+class OpeningCalls(HangingCalls):
+    """A session is opened at once, or as soon as it is allowed; nothing else is answered."""
+
+    def __init__(self, tasks: TaskGroup) -> None:
+        super().__init__(tasks)
+        self.opens = anyio.Event()
+        self.opens.set()
+
+    async def command(
+        self,
+        namespace: str,
+        command: object,
+        request: Callable[[GroupId, int], object],
+        *,
+        timeout_s: float | None = None,
+    ) -> Result:
+        if not isinstance(command, OpenSession):
+            return await super().command(namespace, command, request, timeout_s=timeout_s)
+        request(GroupId(5), 1_000)
+        await self.opens.wait()
+        return Opened(revision=7, session=7, ttl_ms=command.ttl_ms)
+
+    async def group_of(self, namespace: str) -> GroupId:
+        return GroupId(5)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("leaves_open", [True, False])
+@pytest.mark.parametrize("is_full", [True, False])
+async def test_what_hangs_on_a_session_is_lost_here_once_its_client_is_closed(
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch, leaves_open: bool, is_full: bool
+) -> None:
+    """Whether the session is left open at the brokers, or they do not answer, or its closing does
+    not even get a place among commands that they do not answer."""
+    monkeypatch.setattr("logd_client.coordination.session.CLOSE_TIMEOUT_S", 0.05)
+    async with anyio.create_task_group() as tasks:
+        sessions = Sessions(cast("Calls", OpeningCalls(tasks)), "test", 30_000)
+        sessions.leaves_open = leaves_open
+        session = await sessions.get("default")
+        claim = Claim(revision=9, ticket=9, token=9)
+        lease = Lease(sessions, session, "lock", parse_name("a"), claim, is_exclusive=True)
+        for _ in range(WINDOW if is_full else 0):
+            await session.prepare(CloseSession())
+        over = anyio.Event()
+
+        async def wait() -> None:
+            await lease.wait_until_over()
+            over.set()
+
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        await sessions.aclose()
+        with anyio.fail_after(GUARD_S):
+            await over.wait()
+        tasks.cancel_scope.cancel()
+
+    assert lease.is_lost
+    assert "the client was closed" in str(lease.lost_error())
+
+
+@pytest.mark.anyio
+async def test_a_session_that_is_opened_while_its_client_is_closed_is_given_to_nobody(
+    anyio_backend: object,
+) -> None:
+    """Nobody would renew it."""
+    refused: list[UsageError] = []
+    async with anyio.create_task_group() as tasks:
+        calls = OpeningCalls(tasks)
+        calls.opens = anyio.Event()
+        sessions = Sessions(cast("Calls", calls), "test", 30_000)
+
+        async def get() -> None:
+            try:
+                await sessions.get("default")
+            except UsageError as error:
+                refused.append(error)
+
+        tasks.start_soon(get)
+        await anyio.wait_all_tasks_blocked()
+        await sessions.aclose()
+        calls.opens.set()
+
+    assert [str(error) for error in refused] == ["the client was closed"]
 
 
 def test_a_claim_that_does_not_hold_may_have_been_settled_by_its_own_holder() -> None:

@@ -16,7 +16,7 @@ been told.  The next use opens another one.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from types import TracebackType
@@ -68,6 +68,8 @@ MINUTES_MAX: Final = 2 ** (63 - ADOPTED_BITS) - 1
 
 CLOSE_TIMEOUT_S: Final = 2.0
 """How long leaving a client may take to give back what it holds; else it expires."""
+
+_CLOSED: Final = "the client was closed"
 
 # A lost renewal can be repeated before the session is given up.
 assert 2 / RENEWALS_PER_TTL < SAFE_SHARE < 1
@@ -437,6 +439,8 @@ class Sessions:
         session = Session(self.calls, namespace, group, opened)
         session.start(sent_at[0])
         session.check()
+        if self._is_closed:  # Meanwhile: nobody would renew it.
+            raise UsageError(_CLOSED)
         self._keep_soon()
         return session
 
@@ -519,12 +523,23 @@ class Sessions:
     # --- the end ------------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Give back all that is held.  Bounded, also if no broker answers: then it expires."""
+        """Give back all that is held.  Bounded, also if no broker answers: then it expires.
+
+        Whatever became of that, what hangs on a session here is lost: nobody renews it any more.
+        """
         if self._is_closed:
             return
         self._is_closed = True
-        sessions = [] if self.leaves_open else self._alive()
+        sessions = self._alive()
         self._sessions.clear()
+        try:
+            if not self.leaves_open:
+                await self._close_all(sessions)
+        finally:
+            for session in sessions:
+                session.lose(UsageError(_CLOSED))
+
+    async def _close_all(self, sessions: Sequence[Session]) -> None:
         with anyio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
             async with anyio.create_task_group() as tasks:
                 for session in sessions:
@@ -533,7 +548,7 @@ class Sessions:
     async def _close(self, session: Session) -> None:
         try:
             closing = await session.prepare(CloseSession())
-            session.lose(UsageError("the client was closed"))
+            session.lose(UsageError(_CLOSED))
             await closing.result(Done, timeout_s=CLOSE_TIMEOUT_S)
         except LogdError:
             return  # It is gone, or will expire.

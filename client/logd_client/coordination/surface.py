@@ -157,7 +157,8 @@ class Coordination:
 
     def leave_sessions_open(self) -> None:
         """Closing this client gives nothing back: it is held until its sessions expire, or until
-        another process settles it (``Queue.adopt``)."""
+        another process settles it (``Queue.adopt``).  Here it is lost all the same: nobody renews
+        it any more."""
         self._open_sessions().leaves_open = True
 
     async def list_names(self, kind: Kind, namespace: str = DEFAULT_NAMESPACE) -> list[str]:
