@@ -378,7 +378,7 @@ class DeliveryTimeoutError(LogdError):
 
 
 class WouldBlock(LogdError):  # noqa: N818 - the name is part of the public surface
-    """The producer's buffer is full: nothing was queued."""
+    """The producer's buffer is full, or the partition's share of it: nothing was queued."""
 
     code = 104
     retriable = True

@@ -232,7 +232,10 @@ class Client(Coordination):
             batch_bytes: a batch is full at this size.  Larger ones cost less per record.
             compression: "zstd" (level 1) if it makes a batch smaller, or "none".
             buffer_bytes: records not acknowledged yet take at most about this much; then
-                ``append`` waits and ``append_nowait`` raises.
+                ``append`` waits and ``append_nowait`` raises.  Where several partitions share
+                it, none takes more than three times what it leaves: records with keys for one
+                that has no leader wait until it has one, or ``delivery_timeout_ms`` is over,
+                and those for others pass them, if other tasks append them.
             delivery_timeout_ms: a record not acknowledged after this long has failed; counted from
                 the first record of the batch that it joined.
             batches_in_flight: batches under way to one partition at the same time.

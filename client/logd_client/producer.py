@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Final, Literal
 
@@ -52,7 +53,7 @@ from logd_client.accumulator import (
     too_large,
 )
 from logd_client.arguments import NOT_OPEN, require_between, require_one_of
-from logd_client.budget import ByteBudget
+from logd_client.budget import TAKEN_PER_LEFT, ByteBudget, Share
 from logd_client.coordination.fences import Fence, HasFence, fence_of, raise_fences
 from logd_client.delivery import Ack, AckRange, Delivery, ManyDeliveries, Ticket
 from logd_client.partitioner import RoundRobin, partition_for_key
@@ -141,6 +142,8 @@ class Producer:
         self._round_robin = RoundRobin(1, 0)
         self._growing: OpenBatch | None = None
         """What a record without key and partition joins next, unless it is closed by then."""
+        self._growing_share = Share()
+        """Of the partition that it is for."""
         self._takes_keyless: TopicInfo | None = None
         """The description of the topic that was looked at last, and found not to be compacted."""
 
@@ -183,16 +186,17 @@ class Producer:
         if [partition.partition for partition in partitions] != list(range(len(partitions))):
             raise InvalidPartitionError(f"topic {self._topic!r} is described with gaps")
         for description in partitions[len(self._partitions) :]:
+            share = self._budget.add_share()
             pipeline = Pipeline(
                 producer_id=self._producer_id,
                 codec=_CODECS[self._options.compression],
                 linger_s=self._linger_s,
                 # Without sequences nothing keeps pipelined batches in order.
                 batches_in_flight=self._options.batches_in_flight if self._producer_id else 1,
-                on_settled=self._budget.give_back,
+                on_settled=partial(self._budget.give_back, share),
                 on_failed=self._sender.failures.note,
             )
-            self._sender.add_partition(GroupId(description.group), pipeline)
+            self._sender.add_partition(GroupId(description.group), pipeline, share)
 
     async def __aexit__(
         self,
@@ -330,11 +334,22 @@ class Producer:
         checked, size = _measured(value, key, headers)
         if partition is not None:
             await self._learn_of(partition)
-        if not self._budget.take_now(size):
-            await self._budget.take(size)
-            self._check_open_or_give_back(size)
+        timestamp_ms = self._time_of(timestamp_ms)
+        if expected_offset is not None:
+            require_between("expected_offset", expected_offset, 0, OFFSET_MAX)
+            if partition is None:
+                raise UsageError("expected_offset needs partition: offsets are per partition")
+        chosen = self._choose(key, partition)
+        is_bound = key is not None or partition is not None
+        if not self._budget.take_now(chosen.share, size, is_bound=is_bound):
+            taken_for = chosen.share
+            await self._budget.take(taken_for, size, is_bound=is_bound)
+            self._check_open_or_give_back(taken_for, size)
+            # It may be another one's turn by now, or the topic has more of them.
+            chosen = self._choose(key, partition)
+            self._budget.move(size, taken_for, chosen.share)
         return self._add(
-            value, key, checked, timestamp_ms, partition, size, carried, expected_offset
+            chosen, value, key, checked, timestamp_ms, size, carried, is_bound, expected_offset
         )
 
     def append_nowait(
@@ -369,24 +384,30 @@ class Producer:
         ):
             # The usual record joins the usual batch, which is known to the sender already.
             size = len(value) + RECORD_OVERHEAD_BYTES
-            if size <= RECORD_BYTES_MAX and self._budget.take_now(size):
+            share = self._growing_share
+            if size <= RECORD_BYTES_MAX and self._budget.take_now(share, size, is_bound=False):
                 now_ms = self._wall_clock_ms()
                 position = growing.add_plain(value, now_ms, size, self._batch_bytes)
                 if position >= 0:
                     return Ticket(growing.delivery, position)
-                self._budget.give_back(size)
+                self._budget.give_back(share, size)
         self._check_open()
         carried = NO_FENCE if fence is None else fence_of(fence)
         if key is None:
             self._check_keyless()
         checked, size = _measured(value, key, headers)
-        if not self._budget.take_now(size):
+        timestamp_ms = self._time_of(timestamp_ms)
+        chosen = self._choose(key, partition)
+        is_bound = key is not None or partition is not None
+        if not self._budget.take_now(chosen.share, size, is_bound=is_bound):
             raise WouldBlock(
                 f"{self._budget.used_bytes} bytes are waiting to be acknowledged, "
-                f"the buffer holds {self._options.buffer_bytes}"
+                f"{chosen.share.held_bytes} of them for partition {chosen.number}: the buffer "
+                f"holds {self._options.buffer_bytes}, and no partition takes more than "
+                f"{TAKEN_PER_LEFT} times what it leaves"
             )
-        chosen, delivery, position = self._add(
-            value, key, checked, timestamp_ms, partition, size, carried
+        _, delivery, position = self._add(
+            chosen, value, key, checked, timestamp_ms, size, carried, is_bound
         )
         self._sender.mark_dirty(chosen)
         return Ticket(delivery, position)
@@ -424,34 +445,25 @@ class Producer:
 
     def _add(
         self,
+        chosen: ProducerPartition,
         value: Value,
         key: bytes | None,
         headers: RecordHeaders,
-        timestamp_ms: int | None,
-        partition: int | None,
+        timestamp_ms: int,
         size: int,
         fence: tuple[int, int],
+        is_bound: bool,
         expected_offset: int | None = None,
     ) -> tuple[ProducerPartition, Delivery, int]:
         """Put a record, whose ``size`` is already taken from the buffer, into a batch.
 
         Its partition, its batch's delivery and its position in the batch.
         """
-        try:
-            timestamp_ms = self._time_of(timestamp_ms)
-            if expected_offset is not None:
-                require_between("expected_offset", expected_offset, 0, OFFSET_MAX)
-                if partition is None:
-                    raise UsageError("expected_offset needs partition: offsets are per partition")
-            chosen = self._choose(key, partition)
-        except BaseException:
-            self._budget.give_back(size)
-            raise
         batch = self._batch_for(
             chosen, size, fence, header_count=len(headers), expected_offset=expected_offset
         )
-        if key is None and partition is None and fence is NO_FENCE:
-            self._growing = batch
+        if not is_bound and fence is NO_FENCE:
+            self._growing, self._growing_share = batch, chosen.share
         position = batch.add(value, key, headers, timestamp_ms, size)
         batch.is_closed = expected_offset is not None
         return chosen, batch.delivery, position
@@ -614,7 +626,13 @@ class Producer:
             # own it could always be the turn of the same partitions, which would get little else.
             try:
                 delivery, first = await self._enqueue(
-                    chosen, _as_list(values[start:end]), part_keys, timestamp_ms, size, carried
+                    chosen,
+                    _as_list(values[start:end]),
+                    part_keys,
+                    timestamp_ms,
+                    size,
+                    carried,
+                    is_bound=key is not None or partition is not None,
                 )
             except LogdError as error:
                 outcome.add_failures(range(start, end), error)
@@ -646,6 +664,7 @@ class Producer:
                         timestamp_ms,
                         size,
                         fence,
+                        is_bound=True,
                     )
                 except LogdError as error:
                     outcome.add_failures(positions[start:end], error)
@@ -656,7 +675,7 @@ class Producer:
         return await outcome.wait()
 
     def _group(self, keys: Sequence[bytes | None]) -> list[tuple[ProducerPartition, list[int]]]:
-        """Input positions per partition."""
+        """Input positions per partition; those first that nothing holds up."""
         count = len(self._partitions)
         numbers = {
             key: self._choose(None, None).number if key is None else partition_for_key(key, count)
@@ -665,7 +684,8 @@ class Producer:
         groups: defaultdict[int, list[int]] = defaultdict(list)
         for position, number in enumerate(map(numbers.__getitem__, keys)):
             groups[number].append(position)
-        return [(self._partitions[number], positions) for number, positions in groups.items()]
+        in_turn = sorted(groups, key=self._is_usable, reverse=True)
+        return [(self._partitions[number], groups[number]) for number in in_turn]
 
     async def _enqueue(
         self,
@@ -675,6 +695,8 @@ class Producer:
         timestamp_ms: int,
         size: int,
         fence: tuple[int, int],
+        *,
+        is_bound: bool,
     ) -> tuple[Delivery, int]:
         """Put records into a batch; its delivery, and the position of the first one in it.
 
@@ -691,10 +713,10 @@ class Producer:
         if is_small:
             # Among others it takes more: their times differ, and their keys may.
             size = shared_size + RECORD_OVERHEAD_BYTES * len(values)
-        if not self._budget.take_now(size):
-            await self._budget.take(size)
+        if not self._budget.take_now(partition.share, size, is_bound=is_bound):
+            await self._budget.take(partition.share, size, is_bound=is_bound)
         if not self._sender.is_open or self._sender.fatal is not None:
-            self._check_open_or_give_back(size)
+            self._check_open_or_give_back(partition.share, size)
         if is_small:
             batch = self._batch_for(partition, size, fence, record_count=len(values))
             self._sender.mark_dirty(partition)
@@ -783,11 +805,11 @@ class Producer:
                 raise UsageError("the producer is closed: make another one")
             raise UsageError(f"the producer is {NOT_OPEN}")
 
-    def _check_open_or_give_back(self, size: int) -> None:
+    def _check_open_or_give_back(self, share: Share, size: int) -> None:
         try:
             self._check_open()
         except LogdError:
-            self._budget.give_back(size)
+            self._budget.give_back(share, size)
             raise
 
 

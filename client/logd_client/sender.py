@@ -29,6 +29,7 @@ from logd.types import GroupId, NodeId
 from logd.wire.messages import ProduceRequest, ProduceResponse
 from logd_client.arguments import LOOP_HAS_ENDED
 from logd_client.backoff import Backoff
+from logd_client.budget import Share
 from logd_client.connection import Answer, Connection, Lane
 from logd_client.delivery import Delivery, Failures
 from logd_client.pipeline import Pipeline, SealedBatch
@@ -51,12 +52,16 @@ class ProducerPartition:
     """One partition: what is on its way there, and by which connection."""
 
     __slots__ = ("backoff", "checked_at", "connection", "group", "is_asking", "is_attaching",
-                 "is_stalled", "number", "pipeline", "was_redirected")  # fmt: skip
+                 "is_stalled", "number", "pipeline", "share", "was_redirected")  # fmt: skip
 
-    def __init__(self, number: int, group: GroupId, pipeline: Pipeline, backoff: Backoff) -> None:
+    def __init__(
+        self, number: int, group: GroupId, pipeline: Pipeline, share: Share, backoff: Backoff
+    ) -> None:
         self.number = number
         self.group = group
         self.pipeline = pipeline
+        self.share = share
+        """Of the producer's buffer."""
         self.backoff = backoff
         self.connection: Connection | None = None
         self.is_attaching = False
@@ -98,11 +103,11 @@ class Sender:
 
     # --- life ---------------------------------------------------------------------------
 
-    def add_partition(self, group: GroupId, pipeline: Pipeline) -> None:
+    def add_partition(self, group: GroupId, pipeline: Pipeline, share: Share) -> None:
         """The next partition."""
         backoff = Backoff(self._routing.environment.rng)
         number = len(self.partitions)
-        self.partitions.append(ProducerPartition(number, group, pipeline, backoff))
+        self.partitions.append(ProducerPartition(number, group, pipeline, share, backoff))
 
     def open(self) -> None:
         """Send what the pipelines hold, until closed."""

@@ -147,7 +147,9 @@ class Producer(Entered):
         while not self._hand_over(ticket, size, value, given):
             if not self._portal.call(self._take_what_fits):
                 waiting = self._handed_bytes - self._taken_bytes
-                raise WouldBlock(f"the producer's buffer is full, and {waiting} bytes wait for it")
+                raise WouldBlock(
+                    f"the producer's buffer has no room, and {waiting} bytes wait for it"
+                )
         return ticket
 
     def enqueue(

@@ -19,6 +19,7 @@ import anyio.abc
 from logd.errors import PartialAppendError
 from logd.limits import MIB, RECORD_BYTES_MAX
 from logd_client.accumulator import RECORD_OVERHEAD_BYTES
+from logd_client.budget import TAKEN_PER_LEFT
 from logd_client.producer import BATCHES_IN_FLIGHT_DEFAULT, BUFFER_BYTES_DEFAULT
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ RECORDS_PER_CALL_MAX: Final = 32_768
 CALL_BYTES_MAX: Final = 2 * MIB
 """Keys and values of one call."""
 
-# Calls that wait for the producer's buffer could overtake each other.
-assert (
-    CALLS_UNDER_WAY_MAX * (CALL_BYTES_MAX + RECORDS_PER_CALL_MAX * RECORD_OVERHEAD_BYTES)
-    <= BUFFER_BYTES_DEFAULT
-)
+# Calls that wait for the producer's buffer could overtake each other, and all may be for one
+# partition.
+assert CALLS_UNDER_WAY_MAX * (
+    CALL_BYTES_MAX + RECORDS_PER_CALL_MAX * RECORD_OVERHEAD_BYTES
+) <= BUFFER_BYTES_DEFAULT * TAKEN_PER_LEFT // (TAKEN_PER_LEFT + 1)
 
 OnAppended = Callable[[Sequence["AckRange"], float], None]
 """Called with each call's acknowledgements and the seconds they took."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 
 import anyio
+import anyio.lowlevel
 import pytest
 from xxhash import xxh3_64_intdigest
 
@@ -27,7 +29,7 @@ from logd.wire.messages import (
 )
 from logd_client.backoff import BACKOFF_LIMIT_S, ELECTION_BOUND_S, Backoff
 from logd_client.bootstrap import parse_bootstrap
-from logd_client.budget import ByteBudget
+from logd_client.budget import ByteBudget, Share
 from logd_client.cluster import ClusterView
 from logd_client.consumer import ConsumerOptions, start_of
 from logd_client.partitioner import RoundRobin, partition_for_key
@@ -289,31 +291,33 @@ def test_a_code_of_a_newer_broker_is_reported_with_its_number() -> None:
 
 def test_an_empty_buffer_takes_anything_and_a_full_one_nothing() -> None:
     budget = ByteBudget(10)
+    share = budget.add_share()
 
-    assert budget.take_now(25)
-    assert not budget.take_now(1)
-    budget.give_back(25)
-    assert budget.take_now(10)
+    assert budget.take_now(share, 25)
+    assert not budget.take_now(share, 1)
+    budget.give_back(share, 25)
+    assert budget.take_now(share, 10)
 
 
 @pytest.mark.anyio
 async def test_waiters_get_their_bytes_in_the_order_they_came(anyio_backend: object) -> None:
     budget = ByteBudget(10)
-    budget.take_now(10)
+    share = budget.add_share()
+    budget.take_now(share, 10)
     order: list[str] = []
 
     async def take(name: str, size: int) -> None:
-        await budget.take(size)
+        await budget.take(share, size)
         order.append(name)
 
     async with anyio.create_task_group() as tasks:
         for name, size in (("large", 9), ("small", 1)):
             tasks.start_soon(take, name, size)
             await anyio.wait_all_tasks_blocked()
-        budget.give_back(1)
+        budget.give_back(share, 1)
         await anyio.wait_all_tasks_blocked()
         before = list(order)
-        budget.give_back(9)
+        budget.give_back(share, 9)
 
     assert before == []
     assert sorted(order) == ["large", "small"]
@@ -325,11 +329,134 @@ async def test_a_cancelled_waiter_takes_nothing_and_lets_the_next_pass(
     anyio_backend: object,
 ) -> None:
     budget = ByteBudget(10)
-    budget.take_now(5)
+    share = budget.add_share()
+    budget.take_now(share, 5)
 
     async with anyio.create_task_group() as tasks:
         with anyio.move_on_after(0):
-            await budget.take(9)
-        tasks.start_soon(budget.take, 5)
+            await budget.take(share, 9)
+        tasks.start_soon(budget.take, share, 5)
 
     assert budget.used_bytes == 10
+
+
+def test_a_partition_leaves_some_of_the_buffer_to_the_others() -> None:
+    budget = ByteBudget(100)
+    one, other, third = (budget.add_share() for _ in range(3))
+
+    while budget.take_now(one, 1):
+        pass
+    while budget.take_now(other, 1):
+        pass
+
+    assert one.held_bytes == 75
+    assert budget.take_now(third, 1)
+    assert one.held_bytes + other.held_bytes < 100
+
+
+@pytest.mark.parametrize("size", [5, 25])
+def test_the_first_of_a_partition_and_what_can_go_anywhere_need_only_room(size: int) -> None:
+    budget = ByteBudget(100)
+    one, other = budget.add_share(), budget.add_share()
+    budget.take_now(one, 75)
+
+    assert not budget.take_now(one, size)
+    assert budget.take_now(one if size == 5 else other, size, is_bound=size != 5)
+
+
+@pytest.mark.anyio
+async def test_who_waits_for_a_partition_that_is_stuck_holds_up_nobody_else(
+    anyio_backend: object,
+) -> None:
+    budget = ByteBudget(100)
+    stuck, well = budget.add_share(), budget.add_share()
+    budget.take_now(stuck, 75)
+    order: list[str] = []
+
+    async def take(name: str, share: Share, size: int, *, is_bound: bool = True) -> None:
+        await budget.take(share, size, is_bound=is_bound)
+        order.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take, "stuck", stuck, 1)
+        await anyio.wait_all_tasks_blocked()
+        assert budget.take_now(well, 20)
+        tasks.start_soon(take, "well", well, 20)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(partial(take, is_bound=False), "anywhere", stuck, 20)
+        await anyio.wait_all_tasks_blocked()
+        assert order == []
+
+        budget.give_back(well, 20)
+        await anyio.wait_all_tasks_blocked()
+        budget.give_back(well, 20)
+        await anyio.wait_all_tasks_blocked()
+        assert order == ["well", "anywhere"]
+
+        budget.give_back(stuck, 75)  # All that it held before what could go anywhere.
+
+    assert order == ["well", "anywhere", "stuck"]
+    assert (stuck.held_bytes, well.held_bytes) == (21, 0)
+
+
+@pytest.mark.anyio
+async def test_behind_a_cancelled_waiter_who_wants_less_of_its_partition_passes(
+    anyio_backend: object,
+) -> None:
+    budget = ByteBudget(100)
+    one, _ = budget.add_share(), budget.add_share()
+    budget.take_now(one, 70)
+
+    impatient = anyio.CancelScope()
+
+    async def take_impatiently() -> None:
+        with impatient:
+            await budget.take(one, 20)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take_impatiently)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(budget.take, one, 5)
+        await anyio.wait_all_tasks_blocked()
+        assert one.held_bytes == 70
+        impatient.cancel()
+
+    assert one.held_bytes == 75
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("seed", range(20))
+async def test_the_buffer_is_never_overdrawn_and_nobody_waits_for_ever(
+    anyio_backend: object, seed: int
+) -> None:
+    chance = random.Random(seed)
+    budget = ByteBudget(100)
+    shares = [budget.add_share() for _ in range(chance.choice([1, 2, 5]))]
+    held: list[tuple[Share, int]] = []
+    waiting_count = 0
+
+    async def take(share: Share, size: int, patience_s: float) -> None:
+        nonlocal waiting_count
+        waiting_count += 1
+        with anyio.move_on_after(patience_s):
+            await budget.take(share, size, is_bound=chance.random() < 0.8)
+            held.append((share, size))
+        waiting_count -= 1
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(200):
+            if chance.random() < 0.6:
+                patience_s = chance.choice([0, 60, 60])
+                tasks.start_soon(take, chance.choice(shares), chance.randint(1, 60), patience_s)
+            elif held:
+                budget.give_back(*held.pop(chance.randrange(len(held))))
+            await anyio.lowlevel.checkpoint()
+            assert 0 <= budget.used_bytes <= 100
+        with anyio.fail_after(30):
+            while waiting_count or held:
+                while held:
+                    budget.give_back(*held.pop())
+                await anyio.lowlevel.checkpoint()
+
+    assert budget.used_bytes == 0
+    assert [share.held_bytes for share in shares] == [0] * len(shares)

@@ -16,12 +16,14 @@ from logd.errors import (
     NotLeaderError,
     PartialAppendError,
     UsageError,
+    WouldBlock,
 )
 from logd.limits import BATCH_BYTES_MAX, KIB
 from logd.record.batch import TIMESTAMP_MS_MAX
 from logd.types import GroupId
 from logd_client.background import task_group
 from logd_client.delivery import Ack, Ticket
+from logd_client.partitioner import partition_for_key
 from logd_client.producer import BATCH_BYTES_DEFAULT, DELIVERY_TIMEOUT_MS_DEFAULT
 from tests.support.producing import Leader, opened
 
@@ -192,6 +194,58 @@ async def test_who_enqueues_waits_for_room_but_not_for_the_acknowledgement() -> 
         assert tickets[1].outcome() is None
 
 
+@pytest.mark.parametrize("how", ["append", "append_many", "enqueue"])
+@in_virtual_time
+async def test_records_for_a_partition_without_a_leader_leave_room_for_those_of_others(
+    how: str,
+) -> None:
+    async with opened(2, buffer_bytes=BATCH_BYTES_MAX) as (cluster, producer):
+        cluster.without_leader = {GroupId(1)}
+        cluster.leaders[1].answers_at_once = True
+
+        async def append(partition: int) -> None:
+            if how == "append_many":
+                await producer.append_many([LARGE], key=KEY_OF[partition])
+            elif how == "append":
+                await producer.append(LARGE, key=KEY_OF[partition])
+            else:
+                await (await producer.enqueue(LARGE, partition=partition))
+
+        async with task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(append, 0)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(1):
+                for _ in range(8):
+                    await append(1)
+            with pytest.raises(WouldBlock, match="for partition 0: the buffer holds"):
+                producer.append_nowait(LARGE, partition=0)
+            assert await producer.append_nowait(LARGE, partition=1)
+
+            cluster.without_leader = set()
+            cluster.leaders[0].answers_at_once = True
+            with trio.fail_after(10):
+                while cluster.leaders[0].end_offset < 8:
+                    await trio.sleep(0.1)
+
+
+@in_virtual_time
+async def test_of_many_with_keys_those_go_first_whose_partition_has_a_leader() -> None:
+    async with opened(2, buffer_bytes=BATCH_BYTES_MAX) as (cluster, producer):
+        cluster.without_leader = {GroupId(1)}
+        cluster.leaders[1].answers_at_once = True
+        waits = producer.append_nowait(b"value", partition=0)
+        await trio.testing.wait_all_tasks_blocked()
+
+        async with task_group() as tasks:
+            keys = [KEY_OF[0]] * 8 + [KEY_OF[1]]
+            tasks.start_soon(partial(producer.append_many, [LARGE] * 9, keys=keys))
+            await trio.testing.wait_all_tasks_blocked()
+            assert cluster.leaders[1].end_offset == 1
+            tasks.cancel_scope.cancel()
+        assert not waits.is_done
+
+
 # --- what fails in part -----------------------------------------------------------------
 
 
@@ -279,6 +333,7 @@ async def test_who_asked_for_a_new_partition_of_a_producer_that_ended_meanwhile_
 
 
 LARGE = bytes(BATCH_BYTES_DEFAULT - KIB)
+KEY_OF = {partition_for_key(key, 2): key for key in (b"a", b"b", b"c", b"d")}
 KEYS = [b"a", b"b", b"c", b"d", b"e", b"f"]
 
 
