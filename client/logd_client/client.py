@@ -191,7 +191,7 @@ class Client(Coordination):
         try:
             return await self._tasks.__aexit__(kind, error, traceback)
         except BaseExceptionGroup as group:
-            if error is not None and len(group.exceptions) == 1 and group.exceptions[0] is error:
+            if error is not None and _leaves(group) <= _leaves(error):
                 return False  # The body's own: it goes on as it was raised.
             raise
 
@@ -332,3 +332,10 @@ class Client(Coordination):
             raise UsageError("the client is not open: use `async with connect(...)`")
         self._routing.check_open()
         return self._routing
+
+
+def _leaves(error: BaseException) -> set[int]:
+    """The identities of what was raised in a group of groups: trio makes the groups anew."""
+    if not isinstance(error, BaseExceptionGroup):
+        return {id(error)}
+    return set().union(*map(_leaves, error.exceptions))

@@ -82,6 +82,26 @@ async def test_a_client_whose_closing_fails_ends_all_the_same(
         await client.admin.describe_cluster()
 
 
+@pytest.mark.parametrize("nested", [True, False])
+async def test_what_the_body_of_a_client_raised_goes_on_as_it_was_raised(
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch, nested: bool
+) -> None:
+    """Also the group of a body's own tasks, which is not put into another."""
+
+    async def meet(routing: Routing) -> None:
+        """Nobody is there, and nobody is wanted."""
+
+    monkeypatch.setattr(Routing, "bootstrap", meet)
+    raised: Exception = ValueError("one")
+    if nested:
+        raised = ExceptionGroup("both", [raised, ExceptionGroup("other", [KeyError("two")])])
+    with pytest.raises(type(raised)) as caught:
+        async with connect("127.0.0.1:1"):
+            raise raised
+
+    assert caught.value is raised
+
+
 async def test_a_broker_that_leaves_while_all_are_asked_is_passed_over(
     anyio_backend: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

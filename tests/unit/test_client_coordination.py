@@ -417,6 +417,30 @@ async def test_who_waits_for_a_lock_holds_up_nothing_else_of_its_session(
 
 
 @pytest.mark.anyio
+async def test_who_waits_when_its_session_is_lost_is_told_of_that_and_of_no_cancellation(
+    anyio_backend: object,
+) -> None:
+    calls = QueueingCalls()
+    sessions = OneSession(calls)
+    place = compactor_lock(sessions)
+    lost = SessionExpiredError("gone")
+    told: list[BaseException] = []
+
+    async def obtain() -> None:
+        with pytest.raises(SessionExpiredError) as caught:
+            await place.obtain(None)
+        told.append(caught.value)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(obtain)
+        await calls.is_waited_for.wait()
+        (await sessions.get("default", None)).lose(lost)
+
+    assert told == [lost]
+    assert lost.__suppress_context__
+
+
+@pytest.mark.anyio
 async def test_a_place_in_line_is_given_back_by_whoever_is_cancelled_there(
     anyio_backend: object,
 ) -> None:

@@ -283,7 +283,10 @@ class _SessionScope(AbstractContextManager[None]):
         self._session.forget_dependant(self)
         is_swallowed = bool(self._scope.__exit__(kind, error, traceback))
         if self._scope.cancelled_caught:
-            self._session.check()
+            lost = self._session.error
+            assert lost is not None
+            # The cancellation is no part of the story.
+            raise lost.with_traceback(None) from lost.__cause__
         return is_swallowed
 
 
