@@ -26,6 +26,7 @@ from logd_client.consumer import (
     ConsumerOptions,
     OnMalformed,
     OnTrimmed,
+    Start,
     Starts,
     Stop,
 )
@@ -263,6 +264,7 @@ class Client(Coordination):
         topic: str,
         *,
         start: Starts = "latest",
+        start_of_others: Start | None = None,
         stop: Stop | None = None,
         partitions: Sequence[int] | None = None,
         from_replica: int | None = None,
@@ -277,8 +279,10 @@ class Client(Coordination):
             start: "earliest", "latest" (what is committed after entering), an offset, or an
                 aware datetime: the first record appended at or after it, or "latest" where
                 there is none yet.  A mapping gives each partition its own start, and reads
-                only those it names: who goes on from offsets that were kept, and has none of
-                some partition yet, names that one too ("earliest").
+                only those it names, unless there is a ``start_of_others``.
+            start_of_others: where the partitions begin that ``start`` does not name; they are
+                read too, and so are those that the topic gets later.  For who goes on from
+                offsets that were kept, and has none of some partition yet: "earliest".
             stop: where iterating ends; default: never.  "latest": behind all that is committed
                 on entering.  A mapping: for each partition that is read, the first offset that
                 is not given out any more.
@@ -301,6 +305,7 @@ class Client(Coordination):
         require_text("topic", topic)
         options = ConsumerOptions(
             start=start,
+            start_of_others=start_of_others,
             stop=stop,
             partitions=partitions,
             from_replica=from_replica,

@@ -75,6 +75,7 @@ class ConsumerOptions:
     """See ``Client.consumer``."""
 
     start: Starts = "latest"
+    start_of_others: Start | None = None
     stop: Stop | None = None
     partitions: Sequence[int] | None = None
     from_replica: int | None = None
@@ -109,8 +110,12 @@ class ConsumerOptions:
         if isinstance(self.start, Mapping):
             if self.partitions is not None:
                 raise UsageError("start by partition names the partitions itself: leave them out")
-            if not self.start:
+            if not self.start and self.start_of_others is None:
                 raise UsageError("start by partition must name at least one")
+        if self.start_of_others is not None:
+            start_of(self.start_of_others)
+            if not isinstance(self.start, Mapping):
+                raise UsageError("start_of_others needs a start by partition")
         for number in [*(self.partitions or ()), *_numbers_of(self.start)]:
             require_int("a partition", number)
 
@@ -231,7 +236,8 @@ class Consumer:
         That is their beginning, unless it is a time: no record in them is older than they are.
         """
         options = self._options
-        if options.partitions is not None or isinstance(options.start, Mapping):
+        start = options.start_of_others if isinstance(options.start, Mapping) else options.start
+        if options.partitions is not None or start is None:
             return  # It reads those that it was told to.
         if options.stop is not None:
             return  # It ends where those end that there were.
@@ -241,15 +247,19 @@ class Consumer:
         topic = self._routing.view.grown_topic(self._topic, groups)
         if topic is None:
             return
-        start = start_of(options.start if isinstance(options.start, datetime) else "earliest")
+        first = start_of(start if isinstance(start, datetime) else "earliest")
         for description in topic.partitions:
             if description.partition not in self._feeds:
-                self._add_feed(description, start, len(topic.partitions)).attach_soon()
+                self._add_feed(description, first, len(topic.partitions)).attach_soon()
 
     def _starts(self, partition_count: int) -> dict[int, tuple[StartKind, int]]:
         start, partitions = self._options.start, self._options.partitions
         if isinstance(start, Mapping):
-            return {number: start_of(start[number]) for number in sorted(start)}
+            starts = {number: start_of(start[number]) for number in sorted(start)}
+            if self._options.start_of_others is not None:
+                others = start_of(self._options.start_of_others)
+                starts = dict.fromkeys(range(partition_count), others) | starts
+            return starts
         numbers = range(partition_count) if partitions is None else sorted(set(partitions))
         return {number: start_of(start) for number in numbers}
 

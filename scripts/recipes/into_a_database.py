@@ -36,10 +36,10 @@ def apply(database: sqlite3.Connection, batch: Batch) -> None:
 
 async def follow(client: Client, database: sqlite3.Connection, batches_max: int) -> None:
     """Go on from where the database is, up to the end; killed after so many batches."""
-    topic = await client.admin.describe_topic(TOPIC)
-    start = {each.partition: 0 for each in topic.partitions}
-    start.update(database.execute("select partition, next from position"))
-    async with client.consumer(TOPIC, start=start, stop="latest") as consumer:
+    kept: dict[int, int] = dict(database.execute("select partition, next from position"))
+    async with client.consumer(
+        TOPIC, start=kept, start_of_others="earliest", stop="latest"
+    ) as consumer:
         async for batch in consumer.batches():
             if batches_max == 0:
                 raise KilledError

@@ -49,7 +49,7 @@ async def main(bootstrap: str) -> None:
             assert len(rows) == 9
             assert rows[b"user-4"] == b"version 94"
             await producer.append(b"version 100", key=b"user-4")
-        async with client.consumer(TOPIC, start=positions) as consumer:
+        async with client.consumer(TOPIC, start=positions, start_of_others="earliest") as consumer:
             async for record in consumer:
                 apply(rows, record)
                 if rows[b"user-4"] == b"version 100":

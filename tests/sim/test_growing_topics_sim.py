@@ -54,6 +54,32 @@ def test_a_consumer_reads_all_of_the_partitions_that_are_added_later(start: Star
     stories.play(story, patience_s=LEARNT_S + 60)
 
 
+def test_who_goes_on_where_it_was_reads_the_others_too_also_those_of_later() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic("t", partitions=2, replicas=3)
+        async with client.producer("t") as producer:
+            done = await producer.append(b"done", partition=1)
+            await producer.append(b"to do", partition=1)
+            await producer.append(b"not begun", partition=0)
+        kept = {1: done.offset + 1}
+        async with (
+            connected(cluster) as reading,
+            reading.consumer("t", start=kept, start_of_others="earliest") as consumer,
+        ):
+            await grow(client)
+            async with client.producer("t") as producer:
+                await producer.append(b"later", partition=PARTITIONS - 1)
+            found: set[tuple[int, bytes | None]] = set()
+            while len(found) < 3:
+                record = await consumer.next_record()
+                assert record is not None
+                found.add((record.partition, record.value))
+
+        assert found == {(0, b"not begun"), (1, b"to do"), (PARTITIONS - 1, b"later")}
+
+    stories.play(story, patience_s=LEARNT_S + 60)
+
+
 def test_a_consumer_of_some_partitions_reads_no_others() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         await client.admin.create_topic("t", partitions=2, replicas=3)
