@@ -15,9 +15,13 @@ taken effect (``may_have_applied``); their classes are in ``logd.errors``.
 from logd.errors import LogdError, PartialAppendError, WouldBlock
 from logd_client.admin import Admin
 from logd_client.client import Client, connect
-from logd_client.consumer import Consumer
+from logd_client.consumer import Consumer, Start, Stop
+from logd_client.coordination.assignments import OwnedShard
+from logd_client.coordination.elections import Leadership
 from logd_client.coordination.fences import Fence
 from logd_client.coordination.leases import Lease
+from logd_client.coordination.members import Membership
+from logd_client.coordination.queues import Claim
 from logd_client.delivery import Ack, AckRange, Ticket
 from logd_client.producer import Producer
 from logd_client.records import Batch, Record
@@ -28,14 +32,20 @@ __all__ = [
     "AckRange",
     "Admin",
     "Batch",
+    "Claim",
     "Client",
     "Consumer",
     "Fence",
+    "Leadership",
     "Lease",
     "LogdError",
+    "Membership",
+    "OwnedShard",
     "PartialAppendError",
     "Producer",
     "Record",
+    "Start",
+    "Stop",
     "Stream",
     "TcpTransport",
     "Ticket",

@@ -21,6 +21,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from logd.errors import UsageError
+from logd_client.arguments import require_seconds
 
 T = TypeVar("T")
 
@@ -303,16 +304,27 @@ class Awaited(Generic[T]):
         """An interrupted wait takes a moment to end."""
         self._come: list[T] = []
 
-    def take(self) -> T:
-        """Wait for the next one."""
+    def take(self, timeout_s: float | None = None) -> T:
+        """Wait for the next one.
+
+        Raises:
+            TimeoutError: none came within ``timeout_s``.
+        """
+        if timeout_s is not None:
+            require_seconds("timeout_s", timeout_s)
         come: list[T] = []
         while not come:
-            self._portal.call(self._fetch)
+            in_time = self._portal.call(self._fetch, timeout_s)
             # Signal handlers run when something was called, and from here on nothing is.
             come, self._come = self._come, []
+            if not (come or in_time):
+                raise TimeoutError(f"nothing came within {timeout_s:g} s")
         return come[0]
 
-    async def _fetch(self) -> None:
-        async with self._is_waiting:
-            if not self._come:
-                self._come = [await self._wait()]
+    async def _fetch(self, timeout_s: float | None) -> bool:
+        """False if nothing came in time."""
+        with anyio.move_on_after(timeout_s) as limit:
+            async with self._is_waiting:
+                if not self._come:
+                    self._come = [await self._wait()]
+        return not limit.cancelled_caught

@@ -29,15 +29,16 @@ holds a lock of Python's own, and would wait for ever.  It may raise, or set som
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 from logd.errors import LogdError, UsageError
-from logd.wire.coordination import DEFAULT_NAMESPACE
+from logd.wire.coordination import DEFAULT_NAMESPACE, Holders, Kind, LockMode, SessionInfo
 from logd.wire.messages import (
     BrokerInfo,
     DescribeBrokerResponse,
@@ -50,34 +51,112 @@ from logd.wire.messages import (
     TopicInfo,
 )
 from logd_client import client as asynchronous
-from logd_client import sync_coordination as blocking
 from logd_client.admin import Admin as AsyncAdmin
 from logd_client.arguments import require_one_of
+from logd_client.client import (
+    CLIENT_ID_DEFAULT,
+    CONNECT_TIMEOUT_MS_DEFAULT,
+    REQUEST_TIMEOUT_MS_DEFAULT,
+)
+from logd_client.consumer import CREDIT_BYTES_DEFAULT, OnMalformed, OnTrimmed, Start, Starts, Stop
 from logd_client.consumer import Consumer as AsyncConsumer
+from logd_client.coordination.leases import LeaseKind
+from logd_client.coordination.session import SESSION_TTL_MS_DEFAULT
+from logd_client.coordination.surface import SEQUENCE_BLOCK_DEFAULT
+from logd_client.environment import wall_clock_ms
 from logd_client.portal import Awaited, Entered, LoopThread, Portal
+from logd_client.producer import (
+    BATCH_BYTES_DEFAULT,
+    BATCHES_IN_FLIGHT_DEFAULT,
+    BUFFER_BYTES_DEFAULT,
+    DELIVERY_TIMEOUT_MS_DEFAULT,
+    Compression,
+)
 from logd_client.records import Batch, Record
-from logd_client.sync_producer import Producer as Producer
-from logd_client.sync_producer import Ticket as Ticket
+from logd_client.sync_coordination import (
+    Assignments,
+    Barrier,
+    Claim,
+    Counter,
+    DoubleBarrier,
+    Election,
+    Group,
+    KeyValues,
+    Latch,
+    Leadership,
+    Lease,
+    Lock,
+    Membership,
+    NumberSequence,
+    Queue,
+    Watch,
+)
+from logd_client.sync_producer import Producer, Ticket
+from logd_client.transport import Transport
+
+__all__ = [
+    "Admin",
+    "Assignments",
+    "Barrier",
+    "Claim",
+    "Client",
+    "Consumer",
+    "Counter",
+    "DoubleBarrier",
+    "Election",
+    "Group",
+    "KeyValues",
+    "Latch",
+    "Leadership",
+    "Lease",
+    "Lock",
+    "Membership",
+    "NumberSequence",
+    "Producer",
+    "Queue",
+    "Ticket",
+    "Watch",
+    "connect",
+]
 
 
 def connect(
     bootstrap: str = asynchronous.BOOTSTRAP_DEFAULT,
     *,
     backend: str = "asyncio",
-    **options: Any,
+    client_id: str = CLIENT_ID_DEFAULT,
+    connect_timeout_ms: int = CONNECT_TIMEOUT_MS_DEFAULT,
+    request_timeout_ms: int = REQUEST_TIMEOUT_MS_DEFAULT,
+    session_ttl_ms: int = SESSION_TTL_MS_DEFAULT,
+    transport: Transport | None = None,
+    clock: Callable[[], float] | None = None,
+    wall_clock_ms: Callable[[], int] = wall_clock_ms,
+    rng: random.Random | None = None,
 ) -> Client:
     """A blocking client; use as ``with connect(...) as client``.
 
     Args:
         bootstrap: ``HOST:PORT[,HOST:PORT...]``.
         backend: which event loop runs in the thread, "asyncio" or "trio".
-        options: those of ``logd_client.connect``.
+
+    The others are those of ``logd_client.connect``.
 
     Raises:
         UsageError: the bootstrap list cannot be read, or an option is out of range.
     """
     require_one_of("backend", backend, ("asyncio", "trio"))
-    return Client(asynchronous.connect(bootstrap, **options), backend)
+    client = asynchronous.connect(
+        bootstrap,
+        client_id=client_id,
+        connect_timeout_ms=connect_timeout_ms,
+        request_timeout_ms=request_timeout_ms,
+        session_ttl_ms=session_ttl_ms,
+        transport=transport,
+        clock=clock,
+        wall_clock_ms=wall_clock_ms,
+        rng=rng,
+    )
+    return Client(client, backend)
 
 
 class Client:
@@ -142,72 +221,174 @@ class Client:
     def cluster_id(self) -> str:
         return self._client.cluster_id
 
-    def producer(self, topic: str, **options: Any) -> Producer:
-        """Options are those of ``logd_client.Client.producer``."""
+    def producer(
+        self,
+        topic: str,
+        *,
+        linger_ms: float = 0,
+        batch_bytes: int = BATCH_BYTES_DEFAULT,
+        compression: Compression = "none",
+        buffer_bytes: int = BUFFER_BYTES_DEFAULT,
+        delivery_timeout_ms: int = DELIVERY_TIMEOUT_MS_DEFAULT,
+        batches_in_flight: int = BATCHES_IN_FLIGHT_DEFAULT,
+        idempotent: bool = True,
+    ) -> Producer:
+        """See ``logd_client.Client.producer``."""
         portal = self._open_portal()
-        return Producer(portal, portal.call(partial(self._client.producer, topic, **options)))
+        made = portal.call(
+            partial(
+                self._client.producer,
+                topic,
+                linger_ms=linger_ms,
+                batch_bytes=batch_bytes,
+                compression=compression,
+                buffer_bytes=buffer_bytes,
+                delivery_timeout_ms=delivery_timeout_ms,
+                batches_in_flight=batches_in_flight,
+                idempotent=idempotent,
+            )
+        )
+        return Producer(portal, made)
 
-    def consumer(self, topic: str, **options: Any) -> Consumer:
-        """Options are those of ``logd_client.Client.consumer``."""
+    def consumer(
+        self,
+        topic: str,
+        *,
+        start: Starts = "latest",
+        start_of_others: Start | None = None,
+        stop: Stop | None = None,
+        partitions: Sequence[int] | None = None,
+        from_replica: int | None = None,
+        credit_bytes: int = CREDIT_BYTES_DEFAULT,
+        on_malformed: OnMalformed = "raise",
+        on_trimmed: OnTrimmed = "raise",
+    ) -> Consumer:
+        """See ``logd_client.Client.consumer``."""
         portal = self._open_portal()
-        return Consumer(portal, portal.call(partial(self._client.consumer, topic, **options)))
+        made = portal.call(
+            partial(
+                self._client.consumer,
+                topic,
+                start=start,
+                start_of_others=start_of_others,
+                stop=stop,
+                partitions=partitions,
+                from_replica=from_replica,
+                credit_bytes=credit_bytes,
+                on_malformed=on_malformed,
+                on_trimmed=on_trimmed,
+            )
+        )
+        return Consumer(portal, made)
 
     # --- coordination: arguments are those of ``logd_client.Client`` -----------------------
 
-    def lock(self, name: str, **options: Any) -> blocking.Lock:
+    def lock(
+        self,
+        name: str,
+        *,
+        mode: LockMode = "exclusive",
+        protects: Sequence[str] = (),
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+        data: bytes | str = b"",
+    ) -> Lock:
         """``with client.lock("orders/compactor") as lease``."""
         portal = self._open_portal()
-        return blocking.Lock(portal, portal.call(partial(self._client.lock, name, **options)))
-
-    def semaphore(self, name: str, capacity: int, **options: Any) -> blocking.Lock:
-        portal = self._open_portal()
-        made = portal.call(partial(self._client.semaphore, name, capacity, **options))
-        return blocking.Lock(portal, made)
-
-    def election(self, name: str, **options: Any) -> blocking.Election:
-        portal = self._open_portal()
-        return blocking.Election(
-            portal, portal.call(partial(self._client.election, name, **options))
+        made = portal.call(
+            partial(
+                self._client.lock,
+                name,
+                mode=mode,
+                protects=protects,
+                ttl_s=ttl_s,
+                timeout_s=timeout_s,
+                data=data,
+            )
         )
+        return Lock(portal, made)
 
-    def members(self, group: str, **options: Any) -> blocking.Group:
+    def semaphore(
+        self,
+        name: str,
+        capacity: int,
+        *,
+        permits: int = 1,
+        ttl_s: float | None = None,
+        timeout_s: float | None = None,
+        data: bytes | str = b"",
+    ) -> Lock:
         portal = self._open_portal()
-        return blocking.Group(portal, portal.call(partial(self._client.members, group, **options)))
+        made = portal.call(
+            partial(
+                self._client.semaphore,
+                name,
+                capacity,
+                permits=permits,
+                ttl_s=ttl_s,
+                timeout_s=timeout_s,
+                data=data,
+            )
+        )
+        return Lock(portal, made)
 
-    def assignments(self, group: str, **options: Any) -> blocking.Assignments:
+    def election(
+        self, name: str, *, protects: Sequence[str] = (), ttl_s: float | None = None
+    ) -> Election:
         portal = self._open_portal()
-        made = portal.call(partial(self._client.assignments, group, **options))
-        return blocking.Assignments(portal, made)
+        make = partial(self._client.election, name, protects=protects, ttl_s=ttl_s)
+        return Election(portal, portal.call(make))
 
-    def queue(self, name: str) -> blocking.Queue:
+    def members(self, group: str, *, ttl_s: float | None = None) -> Group:
         portal = self._open_portal()
-        return blocking.Queue(portal, portal.call(self._client.queue, name))
+        return Group(portal, portal.call(partial(self._client.members, group, ttl_s=ttl_s)))
 
-    def kv(self, namespace: str = DEFAULT_NAMESPACE) -> blocking.KeyValues:
+    def assignments(self, group: str, *, ttl_s: float | None = None) -> Assignments:
         portal = self._open_portal()
-        return blocking.KeyValues(portal, portal.call(self._client.kv, namespace))
+        made = portal.call(partial(self._client.assignments, group, ttl_s=ttl_s))
+        return Assignments(portal, made)
 
-    def barrier(self, name: str) -> blocking.Barrier:
+    def queue(self, name: str) -> Queue:
         portal = self._open_portal()
-        return blocking.Barrier(portal, portal.call(self._client.barrier, name))
+        return Queue(portal, portal.call(self._client.queue, name))
 
-    def double_barrier(self, name: str, count: int, member: str) -> blocking.DoubleBarrier:
+    def kv(self, namespace: str = DEFAULT_NAMESPACE) -> KeyValues:
+        portal = self._open_portal()
+        return KeyValues(portal, portal.call(self._client.kv, namespace))
+
+    def barrier(self, name: str) -> Barrier:
+        portal = self._open_portal()
+        return Barrier(portal, portal.call(self._client.barrier, name))
+
+    def double_barrier(self, name: str, count: int, member: str) -> DoubleBarrier:
         portal = self._open_portal()
         made = portal.call(self._client.double_barrier, name, count, member)
-        return blocking.DoubleBarrier(portal, made)
+        return DoubleBarrier(portal, made)
 
-    def latch(self, name: str, count: int) -> blocking.Latch:
+    def latch(self, name: str, count: int) -> Latch:
         portal = self._open_portal()
-        return blocking.Latch(portal, portal.call(self._client.latch, name, count))
+        return Latch(portal, portal.call(self._client.latch, name, count))
 
-    def counter(self, name: str) -> blocking.Counter:
+    def counter(self, name: str) -> Counter:
         portal = self._open_portal()
-        return blocking.Counter(portal, portal.call(self._client.counter, name))
+        return Counter(portal, portal.call(self._client.counter, name))
 
-    def sequence(self, name: str, **options: Any) -> blocking.NumberSequence:
+    def sequence(self, name: str, *, block: int = SEQUENCE_BLOCK_DEFAULT) -> NumberSequence:
         portal = self._open_portal()
-        made = portal.call(partial(self._client.sequence, name, **options))
-        return blocking.NumberSequence(portal, made)
+        made = portal.call(partial(self._client.sequence, name, block=block))
+        return NumberSequence(portal, made)
+
+    def leave_sessions_open(self) -> None:
+        self._open_portal().call(self._client.leave_sessions_open)
+
+    def list_names(self, kind: Kind, namespace: str = DEFAULT_NAMESPACE) -> list[str]:
+        return self._open_portal().call(self._client.list_names, kind, namespace)
+
+    def read_holders(self, kind: LeaseKind, name: str) -> Holders:
+        return self._open_portal().call(self._client.read_holders, kind, name)
+
+    def list_sessions(self, namespace: str = DEFAULT_NAMESPACE) -> list[SessionInfo]:
+        return self._open_portal().call(self._client.list_sessions, namespace)
 
     def _open_portal(self) -> Portal:
         if self._portal is None:
@@ -344,24 +525,28 @@ class Consumer(Entered):
         """Iterate over batches, as columns.  Interrupted, it loses none."""
         return iter(self.next_batch, None)
 
-    def next_record(self) -> Record | None:
-        """Wait for the next record; None when the consumer is closed."""
+    def next_record(self, timeout_s: float | None = None) -> Record | None:
+        """Wait for the next record; None when the consumer is closed, or at its ``stop``.
+
+        Raises:
+            TimeoutError: none came within ``timeout_s``.  The next call goes on waiting.
+        """
         while (record := self._consumer.take_buffered()) is None:
-            if not self._wait_for_batch():
+            if not self._wait_for_batch(timeout_s):
                 return None
         return record
 
-    def next_batch(self) -> Batch | None:
-        """Wait for the next batch; None when the consumer is closed."""
+    def next_batch(self, timeout_s: float | None = None) -> Batch | None:
+        """Wait for the next batch.  Returns and raises as ``next_record``."""
         while (batch := self._consumer.take_batch()) is None:
-            if not self._wait_for_batch():
+            if not self._wait_for_batch(timeout_s):
                 return None
         return batch
 
-    def _wait_for_batch(self) -> bool:
+    def _wait_for_batch(self, timeout_s: float | None) -> bool:
         """False once the client is closed, which has closed this too."""
         try:
-            return self._arrival.take()
+            return self._arrival.take(timeout_s)
         except UsageError:
             if self._portal.is_closed:
                 return False

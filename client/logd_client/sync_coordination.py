@@ -263,9 +263,13 @@ class Watch:
         if self._portal.leads_somewhere:
             self._portal.call(self._watch.aclose)
 
-    def next(self) -> Event | None:
-        """Wait for the next event; None when the watch is closed.  Interrupted, it loses none."""
-        return self._events.take()
+    def next(self, timeout_s: float | None = None) -> Event | None:
+        """Wait for the next event; None when the watch is closed.  Interrupted, it loses none.
+
+        Raises:
+            TimeoutError: none came within ``timeout_s``.  The next call goes on waiting.
+        """
+        return self._events.take(timeout_s)
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.next, None)
@@ -340,6 +344,9 @@ class Membership:
         self._membership = membership
         self.member = membership.member
 
+    def __repr__(self) -> str:
+        return self._portal.call(repr, self._membership)
+
     def __enter__(self) -> Self:
         self.join()
         return self
@@ -361,6 +368,9 @@ class Membership:
 
     def join(self) -> None:
         self._portal.call(self._membership.join)
+
+    def wait_until_over(self) -> None:
+        self._portal.call(self._membership.wait_until_over)
 
     def update(self, data: bytes | str) -> None:
         self._portal.call(self._membership.update, data)
@@ -445,6 +455,14 @@ class Claim:
         return self._claim.attempt
 
     @property
+    def put_ms(self) -> int:
+        return self._claim.put_ms
+
+    @property
+    def session_id(self) -> int:
+        return self._claim.session_id
+
+    @property
     def fence(self) -> Fence:
         return self._claim.fence
 
@@ -503,6 +521,35 @@ class Queue:
 
     def complete(self, *claims: Claim) -> None:
         self._portal.call(self._queue.complete, *(claim._claim for claim in claims))
+
+    def release(
+        self,
+        *claims: Claim,
+        reason: str = "",
+        delay_s: float | None = None,
+        dead: bool = False,
+        uncounted: bool = False,
+    ) -> None:
+        self._portal.call(
+            partial(
+                self._queue.release,
+                *(claim._claim for claim in claims),
+                reason=reason,
+                delay_s=delay_s,
+                dead=dead,
+                uncounted=uncounted,
+            )
+        )
+
+    def renew(self, *claims: Claim, visibility_s: float | None = None) -> None:
+        named = [claim._claim for claim in claims]
+        self._portal.call(partial(self._queue.renew, *named, visibility_s=visibility_s))
+
+    def adopt(self, item: int, token: int, session: int) -> Claim:
+        return Claim(self._portal, self._portal.call(self._queue.adopt, item, token, session))
+
+    def watch(self, revision: int | None = None) -> Watch:
+        return Watch(self._portal, self._portal.call(self._queue.watch, revision))
 
     def configure(self, **options: int) -> QueueOptions:
         return self._portal.call(partial(self._queue.configure, **options))

@@ -597,6 +597,9 @@ def test_the_blocking_client_has_the_same_verbs(cluster: LocalCluster) -> None:
             assert len(client.lock(name).holders().holders) == 0
         with client.election(name).campaign(b"x") as leadership:
             leadership.proclaim(b"y")
+            assert client.list_names("election").count(name) == 1
+            (holder,) = client.read_holders("election", name).holders
+            assert holder.session in [one.session for one in client.list_sessions()]
             leader = next(client.election(name).observe())
             assert leader is not None
             assert leader.data == b"y"
@@ -604,10 +607,16 @@ def test_the_blocking_client_has_the_same_verbs(cluster: LocalCluster) -> None:
             membership.update(b"z")
             assert [one.data for one in client.members(name).list().members] == [b"z"]
         queue = client.queue(name)
-        queue.put_many([b"1", b"2"])
+        with queue.watch() as events:
+            queue.put_many([b"1", b"2"])
+            assert events.next(TIMEOUT_S) is not None
         queue.put(b"3")
         (claim,) = queue.claim()
-        claim.complete()
+        queue.renew(claim)
+        queue.release(claim, delay_s=0, uncounted=True)
+        (claim,) = queue.claim()
+        adopted = queue.adopt(claim.id, claim.token, claim.session_id)
+        adopted.complete()
         assert queue.work(lambda one: done.append(one.payload), until_empty=True) == 2
         assert queue.statistics().completed == 3
         kv = client.kv(name)

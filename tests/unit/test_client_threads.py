@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from inspect import getmembers, isfunction, signature
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
@@ -22,7 +21,6 @@ from anyio.from_thread import start_blocking_portal
 
 from logd.errors import UsageError
 from logd_client import sync
-from logd_client.admin import Admin
 from logd_client.consumer import Consumer, ConsumerOptions
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.portal import Portal
@@ -151,17 +149,6 @@ def test_iterating_ends_when_the_client_is_closed_wherever_the_thread_just_is(
 
     assert begun == [0, 1]
     assert [*records, *batches] == []
-
-
-def test_a_blocking_administrator_takes_what_the_asynchronous_one_takes() -> None:
-    for name, asked in getmembers(Admin, isfunction):
-        if not name.startswith("_"):
-            blocking = getattr(sync.Admin, name)
-            assert list(signature(blocking).parameters) == list(signature(asked).parameters), name
-
-
-def test_a_blocking_consumer_tells_what_the_asynchronous_one_tells() -> None:
-    assert {"lag", "malformed_count", "position", "trouble"} <= set(dir(sync.Consumer))
 
 
 class Interrupted(BaseException):
@@ -431,6 +418,38 @@ def test_an_event_that_comes_as_its_thread_is_interrupted_is_given_out_next(
         next(events)
 
     assert [*events] == ["first", "second"]
+
+
+def test_who_waits_for_a_bounded_time_loses_nothing_by_going_away(portal: Portal) -> None:
+    class Source:
+        def __init__(self) -> None:
+            self.has_come = anyio.Event()
+
+        async def next(self) -> str:
+            await self.has_come.wait()
+            return "event"
+
+    source = portal.call(Source)
+    watch = Watch(portal, cast("Any", source))
+    for timeout_s in (0, 0.01):
+        with pytest.raises(TimeoutError, match="nothing came within"):
+            watch.next(timeout_s)
+    with pytest.raises(UsageError, match="timeout_s"):
+        watch.next(-1)
+    portal.call(source.has_come.set)
+
+    come: list[object] = [watch.next(GUARD_S), watch.next()]
+
+    assert come == ["event", "event"]
+
+
+def test_records_that_have_arrived_need_no_time(portal: Portal) -> None:
+    consumer = sync.Consumer(portal, unread_in(portal, batch_count=2, records_each=2))
+
+    offsets = [consumer.next_record(GUARD_S), consumer.next_record(0), consumer.next_batch(GUARD_S)]
+
+    assert [getattr(one, "offset", None) for one in offsets] == [0, 1, None]
+    assert consumer.next_record(GUARD_S) is None
 
 
 def test_interrupted_at_any_moment_giving_out_what_has_come_loses_no_record(

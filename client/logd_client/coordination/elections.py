@@ -82,7 +82,8 @@ class Election:
         """Stand for election: ``async with election.campaign(data) as leadership``.
 
         Entering waits until this candidate leads; the body is cancelled when leadership is
-        lost, and ``LeaseLostError`` raised then.  Leaving resigns.
+        lost, and ``LeaseLostError`` raised then.  Leaving resigns.  Entering raises as entering
+        a lock does (``Client.lock``).
 
         Args:
             data: shown to observers.

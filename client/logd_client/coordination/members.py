@@ -114,6 +114,10 @@ class Membership:
         self._error: LogdError | None = None
         self._is_over = anyio.Event()
 
+    def __repr__(self) -> str:
+        state = "lost" if self.is_lost else "joined" if self._session else "not joined"
+        return f"<{type(self).__name__} {self.member} of {self._group} {state}>"
+
     async def join(self) -> Session:
         """Join, without a scope around what follows; the session that it hangs on.
 

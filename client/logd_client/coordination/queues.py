@@ -154,7 +154,13 @@ class Claim:
 
     @property
     def put_ms(self) -> int:
+        """When it was put, by log time: milliseconds since 1970-01-01T00:00Z."""
         return self.item.put_ms
+
+    @property
+    def session_id(self) -> int:
+        """Of the session that it hangs on."""
+        return self.session.id
 
     @property
     def fence(self) -> Fence:

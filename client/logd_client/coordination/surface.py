@@ -68,6 +68,12 @@ class Coordination:
 
         Raises:
             InvalidNameError, UsageError: an argument is out of range.
+
+        Raises, on entering:
+            AcquireTimeoutError: not granted within ``timeout_s``; the place was given back.
+            SessionExpiredError: this process stood still, or was cut off, for longer than the time
+                to live while it waited: its place is gone, and entering again takes another.
+            UnknownTopicError: one of the topics to protect does not exist.
         """
         return Lock(
             self._open_sessions(),
