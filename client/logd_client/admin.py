@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal, TypeVar
 
-from logd.errors import UsageError
+from logd.errors import TopicExistsError, UsageError
 from logd.limits import ADMIN_TIMEOUT_MS_MAX, PLAN_MOVES_AT_ONCE
 from logd.types import GroupId, NodeId
 from logd.wire.messages import (
@@ -78,6 +78,7 @@ class Admin:
         partitions: int = 1,
         replicas: int | None = None,
         config: Mapping[str, str] | None = None,
+        exist_ok: bool = False,
     ) -> TopicInfo:
         """Create a topic.
 
@@ -86,6 +87,7 @@ class Admin:
             partitions: how many logs it is spread over.
             replicas: copies of each; default: 3, or as many as there are brokers.
             config: topic options by name.
+            exist_ok: one that exists is fine, and stays as it is, whatever else is given here.
 
         Returns:
             The topic, with its partitions and where their replicas are.
@@ -98,18 +100,24 @@ class Admin:
         require_int("partitions", partitions)
         if replicas is not None:
             require_int("replicas", replicas)
-        response = await self._routing.call(
-            self._routing.controller_connection,
-            CreateTopicRequest(
-                name=name,
-                partitions=partitions,
-                replicas=replicas,
-                config=_checked_config(config or {}),
-                timeout_ms=self._timeout_ms,
-            ),
-            CreateTopicResponse,
-            changes_something=True,
+        request = CreateTopicRequest(
+            name=name,
+            partitions=partitions,
+            replicas=replicas,
+            config=_checked_config(config or {}),
+            timeout_ms=self._timeout_ms,
         )
+        try:
+            response = await self._routing.call(
+                self._routing.controller_connection,
+                request,
+                CreateTopicResponse,
+                changes_something=True,
+            )
+        except TopicExistsError:
+            if not exist_ok:
+                raise
+            return await self.describe_topic(name)
         return self._changed(response)
 
     async def delete_topic(self, name: str) -> None:

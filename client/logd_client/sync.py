@@ -410,6 +410,7 @@ class Admin:
         partitions: int = 1,
         replicas: int | None = None,
         config: Mapping[str, str] | None = None,
+        exist_ok: bool = False,
     ) -> TopicInfo:
         return self._portal.call(
             partial(
@@ -418,6 +419,7 @@ class Admin:
                 partitions=partitions,
                 replicas=replicas,
                 config=config,
+                exist_ok=exist_ok,
             )
         )
 

@@ -551,8 +551,25 @@ class Queue:
     def watch(self, revision: int | None = None) -> Watch:
         return Watch(self._portal, self._portal.call(self._queue.watch, revision))
 
-    def configure(self, **options: int) -> QueueOptions:
-        return self._portal.call(partial(self._queue.configure, **options))
+    def configure(
+        self,
+        *,
+        attempts_max: int | None = None,
+        backoff_ms: int | None = None,
+        backoff_max_ms: int | None = None,
+        visibility_ms: int | None = None,
+        dead_items_max: int | None = None,
+    ) -> QueueOptions:
+        return self._portal.call(
+            partial(
+                self._queue.configure,
+                attempts_max=attempts_max,
+                backoff_ms=backoff_ms,
+                backoff_max_ms=backoff_max_ms,
+                visibility_ms=visibility_ms,
+                dead_items_max=dead_items_max,
+            )
+        )
 
     def statistics(self, *, dead: int = 0) -> QueueStatistics:
         return self._portal.call(partial(self._queue.statistics, dead=dead))

@@ -545,11 +545,9 @@ def configure(name: str, bootstrap: str, **options: int | None) -> None:
     """Make queue NAME, or change its options: what is not given stays as it is."""
     from logd.cli.session import connected, run_async
 
-    given = {option: value for option, value in options.items() if value is not None}
-
     async def change() -> None:
         async with connected(bootstrap) as client:
-            await client.queue(name).configure(**given)
+            await client.queue(name).configure(**options)
 
     run_async(change)
 

@@ -14,7 +14,6 @@ from collections import deque
 
 import anyio
 
-from logd.errors import TopicExistsError
 from logd_client import Client, Ticket, connect
 
 SOURCE, TARGET = "recipe-words", "recipe-words-in-capitals"
@@ -69,8 +68,7 @@ async def main(bootstrap: str) -> None:
     words = [b"word %d" % number for number in range(COUNT)]
     async with connect(bootstrap) as client:
         for topic in (SOURCE, TARGET):
-            with contextlib.suppress(TopicExistsError):
-                await client.admin.create_topic(topic)
+            await client.admin.create_topic(topic, exist_ok=True)
         async with client.producer(SOURCE) as producer:
             await producer.append_many(words)
         lives, is_done = 0, False

@@ -13,7 +13,6 @@ import sys
 
 import anyio
 
-from logd.errors import TopicExistsError
 from logd_client import Batch, Client, connect
 
 TOPIC = "recipe-payments"
@@ -54,8 +53,7 @@ async def main(bootstrap: str) -> None:
     database.execute("insert into account values (0)")
     database.commit()
     async with connect(bootstrap) as client:
-        with contextlib.suppress(TopicExistsError):
-            await client.admin.create_topic(TOPIC, partitions=2)
+        await client.admin.create_topic(TOPIC, partitions=2, exist_ok=True)
         async with client.producer(TOPIC, batch_bytes=4096) as producer:
             await producer.append_many([b"1"] * COUNT)
         lives, is_done = 0, False

@@ -7,12 +7,11 @@ before this writer has written anything.
     python scripts/recipes/one_writer.py [HOST:PORT]
 """
 
-import contextlib
 import sys
 
 import anyio
 
-from logd.errors import FencedError, TopicExistsError
+from logd.errors import FencedError
 from logd_client import Client, connect
 
 TOPIC = "recipe-journal"
@@ -28,8 +27,7 @@ async def compact(client: Client, step: bytes) -> None:
 
 async def main(bootstrap: str) -> None:
     async with connect(bootstrap) as client:
-        with contextlib.suppress(TopicExistsError):
-            await client.admin.create_topic(TOPIC)
+        await client.admin.create_topic(TOPIC, exist_ok=True)
         await compact(client, b"begin")
         # One that slept through its lease: it has the fence of a grant that is over.
         old = await client.lock("recipes/compactor").acquire()

@@ -7,12 +7,10 @@ date.
     python scripts/recipes/table_from_a_topic.py [HOST:PORT]
 """
 
-import contextlib
 import sys
 
 import anyio
 
-from logd.errors import TopicExistsError
 from logd_client import Client, Record, connect
 
 TOPIC = "recipe-profiles"
@@ -39,8 +37,9 @@ async def load(client: Client) -> tuple[Rows, dict[int, int]]:
 
 async def main(bootstrap: str) -> None:
     async with connect(bootstrap) as client:
-        with contextlib.suppress(TopicExistsError):
-            await client.admin.create_topic(TOPIC, partitions=2, config={"cleanup": "compact"})
+        await client.admin.create_topic(
+            TOPIC, partitions=2, config={"cleanup": "compact"}, exist_ok=True
+        )
         async with client.producer(TOPIC) as producer:
             for number in range(100):
                 await producer.append(b"version %d" % number, key=b"user-%d" % (number % 10))

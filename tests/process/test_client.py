@@ -254,6 +254,8 @@ async def test_topics_are_created_described_and_deleted_once(
 ) -> None:
     async with connect(cluster.bootstrap) as client:
         topic = await create(client, partitions=6)
+        there = await client.admin.create_topic(topic, partitions=7, exist_ok=True)
+        assert there == await client.admin.describe_topic(topic)
         with pytest.raises(TopicExistsError):
             await client.admin.create_topic(topic)
         described = await client.admin.describe_topic(topic)

@@ -671,8 +671,8 @@ async def test_bad_input_gets_typed_errors(cluster: LocalCluster, anyio_backend:
             with pytest.raises(LogdError):
                 await stolen.complete()
         await claim.complete()
-        with pytest.raises(UsageError, match="option"):
-            await queue.configure(colour=1)
+        with pytest.raises(UsageError, match="attempts_max"):
+            await queue.configure(attempts_max=-1)
         with pytest.raises(InvalidRequestError):
             await queue.configure(attempts_max=0)
         with pytest.raises(UsageError, match="compared"):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 import logd_client
+from logd.wire.coordination import QueueOptions
 from logd_client import sync
 from logd_client.coordination import (
     assignments,
@@ -109,3 +112,12 @@ def test_connecting_takes_the_same_arguments() -> None:
     del here["backend"]
 
     assert here == parameters(logd_client.connect)
+
+
+def test_a_queue_takes_the_options_that_there_are_and_tells_their_defaults() -> None:
+    configure = queues.Queue.configure
+    told = inspect.getdoc(configure) or ""
+
+    assert list(parameters(configure)) == list(QueueOptions.__struct_fields__)
+    for name, default in msgspec.structs.asdict(QueueOptions()).items():
+        assert re.search(rf"{name}: [^.]*default: {default:,}\.", told), name

@@ -379,20 +379,39 @@ class Queue:
 
     # --- looking after it ---------------------------------------------------------------
 
-    async def configure(self, **options: int) -> QueueOptions:
-        """Make the queue, or change its options: ``attempts_max``, ``backoff_ms``,
-        ``backoff_max_ms``, ``visibility_ms``, ``dead_items_max``; what is not named keeps its
-        value.  Cancelled, it may have been done.
+    async def configure(
+        self,
+        *,
+        attempts_max: int | None = None,
+        backoff_ms: int | None = None,
+        backoff_max_ms: int | None = None,
+        visibility_ms: int | None = None,
+        dead_items_max: int | None = None,
+    ) -> QueueOptions:
+        """Make the queue, or change its options; what is not named keeps its value, or has its
+        default in a new queue.
+
+        Args:
+            attempts_max: after so many claims that were not completed an item is dead; default: 10.
+            backoff_ms: before the second attempt, doubled with each; default: 1,000.
+            backoff_max_ms: the longest that becomes; default: 60,000.
+            visibility_ms: how long a claim holds unless it is renewed; default: 30,000.
+            dead_items_max: so many dead items are kept, the newest; default: 10,000.
 
         Raises:
-            UsageError: there is no such option.
+            UsageError, InvalidRequestError: a value is out of range.
+
+        Two that change options at the same time may undo each other's.  Cancelled, it may have
+        been done.
         """
-        unknown = sorted(options.keys() - set(QueueOptions.__struct_fields__))
-        if unknown:
-            raise UsageError(
-                f"a queue has no option {unknown[0]!r}, expected one of "
-                f"{', '.join(QueueOptions.__struct_fields__)}"
-            )
+        named = {
+            "attempts_max": attempts_max,
+            "backoff_ms": backoff_ms,
+            "backoff_max_ms": backoff_max_ms,
+            "visibility_ms": visibility_ms,
+            "dead_items_max": dead_items_max,
+        }
+        options = {name: value for name, value in named.items() if value is not None}
         for name, value in options.items():
             require_between(name, value, 0)
         try:
