@@ -369,7 +369,8 @@ class Producer:
             A failure of which nobody has heard that way is raised by the next ``flush``.
 
         Raises:
-            WouldBlock: ``buffer_bytes`` are in use.  Nothing was queued.
+            WouldBlock: ``buffer_bytes`` are in use, or the partition's share of them.  Nothing was
+                queued.
             RecordTooLargeError, InvalidPartitionError, UsageError: nothing was queued.
         """
         growing = self._growing

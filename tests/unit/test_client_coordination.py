@@ -855,6 +855,8 @@ async def test_a_session_that_is_opened_while_its_client_is_closed_is_given_to_n
         await anyio.wait_all_tasks_blocked()
         await sessions.aclose()
         calls.opens.set()
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
 
     assert [str(error) for error in refused] == ["the client was closed"]
 

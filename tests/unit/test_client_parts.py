@@ -324,6 +324,8 @@ async def test_waiters_get_their_bytes_in_the_order_they_came(anyio_backend: obj
         await anyio.wait_all_tasks_blocked()
         before = list(order)
         budget.give_back(share, 9)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
 
     assert before == []
     assert sorted(order) == ["large", "small"]
