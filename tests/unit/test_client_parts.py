@@ -402,6 +402,8 @@ async def test_who_waits_for_a_partition_that_is_stuck_holds_up_nobody_else(
         assert order == ["well", "anywhere"]
 
         budget.give_back(stuck, 75)  # All that it held before what could go anywhere.
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
 
     assert order == ["well", "anywhere", "stuck"]
     assert (stuck.held_bytes, well.held_bytes) == (21, 0)
