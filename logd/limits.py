@@ -430,7 +430,7 @@ assert (
 FEATURE_LEVEL_MIN: Final = 1
 """The lowest feature level at which this version works; that of brokers that name none."""
 
-FEATURE_LEVEL: Final = 7
+FEATURE_LEVEL: Final = 8
 """The highest (``metadata/features.py``)."""
 
 assert FEATURE_LEVEL_MIN <= FEATURE_LEVEL

@@ -22,7 +22,7 @@ from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
 from logd.limits import PLAN_MOVES_AT_ONCE
 from logd.metadata.commands import CancelMove, Command, StartPlan
-from logd.metadata.features import LEAVING_LEVEL
+from logd.metadata.features import GIVING_UP_LEVEL, LEAVING_LEVEL
 from logd.metadata.moves import Plan, PlannedMove, fitting_purpose
 from logd.metadata.rebalance.cluster import (
     BrokerLoad,
@@ -303,7 +303,9 @@ class Autonomy:
                     partition=str(placement.name),
                     reason=_lost_text(gone),
                 )
-                await self._execute(CancelMove(group=placement.group))
+                level = self._broker.metadata.state.feature_level
+                begun_at = move.begun_at if level >= GIVING_UP_LEVEL else None
+                await self._execute(CancelMove(group=placement.group, begun_at=begun_at))
 
     async def _give_up_moves_without(self, lost: list[NodeId]) -> None:
         """A move that cannot begin before a lost broker returns would keep its plan for ever, and

@@ -146,7 +146,9 @@ async def _ask(broker: Broker, address: HostPort, command: RegisterBroker) -> Jo
     """One attempt; why it came to nothing, for now, if it did."""
     try:
         with trio.fail_after(HANDSHAKE_TIMEOUT_S):
-            response = await _exchange(broker, address, command)
+            response = await _exchange(broker, address, command, None)
+            if response.registered is not None:
+                response = await _exchange(broker, address, command, response.registered)
     except (OSError, LogdError, trio.TooSlowError) as error:
         return str(error) or "no answer"
     if response.refused:
@@ -160,7 +162,9 @@ async def _ask(broker: Broker, address: HostPort, command: RegisterBroker) -> Jo
     return response
 
 
-async def _exchange(broker: Broker, address: HostPort, command: RegisterBroker) -> JoinResponse:
+async def _exchange(
+    broker: Broker, address: HostPort, command: RegisterBroker, instead_of: int | None
+) -> JoinResponse:
     stream = await broker.env.network.connect(address)
     try:
         request = JoinRequest(
@@ -168,6 +172,7 @@ async def _exchange(broker: Broker, address: HostPort, command: RegisterBroker) 
             protocol_min=PEER_PROTOCOL_VERSION_MIN,
             command=encode_command(command),
             cluster_id=broker.membership.cluster_id,
+            instead_of=instead_of,
         )
         await stream.send([encode_message(PeerKind.JOIN_REQUEST, request, 0)])
         frame = await _first_frame(stream)
@@ -219,6 +224,13 @@ async def answer_join(broker: Broker, request: JoinRequest) -> JoinResponse:
         command = decode_command(request.command)
         if not isinstance(command, RegisterBroker):
             raise ProtocolError(f"{type(command).__name__} is no registration")
+        command = broker.metadata.state.in_order(command)
+        if command.instead_of not in (None, 0, command.incarnation, request.instead_of):
+            # Whether it was started since this was sent, only it can tell.
+            return JoinResponse(
+                refused=f"broker {command.node} is registered: the request is to say that it knows",
+                registered=command.instead_of,
+            )
         await broker.metadata.execute(command, timeout_ms=JOIN_TIMEOUT_MS, safe_to_repeat=True)
     except LogdError as error:
         return JoinResponse(refused=str(error), is_final=isinstance(error, RefusedError))

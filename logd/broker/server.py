@@ -269,8 +269,8 @@ async def _form(broker: Broker, members: dict[int, str]) -> None:
 
 async def _register(broker: Broker) -> None:
     """Tell the cluster where this broker is reached, until it has been committed."""
-    command = _registration(broker)
     while True:
+        command = broker.metadata.state.in_order(_registration(broker))
         try:
             await broker.metadata.execute(
                 command, timeout_ms=REGISTER_TIMEOUT_MS, safe_to_repeat=True
@@ -278,6 +278,8 @@ async def _register(broker: Broker) -> None:
         except RefusedError:
             raise  # For ever so: this broker may not be part of the cluster as it is.
         except LogdError as error:
+            if broker.metadata.state.in_order(command) != command:
+                continue  # Its knowledge was of the past, as it usually is at a start.
             log.warning(log_events.METADATA_REFUSED, reason=str(error))
             await trio.sleep(0.1)
         else:

@@ -57,8 +57,8 @@ class FormCluster(MetadataCommand, frozen=True, kw_only=True):
 class RegisterBroker(MetadataCommand, frozen=True, kw_only=True):
     """A broker has started, perhaps again, and can be reached here.
 
-    The last registration of a node holds; ``incarnation`` tells two of them apart and is
-    not compared.
+    The last registration of a node holds.  One that is under way for long, while the broker was
+    started again, must not be the last: so each names the one that its sender knew to hold.
     """
 
     node: NodeId
@@ -72,6 +72,9 @@ class RegisterBroker(MetadataCommand, frozen=True, kw_only=True):
     rack: str = ""
     version: str = ""
     features: dict[str, int] = {}
+    instead_of: int | None = None
+    """The incarnation of the registration that holds, 0 if there is none.  Refused if it is another
+    one by now.  None: below feature level 8."""
 
 
 class CreateTopic(MetadataCommand, frozen=True, kw_only=True):
@@ -185,10 +188,13 @@ class CancelMove(MetadataCommand, frozen=True, kw_only=True):
 
     group: GroupId
     plan_id: int | None = None
-    """None: whichever is under way.  Else only a move of this plan, which need not have begun, and
-    which no drain begins again by itself."""
+    """None: a move that is under way, of whatever plan.  Else only one of this plan, which need not
+    have begun, and which no drain begins again by itself."""
     now_ms: int = 0
     """Where a plan is named: it may end with this."""
+    begun_at: Offset | None = None
+    """Where no plan is named: which move is meant, as in ``FinishMove``.  None: below feature
+    level 8, whichever is under way."""
 
 
 class FinishMove(MetadataCommand, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ from logd.metadata.commands import (
     DeleteTopic,
     FinishMove,
     RaiseFeatureLevel,
+    RegisterBroker,
     ReplicasRetired,
     SkipMove,
 )
@@ -46,6 +47,7 @@ LEVELS: Final = {
     5: "as many replicas for added partitions as most have; plans that leave behind what is stuck",
     6: "one move of a plan cancelled alone; plans that tell what became of what they left behind",
     7: "queue items given back uncounted; drains that leave alone what was cancelled; named moves",
+    8: "registrations of brokers in order; moves named that the cluster gives up by itself",
 }
 """What came with each level, for people."""
 
@@ -80,6 +82,12 @@ KEEPING_LEVEL: Final = 7
 NAMING_LEVEL: Final = 7
 """Who tells what became of a move says of which: of two that went the same way it may be either."""
 
+ORDER_LEVEL: Final = 8
+"""A registration names the one that it takes the place of."""
+
+GIVING_UP_LEVEL: Final = 8
+"""Who cancels a move, and no plan, says of which."""
+
 _LEVEL_BY_OPTION: Final = {
     ("durability", "replicated"): 2,
     ("fence", "required"): COORDINATION_LEVEL,
@@ -90,6 +98,7 @@ assert sorted(LEVELS) == list(range(FEATURE_LEVEL_MIN, FEATURE_LEVEL + 1))
 assert {*_LEVEL_BY_OPTION.values(), COORDINATION_LEVEL, AVOID_LEVEL} <= LEVELS.keys()
 assert {REPLICA_COUNT_LEVEL, LEAVING_LEVEL, ONE_MOVE_LEVEL, OUTCOME_LEVEL} <= LEVELS.keys()
 assert {UNCOUNTED_LEVEL, KEEPING_LEVEL, NAMING_LEVEL} <= LEVELS.keys()
+assert {ORDER_LEVEL, GIVING_UP_LEVEL} <= LEVELS.keys()
 
 
 def registered_range(features: dict[str, int]) -> tuple[int, int]:
@@ -100,6 +109,8 @@ def registered_range(features: dict[str, int]) -> tuple[int, int]:
 def level_of(command: Command) -> int:
     """The level that a cluster must be at to take ``command``."""
     match command:
+        case RegisterBroker():
+            return FEATURE_LEVEL_MIN if command.instead_of is None else ORDER_LEVEL
         case CreateTopic():
             return max(_level_of_options(command.config), _level_of_placing(command.avoid))
         case AlterTopic():
@@ -112,7 +123,8 @@ def level_of(command: Command) -> int:
         case DeleteTopic():
             return FEATURE_LEVEL_MIN if command.now_ms is None else OUTCOME_LEVEL
         case CancelMove():
-            return FEATURE_LEVEL_MIN if command.plan_id is None else ONE_MOVE_LEVEL
+            planned = FEATURE_LEVEL_MIN if command.plan_id is None else ONE_MOVE_LEVEL
+            return planned if command.begun_at is None else GIVING_UP_LEVEL
         case FinishMove():
             return FEATURE_LEVEL_MIN if command.begun_at is None else NAMING_LEVEL
         case ReplicasRetired():

@@ -425,6 +425,8 @@ class MovingState(Layout):
         placement = self._existing_placement(command.group)
         if placement.move is None:
             raise InvalidRequestError(f"{placement.name} is not being moved")
+        if command.begun_at not in (None, placement.move.begun_at):
+            raise _earlier_move(placement, placement.move)
 
         self._mark_cancelled(placement)
         return PlacementChanged(placements=(self._placements[command.group],))
@@ -468,10 +470,7 @@ class MovingState(Layout):
                 return PlacementChanged(placements=(placement,))
             raise InvalidRequestError(f"{placement.name} is not being moved")
         if (command.begun_at or 0) != move.begun_at:
-            raise InvalidRequestError(
-                f"that was an earlier move of {placement.name} than the one to "
-                f"{_listed(move.target)}, which is under way"
-            )
+            raise _earlier_move(placement, move)
         has_arrived = command.replicas == move.target
         is_back = move.is_cancelled and command.replicas == placement.replicas
         if not has_arrived and not is_back:
@@ -581,6 +580,13 @@ class MovingState(Layout):
         if placement is None:
             raise UnknownTopicError(f"no partition has group {group}: it may have been deleted")
         return placement
+
+
+def _earlier_move(placement: PartitionPlacement, move: Move) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"that was an earlier move of {placement.name} than the one to {_listed(move.target)}, "
+        "which is under way"
+    )
 
 
 def _listed(nodes: tuple[NodeId, ...]) -> str:

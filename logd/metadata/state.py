@@ -61,7 +61,12 @@ from logd.metadata.commands import (
     RaiseFeatureLevel,
     RegisterBroker,
 )
-from logd.metadata.features import REPLICA_COUNT_LEVEL, check_level, registered_range
+from logd.metadata.features import (
+    ORDER_LEVEL,
+    REPLICA_COUNT_LEVEL,
+    check_level,
+    registered_range,
+)
 from logd.metadata.layout import Applied, Broker, PartitionPlacement, Topic
 from logd.metadata.moves import Plan, RebalanceSettings, RemovedBroker
 from logd.metadata.moving import (
@@ -231,6 +236,17 @@ class MetadataState(MovingState):
         usual = max(counts, key=lambda count: (counts[count], count))
         return msgspec.structs.replace(command, replicas=usual)
 
+    def in_order(self, command: RegisterBroker) -> RegisterBroker:
+        """``command`` as it is proposed for a broker that knows of this state."""
+        if self._feature_level < ORDER_LEVEL:
+            return command
+        return msgspec.structs.replace(command, instead_of=self._incarnation_of(command.node))
+
+    def _incarnation_of(self, node: NodeId) -> int:
+        """Of the registration that holds; 0: there is none."""
+        known = self._brokers.get(node)
+        return 0 if known is None else known.incarnation
+
     # --- commands -----------------------------------------------------------------------
 
     def apply(self, command: Command, offset: Offset) -> Result:
@@ -301,6 +317,7 @@ class MetadataState(MovingState):
         self._check_not_removed(broker)
         self._check_directory(broker, replaced)
         self._check_feature_levels(broker)
+        self._check_order(command)
         if replaced is None and len(self._brokers) >= BROKERS_MAX:
             raise InvalidRequestError(f"the cluster has {BROKERS_MAX} brokers, the most it can")
 
@@ -339,6 +356,17 @@ class MetadataState(MovingState):
                 f"broker {broker.node} (logd {broker.version or 'of an unknown version'}) supports "
                 f"feature levels {lowest} to {highest}, the cluster is at {self._feature_level}: "
                 "start it with a version of logd that supports that level"
+            )
+
+    def _check_order(self, command: RegisterBroker) -> None:
+        """An attempt of an earlier start may come late, and another attempt of this one twice."""
+        if self._feature_level < ORDER_LEVEL:
+            return
+        holding = self._incarnation_of(command.node)
+        if holding not in (command.instead_of, command.incarnation):
+            raise UnavailableError(
+                f"broker {command.node} has another registration by now than the one that this was "
+                "to take the place of"
             )
 
     def _raise_feature_level(self, command: RaiseFeatureLevel) -> FeatureLevelRaised:

@@ -235,6 +235,8 @@ class JoinRequest(PeerMessage, frozen=True, kw_only=True):
     """The lowest; None: no other."""
     cluster_id: str | None = None
     """Where its data directory belongs already, if anywhere."""
+    instead_of: int | None = None
+    """The incarnation of the registration that is to be replaced, as an answer has told it."""
 
 
 class KnownPeer(PeerMessage, frozen=True, kw_only=True):
@@ -256,6 +258,9 @@ class JoinResponse(PeerMessage, frozen=True, kw_only=True):
     """The founders: directory id by node."""
     peers: dict[int, KnownPeer] = {}
     """Those who vote in the metadata log."""
+    registered: int | None = None
+    """With ``refused``: the incarnation of the registration that holds.  Whoever asks is to name
+    it: a request that was under way for long, while its sender was started again, does not."""
 
 
 class SnapshotChunk(PeerMessage, frozen=True, kw_only=True):

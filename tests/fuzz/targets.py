@@ -398,6 +398,7 @@ def some_metadata() -> MetadataState:
             rack="",
             version="1",
             features={LEVEL_MAX: FEATURE_LEVEL},
+            instead_of=0,
         )
         state.apply(register, Offset(node))
     return state

@@ -9,9 +9,12 @@ from functools import partial
 import pytest
 import trio
 
+from logd.broker import joining
 from logd.errors import LogdError
+from logd.metadata.commands import RegisterBroker, encode_command
 from logd.raft.messages import Configuration, TransferLeadership
-from logd.types import METADATA_GROUP, NodeId
+from logd.replication.peer_protocol import PEER_PROTOCOL_VERSION, JoinRequest
+from logd.types import METADATA_GROUP, DirectoryId, NodeId
 from logd_client import Client
 from logd_client.routing import METADATA_AGE_S
 from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
@@ -260,5 +263,56 @@ def test_nobody_joins_by_way_of_a_broker_that_was_removed() -> None:
 
             await until(lambda: brokers_known_to(cluster, FOUR) == 3)
             await removed.crash(power=True)
+
+    run_deterministic(story, seed=1)
+
+
+def registration(node: NodeId, incarnation: int, peer_port: int) -> RegisterBroker:
+    return RegisterBroker(
+        node=node,
+        directory_id=DirectoryId("directory"),
+        incarnation=incarnation,
+        host="elsewhere",
+        port=1,
+        peer_host="elsewhere",
+        peer_port=peer_port,
+    )
+
+
+def test_a_request_to_join_of_an_earlier_start_that_is_read_late_changes_nothing() -> None:
+    settings = ClusterSettings(brokers=3, network=CALM)
+
+    async def story() -> None:
+        async with open_cluster(1, settings) as cluster, contextlib.AsyncExitStack() as stack:
+            await connected(cluster, stack)
+            cluster.join(FOUR)
+            await until(lambda: brokers_known_to(cluster, FOUR) == 4)
+            member = cluster.nodes[NodeId(2)].broker
+            assert member is not None
+            earlier = member.metadata.state.broker(FOUR)
+            assert earlier is not None
+            await cluster.nodes[FOUR].crash(power=False)
+            cluster.peer_ports[FOUR] = 7281
+            cluster.nodes[FOUR].start()
+            await until(lambda: member.metadata.state.broker(FOUR) != earlier)
+            now = member.metadata.state.broker(FOUR)
+            assert now is not None
+
+            late = registration(FOUR, earlier.incarnation, earlier.peer_address.port)
+            answers = [
+                await joining.answer_join(
+                    member,
+                    JoinRequest(
+                        protocol=PEER_PROTOCOL_VERSION,
+                        command=encode_command(late),
+                        instead_of=known,
+                    ),
+                )
+                for known in (None, 0, earlier.incarnation)
+            ]
+
+            assert [answer.registered for answer in answers] == [now.incarnation] * 3
+            assert all(answer.refused and not answer.is_final for answer in answers)
+            assert member.metadata.state.broker(FOUR) == now
 
     run_deterministic(story, seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from logd.errors import InvalidRequestError, NewerFormatError, UnsupportedVersionError
@@ -34,6 +35,8 @@ DOWN = (NodeId(2), NodeId(7))
 
 
 def apply(state: MetadataState, command: Command) -> object:
+    if isinstance(command, RegisterBroker) and command.instead_of is None:
+        command = state.in_order(command)
     return state.apply(decode_command(encode_command(command)), Offset(state.version))
 
 
@@ -124,6 +127,8 @@ def test_a_broker_that_does_not_support_the_level_is_not_let_in() -> None:
         (6, CancelMove(group=GroupId(1), plan_id=1, now_ms=0)),
         (7, FinishMove(group=GroupId(1), replicas=(), now_ms=0, begun_at=Offset(1))),
         (7, ReplicasRetired(node=NodeId(1), groups=(), as_of=Offset(1))),
+        (8, CancelMove(group=GroupId(1), begun_at=Offset(1))),
+        (8, msgspec.structs.replace(broker(1, FEATURE_LEVEL), instead_of=1)),
     ],
 )
 def test_what_came_with_a_level_is_refused_below_it(level: int, command: Command) -> None:

@@ -183,6 +183,25 @@ def test_the_end_of_a_move_that_was_taken_back_does_not_take_back_the_next() -> 
     assert placement(state).replicas == (1, 2, 4)
 
 
+def test_a_move_that_is_given_up_late_is_not_the_next_one() -> None:
+    state = five_brokers()
+    apply(state, begin(1, 2, 4))
+    moving = placement(state).move
+    assert moving is not None
+    late = CancelMove(group=GROUP, begun_at=moving.begun_at)
+    apply(state, late)
+    apply(state, end_of(state, 1, 2, 3))
+    apply(state, ReplicasRetired(node=NodeId(4), groups=(GROUP,), as_of=state.version))
+    apply(state, begin(1, 2, 5))
+
+    with pytest.raises(InvalidRequestError, match="earlier move of orders/0 than the one to 1,2,5"):
+        apply(state, late)
+
+    moving = placement(state).move
+    assert moving is not None
+    assert not moving.is_cancelled
+
+
 def test_that_a_copy_was_cleared_away_says_nothing_of_one_that_was_left_later() -> None:
     state = five_brokers()
     apply(state, begin(1, 2, 4))

@@ -35,7 +35,7 @@ from logd.metadata.commands import (
     decode_command,
     encode_command,
 )
-from logd.metadata.features import LEVEL_MAX
+from logd.metadata.features import LEVEL_MAX, ORDER_LEVEL
 from logd.metadata.state import (
     BrokerRegistered,
     MetadataState,
@@ -75,7 +75,9 @@ def create(name: str = "orders", partitions: int = 3, **changes: object) -> Crea
 
 
 def apply(state: MetadataState, command: Command) -> Result:
-    """Apply as a broker does: from the bytes in the log."""
+    """Apply as a broker does: from the bytes in the log, and what it proposed knowing the state."""
+    if isinstance(command, RegisterBroker) and command.instead_of is None:
+        command = state.in_order(command)
     result = state.apply(decode_command(encode_command(command)), state.version)
     state.check_invariants()
     return result
@@ -164,6 +166,64 @@ def test_registering_twice_is_the_same_as_once() -> None:
 
     assert isinstance(result, BrokerRegistered)
     assert result.broker == result.replaced == state.broker(NodeId(2))
+
+
+@pytest.mark.parametrize("known", [None, 1], ids=["below the level", "at it"])
+def test_an_attempt_of_an_earlier_start_does_not_come_behind_that_of_a_later_one(
+    known: int | None,
+) -> None:
+    state = cluster()
+    slow = register(2, port=8000, incarnation=2, instead_of=known)
+    apply(state, register(2, port=9000, incarnation=3))
+    before = state.broker(NodeId(2))
+
+    with pytest.raises(UnavailableError, match="broker 2 has another registration by now than"):
+        state.apply(slow, state.version)
+
+    assert state.broker(NodeId(2)) == before
+
+
+def test_the_first_of_two_that_replace_the_same_registration_holds_until_the_other_knows() -> None:
+    state = cluster()
+    earlier = state.in_order(register(2, port=8000, incarnation=2))
+    later = state.in_order(register(2, port=9000, incarnation=3))
+    apply(state, earlier)
+    with pytest.raises(UnavailableError, match="another registration"):
+        apply(state, later)
+
+    apply(state, state.in_order(later))
+    apply(state, later)  # A second attempt of the same start changes nothing.
+
+    with pytest.raises(UnavailableError, match="another registration"):
+        apply(state, earlier)
+    found = state.broker(NodeId(2))
+    assert found is not None
+    assert found.address == HostPort("host2", 9000)
+
+
+def test_the_first_attempt_of_a_newcomer_may_come_late_too() -> None:
+    state = cluster()
+    slow = state.in_order(register(4, port=8000, incarnation=1))
+    assert slow.instead_of == 0
+    apply(state, register(4, port=9000, incarnation=2))
+
+    with pytest.raises(UnavailableError, match="another registration"):
+        apply(state, slow)
+
+
+def test_below_the_level_for_it_the_last_registration_holds() -> None:
+    """As brokers of before apply it."""
+    state = cluster()
+    state._feature_level = ORDER_LEVEL - 1
+    late = register(2, port=8000, incarnation=2)
+    assert state.in_order(late) == late
+    apply(state, register(2, port=9000, incarnation=3))
+
+    apply(state, late)
+
+    found = state.broker(NodeId(2))
+    assert found is not None
+    assert found.address == HostPort("host2", 8000)
 
 
 def test_a_wiped_disk_is_not_the_broker_it_was() -> None:
