@@ -164,6 +164,7 @@ async def _run_with_directory(
         started_ms=node.now_ms(),
         events=events,
     )
+    node.on_join = functools.partial(answer_join, broker)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(node.run)
@@ -197,7 +198,6 @@ async def _run_with_directory(
 async def _join(broker: Broker) -> None:
     """Become part of the cluster, and then of its work."""
     config, node, membership = broker.config, broker.node, broker.membership
-    node.on_join = functools.partial(answer_join, broker)
     if config.join is not None and membership.directory.members is None:
         await join_cluster(broker, _registration(broker))
     async with trio.open_nursery() as waiting:

@@ -10,10 +10,11 @@ import pytest
 import trio
 
 from logd.broker import joining
+from logd.broker.broker import Broker
 from logd.errors import LogdError
 from logd.metadata.commands import RegisterBroker, encode_command
 from logd.raft.messages import Configuration, TransferLeadership
-from logd.replication.peer_protocol import PEER_PROTOCOL_VERSION, JoinRequest
+from logd.replication.peer_protocol import PEER_PROTOCOL_VERSION, JoinRequest, JoinResponse
 from logd.types import METADATA_GROUP, DirectoryId, NodeId
 from logd_client import Client
 from logd_client.routing import METADATA_AGE_S
@@ -277,6 +278,28 @@ def registration(node: NodeId, incarnation: int, peer_port: int) -> RegisterBrok
         peer_host="elsewhere",
         peer_port=peer_port,
     )
+
+
+def test_whoever_wants_to_join_by_way_of_a_broker_that_starts_is_told_that_it_is_too_early() -> None:
+    """Not that this is no address of a broker: it would be looked for elsewhere."""
+    told: list[JoinResponse | str] = []
+
+    async def ask_at_once(
+        broker: Broker, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        told.append(
+            await joining._ask(broker, broker.peer_address, registration(FOUR, 1, peer_port=2))
+        )
+        task_status.started()
+
+    async def story() -> None:
+        settings = ClusterSettings(brokers=1, network=CALM, companion=ask_at_once)
+        async with open_cluster(1, settings):
+            await until(lambda: bool(told))
+
+    run_deterministic(story, seed=1)
+
+    assert told == ["broker 1 is no member of a cluster yet"]
 
 
 def test_a_request_to_join_of_an_earlier_start_that_is_read_late_changes_nothing() -> None:
