@@ -1600,8 +1600,8 @@ SYSTEM_MUTANTS = (
         "whoever is asked to register a broker vouches for when that was",
         "every broker is known to be where it is",
         "logd/broker/joining.py",
-        "        if command.instead_of not in (None, 0, command.incarnation, request.instead_of):\n",
-        "        if False:\n",
+        "(None, 0, command.incarnation, request.instead_of)",
+        "(None, 0, command.incarnation, command.instead_of)",
     ),
     Mutant(
         "that a copy was cleared away is taken for another that left later",

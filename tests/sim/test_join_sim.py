@@ -280,7 +280,7 @@ def registration(node: NodeId, incarnation: int, peer_port: int) -> RegisterBrok
     )
 
 
-def test_whoever_wants_to_join_by_way_of_a_broker_that_starts_is_told_that_it_is_too_early() -> None:
+def test_who_wants_to_join_by_way_of_a_broker_that_is_starting_is_told_that_it_is_early() -> None:
     """Not that this is no address of a broker: it would be looked for elsewhere."""
     told: list[JoinResponse | str] = []
 
