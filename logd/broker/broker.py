@@ -17,6 +17,7 @@ from logd.errors import (
 )
 from logd.limits import ADMIN_TIMEOUT_MS_MAX
 from logd.replication.group import Group
+from logd.replication.newcomers import Newcomers
 from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class Broker:
     events: RecentEvents = field(default_factory=RecentEvents)
     sessions: dict[Session, None] = field(default_factory=dict)
     """Connected clients, in the order in which they came."""
+    newcomers: Newcomers = field(default_factory=Newcomers)
+    """Those of them that have not greeted."""
     connections_accepted: int = 0
     refusals: dict[str, int] = field(default_factory=dict)
     """Requests that were answered with an error, by its class."""

@@ -323,9 +323,10 @@ async def _serve_clients(listener: Listener, broker: Broker) -> None:
                     return
                 # Out of descriptors, usually: those that are connected go on.
                 log.error(log_events.ACCEPT_FAILED, reason=str(error))
-                await trio.sleep(ACCEPT_RETRY_S)
+                if not broker.newcomers.make_room():
+                    await trio.sleep(ACCEPT_RETRY_S)
                 continue
-            if len(sessions) >= CONNECTIONS_MAX:
+            if len(sessions) >= CONNECTIONS_MAX and not broker.newcomers.make_room():
                 log.warning(
                     log_events.CLIENT_REFUSED,
                     address=stream.peer_name,

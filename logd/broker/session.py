@@ -45,7 +45,6 @@ from logd.limits import (
     CONNECTION_SEND_BYTES_MAX,
     FRAME_BYTES_MAX,
     FRAME_UNAUTHENTICATED_BYTES_MAX,
-    HANDSHAKE_TIMEOUT_S,
     PROGRESS_TIMEOUT_S,
     REQUESTS_IN_FLIGHT_MAX,
 )
@@ -179,7 +178,7 @@ class Session:
     # --- greeting -----------------------------------------------------------------------------
 
     async def _greet(self) -> None:
-        with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+        with self.broker.newcomers.greeting(self._stream.peer_name):
             await self._exchange_hello()
 
     async def _exchange_hello(self) -> None:

@@ -23,6 +23,7 @@ from logd.limits import (
 from logd.replication import log_events
 from logd.replication.inbox import Inbox
 from logd.replication.membership import Refusal
+from logd.replication.newcomers import Newcomers
 from logd.replication.peer_protocol import (
     OUR_VERSIONS,
     PEER_PROTOCOL_VERSION,
@@ -55,9 +56,10 @@ async def serve_peers(listener: Listener, node: Node) -> None:
                 stream = await listener.accept()
             except OSError as error:
                 log.error(log_events.PEER_REFUSED, reason=str(error))
-                await trio.sleep(ACCEPT_RETRY_S)
+                if not server.newcomers.make_room():
+                    await trio.sleep(ACCEPT_RETRY_S)
                 continue
-            if server.connections >= PEER_CONNECTIONS_MAX:
+            if server.connections >= PEER_CONNECTIONS_MAX and not server.newcomers.make_room():
                 reason = f"{PEER_CONNECTIONS_MAX} connections, the most there may be"
                 log.warning(log_events.PEER_REFUSED, address=stream.peer_name, reason=reason)
                 stream.abort()
@@ -71,13 +73,14 @@ class _PeerServer:
 
     def __init__(self, node: Node) -> None:
         self.connections = 0
+        self.newcomers = Newcomers()
         self._node = node
 
     async def serve(self, stream: ByteStream) -> None:
         """Serve one connection to its end."""
         decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
         try:
-            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+            with self.newcomers.greeting(stream.peer_name):
                 hello = await _greet(stream, decoder, self._node)
             if hello is None:
                 return
