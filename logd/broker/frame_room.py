@@ -3,8 +3,10 @@
 A frame that fits what one read takes is received into the buffer that its connection has anyway.
 A larger one gets memory of its own, and its whole size is taken here before its body is read
 (P6).  So whoever has begun can finish, and nobody holds a part while it waits for the rest.
-Those for whom there is no room are not read, and begin in the order in which they asked; nor does
-one begin while the produce budget is exhausted, or each connection could add a frame to it.
+Those for whom there is no room are not read, and begin in the order in which they asked, but in
+turns of the addresses that they come from: who brings hundreds of connections keeps its own
+waiting.  Nor does one begin while the produce budget is exhausted, or each connection could add a
+frame to it.
 
 A frame has ``PROGRESS_TIMEOUT_S`` to become whole.  Who sends the start of some and no more would
 let the others wait for as long.  So while somebody waits, a frame has to keep the pace that makes
@@ -35,8 +37,8 @@ class FrameRoom:
         self._bytes = 0
         self._arriving: dict[Intake, None] = {}
         """Whose frame is on its way, in the order in which they began."""
-        self._first = trio.StrictFIFOLock()
-        """Held by the first of those that wait; the others stand in line for it."""
+        self._line = Line()
+        """Whoever is at its head waits for room."""
         self._freed = trio.lowlevel.ParkingLot()
 
     @property
@@ -45,17 +47,20 @@ class FrameRoom:
 
     def take_now(self, intake: Intake, size: int) -> bool:
         """Take ``size`` bytes if that passes nobody who waits and there is room."""
-        if self._first.locked() or not self._has_room(size):
+        if self._line.has_head or not self._has_room(size):
             return False
         self._take(intake, size)
         return True
 
     async def take(self, intake: Intake, size: int) -> None:
         """Take ``size`` bytes, once it is this one's turn and there is room."""
-        async with self._first:
+        await self._line.come_to_head(intake.host)
+        try:
             while not self._has_room(size):
                 await self._until_less()
             self._take(intake, size)
+        finally:
+            self._line.leave_head(intake.host)
 
     def give_back(self, intake: Intake, size: int) -> None:
         del self._arriving[intake]
@@ -81,20 +86,49 @@ class FrameRoom:
             await self._freed.park()
 
 
+class Line:
+    """Those who wait, one of them at the head; the next comes from another address if it can."""
+
+    def __init__(self) -> None:
+        self.has_head = False
+        self._behind: dict[str, trio.lowlevel.ParkingLot] = {}
+        """By address, in the order of their turns.  Of those that are empty all have given up."""
+
+    async def come_to_head(self, host: str) -> None:
+        if self.has_head:
+            await self._behind.setdefault(host, trio.lowlevel.ParkingLot()).park()
+        self.has_head = True
+
+    def leave_head(self, host: str) -> None:
+        """The next one is at the head from now on, though it runs later."""
+        if host in self._behind:
+            self._behind[host] = self._behind.pop(host)
+        while self._behind:
+            turn = next(iter(self._behind))
+            if self._behind[turn]:
+                self._behind[turn].unpark()
+                return
+            del self._behind[turn]
+        self.has_head = False
+
+
 class Intake:
     """The large frames of one connection: at most one is on its way."""
 
     def __init__(
         self,
         broker: Broker,
+        host: str,
         received_bytes: Callable[[], int],
         end: Callable[[OverloadedError], None],
     ) -> None:
         """
         Args:
+            host: the address that they come from.
             received_bytes: how much of the unfinished frame is here.
             end: closes the connection, which was too slow for the others.
         """
+        self.host = host
         self._broker = broker
         self._received_bytes = received_bytes
         self._end = end

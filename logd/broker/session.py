@@ -101,7 +101,12 @@ class Session:
     def __init__(self, stream: ByteStream, broker: Broker) -> None:
         self.broker = broker
         self._stream = stream
-        self._intake = Intake(broker, lambda: self._decoder.pending_bytes, self._end_inbox)
+        self._intake = Intake(
+            broker,
+            stream.peer_name.rpartition(":")[0],
+            lambda: self._decoder.pending_bytes,
+            self._end_inbox,
+        )
         self._decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, large_frames=self._intake)
         self._inbox: Inbox | None = None
         self._outbox = Outbox(

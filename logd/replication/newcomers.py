@@ -4,8 +4,8 @@ A listener takes so many connections and no more.  Whoever opens all of them and
 keep out everybody else until their time to greet is over, again and again.  So nobody is refused
 for want of a place, or of a descriptor, while there is one who has not greeted: that one goes.
 Of the address that has most of them, because who floods a broker seldom has many; and the one that
-came first, because a greeting is under way for no longer than a round trip, unless nobody means to send
-it.
+came first, because a greeting is under way for no longer than a round trip, unless nobody means to
+send it.
 """
 
 from __future__ import annotations

@@ -89,6 +89,7 @@ FAST_TESTS = {
         "tests/unit/test_snapshot.py",
         "tests/unit/test_turn.py",
         "tests/unit/test_inbox.py",
+        "tests/unit/test_newcomers.py",
         "tests/unit/test_answer_room.py",
         "tests/unit/test_held_news.py",
         "tests/unit/test_opening.py",

@@ -21,12 +21,12 @@ BYTES_MAX = 100
 class Sender:
     """A connection on which one large frame comes."""
 
-    def __init__(self, desk: Desk, size: int) -> None:
+    def __init__(self, desk: Desk, size: int, host: str = "host") -> None:
         self.size = size
         self.received = 0
         self.has_begun = False
         self.ends: list[OverloadedError] = []
-        self.intake = Intake(desk.broker, lambda: self.received, self.ends.append)
+        self.intake = Intake(desk.broker, host, lambda: self.received, self.ends.append)
 
     async def begin(self) -> None:
         if not self.intake.begins(self.size):
@@ -51,8 +51,8 @@ class Desk:
         self.broker = cast("Broker", SimpleNamespace(budget=self.budget, frames=self.room))
         self.nursery = nursery
 
-    async def sender(self, size: int) -> Sender:
-        sender = Sender(self, size)
+    async def sender(self, size: int, host: str = "host") -> Sender:
+        sender = Sender(self, size, host)
         self.nursery.start_soon(sender.begin)
         await trio.testing.wait_all_tasks_blocked()
         return sender
@@ -191,12 +191,48 @@ def test_many_that_send_no_more_keep_nobody_waiting_for_longer_than_they_fill_it
     at_a_desk(story)
 
 
+def test_many_of_one_address_that_send_no_more_keep_others_waiting_as_long_as_one_would() -> None:
+    async def story(desk: Desk) -> None:
+        for _ in range(300):
+            await desk.sender(50, "flooding")
+        good = [await desk.sender(50, "good") for _ in range(2)]
+        other = await desk.sender(50, "other")
+
+        await trio.sleep(FRAME_PATIENCE_S + 1)
+        assert begun(*good, other) == [True, False, False]
+        await trio.sleep(FRAME_PATIENCE_S)
+        assert begun(*good, other) == [True, False, True]
+        await trio.sleep(FRAME_PATIENCE_S)
+        assert begun(*good) == [True, True]
+
+    at_a_desk(story)
+
+
 def test_nothing_begins_while_the_produce_budget_is_exhausted() -> None:
     async def story(desk: Desk) -> None:
         desk.budget.take(BYTES_MAX)
         sender = Sender(desk, 50)
         assert not sender.intake.begins(50)
         assert desk.room.bytes == 0
+
+    at_a_desk(story)
+
+
+def test_an_address_all_of_whose_senders_left_the_line_has_no_turn() -> None:
+    async def story(desk: Desk) -> None:
+        first = await desk.sender(100)
+        head = await desk.sender(100)
+        gone = Sender(desk, 100, "gone")
+        with trio.move_on_after(FRAME_PATIENCE_S / 2):
+            await gone.begin()
+        last = await desk.sender(100, "other")
+        for sender in (first, head):
+            sender.intake.is_over()
+            await trio.testing.wait_all_tasks_blocked()
+        assert begun(head, gone, last) == [True, False, True]
+
+        last.intake.is_over()
+        assert desk.room.take_now(last.intake, 100)
 
     at_a_desk(story)
 

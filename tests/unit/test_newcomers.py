@@ -83,12 +83,11 @@ def test_whose_place_was_given_away_has_not_greeted(comes_too_late: bool) -> Non
 
     async def story(porch: Porch) -> None:
         ended = False
-        with pytest.raises(OverloadedError):  # noqa: PT012
-            with porch.newcomers.greeting("good:1"):
-                porch.newcomers.make_room()
-                if not comes_too_late:
-                    await trio.sleep(1)
-                ended = True
+        with pytest.raises(OverloadedError), porch.newcomers.greeting("good:1"):
+            porch.newcomers.make_room()
+            if not comes_too_late:
+                await trio.sleep(1)
+            ended = True
         assert ended is comes_too_late
         assert not porch.newcomers.make_room()
 
