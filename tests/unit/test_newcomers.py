@@ -83,7 +83,7 @@ def test_whose_place_was_given_away_has_not_greeted(comes_too_late: bool) -> Non
 
     async def story(porch: Porch) -> None:
         ended = False
-        with pytest.raises(OverloadedError), porch.newcomers.greeting("good:1"):
+        with pytest.raises(OverloadedError), porch.newcomers.greeting("good:1"):  # noqa: PT012
             porch.newcomers.make_room()
             if not comes_too_late:
                 await trio.sleep(1)
