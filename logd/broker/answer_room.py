@@ -98,30 +98,33 @@ class AnswerRoom:
     def _is_there(self) -> bool:
         return self._outbox.queued_bytes + self._taken_bytes < self._outbox.bytes_allowed
 
-    async def until_there(self) -> None:
-        """Wait for room for one that is made at once."""
-        while not self._is_there:
-            await self._waiting.park()
-        self.is_back()
-
     async def take(self) -> int:
         """Take room for an answer, once there is; says how large that may be.
 
         The last taker may go over.  Cancelled only with the connection.
         """
-        while not self._is_there:
-            await self._waiting.park()
-        count = DELIVERY_BYTES if self._shared.is_much else FETCH_BYTES_MAX
-        self._taken_bytes += count
-        self.is_back()
+        count = await self.take_own()
         await self._shared.take(count)
         return count
 
     def give_back(self, count: int) -> None:
         """The answer is in the outbox, as large as it is."""
+        self._shared.less(count)
+        self.give_back_own(count)
+
+    async def take_own(self) -> int:
+        """As ``take``, in this outbox alone: for an answer that is refused if it is large and there
+        is no room in the other one."""
+        while not self._is_there:
+            await self._waiting.park()
+        count = DELIVERY_BYTES if self._shared.is_much else FETCH_BYTES_MAX
+        self._taken_bytes += count
+        self.is_back()
+        return count
+
+    def give_back_own(self, count: int) -> None:
         self._taken_bytes -= count
         assert self._taken_bytes >= 0
-        self._shared.less(count)
         self.is_back()
 
     def is_back(self) -> None:

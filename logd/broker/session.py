@@ -74,7 +74,6 @@ from logd.wire.messages import (
     HelloResponse,
     Kind,
     Message,
-    MetadataRequest,
     OffsetsRequest,
     ProduceRequest,
     SubscribeRequest,
@@ -331,7 +330,7 @@ class Session:
 
     async def _serve(self, frame: Frame, request: Message) -> None:
         """Carry out one request that may have to wait."""
-        taken_bytes = 0
+        taken_bytes = own_bytes = 0
         try:
             body: CommittedBatches | None = None
             if isinstance(request, SubscribeRequest):
@@ -346,8 +345,8 @@ class Session:
             elif isinstance(request, OffsetsRequest):
                 answer = await offsets(self.broker, request)
             else:
-                if isinstance(request, MetadataRequest):
-                    await self._answer_room.until_there()
+                if frame.kind in _DESCRIBING:
+                    own_bytes = await self._answer_room.take_own()
                 answer = await ADMIN_HANDLERS[frame.kind](self.broker, request)
         except LogdError as error:
             with self.broker.node.turn:
@@ -362,6 +361,8 @@ class Session:
         finally:
             if taken_bytes:
                 self._answer_room.give_back(taken_bytes)
+            if own_bytes:
+                self._answer_room.give_back_own(own_bytes)
 
     # --- answering ----------------------------------------------------------------------------
 
@@ -381,6 +382,9 @@ class Session:
         except FrameTooLargeError as error:
             # Of a cluster with very many partitions: the client asks for fewer at a time.
             self.fail(kind, correlation_id, error)
+            return
+        if kind in _DESCRIBING and not self.has_room_for(len(head)):
+            self.fail(kind, correlation_id, self.no_room())
             return
         self._settle()
         self._queue((head,) if body is None else (head, *body.buffers), len(head) + body_bytes)
@@ -433,6 +437,18 @@ class Session:
         """There is room for what watches have to say, and for answers that can be had again."""
         return self._outbox.has_room and not self._is_closed
 
+    def has_room_for(self, size_bytes: int) -> bool:
+        """Whether so much may be queued that can be had again; ``takes_more`` is asked besides."""
+        return size_bytes <= CONNECTION_SEND_BYTES_FREE or self.broker.sends.has_room
+
+    def no_room(self) -> OverloadedError:
+        """Why a question has no answer for which ``has_room_for`` has none."""
+        return OverloadedError(f"{self.broker.sends.bytes} bytes wait for clients to take them")
+
+    async def until_room(self) -> None:
+        """Wait, in line with those who want more to be found for them, until there is room."""
+        await self.broker.sends.take(0)
+
     def push_events(self, frame: Sequence[bytes], size_bytes: int) -> None:
         """Push a frame to whoever watches."""
         self._queue(frame, size_bytes)
@@ -468,6 +484,9 @@ class Session:
         except OSError:
             self._nursery.cancel_scope.cancel()
 
+
+_DESCRIBING: Final = frozenset((Kind.METADATA, Kind.DESCRIBE_REBALANCE, Kind.DESCRIBE_BROKER))
+"""Questions of a few bytes whose answers may be large."""
 
 _TYPE_BY_KIND: Final = {int(kind): cls for kind, cls in REQUEST_BY_KIND.items()}
 

@@ -50,6 +50,7 @@ from logd.types import GroupId, HostPort, NodeId
 from logd.wire.coordination import (
     COORDINATION_TOPIC,
     DEFAULT_NAMESPACE,
+    Event,
     Get,
     ReadKeys,
     partition_of,
@@ -70,16 +71,20 @@ from logd.wire.messages import (
     Credit,
     DeleteTopicRequest,
     Deliver,
+    DescribeBrokerRequest,
+    DescribeRebalanceRequest,
     ErrorResponse,
     FetchRequest,
     HelloRequest,
     Kind,
+    Message,
     MetadataRequest,
     ProduceRequest,
     ProduceResponse,
     QueryRequest,
     SubscribeRequest,
     UnsubscribeRequest,
+    WatchRequest,
 )
 from tests.fuzz.mutations import NUMBERS, mutate
 from tests.fuzz.seeds import make_seeds
@@ -517,8 +522,16 @@ def test_who_asks_for_much_and_takes_nothing_has_no_more_read_than_fits(
     live(story)
 
 
+@pytest.mark.parametrize(
+    ("kind", "request_"),
+    [
+        (Kind.METADATA, MetadataRequest(topics=["n" * 200])),
+        (Kind.DESCRIBE_REBALANCE, DescribeRebalanceRequest()),
+        (Kind.DESCRIBE_BROKER, DescribeBrokerRequest()),
+    ],
+)
 def test_the_cluster_is_not_described_to_who_takes_no_description(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, request_: Message
 ) -> None:
     """Of a cluster of thousands of partitions each is a hundred times as large."""
     requests = 1_000
@@ -527,19 +540,18 @@ def test_the_cluster_is_not_described_to_who_takes_no_description(
     async def story(world: World) -> None:
         broker = world.cluster.nodes[NodeId(1)].broker
         assert broker is not None
+        broker.autonomy_notes = ["n" * 400]
         async with world.greeted() as raw:
-            asked = [
-                encode_message(Kind.METADATA, MetadataRequest(topics=["n" * 200]), number)
-                for number in range(requests)
-            ]
+            asked = [encode_message(kind, request_, number) for number in range(requests)]
             await raw.send(b"".join(asked))
             await trio.sleep(5)
             waiting = max(client.queued_bytes for client in broker.sessions)
             frames = [await raw.frame() for _ in range(requests)]
         told = [frame for frame in frames if frame is not None and not frame.is_error]
         assert len(told) == requests
-        assert sum(len(frame.header) for frame in told) > 384 * KIB
-        assert waiting <= 16 * KIB + KIB
+        largest = max(len(frame.header) for frame in told)
+        assert sum(len(frame.header) for frame in told) > 256 * KIB
+        assert waiting <= 16 * KIB + largest + KIB
 
     live(story)
 
@@ -764,6 +776,94 @@ def test_while_clients_hold_all_there_is_small_questions_are_answered_and_large_
         assert decode_message(ErrorResponse, large.header).code == OverloadedError.code
         assert b"value" in small.body
         assert len(again.body) > 2 * VALUE_BYTES_MAX
+
+    live(story)
+
+
+def test_while_clients_hold_all_there_is_the_cluster_is_described_in_few_words_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "CONNECTION_SEND_BYTES_FREE", 8 * KIB)
+
+    async def story(world: World) -> None:
+        broker = world.cluster.nodes[NodeId(1)].broker
+        assert broker is not None
+
+        async with world.greeted() as raw:
+
+            async def ask(count: int) -> Frame:
+                names = [f"{number:0200}" for number in range(count)]
+                await raw.send(encode_message(Kind.METADATA, MetadataRequest(topics=names), 1))
+                frame = await raw.frame()
+                assert frame is not None
+                return frame
+
+            broker.sends.bytes += CLIENTS_SEND_BYTES_MAX
+            small, large = await ask(1), await ask(100)
+            broker.sends.less(CLIENTS_SEND_BYTES_MAX)
+            again = await ask(100)
+
+        assert [small.is_error, large.is_error, again.is_error] == [False, True, False]
+        assert decode_message(ErrorResponse, large.header).code == OverloadedError.code
+
+    live(story)
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_while_clients_hold_all_there_is_watches_are_told_of_small_changes_and_later_of_large_ones(
+    *, resumes: bool
+) -> None:
+    large = bytes(VALUE_BYTES_MAX)
+
+    async def story(world: World) -> None:
+        async with world.cluster.client() as client:
+            kv = client.kv()
+            first = await kv.put(b"before", b"value")
+            homes = (await client.admin.describe_topic(COORDINATION_TOPIC)).partitions
+            home = homes[partition_of(DEFAULT_NAMESPACE, len(homes))]
+            broker = world.cluster.nodes[NodeId(1)].broker
+            assert broker is not None
+            request = WatchRequest(
+                watch=1,
+                generation=1,
+                group=home.group,
+                namespace=DEFAULT_NAMESPACE,
+                kind="key",
+                start=b"",
+                end=b"",
+                revision=first if resumes else None,
+                credit_bytes=SUBSCRIPTION_CREDIT_BYTES_MAX,
+            )
+            told: list[bytes] = []
+
+            async def listen(raw: Raw) -> None:
+                while (frame := await raw.frame()) is not None:
+                    if frame.kind == Kind.WATCH_EVENTS:
+                        events = msgspec.msgpack.decode(frame.body, type=list[Event])
+                        told.extend(event.name for event in events)
+
+            async with world.greeted() as raw, trio.open_nursery() as nursery:
+                broker.sends.bytes += CLIENTS_SEND_BYTES_MAX
+                if resumes:
+                    await kv.put(b"large", large)
+                    await kv.put(b"large too", large)
+                await raw.send(encode_message(Kind.WATCH, request, 1))
+                nursery.start_soon(listen, raw)
+                await trio.sleep(1)
+                if not resumes:
+                    await kv.put(b"small", b"value")
+                    await trio.sleep(1)
+                    assert told == [b"small"]
+                    await kv.put(b"large", large)
+                    await kv.put(b"large too", large)
+                await trio.sleep(1)
+                assert told == ([] if resumes else [b"small"])
+
+                broker.sends.less(CLIENTS_SEND_BYTES_MAX)
+                await trio.sleep(1)
+                nursery.cancel_scope.cancel()
+
+        assert told == [b"before" if resumes else b"small", b"large", b"large too"]
 
     live(story)
 

@@ -64,7 +64,7 @@ def test_nobody_makes_an_answer_while_what_was_made_before_waits_to_be_sent() ->
         it.outbox.push((bytes(BYTES_MAX),), BYTES_MAX)
         async with trio.open_nursery() as nursery:
             await it.begin(nursery)
-            nursery.start_soon(it.room.until_there)
+            nursery.start_soon(it.room.take_own)
             await trio.testing.wait_all_tasks_blocked()
             assert it.begun == []
             assert len(nursery.child_tasks) == 6
@@ -75,6 +75,21 @@ def test_nobody_makes_an_answer_while_what_was_made_before_waits_to_be_sent() ->
             assert it.begun == [0, 1]
 
             nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_room_for_what_may_be_refused_waits_for_no_other_client() -> None:
+    async def main() -> None:
+        it = Bench()
+        it.sends.bytes += SHARED_BYTES_MAX
+        assert await it.room.take_own() == DELIVERY_BYTES
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.room.take_own)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == 1  # Only for its own client's other answers.
+            it.room.give_back_own(DELIVERY_BYTES)
+        assert it.sends.bytes == SHARED_BYTES_MAX
 
     trio.run(main)
 

@@ -14,7 +14,6 @@ import msgspec
 from logd.broker.coordination.levels import known_at
 from logd.errors import InvalidRequestError, LogdError, OverloadedError
 from logd.limits import (
-    CONNECTION_SEND_BYTES_FREE,
     COORDINATION_TIMEOUT_MS_MAX,
     COORDINATION_WAIT_MS_MAX,
     SESSIONS_PER_KEEP_ALIVE_MAX,
@@ -105,11 +104,10 @@ def query(session: Session, correlation_id: int, request: QueryRequest, body: Bu
             session.fail(Kind.QUERY, correlation_id, error)
         else:
             found = _ENCODER.encode(outcome)
-            if len(found) <= CONNECTION_SEND_BYTES_FREE or broker.sends.has_room:
+            if session.has_room_for(len(found)):
                 session.answer_with(Kind.QUERY, correlation_id, _ANSWERED, found)
             else:
-                error = OverloadedError(f"{broker.sends.bytes} bytes wait for clients to take them")
-                session.fail(Kind.QUERY, correlation_id, error)
+                session.fail(Kind.QUERY, correlation_id, session.no_room())
 
     partition.query(request.namespace, asked, request.wait_ms, answered)
 

@@ -16,7 +16,7 @@ seldom changes are told now and then, by a push without events, from where they 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import msgspec
 import trio
@@ -54,6 +54,8 @@ class Pushes(Protocol):
 
     @property
     def takes_more(self) -> bool: ...
+    def has_room_for(self, size_bytes: int) -> bool: ...
+    async def until_room(self) -> None: ...
     def push_events(self, frame: Sequence[bytes], size_bytes: int) -> None: ...
     def end_watch(self, watch: int, generation: int, error: LogdError) -> None: ...
 
@@ -209,6 +211,7 @@ class PartitionWatches:
 
     def _tell(self, crowd: Crowd, events: list[Event], revision: int) -> None:
         parts: list[tuple[bytes, int]] = []
+        size = 0
         for watch in crowd.watches:
             if watch.is_behind:
                 continue
@@ -216,7 +219,12 @@ class PartitionWatches:
                 # The second: it was asked for from a revision that is still to come.
                 watch.owner.fall_behind(watch)
                 continue
-            parts = parts or encode_events(events, revision)
+            if not parts:
+                parts = encode_events(events, revision)
+                size = sum(len(body) for body, _ in parts)
+            if not watch.owner.session.has_room_for(size):
+                watch.owner.fall_behind(watch)
+                continue
             self.events_pushed += len(events)
             watch.push_all(parts)
 
@@ -339,9 +347,13 @@ class ConnectionWatches:
             if watch is None:
                 await self._wanted.park()
                 continue
-            del self._behind[watch]
             try:
-                watch.is_behind = not _catch_up(watch)
+                missed = _missed(watch)
+                if not self.session.has_room_for(sum(map(_size_of, missed.events))):
+                    await self.session.until_room()
+                    continue
+                del self._behind[watch]
+                watch.is_behind = not _catch_up(watch, missed)
             except LogdError as error:
                 self.end(watch, error)
                 continue
@@ -350,23 +362,34 @@ class ConnectionWatches:
             await trio.lowlevel.checkpoint()
 
 
-def _catch_up(watch: Watch) -> bool:
-    """Push some of what a watch has missed; True if that was all of it.
+class _Missed(NamedTuple):
+    """What one push, or a few, tell a watch that is behind."""
+
+    events: list[Event]
+    is_all: bool
+
+
+def _missed(watch: Watch) -> _Missed:
+    """Some of what a watch has missed.
 
     Raises:
         CompactedError: some of it is no longer known.
     """
     assert watch.crowd is not None
     namespace, kind, start, end = watch.crowd.key
-    partition = watch.partition
-    events = partition.state.history(namespace, kind, start, end, watch.position + 1)
+    events = watch.partition.state.history(namespace, kind, start, end, watch.position + 1)
     count = _whole_revisions(events)
-    is_all = count == len(events)
-    revision = max(partition.revision, watch.position) if is_all else events[count - 1].revision
+    return _Missed(events[:count], count == len(events))
+
+
+def _catch_up(watch: Watch, missed: _Missed) -> bool:
+    """Push what a watch has missed; True if that was all of it."""
+    partition, events = watch.partition, missed.events
+    revision = max(partition.revision, watch.position) if missed.is_all else events[-1].revision
     if events:
-        watch.push_all(encode_events(events[:count], revision))
-        partition.watches.events_pushed += count
-    return is_all
+        watch.push_all(encode_events(events, revision))
+        partition.watches.events_pushed += len(events)
+    return missed.is_all
 
 
 def encode_events(events: list[Event], revision: int) -> list[tuple[bytes, int]]:
