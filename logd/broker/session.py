@@ -133,6 +133,10 @@ class Session:
         """Since when the client has not taken what it is being sent, if it has not."""
         return self._outbox.sending_since_s
 
+    def is_there(self) -> bool:
+        """Whether its client may still be answered."""
+        return not self._is_closed
+
     @property
     def subscriptions(self) -> Subscriptions:
         return self._subscriptions

@@ -52,6 +52,7 @@ from logd.wire.coordination import (
     DEFAULT_NAMESPACE,
     Event,
     Get,
+    ReadClaim,
     ReadKeys,
     partition_of,
 )
@@ -594,6 +595,42 @@ def test_who_asks_coordination_for_much_and_takes_nothing_is_told_that_it_is_too
         assert waiting <= CONNECTION_SEND_BYTES_MAX + ANSWER_BYTES_MAX
 
     live(story, brokers=3)
+
+
+def test_who_waits_for_a_lock_a_thousand_times_and_leaves_leaves_nothing_behind() -> None:
+    async def story(world: World) -> None:
+        async with world.cluster.client() as holder, world.cluster.client() as other:
+            homes = (await holder.admin.describe_topic(COORDINATION_TOPIC)).partitions
+            home = homes[partition_of(DEFAULT_NAMESPACE, len(homes))]
+            broker = world.cluster.nodes[NodeId(1)].broker
+            assert broker is not None
+            async with holder.lock("l"), trio.open_nursery() as nursery:
+                partition = broker.coordination.find(broker, home.group)
+
+                async def wait() -> None:
+                    async with other.lock("l"):
+                        raise AssertionError
+
+                nursery.start_soon(wait)
+                await trio.sleep(2)
+                patient = len(partition._claim_waits)
+                locks = partition.state._namespaces[DEFAULT_NAMESPACE].locks
+                (waiting,) = [ticket for lock in locks.all() for ticket in lock.waiting]
+                claim = msgspec.msgpack.encode(ReadClaim(kind="lock", name="l", ticket=waiting))
+                request = QueryRequest(
+                    group=home.group, namespace=DEFAULT_NAMESPACE, wait_ms=60_000
+                )
+                frame = encode_message(Kind.QUERY, request, 1, len(claim)) + claim
+                for _ in range(5):
+                    async with world.greeted() as raw:
+                        await raw.send(frame * 1_000)
+                        await trio.sleep(0.3)
+                        assert len(partition._claim_waits) == patient + 1_000
+                await trio.sleep(1)
+                assert len(partition._claim_waits) == patient == 1
+                nursery.cancel_scope.cancel()
+
+    live(story)
 
 
 def test_a_full_memory_budget_stops_the_reading_of_sockets_and_opens_again() -> None:

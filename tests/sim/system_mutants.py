@@ -1977,6 +1977,13 @@ SYSTEM_MUTANTS = (
         "",
     ),
     Mutant(
+        "whoever waited for a lock and has gone goes on waiting",
+        "P6",
+        "logd/broker/coordination/claim_waits.py",
+        "            if wait.deadline_ms <= now_ms or not wait.is_wanted()\n",
+        "            if wait.deadline_ms <= now_ms\n",
+    ),
+    Mutant(
         "a watch that could not be told is not told later",
         "coordination: watches skip nothing",
         "logd/broker/coordination/watches.py",

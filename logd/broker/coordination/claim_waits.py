@@ -17,16 +17,23 @@ WAKING_KINDS: Final = frozenset(("lock", "semaphore", "election"))
 class ClaimWait:
     """One question that waits."""
 
-    __slots__ = ("deadline_ms", "look", "namespace", "query")
+    __slots__ = ("deadline_ms", "is_wanted", "look", "namespace", "query")
 
     def __init__(
-        self, namespace: str, query: ReadClaim, deadline_ms: int, look: Callable[[bool], None]
+        self,
+        namespace: str,
+        query: ReadClaim,
+        deadline_ms: int,
+        look: Callable[[bool], None],
+        is_wanted: Callable[[], bool],
     ) -> None:
         self.namespace = namespace
         self.query = query
         self.deadline_ms = deadline_ms
         self.look = look
         """Called with True: the state may say something else now; with False: time is up."""
+        self.is_wanted = is_wanted
+        """False: its client has gone."""
 
 
 class ClaimWaits:
@@ -57,16 +64,18 @@ class ClaimWaits:
                 wait.look(True)
 
     def expire(self, now_ms: int) -> None:
-        """Answer those who have waited for as long as they wanted to."""
+        """Answer those who have waited for as long as they wanted to; forget those who have gone,
+        or whoever comes and goes would leave a thousand behind each time."""
         over = [
             wait
             for waits in self._by_ticket.values()
             for wait in waits
-            if wait.deadline_ms <= now_ms
+            if wait.deadline_ms <= now_ms or not wait.is_wanted()
         ]
         for wait in over:
             self._remove(wait)
-            wait.look(False)
+            if wait.is_wanted():
+                wait.look(False)
 
     def _wake(self, key: tuple[str, int]) -> None:
         for wait in self._by_ticket.pop(key, ()):

@@ -109,7 +109,7 @@ def query(session: Session, correlation_id: int, request: QueryRequest, body: Bu
             else:
                 session.fail(Kind.QUERY, correlation_id, session.no_room())
 
-    partition.query(request.namespace, asked, request.wait_ms, answered)
+    partition.query(request.namespace, asked, request.wait_ms, answered, session.is_there)
 
 
 def keep_alive(

@@ -226,8 +226,18 @@ class CoordinationPartition:
 
         self._confirmations.add(answered)
 
-    def query(self, namespace: str, query: Query, wait_ms: int, answer: QueryAnswer) -> None:
+    def query(
+        self,
+        namespace: str,
+        query: Query,
+        wait_ms: int,
+        answer: QueryAnswer,
+        is_wanted: Callable[[], bool],
+    ) -> None:
         """Answer from the applied state, once that is known to be current.
+
+        Args:
+            is_wanted: whether anybody is left who waits for the answer.
 
         Raises:
             NotLeaderError, UnavailableError: it does not serve.
@@ -238,14 +248,19 @@ class CoordinationPartition:
                 answer(doubt)
                 return
             if wait_ms and isinstance(query, ReadClaim) and self.state.waits(namespace, query):
-                self._wait_for_claim(namespace, query, wait_ms, answer)
+                self._wait_for_claim(namespace, query, wait_ms, answer, is_wanted)
             else:
                 answer(self.state.answer(namespace, query))
 
         self.confirmed(confirmed)
 
     def _wait_for_claim(
-        self, namespace: str, query: ReadClaim, wait_ms: int, answer: QueryAnswer
+        self,
+        namespace: str,
+        query: ReadClaim,
+        wait_ms: int,
+        answer: QueryAnswer,
+        is_wanted: Callable[[], bool],
     ) -> None:
         deadline_ms = self._node.now_ms() + wait_ms
 
@@ -256,15 +271,16 @@ class CoordinationPartition:
             if not may_have_changed:
                 # It says that the ticket still waits: that is to be current.
                 try:
-                    self.query(namespace, query, 0, answer)
+                    self.query(namespace, query, 0, answer, is_wanted)
                 except LogdError as error:
                     answer(error)
             elif self.state.waits(namespace, query):
-                self._claim_waits.add(ClaimWait(namespace, query, deadline_ms, look))
+                self._claim_waits.add(wait)
             else:
                 answer(self.state.answer(namespace, query))
 
-        self._claim_waits.add(ClaimWait(namespace, query, deadline_ms, look))
+        wait = ClaimWait(namespace, query, deadline_ms, look, is_wanted)
+        self._claim_waits.add(wait)
         self._clock_news.set()
 
     # --- sessions -------------------------------------------------------------------------------
