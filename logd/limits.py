@@ -57,8 +57,8 @@ RECEIVE_BYTES: Final = 256 * KIB
 """What one read from a socket takes at most."""
 
 CONNECTION_SEND_BYTES_MAX: Final = 16 * MIB
-"""Responses and deliveries queued on one client connection; beyond it nothing is read from
-that connection and no subscription of it is served."""
+"""Responses and deliveries queued on one client connection, with the memory that each frame takes;
+beyond it nothing is read from that connection and no subscription of it is served."""
 
 CLIENTS_SEND_BYTES_MAX: Final = 256 * MIB
 """The same over all client connections.  Nothing more is found for anybody while so much waits."""

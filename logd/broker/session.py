@@ -88,6 +88,9 @@ if TYPE_CHECKING:
     from logd.broker.broker import Broker
     from logd.env import ByteStream
 
+QUEUED_FRAME_BYTES: Final = 200
+"""What a frame that waits to be sent takes beside its own bytes, about: many have fewer."""
+
 SMALL_BODY_BYTES: Final = 2_048
 """Below it a body is copied behind its header: one buffer to send in place of two."""
 
@@ -417,7 +420,7 @@ class Session:
 
     def _queue(self, buffers: Sequence[Buffer], size_bytes: int) -> None:
         if not self._is_closed:
-            self._outbox.push(buffers, size_bytes)
+            self._outbox.push(buffers, size_bytes + QUEUED_FRAME_BYTES)
 
     def deliver(self, message: Deliver, batches: CommittedBatches) -> None:
         """Push batches to a subscriber."""

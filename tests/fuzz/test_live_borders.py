@@ -19,6 +19,7 @@ import zstandard
 
 from logd.broker import server, session
 from logd.broker.broker import Broker, ProduceBudget
+from logd.broker.session import QUEUED_FRAME_BYTES
 from logd.errors import InvalidRequestError, LogdError, MalformedBatchError, OverloadedError
 from logd.limits import (
     ANSWER_BYTES_MAX,
@@ -553,6 +554,19 @@ def test_the_cluster_is_not_described_to_who_takes_no_description(
         largest = max(len(frame.header) for frame in told)
         assert sum(len(frame.header) for frame in told) > 256 * KIB
         assert waiting <= 16 * KIB + largest + KIB
+
+    live(story)
+
+
+def test_frames_of_a_few_bytes_count_with_the_memory_that_they_take() -> None:
+    async def story(world: World) -> None:
+        broker = world.cluster.nodes[NodeId(1)].broker
+        assert broker is not None
+        async with world.greeted():
+            (client,) = broker.sessions
+            for _ in range(1_000):
+                client.push_events((bytes(30),), 30)
+            assert client.queued_bytes == broker.sends.bytes == 1_000 * (30 + QUEUED_FRAME_BYTES)
 
     live(story)
 

@@ -1977,6 +1977,13 @@ SYSTEM_MUTANTS = (
         "",
     ),
     Mutant(
+        "small answers that nobody takes hold seven times what they count",
+        "P6",
+        "logd/broker/session.py",
+        "            self._outbox.push(buffers, size_bytes + QUEUED_FRAME_BYTES)\n",
+        "            self._outbox.push(buffers, size_bytes)\n",
+    ),
+    Mutant(
         "whoever waited for a lock and has gone goes on waiting",
         "P6",
         "logd/broker/coordination/claim_waits.py",

@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Final
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
+import pytest
 
-from logd.broker.coordination.watches import encode_events
+from logd.broker.coordination import watches
+from logd.broker.coordination.watches import (
+    ConnectionWatches,
+    PartitionWatches,
+    Pushes,
+    encode_events,
+)
+from logd.errors import InvalidRequestError
 from logd.limits import FRAME_BYTES_MAX, KEY_BYTES_MAX, KEYS_DELETED_MAX, VALUE_BYTES_MAX
 from logd.wire.coordination import Event
+from logd.wire.messages import WatchRequest
+
+if TYPE_CHECKING:
+    from logd.broker.coordination.partition import CoordinationPartition
 
 DECODER: Final = msgspec.msgpack.Decoder(list[Event])
 
 
 def event(revision: int, name: bytes = b"k", value: bytes = b"v") -> Event:
     return Event(revision=revision, kind="key", name=name, change="put", value=value)
+
+
+def test_a_connection_has_so_many_watches_of_which_each_may_be_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watches, "WATCHES_PER_CONNECTION_MAX", 3)
+    partition = SimpleNamespace(watches=PartitionWatches(), revision=0)
+    held = ConnectionWatches(cast("Pushes", None))
+
+    def request(number: int) -> WatchRequest:
+        return WatchRequest(
+            watch=number, generation=1, group=1, namespace="n", kind="key", start=b"k"
+        )
+
+    for number in (1, 2):
+        asked = request(number)
+        held.ask(asked)
+        held.begin(asked, cast("CoordinationPartition", partition), 0)
+
+    for number in (1, 2, 3, 3, 1):
+        held.ask(request(number))
+    with pytest.raises(InvalidRequestError, match="3 watches on one connection"):
+        held.ask(request(4))
 
 
 def test_a_few_changes_are_one_push_up_to_what_has_been_applied() -> None:

@@ -267,12 +267,17 @@ class ConnectionWatches:
         """
         if request.credit_bytes < 0:
             raise InvalidRequestError(f"credit of {request.credit_bytes} bytes")
-        others = self._by_key.keys() | self._asked.keys()
-        if len(others) >= WATCHES_PER_CONNECTION_MAX and request.watch not in others:
+        is_new = request.watch not in self._by_key and request.watch not in self._asked
+        if is_new and self._has_most():
             raise InvalidRequestError(
                 f"{WATCHES_PER_CONNECTION_MAX} watches on one connection, the most there may be"
             )
         self._asked[request.watch] = request
+
+    def _has_most(self) -> bool:
+        if len(self._by_key) + len(self._asked) < WATCHES_PER_CONNECTION_MAX:
+            return False  # Else those that were asked for again have been counted twice.
+        return len(self._by_key.keys() | self._asked.keys()) >= WATCHES_PER_CONNECTION_MAX
 
     def forget(self, request: WatchRequest) -> None:
         """It was refused."""
