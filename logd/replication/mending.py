@@ -6,6 +6,8 @@ others that repair.  Each round surveys the whole log and does what can be done:
 - a hole is filled from peers, byte for byte, or where they were compacted its segment is copied;
 - a hole that nobody can fill because it lies where peers have trimmed is let go with its
   segments, as a running replica would have, if a checkpoint reaches over them;
+- if peers' logs begin behind a hole, within its segment, that one is written anew from there, with
+  what they have, and is the first one then;
 - if peers have trimmed everything that this log holds, it is replaced by their state.
 
 A log that feeds a state machine is for nobody else to read, so it is enough that peers have
@@ -32,8 +34,10 @@ from logd.errors import BeyondRepairError, CorruptionError
 from logd.replication import log_events
 from logd.replication.installing import begin_install, finish_install
 from logd.storage.holes import Hole, fill_hole
+from logd.storage.log import Log
 from logd.storage.repair import (
     Survey,
+    begin_with,
     mend_headers,
     put_in_place,
     segment_with,
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from logd.replication.opening import OpenedGroup
     from logd.replication.repairer import Repairer
     from logd.replication.snapshot import Snapshot
+    from logd.storage.log_contents import SealedSegment
 
 log = structlog.get_logger(__name__)
 
@@ -152,9 +157,9 @@ class Mender:
         if limit < survey.end_offset:
             if await self._trim(survey, lost, limit):
                 return _Progress.BETTER
-            if not (self._has_application and lost):
+            if not lost:
                 return _Progress.NONE
-        return await self._take_over(survey)
+        return await self._take_over(survey, lost)
 
     async def _trim(self, survey: Survey, lost: Sequence[Hole], limit: Offset) -> bool:
         """Let go of some of the ``lost`` with their segments; False if that cannot be done."""
@@ -172,7 +177,7 @@ class Mender:
         log.info(log_events.LOG_TRIMMED, group=opened.group_id, start=bases[0], end=start)
         return True
 
-    async def _take_over(self, survey: Survey) -> _Progress:
+    async def _take_over(self, survey: Survey, lost: Sequence[Hole]) -> _Progress:
         """Go on with the state of a peer whose state has come far enough for that."""
         for member in self._members:
             snapshot = await self._node.questions.fetch_state(self._opened.group_id, member)
@@ -183,7 +188,65 @@ class Mender:
                 return await self._install(msgspec.structs.replace(snapshot, start_offset=start))
             if await self._env.run_blocking(self._keep, snapshot):
                 return _Progress.BETTER
+            if not self._has_application and await self._begin_within(survey, lost, snapshot):
+                return _Progress.BETTER
         return _Progress.NONE
+
+    async def _begin_within(self, survey: Survey, lost: Sequence[Hole], snapshot: Snapshot) -> bool:
+        """Begin where a peer's log does, if that is within a segment with one of the ``lost``.
+
+        All that is kept of that segment is what peers have committed.  False if it cannot be done.
+        """
+        env, opened, start = self._env, self._opened, snapshot.start_offset
+        hole = max(lost, key=lambda each: each.start.offset)
+        segment = await env.run_blocking(
+            segment_with, env.files, opened.directory, opened.identity, hole
+        )
+        if segment is None or not segment.base_offset < start < segment.end_offset:
+            return False
+        rest = segment._replace(base_offset=start, prev_term=snapshot.terms_below_start()[-1][0])
+        try:
+            path = await self._repairer.copy(opened.directory, opened.identity, rest, self._members)
+        except CorruptionError as error:
+            log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
+            return False
+        if path is None:
+            return False
+        trash = self._node.membership.directory.trash_path
+
+        def begin() -> bool:
+            if not self._keep_checkpoint(snapshot, survey, rest):
+                env.files.remove(path)
+                return False
+            opened.log.close()
+            begin_with(env.files, path, opened.directory, opened.identity, rest, trash)
+            opened.log = Log.open(env.files, opened.directory, opened.identity, opened.options)
+            return True
+
+        was = opened.log.start_offset
+        self._node.answers.serve_no_more(opened.group_id)
+        is_begun = await env.run_blocking(begin)
+        self._node.answers.serve_shut(opened)
+        if is_begun:
+            log.info(log_events.LOG_TRIMMED, group=opened.group_id, start=was, end=start)
+        return is_begun
+
+    def _keep_checkpoint(self, snapshot: Snapshot, survey: Survey, segment: SealedSegment) -> bool:
+        """See to it that there is a state for a log to begin with where ``segment`` does, which is
+        all committed; False if there is none.
+
+        The peer's lies ahead of what is known to be committed here, unless it is within that
+        segment.  If nothing follows that, it may be ahead of the log, as one that was shipped.
+        """
+        checkpoints, start = self._opened.checkpoints, segment.base_offset
+        if self._restorable(survey.end_offset) >= start:
+            return True
+        is_all_committed = segment.end_offset == survey.end_offset
+        if not is_all_committed and snapshot.state_offset > segment.end_offset:
+            return False
+        checkpoints.save(snapshot.state_offset, snapshot.state)
+        kept = checkpoints.load()
+        return kept is not None and kept[0] >= start
 
     def _start_with(self, snapshot: Snapshot) -> Offset:
         """Where a log that holds nothing yet can begin with this state."""

@@ -18,10 +18,11 @@ from logd.storage.clean_note import withdraw_clean_note
 from logd.storage.file_header import SEGMENT_MAGIC, FileHeader, LogIdentity, encode_file_header
 from logd.storage.holes import Hole, follow, holes_between
 from logd.storage.log_contents import SealedSegment
-from logd.storage.recovery import FoundSegment, LogEnd, inspect_segments
+from logd.storage.recovery import FoundSegment, LogEnd, inspect_segments, segment_bases
 from logd.storage.segment import FIRST_POSITION, segment_name
-from logd.storage.segment_index import remove_indexes_durably
+from logd.storage.segment_index import remove_indexes, remove_indexes_durably
 from logd.storage.synced_mark import MARK_BYTES, SLOT_POSITIONS, MarkSlot, encode_mark
+from logd.storage.trash import throw_away
 from logd.types import FilePosition, Offset, Term
 
 
@@ -147,6 +148,34 @@ def put_in_place(files: FileSystem, path: str, directory: str, segment: SealedSe
     remove_indexes_durably(files, target)
     files.rename(path, target)
     files.sync_directory(directory)
+
+
+def begin_with(
+    files: FileSystem,
+    path: str,
+    directory: str,
+    identity: LogIdentity,
+    segment: SealedSegment,
+    trash: str,
+) -> None:
+    """Let a closed log begin with the whole, synced file at ``path``: the rest of a segment of it.
+
+    A crash in between leaves the log as damaged as it was: recovery removes what lies within a
+    segment whose mark says where it ends, and without that there is a hole between the two.
+
+    Args:
+        trash: a directory on the same disk that takes all segments before it.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    put_in_place(files, path, directory, segment)
+    for base in segment_bases(files, directory):
+        if base < segment.base_offset:
+            before = f"{directory}/{segment_name(base)}"
+            # Each durably before the next one goes: a gap would be taken for damage.
+            throw_away(files, trash, identity.group, {before: base})
+            remove_indexes(files, before)
 
 
 def mend_headers(files: FileSystem, directory: str, identity: LogIdentity) -> list[str]:

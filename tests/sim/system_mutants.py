@@ -1349,8 +1349,22 @@ SYSTEM_MUTANTS = (
         "a shut log that feeds a state machine waits until peers have trimmed all of its hole",
         "autonomy: failures are repaired without a person",
         "logd/replication/mending.py",
-        "            if not (self._has_application and lost):\n",
+        "            if not lost:\n",
         "            if True:\n",
+    ),
+    Mutant(
+        "a log begins within a segment with a peer's state that may be of another log",
+        "P2: producers, fences and terms are those of the log",
+        "logd/replication/mending.py",
+        "        if not is_all_committed and snapshot.state_offset > segment.end_offset:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a log begins within a segment without a state to begin with",
+        "P1: a trimmed log has a checkpoint",
+        "logd/replication/mending.py",
+        "            if not self._keep_checkpoint(snapshot, survey, rest):\n",
+        "            if False:\n",
     ),
     Mutant(
         "kept metadata that have rotted are not replaced by a peer's",

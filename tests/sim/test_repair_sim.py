@@ -286,6 +286,49 @@ def test_damage_that_peers_have_trimmed_is_let_go_and_all_else_is_kept() -> None
     run_deterministic(story, seed=1)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_log_begins_where_its_peers_do_if_that_is_within_the_segment_of_its_hole(
+    seed: int,
+) -> None:
+    async def story() -> None:
+        async with (
+            open_cluster(seed, trimming()) as cluster,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            client = await formed(cluster, stack)
+            topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
+            group = GroupId(topic.partitions[0].group)
+            victim = cluster.nodes[NodeId(1 + seed)]
+            await victim.stop()
+            await append_kib(client, 96)
+            victim.start()
+            await taken_up(cluster, victim, group)  # What comes at once is in one segment.
+            await append_kib(client, 40)
+            await victim.stop()
+            path, second, *_ = segments(victim, group)
+            behind = int(second.rpartition("/")[2].partition(".")[0])
+            victim.files.overwrite(path, SEGMENT_HEADER_BYTES, b"\xa5" * 90 * KIB)
+            overwrite(victim, path, MARKS)  # Else nobody would look there at the start.
+            await client.admin.trim_partition(TOPIC, 0, 6)
+            with trio.fail_after(REPAIRED_S):
+                while (start := start_of(cluster, group)) == 0:
+                    await trio.sleep(1)
+            assert 0 < start < behind
+
+            victim.start()
+            await taken_up(cluster, victim, group)
+
+            assert "snapshot_installed" not in {event.name for event in cluster.trace.events}
+            bases = victim.groups[group].log.segment_bases
+            assert (bases[0], bases[1]) == (start, behind)
+            other = next(node for node in cluster.alive() if node is not victim)
+            await other.crash(power=True)
+            with trio.fail_after(REPAIRED_S):
+                await append_kib(client, 8)
+
+    run_deterministic(story, seed=seed)
+
+
 def test_damaged_metadata_below_what_the_others_kept_are_replaced_by_their_state() -> None:
     async def story() -> None:
         async with (

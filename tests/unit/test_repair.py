@@ -8,11 +8,22 @@ import pytest
 
 from logd.errors import CorruptionError
 from logd.limits import KIB, SEGMENT_HEADER_BYTES
-from logd.record.header import leader_part
+from logd.record.header import decode_header, leader_part
 from logd.storage.holes import Hole, fill_hole
 from logd.storage.log import Log, LogOptions, ScrubPosition
-from logd.storage.repair import Survey, mend_headers, put_in_place, segment_with, survey_log
+from logd.storage.log_contents import SealedSegment
+from logd.storage.recovery import segment_bases
+from logd.storage.repair import (
+    Survey,
+    begin_with,
+    mend_headers,
+    put_in_place,
+    segment_with,
+    survey_log,
+)
 from logd.storage.segment_copy import SegmentCopy
+from logd.storage.synced_mark import SLOT_POSITIONS
+from logd.storage.whole_file import make_directory_durably
 from logd.types import Offset, Term
 from tests.sim.files import SimulatedFile, SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, append_some, read_all
@@ -354,3 +365,86 @@ def test_the_segment_of_a_hole_reaches_to_the_next_one_or_to_the_end_of_the_log(
     found = segment_with(files, DIRECTORY, IDENTITY, active)
     assert found is not None
     assert (found.base_offset, found.end_offset) == (int(last[-24:-4]), len(written))
+
+
+# --- a log that begins within one of its segments -------------------------------------------
+
+
+TRASH = "/data/trash"
+
+
+def rest_of(
+    files: SimulatedFileSystem, hole: Hole, start: Offset, written: list[bytes]
+) -> tuple[str, SealedSegment]:
+    """What peers have of the segment of ``hole`` from ``start`` on, in an unfinished file."""
+    segment = segment_with(files, DIRECTORY, IDENTITY, hole)
+    assert segment is not None
+    assert segment.base_offset < start < segment.end_offset
+    before = decode_header(written[start - 1])
+    rest = segment._replace(base_offset=start, prev_term=before.term)
+    copy = SegmentCopy(files, DIRECTORY, IDENTITY, rest)
+    copy.add(b"".join(written[start : rest.end_offset]))
+    return copy.finish(), rest
+
+
+def log_of_three_segments(files: SimulatedFileSystem) -> list[bytes]:
+    """A closed one; returns its batches, five in each segment."""
+    log = Log.create(files, DIRECTORY, IDENTITY, OPTIONS)
+    written: list[bytes] = []
+    for term in (1, 2, 3):
+        for each in (term, term + 1, term + 1, term + 1, term + 1):
+            written += append_some(log, 1, term=each, value=b"v" * 300)
+        log.sync(log.end_offset)
+        if term < 3:
+            log.roll()
+    log.close()
+    return written
+
+
+@pytest.mark.parametrize("power", [True, False])
+@pytest.mark.parametrize(
+    ("number", "has_marks"), [(1, True), (1, False), (2, True)], ids=["sealed", "lost", "active"]
+)
+def test_a_crash_leaves_a_log_that_begins_within_a_segment_or_is_as_damaged_as_before(
+    number: int, has_marks: bool, power: bool
+) -> None:
+    steps, was_cut_off = 0, True
+    while was_cut_off:
+        steps += 1
+        files = SimulatedFileSystem(random.Random(steps))
+        make_directory_durably(files, TRASH)
+        written = log_of_three_segments(files)
+        path, bases = segments(files)[number], segment_bases(files, DIRECTORY)
+        begun = Offset(bases[number] + 2)
+        files.overwrite(path, SEGMENT_HEADER_BYTES + 50, bytes(1000))  # Of the first three.
+        if not has_marks:
+            files.overwrite(path, SLOT_POSITIONS[0], bytes(1024))
+        (hole,) = survey_log(files, DIRECTORY, IDENTITY).holes
+        assert hole.start.offset < begun < hole.end.offset
+        with files.dying_after(steps) as life:
+            made, rest = rest_of(files, hole, begun, written)
+            begin_with(files, made, DIRECTORY, IDENTITY, rest, TRASH)
+        was_cut_off = life.was_cut_off
+        files.crash(random.Random(steps)) if power else files.kill()
+
+        log = Log.open(files, DIRECTORY, IDENTITY, OPTIONS)
+        survey = survey_log(files, DIRECTORY, IDENTITY)
+        assert survey.beyond_repair is None
+        assert survey.end_offset == len(written)
+        assert log.start_offset in (*bases[: number + 1], begun)
+        if log.start_offset < begun:
+            (hole,) = survey.holes
+            assert hole.start.offset < begun
+            if hole.end.offset == begun:
+                log.trim(begun, TRASH)  # As of any log whose peers begin where a segment does.
+            else:
+                made, rest = rest_of(files, hole, begun, written)
+                begin_with(files, made, DIRECTORY, IDENTITY, rest, TRASH)
+        log.close()
+
+        assert survey_log(files, DIRECTORY, IDENTITY).holes == ()
+        again = reopened(files)
+        assert (again.start_offset, again.end_offset) == (begun, len(written))
+        assert again.prev_term == decode_header(written[begun - 1]).term
+        assert read_all(again) == written[begun:]
+    assert steps > 8

@@ -31,6 +31,7 @@ from logd.storage.synced_mark import SLOT_POSITIONS
 from logd.types import Buffer, GroupId, NodeId, Offset
 from tests.sim.files import SimulatedFileSystem
 from tests.sim.run import run_deterministic
+from tests.support.logs import read_all
 from tests.support.replica import (
     GROUP,
     OURSELVES,
@@ -500,24 +501,29 @@ class Across:
     """Where peers' logs begin: in the hole."""
     states: dict[Offset, bytes]
     """Of the partition, by the offset that they are of."""
+    batches: list[bytes]
+    """All there were."""
 
     def __init__(self) -> None:
         self.files = SimulatedFileSystem(random.Random(1))
 
-    async def write(self, *, is_active: bool) -> None:
+    async def write(self, *, is_active: bool, is_longer: bool = False) -> None:
         """And damage it: the active segment or the one before it."""
+        sizes = (3000, 3000, 3000, 3000, 1000, 1000, *([1000] if is_longer else []))
         async with open_replica(self.files, voters=(OURSELVES,), segment_bytes=8 * KIB) as replica:
             await replica.lead()
             group = replica.group
             self.states = {}
-            for size in (3000, 3000, 3000, 3000, 1000, 1000):
+            for size in sizes:
                 replica.propose(bytes(size))
                 await a_while()
                 self.end = group.log.end_offset
                 state = group._opened.snapshot_state(group.state, group.core)
                 self.states[self.end] = state.encode()
             self.bases = group.log.segment_bases
-            assert self.end == group.commit_offset == self.bases[2] + 2
+            self.batches = read_all(group.log)
+            assert len(self.batches) == self.end == group.commit_offset
+            assert self.end == self.bases[2] + 2 + is_longer
         self.files.kill()
         damaged, size = (self.bases[2], 1000) if is_active else (self.bases[1], 3000)
         self.let_go = Offset(damaged + 1)
@@ -527,7 +533,13 @@ class Across:
         if not is_active:  # Else nobody looks at the start.
             self.files.overwrite(path, SLOT_POSITIONS[0], bytes(1024))
 
-    def snapshot(self, state: int, application: int | None) -> Snapshot:
+    def given(self, request: RepairRequest) -> bytes:
+        """What a peer gives of it that still has its end."""
+        if request.start_offset < self.let_go:
+            return b""
+        return b"".join(self.batches[request.start_offset : request.end_offset])
+
+    def snapshot(self, state: int, application: int | None = None) -> Snapshot:
         """What a peer has, as of these offsets."""
         return Snapshot(
             start_offset=self.let_go,
@@ -545,6 +557,7 @@ class Across:
         kept: int = 0,
         has_application: bool = True,
         let_go: Offset | None = None,
+        have_the_rest: bool = False,
     ) -> OpenedGroup:
         """Try it for some time; returns the replica as it is when it is opened again.
 
@@ -552,6 +565,7 @@ class Across:
             peers: their states.
             kept: where the state lies that this one has kept of the state machine.
             let_go: where the logs of the peers begin; None: in the hole.
+            have_the_rest: they give what they have.
         """
         given = dict(zip((SECOND, THIRD), map(encode_snapshot, peers), strict=False))
         async with open_replica(self.files, group_id=GroupId(8)) as other:
@@ -569,16 +583,18 @@ class Across:
                     )
                     node.questions.on_response(state, encoded)
                 elif isinstance(message, RepairRequest):
-                    refusal = RepairResponse(
+                    response = RepairResponse(
                         request_id=message.request_id,
                         refused="trimmed",
                         log_start=self.let_go if let_go is None else let_go,
                     )
-                    node.questions.on_response(refusal, b"")
+                    body = self.given(message) if have_the_rest else b""
+                    node.questions.on_response(response, body)
                 return True
 
             monkeypatch.setattr(node, "send_peer", answer)
             monkeypatch.setattr(node, "is_up", lambda node: True)
+            self.files.make_directory(TRASH)
 
             def opened() -> OpenedGroup:
                 options = LogOptions(segment_bytes=8 * KIB)
@@ -697,6 +713,63 @@ def test_records_that_peers_have_are_not_given_up_with_a_hole(
             opened = await shut.mend(
                 monkeypatch, [shut.snapshot(end, end)], has_application=False, let_go=let_go
             )
+            assert opened.damage is not None
+            assert opened.log.segment_bases == shut.bases
+
+    play(story)
+
+
+@pytest.mark.parametrize("is_active", [False, True])
+def test_a_shut_log_begins_where_its_peers_do_within_the_segment_of_its_hole(
+    monkeypatch: pytest.MonkeyPatch, is_active: bool
+) -> None:
+    """Retention lets go of whole segments, which end elsewhere in each log.  What lies behind is
+    not given up, and what was promised of it is not forgotten."""
+
+    async def story() -> None:
+        shut = Across()
+        await shut.write(is_active=is_active)
+        start, end = shut.let_go, shut.end
+
+        opened = await shut.mend(
+            monkeypatch, [shut.snapshot(start)], has_application=False, have_the_rest=True
+        )
+
+        assert opened.damage is None
+        assert (opened.log.start_offset, opened.log.end_offset) == (start, end)
+        assert opened.log.prev_term == opened.log.last_term == 1
+        assert opened.commit_offset >= start
+        assert opened.state.end_offset == end
+        assert opened.terms == [(1, 0)]
+        assert read_all(opened.log) == shut.batches[start:]
+
+    play(story)
+
+
+@pytest.mark.parametrize("is_active", [False, True])
+def test_a_log_that_begins_anew_needs_a_state_that_is_certainly_its_own(
+    monkeypatch: pytest.MonkeyPatch, is_active: bool
+) -> None:
+    """A peer's may be ahead of a log that is committed to its end, as one that was shipped.  Where
+    more follows, that is not known to be what the state is of."""
+
+    async def story() -> None:
+        peer, shut = Across(), Across()
+        await peer.write(is_active=is_active, is_longer=True)
+        await shut.write(is_active=is_active)
+        for name in shut.files.list_directory(DIRECTORY):
+            if name.startswith("checkpoint"):
+                shut.files.remove(f"{DIRECTORY}/{name}")
+
+        opened = await shut.mend(
+            monkeypatch, [peer.snapshot(peer.end)], has_application=False, have_the_rest=True
+        )
+
+        if is_active:
+            assert opened.damage is None
+            assert opened.log.segment_bases == (shut.let_go,)
+            assert (opened.log.end_offset, opened.state.end_offset) == (shut.end, peer.end)
+        else:
             assert opened.damage is not None
             assert opened.log.segment_bases == shut.bases
 
