@@ -249,6 +249,8 @@ class DataDirectory:
         except OSError as error:
             raise StorageError(f"cannot keep the promises of group {group}: {error}") from error
         self._move_to_trash(group)
+        # Durably: another replica may come here, and must not be missed before it is made.
+        self._forget_note(group, durably=True)
 
     def _promise_of(self, group: GroupId) -> tuple[Term, NodeId | None]:
         """Term and vote of a replica that is leaving, or what its log says in place of them.
@@ -284,6 +286,7 @@ class DataDirectory:
         if has_promises:
             self.forget_promises(group)
         self._move_to_trash(group)
+        self._forget_note(group, durably=False)
 
     def list_promises(self) -> list[GroupId]:
         """Groups whose promises are kept, in order."""
@@ -304,10 +307,6 @@ class DataDirectory:
     def _move_to_trash(self, group: GroupId) -> None:
         source = self.group_path(group)
         try:
-            # First: a crash in between leaves a directory, which is noted again.
-            if group in self._noted:
-                self._files.remove(self._note_path(group))
-                del self._noted[group]
             if not self._files.exists(source):
                 return
             taken = self._files.list_directory(self.trash_path)
@@ -317,6 +316,24 @@ class DataDirectory:
             self._files.sync_directory(parent(source))
         except OSError as error:
             raise StorageError(f"cannot move {source} to the trash: {error}") from error
+
+    def _forget_note(self, group: GroupId, *, durably: bool) -> None:
+        """There is no replica of ``group`` here any more, nor may one have been lost.
+
+        Its directory is gone by then: a crash in between leaves a note without one, and the replica
+        is removed once more.
+        """
+        if group not in self._noted:
+            return
+        path = self._note_path(group)
+        try:
+            if self._files.exists(path):
+                self._files.remove(path)
+            if durably:
+                self._files.sync_directory(f"{self.path}/{REPLICAS_NAME}")
+        except OSError as error:
+            raise StorageError(f"cannot forget the replica of group {group}: {error}") from error
+        del self._noted[group]
 
     def close(self) -> None:
         """Let another process use the directory."""

@@ -253,8 +253,15 @@ SYSTEM_MUTANTS = (
         "a replica is missed that was removed in order",
         "autonomy: a replica comes back to where it was",
         "logd/storage/directory.py",
-        "                self._files.remove(self._note_path(group))\n",
-        "",
+        "                self._files.remove(path)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "that a replica has left is forgotten with the power",
+        "autonomy: a replica comes back to where it was",
+        "logd/storage/directory.py",
+        "            if durably:\n",
+        "            if False:\n",
     ),
     Mutant(
         "a tombstone goes with what it deletes",

@@ -442,6 +442,40 @@ def open_directory_again(disk: SimulatedFileSystem, directory: DataDirectory) ->
     return open_directory(disk)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_replica_that_has_left_is_not_missed_after_a_power_cut(seed: int) -> None:
+    """Another one may have been put there by then, whose directory is yet to be made."""
+    disk = SimulatedFileSystem(random.Random(seed))
+    directory = open_directory(disk, "first")
+    a_replica(disk, directory, 5)
+    directory = open_directory_again(disk, directory)
+    assert directory.is_noted(GroupId(3))
+
+    directory.retire_group(GroupId(3))
+    disk.crash(random.Random(seed))
+
+    assert not open_directory(disk).has_group(GroupId(3))
+
+
+def test_a_replica_that_could_not_be_cleared_away_is_not_said_to_have_left(
+    disk: SimulatedFileSystem,
+) -> None:
+    for count in range(60):
+        directory = open_directory(disk, "first")
+        a_replica(disk, directory, 5)
+        directory.note_group(GroupId(3))
+        with disk.failing_after(count), contextlib.suppress(OSError, StorageError):
+            directory.retire_group(GroupId(3))
+            break
+        assert directory.has_group(GroupId(3)), count
+
+        directory.retire_group(GroupId(3))
+
+        assert not directory.has_group(GroupId(3))
+        directory.close()
+    assert count > 5
+
+
 def test_a_lost_replica_of_a_deleted_group_is_missed_no_more(disk: SimulatedFileSystem) -> None:
     directory = open_directory(disk, "first")
     a_replica(disk, directory, 5)
