@@ -118,8 +118,10 @@ class Mender:
                     )
                 except CorruptionError as error:
                     log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
-                    # What is left is looked for anew.
-                    return _Progress.BETTER if await self._copy(hole) else _Progress.NONE
+                    if await self._copy(hole):
+                        return _Progress.BETTER  # What is left is looked for anew.
+                    left_open.append(hole)  # Perhaps it lies behind another one, in its segment.
+                    break
         if left_open:
             return await self._let_go(survey, left_open, let_go)
         try:

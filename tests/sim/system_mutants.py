@@ -1367,6 +1367,14 @@ SYSTEM_MUTANTS = (
         "        if False:\n",
     ),
     Mutant(
+        "a hole that cannot be filled as it was keeps those before it from being let go",
+        "autonomy: failures are repaired without a person",
+        "logd/replication/mending.py",
+        "                    left_open.append(hole)  # Perhaps it lies behind another one, in its "
+        "segment.\n                    break\n",
+        "                    return _Progress.NONE\n",
+    ),
+    Mutant(
         "a log begins within a segment without a state to begin with",
         "P1: a trimmed log has a checkpoint",
         "logd/replication/mending.py",

@@ -11,6 +11,8 @@ import trio
 
 from logd.errors import UnavailableError
 from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES, SNAPSHOT_CHUNK_BYTES
+from logd.record.compacted import make_gap
+from logd.record.header import decode_header
 from logd.replication.answering import STATE_KEPT_S
 from logd.replication.checkpoints import Checkpoints
 from logd.replication.opening import OpenedGroup, open_group
@@ -742,6 +744,39 @@ def test_a_shut_log_begins_where_its_peers_do_within_the_segment_of_its_hole(
         assert opened.state.end_offset == end
         assert opened.terms == [(1, 0)]
         assert read_all(opened.log) == shut.batches[start:]
+
+    play(story)
+
+
+def test_a_shut_log_begins_within_a_segment_that_peers_have_compacted_behind_its_hole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A second hole there cannot be filled, for their bytes differ; nor is all of it to be had."""
+
+    async def story() -> None:
+        shut = Across()
+        await shut.write(is_active=True, is_longer=True)
+        damaged, intact, compacted = shut.batches[-3:]
+        path = f"{DIRECTORY}/{shut.bases[2]:020}.log"
+        position = SEGMENT_HEADER_BYTES + len(damaged)
+        shut.files.overwrite(path, position, intact)
+        shut.files.flip(path, position + len(intact) + 60)
+        header = decode_header(compacted)
+        shut.batches[-1] = make_gap(
+            header.base_offset,
+            header.end_offset,
+            term=header.term,
+            append_time_ms=header.append_time_ms,
+            group=GROUP,
+        )
+
+        opened = await shut.mend(
+            monkeypatch, [shut.snapshot(shut.end)], has_application=False, have_the_rest=True
+        )
+
+        assert opened.damage is None
+        assert (opened.log.start_offset, opened.log.end_offset) == (shut.let_go, shut.end)
+        assert read_all(opened.log) == shut.batches[-2:]
 
     play(story)
 
