@@ -423,6 +423,12 @@ class StorageError(LogdError):
     code = 110
 
 
+class NoRoomError(StorageError):
+    """The disk is full, and nothing was changed: the same may be done when there is room."""
+
+    code = 115
+
+
 class DirectoryLockedError(StorageError):
     """Another process uses the data directory."""
 

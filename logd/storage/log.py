@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from logd.env import File, FileSystem
-from logd.errors import CorruptionError, StorageError, StorageFailedError
+from logd.errors import CorruptionError, NoRoomError, StorageError, StorageFailedError
 from logd.limits import KIB, MIB, SEGMENT_BYTES_MAX
 from logd.record.header import BatchHeader
 from logd.storage.clean_note import NOTE_NAME, withdraw_clean_note
@@ -35,6 +35,7 @@ from logd.storage.holes import Hole, end_beyond_damage, fill_hole
 from logd.storage.log_contents import LogContents, SealedSegment, segment_number
 from logd.storage.log_reads import LogReads
 from logd.storage.recovery import LogEnd, Recovered, RecoveryReport, recover, segment_bases
+from logd.storage.room import is_no_room
 from logd.storage.scrub import ScrubPosition, scrub, scrub_start
 from logd.storage.segment import FIRST_POSITION, Segment, create_segment
 from logd.storage.segment_index import RELATIVE_OFFSET_MAX, remove_indexes_durably
@@ -325,6 +326,26 @@ class Log:
 
     # --- writing ------------------------------------------------------------------------
 
+    def make_room(self, size_bytes: int) -> bool:
+        """Whether there is room to ``append`` so many bytes: they are reserved, if it is new.
+
+        Asked first, for an append that finds none ends the log.
+
+        Raises:
+            StorageFailedError: the disk failed; the log is poisoned.
+        """
+        held = self._held
+        position = held.end.position
+        needed = FilePosition(position + size_bytes)
+        if needed <= self._space.allocated:
+            return True
+        self._check_usable()
+        file, _ = held.active.active()
+        try:
+            return self._space.find(file, position, needed)
+        except OSError as error:
+            raise held.fail("append", error) from error
+
     def append(self, batches: Sequence[LogBatch]) -> int:
         """Put batches behind the end, in the page cache.  Durable after the next ``sync``.
 
@@ -465,6 +486,7 @@ class Log:
         """Seal the active segment and start the next one.  Exclusive.
 
         Raises:
+            NoRoomError: the disk has none for the next one.  The log goes on as it is.
             StorageFailedError: the disk failed; the log is poisoned.
         """
         self._check_usable()
@@ -478,6 +500,8 @@ class Log:
             fresh, mark = held.create_next(commit_offset)
             write_note(active.active()[0], fresh.base_offset, self._group)
         except OSError as error:
+            if is_no_room(error) and not held.is_next_begun:
+                raise NoRoomError(f"no room to roll the log in {held.directory}") from error
             raise held.fail("roll", error) from error
         if self._forgotten > FIRST_POSITION:
             self._forget_cached(end.position)

@@ -180,6 +180,11 @@ class LogContents:
         fresh.opened_for_append()
         return fresh, mark
 
+    @property
+    def is_next_begun(self) -> bool:
+        """Whether ``create_next`` got as far as to give the next segment its name."""
+        return self._files.exists(f"{self.directory}/{segment_name(self.end.offset)}")
+
     def roll_on(self, fresh: Segment) -> None:
         """Everything is durable: go on in ``fresh``, from ``create_next``."""
         active, end = self.active, self.end

@@ -16,12 +16,12 @@ would be a thousand times as many bytes as are wanted, and each start would writ
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from typing import Final
 
 from logd.env import File
 from logd.limits import KIB, MIB
+from logd.storage.room import is_no_room
 from logd.types import Buffer, FilePosition
 
 _ALLOCATE_BYTES_MIN: Final = 64 * KIB
@@ -31,7 +31,6 @@ _FIRST_WRITE_BYTES_MAX: Final = 1 * KIB
 """A first write up to this size may be the only one."""
 
 _ZEROS: Final = memoryview(bytes(_FILL_BYTES_MAX))
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SpaceAhead:
@@ -65,13 +64,39 @@ class SpaceAhead:
         Raises:
             OSError: there is none.
         """
-        is_first = self.allocated == self._first_end
-        if is_first and needed - self.allocated <= _FIRST_WRITE_BYTES_MAX:
+        if self._is_small_first(needed):
             self._first_end = needed  # It takes its room when it is written.
             return
         end = max(needed, min(needed + self._step(needed), self._segment_bytes))
-        file.allocate(end)
+        try:
+            file.allocate(end)
+        except OSError as error:
+            if end == needed or not is_no_room(error):
+                raise
+            end = needed  # There may be room for a small batch where there is none for a step.
+            file.allocate(end)
         self.allocated = FilePosition(end)
+
+    def find(self, file: File, position: FilePosition, needed: FilePosition) -> bool:
+        """Whether a write that ends at ``needed``, of a file that ends at ``position``, has room.
+
+        What is not reserved by then is; or for a small first write, written with zeros.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        if needed <= self.allocated:
+            return True
+        try:
+            if self._is_small_first(needed):
+                file.pwritev((_ZEROS[: needed - position],), position)
+            else:
+                self.allocate(file, needed)
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            return False
+        return True
 
     def zeros_behind(self, position: FilePosition, size: int) -> Sequence[Buffer]:
         """What goes behind a write of ``size`` bytes that ends at ``position``."""
@@ -93,7 +118,7 @@ class SpaceAhead:
         try:
             self.allocate(file, FilePosition(max(position, self.allocated)))
         except OSError as error:
-            if error.errno not in _NO_SPACE:
+            if not is_no_room(error):
                 raise
 
     def is_wanted(self, position: FilePosition) -> bool:
@@ -103,6 +128,10 @@ class SpaceAhead:
         left = self.allocated - position
         is_enough = left >= self._step(position) // 2
         return not is_enough and self.allocated < self._segment_bytes
+
+    def _is_small_first(self, needed: FilePosition) -> bool:
+        is_first = self.allocated == self._first_end
+        return is_first and needed - self.allocated <= _FIRST_WRITE_BYTES_MAX
 
     def _step(self, position: FilePosition) -> int:
         return max(_ALLOCATE_BYTES_MIN, min(position, self._allocate_bytes))

@@ -18,6 +18,7 @@ from logd.storage.file_header import (
     encode_file_header,
     payload_checksum,
 )
+from logd.storage.room import is_no_room
 from logd.types import Buffer
 
 UNFINISHED_SUFFIX: Final = ".tmp"
@@ -36,7 +37,12 @@ def write_new_file(files: FileSystem, path: str, content: list[Buffer]) -> None:
     unfinished = path + UNFINISHED_SUFFIX
     if files.exists(unfinished):
         files.remove(unfinished)
-    write_in_new_directory(files, unfinished, content)
+    try:
+        write_in_new_directory(files, unfinished, content)
+    except OSError as error:
+        if is_no_room(error) and files.exists(unfinished):
+            files.remove(unfinished)  # A part of it, which would keep what room there is.
+        raise
     files.rename(unfinished, path)
     files.sync_directory(parent(path))
 

@@ -17,6 +17,7 @@ from logd.errors import (
     CorruptionError,
     ForeignDirectoryError,
     NewerFormatError,
+    NoRoomError,
     OffsetOutOfRangeError,
     StorageError,
     StorageFailedError,
@@ -964,6 +965,72 @@ def test_a_full_disk_is_named_as_the_cause(disk: SimulatedFileSystem, log: Log) 
 
     assert isinstance(failure.value.__cause__, OSError)
     assert failure.value.__cause__.errno == errno.ENOSPC
+
+
+def test_a_log_that_finds_no_room_beforehand_goes_on_when_there_is_some(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = append_some(log, 1)
+    log.sync(Offset(0))
+    room, disk.capacity_bytes = disk.capacity_bytes, disk.used_bytes()
+
+    assert not log.make_room(100 * KIB)
+    assert log.failure is None
+
+    disk.capacity_bytes = room
+    assert log.make_room(100 * KIB)
+    disk.capacity_bytes = disk.used_bytes()
+    written += append_some(log, 20, value=b"v" * 4 * KIB)
+    assert list(map(bytes, read_all(log))) == written
+
+
+def test_a_disk_without_room_for_a_step_may_have_some_for_a_batch(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = append_some(log, 1)
+    disk.capacity_bytes = disk.used_bytes() + 6 * KIB
+
+    assert not log.make_room(7 * KIB)
+    assert log.make_room(5 * KIB)
+    written += append_some(log, 1, value=b"v" * 4 * KIB)
+    assert list(map(bytes, read_all(log))) == written
+
+
+def test_room_for_the_first_small_batch_is_looked_for_without_reserving_any(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    room, disk.capacity_bytes = disk.capacity_bytes, disk.used_bytes() + 100
+
+    assert not log.make_room(KIB)
+
+    disk.capacity_bytes = room
+    assert log.make_room(KIB)
+    assert log.make_room(KIB)
+    assert disk.open(f"{DIRECTORY}/{0:020}.log").size() <= SEGMENT_HEADER_BYTES + KIB
+    written = append_some(log, 1)
+    log.sync(Offset(1))
+    assert list(map(bytes, read_all(reopen(disk)))) == written
+
+
+def test_a_log_without_room_for_the_next_segment_goes_on_in_this_one(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    written = append_some(log, 50, value=b"v" * 400)
+    log.make_room(KIB)
+    assert log.needs_roll
+    room, disk.capacity_bytes = disk.capacity_bytes, 0
+
+    with pytest.raises(NoRoomError):
+        log.roll()
+
+    assert log.failure is None
+    disk.capacity_bytes = room
+    written += append_some(log, 1)
+    log.roll()
+    assert len(log.segment_bases) == 2
+    written += append_some(log, 1)
+    log.sync(log.end_offset)
+    assert list(map(bytes, read_all(reopen(disk)))) == written
 
 
 def test_a_sync_that_cannot_allocate_ahead_is_still_a_sync(
