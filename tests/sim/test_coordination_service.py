@@ -37,6 +37,8 @@ from logd.wire.coordination import (
     Claim,
     ClaimItems,
     CloseSession,
+    CompleteItems,
+    Delete,
     Done,
     Entry,
     ExpireSession,
@@ -76,6 +78,7 @@ from logd.wire.messages import (
 )
 from tests.sim.cluster import CLIENT_PORT, ClusterSettings, SimCluster, SimNode, open_cluster
 from tests.sim.env import BlockingConditions
+from tests.sim.files import CAPACITY_BYTES_DEFAULT
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import CALM
 from tests.sim.run import run_deterministic
@@ -132,11 +135,13 @@ def live(
     tail_cache_bytes: int = MIB,
     blocking: BlockingConditions | None = None,
     feature_level_max: int = FEATURE_LEVEL,
+    disk_free_bytes_min: int = 0,
 ) -> None:
     async def run() -> None:
         settings = ClusterSettings(
             brokers=brokers,
             feature_level_max=feature_level_max,
+            disk_free_bytes_min=disk_free_bytes_min,
             network=CALM,
             tail_cache_bytes=tail_cache_bytes,
             blocking=blocking or BlockingConditions(),
@@ -273,6 +278,46 @@ def test_every_replica_applies_and_a_new_leader_serves_what_the_last_one_answere
         assert await value_of(world, b"k") == b"2"
 
     live(story, brokers=3)
+
+
+def test_on_full_disks_what_gives_back_is_taken_and_what_takes_more_is_refused() -> None:
+    """Or who waits for a lock would wait for somebody to free some space."""
+
+    async def story(world: World) -> None:
+        holder, waiter = await world.session(), await world.session()
+        await put(holder, b"k", b"v")
+        await holder.do(PutItems(queue="q", items=[Item(payload=b"item")]))
+        (item,) = (await claimed(holder)).items
+        await acquire(holder)
+        waiting = await acquire(waiter)
+        for node in world.cluster.nodes.values():
+            node.files.capacity_bytes = node.files.used_bytes() + MIB
+        await trio.sleep(1.0)
+
+        with trio.move_on_after(1.0):
+            await put(waiter, b"k", b"w")  # Refused, and asked again.
+        assert await value_of(world, b"k") == b"v"
+        await holder.do(Transact(then=[Delete(key=b"k")]))
+        claim = ItemClaim(item=item.item, token=item.token)
+        await holder.do(CompleteItems(queue="q", claims=[claim]))
+        await holder.do(CloseSession())
+
+        granted = await world.client.query(
+            "n", ReadClaim(kind="lock", name="l", ticket=waiting.ticket), wait_ms=1_000
+        )
+        assert isinstance(granted, Claim)
+        assert granted.token is not None
+        assert await value_of(world, b"k") is None
+        for node in world.cluster.nodes.values():
+            node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        await put(waiter, b"k", b"w")
+
+    async def claimed(session: WireSession) -> ItemsClaimed:
+        found = await session.do(ClaimItems(queue="q"))
+        assert isinstance(found, ItemsClaimed)
+        return found
+
+    live(story, brokers=3, disk_free_bytes_min=2 * MIB)
 
 
 def test_a_repeated_command_is_answered_as_before_and_not_done_again() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
+from logd.broker.coordination.freeing import frees
 from logd.broker.coordination.levels import known_at
 from logd.errors import InvalidRequestError, LogdError, OverloadedError
 from logd.limits import (
@@ -58,7 +59,8 @@ def coordinate(
     command = _decode(_COMMAND, "command", body)
     partition = broker.coordination.find_home(broker, request.group, request.namespace)
     command = known_at(broker.metadata.state.feature_level, command)
-    broker.disk.check()
+    if broker.disk.is_full and not frees(command):
+        broker.disk.check()
     cost = len(body) + REQUEST_OVERHEAD_BYTES
 
     def answered(outcome: Result | LogdError) -> None:

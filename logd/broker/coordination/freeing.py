@@ -1,0 +1,43 @@
+"""Which commands give back what somebody has: they are taken while the disk is full, too.
+
+Who cannot release a lock, complete an item or close a session on a full disk keeps others waiting
+for as long as it is full.  What is kept free of it (``disk_free_bytes_min``) is for these: they are
+small, there is no more to give back than was taken before, and the log is trimmed behind the state
+that they make smaller.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from logd.wire.coordination import (
+    CloseSession,
+    Command,
+    CompleteItems,
+    Delete,
+    DeleteQueue,
+    Get,
+    Leave,
+    LetGo,
+    Release,
+    ReleaseItems,
+    Transact,
+)
+
+_FREEING: Final = (
+    CloseSession,
+    Release,
+    Leave,
+    LetGo,
+    CompleteItems,
+    ReleaseItems,
+    DeleteQueue,
+)
+
+
+def frees(command: Command) -> bool:
+    """Whether ``command`` can only make the state smaller."""
+    if isinstance(command, Transact):
+        operations = (*command.then, *command.otherwise)
+        return all(isinstance(operation, Delete | Get) for operation in operations)
+    return isinstance(command, _FREEING)
