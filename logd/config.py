@@ -153,8 +153,9 @@ class BrokerConfig:
     disk_free_bytes_min: int = 256 * MIB
     """Appends are refused while the disk has less than this left; 0 lets it run full.
 
-    Reads go on, and appends too once there is space again. A full disk is worse: a log
-    whose write fails is out of use until the broker has been restarted.
+    Reads go on, and appends too once there is space again. What is left is for metadata and
+    coordination: deletions, votes and releases go on. A follower is sent no records, as long as
+    there is a majority without it, and others lead what it could.
     """
 
     liveness_interval_ms: int = 100

@@ -1,7 +1,9 @@
-"""Refuses appends before the disk is full, and takes them again when there is space.
+"""Refuses records before the disk is full, and takes them again when there is space.
 
-A write that fails for want of space poisons its log until a restart; refusing early keeps
-every log usable, and reads, votes and deletions going.
+What is left then is for the logs of metadata and coordination, which are trimmed behind the state
+that they feed, and by which room is made: votes, deletions and releases go on, and so do reads.
+Producers are refused, and leaders elsewhere, who are told, send no records as long as there is a
+majority without this node (``replication/feeding.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from logd.limits import MIB
 
 if TYPE_CHECKING:
     from logd.env import Env
+    from logd.replication.node import Node
 
 log = structlog.get_logger(__name__)
 
@@ -28,8 +31,9 @@ RESUME_FACTOR: Final = 1.25
 class DiskGuard:
     """Watches the free space of the data directory's disk."""
 
-    def __init__(self, env: Env, path: str, free_bytes_min: int) -> None:
+    def __init__(self, env: Env, path: str, free_bytes_min: int, node: Node) -> None:
         self._env = env
+        self._node = node
         self._path = path
         self._free_bytes_min = free_bytes_min
         self._free_bytes = 0
@@ -63,15 +67,20 @@ class DiskGuard:
         needed = self._free_bytes_min * (RESUME_FACTOR if self.is_full else 1)
         was_full, self.is_full = self.is_full, free_bytes < needed
         if self.is_full != was_full:
+            self._node.note_disk(self._node.node, is_full=self.is_full)
             event = log_events.DISK_FULL if self.is_full else log_events.DISK_USABLE_AGAIN
             log.warning(event, path=self._path, free_bytes=free_bytes)
 
     async def run(self) -> None:
         """Look again and again until cancelled; also if nothing is refused, for those who ask."""
         while True:
-            try:
-                await self.measure()
-            except OSError as error:
-                # What was found last goes on to hold: the logs notice a dead disk by themselves.
-                log.error(log_events.DISK_SPACE_UNKNOWN, path=self._path, reason=str(error))
             await trio.sleep(CHECK_INTERVAL_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Measure, or say why that cannot be done."""
+        try:
+            await self.measure()
+        except OSError as error:
+            # What was found last goes on to hold: the logs notice a dead disk by themselves.
+            log.error(log_events.DISK_SPACE_UNKNOWN, path=self._path, reason=str(error))

@@ -6,7 +6,8 @@ while it leads at least two more than the replica they would go to.  A differenc
 alone, so that a leader moved by hand stays where it was put and nothing goes to and fro.  And
 what goes to one broker at once is a part of the difference, since others may be looking at the
 same moment.  Only followers that are fed from memory are considered: a broker that is still
-catching up would make the partition wait.  A draining broker leads nothing and is given nothing.
+catching up would make the partition wait.  A draining broker leads nothing and is given nothing;
+nor does one whose disk is full, for the others can take what it has to refuse.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ DIFFERENCE_PER_TRANSFER: Final = 4
 
 DEPARTURES_AT_ONCE: Final = 8
 DEPARTURE_INTERVAL_S: Final = 0.5
+DISK_LOOK_S: Final = 2.0
+"""That the disk is full is noticed within so long."""
 
 
 class Led(NamedTuple):
@@ -94,16 +97,18 @@ def choose_departures(
 
 
 async def leave_leaders(broker: Broker) -> None:
-    """While this broker is draining, hand over whatever it leads, until cancelled."""
+    """While this broker is draining, or its disk is full, hand over whatever it leads, until
+    cancelled."""
     while True:
         known = broker.metadata.state.broker(broker.node.node)
-        if known is not None and known.is_draining:
+        if broker.disk.is_full or (known is not None and known.is_draining):
             for group_id, successor in choose_departures(_led(broker), _leader_counts(broker)):
                 log.info(log_events.LEADER_MOVED, group=group_id, to=successor)
                 broker.node.groups[group_id].post(TransferLeadership(successor))
             await trio.sleep(DEPARTURE_INTERVAL_S)
         else:
-            await broker.metadata.changed()
+            with trio.move_on_after(DISK_LOOK_S):
+                await broker.metadata.changed()
 
 
 async def balance_leaders(broker: Broker) -> None:
@@ -124,6 +129,7 @@ async def balance_leaders(broker: Broker) -> None:
 def _led(broker: Broker) -> list[Led]:
     node = broker.node
     unfit = {known.node for known in broker.metadata.state.brokers if known.is_draining}
+    unfit.update(node.full_disks)
     unfit.add(node.node)
     return [
         Led(

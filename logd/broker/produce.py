@@ -39,6 +39,7 @@ def start_produce(
     if group.application is not None:
         raise InvalidRequestError(f"{group.name} takes commands, not records")
     broker.disk.check()
+    group.feeder.check_disks()
     cost = len(batch) + BATCH_OVERHEAD_BYTES
     broker.budget.take(cost)
 

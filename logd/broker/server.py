@@ -153,7 +153,7 @@ async def _run_with_directory(
         node=node,
         membership=membership,
         metadata=MetadataService(node),
-        disk=DiskGuard(env, config.data_dir, config.disk_free_bytes_min),
+        disk=DiskGuard(env, config.data_dir, config.disk_free_bytes_min, node),
         budget=ProduceBudget(config.produce_bytes_in_flight),
         frames=FrameRoom(LARGE_FRAMES_BYTES_MAX),
         sends=SendRoom(CLIENTS_SEND_BYTES_MAX, sessions),
@@ -167,6 +167,7 @@ async def _run_with_directory(
     node.on_join = functools.partial(answer_join, broker)
     try:
         async with trio.open_nursery() as nursery:
+            await broker.disk.look()  # Before others hear this node, and send it records.
             await nursery.start(node.run)
             nursery.start_soon(serve_peers, peer_listener, node)
             nursery.start_soon(_serve_clients, client_listener, broker)

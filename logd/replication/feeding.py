@@ -14,14 +14,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from logd.errors import CorruptionError, LogdError, OffsetOutOfRangeError
-from logd.limits import APPEND_BYTES_MAX
+from logd.errors import CorruptionError, DiskFullError, LogdError, OffsetOutOfRangeError
+from logd.limits import APPEND_BYTES_MAX, PEER_WINDOW_BYTES_MAX
 from logd.raft.progress import ProgressState
+from logd.raft.quorum import is_quorum
 from logd.record.compacted import cut_gap
 from logd.record.header import decode_header
 from logd.types import NodeId, Offset
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from logd.raft.core import RaftCore
     from logd.replication.catch_up_budget import CatchUpBudget
     from logd.replication.group import Group
@@ -76,7 +79,44 @@ class Feeder:
         progress = self._core.progress(follower)
         if progress.state is not ProgressState.PIPELINE:
             return False
-        return follower not in self._fed_from_file or progress.match == self._group.log.end_offset
+        is_fed = follower not in self._fed_from_file and self.may_feed(follower)
+        return is_fed or progress.match == self._group.log.end_offset
+
+    # --- disks that are full --------------------------------------------------------------------
+
+    def may_feed(self, follower: NodeId) -> bool:
+        """Whether the disk of ``follower`` has room for what it lacks.
+
+        What a full disk has left is for logs that feed a state machine: they are trimmed behind
+        its state, and by what they say room is made.  Of records it gets what was on its way when
+        it filled up, and what a leader begins its term with, if there is no majority without it.
+        """
+        full_disks, group = self._host.full_disks, self._group
+        if follower not in full_disks or group.application is not None:
+            return True
+        match = self._core.progress(follower).match
+        is_needed = not self._is_majority(full_disks)
+        return is_needed and group.log.bytes_from(match) <= PEER_WINDOW_BYTES_MAX
+
+    def check_disks(self) -> None:
+        """Raise DiskFullError while too few of those that are up have room for records."""
+        full_disks = self._host.full_disks
+        if not full_disks or not self._core.is_leader or self._is_majority(full_disks):
+            return
+        if self._is_majority(without={}):
+            full = [node for node in self._group.configuration.voters if node in full_disks]
+            raise DiskFullError(
+                f"{self._group.name} needs a majority of its replicas, and the disks of brokers "
+                f"{', '.join(map(str, full))} have no room for more: free some space there"
+            )
+
+    def _is_majority(self, without: Mapping[NodeId, None]) -> bool:
+        """Whether the voters that are up are one, but for those in ``without``."""
+        core, ourselves = self._core, self._host.node
+        return is_quorum(
+            self._group.configuration,
+            lambda node: node not in without and (node == ourselves or core.progress(node).is_up),
+        )
 
     # --- what they are sent -------------------------------------------------------------------
 
@@ -120,6 +160,8 @@ class Feeder:
         end = group.log.end_offset
         window = core.window_bytes_left(follower)
         if start >= end or window <= 0 or follower in self._catching_up:
+            return False
+        if not self.may_feed(follower):
             return False
         lane = self._lanes.get(follower, "main")
         if not host.has_room(follower, lane):

@@ -35,8 +35,14 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from logd.errors import CorruptionError, LogdError, OverloadedError, UnavailableError
-from logd.limits import BATCHES_PER_CHECKPOINT
+from logd.errors import (
+    CorruptionError,
+    LogdError,
+    NoRoomError,
+    OverloadedError,
+    UnavailableError,
+)
+from logd.limits import BATCHES_PER_CHECKPOINT, KIB
 from logd.raft.core import RaftCore
 from logd.raft.messages import (
     Appended,
@@ -80,6 +86,12 @@ if TYPE_CHECKING:
     from logd.storage.file_header import LogIdentity
 
 log = structlog.get_logger(__name__)
+
+CONTROL_BYTES_MAX: Final = 1 * KIB
+"""A control batch is no longer than this."""
+
+ROOM_LOOK_S: Final = 1.0
+"""What waits for room on the disk is tried again after so long."""
 
 DAMAGE_LOOK_S: Final = 1.0
 """A replica that waits for damage to be filled looks again after so long."""
@@ -228,9 +240,23 @@ class Group:
             self._take_append(request, batches)
 
     def _take_append(self, request: AppendRequest, batches: tuple[ReceivedBatch, ...]) -> None:
+        if batches and not self._has_room_for(batches):
+            return  # As if they had been lost on the way: they are sent again.
         if request.start_offset < self.core.log_end:  # It overlaps what is here.
             batches = split_gaps(batches, self._end_of_term, self.group_id)
         self._step(Received(request, tuple(batch.span for batch in batches)), batches)
+
+    def _has_room_for(self, batches: tuple[ReceivedBatch, ...]) -> bool:
+        size = sum([batch.log_batch.size_bytes for batch in batches])
+        return self.failure is None and self.make_room(size)
+
+    def make_room(self, size_bytes: int) -> bool:
+        """See that so many bytes can be appended; False: they cannot, and must not be tried."""
+        try:
+            return self.log.make_room(size_bytes)
+        except (OSError, LogdError) as error:
+            self.fail(error)
+            return False
 
     def _end_of_term(self, term: Term) -> Offset:
         return self.core.term_history.end_of_term(term, self.core.log_end)
@@ -362,8 +388,8 @@ class Group:
                     await self._persist(output.persist)
                 if output.truncate_to is not None and self.failure is None:
                     await self._truncate(output.truncate_to)
-                if output.install_snapshot and self.failure is None:
-                    await self.intake.install()
+            if output.install_snapshot:
+                await self._install()
         except (OSError, LogdError) as error:
             self.fail(error)
             return
@@ -478,6 +504,21 @@ class Group:
         self.state = await self._host.env.run_blocking(self._opened.replay_state)
         self.members.introduce()
 
+    async def _install(self) -> None:
+        """Put what was shipped in place, as soon as there is room for it."""
+        was_told = False
+        while self.failure is None:
+            try:
+                async with self.io_lock:
+                    if self.failure is None:
+                        await self.intake.install()
+                return
+            except NoRoomError as error:
+                if not was_told:
+                    log.error(log_events.NO_ROOM, group=self.group_id, reason=str(error))
+                was_told = True
+            await trio.sleep(ROOM_LOOK_S)  # Without the lock: others make room, or close the files.
+
     # --- following ----------------------------------------------------------------------------
 
     def _append_received(self, batches: tuple[ReceivedBatch, ...]) -> bool:
@@ -509,23 +550,31 @@ class Group:
             self._host.start_soon(self._roll)
 
     async def _roll(self) -> None:
+        is_rolled = True
         try:
             async with self.io_lock:
                 if self.failure is None:
                     await self._host.env.run_blocking(self.log.roll)
+        except NoRoomError as error:
+            log.error(log_events.NO_ROOM, group=self.group_id, reason=str(error))
+            is_rolled = False
         except (OSError, LogdError) as error:
             self.fail(error)
             return
         if self.failure is not None:
             return
-        log.debug(log_events.SEGMENT_ROLLED, group=self.group_id, base_offset=self.log.end_offset)
-        if self.checkpoints.batches_since:
-            self.checkpoints.take_now()
+        if is_rolled:
+            log.debug(
+                log_events.SEGMENT_ROLLED, group=self.group_id, base_offset=self.log.end_offset
+            )
+            if self.checkpoints.batches_since:
+                self.checkpoints.take_now()
         self.is_held = self._is_rolling = False
         with self._host.turn:
             self.post(Synced(self.log.end_offset, self.log.last_term))
             self._take_held_news()
-            self._host.segment_rolled(self)
+            if is_rolled:
+                self._host.segment_rolled(self)
 
     # --- leading ------------------------------------------------------------------------------
 
@@ -629,8 +678,18 @@ class Group:
             self._append_own(batches)
 
     def append_control(self, control: Control, configuration: Configuration | None = None) -> None:
-        """Append a control batch of this leader's own; as ``_append_own``."""
+        """Append a control batch of this leader's own; as ``_append_own``.
+
+        Without room for so much this node cannot lead: it lets go.
+        """
+        if not self.make_room(CONTROL_BYTES_MAX):
+            self._host.start_soon(self._resign)
+            return
         self._append_own([self._appender.place_control(control)], configuration)
+
+    async def _resign(self) -> None:
+        with self._host.turn:
+            self.post(Resign(may_campaign=True))
 
     def _append_own(
         self, batches: list[LogBatch], configuration: Configuration | None = None

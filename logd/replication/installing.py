@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from logd.errors import StorageFailedError
+from logd.errors import NoRoomError, StorageError, StorageFailedError
 from logd.replication.snapshot import Snapshot, decode_snapshot, encode_snapshot
 from logd.storage.checkpoint import CheckpointStore, application_store
 from logd.storage.file_header import SNAPSHOT_MAGIC, FileHeader, refuse_foreign
 from logd.storage.log import Log
+from logd.storage.room import is_no_room
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
     parent,
@@ -37,6 +38,7 @@ def begin_install(
     """Write down what is to be installed.  When this returns there is no way back.
 
     Raises:
+        NoRoomError: the disk has none; all is as it was.
         StorageFailedError: the disk failed; what is in force, a restart finds out.
     """
     path = f"{directory}/{INSTALL_NAME}"
@@ -44,7 +46,14 @@ def begin_install(
     try:
         write_payload_file(files, path, SNAPSHOT_MAGIC, header, encode_snapshot(snapshot))
     except OSError as error:
+        if is_no_room(error) and not files.exists(path):
+            raise NoRoomError(f"no room to write {path}") from error
         raise StorageFailedError(f"cannot write {path}: {error}") from error
+
+
+def has_begun(files: FileSystem, directory: str) -> bool:
+    """Whether an installation was written down, and not carried out to its end."""
+    return files.exists(f"{directory}/{INSTALL_NAME}")
 
 
 def finish_install(
@@ -56,6 +65,7 @@ def finish_install(
 
     Raises:
         CorruptionError: the note is damaged.
+        NoRoomError: the disk has none; carried out again, it begins again.
         StorageError: it is not ours, or the disk failed.
     """
     path = f"{directory}/{INSTALL_NAME}"
@@ -82,6 +92,10 @@ def finish_install(
         log.close()
         files.remove(path)
         files.sync_directory(parent(path))
-    except OSError as error:
+    except (OSError, StorageError, StorageFailedError) as error:
+        if is_no_room(error):
+            raise NoRoomError(f"no room to install a snapshot in {directory}") from error
+        if not isinstance(error, OSError):
+            raise
         raise StorageFailedError(f"installing a snapshot in {directory}: {error}") from error
     return True

@@ -118,6 +118,8 @@ class Node:
         self.groups: dict[GroupId, Group] = {}
         self.shut: dict[GroupId, Shut] = {}
         """Replicas on this node that could not be taken up."""
+        self.full_disks: dict[NodeId, None] = {}
+        """Of the nodes that are alive."""
         self.incarnation = env.rng("incarnation").getrandbits(48)
         self.on_forward: Callable[[NodeId, Forward], None] | None = None
         self.on_forward_result: Callable[[ForwardResult], None] | None = None
@@ -494,7 +496,11 @@ class Node:
         interval_s = self._config.liveness_interval_ms / 1000
         while True:
             view = None if self.membership.is_settled else self.membership.view()
-            ping = Ping(view=view, claims_digest=self.claims.digest_if_due())
+            ping = Ping(
+                view=view,
+                claims_digest=self.claims.digest_if_due(),
+                disk_full=self.node in self.full_disks,
+            )
             with self.turn:  # What is said in it leaves at its end, without a task per link.
                 for (_, lane), link in self._links.items():
                     if lane == "main":
@@ -560,6 +566,14 @@ class Node:
             case Change.UP:
                 self._peer_up(node)
 
+    def note_disk(self, node: NodeId, *, is_full: bool) -> None:
+        """Whether a node, or this one, has so little room left that it takes no more records."""
+        if is_full:
+            self.full_disks[node] = None
+        elif node in self.full_disks:
+            del self.full_disks[node]
+            self.on_link_room(node)
+
     def on_closed(self, node: NodeId) -> None:
         self._detector.closed(node)
 
@@ -575,6 +589,7 @@ class Node:
 
     def _peer_down(self, node: NodeId) -> None:
         self.counts.peers_lost += 1
+        self.full_disks.pop(node, None)
         log.warning(log_events.PEER_DOWN, peer=node)
         self.claims.forget(node)
         self._post_to_shared(node, PeerDown(node))
@@ -601,6 +616,8 @@ class Node:
         link = self._links.get((node, "main"))
         if lane == "main" and link is not None:
             link.send(self.claims.own())
+            # Before any answer, or a leader might begin to fill a disk that is full.
+            link.send(Ping(disk_full=self.node in self.full_disks))
         self._post_to_shared(node, PeerConnected(node))
 
     def on_link_down(self, node: NodeId, lane: Lane) -> None:
@@ -696,6 +713,8 @@ class Node:
     def _on_ping(self, source: NodeId, ping: Ping) -> None:
         if ping.view is not None:
             self.membership.learn(ping.view)
+        if ping.disk_full is not None:
+            self.note_disk(source, is_full=ping.disk_full)
         self.claims.compare(source, ping)
 
 

@@ -17,7 +17,7 @@ from logd.raft.messages import Configuration, HardState
 from logd.raft.term_history import TermHistory
 from logd.record.control import ConfigurationChange, decode_control
 from logd.record.header import HEADER_BYTES
-from logd.replication.installing import begin_install, finish_install
+from logd.replication.installing import begin_install, finish_install, has_begun
 from logd.storage.checkpoint import CheckpointStore, application_store
 from logd.storage.hard_state import HardStateFile
 from logd.storage.log import Log, LogIdentity, LogOptions
@@ -98,9 +98,11 @@ class OpenedGroup:
         """Put ``snapshot`` in the place of the log and of what was derived from it.
 
         Raises:
+            NoRoomError: the disk has none: the same is to be done again, and nothing else before.
             StorageError: the disk failed: the replica must stop, and a restart finds out.
         """
-        begin_install(files, self.directory, self.identity, snapshot)
+        if not has_begun(files, self.directory):
+            begin_install(files, self.directory, self.identity, snapshot)
         self.log.close()
         finish_install(files, self.directory, self.identity, self.options)
         self.log = Log.open(files, self.directory, self.identity, self.options)
@@ -149,7 +151,7 @@ def open_group(
                 "none is made there as if there had been none"
             )
         _create(files, path, identity, directory.promises_path(group_id))
-        directory.note_group(group_id)
+    directory.note_group(group_id)  # Also if there was no room for it when it was made.
     if not files.exists(f"{path}/hard_state"):
         raise BeyondRepairError(
             f"{path} holds a replica without its votes (hard_state is missing): it may have "

@@ -114,6 +114,8 @@ class Ping(PeerMessage, frozen=True, kw_only=True):
     """Of the claims as the sender has announced them, every few seconds: see ``digest_of``."""
     wants_claims: bool = False
     """The last digest did not match what is known here: announce them again."""
+    disk_full: bool | None = None
+    """Whether the sender takes no records, since little is left on its disk; None: as before."""
 
 
 class Claims(PeerMessage, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from logd.errors import LogdError, RequestTimeoutError, UnexpectedOffsetError
+from logd.errors import DiskFullError, LogdError, RequestTimeoutError, UnexpectedOffsetError
 from logd.limits import MIB
 from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.types import Offset
@@ -86,6 +86,10 @@ class Proposals:
         size = 0
         for _ in range(min(len(self.queued), PROPOSALS_PER_FLUSH_MAX)):
             proposal = self.queued.popleft()
+            if not self._group.make_room(size + proposal.header.size_bytes):
+                self.queued.appendleft(proposal)
+                self.refuse_queued(self._no_room())
+                break
             if proposal.done is not None and self._admit(proposal):
                 batches.append(place(proposal.batch, proposal.header))
                 admitted.append(proposal)
@@ -98,6 +102,14 @@ class Proposals:
             )
             self._waiting.append(proposal)
         return batches
+
+    def _no_room(self) -> LogdError:
+        group = self._group
+        if group.failure is not None:
+            return group.leadership.not_leader()
+        return DiskFullError(
+            f"the disk of the broker that leads {group.name} has no room left: free some space"
+        )
 
     def _admit(self, proposal: Proposal) -> bool:
         """Check a proposal against the state: duplicate, fence, expected offset, in order."""

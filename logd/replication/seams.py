@@ -30,6 +30,8 @@ class GroupHost(Protocol):
     follower_cached_bytes: int
     node: NodeId
     turn: Turn
+    full_disks: dict[NodeId, None]
+    """Live nodes, perhaps this one, whose disks have little left: that is not for records."""
 
     def now_ms(self) -> int: ...
     def send(

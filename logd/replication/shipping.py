@@ -41,7 +41,7 @@ class Shipper:
 
     def ship_soon(self, follower: NodeId) -> None:
         """``follower`` is behind the log's start."""
-        if follower not in self._under_way:
+        if follower not in self._under_way and self._group.feeder.may_feed(follower):
             self._under_way[follower] = None
             self._host.start_soon(self._ship, follower)
 

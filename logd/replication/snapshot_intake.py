@@ -76,6 +76,7 @@ class SnapshotIntake:
         """Put the snapshot, and an empty log, in the place of what there is.
 
         Raises:
+            NoRoomError: the disk has none: it is to be installed when there is.
             StorageError: the disk failed: the replica must stop, and a restart finds out.
         """
         group, snapshot = self._group, self._snapshot

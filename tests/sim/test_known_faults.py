@@ -405,6 +405,89 @@ def test_on_full_disks_appends_are_refused_and_all_else_goes_on_until_there_is_s
     tell(story, disk_free_bytes_min=4 * MIB)
 
 
+def test_one_full_disk_keeps_nobody_from_appending_and_costs_no_replica() -> None:
+    """Its broker leads no more and takes no records, also after a crash, until there is space."""
+
+    async def story(told: Told) -> None:
+        await told.append(20)
+        full = await told.leader()
+        full.files.capacity_bytes = full.files.used_bytes() + 3 * MIB
+        while await told.leader() is full:
+            await trio.sleep(0.1)
+        for _ in range(2):
+            for _ in range(10):
+                await told.append(10, bytes(60 * KIB))
+            assert await told.leader() is not full
+            assert full.files.free_bytes("/") > MIB
+            if full.is_running:
+                await full.crash(power=True)
+                full.start()
+        assert told.cluster.leader_of(told.group) is not full
+        await told.nothing_is_lost_on([node for node in told.nodes if node is not full])
+
+        full.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        await told.append(20)
+        await told.nothing_is_lost_on(told.nodes)
+        assert not any(group.failure for node in told.nodes for group in node.groups.values())
+
+    tell(story, disk_free_bytes_min=4 * MIB)
+
+
+def test_while_a_majority_of_disks_is_full_producers_are_told_and_readers_are_served() -> None:
+    """Also by who is elected meanwhile: it can begin its term."""
+
+    async def story(told: Told) -> None:
+        await told.append(20)
+        roomy = told.nodes[0]
+        for node in told.nodes[1:]:
+            node.files.capacity_bytes = node.files.used_bytes() + 3 * MIB
+        await trio.sleep(3.0)
+        async with told.client.producer(TOPIC, delivery_timeout_ms=2000) as producer:
+            with pytest.raises(DeliveryTimeoutError, match="have no room for more") as refused:
+                await producer.append(b"refused")
+        assert not refused.value.may_have_applied
+        for node in told.nodes:
+            await node.crash(power=True)
+        for node in told.nodes:
+            node.start()
+        await told.leader()
+        await told.nothing_is_lost_on(told.nodes)
+
+        told.nodes[1].files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        await told.append(20)
+        await told.nothing_is_lost_on([roomy, told.nodes[1]])
+        assert not any(group.failure for node in told.nodes for group in node.groups.values())
+
+    tell(story, disk_free_bytes_min=4 * MIB)
+
+
+def test_disks_that_are_full_to_the_last_byte_cost_no_replica() -> None:
+    """Somebody else has filled them, or nothing was to be kept free."""
+
+    async def story(told: Told) -> None:
+        await told.append(20)
+        for node in told.nodes:
+            node.files.capacity_bytes = node.files.used_bytes()
+        async with told.client.producer(TOPIC, delivery_timeout_ms=2000) as producer:
+            with pytest.raises(DeliveryTimeoutError, match="free some space") as refused:
+                await producer.append(bytes(300 * KIB))
+        assert not refused.value.may_have_applied
+        await told.nothing_is_lost_on(told.nodes)
+        for node in told.nodes:
+            await node.crash(power=True)
+            node.start()
+        await trio.sleep(20.0)
+        assert not any(group.failure for node in told.nodes for group in node.groups.values())
+
+        for node in told.nodes:
+            node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        await told.append(20)
+        await told.nothing_is_lost_on(told.nodes)
+        assert not any(group.failure for node in told.nodes for group in node.groups.values())
+
+    tell(story)
+
+
 @pytest.mark.parametrize("operation", ["write", "sync"])
 def test_a_leader_whose_disk_fails_stops_leads_no_more_and_acknowledges_nothing(
     operation: str,

@@ -297,12 +297,12 @@ def test_two_lives_of_a_broker_number_their_forwards_differently() -> None:
 def test_a_disk_whose_free_space_cannot_be_asked_leaves_things_as_they_are() -> None:
     async def story() -> None:
         async with open_replica() as replica:
-            guard = DiskGuard(replica.env, "/no/such/directory", 2**62)
+            guard = DiskGuard(replica.env, "/no/such/directory", 2**62, replica.node)
             with trio.move_on_after(3):
                 await guard.run()
             guard.check()
 
-            full = DiskGuard(replica.env, "/data", 2**62)
+            full = DiskGuard(replica.env, "/data", 2**62, replica.node)
             with trio.move_on_after(3):
                 await full.run()
             with pytest.raises(DiskFullError):
@@ -316,7 +316,7 @@ def test_a_disk_that_may_run_full_is_looked_at_all_the_same() -> None:
 
     async def story() -> None:
         async with open_replica() as replica:
-            guard = DiskGuard(replica.env, "/data", 0)
+            guard = DiskGuard(replica.env, "/data", 0, replica.node)
             with trio.move_on_after(3):
                 await guard.run()
 
@@ -331,7 +331,7 @@ def test_a_disk_that_is_full_to_the_last_byte_is_told_from_one_nobody_has_looked
 
     async def story() -> None:
         async with open_replica() as replica:
-            guard = DiskGuard(replica.env, "/data", 1024)
+            guard = DiskGuard(replica.env, "/data", 1024, replica.node)
             assert guard.free_bytes == 0
             replica.files.capacity_bytes = replica.files.used_bytes()
             with trio.move_on_after(3):
@@ -348,7 +348,7 @@ def test_what_is_kept_free_is_no_room_for_a_plan() -> None:
     async def story() -> None:
         async with open_replica() as replica:
             free = replica.env.files.free_bytes("/data")
-            guard = DiskGuard(replica.env, "/data", free - 1_000)
+            guard = DiskGuard(replica.env, "/data", free - 1_000, replica.node)
             assert guard.room_bytes == 0  # Nobody has looked.
             with trio.move_on_after(3):
                 await guard.run()

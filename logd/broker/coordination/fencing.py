@@ -38,6 +38,7 @@ async def raise_fence(broker: Broker, request: RaiseFenceRequest) -> RaiseFenceR
     if group.group_id == METADATA_GROUP or group.application is not None:
         raise InvalidRequestError(f"{group.name} takes commands, and no fences")
     broker.disk.check()
+    group.feeder.check_disks()
     try:
         group.state.fences.check(request.fence_id, request.token)
     except FencedError:

@@ -1,0 +1,383 @@
+"""A disk without room costs no replica: what it refuses is done when there is room again."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from logd.errors import DiskFullError
+from logd.limits import KIB, MIB, PEER_WINDOW_BYTES_MAX
+from logd.raft.messages import AppendResponse, PeerDown, PeerUp, Received, Role
+from logd.replication import log_events
+from logd.replication.peer_protocol import PeerKind, Ping
+from logd.replication.snapshot import encode_snapshot
+from logd.types import NodeId, Offset, Term
+from logd.wire.frame import FrameDecoder, encode_message
+from tests.sim.files import CAPACITY_BYTES_DEFAULT
+from tests.support.replica import (
+    GROUP,
+    OURSELVES,
+    SECOND,
+    THIRD,
+    Replica,
+    a_while,
+    batch_of,
+    offset_of,
+    open_replica,
+    play,
+    refusal_of,
+    until,
+)
+from tests.unit.test_snapshot import chunks, snapshot
+
+
+def fill(replica: Replica, room: int = 0) -> None:
+    replica.files.capacity_bytes = replica.files.used_bytes() + room
+
+
+def free(replica: Replica) -> None:
+    replica.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+
+
+# --- no room at all ---------------------------------------------------------------------
+
+
+def test_a_follower_without_room_takes_nothing_and_all_of_it_when_there_is_some() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+            replica.append([batch_of(Offset(0), Term(1))], term=Term(1))
+            await until(lambda: group.log.end_offset == 1)
+            fill(replica)
+            large = batch_of(Offset(1), Term(1), bytes(300 * KIB))
+            replica.append([large], term=Term(1))
+            await a_while()
+            assert (group.log.end_offset, group.core.log_end, group.failure) == (1, 1, None)
+
+            free(replica)
+            replica.append([large], term=Term(1))
+
+            await until(lambda: group.log.end_offset == 2)
+
+    play(story)
+
+
+def test_a_leader_without_room_refuses_what_is_proposed_and_takes_it_when_there_is_some() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            replica.propose()
+            await replica.commit()
+            fill(replica)
+            refused = [replica.propose(bytes(300 * KIB)) for _ in range(3)]
+            await a_while()
+            for outcomes in refused:
+                error = refusal_of(outcomes)
+                assert isinstance(error, DiskFullError)
+                assert "free some space" in str(error)
+                assert not error.may_have_applied
+            assert replica.group.is_leader
+
+            free(replica)
+            taken = replica.propose(bytes(300 * KIB))
+            await a_while()
+            await replica.commit()
+
+            assert offset_of(taken) == 2
+
+    play(story)
+
+
+def test_who_is_elected_without_room_lets_others_lead_and_stands_again() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+            fill(replica)
+            group.post(PeerUp(SECOND))
+            await until(lambda: group.core.role is Role.PRE_CANDIDATE)
+            replica.vote(Term(group.core.term + 1), pre_vote=True)
+            await until(lambda: group.core.role is Role.CANDIDATE)
+            replica.vote(group.core.term, pre_vote=False)
+            await until(lambda: group.counts.elections_won == 1)
+            await until(lambda: not group.is_leader)
+            assert (group.log.end_offset, group.failure) == (0, None)
+
+            free(replica)
+            await replica.be_elected()
+            await replica.commit()
+
+            assert group.is_ready
+
+    play(story)
+
+
+def test_a_segment_that_cannot_be_followed_by_another_is_appended_to_and_sealed_later() -> None:
+    async def story() -> None:
+        async with open_replica(segment_bytes=8 * KIB) as replica:
+            group = replica.group
+            await replica.lead()
+
+            def refuse(operation: str, path: str) -> None:
+                if operation == "create" and path.endswith(".log.tmp"):
+                    raise OSError(errno.ENOSPC, "simulated failure", path)
+
+            replica.files.on_operation = refuse
+            with capture_logs() as logs:
+                for _ in range(3):
+                    replica.propose(bytes(8 * KIB))
+                    await a_while()
+                    await replica.commit()
+            assert any(entry["event"] == log_events.NO_ROOM for entry in logs)
+            assert (group.is_ready, len(group.log.segment_bases)) == (True, 1)
+
+            replica.files.on_operation = None
+            replica.propose()
+            await until(lambda: len(group.log.segment_bases) == 2)
+            await replica.commit()
+
+            assert group.is_ready
+
+    play(story)
+
+
+@pytest.mark.parametrize("is_written_down", [False, True])
+def test_shipped_state_is_installed_when_there_is_room(*, is_written_down: bool) -> None:
+    """It was refused to be written down, or to be put in place."""
+
+    def refuse(operation: str, path: str) -> None:
+        is_refused = "checkpoint-" in path if is_written_down else "/install" in path
+        if operation == "create" and is_refused:
+            raise OSError(errno.ENOSPC, "simulated failure", path)
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+            shipped = snapshot()
+            replica.files.on_operation = refuse
+            replica.append([], term=Term(3))
+            await a_while()
+            for chunk, body in chunks(encode_snapshot(shipped), term=3):
+                group.intake.post_chunk(THIRD, chunk, body)
+            await until(lambda: group.is_held)
+            with capture_logs() as logs:
+                await trio.sleep(10.0)
+            assert (group.is_held, group.failure) == (True, None)
+            assert sum(entry["event"] == log_events.NO_ROOM for entry in logs) == 1
+            assert not group.io_lock.locked()
+
+            replica.files.on_operation = None
+
+            await until(lambda: not group.is_held)
+            assert group.failure is None
+            assert group.log.start_offset == shipped.start_offset
+
+    play(story)
+
+
+def test_a_replica_that_waits_for_room_can_be_removed() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+
+            def refuse(operation: str, path: str) -> None:
+                if operation == "create" and "/install" in path:
+                    raise OSError(errno.ENOSPC, "simulated failure", path)
+
+            replica.files.on_operation = refuse
+            replica.append([], term=Term(3))
+            await a_while()
+            for chunk, body in chunks(encode_snapshot(snapshot()), term=3):
+                group.intake.post_chunk(THIRD, chunk, body)
+            await until(lambda: group.is_held)
+
+            with trio.fail_after(5.0):
+                await replica.node.remove_group(GROUP)
+
+    play(story)
+
+
+# --- little room ------------------------------------------------------------------------
+
+
+def sent_to(replica: Replica, follower: NodeId) -> list[Offset]:
+    """Where what it was sent ends, request by request."""
+    requests = [request for request, _ in replica.node.sent_batches]
+    return [request.end_offset for request in requests if request.target == follower]
+
+
+async def lead_both(replica: Replica) -> None:
+    """Both followers are up, and have all there is."""
+    await replica.lead()
+    answer(replica, THIRD, replica.group.log.end_offset)
+    await a_while()
+    replica.node.sent_batches.clear()
+
+
+def answer(replica: Replica, follower: NodeId, end: Offset) -> None:
+    group = replica.group
+    group.post(
+        Received(
+            AppendResponse(
+                group=GROUP,
+                source=follower,
+                target=OURSELVES,
+                term=group.core.term,
+                round=0,
+                enrolment=Offset(0),
+                accepted=True,
+                synced_end=end,
+                received_end=end,
+            )
+        )
+    )
+
+
+def say_by_ping(replica: Replica, node: NodeId, *, is_full: bool | None) -> None:
+    ping = encode_message(PeerKind.PING, Ping(disk_full=is_full), 0)
+    decoder = FrameDecoder(64 * KIB)
+    decoder.writable()[: len(ping)] = ping
+    decoder.received(len(ping))
+    frame = decoder.next_frame()
+    assert frame is not None
+    replica.node.on_frame(node, frame)
+
+
+def test_a_full_follower_is_sent_no_records_while_the_others_are_a_majority() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await lead_both(replica)
+            replica.node.note_disk(THIRD, is_full=True)
+            replica.propose()
+            await a_while()
+            await replica.commit()
+            assert (sent_to(replica, SECOND), sent_to(replica, THIRD)) == ([2], [])
+            assert replica.group.feeder.is_in_sync(SECOND)
+            assert not replica.group.feeder.is_in_sync(THIRD)
+            assert replica.group.is_ready
+
+            replica.node.note_disk(THIRD, is_full=False)
+            await a_while()
+
+            assert sent_to(replica, THIRD) == [2]
+
+    play(story)
+
+
+def test_a_full_follower_that_is_needed_gets_what_was_on_its_way() -> None:
+    """Or a new leader that has it could not begin, and nobody could read."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            await lead_both(replica)
+            replica.node.note_disk(SECOND, is_full=True)
+            replica.node.note_disk(THIRD, is_full=True)
+            replica.propose()
+            await a_while()
+
+            assert sent_to(replica, SECOND) == sent_to(replica, THIRD) == [2]
+
+    play(story)
+
+
+def test_a_full_follower_that_lacks_much_is_sent_nothing_of_it() -> None:
+    async def story() -> None:
+        async with open_replica(segment_bytes=64 * MIB) as replica:
+            group = replica.group
+            await lead_both(replica)
+            replica.node.note_disk(THIRD, is_full=True)
+            for _ in range(PEER_WINDOW_BYTES_MAX // MIB + 1):
+                replica.propose(bytes(MIB - KIB))
+                await a_while()
+                await replica.commit()
+            replica.node.note_disk(SECOND, is_full=True)
+            group.feeder.send()
+            await a_while()
+
+            assert sent_to(replica, THIRD) == []
+
+    play(story)
+
+
+def test_a_log_that_feeds_a_state_machine_goes_to_full_disks_too() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            replica.group.application = NoApplication()
+            await lead_both(replica)
+            replica.node.note_disk(THIRD, is_full=True)
+            replica.propose()
+            await a_while()
+
+            assert sent_to(replica, THIRD) == [2]
+
+    play(story)
+
+
+class NoApplication:
+    """Takes what is installed, and does nothing with it."""
+
+    def on_installed(self, offset: Offset, payload: bytes) -> None:
+        raise AssertionError
+
+
+def test_a_full_follower_is_shipped_no_state() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await lead_both(replica)
+            replica.node.note_disk(THIRD, is_full=True)
+
+            replica.group._shipper.ship_soon(THIRD)
+            assert not replica.group._shipper._under_way
+            replica.group._shipper.ship_soon(SECOND)
+            assert replica.group._shipper._under_way
+
+    play(story)
+
+
+def test_records_are_refused_while_a_majority_needs_a_full_disk_and_the_error_names_it() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            check = replica.group.feeder.check_disks
+            await lead_both(replica)
+            replica.node.note_disk(THIRD, is_full=True)
+            check()
+            replica.node.note_disk(SECOND, is_full=True)
+            with pytest.raises(DiskFullError, match=r"the disks of brokers 2, 3 have no room"):
+                check()
+
+            replica.node.note_disk(SECOND, is_full=False)
+            check()
+            replica.group.post(PeerDown(SECOND))
+            with pytest.raises(DiskFullError, match=r"the disks of brokers 3 have no room"):
+                check()
+
+    play(story)
+
+
+def test_a_majority_that_is_down_is_no_matter_of_full_disks() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES, SECOND, THIRD)) as replica:
+            await lead_both(replica)
+            replica.node.note_disk(OURSELVES, is_full=True)
+            for peer in (SECOND, THIRD):
+                replica.group.post(PeerDown(peer))
+
+            replica.group.feeder.check_disks()  # They are missing, whatever the disks are like.
+
+    play(story)
+
+
+def test_a_ping_says_whose_disk_is_full_and_nothing_of_it_changes_nothing() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            full_disks = replica.node.full_disks
+            say_by_ping(replica, SECOND, is_full=True)
+            assert list(full_disks) == [SECOND]
+            say_by_ping(replica, SECOND, is_full=None)
+            assert list(full_disks) == [SECOND]
+            say_by_ping(replica, SECOND, is_full=False)
+            assert not full_disks
+
+    play(story)
