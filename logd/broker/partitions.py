@@ -37,6 +37,7 @@ from logd.replication.node import Shut
 from logd.replication.opening import OpenedGroup, open_group, start_core
 from logd.storage.hard_state import boot_number
 from logd.storage.log import LogOptions
+from logd.storage.room import is_no_room
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.coordination import COORDINATION_TOPIC
 
@@ -132,7 +133,7 @@ class Partitions:
             missing = [
                 placement
                 for group, placement in wanted.items()
-                if group not in self._node.groups and group not in self._node.shut
+                if group not in self._node.groups and self._may_open(group)
                 if may_change or self._directory.has_group(group)
             ]
             async with trio.open_nursery() as nursery:
@@ -145,6 +146,10 @@ class Partitions:
                 is_settled = is_tidy and not self._node.shut
                 with trio.move_on_after(math.inf if is_settled else RETRY_S):
                     await metadata.changed()
+
+    def _may_open(self, group_id: GroupId) -> bool:
+        shut = self._node.shut.get(group_id)
+        return shut is None or shut.lacks_room
 
     def _forget_shut(
         self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
@@ -282,6 +287,7 @@ class Partitions:
         except (OSError, LogdError) as error:
             self._shut(placement, error)
         else:
+            self._node.shut.pop(placement.group, None)  # It may have lacked room.
             log.debug(
                 log_events.PARTITION_OPENED, partition=str(placement.name), group=placement.group
             )
@@ -324,14 +330,21 @@ class Partitions:
             del self._mending[placement.group]
 
     def _shut(self, placement: PartitionPlacement, error: Exception) -> None:
-        """This replica stays shut; the others serve.  A restart tries again."""
-        is_final = isinstance(error, BeyondRepairError)
-        self._node.shut[placement.group] = Shut(str(error), is_final)
+        """This replica stays shut; the others serve.
+
+        A restart tries again; if the disk was full, the next round does."""
+        before = self._node.shut.get(placement.group)
+        shut = Shut(str(error), is_final=isinstance(error, BeyondRepairError))
+        if is_no_room(error):
+            shut = Shut(f"{error}: tried again until there is room", lacks_room=True)
+        self._node.shut[placement.group] = shut
+        if before is not None and before.lacks_room and shut.lacks_room:
+            return
         log.error(
             log_events.PARTITION_DAMAGED,
             partition=str(placement.name),
             group=placement.group,
-            reason=str(error),
+            reason=shut.reason,
         )
 
     async def _repaired(

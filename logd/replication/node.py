@@ -101,6 +101,8 @@ class Shut(NamedTuple):
     reason: str
     is_final: bool = False
     """Nobody can mend it; another one could take its place."""
+    lacks_room: bool = False
+    """The disk is full: it is tried again."""
 
 
 class Node:

@@ -488,6 +488,26 @@ def test_disks_that_are_full_to_the_last_byte_cost_no_replica() -> None:
     tell(story)
 
 
+def test_a_replica_for_which_there_was_no_room_is_made_when_there_is_some() -> None:
+    async def story(told: Told) -> None:
+        await told.append(1)
+        leader = await told.leader()
+        full = next(node for node in told.nodes if node is not leader)
+        full.files.capacity_bytes = full.files.used_bytes() + 5 * KIB
+        await told.client.admin.create_topic("another", partitions=2, replicas=3)
+        await trio.sleep(10.0)
+        assert told.events("partition_damaged").count(full.host) == 2
+
+        full.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+
+        with trio.fail_after(10.0):
+            while len(full.groups) < len(told.nodes[0].groups):
+                await trio.sleep(0.1)
+        assert told.events("partition_damaged").count(full.host) == 2
+
+    tell(story)
+
+
 @pytest.mark.parametrize("operation", ["write", "sync"])
 def test_a_leader_whose_disk_fails_stops_leads_no_more_and_acknowledges_nothing(
     operation: str,
