@@ -7,7 +7,8 @@ alone, so that a leader moved by hand stays where it was put and nothing goes to
 what goes to one broker at once is a part of the difference, since others may be looking at the
 same moment.  Only followers that are fed from memory are considered: a broker that is still
 catching up would make the partition wait.  A draining broker leads nothing and is given nothing;
-nor does one whose disk is full, for the others can take what it has to refuse.
+nor does one whose disk is full, for the others can take what it has to refuse.  Where replicas have
+failed, what is left is not added to: each would fail as it stands for election.
 """
 
 from __future__ import annotations
@@ -130,6 +131,7 @@ def _led(broker: Broker) -> list[Led]:
     node = broker.node
     unfit = {known.node for known in broker.metadata.state.brokers if known.is_draining}
     unfit.update(node.full_disks)
+    unfit.update(node.failing_disks)
     unfit.add(node.node)
     return [
         Led(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 import trio
 
-from logd.errors import CorruptionError
+from logd.errors import CorruptionError, StorageFailedError
 from logd.limits import DISK_PATIENCE_S
 from logd.raft.messages import (
     AppendRequest,
@@ -122,6 +122,8 @@ class Node:
         """Replicas on this node that could not be taken up."""
         self.full_disks: dict[NodeId, None] = {}
         """Of the nodes that are alive."""
+        self.failing_disks: dict[NodeId, None] = {}
+        """Those, too, on which replicas have failed: others may, as soon as they write."""
         self.incarnation = env.rng("incarnation").getrandbits(48)
         self.on_forward: Callable[[NodeId, Forward], None] | None = None
         self.on_forward_result: Callable[[ForwardResult], None] | None = None
@@ -384,6 +386,8 @@ class Node:
             group.counts.leader_changes += 1
 
     def group_failed(self, group: Group, error: BaseException) -> None:
+        if isinstance(error, OSError | StorageFailedError):
+            self.failing_disks[self.node] = None
         self.leadership_changed(group)
         if self.on_group_failed is not None:
             self.on_group_failed(group, error)
@@ -498,11 +502,7 @@ class Node:
         interval_s = self._config.liveness_interval_ms / 1000
         while True:
             view = None if self.membership.is_settled else self.membership.view()
-            ping = Ping(
-                view=view,
-                claims_digest=self.claims.digest_if_due(),
-                disk_full=self.node in self.full_disks,
-            )
+            ping = self._ping(view, self.claims.digest_if_due())
             with self.turn:  # What is said in it leaves at its end, without a task per link.
                 for (_, lane), link in self._links.items():
                     if lane == "main":
@@ -592,6 +592,7 @@ class Node:
     def _peer_down(self, node: NodeId) -> None:
         self.counts.peers_lost += 1
         self.full_disks.pop(node, None)
+        self.failing_disks.pop(node, None)
         log.warning(log_events.PEER_DOWN, peer=node)
         self.claims.forget(node)
         self._post_to_shared(node, PeerDown(node))
@@ -619,7 +620,7 @@ class Node:
         if lane == "main" and link is not None:
             link.send(self.claims.own())
             # Before any answer, or a leader might begin to fill a disk that is full.
-            link.send(Ping(disk_full=self.node in self.full_disks))
+            link.send(self._ping())
         self._post_to_shared(node, PeerConnected(node))
 
     def on_link_down(self, node: NodeId, lane: Lane) -> None:
@@ -712,11 +713,23 @@ class Node:
         else:
             group.post(Received(message))
 
+    def _ping(self, view: ClusterView | None = None, claims_digest: int | None = None) -> Ping:
+        return Ping(
+            view=view,
+            claims_digest=claims_digest,
+            disk_full=self.node in self.full_disks,
+            disk_failing=self.node in self.failing_disks,
+        )
+
     def _on_ping(self, source: NodeId, ping: Ping) -> None:
         if ping.view is not None:
             self.membership.learn(ping.view)
         if ping.disk_full is not None:
             self.note_disk(source, is_full=ping.disk_full)
+            if ping.disk_failing:
+                self.failing_disks[source] = None
+            else:
+                self.failing_disks.pop(source, None)
         self.claims.compare(source, ping)
 
 

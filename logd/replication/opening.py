@@ -151,7 +151,8 @@ def open_group(
                 "none is made there as if there had been none"
             )
         _create(files, path, identity, directory.promises_path(group_id))
-    directory.note_group(group_id)  # Also if there was no room for it when it was made.
+    # Also one that was made before, and for whose note there was no room then.
+    directory.note_group(group_id)
     if not files.exists(f"{path}/hard_state"):
         raise BeyondRepairError(
             f"{path} holds a replica without its votes (hard_state is missing): it may have "

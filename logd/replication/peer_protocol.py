@@ -116,6 +116,8 @@ class Ping(PeerMessage, frozen=True, kw_only=True):
     """The last digest did not match what is known here: announce them again."""
     disk_full: bool | None = None
     """Whether the sender takes no records, since little is left on its disk; None: as before."""
+    disk_failing: bool = False
+    """Of replicas there one or more had to stop.  Counts where ``disk_full`` is said."""
 
 
 class Claims(PeerMessage, frozen=True, kw_only=True):

@@ -94,6 +94,7 @@ FAST_TESTS = {
         "tests/unit/test_held_news.py",
         "tests/unit/test_opening.py",
         "tests/unit/test_group.py",
+        "tests/unit/test_full_disk.py",
         "tests/unit/test_group_memory.py",
         "tests/unit/test_campaigns.py",
         "tests/unit/test_sync_pool.py",
@@ -114,6 +115,7 @@ FAST_TESTS = {
     ),
     "logd/broker/coordination": (
         "tests/unit/test_session_clock.py",
+        "tests/unit/test_coordination_freeing.py",
         "tests/unit/test_watch_parts.py",
         "tests/sim/test_coordination_service.py",
         "tests/fuzz/test_live_borders.py",

@@ -541,6 +541,41 @@ def test_a_leader_whose_disk_fails_stops_leads_no_more_and_acknowledges_nothing(
     tell(story)
 
 
+def test_a_broker_whose_disk_fails_is_not_handed_what_else_would_fail_there() -> None:
+    """Each of its idle replicas would fail as it stands, and its partition wait for a moment."""
+
+    async def story(told: Told) -> None:
+        await told.client.admin.create_topic("idle", partitions=6, replicas=3)
+        failing = await told.leader()
+        failing.has_disk_trouble = True
+
+        def refuse(doing: str, path: str) -> None:
+            if doing in ("write", "sync"):
+                raise OSError(errno.EROFS, "simulated failure", path)
+
+        failing.files.on_operation = refuse
+        await told.append(1)
+        await trio.sleep(1.0)
+        began = trio.current_time()
+        await trio.sleep(20.0)  # The others lead at least two more each.
+        given = [
+            event
+            for event in told.cluster.trace.events
+            if event.name == "leader_moved"
+            and event.time_s > began
+            and ("to", str(failing.node)) in event.fields
+        ]
+        assert not given
+
+        failing.files.on_operation = None
+        await failing.crash(power=True)
+        failing.start()
+        await trio.sleep(20.0)
+        assert any(group.is_leader for group in failing.groups.values())
+
+    tell(story)
+
+
 @pytest.mark.parametrize("whose", ["leader", "follower"])
 @pytest.mark.parametrize(
     "disk",

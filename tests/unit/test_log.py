@@ -28,6 +28,7 @@ from logd.record.header import HEADER_BYTES, decode_header
 from logd.storage.file_header import FILE_HEADER_BYTES, LogIdentity
 from logd.storage.log import Log, LogOptions, ScrubPosition, SyncedMark
 from logd.storage.synced_mark import SLOT_POSITIONS
+from logd.storage.whole_file import write_new_file
 from logd.types import Buffer, DirectoryId, GroupId, NodeId, Offset, Term
 from tests.sim.files import SimulatedFile, SimulatedFileSystem
 from tests.support.logs import (
@@ -982,6 +983,39 @@ def test_a_log_that_finds_no_room_beforehand_goes_on_when_there_is_some(
     disk.capacity_bytes = disk.used_bytes()
     written += append_some(log, 20, value=b"v" * 4 * KIB)
     assert list(map(bytes, read_all(log))) == written
+
+
+def test_a_next_segment_that_is_there_already_ends_the_log(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    """Going on in this one would leave it behind its name."""
+    append_some(log, 50, value=b"v" * 400)
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "sync_directory":
+            raise OSError(errno.ENOSPC, "simulated failure", path)
+
+    disk.on_operation = refuse
+
+    with pytest.raises(StorageFailedError):
+        log.roll()
+
+    assert log.failure is not None
+
+
+def test_a_file_for_which_there_is_no_room_leaves_none_of_it(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    room, disk.capacity_bytes = disk.capacity_bytes, disk.used_bytes() + 100
+
+    with pytest.raises(OSError, match="No space left"):
+        write_new_file(disk, f"{DIRECTORY}/file", [bytes(200)])
+
+    assert disk.used_bytes() == disk.capacity_bytes - 100
+    disk.capacity_bytes = room
+    write_new_file(disk, f"{DIRECTORY}/file", [bytes(200)])
+    assert not disk.exists(f"{DIRECTORY}/file.tmp")
+    log.close()
 
 
 def test_a_disk_without_room_for_a_step_may_have_some_for_a_batch(
