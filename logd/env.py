@@ -270,6 +270,13 @@ class Env(Protocol):
         Not abandoned on cancellation: a half-known sync is worse than a late exit.
         """
 
+    async def run_computing(self, function: Callable[..., T], *args: object) -> T:
+        """As ``run_blocking``, for what keeps a processor busy and asks no disk.
+
+        So it does not wait where calls wait for a disk that does not answer, least of all what
+        tells an operator that they do.
+        """
+
     async def sync_file(self, file: File) -> None:
         """As ``file.sync()`` off the event loop.  Not abandoned on cancellation either."""
 

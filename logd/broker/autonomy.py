@@ -353,7 +353,7 @@ class Autonomy:
         if wanted:
             partitions = [p._replace(replica_count=wanted.get(p.group)) for p in partitions]
         goals = Goals(is_balancing=False)
-        plan = await self._broker.env.run_blocking(
+        plan = await self._broker.env.run_computing(
             lambda: plan_only(brokers, partitions, groups, goals)
         )
         moves = self._with_room(plan, partitions, loads.free)
@@ -380,7 +380,7 @@ class Autonomy:
             moves_max=GENTLE_MOVES_MAX,
             evaluations_max=GENTLE_EVALUATIONS_MAX,
         )
-        plan = await self._broker.env.run_blocking(lambda: make_plan(brokers, partitions, goals))
+        plan = await self._broker.env.run_computing(lambda: make_plan(brokers, partitions, goals))
         await self._start(_planned(plan.moves), "even out", version)
 
     async def _start(self, moves: Sequence[PlannedMove], purpose: str, layout_version: int) -> None:

@@ -40,7 +40,7 @@ class Site:
         match path:
             case "/metrics":
                 samples = await take_samples(self._broker, self._traffic)
-                text = await self._broker.env.run_blocking(render, samples)
+                text = await self._broker.env.run_computing(render, samples)
                 return Answer(content_type=CONTENT_TYPE, body=text)
             case "/api/status":
                 document = await self._board.document()

@@ -25,6 +25,9 @@ BRIEF_CALL_S: Final = 0.05
 """A small fdatasync takes 0.1-0.3 ms, and as much again for the way to a thread and back.  On
 a machine with more to do than processors both take several; a disk in trouble takes longer."""
 
+COMPUTING_THREADS: Final = 2
+"""They take turns at the interpreter: of two, a short call need not wait for a long one to end."""
+
 BOOT_ID_PATH: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -37,12 +40,14 @@ class RealEnv:
         network: Network,
         files: FileSystem,
         pool: BlockingPool,
+        computing: BlockingPool,
         syncs: KernelSyncs | None,
         boot_id: str,
     ) -> None:
         self._network = network
         self._files = files
         self._pool = pool
+        self._computing = computing
         self._syncs = syncs
         self._boot_id = boot_id
         self._seed = random.SystemRandom().getrandbits(128)
@@ -78,6 +83,10 @@ class RealEnv:
         waited for and its result returned."""
         return await self._pool.run(function, *args)
 
+    async def run_computing(self, function: Callable[..., T], *args: object) -> T:
+        """As ``Env.run_computing``."""
+        return await self._computing.run(function, *args)
+
     async def sync_file(self, file: File) -> None:
         """As ``Env.sync_file``."""
         is_done = False
@@ -98,11 +107,16 @@ async def open_real_env(threads: int = BLOCKING_THREADS) -> AsyncIterator[RealEn
     Leaving waits for blocking calls under way and joins their threads; sockets and files
     are closed by whoever opened them.
     """
-    async with open_blocking_pool(threads) as pool, open_kernel_syncs() as syncs:
+    async with (
+        open_blocking_pool(threads) as pool,
+        open_blocking_pool(COMPUTING_THREADS) as computing,
+        open_kernel_syncs() as syncs,
+    ):
         yield RealEnv(
             network=TcpNetwork(),
             files=RealFileSystem(),
             pool=pool,
+            computing=computing,
             syncs=syncs,
             boot_id=BOOT_ID_PATH.read_text(encoding="ascii").strip(),
         )

@@ -1969,6 +1969,13 @@ SYSTEM_MUTANTS = (
         "",
     ),
     Mutant(
+        "a failing disk keeps everything from being computed",
+        "operability: metrics of a broker whose disk hangs",
+        "logd/runtime/env.py",
+        "        return await self._computing.run(function, *args)\n",
+        "        return await self._pool.run(function, *args)\n",
+    ),
+    Mutant(
         "a broker admits any number of bytes",
         "P6",
         "logd/broker/broker.py",

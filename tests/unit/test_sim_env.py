@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+import trio.testing
 
 from logd.env import Env
 from logd.runtime.env import RealEnv, open_real_env
@@ -177,7 +179,25 @@ def test_the_real_environment_is_a_machine() -> None:
             assert len(env.boot_id) == 36
             assert env.wall_clock_ms() > EPOCH_MS
             assert await env.run_blocking(divmod, 17, 5) == (3, 2)
+            assert await env.run_computing(divmod, 17, 5) == (3, 2)
             assert env.rng("raft") is env.rng("raft")
             assert env.rng("raft").random() != env.rng("liveness").random()
+
+    trio.run(main)
+
+
+def test_what_is_computed_does_not_wait_for_calls_that_a_disk_does_not_answer() -> None:
+    answered = threading.Event()
+
+    async def main() -> None:
+        async with open_real_env(threads=1) as env, trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(env.run_blocking, answered.wait, 10.0)
+            await trio.testing.wait_all_tasks_blocked()
+            try:
+                with trio.fail_after(5.0):
+                    assert await env.run_computing(divmod, 17, 5) == (3, 2)
+            finally:
+                answered.set()
 
     trio.run(main)

@@ -59,7 +59,7 @@ class KeptState:
         tail_start = self._offset
         self._commands_since = self._bytes_since = 0
         parts = state.freeze().parts()
-        payload = await self._node.env.run_blocking(lambda: b"".join(parts))
+        payload = await self._node.env.run_computing(lambda: b"".join(parts))
         self._size_bytes = len(payload)
         await group.checkpoints.save_application(offset, payload)
         self._offset = max(self._offset, offset)
