@@ -332,7 +332,8 @@ class Partitions:
     def _shut(self, placement: PartitionPlacement, error: Exception) -> None:
         """This replica stays shut; the others serve.
 
-        A restart tries again; if the disk was full, the next round does."""
+        A restart tries again; if the disk was full, the next round does.
+        """
         before = self._node.shut.get(placement.group)
         shut = Shut(str(error), is_final=isinstance(error, BeyondRepairError))
         if is_no_room(error):

@@ -88,6 +88,7 @@ SENTENCES: Final[dict[str, Sentence]] = {
         "acknowledged as replicated may be lost"
     ),
     replication_events.GROUP_FAILED: Sentence("{partition} has failed: {error}"),
+    replication_events.NO_ROOM: Sentence("{partition} waits for room on the disk: {reason}"),
     replication_events.GROUP_HELD: Sentence(
         "has waited for the disk of {partition} for {seconds} s",
         "has waited for the disks of {count} partitions for {seconds} s",

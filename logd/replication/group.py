@@ -131,6 +131,8 @@ class Group:
         """By the disk; being held, it may also wait for peers."""
         self._is_rolling = False
         """That is why it is held: no output of the core is left to be carried out."""
+        self._lacks_room = False
+        """For another segment, when one was last tried: it is tried again with each append."""
         self.is_closed = False
         """The files are."""
         self.io_lock = trio.Lock()
@@ -556,13 +558,15 @@ class Group:
                 if self.failure is None:
                     await self._host.env.run_blocking(self.log.roll)
         except NoRoomError as error:
-            log.error(log_events.NO_ROOM, group=self.group_id, reason=str(error))
             is_rolled = False
+            if not self._lacks_room:
+                log.error(log_events.NO_ROOM, group=self.group_id, reason=str(error))
         except (OSError, LogdError) as error:
             self.fail(error)
             return
         if self.failure is not None:
             return
+        self._lacks_room = not is_rolled
         if is_rolled:
             log.debug(
                 log_events.SEGMENT_ROLLED, group=self.group_id, base_offset=self.log.end_offset

@@ -497,11 +497,9 @@ class Log:
         try:
             commit_offset = self._settle()
             active.active()[1].write(self._files, active.path)
-            fresh, mark = held.create_next(commit_offset)
+            fresh, mark = self._create_next(commit_offset)
             write_note(active.active()[0], fresh.base_offset, self._group)
         except OSError as error:
-            if is_no_room(error) and not held.is_next_begun:
-                raise NoRoomError(f"no room to roll the log in {held.directory}") from error
             raise held.fail("roll", error) from error
         if self._forgotten > FIRST_POSITION:
             self._forget_cached(end.position)
@@ -740,6 +738,20 @@ class Log:
         """The mark that claims ``end``; the present one if that already does."""
         assert self._mark is not None
         return self._mark.followed_by(end.term, end.offset, end.position, commit_offset)
+
+    def _create_next(self, commit_offset: Offset) -> tuple[Segment, MarkSlot]:
+        """As ``LogContents.create_next``.
+
+        Raises:
+            NoRoomError: all is as it was.  A sync that failed for want of room is none of these.
+        """
+        held = self._held
+        try:
+            return held.create_next(commit_offset)
+        except OSError as error:
+            if is_no_room(error) and not held.is_next_begun:
+                raise NoRoomError(f"no room for another segment in {held.directory}") from error
+            raise
 
     def _settle(self) -> Offset:
         """Sync everything, then a mark that covers it, without the space allocated ahead.

@@ -24,6 +24,7 @@ import trio
 from logd.errors import LogdError
 from logd.limits import KIB
 from logd.storage.offline import SegmentWalk, find_segments
+from logd.storage.room import is_no_room
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import PartitionInfo, PlannedMoveInfo
 from logd_client import Client
@@ -384,7 +385,10 @@ class Trouble:
         return self._cluster.nodes.get(founders[self._cluster.seed % len(founders)])
 
     async def disk_full(self, chance: random.Random) -> None:
-        """No room for more; later there is, and what had failed is restarted."""
+        """No room for more; later there is, and it has cost no replica.
+
+        Without room a broker may not be able to start: it is started again.
+        """
         node = self._any_alive(chance)
         if node is None or node.files.capacity_bytes != CAPACITY_BYTES_DEFAULT:
             return
@@ -399,7 +403,9 @@ class Trouble:
             await self._restart(chance, node)
             await trio.sleep(1.0)
         node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
-        if not node.is_running or any(group.failure for group in node.groups.values()):
+        failures = [group.failure for group in node.groups.values()]
+        assert not any(map(is_no_room, failures)), failures
+        if not node.is_running or any(failures):
             await self._restart(chance, node)
 
     async def _restart(self, chance: random.Random, node: SimNode) -> None:

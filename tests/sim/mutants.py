@@ -65,6 +65,7 @@ FAST_TESTS = {
         "tests/unit/test_control.py",
         "tests/unit/test_compaction.py",
     ),
+    "logd/runtime": ("tests/unit/test_sim_env.py", "tests/unit/test_threads.py"),
     "logd/wire": ("tests/unit/test_frame.py", "tests/unit/test_unsent.py"),
     "logd/storage": (
         "tests/unit/test_log.py",

@@ -1003,6 +1003,24 @@ def test_a_next_segment_that_is_there_already_ends_the_log(
     assert log.failure is not None
 
 
+def test_a_sync_that_fails_for_want_of_room_ends_the_log_also_while_it_is_rolled(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    """What it was to write may be gone: the next one would succeed all the same."""
+    append_some(log, 50, value=b"v" * 400)
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "sync":
+            raise OSError(errno.ENOSPC, "simulated failure", path)
+
+    disk.on_operation = refuse
+
+    with pytest.raises(StorageFailedError):
+        log.roll()
+
+    assert log.failure is not None
+
+
 def test_a_file_for_which_there_is_no_room_leaves_none_of_it(
     disk: SimulatedFileSystem, log: Log
 ) -> None:
