@@ -36,6 +36,7 @@ from tests.sim.faults import SLOW_DISK
 from tests.sim.files import CAPACITY_BYTES_DEFAULT, SimulatedFileSystem
 from tests.sim.network import CALM
 from tests.sim.run import run_deterministic
+from tests.sim.trace import TraceEvent
 
 TOPIC = "t"
 PATIENCE_S = 120.0
@@ -541,6 +542,35 @@ def test_a_leader_whose_disk_fails_stops_leads_no_more_and_acknowledges_nothing(
     tell(story)
 
 
+def handed_to(told: Told, node: SimNode, began: float) -> list[TraceEvent]:
+    """What others have given it to lead since then."""
+    return [
+        event
+        for event in told.cluster.trace.events
+        if event.name == "leader_moved"
+        and event.time_s > began
+        and ("to", str(node.node)) in event.fields
+    ]
+
+
+def test_a_broker_whose_disk_is_full_is_not_handed_what_it_would_hand_on() -> None:
+    async def story(told: Told) -> None:
+        await told.client.admin.create_topic("idle", partitions=6, replicas=3)
+        full = await told.leader()
+        full.files.capacity_bytes = full.files.used_bytes() + 3 * MIB
+        while any(group.is_leader for i, group in full.groups.items() if i != METADATA_GROUP):
+            await trio.sleep(0.1)
+        began = trio.current_time()
+        await trio.sleep(20.0)
+        assert not handed_to(told, full, began)
+
+        full.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        await trio.sleep(20.0)
+        assert handed_to(told, full, began)
+
+    tell(story, disk_free_bytes_min=4 * MIB)
+
+
 def test_a_broker_whose_disk_fails_is_not_handed_what_else_would_fail_there() -> None:
     """Each of its idle replicas would fail as it stands, and its partition wait for a moment."""
 
@@ -558,14 +588,7 @@ def test_a_broker_whose_disk_fails_is_not_handed_what_else_would_fail_there() ->
         await trio.sleep(1.0)
         began = trio.current_time()
         await trio.sleep(20.0)  # The others lead at least two more each.
-        given = [
-            event
-            for event in told.cluster.trace.events
-            if event.name == "leader_moved"
-            and event.time_s > began
-            and ("to", str(failing.node)) in event.fields
-        ]
-        assert not given
+        assert not handed_to(told, failing, began)
 
         failing.files.on_operation = None
         await failing.crash(power=True)
