@@ -1,8 +1,12 @@
-"""Options shared by all tests."""
+"""Options shared by all tests, and what they all hold their event loops to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
+import trio
 from hypothesis import settings
 
 # How long an example takes says more about what else the machine does than about the code.
@@ -17,3 +21,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="rewrite the expected output of data-driven specs; the diff is the review",
     )
     parser.addoption("--seed", type=int, default=None, help="run simulations with this seed only")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _crashes_of_trio_are_told() -> Iterator[None]:
+    """A task of ours that belongs to the event loop, and fails, ends the run of trio.
+
+    The runner that anyio brings for tests does not look at how that run ended.
+    """
+    start = trio.lowlevel.start_guest_run
+
+    def start_and_tell(
+        *arguments: Any, done_callback: Callable[[Any], object], **options: Any
+    ) -> None:
+        def done(outcome: Any) -> None:
+            done_callback(outcome)
+            outcome.unwrap()
+
+        start(*arguments, done_callback=done, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trio.lowlevel, "start_guest_run", start_and_tell)
+        yield
