@@ -1053,8 +1053,9 @@ def typed_at(command: list[str], *, begun: int) -> tuple[bytes, int]:
             said += keyboard.read(1024)
         keyboard.write(b"\x03")
         _, status = os.waitpid(child, 0)
-        with suppress(OSError):  # Nothing more was said.
-            said += keyboard.read(1024)
+        with suppress(OSError):  # So the terminal of a process that has ended ends.
+            while more := keyboard.read(1024):
+                said += more
     return said, os.waitstatus_to_exitcode(status)
 
 

@@ -223,10 +223,12 @@ def test_a_call_that_is_interrupted_goes_on_behind_nobody_s_back(portal: Portal)
 
 
 class Orderly:
-    """What takes a moment to end when it is cancelled."""
+    """What takes a moment to end when it is cancelled, and waits until it may."""
 
     def __init__(self) -> None:
         self.has_begun = threading.Event()
+        self.may_end = threading.Event()
+        self.may_end.set()
         self.has_ended = False
 
     async def run(self) -> None:
@@ -236,6 +238,7 @@ class Orderly:
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(0.2)
+                await anyio.to_thread.run_sync(self.may_end.wait, GUARD_S)
                 self.has_ended = True
 
 
@@ -269,17 +272,23 @@ def test_a_call_that_ends_in_order_has_ended_when_the_client_is_closed(portal: P
 
 def test_who_is_interrupted_again_does_not_wait_for_the_end(portal: Portal) -> None:
     work = Orderly()
+    work.may_end.clear()
+    left = 2
 
     def interrupt(number: int, frame: object) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         raise Interrupted
 
     with handling_alarms(interrupt):
         signal.setitimer(signal.ITIMER_REAL, 0.2, 0.05)
         with pytest.raises(Interrupted):
             portal.call_to_its_end(work.run)
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
     assert not work.has_ended
+    work.may_end.set()
 
 
 def test_a_call_that_ends_in_order_fails_and_returns_as_any_other(portal: Portal) -> None:
