@@ -14,14 +14,17 @@ from logd.errors import QuotaExceededError
 from logd.wire.coordination import (
     Acquire,
     Assign,
+    Claim,
     ClaimItems,
     Command,
     Delete,
     DeleteQueue,
+    Done,
     Get,
     Item,
     Join,
     Leave,
+    Proclaim,
     Put,
     PutItems,
     Refused,
@@ -31,16 +34,11 @@ from logd.wire.coordination import (
 from tests.support.coordination import NAMESPACE, Partition, error_of
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A namespace holds two of each, or 100 bytes."""
-    for what in QUOTAS:
-        is_bytes = what.startswith("bytes")
-        room = limits.RESULT_BYTES_PER_NAMESPACE_MAX if what == quotas.RESULT_BYTES else 100
-        monkeypatch.setitem(QUOTAS, what, room if is_bytes else 2)
+def make_small(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """A namespace holds two of it, or 100 bytes; of all else it has room for more."""
+    monkeypatch.setitem(QUOTAS, what, 100 if what.startswith("bytes") else 2)
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(
     ("make", "what"),
     [
@@ -49,6 +47,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda at: Acquire(kind="lock", name=f"n{at}"), quotas.TICKETS),
         (lambda at: Acquire(kind="election", name="e", data=bytes(45)), quotas.DATA_BYTES),
         (lambda at: Join(group="g", member="m", data=bytes(50 * at)), quotas.DATA_BYTES),
+        (lambda at: Join(group="g", member=f"m{at}", data=bytes(45)), quotas.DATA_BYTES),
         (lambda at: Join(group="g", member=f"m{at}"), quotas.MEMBERS),
         (lambda at: Assign(group=f"g{at}", shards=["s"]), quotas.SHARDS),
         (lambda at: PutItems(queue=f"q{at}", items=[Item(payload=b"")]), quotas.QUEUES),
@@ -58,8 +57,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_too_much_is_refused_with_the_figure(
-    make: Callable[[int], Command], what: str
+    make: Callable[[int], Command], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    make_small(monkeypatch, what)
     partition = Partition()
     session = partition.open()
     before, refused = b"", None
@@ -73,9 +73,7 @@ def test_what_is_too_much_is_refused_with_the_figure(
 
     assert refused is not None
     assert error_of(refused) is QuotaExceededError
-    if what not in (quotas.QUEUES, quotas.DATA_BYTES, quotas.ITEM_BYTES):
-        assert what in refused.message
-    assert f"at most {QUOTAS[what]:,}" in refused.message or what not in refused.message
+    assert f" {what}, at most {QUOTAS[what]} are allowed" in refused.message
     assert contents(partition) == before
     partition.state.check_invariants()
 
@@ -114,8 +112,26 @@ def contents(partition: Partition) -> bytes:
     return state.snapshot()
 
 
-@pytest.mark.usefixtures("small")
-def test_sessions_have_a_quota() -> None:
+def test_what_a_candidate_shows_is_held_to_the_quota_when_it_changes_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_small(monkeypatch, quotas.DATA_BYTES)
+    partition = Partition()
+    session = partition.open()
+    claim = partition.do(session, Acquire(kind="election", name="e", data=bytes(99)))
+    assert isinstance(claim, Claim)
+
+    fits = partition.do(session, Proclaim(name="e", ticket=claim.ticket, data=bytes(100)))
+    refused = partition.do(session, Proclaim(name="e", ticket=claim.ticket, data=bytes(101)))
+
+    assert isinstance(fits, Done)
+    assert isinstance(refused, Refused)
+    assert error_of(refused) is QuotaExceededError
+    assert "at most 100 are allowed, 1 more were asked for" in refused.message
+
+
+def test_sessions_have_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_small(monkeypatch, quotas.SESSIONS)
     partition = Partition()
     partition.open()
     session = partition.open()
