@@ -116,29 +116,26 @@ def test_one_that_was_cut_short_is_stepped_over(
 def test_a_power_cut_while_saving_leaves_the_one_before_or_the_new_one(
     store: CheckpointStore, disk: SimulatedFileSystem
 ) -> None:
-    store.save(Offset(90), b"older")
     seen: set[int] = set()
     for stop_at in ("create", "write", "sync", "rename", "sync_directory", "remove"):
         for seed in range(10):
+            store.save(Offset(80), b"oldest")
+            store.save(Offset(90), b"older")
 
             def stop(operation: str, _: str, stop_at: str = stop_at) -> None:
                 if operation == stop_at:
                     raise KeyboardInterrupt
 
             disk.on_operation = stop
-            try:
+            with pytest.raises(KeyboardInterrupt):
                 store.save(Offset(100), b"newer")
-            except KeyboardInterrupt:
-                pass
-            finally:
-                disk.on_operation = None
+            disk.on_operation = None
             disk.crash(random.Random(seed))
 
             found = store.load()
             assert found in ((90, b"older"), (100, b"newer"))
             seen.add(found[0])
             store.remove_all()
-            store.save(Offset(90), b"older")
 
     assert seen == {90, 100}
 
