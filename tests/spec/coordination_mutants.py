@@ -500,6 +500,20 @@ COORDINATION_MUTANTS = (
         "",
     ),
     Mutant(
+        "a group has any number of members",
+        "P6",
+        "logd/coordination/members.py",
+        "        if len(self._groups.get(command.group, ())) >= MEMBERS_PER_GROUP_MAX:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a group has any number of shards",
+        "P6",
+        "logd/coordination/assignments.py",
+        "        if len(shards) + len(new) > SHARDS_PER_GROUP_MAX:\n",
+        "        if False:\n",
+    ),
+    Mutant(
         "namespaces together have no bound",
         "P6",
         "logd/coordination/quotas.py",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from logd import limits
-from logd.coordination import quotas
+from logd.coordination import assignments, members, quotas
 from logd.coordination.quotas import QUOTAS, PartitionUsage, Usage
 from logd.coordination.state import CoordinationState
 from logd.errors import QuotaExceededError
@@ -24,6 +24,7 @@ from logd.wire.coordination import (
     Item,
     Join,
     Leave,
+    LetGo,
     Proclaim,
     Put,
     PutItems,
@@ -128,6 +129,42 @@ def test_what_a_candidate_shows_is_held_to_the_quota_when_it_changes_too(
     assert isinstance(refused, Refused)
     assert error_of(refused) is QuotaExceededError
     assert "at most 100 are allowed, 1 more were asked for" in refused.message
+
+
+def test_a_group_has_so_many_members_and_those_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "MEMBERS_PER_GROUP_MAX", 2)
+    partition = Partition()
+    session = partition.open()
+    for member in ("a", "b"):
+        assert isinstance(partition.do(session, Join(group="g", member=member)), Done)
+
+    refused = partition.do(session, Join(group="g", member="c"))
+
+    assert isinstance(refused, Refused)
+    assert error_of(refused) is QuotaExceededError
+    assert "group 'g' has 2 members already" in refused.message
+    assert isinstance(partition.do(session, Join(group="g", member="a", data=b"new")), Done)
+    assert isinstance(partition.do(session, Join(group="other", member="c")), Done)
+
+
+def test_a_group_has_so_many_shards_those_included_that_are_not_let_go_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(assignments, "SHARDS_PER_GROUP_MAX", 3)
+    partition = Partition()
+    session = partition.open()
+    partition.do(session, Join(group="g", member="owner"))
+    assert isinstance(partition.do(session, Assign(group="g", shards=["a", "b", "c"])), Done)
+    assert isinstance(partition.do(session, Assign(group="g", shards=["a"])), Done)
+
+    refused = partition.do(session, Assign(group="g", shards=["a", "d"]))
+
+    assert isinstance(refused, Refused)
+    assert error_of(refused) is QuotaExceededError
+    assert "would have 4 shards" in refused.message
+    assert "at most 3 are allowed" in refused.message
+    partition.do(session, LetGo(group="g", member="owner", shards=["b", "c"]))
+    assert isinstance(partition.do(session, Assign(group="g", shards=["a", "d"])), Done)
 
 
 def test_sessions_have_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
