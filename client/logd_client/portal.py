@@ -64,8 +64,9 @@ class LoopThread:
         try:
             anyio.run(self._serve, backend=self._backend)
         except BaseException as error:
-            if not self._started.done():
-                self._started.set_exception(error)
+            if self._started.done():
+                raise  # A fault of ours: whoever calls hears only that nothing runs here any more.
+            self._started.set_exception(error)
 
     async def _serve(self) -> None:
         async with BlockingPortal() as portal:

@@ -17,13 +17,14 @@ from typing import Any, Literal, cast
 import anyio
 import anyio.lowlevel
 import pytest
+import trio
 from anyio.from_thread import start_blocking_portal
 
 from logd.errors import UsageError
 from logd_client import sync
 from logd_client.consumer import Consumer, ConsumerOptions
 from logd_client.coordination.assignments import OwnedShard
-from logd_client.portal import Portal
+from logd_client.portal import LoopThread, Portal
 from logd_client.records import Batch, Record
 from logd_client.sync_coordination import Assignments, Lock, Watch
 
@@ -564,6 +565,21 @@ def test_each_thread_gives_back_what_it_took_itself(portal: Portal) -> None:
 
     assert held == [True]
     assert all(taken.is_released for taken in asynchronous.taken)
+
+
+def test_a_fault_of_ours_that_ends_the_event_loop_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+
+    async def fail() -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    with LoopThread("trio") as loop:
+        monkeypatch.setattr(threading, "excepthook", lambda thread: told.append(thread.exc_value))
+        loop.call(trio.lowlevel.spawn_system_task, fail)
+
+    (fault,) = told
+    assert isinstance(fault, trio.TrioInternalError)
+    assert "a fault of ours" in repr(fault.__cause__)
 
 
 def test_what_is_started_and_fails_by_a_fault_of_ours_is_told_in_the_log(
