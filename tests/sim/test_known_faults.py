@@ -216,7 +216,7 @@ def test_a_replica_with_a_hole_never_leads_whatever_happens_to_the_leaders() -> 
         # Recovery looks only behind the mark of the active segment: this it finds at once.
         active = segments(victim, told.group)[-1]
         victim.files.overwrite(active, SEGMENT_HEADER_BYTES + 100, bytes(5000))
-        # With one of two intact ones, of which none leads, it is elected now or never.
+        # With one of the two intact ones, of which none leads, it would be a majority.
         others = [node for node in told.nodes if node is not victim]
         for node in others:
             await node.crash(power=False)
