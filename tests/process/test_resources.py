@@ -96,6 +96,19 @@ def test_a_broker_out_of_descriptors_refuses_connections_and_goes_on_with_its_fi
     assert counted(broker, "group_failed") == 0
 
 
+@pytest.fixture
+def many_descriptors(cluster: LocalCluster) -> Iterator[None]:
+    """As many as they may have, for who crowds and who is crowded: most begin with 1,024."""
+    pids = [os.getpid(), cluster.pid(cluster.brokers[0].node_id)]
+    before = [resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids]
+    for pid, (_, most) in zip(pids, before, strict=True):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
+    yield
+    for pid, limits in zip(pids, before, strict=True):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("many_descriptors")
 def test_two_thousand_connections_of_a_byte_a_second_keep_nobody_from_being_served(
     cluster: LocalCluster,
 ) -> None:
