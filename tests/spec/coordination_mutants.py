@@ -514,6 +514,13 @@ COORDINATION_MUTANTS = (
         "        if False:\n",
     ),
     Mutant(
+        "a partition has any number of namespaces",
+        "P6",
+        _STATE,
+        "            if len(self._namespaces) >= NAMESPACES_PER_PARTITION_MAX:\n",
+        "            if False:\n",
+    ),
+    Mutant(
         "namespaces together have no bound",
         "P6",
         "logd/coordination/quotas.py",

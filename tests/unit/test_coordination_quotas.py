@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from logd import limits
-from logd.coordination import assignments, members, quotas
+from logd.coordination import assignments, members, quotas, state
 from logd.coordination.quotas import QUOTAS, PartitionUsage, Usage
 from logd.coordination.state import CoordinationState
 from logd.errors import QuotaExceededError
@@ -188,6 +188,18 @@ def test_namespaces_share_the_partition_s_bytes() -> None:
     second.require(quotas.KEY_BYTES, 10)
     with pytest.raises(QuotaExceededError):
         second.require(quotas.KEY_BYTES, 11)
+
+
+def test_a_partition_has_so_many_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "NAMESPACES_PER_PARTITION_MAX", 2)
+    partition = Partition()
+    partition.open()
+    partition.open("another")
+
+    with pytest.raises(AssertionError, match="a partition holds at most 2 namespaces"):
+        partition.open("too-many")
+
+    partition.open("another")
 
 
 def test_a_session_that_is_refused_leaves_no_namespace_behind(
