@@ -128,7 +128,6 @@ class Node:
         self.on_forward: Callable[[NodeId, Forward], None] | None = None
         self.on_forward_result: Callable[[ForwardResult], None] | None = None
         self.on_join: Callable[[JoinRequest], Awaitable[JoinResponse]] | None = None
-        self.on_group_failed: Callable[[Group, BaseException], None] | None = None
         self.on_segment_rolled: Callable[[Group], None] | None = None
         self._config = config
         self._addresses = {n: a for n, a in sorted(config.cluster.items()) if n != self.node}
@@ -389,8 +388,6 @@ class Node:
         if isinstance(error, OSError | StorageFailedError):
             self.failing_disks[self.node] = None
         self.leadership_changed(group)
-        if self.on_group_failed is not None:
-            self.on_group_failed(group, error)
 
     def segment_rolled(self, group: Group) -> None:
         if self.on_segment_rolled is not None:
