@@ -15,7 +15,7 @@ import trio
 
 from logd.broker import log_events
 from logd.errors import DiskFullError
-from logd.limits import MIB
+from logd.limits import BATCH_BYTES_MAX, MIB
 
 if TYPE_CHECKING:
     from logd.env import Env
@@ -27,6 +27,9 @@ CHECK_INTERVAL_S: Final = 0.5
 RESUME_FACTOR: Final = 1.25
 """Appends go on when this much more than the minimum is free: no flapping at the edge."""
 
+RESUME_BYTES_MIN: Final = 2 * BATCH_BYTES_MAX
+"""And when so much is free: a log has found no room, where the minimum is less."""
+
 
 class DiskGuard:
     """Watches the free space of the data directory's disk."""
@@ -37,7 +40,17 @@ class DiskGuard:
         self._path = path
         self._free_bytes_min = free_bytes_min
         self._free_bytes = 0
-        self.is_full = False
+        self._was_full = False
+        """As was told last."""
+
+    @property
+    def is_full(self) -> bool:
+        """Too little was left when it was looked at last, or a log has found no room since."""
+        return self._node.node in self._node.full_disks
+
+    @property
+    def _resume_bytes(self) -> int:
+        return max(int(self._free_bytes_min * RESUME_FACTOR), RESUME_BYTES_MIN)
 
     @property
     def free_bytes(self) -> int:
@@ -57,19 +70,19 @@ class DiskGuard:
         if self.is_full:
             raise DiskFullError(
                 f"{self._free_bytes // MIB} MiB are free on the disk of {self._path}, appends "
-                f"need {int(self._free_bytes_min * RESUME_FACTOR) // MIB} MiB: free some space"
+                f"need {self._resume_bytes // MIB} MiB: free some space"
             )
 
     async def measure(self) -> None:
         """Look once."""
         free_bytes = await self._env.run_blocking(self._env.files.free_bytes, self._path)
         self._free_bytes = max(1, free_bytes)
-        needed = self._free_bytes_min * (RESUME_FACTOR if self.is_full else 1)
-        was_full, self.is_full = self.is_full, free_bytes < needed
-        if self.is_full != was_full:
-            self._node.note_disk(self._node.node, is_full=self.is_full)
-            event = log_events.DISK_FULL if self.is_full else log_events.DISK_USABLE_AGAIN
+        is_full = free_bytes < (self._resume_bytes if self.is_full else self._free_bytes_min)
+        if is_full != self._was_full:
+            event = log_events.DISK_FULL if is_full else log_events.DISK_USABLE_AGAIN
             log.warning(event, path=self._path, free_bytes=free_bytes)
+        self._was_full = is_full
+        self._node.note_disk(self._node.node, is_full=is_full)
 
     async def run(self) -> None:
         """Look again and again until cancelled; also if nothing is refused, for those who ask."""

@@ -255,10 +255,13 @@ class Group:
     def make_room(self, size_bytes: int) -> bool:
         """See that so many bytes can be appended; False: they cannot, and must not be tried."""
         try:
-            return self.log.make_room(size_bytes)
+            has_room = self.log.make_room(size_bytes)
         except (OSError, LogdError) as error:
             self.fail(error)
             return False
+        if not has_room:  # Others send no more, and lead what this node would have to refuse.
+            self._host.note_disk(self._host.node, is_full=True)
+        return has_room
 
     def _end_of_term(self, term: Term) -> Offset:
         return self.core.term_history.end_of_term(term, self.core.log_end)

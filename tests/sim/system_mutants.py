@@ -1846,8 +1846,22 @@ SYSTEM_MUTANTS = (
         "a full disk is told to no other broker",
         "P1: a full disk costs no log",
         "logd/broker/disk_guard.py",
-        "            self._node.note_disk(self._node.node, is_full=self.is_full)\n",
+        "        self._node.note_disk(self._node.node, is_full=is_full)\n",
         "",
+    ),
+    Mutant(
+        "a leader without room refuses what others could take, for as long as it leads",
+        "availability: a majority is enough",
+        "logd/replication/group.py",
+        "            self._host.note_disk(self._host.node, is_full=True)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a disk on which a log found no room counts as usable while nothing is to be kept free",
+        "availability: a majority is enough",
+        "logd/broker/disk_guard.py",
+        "(self._resume_bytes if self.is_full else self._free_bytes_min)",
+        "self._free_bytes_min",
     ),
     Mutant(
         "a full disk is told only after what is sent to it",

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from logd.broker import metadata_service
-from logd.broker.disk_guard import DiskGuard
+from logd.broker.disk_guard import RESUME_BYTES_MIN, DiskGuard
 from logd.broker.metadata_service import READ_AGAIN_S, RESULTS_KEPT_MAX, MetadataService
 from logd.errors import (
     DiskFullError,
@@ -338,6 +338,29 @@ def test_a_disk_that_is_full_to_the_last_byte_is_told_from_one_nobody_has_looked
                 await guard.run()
 
             assert guard.free_bytes == guard.room_bytes == 1
+
+    play(story)
+
+
+def test_a_disk_on_which_a_log_found_no_room_is_full_although_it_may_run_full() -> None:
+    """Else a leader without room would refuse for ever what others could take."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            guard = DiskGuard(replica.env, "/data", 0, replica.node)
+            free = RESUME_BYTES_MIN - 1
+            replica.files.capacity_bytes = replica.files.used_bytes() + free
+            await guard.measure()
+            guard.check()
+
+            replica.node.note_disk(replica.node.node, is_full=True)  # As a log does.
+            await guard.measure()
+            with pytest.raises(DiskFullError, match="7 MiB are free .*, appends need 8 MiB: free"):
+                guard.check()
+
+            replica.files.capacity_bytes += 1
+            await guard.measure()
+            guard.check()
 
     play(story)
 
