@@ -545,8 +545,9 @@ class Queue:
         named = [claim._claim for claim in claims]
         self._portal.call(partial(self._queue.renew, *named, visibility_s=visibility_s))
 
-    def adopt(self, item: int, token: int, session: int) -> Claim:
-        return Claim(self._portal, self._portal.call(self._queue.adopt, item, token, session))
+    def adopt(self, item: int, token: int, session: int, *, owner_is_gone: bool = False) -> Claim:
+        adopt = partial(self._queue.adopt, item, token, session, owner_is_gone=owner_is_gone)
+        return Claim(self._portal, self._portal.call(adopt))
 
     def watch(self, revision: int | None = None) -> Watch:
         return Watch(self._portal, self._portal.call(self._queue.watch, revision))
