@@ -23,6 +23,11 @@ def are(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
+def each_with(names: Sequence[object]) -> str:
+    """What joins as many, named before, and what each of them has: ``with its disk``."""
+    return "with" if len(names) == 1 else "each with"
+
+
 def them(count: int) -> str:
     """As many, named before."""
     return "it" if count == 1 else "them"

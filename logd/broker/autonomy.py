@@ -33,7 +33,7 @@ from logd.metadata.rebalance.cluster import (
 from logd.metadata.rebalance.outlook import outlook
 from logd.metadata.rebalance.planner import Move, RebalancePlan, make_plan, plan_only
 from logd.types import GroupId, NodeId
-from logd.wording import are, count_of, named
+from logd.wording import are, count_of, each_with, named
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
@@ -500,11 +500,11 @@ def _problems_of(plan: RebalancePlan, without_room: int) -> list[str]:
         problems.append(f"no room on the other disks for {without_room}")
     if plan.stranded:
         names = _listed([each.name for each in plan.stranded])
-        down = named("broker", sorted({node for each in plan.stranded for node in each.dead}))
+        down = sorted({node for each in plan.stranded for node in each.dead})
         problems.append(
             f"too few replicas alive to elect a leader for {len(plan.stranded)} ({names}): "
-            f"start {down} again with its data directory, or delete the topic, and what is only on "
-            "its disk is lost"
+            f"start {named('broker', down)} again {each_with(down)} its data directory, or delete "
+            "the topic, and what is only there is lost"
         )
     return problems
 

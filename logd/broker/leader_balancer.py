@@ -102,10 +102,10 @@ async def leave_leaders(broker: Broker) -> None:
     cancelled."""
     while True:
         known = broker.metadata.state.broker(broker.node.node)
-        if broker.disk.is_full or (known is not None and known.is_draining):
-            for group_id, successor in choose_departures(_led(broker), _leader_counts(broker)):
-                log.info(log_events.LEADER_MOVED, group=group_id, to=successor)
-                broker.node.groups[group_id].post(TransferLeadership(successor))
+        is_draining = known is not None and known.is_draining
+        if is_draining or broker.disk.is_full:
+            chosen = choose_departures(_led(broker), _leader_counts(broker))
+            _hand_over(broker, chosen, "to be drained" if is_draining else "for its disk is full")
             await trio.sleep(DEPARTURE_INTERVAL_S)
         else:
             with trio.move_on_after(DISK_LOOK_S):
@@ -122,9 +122,13 @@ async def balance_leaders(broker: Broker) -> None:
         # Not all at once: two brokers that act on one picture would overshoot.
         await trio.sleep(interval_s * rng.uniform(0.75, 1.25))
         chosen = choose_transfers(broker.node.node, _led(broker), _leader_counts(broker))
-        for group_id, successor in chosen:
-            log.info(log_events.LEADER_MOVED, group=group_id, to=successor)
-            broker.node.groups[group_id].post(TransferLeadership(successor))
+        _hand_over(broker, chosen, "to even out leaders")
+
+
+def _hand_over(broker: Broker, chosen: list[tuple[GroupId, NodeId]], why: str) -> None:
+    for group_id, successor in chosen:
+        log.info(log_events.LEADER_MOVED, group=group_id, to=successor, why=why)
+        broker.node.groups[group_id].post(TransferLeadership(successor))
 
 
 def _led(broker: Broker) -> list[Led]:

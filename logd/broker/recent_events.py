@@ -47,8 +47,7 @@ SENTENCES: Final[dict[str, Sentence]] = {
     broker_events.WAITING_FOR_NODES: Sentence("waits for brokers {missing}"),
     broker_events.CLUSTER_FORMED: Sentence("became part of cluster {cluster_id}"),
     broker_events.LEADER_MOVED: Sentence(
-        "hands {partition} to broker {to}, to even out leaders",
-        "hands {count} partitions to others, to even out leaders",
+        "hands {partition} to broker {to}, {why}", "hands {count} partitions to others, {why}"
     ),
     broker_events.PARTITION_DAMAGED: Sentence("{partition} stays shut: {reason}"),
     broker_events.PARTITION_TRASHED: Sentence(

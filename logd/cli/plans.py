@@ -21,7 +21,7 @@ from logd.errors import (
 )
 from logd.metadata.rebalance.planner import Reason
 from logd.wire.messages import PlannedMoveInfo
-from logd.wording import are, count_of, named
+from logd.wording import are, count_of, each_with, named
 
 if TYPE_CHECKING:
     from logd.wire.messages import DescribeBrokerResponse
@@ -175,10 +175,10 @@ def say_stranded(plan: SavedPlan) -> None:
         f"left where they are, because too few of their replicas are alive to elect a leader: "
         f"{count}: {some}{f'; and {more} more' if more > 0 else ''}"
     )
-    down = named("broker", sorted({node for each in plan.stranded for node in each.down}))
+    down = sorted({node for each in plan.stranded for node in each.down})
     say(
-        f"start {down} again with its data directory, or delete the topic with "
-        "`logd topic delete`: what is only on its disk is then lost"
+        f"start {named('broker', down)} again {each_with(down)} its data directory, or delete the "
+        "topic with `logd topic delete`: what is only there is then lost"
     )
 
 

@@ -355,7 +355,7 @@ def test_a_disk_on_which_a_log_found_no_room_is_full_although_it_may_run_full() 
 
             replica.node.note_disk(replica.node.node, is_full=True)  # As a log does.
             await guard.measure()
-            with pytest.raises(DiskFullError, match="7 MiB are free .*, appends need 8 MiB: free"):
+            with pytest.raises(DiskFullError, match=r"7 MiB are free .*, appends need 8 MiB: free"):
                 guard.check()
 
             replica.files.capacity_bytes += 1
