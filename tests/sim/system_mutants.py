@@ -1881,8 +1881,8 @@ SYSTEM_MUTANTS = (
         "a full disk goes on leading",
         "availability: others can take records",
         "logd/broker/leader_balancer.py",
-        "        if broker.disk.is_full or (",
-        "        if (",
+        "        if is_draining or broker.disk.is_full:",
+        "        if is_draining:",
     ),
     Mutant(
         "a full disk is given to lead",
