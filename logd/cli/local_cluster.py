@@ -176,7 +176,7 @@ class LocalCluster:
         """
         for broker in self.brokers:
             for address in (broker.address, broker.peer_address, broker.http_address):
-                if address is not None and not _is_free(address.port):
+                if address is not None and not is_free(address.port):
                     raise StorageError(
                         f"cannot start broker {broker.node_id}: {address} is in use; is this "
                         "cluster running already?  If not, choose another --port"
@@ -352,7 +352,7 @@ def free_ports(count: int, chance: random.Random, *, taken: Iterable[int] = ()) 
     highest = max(_ephemeral_port_lowest() - 1, PORT_LOWEST + 1000)
     while len(found) < count:
         port = chance.randint(PORT_LOWEST, highest)
-        if port not in avoided and _is_free(port):
+        if port not in avoided and is_free(port):
             found.append(port)
             avoided.add(port)
     return found
@@ -384,7 +384,7 @@ def _chosen(broker_count: int, port: int | None) -> list[BrokerEntry]:
     else:
         ports = list(range(port, port + broker_count))
         peer_ports = [client_port + PEER_PORT_DISTANCE for client_port in ports]
-        if not all(_is_free(peer_port) for peer_port in peer_ports):
+        if not all(is_free(peer_port) for peer_port in peer_ports):
             peer_ports = free_ports(broker_count, chance, taken=ports)
     return [
         BrokerEntry(
@@ -402,7 +402,7 @@ def _http_addresses(entries: Sequence[BrokerEntry]) -> list[HostPort]:
         for address in (entry.address, entry.peer_address)
     }
     wanted = [parse_host_port(entry.address).port + HTTP_PORT_DISTANCE for entry in entries]
-    if not all(port not in used and _is_free(port) for port in wanted):
+    if not all(port not in used and is_free(port) for port in wanted):
         wanted = free_ports(len(entries), random.Random(), taken=used)
     return [HostPort(HOST, port) for port in wanted]
 
@@ -416,7 +416,8 @@ def _refuse_foreign(directory: Path) -> None:
         )
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens on it."""
     with socket.socket() as candidate:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typing import Any, Final, NamedTuple
 import anyio
 import msgspec
 
-from logd.cli.local_cluster import LocalBroker, LocalCluster
+from logd.cli.local_cluster import LocalBroker, LocalCluster, free_ports, is_free
 from logd.cli.ready import wait_until_ready
 from logd.errors import LogdError
 from logd.types import GroupId, NodeId
@@ -43,6 +44,14 @@ class StoredRecord(NamedTuple):
 
 
 # --- processes --------------------------------------------------------------------------
+
+
+def free_row(count: int) -> int:
+    """The first of so many ports next to each other that nobody listens on."""
+    while True:
+        (first,) = free_ports(1, random.Random())
+        if all(map(is_free, range(first + 1, first + count))):
+            return first
 
 
 def make_whole(cluster: LocalCluster) -> None:

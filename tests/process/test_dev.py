@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import select
 import signal
 import subprocess
@@ -15,9 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from logd.cli.local_cluster import free_ports
+from logd.cli.dev import BROKERS_MAX
 from logd_client import sync
-from tests.process.harness import logd_command, run_logd
+from tests.process.harness import free_row, logd_command, run_logd
 
 pytestmark = pytest.mark.process
 
@@ -28,7 +27,7 @@ STOP_TIMEOUT_S = 10.0
 def running_dev(
     directory: Path, *options: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
-    (port,) = free_ports(1, random.Random())
+    port = free_row(BROKERS_MAX)
     command = logd_command(
         "dev", "--data-dir", directory, "--port", str(port), "--output", "json", *options
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import time
@@ -15,9 +14,9 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
-from logd.cli.local_cluster import HOST, free_ports
+from logd.cli.local_cluster import HOST
 from logd.cli.machine import PARENT_LOOK_S
-from tests.process.harness import POLL_S, logd_command, run_logd
+from tests.process.harness import POLL_S, free_row, logd_command, run_logd
 
 pytestmark = pytest.mark.process
 
@@ -100,7 +99,7 @@ def is_gone(pid: int) -> bool:
 def test_a_broker_that_fails_is_started_again_and_none_outlives_who_looks_after_them(
     tmp_path: Path,
 ) -> None:
-    (port,) = free_ports(1, random.Random())
+    port = free_row(2 * BROKERS)
     line = tmp_path / "line"
     line.write_bytes(b"still here\n")
     with machine(tmp_path, port) as first:
@@ -132,7 +131,7 @@ def test_a_broker_that_fails_is_started_again_and_none_outlives_who_looks_after_
 
 def test_brokers_that_are_told_to_stop_from_two_sides_stop_as_they_should(tmp_path: Path) -> None:
     """A service manager signals all processes of a unit, and who looks after them does, too."""
-    (port,) = free_ports(1, random.Random())
+    port = free_row(2 * BROKERS)
     with machine(tmp_path, port) as one:
         brokers = one.brokers()
 
@@ -150,7 +149,7 @@ def test_brokers_that_are_told_to_stop_from_two_sides_stop_as_they_should(tmp_pa
 def test_brokers_run_where_the_standard_input_was_closed_and_end_with_who_looks_after_them(
     tmp_path: Path,
 ) -> None:
-    (port,) = free_ports(1, random.Random())
+    port = free_row(2 * BROKERS)
     with machine(tmp_path, port, has_input=False) as one:
         brokers = one.brokers()
 
@@ -161,7 +160,7 @@ def test_brokers_run_where_the_standard_input_was_closed_and_end_with_who_looks_
 
 
 def test_brokers_end_with_whoever_started_the_machine_if_that_was_asked_for(tmp_path: Path) -> None:
-    (port,) = free_ports(1, random.Random())
+    port = free_row(2 * BROKERS)
     options = ("--exit-with-parent",)
     with machine(tmp_path, port, *options, stdin=subprocess.PIPE) as one:
         assert one.process.stdin is not None
