@@ -243,7 +243,8 @@ def status_of(
     problems += [f"{name} is under-replicated" for name in under_replicated]
     problems += damaged
     problems += [
-        f"broker {node} refuses appends: its disk has less free than disk_free_bytes_min"
+        f"broker {node} refuses appends: its disk is full, or has less free than "
+        "disk_free_bytes_min"
         for node in full
     ]
     state: Literal["ok", "degraded", "unavailable"] = "degraded" if problems else "ok"

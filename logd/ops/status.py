@@ -412,7 +412,7 @@ def _problems_of_brokers(broker: Broker, reports: Mapping[NodeId, BrokerReport])
         elif report.is_disk_full:
             problems.append(
                 f"broker {known.node} refuses appends: "
-                "its disk has less free than disk_free_bytes_min"
+                "its disk is full, or has less free than disk_free_bytes_min"
             )
     return problems
 

@@ -169,7 +169,7 @@ def test_a_full_disk_degrades_the_cluster_and_is_named() -> None:
 
     assert status.state == "degraded"
     assert status.problems == [
-        "broker 3 refuses appends: its disk has less free than disk_free_bytes_min"
+        "broker 3 refuses appends: its disk is full, or has less free than disk_free_bytes_min"
     ]
 
 
