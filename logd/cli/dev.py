@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 PORT_DEFAULT: Final = 7171
 BROKERS_MAX: Final = METADATA_VOTERS_MAX
+
+LOOK_AGAIN_S: Final = 3.0
+"""A cluster that is not ready by then is asked again who belongs to it."""
 """Every broker of a local cluster votes in the metadata log."""
 
 
@@ -78,8 +81,6 @@ async def _run(cluster: LocalCluster, data_dir: Path, output: str) -> bool:
 
     import anyio
 
-    from logd.cli.ready import wait_until_ready
-
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with anyio.create_task_group() as tasks:
             signals_task = anyio.CancelScope()
@@ -92,8 +93,7 @@ async def _run(cluster: LocalCluster, data_dir: Path, output: str) -> bool:
 
             tasks.start_soon(stop_on_signal)
             cluster.start_all()
-            await _leave_out_removed(cluster, data_dir)
-            registered_at = await wait_until_ready(cluster)
+            registered_at = await _wait_until_ready(cluster, data_dir)
             _note(data_dir, registered_at=registered_at)
             _announce(cluster, output)
             async with anyio.create_task_group() as watches:
@@ -104,24 +104,39 @@ async def _run(cluster: LocalCluster, data_dir: Path, output: str) -> bool:
     return True
 
 
-async def _leave_out_removed(cluster: LocalCluster, data_dir: Path) -> None:
-    """Go on without brokers that have been removed from the cluster since it was founded."""
+async def _wait_until_ready(cluster: LocalCluster, data_dir: Path) -> int:
+    """As ``wait_until_ready``, without brokers that have been removed since it was founded."""
+    import anyio
+
     from logd.cli.local_cluster import read_cluster_file
-    from logd.cli.ready import find_removed
+    from logd.cli.ready import READY_TIMEOUT_S, find_removed, wait_until_ready
 
     saved = read_cluster_file(data_dir)
     removed = [NodeId(node) for node in saved.removed]
-    if saved.registered_at:
-        found = await find_removed(cluster, saved.registered_at)
-        for node in found:
-            cluster.leave_out(node)
-        removed += found
-        _note(data_dir, removed=removed)
     for node in removed:
-        say(
-            f"broker {node} is left out: it was removed from the cluster, and its id is never used "
-            f"again; its files are still in {data_dir / f'broker-{node}'}"
-        )
+        _say_left_out(node, data_dir)
+    if not saved.registered_at:
+        return await wait_until_ready(cluster)
+    give_up = anyio.current_time() + READY_TIMEOUT_S
+    while True:
+        for node in await find_removed(cluster, saved.registered_at):
+            cluster.leave_out(node)
+            removed.append(node)
+            _note(data_dir, removed=removed)
+            _say_left_out(node, data_dir)
+        left_s = give_up - anyio.current_time()
+        if left_s < 2 * LOOK_AGAIN_S:
+            return await wait_until_ready(cluster, LOOK_AGAIN_S)
+        # Whoever was asked may not have come to the removal yet.
+        with anyio.move_on_after(LOOK_AGAIN_S):
+            return await wait_until_ready(cluster)
+
+
+def _say_left_out(node: NodeId, data_dir: Path) -> None:
+    say(
+        f"broker {node} is left out: it was removed from the cluster, and its id is never used "
+        f"again; its files are still in {data_dir / f'broker-{node}'}"
+    )
 
 
 def _note(data_dir: Path, **facts: object) -> None:

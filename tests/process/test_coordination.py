@@ -47,7 +47,7 @@ from logd_client.coordination.assignments import OwnedShard
 from logd_client.coordination.keys import put
 from logd_client.coordination.leases import Lease
 from logd_client.coordination.queues import Claim, ItemFailedError
-from tests.process.harness import logd_command, run_logd, send_signal
+from tests.process.harness import POLL_S, logd_command, run_logd, send_signal
 from tests.process.stale_holders import KINDS, late_writes, play_round
 
 pytestmark = [pytest.mark.process, pytest.mark.anyio]
@@ -841,10 +841,12 @@ async def test_a_frozen_leader_costs_neither_a_lock_nor_a_watch(
 
 
 async def _leader_of(client: Client, namespace: str) -> NodeId:
-    topic = await client.admin.describe_topic(COORDINATION_TOPIC)
-    row = topic.partitions[partition_of(namespace, len(topic.partitions))]
-    assert row.leader is not None
-    return NodeId(row.leader)
+    while True:
+        topic = await client.admin.describe_topic(COORDINATION_TOPIC)
+        row = topic.partitions[partition_of(namespace, len(topic.partitions))]
+        if row.leader is not None:  # Else the broker that was asked has not heard of one yet.
+            return NodeId(row.leader)
+        await anyio.sleep(POLL_S)
 
 
 async def _wait_until(holds: Any) -> None:
