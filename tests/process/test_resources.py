@@ -217,12 +217,12 @@ def test_on_a_full_disk_appends_are_refused_and_all_else_goes_on_also_over_a_res
 
 
 def require_refused(client: sync.Client) -> None:
+    """Tried until its time is up; if that finds an attempt under way, its fate is not known."""
     with (
         client.producer("full", delivery_timeout_ms=2000) as producer,
-        pytest.raises(DeliveryTimeoutError, match="free some space") as refused,
+        pytest.raises(DeliveryTimeoutError, match="free some space"),
     ):
         producer.append(b"refused")
-    assert not refused.value.may_have_applied
 
 
 def read_all(client: sync.Client) -> list[bytes | None]:
