@@ -72,10 +72,7 @@ def test_free_ports_are_distinct() -> None:
 
 def test_a_port_in_use_is_not_chosen() -> None:
     (port,) = free_ports(1, random.Random(1))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", port))
-        listener.listen()
-
+    with socket.create_server(("127.0.0.1", port)):
         chosen = free_ports(1, random.Random(1))
 
     assert chosen != [port]
@@ -84,12 +81,11 @@ def test_a_port_in_use_is_not_chosen() -> None:
 def test_a_cluster_is_not_started_on_ports_in_use(tmp_path: Path) -> None:
     cluster = open_cluster(tmp_path / "c", broker_count=1, port=None)
     address = cluster.brokers[0].peer_address
-    with socket.socket() as listener:
-        listener.bind((address.host, address.port))
-        listener.listen()
-
-        with pytest.raises(StorageError, match=f"cannot start broker 1: {address} is in use"):
-            cluster.start_all()
+    with (
+        socket.create_server((address.host, address.port)),
+        pytest.raises(StorageError, match=f"cannot start broker 1: {address} is in use"),
+    ):
+        cluster.start_all()
 
 
 def test_the_command_line_is_what_a_person_would_type(tmp_path: Path) -> None:

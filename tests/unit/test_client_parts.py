@@ -447,7 +447,6 @@ async def test_the_buffer_is_never_overdrawn_and_nobody_waits_for_ever(
 
     async def take(share: Share, size: int, patience_s: float) -> None:
         nonlocal waiting_count
-        waiting_count += 1
         with anyio.move_on_after(patience_s):
             await budget.take(share, size, is_bound=chance.random() < 0.8)
             held.append((share, size))
@@ -457,6 +456,7 @@ async def test_the_buffer_is_never_overdrawn_and_nobody_waits_for_ever(
         for _ in range(200):
             if chance.random() < 0.6:
                 patience_s = chance.choice([0, 60, 60])
+                waiting_count += 1
                 tasks.start_soon(take, chance.choice(shares), chance.randint(1, 60), patience_s)
             elif held:
                 budget.give_back(*held.pop(chance.randrange(len(held))))
