@@ -88,6 +88,8 @@ class _Loads:
     def __init__(self) -> None:
         self.sizes: dict[GroupId, int] = {}
         self.free: dict[NodeId, int] = {}
+        self.unfit: Collection[NodeId] = ()
+        """Brokers whose disks are full or failing: they keep what they hold, and get no more."""
 
 
 class Autonomy:
@@ -411,6 +413,7 @@ class Autonomy:
     async def _ask_for_loads(self) -> _Loads:
         """Ask all brokers that are alive; those that do not answer are planned for unseen."""
         loads, node = _Loads(), self._broker.node
+        loads.unfit = self._broker.metadata.unfit_disks()
         loads.free[node.node] = self._broker.disk.room_bytes
         for group in node.groups.values():
             loads.sizes[group.group_id] = group.log.size_bytes
@@ -474,7 +477,9 @@ def _room(
     What is left out, and what an earlier plan has left behind, stays where it is.
     """
     free = loads.free.get(node, 0)
-    if free == 0:
+    if node in loads.unfit:
+        free = 0
+    elif free == 0:
         return None
     planned = [
         p.group for p in state.partitions_on(node) if p.move is None and p.group not in leaving_out

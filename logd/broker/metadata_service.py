@@ -36,7 +36,7 @@ from logd.metadata.commands import (
     decode_command,
     encode_command,
 )
-from logd.metadata.features import avoiding, check_level
+from logd.metadata.features import check_level
 from logd.metadata.state import MetadataState, ProducerIdBlock
 from logd.record.batch import seal_opaque
 from logd.record.header import HEADER_BYTES, BatchKind, split_batches
@@ -102,6 +102,11 @@ class MetadataService:
         """The registered brokers that are not alive, as far as this one hears."""
         known = self.state.brokers
         return tuple(broker.node for broker in known if not self._node.is_up(broker.node))
+
+    def unfit_disks(self) -> tuple[NodeId, ...]:
+        """The registered brokers whose disks are full or failing, as far as this one hears."""
+        unfit = self._node.full_disks.keys() | self._node.failing_disks.keys()
+        return tuple(broker.node for broker in self.state.brokers if broker.node in unfit)
 
     def attach(self, group: Group) -> None:
         """Follow ``group``, which is group 0."""
@@ -317,8 +322,8 @@ class MetadataService:
     async def _propose(self, command: Command, timeout_ms: int) -> Offset:
         if self._group is None:
             raise UnavailableError("this broker is starting")
-        command = avoiding(command, self.brokers_down(), self.state.feature_level)
         command = self.state.counting(command)
+        command = self.state.avoiding(command, self.brokers_down(), self.unfit_disks())
         encoded = encode_command(command)
         now_ms = self._node.env.wall_clock_ms()
         batch = seal_opaque(encoded, kind=BatchKind.DATA, timestamp_ms=now_ms)

@@ -19,8 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-import msgspec
-
 from logd.errors import UnsupportedVersionError
 from logd.limits import FEATURE_LEVEL, FEATURE_LEVEL_MIN
 from logd.metadata.commands import (
@@ -144,19 +142,6 @@ def _level_of_options(config: Mapping[str, str | None]) -> int:
 
 def _level_of_placing(avoid: tuple[NodeId, ...]) -> int:
     return AVOID_LEVEL if avoid else FEATURE_LEVEL_MIN
-
-
-def avoiding(command: Command, down: tuple[NodeId, ...], level: int) -> Command:
-    """``command`` as the controller proposes it, who holds ``down`` to be down.
-
-    Who is up is known to each broker for itself alone, and all must place alike: so what the
-    controller knows becomes part of the command, once the cluster is at a level that has it.
-    """
-    match command:
-        case CreateTopic() | CreateInternalTopic() | AddPartitions() if level >= AVOID_LEVEL:
-            return msgspec.structs.replace(command, avoid=down)
-        case _:
-            return command
 
 
 def check_level(command: Command, level: int) -> None:

@@ -26,6 +26,10 @@ enough others, before any of these rules: a replica beside another one of its ho
 than one that is not there.  If there are too few others, each partition is on all of them, and
 has the rest of its replicas on those to avoid, last in the list: so a topic can be created while
 a broker is away, and waits for nobody to lead it.
+
+Those whose disks are full or failing the controller tells to avoid likewise, if the others are a
+majority of each partition's replicas: then it takes records at once.  Otherwise it takes none
+whatever is done, and these brokers, which vote at least, are worth more than those that are down.
 """
 
 from __future__ import annotations
@@ -91,8 +95,31 @@ def place(
     )
 
 
+def to_avoid(
+    replicas: int | None,
+    brokers: Collection[NodeId],
+    down: Collection[NodeId],
+    unfit: Collection[NodeId],
+) -> tuple[NodeId, ...]:
+    """Whom the controller tells a command to avoid.
+
+    Args:
+        replicas: of each partition, as for ``place``.
+        brokers: those that may hold replicas.
+        down: those that are not alive.
+        unfit: those whose disks are full or failing.
+    """
+    fit = [node for node in brokers if node not in down and node not in unfit]
+    serves = 2 * len(fit) > _count_asked(replicas, len(brokers))
+    return tuple(sorted({*down, *unfit} if serves else down))
+
+
+def _count_asked(replicas: int | None, available: int) -> int:
+    return min(REPLICAS_DEFAULT, max(1, available)) if replicas is None else replicas
+
+
 def _replica_count(asked: int | None, available: int) -> int:
-    count = min(REPLICAS_DEFAULT, max(1, available)) if asked is None else asked
+    count = _count_asked(asked, available)
     if count < 1:
         raise InvalidRequestError(f"{count} replicas, a partition has 1 to {REPLICAS_MAX}")
     if count > available:

@@ -23,7 +23,7 @@ M6  only a broker that is drained keeps something.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -62,6 +62,7 @@ from logd.metadata.commands import (
     RegisterBroker,
 )
 from logd.metadata.features import (
+    AVOID_LEVEL,
     ORDER_LEVEL,
     REPLICA_COUNT_LEVEL,
     check_level,
@@ -77,7 +78,7 @@ from logd.metadata.moving import (
     RebalancingSet,
 )
 from logd.metadata.names import INTERNAL_PREFIX, quoted, validate_internal_name, validate_topic_name
-from logd.metadata.placement import BrokerPlacementInfo, place
+from logd.metadata.placement import BrokerPlacementInfo, place, to_avoid
 from logd.metadata.topic_config import check_option_names, parse_options
 from logd.types import (
     METADATA_GROUP,
@@ -235,6 +236,27 @@ class MetadataState(MovingState):
         counts = Counter(len(replicas) for replicas in self.intended_replicas(topic))
         usual = max(counts, key=lambda count: (counts[count], count))
         return msgspec.structs.replace(command, replicas=usual)
+
+    def avoiding(
+        self, command: Command, down: Collection[NodeId], unfit: Collection[NodeId]
+    ) -> Command:
+        """``command`` as the controller proposes it, who says where nothing new shall go if there
+        are others: to the brokers that it holds to be down, or to have ``unfit`` disks.
+
+        Who is up is known to each broker for itself alone, and all must place alike: so what the
+        controller knows becomes part of the command, once the cluster is at a level that has it.
+        """
+        match command:
+            case CreateTopic() | AddPartitions():
+                replicas = command.replicas
+            case CreateInternalTopic():
+                replicas = None
+            case _:
+                return command
+        if self._feature_level < AVOID_LEVEL:
+            return command
+        avoid = to_avoid(replicas, self._placement_info(), down, unfit)
+        return msgspec.structs.replace(command, avoid=avoid)
 
     def in_order(self, command: RegisterBroker) -> RegisterBroker:
         """``command`` as it is proposed for a broker that knows of this state."""

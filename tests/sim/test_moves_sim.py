@@ -422,6 +422,28 @@ def test_a_broker_that_stays_dead_is_replaced_by_itself_and_one_that_returns_is_
     play(story, replace_after_ms=8_000)
 
 
+def test_what_a_dead_broker_had_goes_to_no_failing_disk_while_there_are_others() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        async with client.producer(TOPIC) as producer:
+            for partition in range(PARTITIONS):
+                await producer.append(b"value", partition=partition)
+        before = await partitions_of(client)
+        held = {n: {p.group for p in before if n in p.replicas} for n in cluster.nodes}
+        failing, victim, *_ = sorted(held, key=lambda node: len(held[node]))
+        broker = cluster.nodes[failing].broker
+        assert broker is not None
+        broker.node.failing_disks[failing] = None
+
+        await cluster.nodes[victim].crash(power=False)
+
+        assert (await ended(client)).state == "done"
+        after = await partitions_of(client)
+        assert {p.group for p in after if failing in p.replicas} == held[failing]
+        assert all(victim not in p.replicas for p in after)
+
+    play(story, replace_after_ms=8_000)
+
+
 def test_what_nobody_can_lead_is_named_and_keeps_nothing_else_from_being_replaced() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         before = await partitions_of(client)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import trio
 
+from logd.limits import MIB
 from logd.metadata.features import AVOID_LEVEL
 from logd.types import METADATA_GROUP, NodeId
 from logd.wire.messages import PartitionInfo
 from logd_client import Client
 from tests.sim import stories
 from tests.sim.cluster import ClusterSettings, SimCluster
+from tests.sim.files import CAPACITY_BYTES_DEFAULT
 from tests.sim.network import CALM
 
 PARTITIONS = 5
@@ -83,6 +85,29 @@ def test_a_cluster_of_three_makes_topics_of_three_replicas_while_one_broker_is_d
             await trio.sleep(0.1)
 
     stories.play(story)
+
+
+def test_a_topic_avoids_a_full_disk_while_there_are_others() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        victim = others_than_the_controller(cluster)[0]
+        files = cluster.nodes[victim].files
+        files.capacity_bytes = files.used_bytes() + 3 * MIB
+        await trio.sleep(2)
+
+        created = await client.admin.create_topic("during", partitions=PARTITIONS, replicas=3)
+        assert held(created.partitions) == cluster.nodes.keys() - {victim}
+        altered = await client.admin.alter_topic("during", {}, partitions=2 * PARTITIONS)
+        assert held(altered.partitions) == cluster.nodes.keys() - {victim}
+        created = await client.admin.create_topic("wide", partitions=PARTITIONS, replicas=5)
+        assert {p.replicas[-1] for p in created.partitions} == {victim}
+
+        files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        await trio.sleep(2)
+        created = await client.admin.create_topic("after", partitions=PARTITIONS, replicas=3)
+        assert victim in held(created.partitions)
+
+    settings = ClusterSettings(brokers=5, network=CALM, disk_free_bytes_min=4 * MIB)
+    stories.play(story, settings)
 
 
 def test_below_the_level_for_it_a_topic_is_placed_as_by_an_older_version() -> None:

@@ -38,5 +38,14 @@ def test_what_is_not_planned_for_takes_room_that_no_other_partition_gets() -> No
     assert _room(state, NodeId(1), loads(), {LEFT}) == FREE * DISK_SHARE_MAX + 50
 
 
+def test_a_broker_with_a_full_or_failing_disk_has_room_for_what_it_holds_and_no_more() -> None:
+    """Whether it says how much is free, or not: a failing disk may have any amount."""
+    found = loads()
+    found.unfit = (NodeId(1), NodeId(5))
+
+    assert _room(five_brokers(partitions=2), NodeId(1), found) == 300 + 50
+    assert _room(five_brokers(partitions=2), NodeId(5), found) == 0
+
+
 def test_the_room_of_a_broker_that_does_not_say_is_not_known() -> None:
     assert _room(five_brokers(), NodeId(5), loads()) is None

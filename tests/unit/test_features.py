@@ -15,6 +15,7 @@ from logd.metadata.commands import (
     CreateInternalTopic,
     CreateTopic,
     DeleteTopic,
+    DrainBroker,
     FinishMove,
     FormCluster,
     RaiseFeatureLevel,
@@ -24,7 +25,7 @@ from logd.metadata.commands import (
     decode_command,
     encode_command,
 )
-from logd.metadata.features import LEVEL_MAX, LEVEL_MIN, avoiding, level_of
+from logd.metadata.features import LEVEL_MAX, LEVEL_MIN, level_of
 from logd.metadata.state import FeatureLevelRaised, MetadataState
 from logd.types import DirectoryId, GroupId, NodeId, Offset
 
@@ -148,18 +149,44 @@ def test_what_is_taken_back_needs_no_level() -> None:
 def test_who_is_down_is_said_where_replicas_are_placed_from_the_level_on_that_has_it(
     command: CreateTopic | CreateInternalTopic | AddPartitions,
 ) -> None:
-    said = avoiding(command, DOWN, 4)
+    state = formed(4, 4)
+
+    said = state.avoiding(command, DOWN, ())
 
     assert isinstance(said, type(command))
     assert said.avoid == DOWN
-    assert avoiding(said, (), 4) == command
-    assert avoiding(command, DOWN, 3) == command
+    assert state.avoiding(said, (), ()) == command
+    assert formed(3, 4).avoiding(command, DOWN, ()) == command
 
 
 def test_who_is_down_is_not_said_where_nothing_is_placed() -> None:
     command = AlterTopic(name="t", config={"fence": "none"})
 
-    assert avoiding(command, DOWN, 4) == command
+    assert formed(4, 4).avoiding(command, DOWN, ()) == command
+
+
+@pytest.mark.parametrize(
+    ("replicas", "is_avoided"), [(1, True), (3, True), (None, True), (4, False), (5, False)]
+)
+def test_who_has_no_room_is_avoided_where_the_others_are_a_majority_of_the_replicas(
+    replicas: int | None, *, is_avoided: bool
+) -> None:
+    """Of five brokers one is down, and the disks of two are full."""
+    state = formed(4, 4, 4, 4, 4, 4)
+    command = CreateTopic(name="t", partitions=1, replicas=replicas, now_ms=0)
+
+    said = state.avoiding(command, down=(NodeId(2),), unfit=(NodeId(3), NodeId(1)))
+
+    avoid = (1, 2, 3) if is_avoided else (2,)
+    assert said == msgspec.structs.replace(command, avoid=tuple(map(NodeId, avoid)))
+
+
+def test_a_broker_that_is_drained_is_none_of_that_majority() -> None:
+    state = formed(4, 4, 4, 4)
+    apply(state, DrainBroker(node=NodeId(3)))
+    command = CreateTopic(name="t", partitions=1, replicas=2, now_ms=0)
+
+    assert state.avoiding(command, (), unfit=(NodeId(1),)) == command
 
 
 def test_a_snapshot_keeps_the_level() -> None:

@@ -481,6 +481,45 @@ def test_the_controller_says_who_is_down_once_the_cluster_is_at_the_level_for_it
     play(story)
 
 
+@pytest.mark.parametrize("disks", ["full_disks", "failing_disks"])
+def test_the_controller_says_whose_disks_are_full_or_failing(
+    disks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that are registered: the third is not, or not any more."""
+    commands: list[Command] = [msgspec.structs.replace(COMMAND, feature_level=AVOID_LEVEL)]
+    commands += [
+        msgspec.structs.replace(
+            REGISTER,
+            node=node,
+            directory_id=DirectoryId(f"directory-{node}"),
+            features={LEVEL_MAX: FEATURE_LEVEL},
+        )
+        for node in (OURSELVES, SECOND)
+    ]
+
+    async def story() -> None:
+        async with (
+            open_replica(group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            service = await started(nursery, replica)
+            for command in commands:
+                await service.execute(command, timeout_ms=9_000, safe_to_repeat=False)
+            monkeypatch.setattr(replica.node, "is_up", lambda _: True)
+            getattr(replica.node, disks).update({OURSELVES: None, THIRD: None})
+
+            topic = CreateTopic(name="t", partitions=3, replicas=1, now_ms=0)
+            await service.execute(topic, timeout_ms=9_000, safe_to_repeat=False)
+
+            assert service.unfit_disks() == (OURSELVES,)
+            created = service.state.topic("t")
+            assert created is not None
+            assert {node for p in created.partitions for node in p.replicas} == {SECOND}
+            nursery.cancel_scope.cancel()
+
+    play(story)
+
+
 @pytest.mark.parametrize(
     ("level", "expected"),
     [(REPLICA_COUNT_LEVEL - 1, [1, 2, 2, 1]), (REPLICA_COUNT_LEVEL, [1, 2, 2, 2])],
