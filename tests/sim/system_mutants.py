@@ -1990,6 +1990,13 @@ SYSTEM_MUTANTS = (
         "    if broker.disk.is_full:\n",
     ),
     Mutant(
+        "a full disk takes from workers what they are working on",
+        "availability: work is not done twice for want of room",
+        "logd/broker/coordination/freeing.py",
+        "    RenewItems,\n    DeleteQueue,\n)",
+        "    DeleteQueue,\n)",
+    ),
+    Mutant(
         "a full disk takes a transaction that puts something",
         "P1: what is kept free is for what frees",
         "logd/broker/coordination/freeing.py",

@@ -55,6 +55,7 @@ from logd.wire.coordination import (
     ReadKeys,
     Release,
     ReleaseItems,
+    RenewItems,
     Result,
     Transact,
     Transacted,
@@ -281,7 +282,8 @@ def test_every_replica_applies_and_a_new_leader_serves_what_the_last_one_answere
 
 
 def test_on_full_disks_what_gives_back_is_taken_and_what_takes_more_is_refused() -> None:
-    """Or who waits for a lock would wait for somebody to free some space."""
+    """Or who waits for a lock would wait for somebody to free some space, and who works on an item
+    would lose it meanwhile."""
 
     async def story(world: World) -> None:
         holder, waiter = await world.session(), await world.session()
@@ -299,6 +301,7 @@ def test_on_full_disks_what_gives_back_is_taken_and_what_takes_more_is_refused()
         assert await value_of(world, b"k") == b"v"
         await holder.do(Transact(then=[Delete(key=b"k")]))
         claim = ItemClaim(item=item.item, token=item.token)
+        await holder.do(RenewItems(queue="q", claims=[claim]))
         await holder.do(CompleteItems(queue="q", claims=[claim]))
         await holder.do(CloseSession())
 

@@ -4,6 +4,11 @@ Who cannot release a lock, complete an item or close a session on a full disk ke
 for as long as it is full.  What is kept free of it (``disk_free_bytes_min``) is for these: they are
 small, there is no more to give back than was taken before, and the log is trimmed behind the state
 that they make smaller.
+
+Who renews claims of items gives nothing back and takes nothing either: the state stays as it is,
+and the log is trimmed behind it.  Refused, every worker would lose what it is working on, as soon
+as that takes longer than a claim holds, and others would do it again.  Sessions, and with them
+locks and places in groups, are kept alive without the log.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from logd.wire.coordination import (
     LetGo,
     Release,
     ReleaseItems,
+    RenewItems,
     Transact,
 )
 
@@ -31,12 +37,13 @@ _FREEING: Final = (
     LetGo,
     CompleteItems,
     ReleaseItems,
+    RenewItems,
     DeleteQueue,
 )
 
 
 def frees(command: Command) -> bool:
-    """Whether ``command`` can only make the state smaller."""
+    """Whether ``command`` cannot make the state larger."""
     if isinstance(command, Transact):
         operations = (*command.then, *command.otherwise)
         return all(isinstance(operation, Delete | Get) for operation in operations)
