@@ -6,7 +6,8 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any, Never, cast
 
 import anyio
 import msgspec
@@ -14,10 +15,12 @@ import pytest
 from anyio.abc import TaskGroup
 
 from logd.errors import (
+    ClaimLostError,
     ConflictError,
     InvalidNameError,
     LeaseLostError,
     LogdError,
+    NotHeldError,
     OverloadedError,
     QuotaExceededError,
     RequestError,
@@ -32,6 +35,7 @@ from logd.types import GroupId
 from logd.wire.coordination import (
     Acquire,
     Claim,
+    ClaimedItem,
     CloseSession,
     Done,
     Leave,
@@ -46,14 +50,20 @@ from logd.wire.messages import CoordinateResponse, UnwatchRequest
 from logd_client.accumulator import NO_FENCE, OpenBatch
 from logd_client.arguments import require_seconds
 from logd_client.connection import Answer
-from logd_client.coordination import leases
+from logd_client.coordination import leases, queues
 from logd_client.coordination.calls import Calls, encoded, error_from_refusal
 from logd_client.coordination.fences import Fence, fence_of
 from logd_client.coordination.keys import delete, prefix_end, put
 from logd_client.coordination.leases import Lease, LeaseContext, Place, settle
 from logd_client.coordination.members import Membership
 from logd_client.coordination.names import checked_key, parse_name, shown
-from logd_client.coordination.queues import ItemFailedError, failure_of, lost_text, make_item
+from logd_client.coordination.queues import (
+    ItemFailedError,
+    Queue,
+    failure_of,
+    lost_text,
+    make_item,
+)
 from logd_client.coordination.session import (
     SAFE_SHARE,
     WINDOW,
@@ -866,3 +876,27 @@ def test_a_claim_that_does_not_hold_may_have_been_settled_by_its_own_holder() ->
 
     assert lost_text([7]) == f"the claim of item 7 does {why}"
     assert lost_text([7, 9]) == f"the claims of items 7, 9 do {why}"
+
+
+async def test_claims_of_a_session_that_is_gone_are_told_of_alike_whatever_is_to_become_of_them(
+    anyio_backend: object,
+) -> None:
+    """Whoever completes one at the command line knows of claims, and not of sessions."""
+
+    class GoneSession:
+        id = 3
+
+        async def call(self, *_: object) -> Never:
+            raise SessionExpiredError("session 3 of namespace n is closed or expired")
+
+    calls = SimpleNamespace(lease_clock=lambda: 0.0)
+    queue = Queue(cast("Sessions", SimpleNamespace(calls=calls)), parse_name("n/q"))
+    item = ClaimedItem(item=7, token=1, payload=b"")
+    claim = queues.Claim(queue, cast("Session", GoneSession()), item, None, 0.0)
+
+    with pytest.raises(ClaimLostError) as completed:
+        await claim.complete()
+    with pytest.raises(NotHeldError) as renewed:
+        await claim.renew()
+
+    assert str(completed.value) == str(renewed.value) == f"queue n/q: {lost_text([7])}"

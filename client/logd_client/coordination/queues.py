@@ -355,7 +355,11 @@ class Queue:
         asked_at = self._sessions.calls.lease_clock()
         for session, named in _by_session(claims):
             command = RenewItems(queue=self.name.name, claims=named, visibility_ms=visibility_ms)
-            await session.call(command, Done)
+            try:
+                await session.call(command, Done)
+            except SessionExpiredError as error:
+                lost = lost_text([claim.item for claim in named])
+                raise NotHeldError(f"queue {self.name}: {lost}") from error
         for claim in claims:
             claim.asked_at = max(claim.asked_at, asked_at)
 
@@ -656,7 +660,7 @@ class _QueueWorker:
                 await anyio.sleep(delay_s)
                 try:
                     await claim.renew()
-                except (NotHeldError, SessionExpiredError):
+                except NotHeldError:
                     break
                 except LogdError:
                     delay_s = backoff.next_delay_s()
@@ -717,7 +721,8 @@ def make_item(
 
 
 def lost_text(items: Sequence[int]) -> str:
-    """Why ``items`` were not settled.  The cluster knows that nobody holds them so, and not why."""
+    """Why ``items`` were not settled, or renewed.  The cluster knows that nobody holds them so, and
+    not why."""
     named = ", ".join(map(str, items))
     what = f"claim of item {named} does" if len(items) == 1 else f"claims of items {named} do"
     return f"the {what} not hold: run out, completed or released before, or never made"
