@@ -32,7 +32,8 @@ import msgspec
 from logd.cli.display import say
 from logd.config import parse_host_port
 from logd.errors import StorageError, UsageError
-from logd.storage.directory import GROUPS_NAME
+from logd.runtime.files import RealFileSystem
+from logd.storage.directory import GROUPS_NAME, cannot_use
 from logd.types import HostPort, NodeId
 from logd.wording import count_of
 
@@ -282,7 +283,7 @@ def open_cluster(
 
     Raises:
         UsageError: the directory holds a cluster of another size.
-        StorageError: the directory holds something else.
+        StorageError: the directory holds something else, or cannot be made or written.
     """
     directory = directory.absolute()
     path = directory / CLUSTER_FILE
@@ -292,8 +293,11 @@ def open_cluster(
         _refuse_foreign(directory)
         chosen = _chosen(broker_count or broker_count_default, port or port_default)
         saved = ClusterFile(brokers=chosen)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_cluster_file(directory, saved)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_cluster_file(directory, saved)
+    except OSError as error:
+        raise StorageError(cannot_use(RealFileSystem(), str(directory), error)) from error
     entries = saved.members
     http_addresses = _http_addresses(entries) if http else [None] * len(entries)
     return LocalCluster(

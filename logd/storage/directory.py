@@ -118,7 +118,7 @@ class DataDirectory:
             _refuse_strangers(files, path)
             lock = files.lock(f"{path}/{LOCK_NAME}")
         except OSError as error:
-            raise StorageError(f"cannot use data directory {path}: {_reason(error)}") from error
+            raise StorageError(cannot_use(files, path, error)) from error
         try:
             for name in (GROUPS_NAME, TRASH_NAME, PROMISES_NAME, REPLICAS_NAME):
                 make_directory_durably(files, f"{path}/{name}")
@@ -132,7 +132,7 @@ class DataDirectory:
             files.sync_directory(f"{path}/{REPLICAS_NAME}")
         except OSError as error:
             lock.release()
-            raise StorageError(f"cannot use data directory {path}: {_reason(error)}") from error
+            raise StorageError(cannot_use(files, path, error)) from error
         except BaseException:
             lock.release()
             raise
@@ -367,9 +367,17 @@ def _refuse_strangers(files: FileSystem, path: str) -> None:
         )
 
 
-def _reason(error: OSError) -> str:
-    """Without number and path: the path is told already."""
-    return error.strerror or str(error)
+def cannot_use(files: FileSystem, path: str, error: OSError) -> str:
+    """Why there is no data directory at ``path``, for a person: ``error`` came of opening it."""
+    # Without number and path: the path is told already.
+    reason = error.strerror or str(error)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        there = error.filename or path
+        while not files.exists(there):
+            there = parent(there)
+        if not files.is_directory(there):
+            reason = f"{'it' if there == path else there} is no directory"
+    return f"cannot use data directory {path}: {reason}"
 
 
 def _read_or_draw(

@@ -105,6 +105,7 @@ def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path, below: str)
 
     assert code == FAILED
     assert f"cannot use data directory {tmp_path}/data" in words
+    assert "is no directory" in words
     assert (tmp_path / "data").read_bytes() == b"something else"
 
 

@@ -64,6 +64,22 @@ def test_a_damaged_cluster_file_is_refused(tmp_path: Path, content: bytes) -> No
         open_cluster(tmp_path, broker_count=None, port=None)
 
 
+@pytest.mark.parametrize(("path", "told"), [("c", "it"), ("c/deeper/still", "{}/c")])
+def test_a_file_in_place_of_the_directory_is_named(tmp_path: Path, path: str, told: str) -> None:
+    (tmp_path / "c").write_bytes(b"something else")
+
+    with pytest.raises(StorageError) as refused:
+        open_cluster(tmp_path / path, broker_count=3, port=None)
+
+    words = f"cannot use data directory {tmp_path / path}: {told.format(tmp_path)} is no directory"
+    assert str(refused.value) == words
+
+
+def test_a_directory_that_cannot_be_made_is_named_with_why() -> None:
+    with pytest.raises(StorageError, match="cannot use data directory /proc/c: No such file"):
+        open_cluster(Path("/proc/c"), broker_count=3, port=None)
+
+
 def test_free_ports_are_distinct() -> None:
     ports = free_ports(20, random.Random(1))
 

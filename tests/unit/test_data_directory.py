@@ -229,7 +229,7 @@ def test_a_group_in_the_trash_does_not_come_back_after_a_power_cut(
 
 
 def test_a_directory_that_cannot_be_written_is_refused_with_the_reason(
-    disk: SimulatedFileSystem, tmp_path: Path
+    disk: SimulatedFileSystem,
 ) -> None:
     def fail(operation: str, path: str) -> None:
         if operation == "create":
@@ -239,9 +239,20 @@ def test_a_directory_that_cannot_be_written_is_refused_with_the_reason(
     with pytest.raises(StorageError, match="Permission denied"):
         open_directory(disk, "first")
 
-    (tmp_path / "file").write_text("not a directory")
-    with pytest.raises(StorageError, match=r"Not a directory|File exists"):
-        DataDirectory.open(RealFileSystem(), f"{tmp_path}/file", NODE, draw_from("first"))
+
+@pytest.mark.parametrize(
+    ("at", "told"), [("a", "/a is"), ("a/data", "it is"), ("a/data/groups", "/a/data/groups is")]
+)
+def test_what_is_no_directory_is_named_as_that(tmp_path: Path, at: str, told: str) -> None:
+    (tmp_path / at).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / at).write_bytes(b"")
+
+    with pytest.raises(StorageError) as refused:
+        DataDirectory.open(RealFileSystem(), f"{tmp_path}/a/data", NODE, draw_from("first"))
+
+    words = str(refused.value)
+    assert words.startswith(f"cannot use data directory {tmp_path}/a/data: ")
+    assert words.endswith(f"{told} no directory")
 
 
 def a_replica(disk: SimulatedFileSystem, directory: DataDirectory, term: int) -> None:
