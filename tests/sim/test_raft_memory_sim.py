@@ -16,9 +16,9 @@ from logd.raft.quorum import is_quorum
 from logd.types import NodeId, Offset
 from tests.sim.test_raft_sim import (
     EVENTS,
-    EVENTS_TO_HEAL,
     Cluster,
     _configurations_from,
+    play,
 )
 from tests.spec.replica import Replica
 
@@ -123,26 +123,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_what_rests_on_memory_survives_the_loss_of_a_minority_of_it(seed: int) -> None:
-    cluster = MemoryCluster(seed)
-
-    for _ in range(EVENTS):
-        cluster.step_one()
-
-    cluster.heal()
-    healed_at_ms = cluster.now_ms
-    final = 0
-    for event in range(EVENTS_TO_HEAL):
-        cluster.step_one()
-        if event % 50 == 0:
-            leaders = [r for r in cluster.running.values() if r.core.is_ready]
-            if leaders and not any(b.value == f"final {final}" for b in leaders[-1].batches):
-                final += 1
-                cluster.append(leaders[-1], f"final {final}", 1)
-            if cluster.converged(f"final {final}"):
-                break
-    else:
-        pytest.fail(f"no progress after healing, seed {seed}")
-    assert cluster.now_ms - healed_at_ms < 30_000
+    play(MemoryCluster(seed), seed)
 
 
 def test_the_simulation_exercises_what_it_checks() -> None:

@@ -702,15 +702,8 @@ def _configurations_from(batches: Sequence[Batch], start: Offset) -> Iterator[Co
             yield batch.value
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "seed" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("--seed")
-        metafunc.parametrize("seed", SEEDS if chosen is None else [chosen])
-
-
-def test_consensus_is_safe_always_and_live_when_healed(seed: int) -> None:
-    cluster = Cluster(seed)
-
+def play(cluster: Cluster, seed: int) -> None:
+    """Let everything go wrong, then heal the cluster, and see it agree before long."""
     for _ in range(EVENTS):
         cluster.step_one()
 
@@ -729,6 +722,16 @@ def test_consensus_is_safe_always_and_live_when_healed(seed: int) -> None:
     else:
         pytest.fail(f"no progress after healing, seed {seed}")
     assert cluster.now_ms - healed_at_ms < 30_000
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seed" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--seed")
+        metafunc.parametrize("seed", SEEDS if chosen is None else [chosen])
+
+
+def test_consensus_is_safe_always_and_live_when_healed(seed: int) -> None:
+    play(Cluster(seed), seed)
 
 
 def test_the_simulation_exercises_what_it_checks() -> None:
