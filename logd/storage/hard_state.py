@@ -38,7 +38,6 @@ from logd.storage.file_header import (
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
     WriteNew,
-    parent,
     read_file,
     write_new_file,
 )
@@ -135,7 +134,8 @@ class HardStateFile:
         """Open the file and find the newest state in it.
 
         That state is written and synced once more: if saving it failed before the process
-        ended, the page cache may show a vote that the disk does not have.
+        ended, the page cache may show a vote that the disk does not have.  The directory is not
+        synced: the log in it does that when it is opened, and nothing is promised before.
 
         Args:
             is_new: the caller has just created it, durably.
@@ -161,7 +161,6 @@ class HardStateFile:
                 file.sync()
             finally:
                 file.close()
-            files.sync_directory(parent(path))
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error}") from error
         return opened

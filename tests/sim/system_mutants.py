@@ -80,8 +80,16 @@ SYSTEM_MUTANTS = (
         "logd/storage/hard_state.py",
         "            try:\n                file.sync()\n"
         "            finally:\n                file.close()\n"
-        "            files.sync_directory(parent(path))\n",
-        "            file.close()\n            files.sync_directory(parent(path))\n",
+        '        except OSError as error:\n            raise StorageError(f"cannot write {path}',
+        "            file.close()\n"
+        '        except OSError as error:\n            raise StorageError(f"cannot write {path}',
+    ),
+    Mutant(
+        "the names in a replica's directory are not synced when it is opened",
+        "P2: one leader per term",
+        "logd/storage/recovery.py",
+        "        files.sync_directory(directory)\n    found",
+        "        pass\n    found",
     ),
     Mutant(
         "a campaign that gets nowhere keeps its place",

@@ -90,6 +90,42 @@ def test_a_replica_whose_name_was_not_synced_when_its_process_died_is_not_lost_l
     assert opened_in(disk, a_directory(disk)).loaded_hard_state == HardState(Term(1), OTHER)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_vote_outlives_a_power_cut_also_in_a_file_that_was_put_back_by_hand(seed: int) -> None:
+    disk = SimulatedFileSystem(random.Random(seed))
+    opened = opened_in(disk, a_directory(disk))
+    path = f"{opened.directory}/hard_state"
+    content = disk.content(path)
+    disk.remove(path)
+    disk.sync_directory(opened.directory)
+    disk.kill()
+    file = disk.open(path, create=True)
+    file.pwritev([content], 0)
+    file.close()
+    opened_in(disk, a_directory(disk)).hard_state.save(Term(1), OTHER)
+
+    disk.crash(random.Random(seed))
+
+    assert opened_in(disk, a_directory(disk)).loaded_hard_state == HardState(Term(1), OTHER)
+
+
+def test_the_names_in_a_replicas_directory_are_synced_once_when_it_is_opened_again() -> None:
+    disk = SimulatedFileSystem(random.Random(1))
+    path = opened_in(disk, a_directory(disk)).directory
+    disk.kill()
+    directory = a_directory(disk)
+    synced: list[str] = []
+
+    def note(operation: str, at: str) -> None:
+        if operation == "sync_directory":
+            synced.append(at)
+
+    disk.on_operation = note
+    opened_in(disk, directory)
+
+    assert synced == [path]
+
+
 @pytest.mark.parametrize("seed", range(16))
 def test_what_a_replica_found_when_it_was_opened_again_outlives_a_power_cut(seed: int) -> None:
     """Its process had failed to sync a vote, which the page cache shows all the same."""
