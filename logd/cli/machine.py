@@ -40,7 +40,9 @@ PARENT_LOOK_S: Final = 0.5
 """How often whoever looks after them looks whether its own parent is there, if it is to."""
 
 STANDARD_INPUT: Final = 0
-_HEEDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+_HEEDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM)
+_ALARM_S_MIN: Final = 0.001
+"""An alarm in no time at all would be none."""
 
 
 # --- what each is configured with -------------------------------------------------------
@@ -185,13 +187,19 @@ class Supervisor:
         return None
 
     def _next_news(self) -> signal.struct_siginfo | None:
-        """A signal; None once there is something to look at."""
+        """A signal; None once there is something to look at.
+
+        An alarm says so, and not sigtimedwait: where SIGCONT ends that after its time, Python
+        (up to 3.13 at least) returns whatever is in memory in place of a signal.
+        """
         now = time.monotonic()
         looks_at = list(self._due.values())
         looks_at += [now + PARENT_LOOK_S] if self._stops_with_parent else []
-        if not looks_at:
-            return signal.sigwaitinfo(_HEEDED)
-        return signal.sigtimedwait(_HEEDED, max(0.0, min(looks_at) - now))
+        if looks_at:
+            signal.setitimer(signal.ITIMER_REAL, max(_ALARM_S_MIN, min(looks_at) - now))
+        news = signal.sigwaitinfo(_HEEDED)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return None if news.si_signo == signal.SIGALRM else news
 
     def _heed(self, news: signal.struct_siginfo | None) -> None:
         if news is None:

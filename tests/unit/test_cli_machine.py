@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +117,37 @@ def test_the_directory_of_a_single_broker_is_not_taken_for_a_place_of_several(
 
     with pytest.raises(UsageError, match=r"move what is there to .*/broker-11"):
         configurations(first(tmp_path), 2)
+
+
+STANDING_STILL = """
+import sys
+from logd.cli import machine
+
+machine.PARENT_LOOK_S = 0.02
+machine.Supervisor([1], stops_with_parent=True).become_one()
+print("begun", flush=True)
+sys.stdin.read()
+"""
+"""What was forked off ends with its parent."""
+
+
+def test_a_machine_that_stood_still_for_a_while_goes_on() -> None:
+    """As after Ctrl-Z, or under a debugger."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STANDING_STILL], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as machine:
+        assert machine.stdin is not None
+        assert machine.stdout is not None
+        assert machine.stdout.readline() == b"begun\n"
+        for _ in range(3):
+            machine.send_signal(signal.SIGSTOP)
+            time.sleep(0.1)
+            machine.send_signal(signal.SIGCONT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            machine.wait(timeout=0.3)
+        machine.stdin.close()
+
+        assert machine.wait(timeout=30) == 0
 
 
 class ForkedError(Exception):
