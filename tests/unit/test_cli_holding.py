@@ -105,13 +105,20 @@ def test_a_signal_that_ends_the_command_ends_the_hold_too(signals_missed: list[i
 
 
 def test_a_command_that_may_not_be_sent_a_signal_is_held_for_until_it_ends(
-    signals_missed: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    signals_missed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     """It runs as somebody else."""
     asked: list[int] = []
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)
+    command = ("sh", "-c", 'read line <"$0"', str(tmp_path / "pipe"))
 
     def refuse(group: int, number: int) -> None:
         asked.append(number)
+        os.write(pipe, b"\n")  # Only now does it end.
         raise PermissionError(errno.EPERM, "not permitted")
 
     monkeypatch.setattr(os, "killpg", refuse)
@@ -121,11 +128,12 @@ def test_a_command_that_may_not_be_sent_a_signal_is_held_for_until_it_ends(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(signal_once_heard)
                 with pytest.raises(click.exceptions.Exit) as ended:
-                    await run(("sleep", "0.5"), Grant())
+                    await run(command, Grant())
 
         assert ended.value.exit_code == 0
 
     anyio.run(hold, backend="trio")
+    os.close(pipe)
 
     assert signals_missed == []
     assert asked == [signal.SIGTERM]

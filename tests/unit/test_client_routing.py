@@ -44,7 +44,7 @@ class Told(Routing):
             tasks,
             client_id="test",
             connect_timeout_s=1,
-            request_timeout_s=1,
+            request_timeout_s=30,
         )
         self.topics: list[TopicInfo] = []
         self.is_closed_while_asked = False
@@ -224,6 +224,7 @@ async def test_without_a_controller_nobody_says_that_there_is_no_such_topic(
     async with routing(topic(1), None) as told:
         told.view.controller = None
         told.controllers = [None]
+        told.request_timeout_s = 0.1
 
         with pytest.raises(UnavailableError, match="'t' knows only the controller"):
             await told.describe_topic("t")

@@ -202,23 +202,40 @@ def test_a_call_that_comes_just_as_the_client_ends_is_told_that_it_is_closed() -
     assert not caught.value.may_have_applied
 
 
+@contextmanager
+def interrupted(times: int = 1) -> Iterator[Callable[[], None]]:
+    """What to call in the event loop's thread once the test's thread waits for it, or is about to:
+    soon afterwards that one is interrupted, and soon after that once more if it is to be."""
+    waiting = threading.get_ident()
+    left = times
+
+    def interrupt_soon() -> None:
+        threading.Timer(0.2, signal.pthread_kill, (waiting, signal.SIGALRM)).start()
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal left
+        left -= 1
+        if left:
+            interrupt_soon()
+        raise Interrupted
+
+    with handling_alarms(handle), pytest.raises(Interrupted):
+        yield interrupt_soon
+
+
 def test_a_call_that_is_interrupted_goes_on_behind_nobody_s_back(portal: Portal) -> None:
     is_cancelled = threading.Event()
 
-    async def wait_in_line() -> None:
+    async def wait_in_line(begun: Callable[[], None]) -> None:
+        begun()
         try:
             await anyio.sleep(2 * GUARD_S)
         except anyio.get_cancelled_exc_class():
             is_cancelled.set()
             raise
 
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted
-
-    with handling_alarms(interrupt):
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        with pytest.raises(Interrupted):
-            portal.call(wait_in_line)
+    with interrupted() as begun:
+        portal.call(wait_in_line, begun)
 
     assert is_cancelled.wait(GUARD_S)
 
@@ -227,13 +244,12 @@ class Orderly:
     """What takes a moment to end when it is cancelled, and waits until it may."""
 
     def __init__(self) -> None:
-        self.has_begun = threading.Event()
         self.may_end = threading.Event()
         self.may_end.set()
         self.has_ended = False
 
-    async def run(self) -> None:
-        self.has_begun.set()
+    async def run(self, begun: Callable[[], None]) -> None:
+        begun()
         try:
             await anyio.sleep(2 * GUARD_S)
         finally:
@@ -246,13 +262,8 @@ class Orderly:
 def test_a_call_that_ends_in_order_has_ended_when_its_thread_goes_on(portal: Portal) -> None:
     work = Orderly()
 
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted
-
-    with handling_alarms(interrupt):
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        with pytest.raises(Interrupted):
-            portal.call_to_its_end(work.run)
+    with interrupted() as begun:
+        portal.call_to_its_end(partial(work.run, begun))
 
     assert work.has_ended
     assert portal.entered == {}
@@ -260,9 +271,10 @@ def test_a_call_that_ends_in_order_has_ended_when_its_thread_goes_on(portal: Por
 
 def test_a_call_that_ends_in_order_has_ended_when_the_client_is_closed(portal: Portal) -> None:
     work = Orderly()
+    has_begun = threading.Event()
     with ThreadPoolExecutor() as threads:
-        called = threads.submit(portal.call_to_its_end, work.run)
-        assert work.has_begun.wait(GUARD_S)
+        called = threads.submit(portal.call_to_its_end, partial(work.run, has_begun.set))
+        assert has_begun.wait(GUARD_S)
 
         portal.close()
 
@@ -274,19 +286,9 @@ def test_a_call_that_ends_in_order_has_ended_when_the_client_is_closed(portal: P
 def test_who_is_interrupted_again_does_not_wait_for_the_end(portal: Portal) -> None:
     work = Orderly()
     work.may_end.clear()
-    left = 2
 
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        raise Interrupted
-
-    with handling_alarms(interrupt):
-        signal.setitimer(signal.ITIMER_REAL, 0.2, 0.05)
-        with pytest.raises(Interrupted):
-            portal.call_to_its_end(work.run)
+    with interrupted(times=2) as begun:
+        portal.call_to_its_end(partial(work.run, begun))
 
     assert not work.has_ended
     work.may_end.set()

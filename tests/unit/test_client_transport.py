@@ -175,11 +175,11 @@ async def test_more_than_the_network_takes_at_once_is_sent_as_it_empties(
 async def test_the_network_takes_nothing_when_it_is_full(
     anyio_backend: object, listener: socket.socket
 ) -> None:
+    """A moment later it may have room again: the kernel moves on what it has."""
     async with connected(listener) as (stream, _):
-        while stream.send_nowait([bytes(1_000_000)]):
-            pass
+        taken = [stream.send_nowait([b"more", bytes(1_000_000)]) for _ in range(100)]
 
-        assert stream.send_nowait([b"more", b"and more"]) == 0
+    assert 0 in taken
 
 
 async def test_every_address_of_a_host_is_tried(
