@@ -15,6 +15,7 @@ system call for each to wait again.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import select
 import socket
@@ -124,7 +125,7 @@ def when_readable(sock: socket.socket, call: Callable[[], None]) -> Callable[[],
     if _trio() is not None:
         return _poller().add(sock, call)
     loop = asyncio.get_running_loop()
-    loop.add_reader(sock, call)
+    _where_anyio_knows_asyncio().run(loop.add_reader, sock, call)
     return lambda: _without_result(loop.remove_reader(sock))
 
 
@@ -139,6 +140,20 @@ def _trio() -> Any:
 
 
 # --- asyncio ----------------------------------------------------------------------------
+
+
+def _where_anyio_knows_asyncio() -> contextvars.Context:
+    """A context in which anyio can be used by what asyncio calls outside of all tasks.
+
+    anyio asks sniffio which event loop runs, if that is installed, as it is beside trio.  sniffio
+    goes by the task that runs, or by what it was told.  ``anyio.run`` tells it, for all that is
+    called from within, ``asyncio.run`` does not.
+    """
+    context = contextvars.copy_context()
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None:
+        context.run(sniffio.current_async_library_cvar.set, "asyncio")
+    return context
 
 
 class _AsyncioWaker:

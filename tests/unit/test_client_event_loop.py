@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+
 import anyio
 import pytest
 
-from logd_client.event_loop import Waker, new_scope, new_waker
+from logd_client.event_loop import Waker, new_scope, new_waker, when_readable
 
 pytestmark = pytest.mark.anyio
 
@@ -99,3 +102,27 @@ async def test_nothing_around_a_scope_ends_what_it_shields(anyio_backend: object
         steps.append("not shielded")
 
     assert steps == ["shielded"]
+
+
+def test_what_is_called_for_a_readable_socket_may_begin_tasks_also_under_bare_asyncio() -> None:
+    # anyio.run, which all other tests run in, tells what it calls which event loop it is.
+    async def begin_a_task_when_something_arrives() -> bool:
+        near, far = socket.socketpair()
+        has_run = anyio.Event()
+
+        async def run() -> None:
+            has_run.set()
+
+        def read() -> None:
+            near.recv(1)
+            tasks.start_soon(run)
+
+        with near, far, anyio.move_on_after(5):
+            async with anyio.create_task_group() as tasks:
+                end = when_readable(near, read)
+                far.send(b"x")
+                await has_run.wait()
+                end()
+        return has_run.is_set()
+
+    assert asyncio.run(begin_a_task_when_something_arrives())
