@@ -22,6 +22,10 @@ LOOP_HAS_ENDED: Final = (
 background was cancelled in between, and nobody would ever be answered."""
 
 
+_SECONDS_MAX: Final = 1e9
+"""Some thirty years: nobody means more."""
+
+
 def require_int(name: str, value: object) -> None:
     """Raise ``UsageError`` unless ``value`` is an int, and no bool."""
     if type(value) is not int:
@@ -52,6 +56,16 @@ def require_seconds(name: str, value: object, least: float = 0) -> None:
     # Not a number is not least or more either.
     if type(value) not in (int, float) or not least <= value:  # type: ignore[operator]
         raise UsageError(f"{name} must be a number of seconds from {least}, not {value!r}")
+
+
+def milliseconds(name: str, seconds: float | None) -> int | None:
+    """A time as it is sent, None if none is given; raise ``UsageError`` if it is no time."""
+    if seconds is None:
+        return None
+    given: object = seconds
+    if type(given) not in (int, float) or not 0 <= seconds < _SECONDS_MAX:
+        raise UsageError(f"{name} must be a number of seconds, not {seconds!r}")
+    return int(seconds * 1000)
 
 
 def require_list(name: str, value: object) -> None:

@@ -2275,14 +2275,14 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a worker that is stopped uses up its item's attempts",
         "coordination: items do not die of workers that are stopped",
-        "client/logd_client/coordination/queues.py",
+        "client/logd_client/coordination/queue_worker.py",
         "ItemFailedError(STOPPED, delay_s=0, uncounted=True)",
         "ItemFailedError(STOPPED, delay_s=0)",
     ),
     Mutant(
         "an item that keeps its claim from being renewed does not die of it",
         "coordination: an item that kills its workers ends",
-        "client/logd_client/coordination/queues.py",
+        "client/logd_client/coordination/queue_worker.py",
         "ItemFailedError(IN_DOUBT, delay_s=0)",
         "ItemFailedError(IN_DOUBT, delay_s=0, uncounted=True)",
     ),
@@ -2305,7 +2305,7 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a claim is doubted when its handler has ended",
         "coordination: what is done is completed",
-        "client/logd_client/coordination/queues.py",
+        "client/logd_client/coordination/queue_worker.py",
         "            if not scope.cancel_called:\n",
         "            if True:\n",
     ),

@@ -11,7 +11,8 @@ import trio
 from logd.errors import LogdError, SessionExpiredError
 from logd_client import Client
 from logd_client.coordination.assignments import OwnedShard
-from logd_client.coordination.queues import IN_DOUBT, LOOK_AGAIN_S, Claim, WorkTally
+from logd_client.coordination.queue_worker import IN_DOUBT, LOOK_AGAIN_S, WorkTally
+from logd_client.coordination.queues import Claim
 from logd_client.coordination.session import SAFE_SHARE
 from tests.sim.cluster import SimCluster
 from tests.sim.run import run_deterministic

@@ -57,13 +57,8 @@ from logd_client.coordination.keys import delete, prefix_end, put
 from logd_client.coordination.leases import Lease, LeaseContext, Place, settle
 from logd_client.coordination.members import Membership
 from logd_client.coordination.names import checked_key, parse_name, shown
-from logd_client.coordination.queues import (
-    ItemFailedError,
-    Queue,
-    failure_of,
-    lost_text,
-    make_item,
-)
+from logd_client.coordination.queue_worker import ItemFailedError, failure_of
+from logd_client.coordination.queues import Queue, lost_text, make_item
 from logd_client.coordination.session import (
     SAFE_SHARE,
     WINDOW,

@@ -61,7 +61,10 @@ BETWEEN_OURSELVES = {
     assignments.Assignments: {"worker"},
     queues.Claim: {"asked_at", "item", "queue", "session", "visibility_s"},
     keys.KeyValues: {"session_id"},
-    watches.Watch: {"move_to", "on_failed", "on_pushed", "take_arrived", "trouble"},
+    watches.Watch: {
+        *("forget_arrived", "move_to", "on_failed", "on_pushed", "take_arrived", "trouble"),
+        "wait_for_news",
+    },
 }
 """Parts of the client use these of each other, or they say what the blocking one says otherwise."""
 

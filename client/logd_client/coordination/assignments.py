@@ -228,8 +228,7 @@ class Worker:
 
     async def _listen(self, watch: Watch) -> None:
         async for _ in watch:
-            while watch.take_arrived() is not None:
-                pass  # One look at the whole follows any number of changes.
+            watch.forget_arrived()
             self._changed.set()
 
     def _follow(

@@ -12,20 +12,15 @@ than once, at the same time even, and its *completion* is taken once.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from inspect import isawaitable
 from typing import Final
 
-import anyio
 import msgspec
 
 from logd.errors import (
     ClaimLostError,
     LogdError,
-    NotHeldError,
     SessionExpiredError,
     UnknownNameError,
-    UsageError,
 )
 from logd.limits import ITEMS_PER_COMMAND_MAX, TEXT_BYTES_MAX
 from logd.wire.coordination import (
@@ -51,58 +46,37 @@ from logd.wire.coordination import (
     fence_id_of,
 )
 from logd_client.arguments import (
+    milliseconds,
     require_between,
     require_function,
     require_list,
     require_seconds,
 )
-from logd_client.background import task_group
-from logd_client.backoff import Backoff
 from logd_client.coordination.fences import Fence
 from logd_client.coordination.leases import settle
 from logd_client.coordination.names import Name, checked_bytes
-from logd_client.coordination.session import SAFE_SHARE, Session, Sessions
+from logd_client.coordination.queue_worker import (
+    POLL_S,
+    HandlerKindError,
+    ItemFailedError,
+    QueueWorker,
+    WorkTally,
+    check_release,
+)
+from logd_client.coordination.session import Session, Sessions
 from logd_client.coordination.watches import Watch
 
-POLL_S: Final = 5.0
-"""Whoever waits for items looks again this often, besides hearing that one is ready."""
+__all__ = [
+    "Claim",
+    "HandlerKindError",
+    "ItemFailedError",
+    "Queue",
+    "WorkTally",
+    "lost_text",
+    "make_item",
+]
 
-STOPPED: Final = "the worker stopped"
-IN_DOUBT: Final = "the claim could not be renewed in time"
-RENEWALS_PER_VISIBILITY: Final = 3
 DEAD_ITEMS_SHOWN: Final = 100
-LOOK_AGAIN_S: Final = 10.0
-"""How soon a worker that goes by its queue's visibility heeds that it was changed."""
-
-SETTLE_TIMEOUT_S: Final = 10.0
-"""How long a worker that is cancelled waits until an item is given back."""
-
-
-class ItemFailedError(Exception):
-    """Raised by a handler to give its item back with a reason of its own."""
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        delay_s: float | None = None,
-        dead: bool = False,
-        uncounted: bool = False,
-    ) -> None:
-        """All but ``reason`` as for ``Claim.release``."""
-        _check_release(delay_s, dead=dead, uncounted=uncounted)
-        super().__init__(reason)
-        self.delay_s = delay_s
-        self.dead = dead
-        self.uncounted = uncounted
-
-
-class HandlerKindError(Exception):
-    """The handler is of the other kind, async or not: nothing was done for the item."""
-
-    def __init__(self, expected: str, returned: object) -> None:
-        what = type(returned).__name__
-        super().__init__(f"the handler must be {expected}: it returned {what}")
 
 
 class Claim:
@@ -282,7 +256,7 @@ class Queue:
                 left_s = deadline - self._sessions.calls.clock()
                 if claims or left_s <= 0:
                     return claims
-                await _wait_for_event(watch, min(left_s, POLL_S))
+                await watch.wait_for_news(min(left_s, POLL_S))
 
     async def adopt(
         self, item: int, token: int, session: int, *, owner_is_gone: bool = False
@@ -304,7 +278,9 @@ class Queue:
     async def _claim_now(self, count: int, visibility_s: float | None) -> list[Claim]:
         session = await self._sessions.get(self.name.namespace)
         command = ClaimItems(
-            queue=self.name.name, count=count, visibility_ms=_ms_of("visibility_s", visibility_s)
+            queue=self.name.name,
+            count=count,
+            visibility_ms=milliseconds("visibility_s", visibility_s),
         )
         asked_at = self._sessions.calls.lease_clock()
         pending = await session.prepare(command)
@@ -336,7 +312,7 @@ class Queue:
         uncounted: bool = False,
     ) -> None:
         """Give claims back; see ``Claim.release``."""
-        delay_ms = _check_release(delay_s, dead=dead, uncounted=uncounted)
+        delay_ms = check_release(delay_s, dead=dead, uncounted=uncounted)
         await self._settle(
             claims,
             lambda named: ReleaseItems(
@@ -351,7 +327,7 @@ class Queue:
 
     async def renew(self, *claims: Claim, visibility_s: float | None = None) -> None:
         """Hold claims for longer, from now; all of them, or ``NotHeldError`` and none."""
-        visibility_ms = _ms_of("visibility_s", visibility_s)
+        visibility_ms = milliseconds("visibility_s", visibility_s)
         asked_at = self._sessions.calls.lease_clock()
         for session, named in _by_session(claims):
             command = RenewItems(queue=self.name.name, claims=named, visibility_ms=visibility_ms)
@@ -506,211 +482,20 @@ class Queue:
         require_between("concurrency", concurrency, 1, ITEMS_PER_COMMAND_MAX)
         batch = concurrency if batch is None else batch
         require_between("batch", batch, 1, ITEMS_PER_COMMAND_MAX)
-        _ms_of("visibility_s", visibility_s)
+        milliseconds("visibility_s", visibility_s)  # Refused before anything is claimed.
         tally = WorkTally() if tally is None else tally
-        worker = _QueueWorker(self, handler, concurrency, batch, visibility_s, tally)
+        worker = QueueWorker(
+            self, self._sessions.calls, handler, concurrency, batch, visibility_s, tally
+        )
         await worker.run(until_empty=until_empty)
         return tally.completed
-
-
-@dataclass(slots=True)
-class WorkTally:
-    """What has become of the claims that ``Queue.work`` has made: each is counted once."""
-
-    completed: int = 0
-    failed: int = 0
-    """Given back as attempts: their handlers raised, or were cancelled because the claim was in
-    doubt.  An item that is tried again may be among them more than once."""
-    released: int = 0
-    """Given back as no attempts: the worker was stopped."""
-    unsettled: int = 0
-    """None of these: the claim did not hold any more, or the cluster could not be reached.  The
-    item may be handed out again."""
-
-
-class _QueueWorker:
-    """One ``Queue.work``."""
-
-    def __init__(
-        self,
-        queue: Queue,
-        handler: Callable[[Claim], Awaitable[None]],
-        concurrency: int,
-        batch: int,
-        visibility_s: float | None,
-        tally: WorkTally,
-    ) -> None:
-        self._tally = tally
-        self._queue = queue
-        self._handler = handler
-        self._room = concurrency
-        self._batch = batch
-        self._follows_queue = visibility_s is None
-        self._visibility_s = visibility_s
-        """What claims name, so that they hold for as long as they are renewed by."""
-        self._look_again_at = 0.0
-        self._wake = anyio.Event()
-        self._backoff = Backoff(queue._sessions.calls.routing.environment.rng)
-
-    async def run(self, *, until_empty: bool) -> None:
-        queue = self._queue
-        await self._look_at_options()
-        in_flight = self._room
-        async with queue.watch(tells_gaps=True) as watch, task_group() as tasks:
-            while True:
-                while not self._room:
-                    self._wake = anyio.Event()
-                    await self._wake.wait()
-                try:
-                    await self._look_at_options()
-                    claims = await queue.claim(
-                        min(self._room, self._batch), visibility_s=self._visibility_s
-                    )
-                except LogdError as error:
-                    if not (error.retriable or isinstance(error, SessionExpiredError)):
-                        raise
-                    await anyio.sleep(self._backoff.next_delay_s())
-                    continue
-                self._backoff.reset()
-                for claim in claims:
-                    self._room -= 1
-                    tasks.start_soon(self._run_one, claim)
-                if not claims:
-                    if until_empty and self._room == in_flight:
-                        return
-                    await self._wait(watch, until_empty=until_empty)
-
-    async def _look_at_options(self) -> None:
-        """Now and then: the queue's visibility may be changed while we work."""
-        clock = self._queue._sessions.calls.clock
-        if not self._follows_queue or clock() < self._look_again_at:
-            return
-        try:
-            options = (await self._queue.statistics()).options
-        except UnknownNameError:
-            options = QueueOptions()
-        self._visibility_s = options.visibility_ms / 1000
-        self._look_again_at = clock() + LOOK_AGAIN_S
-
-    async def _wait(self, watch: Watch, *, until_empty: bool) -> None:
-        """Until there may be something to claim, or a handler has ended."""
-        if until_empty:
-            self._wake = anyio.Event()
-            with anyio.move_on_after(POLL_S):
-                await self._wake.wait()
-        else:
-            await _wait_for_event(watch, POLL_S)
-
-    async def _run_one(self, claim: Claim) -> None:
-        failure: ItemFailedError | None = ItemFailedError(STOPPED, delay_s=0, uncounted=True)
-        misused: HandlerKindError | None = None
-
-        def doubt(_: object = None) -> None:
-            nonlocal failure
-            if not scope.cancel_called:
-                # It may be the item's doing, so it counts, as it does when the claim runs out.
-                failure = ItemFailedError(IN_DOUBT, delay_s=0)
-                scope.cancel()
-
-        try:
-            async with anyio.create_task_group() as tasks:
-                scope = tasks.cancel_scope
-                claim.session.call_on_loss(claim, doubt)
-                tasks.start_soon(self._renew, claim, doubt)
-                try:
-                    # It may have come so late that the item is another's by now.
-                    if self._left_s(claim) > 0 and not claim.session.is_lost():
-                        handling: object = self._handler(claim)
-                        if not isawaitable(handling):
-                            raise HandlerKindError("an async function", handling)
-                        await handling
-                        failure = None
-                except HandlerKindError as error:
-                    misused = error
-                except Exception as error:
-                    failure = failure_of(error)
-                scope.cancel()
-        finally:
-            claim.session.forget_dependant(claim)
-            with anyio.move_on_after(SETTLE_TIMEOUT_S, shield=True) as settling:
-                await self._settle(claim, failure)
-            if settling.cancelled_caught:
-                self._tally.unsettled += 1
-            if misused is not None:
-                # Else the attempts of every item would be used up for no fault of its own.
-                raise UsageError(str(misused))
-            # Only now: what follows it, of its key, can be claimed.
-            self._room += 1
-            self._wake.set()
-
-    def _left_s(self, claim: Claim) -> float:
-        """How long ``claim`` certainly holds yet, if it is not renewed."""
-        calls = self._queue._sessions.calls
-        assert claim.visibility_s is not None
-        return claim.asked_at + claim.visibility_s * SAFE_SHARE - calls.lease_clock()
-
-    async def _renew(self, claim: Claim, doubt: Callable[[], None]) -> None:
-        """Keep the claim while its handler runs.  ``doubt`` of a lost one, or one that may be,
-        ends the handler: its item may be another's."""
-        backoff = Backoff(self._queue._sessions.calls.routing.environment.rng)
-        assert claim.visibility_s is not None
-        delay_s = claim.visibility_s / RENEWALS_PER_VISIBILITY
-        while (left_s := self._left_s(claim)) > 0:
-            with anyio.move_on_after(left_s):
-                await anyio.sleep(delay_s)
-                try:
-                    await claim.renew()
-                except NotHeldError:
-                    break
-                except LogdError:
-                    delay_s = backoff.next_delay_s()
-                else:
-                    backoff.reset()
-                    delay_s = claim.visibility_s / RENEWALS_PER_VISIBILITY
-        doubt()
-
-    async def _settle(self, claim: Claim, failure: ItemFailedError | None) -> None:
-        try:
-            if failure is None:
-                await claim.complete()
-                self._tally.completed += 1
-            else:
-                await claim.release(
-                    str(failure),
-                    delay_s=failure.delay_s,
-                    dead=failure.dead,
-                    uncounted=failure.uncounted,
-                )
-                if failure.uncounted:
-                    self._tally.released += 1
-                else:
-                    self._tally.failed += 1
-        except LogdError:
-            # It was lost, or its time will run out: it is handed out again.
-            self._tally.unsettled += 1
-
-
-def failure_of(error: Exception) -> ItemFailedError:
-    """What a handler meant by what it raised: task groups wrap even a single exception."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    if isinstance(error, ItemFailedError):
-        return error
-    return ItemFailedError(f"{type(error).__name__}: {error}")
-
-
-async def _wait_for_event(watch: Watch, timeout_s: float) -> None:
-    with anyio.move_on_after(timeout_s):
-        await watch.next()
-    while watch.take_arrived() is not None:
-        pass
 
 
 def make_item(
     payload: bytes | str, *, key: bytes | str = b"", delay_s: float = 0, priority: int = 0
 ) -> Item:
     """An item to be put; arguments as ``Queue.put``."""
-    delay_ms = _ms_of("delay_s", delay_s)
+    delay_ms = milliseconds("delay_s", delay_s)
     assert delay_ms is not None
     return Item(
         payload=checked_bytes("payload", payload),
@@ -734,19 +519,3 @@ def _by_session(claims: Iterable[Claim]) -> list[tuple[Session, list[ItemClaim]]
         _, named = found.setdefault(claim.session.id, (claim.session, []))
         named.append(ItemClaim(item=claim.id, token=claim.token))
     return list(found.values())
-
-
-def _check_release(delay_s: float | None, *, dead: bool, uncounted: bool) -> int | None:
-    """The delay in milliseconds."""
-    if dead and uncounted:
-        raise UsageError("an item that dies of a claim was attempted: dead or uncounted")
-    return _ms_of("delay_s", delay_s)
-
-
-def _ms_of(name: str, seconds: float | None) -> int | None:
-    if seconds is None:
-        return None
-    given: object = seconds
-    if type(given) not in (int, float) or not 0 <= seconds < 1e9:
-        raise UsageError(f"{name} must be a number of seconds, not {seconds!r}")
-    return int(seconds * 1000)

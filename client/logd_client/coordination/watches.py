@@ -179,6 +179,17 @@ class Watch:
                 self._ready.extend(push.events)
         return self._ready.popleft() if self._ready else None
 
+    def forget_arrived(self) -> None:
+        """Drop what has arrived: one look at the whole follows any number of changes."""
+        while self.take_arrived() is not None:
+            pass
+
+    async def wait_for_news(self, timeout_s: float) -> None:
+        """Wait until something has changed, or the time is up: it is time to look again."""
+        with anyio.move_on_after(timeout_s):
+            await self.next()
+        self.forget_arrived()
+
     def _wake(self) -> None:
         if self._waker is not None:
             self._waker.wake()
