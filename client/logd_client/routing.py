@@ -1,8 +1,7 @@
-"""Finding the broker to talk to, and staying connected to it.
+"""Finding the broker to talk to, and calling until one has answered.
 
-One connection per broker and lane, opened when first wanted.  Which brokers there are, and
-who leads what, is learned from any of them; the bootstrap list is needed to meet the first
-one, and again if all that are known have gone.
+Which brokers there are, and who leads what, is learned from any of them; the bootstrap list is
+needed to meet the first one, and again if all that are known have gone.
 """
 
 from __future__ import annotations
@@ -15,18 +14,15 @@ import msgspec
 
 from logd.errors import (
     ConnectionFailedError,
-    ConnectionLostError,
     InvalidPartitionError,
     LogdError,
     NotAReplicaError,
     NotLeaderError,
     ProtocolError,
-    RequestTimeoutError,
     RetriableError,
     UnavailableError,
     UnknownBrokerError,
     UnknownTopicError,
-    UsageError,
 )
 from logd.limits import TOPIC_NAMES_PER_REQUEST
 from logd.types import GroupId, HostPort, NodeId
@@ -36,9 +32,9 @@ from logd_client.background import Background
 from logd_client.backoff import Backoff
 from logd_client.cluster import ClusterView
 from logd_client.connection import Connection, Lane
+from logd_client.connections import Connections
 from logd_client.environment import Environment
 from logd_client.shared_question import SharedQuestion
-from logd_client.transport import reason_of
 
 METADATA_TIMEOUT_S: Final = 2.0
 """How long one broker is waited for before the next is asked: any of them can answer."""
@@ -51,10 +47,6 @@ FAILURES_BEFORE_DOUBTING_THE_TOPIC: Final = 5
 
 _LAGGING_ANSWERS_MAX: Final = 4
 """So often a broker that says it knows no such partition may only be behind."""
-
-RECONNECT_TIMEOUT_S: Final = 2.0
-"""How long a known broker may take to accept a connection: a frozen one never does, and
-meanwhile another may lead."""
 
 METADATA_AGE_S: Final = 60.0
 """A client that had no reason to ask this long asks who is there: brokers come and go, and it
@@ -90,16 +82,19 @@ class Routing:
         self.tasks = tasks
         self.request_timeout_s = request_timeout_s
         self._bootstrap = bootstrap
-        self._client_id = client_id
         self._connect_timeout_s = connect_timeout_s
-        self._connections: dict[tuple[NodeId, Lane], Connection] = {}
-        self._opening: dict[tuple[NodeId, Lane], anyio.Lock] = {}
+        self._connections = Connections(
+            self.view,
+            environment,
+            tasks,
+            client_id=client_id,
+            connect_timeout_s=connect_timeout_s,
+        )
         self._who_leads = SharedQuestion[bool](environment.clock)
         self._which_groups: dict[str, SharedQuestion[frozenset[GroupId]]] = {}
         """By the name of a topic that is doubted."""
         self._topics_of_interest: dict[str, None] = {}
         self._last_subscription = 0
-        self._is_closed = False
         self.on_close: dict[object, Callable[[], None]] = {}
         """What has to end with the client: open producers and consumers."""
         self.on_learnt: dict[object, Callable[[], None]] = {}
@@ -112,16 +107,13 @@ class Routing:
 
     def close(self) -> None:
         """End everything that uses a connection, then all connections."""
-        self._is_closed = True
         for close in list(self.on_close.values()):
             close()
-        for connection in list(self._connections.values()):
-            connection.close()
+        self._connections.close()
 
     def check_open(self) -> None:
         """Raise ``UsageError`` once the client has been closed."""
-        if self._is_closed:
-            raise UsageError("the client is closed: make another one with connect(...)")
+        self._connections.check_open()
 
     # --- meeting the cluster ------------------------------------------------------------
 
@@ -144,8 +136,7 @@ class Routing:
             backoff = Backoff(self.environment.rng)
             while not is_met and (left_s := deadline - clock()) > 0:
                 try:
-                    opened = await self._open(address, Lane.CONTROL, None, left_s)
-                    await self._learn_from(opened)
+                    await self._learn_from(await self._connections.at(address, left_s))
                     is_met = True
                 except LogdError as error:
                     failures[address] = error
@@ -181,100 +172,32 @@ class Routing:
 
     # --- connections --------------------------------------------------------------------
 
-    async def connection(self, node: NodeId, lane: Lane, *, may_refresh: bool = True) -> Connection:
-        """The connection to ``node``, opened if there is none.
-
-        Args:
-            may_refresh: ask the cluster for a broker that is not known here.
+    async def connection(self, node: NodeId, lane: Lane) -> Connection:
+        """The connection to ``node``, opened if there is none; a broker that is not known here
+        may have joined since, so the cluster is asked for it.
 
         Raises:
             ConnectionFailedError: says which address could not be reached, and why.
             UnknownBrokerError: no broker of that id is known.
         """
-        self.check_open()
-        key = (node, lane)
-        connection = self._connections.get(key)
-        if connection is not None and connection.is_open:
+        connection = self._connections.get(node, lane)
+        if connection is not None:
             return connection
-        async with self._opening.setdefault(key, anyio.Lock()):
-            connection = self._connections.get(key)
-            if connection is not None and connection.is_open:
-                return connection
-            address = self.view.address(node)
-            if address is None and may_refresh:
-                await self.refresh()  # It may have joined since.
-                address = self.view.address(node)
-            if address is None:
-                raise UnknownBrokerError(f"no broker {node} in the cluster")
-            try:
-                return await self._open(address, lane, node)
-            except (ConnectionLostError, ProtocolError):
-                raise
-            except ConnectionFailedError as error:
-                raise ConnectionFailedError(f"node {node} at {address}: {error}") from error
+        self.check_open()
+        if self.view.address(node) is None:
+            await self.refresh()
+        return await self._connections.to(node, lane)
 
     def open_connection(self, node: NodeId, lane: Lane) -> Connection | None:
         """The connection to ``node``, if there is one."""
-        connection = self._connections.get((node, lane))
-        if connection is None or not connection.is_open or self._is_closed:
-            return None
-        return connection
-
-    async def _open(
-        self, address: HostPort, lane: Lane, node: NodeId | None, timeout_s: float | None = None
-    ) -> Connection:
-        if timeout_s is None:
-            timeout_s = self._connect_timeout_s
-            if node is not None:
-                timeout_s = min(timeout_s, RECONNECT_TIMEOUT_S)
-        self.check_open()
-        deadline = self.environment.clock() + timeout_s
-        stream = None
-        try:
-            with anyio.move_on_after(timeout_s):
-                stream = await self.environment.transport.connect(address.host, address.port)
-        except OSError as error:
-            raise ConnectionFailedError(reason_of(error)) from error
-        if stream is not None and self._is_closed:  # Meanwhile.
-            await stream.aclose()
-            self.check_open()
-        if stream is None:
-            raise ConnectionFailedError(f"not connected within {timeout_s:.3g} s")
-        connection = Connection(stream, address, lane, self.environment)
-        self.tasks.start_soon(connection.run)
-        try:
-            await self._say_hello(connection, timeout_s, deadline)
-            if node is not None and connection.node != node:
-                raise ProtocolError(f"{address} is node {connection.node}, expected node {node}")
-        except BaseException:
-            connection.close()
-            raise
-        assert connection.node is not None
-        before = self._connections.get((connection.node, lane))
-        if before is not None and before.is_open:
-            connection.close()
-            return before
-        self._connections[connection.node, lane] = connection
-        return connection
-
-    async def _say_hello(self, connection: Connection, timeout_s: float, deadline: float) -> None:
-        left_s = max(deadline - self.environment.clock(), 0.001)
-        try:
-            await connection.say_hello(self._client_id, self.view.cluster_id, left_s)
-        except RequestTimeoutError as error:
-            raise ConnectionFailedError(
-                f"the connection was accepted, but nothing was answered within {timeout_s:.3g} s"
-            ) from error
-        self.view.meet(str(connection.address), connection.cluster_id)
+        return self._connections.get(node, lane)
 
     async def any_connection(self, attempt: int) -> Connection:
         """A control connection to whoever can be reached, another one on each attempt."""
         self.check_open()
         nodes = sorted(self.view.nodes(), key=lambda node: not self._is_connected(node))
         if not nodes:
-            return await self._open(
-                self._bootstrap[attempt % len(self._bootstrap)], Lane.CONTROL, None
-            )
+            return await self._connections.at(self._bootstrap[attempt % len(self._bootstrap)])
         return await self.connection(nodes[attempt % len(nodes)], Lane.CONTROL)
 
     async def leader_connection(self, group: GroupId, lane: Lane, attempt: int) -> Connection:
@@ -335,10 +258,10 @@ class Routing:
         """Whom to ask: those we are connected to, other known brokers, the bootstrap list."""
 
         def known(node: NodeId) -> Callable[[], Awaitable[Connection]]:
-            return lambda: self.connection(node, Lane.CONTROL, may_refresh=False)
+            return lambda: self._connections.to(node, Lane.CONTROL)
 
         def listed(address: HostPort) -> Callable[[], Awaitable[Connection]]:
-            return lambda: self._open(address, Lane.CONTROL, None)
+            return lambda: self._connections.at(address)
 
         nodes = self.view.nodes()
         self.environment.rng.shuffle(nodes)
@@ -348,8 +271,7 @@ class Routing:
         return [known(node) for node in nodes] + [listed(address) for address in others]
 
     def _is_connected(self, node: NodeId) -> bool:
-        connection = self._connections.get((node, Lane.CONTROL))
-        return connection is not None and connection.is_open
+        return self._connections.get(node, Lane.CONTROL) is not None
 
     async def _learn_from(self, connection: Connection) -> None:
         async def ask(request: MetadataRequest) -> MetadataResponse:

@@ -784,8 +784,9 @@ def test_a_broker_that_hears_no_other_does_not_keep_a_producer_from_the_leader()
                 + [(other, stale.host) for other in others]
             )
             await (await told.leader(GroupId(placed.group))).crash(power=False)
-            for (node, lane), connection in list(routing._connections.items()):
-                if node != stale.node and lane is Lane.CONTROL:
+            for node in told.nodes:
+                connection = routing.open_connection(node.node, Lane.CONTROL)
+                if node is not stale and connection is not None:
                     connection.fail(ConnectionLostError("cut"))
 
             with trio.fail_after(15):

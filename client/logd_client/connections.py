@@ -1,0 +1,150 @@
+"""The connections of one client: one per broker and lane, opened when first wanted.
+
+Whoever finds one gone asks for it again, and it is opened anew.  Which broker to ask for, and
+where brokers are to be found at all, is the routing's business.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import anyio
+
+from logd.errors import (
+    ConnectionFailedError,
+    ConnectionLostError,
+    ProtocolError,
+    RequestTimeoutError,
+    UnknownBrokerError,
+    UsageError,
+)
+from logd.types import HostPort, NodeId
+from logd_client.background import Background
+from logd_client.cluster import ClusterView
+from logd_client.connection import Connection, Lane
+from logd_client.environment import Environment
+from logd_client.transport import reason_of
+
+RECONNECT_TIMEOUT_S: Final = 2.0
+"""How long a known broker may take to accept a connection: a frozen one never does, and
+meanwhile another may lead."""
+
+
+class Connections:
+    """Those that are open, and the way to more."""
+
+    def __init__(
+        self,
+        view: ClusterView,
+        environment: Environment,
+        tasks: Background,
+        *,
+        client_id: str,
+        connect_timeout_s: float,
+    ) -> None:
+        self._view = view
+        self._environment = environment
+        self._tasks = tasks
+        self._client_id = client_id
+        self._connect_timeout_s = connect_timeout_s
+        self._open: dict[tuple[NodeId, Lane], Connection] = {}
+        self._opening: dict[tuple[NodeId, Lane], anyio.Lock] = {}
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Close all of them; none is opened any more."""
+        self._is_closed = True
+        for connection in list(self._open.values()):
+            connection.close()
+
+    def check_open(self) -> None:
+        """Raise ``UsageError`` once the client has been closed."""
+        if self._is_closed:
+            raise UsageError("the client is closed: make another one with connect(...)")
+
+    def get(self, node: NodeId, lane: Lane) -> Connection | None:
+        """The connection to ``node``, if there is one."""
+        connection = self._open.get((node, lane))
+        if connection is None or not connection.is_open or self._is_closed:
+            return None
+        return connection
+
+    async def to(self, node: NodeId, lane: Lane) -> Connection:
+        """The connection to ``node``, opened if there is none.
+
+        Raises:
+            ConnectionFailedError: says which address could not be reached, and why.
+            UnknownBrokerError: no broker of that id is known.
+        """
+        async with self._opening.setdefault((node, lane), anyio.Lock()):
+            self.check_open()
+            connection = self.get(node, lane)
+            if connection is not None:
+                return connection
+            address = self._view.address(node)
+            if address is None:
+                raise UnknownBrokerError(f"no broker {node} in the cluster")
+            timeout_s = min(self._connect_timeout_s, RECONNECT_TIMEOUT_S)
+            try:
+                return await self._connect(address, lane, timeout_s, node)
+            except (ConnectionLostError, ProtocolError):
+                raise
+            except ConnectionFailedError as error:
+                raise ConnectionFailedError(f"node {node} at {address}: {error}") from error
+
+    async def at(self, address: HostPort, timeout_s: float | None = None) -> Connection:
+        """A control connection to whichever broker listens at ``address``.
+
+        Args:
+            timeout_s: default: as long as the client may take to meet the cluster.
+
+        Raises:
+            ConnectionFailedError: nobody there, or nobody who answers.
+            ProtocolError: somebody else, or a broker of another cluster.
+        """
+        timeout_s = self._connect_timeout_s if timeout_s is None else timeout_s
+        return await self._connect(address, Lane.CONTROL, timeout_s)
+
+    async def _connect(
+        self, address: HostPort, lane: Lane, timeout_s: float, expected: NodeId | None = None
+    ) -> Connection:
+        self.check_open()
+        deadline = self._environment.clock() + timeout_s
+        stream = None
+        try:
+            with anyio.move_on_after(timeout_s):
+                stream = await self._environment.transport.connect(address.host, address.port)
+        except OSError as error:
+            raise ConnectionFailedError(reason_of(error)) from error
+        if stream is not None and self._is_closed:  # Meanwhile.
+            await stream.aclose()
+            self.check_open()
+        if stream is None:
+            raise ConnectionFailedError(f"not connected within {timeout_s:.3g} s")
+        connection = Connection(stream, address, lane, self._environment)
+        self._tasks.start_soon(connection.run)
+        try:
+            await self._say_hello(connection, timeout_s, deadline)
+            node = connection.node
+            if expected is not None and node != expected:
+                raise ProtocolError(f"{address} is node {node}, expected node {expected}")
+        except BaseException:
+            connection.close()
+            raise
+        assert node is not None
+        before = self._open.get((node, lane))
+        if before is not None and before.is_open:
+            connection.close()
+            return before
+        self._open[node, lane] = connection
+        return connection
+
+    async def _say_hello(self, connection: Connection, timeout_s: float, deadline: float) -> None:
+        left_s = max(deadline - self._environment.clock(), 0.001)
+        try:
+            await connection.say_hello(self._client_id, self._view.cluster_id, left_s)
+        except RequestTimeoutError as error:
+            raise ConnectionFailedError(
+                f"the connection was accepted, but nothing was answered within {timeout_s:.3g} s"
+            ) from error
+        self._view.meet(str(connection.address), connection.cluster_id)
