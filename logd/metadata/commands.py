@@ -242,16 +242,8 @@ class SetRebalancing(MetadataCommand, frozen=True, kw_only=True):
     is_autonomous: bool | None = None
 
 
-Command = (
-    FormCluster
-    | RegisterBroker
-    | CreateTopic
-    | CreateInternalTopic
-    | DeleteTopic
-    | AlterTopic
-    | AllocateProducerIds
-    | AddPartitions
-    | DrainBroker
+MovingCommand = (
+    DrainBroker
     | ResumeBroker
     | RemoveBroker
     | StartPlan
@@ -262,7 +254,20 @@ Command = (
     | SkipMove
     | ReplicasRetired
     | SetRebalancing
+)
+"""Those that bring replicas from one broker to another (``moving.py``)."""
+
+Command = (
+    FormCluster
+    | RegisterBroker
+    | CreateTopic
+    | CreateInternalTopic
+    | DeleteTopic
+    | AlterTopic
+    | AllocateProducerIds
+    | AddPartitions
     | RaiseFeatureLevel
+    | MovingCommand
 )
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

@@ -7,7 +7,6 @@ placement walk them all; whatever changes a placement does so here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import msgspec
@@ -87,14 +86,6 @@ class Topic(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def options(self) -> TopicOptions:
         return parse_options(self.config)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
-    """What one command changed.  Groups are named so that a broker need not compare states."""
-
-    created_groups: tuple[PartitionPlacement, ...] = ()
-    deleted_groups: tuple[PartitionPlacement, ...] = ()
 
 
 class Layout:

@@ -22,21 +22,12 @@ from logd.errors import (
 )
 from logd.limits import PLAN_MOVES_MAX, REPLICAS_MAX
 from logd.metadata.commands import (
-    AddPartitions,
-    AllocateProducerIds,
-    AlterTopic,
     BeginMove,
     CancelMove,
     CancelPlan,
-    Command,
-    CreateInternalTopic,
-    CreateTopic,
-    DeleteTopic,
     DrainBroker,
     FinishMove,
-    FormCluster,
-    RaiseFeatureLevel,
-    RegisterBroker,
+    MovingCommand,
     RemoveBroker,
     ReplicasRetired,
     ResumeBroker,
@@ -45,7 +36,7 @@ from logd.metadata.commands import (
     StartPlan,
 )
 from logd.metadata.features import KEEPING_LEVEL, NAMING_LEVEL, OUTCOME_LEVEL
-from logd.metadata.layout import Applied, Broker, Layout, PartitionPlacement, Topic
+from logd.metadata.layout import Broker, Layout, PartitionPlacement, Topic
 from logd.metadata.moves import (
     CONCURRENCY_MAX,
     PLAN_MOVES_PER_COMMAND_MAX,
@@ -65,36 +56,24 @@ from logd.metadata.moves import (
 from logd.types import GroupId, NodeId, Offset
 from logd.wording import are, count_of, named
 
-OtherCommand = (
-    FormCluster
-    | RegisterBroker
-    | CreateTopic
-    | CreateInternalTopic
-    | DeleteTopic
-    | AlterTopic
-    | AllocateProducerIds
-    | AddPartitions
-    | RaiseFeatureLevel
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerChanged(Applied):
+class BrokerChanged:
     broker: Broker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlacementChanged(Applied):
+class PlacementChanged:
     placements: tuple[PartitionPlacement, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanChanged(Applied):
+class PlanChanged:
     plan: Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RebalancingSet(Applied):
+class RebalancingSet:
     settings: RebalanceSettings
 
 
@@ -104,8 +83,7 @@ MovingResult = BrokerChanged | PlacementChanged | PlanChanged | RebalancingSet
 class MovingState(Layout):
     """A layout that changes while it is used."""
 
-    def _apply_move(self, command: Command) -> MovingResult:
-        assert not isinstance(command, OtherCommand)
+    def _apply_move(self, command: MovingCommand) -> MovingResult:
         match command:
             case DrainBroker():
                 return self._drain_broker(command)

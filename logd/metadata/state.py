@@ -68,15 +68,9 @@ from logd.metadata.features import (
     check_level,
     registered_range,
 )
-from logd.metadata.layout import Applied, Broker, PartitionPlacement, Topic
+from logd.metadata.layout import Broker, PartitionPlacement, Topic
 from logd.metadata.moves import Plan, RebalanceSettings, RemovedBroker
-from logd.metadata.moving import (
-    BrokerChanged,
-    MovingState,
-    PlacementChanged,
-    PlanChanged,
-    RebalancingSet,
-)
+from logd.metadata.moving import MovingResult, MovingState
 from logd.metadata.names import INTERNAL_PREFIX, quoted, validate_internal_name, validate_topic_name
 from logd.metadata.placement import BrokerPlacementInfo, place, to_avoid
 from logd.metadata.topic_config import check_option_names, parse_options
@@ -102,35 +96,35 @@ _BROKERS_NAMED_MAX: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterFormed(Applied):
+class ClusterFormed:
     cluster_id: str
     voters: Mapping[NodeId, DirectoryId]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerRegistered(Applied):
+class BrokerRegistered:
     broker: Broker
     replaced: Broker | None
     """The registration before this one, if there was one; equal if nothing changed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopicCreated(Applied):
+class TopicCreated:
     topic: Topic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopicDeleted(Applied):
+class TopicDeleted:
     topic: Topic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TopicAltered(Applied):
+class TopicAltered:
     topic: Topic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProducerIdBlock(Applied):
+class ProducerIdBlock:
     """Producer ids [start, end)."""
 
     start: ProducerId
@@ -138,7 +132,7 @@ class ProducerIdBlock(Applied):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureLevelRaised(Applied):
+class FeatureLevelRaised:
     level: int
 
 
@@ -149,14 +143,11 @@ Result = (
     | TopicDeleted
     | TopicAltered
     | ProducerIdBlock
-    | BrokerChanged
-    | PlacementChanged
-    | PlanChanged
-    | RebalancingSet
     | FeatureLevelRaised
+    | MovingResult
 )
 
-__all__ = ["Applied", "Broker", "MetadataState", "PartitionPlacement", "Result", "Topic"]
+__all__ = ["Broker", "MetadataState", "PartitionPlacement", "Result", "Topic"]
 
 
 class MetadataState(MovingState):
@@ -193,18 +184,9 @@ class MetadataState(MovingState):
         return max(self._feature_level, min(highest, default=FEATURE_LEVEL_MIN))
 
     @property
-    def next_topic_id(self) -> TopicId:
-        """Topics below it that are not here have been deleted."""
-        return self._next_topic_id
-
-    @property
     def next_group(self) -> GroupId:
         """Groups below it that are not here have been deleted."""
         return self._next_group
-
-    @property
-    def next_producer_id(self) -> ProducerId:
-        return self._next_producer_id
 
     def altered(self, command: AlterTopic) -> Topic:
         """The topic as ``command`` would leave it, which ``apply`` makes of it.
@@ -462,7 +444,7 @@ class MetadataState(MovingState):
         self._next_group = GroupId(self._next_group + len(topic.partitions))
         self._add(topic)
         self._layout_changed()
-        return TopicCreated(topic=topic, created_groups=topic.partitions)
+        return TopicCreated(topic=topic)
 
     def _placement_info(self) -> dict[NodeId, BrokerPlacementInfo]:
         return {
@@ -525,7 +507,7 @@ class MetadataState(MovingState):
         for placement in new:
             self._add_placement(placement)
         self._layout_changed()
-        return TopicAltered(topic=altered, created_groups=new)
+        return TopicAltered(topic=altered)
 
     def _delete_topic(self, command: DeleteTopic) -> TopicDeleted:
         topic = self._existing_topic(command.name)
@@ -535,7 +517,7 @@ class MetadataState(MovingState):
             self._drop_placement(placement)
         self._skip_deleted(topic, command.now_ms)
         self._layout_changed()
-        return TopicDeleted(topic=topic, deleted_groups=topic.partitions)
+        return TopicDeleted(topic=topic)
 
     def _alter_topic(self, command: AlterTopic) -> TopicAltered:
         altered = self.altered(command)

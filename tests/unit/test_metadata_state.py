@@ -276,7 +276,6 @@ def test_a_topic_gets_numbered_partitions_with_groups_of_their_own() -> None:
     result = apply(state, create(partitions=2))
 
     assert isinstance(result, TopicCreated)
-    assert result.created_groups == result.topic.partitions
     assert [(p.group, p.partition, p.replicas) for p in result.topic.partitions] == [
         (1, 0, (1, 2, 3)),
         (2, 1, (2, 1, 3)),
@@ -327,7 +326,8 @@ def test_a_broker_that_was_down_gets_replicas_where_there_are_too_few_others() -
 
     result = apply(state, create(partitions=2, avoid=(NodeId(1),)))
 
-    assert [p.replicas for p in result.created_groups] == [(2, 3, 1), (3, 2, 1)]
+    assert isinstance(result, TopicCreated)
+    assert [p.replicas for p in result.topic.partitions] == [(2, 3, 1), (3, 2, 1)]
 
 
 def test_a_change_of_options_is_told_by_a_version_of_its_own() -> None:
@@ -361,8 +361,8 @@ def test_a_topic_created_again_is_another_topic() -> None:
 
     assert isinstance(deleted, TopicDeleted)
     assert isinstance(created, TopicCreated)
-    assert [p.group for p in deleted.deleted_groups] == [1, 2]
-    assert [p.group for p in created.created_groups] == [3, 4]
+    assert [p.group for p in deleted.topic.partitions] == [1, 2]
+    assert [p.group for p in created.topic.partitions] == [3, 4]
     assert (deleted.topic.topic_id, created.topic.topic_id) == (1, 2)
     assert [p.group for p in state.partitions_on(NodeId(1))] == [3, 4]
 
