@@ -31,17 +31,14 @@ from typing import Final
 import msgspec
 
 from logd.errors import (
-    CorruptionError,
     InvalidPartitionError,
     InvalidRequestError,
-    NewerFormatError,
     TopicExistsError,
     UnavailableError,
     UnknownTopicError,
 )
 from logd.limits import (
     BROKERS_MAX,
-    FEATURE_LEVEL,
     FEATURE_LEVEL_MIN,
     METADATA_VOTERS_MAX,
     PARTITIONS_MAX,
@@ -69,10 +66,10 @@ from logd.metadata.features import (
     registered_range,
 )
 from logd.metadata.layout import Broker, PartitionPlacement, Topic
-from logd.metadata.moves import Plan, RebalanceSettings, RemovedBroker
 from logd.metadata.moving import MovingResult, MovingState
 from logd.metadata.names import INTERNAL_PREFIX, quoted, validate_internal_name, validate_topic_name
 from logd.metadata.placement import BrokerPlacementInfo, place, to_avoid
+from logd.metadata.snapshot import Snapshot, decode_snapshot, encode_snapshot
 from logd.metadata.topic_config import check_option_names, parse_options
 from logd.types import (
     METADATA_GROUP,
@@ -555,8 +552,8 @@ class MetadataState(MovingState):
 
     def snapshot(self) -> bytes:
         """The whole state, for ``restore``.  Equal states give equal bytes."""
-        return _SNAPSHOT_MAGIC + _ENCODER.encode(
-            _Snapshot(
+        return encode_snapshot(
+            Snapshot(
                 version=self._version,
                 cluster_id=self._cluster_id,
                 voters=self._voters,
@@ -582,7 +579,7 @@ class MetadataState(MovingState):
             NewerFormatError: a newer version of logd wrote it.
             CorruptionError: it is not a snapshot.
         """
-        snapshot = _decode_snapshot(payload)
+        snapshot = decode_snapshot(payload)
         state = cls()
         state._version = snapshot.version
         state._cluster_id = snapshot.cluster_id
@@ -597,23 +594,11 @@ class MetadataState(MovingState):
         state._layout_version = snapshot.layout_version
         state._options_version = snapshot.version
         state._removed = {broker.node: broker for broker in snapshot.removed}
-        plan = snapshot.plan
-        if plan is not None and len(plan.moves) != len(plan.states):
-            raise CorruptionError(
-                f"metadata snapshot has a plan of {len(plan.moves)} moves, "
-                f"of which {len(plan.states)} have a state"
-            )
-        state._plan = plan
+        state._plan = snapshot.plan
         state._next_plan_id = snapshot.next_plan_id
         state._settings = snapshot.settings
-        if not FEATURE_LEVEL_MIN <= snapshot.feature_level <= FEATURE_LEVEL:
-            raise NewerFormatError(
-                f"the cluster is at feature level {snapshot.feature_level}, this version supports "
-                f"{FEATURE_LEVEL_MIN} to {FEATURE_LEVEL}"
-            )
         state._feature_level = snapshot.feature_level
         for topic in snapshot.topics:
-            _check_topic(topic, state)
             state._add(topic)
         return state
 
@@ -707,80 +692,3 @@ def _check_text(what: str, text: str, *, may_be_empty: bool = False) -> None:
             f"{what} {quoted(text)} has {len(text)} characters, "
             f"at most {_TEXT_CHARACTERS_MAX} are allowed"
         )
-
-
-# --- snapshot format --------------------------------------------------------------------
-
-
-class _Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    version: Offset
-    cluster_id: str | None
-    voters: dict[NodeId, DirectoryId]
-    brokers: list[Broker]
-    topics: list[Topic]
-    next_topic_id: TopicId
-    next_group: GroupId
-    next_producer_id: ProducerId
-    layout_version: Offset = Offset(0)
-    removed: list[RemovedBroker] = []
-    plan: Plan | None = None
-    next_plan_id: int = 1
-    settings: RebalanceSettings = RebalanceSettings()
-    feature_level: int = 1
-
-
-_SNAPSHOT_FORMAT: Final = 2
-_SNAPSHOT_NAME: Final = b"logd metadata "
-_SNAPSHOT_MAGIC: Final = _SNAPSHOT_NAME + _SNAPSHOT_FORMAT.to_bytes(2, "little")
-_ENCODER: Final = msgspec.msgpack.Encoder()
-_DECODER: Final = msgspec.msgpack.Decoder(_Snapshot)
-
-
-def _decode_snapshot(payload: bytes | memoryview) -> _Snapshot:
-    magic = bytes(payload[: len(_SNAPSHOT_MAGIC)])
-    if len(magic) < len(_SNAPSHOT_MAGIC) or not magic.startswith(_SNAPSHOT_NAME):
-        raise CorruptionError(f"not a metadata snapshot: it begins with {magic!r}")
-    written = int.from_bytes(magic[len(_SNAPSHOT_NAME) :], "little")
-    if written > _SNAPSHOT_FORMAT:
-        raise NewerFormatError(
-            f"metadata snapshot of format {written}, this version reads {_SNAPSHOT_FORMAT}"
-        )
-    if written < 1:
-        raise CorruptionError(f"metadata snapshot of format {written}, the first is 1")
-    try:
-        return _DECODER.decode(payload[len(_SNAPSHOT_MAGIC) :])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptionError(f"metadata snapshot cannot be read: {error}") from error
-
-
-def _check_topic(topic: Topic, state: MetadataState) -> None:
-    """M1 and M2, which everything after relies on."""
-    if topic.topic_id >= state._next_topic_id or state.topic(topic.name) is not None:
-        raise CorruptionError(
-            f"metadata snapshot holds topic {quoted(topic.name)} twice, or its id "
-            f"{topic.topic_id}, though the next one is {state._next_topic_id}"
-        )
-    groups = {placement.group for placement in topic.partitions}
-    for number, placement in enumerate(topic.partitions):
-        named = (placement.topic, placement.topic_id, placement.partition)
-        if named != (topic.name, topic.topic_id, number):
-            raise CorruptionError(
-                f"metadata snapshot names partition {number} of {quoted(topic.name)} {named}"
-            )
-        group = placement.group
-        is_taken = state.placement(group) is not None or len(groups) < len(topic.partitions)
-        if is_taken or not METADATA_GROUP < group < state._next_group:
-            raise CorruptionError(
-                f"metadata snapshot gives {placement.name} the group {group}, "
-                f"which is another's or not below {state._next_group}"
-            )
-        replicas = placement.replicas
-        if (
-            not replicas
-            or len(set(replicas)) < len(replicas)
-            or any(state.broker(n) is None for n in placement.holders)
-        ):
-            raise CorruptionError(
-                f"metadata snapshot places {placement.name} on brokers {replicas}, "
-                "not all of them registered and different"
-            )
