@@ -29,6 +29,7 @@ from logd.env import File, FileSystem
 from logd.errors import CorruptionError, NoRoomError, StorageError, StorageFailedError
 from logd.limits import KIB, MIB, SEGMENT_BYTES_MAX
 from logd.record.header import BatchHeader
+from logd.storage.cached_behind import CachedBehind
 from logd.storage.clean_note import NOTE_NAME, withdraw_clean_note
 from logd.storage.file_header import LogIdentity
 from logd.storage.holes import Hole, end_beyond_damage, fill_hole
@@ -58,17 +59,6 @@ __all__ = [
 
 _SEGMENT_FILE: Final = re.compile(r"\d{20}\.log", re.ASCII)
 """How the names of segments, of their indexes and of what was never finished begin."""
-
-
-_FORGOTTEN_BYTES_MIN: Final = 4 * MIB
-"""The page cache is asked to forget so much at a time: a quarter of a millisecond."""
-
-_FORGOTTEN_BYTES_MAX: Final = 16 * MIB
-"""Nor more than this, on the event loop: of a log that was led until now much is there."""
-
-_FORGOTTEN_AGAIN_BYTES: Final = 2 * MIB
-"""A system that keeps pages in larger pieces forgets those that were named whole: the one that
-the last request ended in is named again."""
 
 
 class LogBatch(NamedTuple):
@@ -141,8 +131,7 @@ class Log:
         self._reads = LogReads(self._held)
         self._mark = found.mark
         self._is_syncing = False
-        self._forgotten = FIRST_POSITION
-        """Of the active segment: up to here the page cache was asked to keep nothing."""
+        self._cached = CachedBehind()
         self._space = SpaceAhead(found.end.position, options.segment_bytes, options.allocate_bytes)
         self.recovery = found.report
         """What was found when the log was opened."""
@@ -476,11 +465,8 @@ class Log:
         Args:
             keep_bytes: about how much to keep behind the end of the log.
         """
-        position = FilePosition(self._held.synced.position - keep_bytes)
-        if position >= self._forgotten + _FORGOTTEN_BYTES_MIN:
-            self._forget_cached(FilePosition(min(position, self._forgotten + _FORGOTTEN_BYTES_MAX)))
-        elif position < self._forgotten:
-            self._forgotten = max(FIRST_POSITION, position)  # The log was cut.
+        file, _ = self._held.active.active()
+        self._cached.forget_below(file, self._held.synced.position - keep_bytes)
 
     def roll(self) -> None:
         """Seal the active segment and start the next one.  Exclusive.
@@ -494,16 +480,15 @@ class Log:
         end = held.end
         active = held.active
         assert end.offset > active.base_offset, "an empty segment is not rolled"
+        file, indexes = active.active()
         try:
             commit_offset = self._settle()
-            active.active()[1].write(self._files, active.path)
+            indexes.write(self._files, active.path)
             fresh, mark = self._create_next(commit_offset)
-            write_note(active.active()[0], fresh.base_offset, self._group)
+            write_note(file, fresh.base_offset, self._group)
         except OSError as error:
             raise held.fail("roll", error) from error
-        if self._forgotten > FIRST_POSITION:
-            self._forget_cached(end.position)
-        self._forgotten = FIRST_POSITION
+        self._cached.leave(file, end.position)
         self._mark = mark
         self._space.begin(FIRST_POSITION)
         held.roll_on(fresh)
@@ -728,11 +713,6 @@ class Log:
         return scrub(self._held, position, bytes_max)
 
     # --- writing, inside ----------------------------------------------------------------
-
-    def _forget_cached(self, position: FilePosition) -> None:
-        file, _ = self._held.active.active()
-        file.forget_cached(max(0, self._forgotten - _FORGOTTEN_AGAIN_BYTES), position)
-        self._forgotten = position
 
     def _next_mark(self, end: LogEnd, commit_offset: Offset) -> MarkSlot:
         """The mark that claims ``end``; the present one if that already does."""

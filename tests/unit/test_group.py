@@ -880,7 +880,7 @@ def test_the_page_cache_is_left_to_the_logs_that_are_led(
     monkeypatch.setattr(
         SimulatedFile, "forget_cached", lambda file, position, end: forgotten.append(end)
     )
-    monkeypatch.setattr("logd.storage.log._FORGOTTEN_BYTES_MIN", 4 * KIB)
+    monkeypatch.setattr("logd.storage.cached_behind.FORGOTTEN_BYTES_MIN", 4 * KIB)
 
     async def story() -> None:
         async with open_replica(segment_bytes=256 * KIB, follower_cached_bytes=8 * KIB) as replica:

@@ -484,8 +484,8 @@ def forgotten_ranges(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         "forget_cached",
         lambda file, position, end: ranges.append((position, end)),
     )
-    monkeypatch.setattr("logd.storage.log._FORGOTTEN_BYTES_MIN", 2 * KIB)
-    monkeypatch.setattr("logd.storage.log._FORGOTTEN_AGAIN_BYTES", 512)
+    monkeypatch.setattr("logd.storage.cached_behind.FORGOTTEN_BYTES_MIN", 2 * KIB)
+    monkeypatch.setattr("logd.storage.cached_behind.FORGOTTEN_AGAIN_BYTES", 512)
     return ranges
 
 
@@ -510,7 +510,7 @@ def test_of_a_log_that_was_led_until_now_the_page_cache_forgets_a_bounded_piece_
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranges = forgotten_ranges(monkeypatch)
-    monkeypatch.setattr("logd.storage.log._FORGOTTEN_BYTES_MAX", 3 * KIB)
+    monkeypatch.setattr("logd.storage.cached_behind.FORGOTTEN_BYTES_MAX", 3 * KIB)
     append_some(log, 10, value=bytes(1000))
     log.sync(Offset(0))
     for _ in range(5):
