@@ -456,7 +456,7 @@ class Group:
             if output.snapshot_wanted is not None:
                 self._shipper.ship_soon(output.snapshot_wanted)
             if self.core.commit_lagging():
-                self._host.tell_commit_later(self)
+                self._host.commit_notices.tell_later(self)
             if self.proposals.has_more and not self.core.is_transferring:
                 self._host.mark_dirty(self)
         self.checkpoints.save_due()

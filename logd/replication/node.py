@@ -18,7 +18,6 @@ import structlog
 import trio
 
 from logd.errors import CorruptionError, StorageFailedError
-from logd.limits import DISK_PATIENCE_S
 from logd.raft.messages import (
     AppendRequest,
     Event,
@@ -30,13 +29,14 @@ from logd.raft.messages import (
     Tick,
 )
 from logd.raft.messages import Message as AnyRaftMessage
-from logd.raft.quorum import is_quorum
 from logd.replication import log_events
 from logd.replication.answering import PeerAnswers
 from logd.replication.asking import PeerQuestions
 from logd.replication.campaigns import Campaigns
 from logd.replication.claims import LeaderClaims
+from logd.replication.commit_notices import CommitNotices
 from logd.replication.counts import GroupCounts, NodeCounts
+from logd.replication.disk_waits import DiskWaits
 from logd.replication.failure_detector import Change, FailureDetector
 from logd.replication.group import Group
 from logd.replication.peer_link import PeerLink
@@ -69,7 +69,7 @@ from logd.replication.sync_pool import SyncPool
 from logd.replication.tail_cache import TailCache
 from logd.replication.timers import GroupTimers
 from logd.replication.turn import Turn
-from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId, Offset, Term
+from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId, Term
 from logd.wire.frame import Frame, decode_message
 
 if TYPE_CHECKING:
@@ -78,10 +78,6 @@ if TYPE_CHECKING:
     from logd.replication.membership import Membership, Refusal
 
 log = structlog.get_logger(__name__)
-
-COMMIT_NOTICE_S: Final = 0.005
-"""Followers of a group in which nothing was committed for about this long are told the commit
-offset; those of a busy one learn it with the next append.  Only readers of followers can tell."""
 
 CLAIMS_INTERVAL_S: Final = 0.02
 """All that a node leads is told to all peers, so it is not told more often than this."""
@@ -153,15 +149,12 @@ class Node:
         self._dirty: dict[GroupId, Group] = {}
         self._owing: dict[GroupId, Group] = {}
         """Groups that may owe somebody the answer to a proposal."""
-        self._held: dict[Group, bool] = {}
-        """Groups that wait for the disk, or did a moment ago → whether it was said that they do."""
+        self._disk_waits = DiskWaits(self.node, self.is_up)
         self._pump_lot = trio.lowlevel.ParkingLot()
         self._timers = GroupTimers(self.now_ms, self._on_due)
         self._campaigns = Campaigns(begin=lambda group: group.post(Tick()))
         self._introductions: list[tuple[Group, tuple[NodeId, ...]]] = []
-        self._commit_notices: dict[GroupId, tuple[Group, Offset]] = {}
-        """Groups whose followers may lack the commit offset, and what that was."""
-        self._notice_wanted = trio.Event()
+        self.commit_notices = CommitNotices(self.turn)
         self._leadership_news = trio.Event()
         self._claims_wanted = trio.Event()
         self.questions = PeerQuestions(self)
@@ -183,7 +176,7 @@ class Node:
                 nursery.start_soon(self._timers.run)
                 nursery.start_soon(self._syncs.run)
                 nursery.start_soon(self._tell_claims)
-                nursery.start_soon(self._tell_commits)
+                nursery.start_soon(self.commit_notices.run)
                 nursery.start_soon(self._expire)
                 nursery.start_soon(self._watch_peers)
                 nursery.start_soon(self.repairer.run)
@@ -271,7 +264,7 @@ class Node:
         if group is not None:
             self._dirty.pop(group_id, None)
             self._owing.pop(group_id, None)
-            self._commit_notices.pop(group_id, None)
+            self.commit_notices.forget(group_id)
             await group.close()
             self.tail_cache.forget(group_id)
             self.leadership_changed(group)
@@ -363,18 +356,13 @@ class Node:
         self._introductions.append((group, members))
         self._pump_lot.unpark()
 
-    def tell_commit_later(self, group: Group) -> None:
-        if group.group_id not in self._commit_notices:
-            self._commit_notices[group.group_id] = (group, group.commit_offset)
-            self._notice_wanted.set()
-
     def leadership_changed(self, group: Group) -> None:
         self.claims.changed()
         self._claims_wanted.set()
         self.tell_leadership_news()
 
     def group_held(self, group: Group) -> None:
-        self._held[group] = False
+        self._disk_waits.note_held(group)
 
     def damage_met(self, group: Group) -> None:
         self.repairer.report(group)
@@ -423,24 +411,6 @@ class Node:
                 self._send_claims()
             await trio.sleep(CLAIMS_INTERVAL_S)
 
-    async def _tell_commits(self) -> None:
-        while True:
-            if not self._commit_notices:
-                self._notice_wanted = trio.Event()
-                await self._notice_wanted.wait()
-            await trio.sleep(COMMIT_NOTICE_S)
-            notices, self._commit_notices = self._commit_notices, {}
-            quiet: list[Group] = []
-            for group, commit_offset in notices.values():
-                if group.commit_offset == commit_offset:
-                    quiet.append(group)
-                else:
-                    self.tell_commit_later(group)
-            if quiet:
-                with self.turn:
-                    for group in quiet:
-                        group.feeder.tell_commit()
-
     def _on_due(self, groups: list[Group]) -> int | None:
         """Have time pass for these groups; says when to look again if campaigns wait."""
         with self.turn:
@@ -464,36 +434,9 @@ class Node:
                     group.proposals.expire(now_ms)
                 else:
                     del self._owing[group_id]
-            self._look_at_disks()
+            syncing = self._syncs.under_way()
+            self._disk_waits.look(self.groups[each] for each in syncing if each in self.groups)
             self.answers.forget_old_state()
-
-    def _look_at_disks(self) -> None:
-        """Nothing ends a call to a disk that does not answer.  Say so, and have others lead."""
-        for group_id in self._syncs.under_way():
-            syncing = self.groups.get(GroupId(group_id))
-            if syncing is not None and syncing.disk_wait_s >= DISK_PATIENCE_S:
-                self._held.setdefault(syncing, False)
-        for group, was_told in list(self._held.items()):
-            waited_s = group.disk_wait_s
-            if group.failure is not None or not (group.is_held or waited_s):
-                del self._held[group]
-            elif waited_s >= DISK_PATIENCE_S:
-                if not was_told:
-                    self._held[group] = True
-                    log.error(log_events.GROUP_HELD, group=group.group_id, seconds=int(waited_s))
-                if group.is_leader and self._can_spare(group):
-                    group.step_aside()
-
-    def _can_spare(self, group: Group) -> bool:
-        """Whether the other voters can go on at once without this node."""
-        return is_quorum(
-            group.configuration,
-            lambda voter: (
-                voter != self.node
-                and self._detector.is_up(voter)
-                and group.feeder.is_in_sync(voter)
-            ),
-        )
 
     async def _watch_peers(self) -> None:
         interval_s = self._config.liveness_interval_ms / 1000

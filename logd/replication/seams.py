@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from logd.env import Env
     from logd.raft.messages import Message
+    from logd.replication.commit_notices import CommitNotices
     from logd.replication.counts import NodeCounts
     from logd.replication.group import Group
     from logd.replication.peer_protocol import AnyPeerMessage, Lane
@@ -27,6 +28,7 @@ class GroupHost(Protocol):
     env: Env
     counts: NodeCounts
     tail_cache: TailCache
+    commit_notices: CommitNotices
     follower_cached_bytes: int
     node: NodeId
     turn: Turn
@@ -48,7 +50,6 @@ class GroupHost(Protocol):
     def request_sync(self, group: Group) -> None: ...
     def set_deadline(self, group: Group, deadline_ms: int | None) -> None: ...
     def introduce_later(self, group: Group, members: tuple[NodeId, ...]) -> None: ...
-    def tell_commit_later(self, group: Group) -> None: ...
     def mark_idle(self, group: Group) -> None: ...
     def leadership_changed(self, group: Group) -> None: ...
     def leader_learnt(self, group: Group) -> None: ...

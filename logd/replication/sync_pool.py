@@ -25,6 +25,7 @@ from logd.limits import UNSYNCED_S_MAX
 if TYPE_CHECKING:
     from logd.env import Env
     from logd.replication.group import Group
+    from logd.types import GroupId
 
 WORKERS: Final = 32
 """Syncs under way at a time.  A file system writes its journal once for all that wait for it: when
@@ -44,10 +45,10 @@ class SyncPool:
         self._env = env
         self._brief_in_a_row = 0
         self._queue: deque[Group] = deque()
-        self._queued: dict[int, bool] = {}
+        self._queued: dict[GroupId, bool] = {}
         """Group → True while it is queued, False while it is being synced."""
-        self._idle: dict[int, tuple[float, Group]] = {}
-        self._later: dict[int, tuple[float, Group]] = {}
+        self._idle: dict[GroupId, tuple[float, Group]] = {}
+        self._later: dict[GroupId, tuple[float, Group]] = {}
         """Logs whose batches count in memory: when each is due to be synced all the same."""
         self._later_wanted = trio.Event()
         self._workers = trio.lowlevel.ParkingLot()
@@ -76,7 +77,7 @@ class SyncPool:
         if not is_noticed:
             self._workers.unpark()
 
-    def under_way(self) -> list[int]:
+    def under_way(self) -> list[GroupId]:
         """The groups whose logs are being synced."""
         return [group_id for group_id, is_queued in self._queued.items() if not is_queued]
 

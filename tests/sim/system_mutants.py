@@ -1818,7 +1818,7 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a leader whose disk stands leads on",
         "availability: a majority is enough",
-        "logd/replication/node.py",
+        "logd/replication/disk_waits.py",
         "                    group.step_aside()\n",
         "                    pass\n",
     ),
