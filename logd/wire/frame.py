@@ -123,14 +123,6 @@ def frame_prefix(
     return _PREFIX.pack(length, kind, flags, len(header), correlation_id) + header
 
 
-def encode_frame(
-    kind: int, correlation_id: int, header: bytes, body: tuple[Buffer, ...] = (), flags: int = 0
-) -> tuple[Buffer, ...]:
-    """A whole frame, for one vectored send.  The body's buffers are passed through."""
-    body_bytes = sum(map(len, body))
-    return (frame_prefix(kind, flags, header, correlation_id, body_bytes), *body)
-
-
 def encode_message(
     kind: int,
     message: msgspec.Struct,
@@ -227,16 +219,6 @@ class FrameDecoder:
         """
         pending = self._end - self._start
         return pending if self._large is None else pending + self._large.received_bytes
-
-    @property
-    def pending_frame_bytes(self) -> int:
-        """Size that the incomplete frame claims, or 0 while it is not known."""
-        if self._large is not None:
-            return self._large.frame_bytes
-        if self._end - self._start < _LENGTH.size:
-            return 0
-        (length,) = _LENGTH.unpack_from(self._buffer, self._start)
-        return int(length) + _LENGTH.size
 
     def writable(self) -> memoryview:
         """Memory to receive into; never empty.  Valid until the next call of any method."""

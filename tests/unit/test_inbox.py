@@ -14,7 +14,7 @@ from logd.limits import MIB, RECEIVE_BYTES
 from logd.replication.inbox import Inbox
 from logd.replication.turn import Turn
 from logd.types import HostPort
-from logd.wire.frame import Frame, FrameDecoder, encode_frame
+from logd.wire.frame import Frame, FrameDecoder, frame_prefix
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import CALM, NetworkConditions, SimNetwork
 from tests.support.replica import play, until
@@ -68,7 +68,7 @@ class Desk:
 
 
 def frame_of(body: bytes) -> bytes:
-    return b"".join(bytes(part) for part in encode_frame(1, 0, b"h", (body,)))
+    return frame_prefix(1, 0, b"h", 0, len(body)) + body
 
 
 def at_a_desk(
