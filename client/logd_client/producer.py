@@ -7,11 +7,11 @@ batches is decided by a ``Pipeline`` per partition; a ``Sender`` carries them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from logd.errors import (
     InvalidPartitionError,
@@ -42,7 +42,6 @@ from logd_client.accumulator import (
     HEADER_OVERHEAD_BYTES,
     NO_FENCE,
     RECORD_OVERHEAD_BYTES,
-    Keys,
     OpenBatch,
     Slices,
     Value,
@@ -115,6 +114,18 @@ class ProducerOptions:
         require_between(
             "batches_in_flight", self.batches_in_flight, 1, BATCHES_IN_FLIGHT_PER_PRODUCER_MAX
         )
+
+
+class _Part(NamedTuple):
+    """Those records of one ``append_many`` that travel in one batch."""
+
+    positions: Sequence[int]
+    """Where they stand in the input, increasing."""
+    partition: ProducerPartition
+    values: list[Value]
+    keys: list[bytes | None] | bytes | None
+    size: int
+    """What they take if they are alone in it."""
 
 
 class Producer:
@@ -608,72 +619,69 @@ class Producer:
         if partition is not None:
             await self._learn_of(partition)
             self._choose(None, partition)
-        if keys is not None and partition is None:
-            if len(self._partitions) > 1:
-                return await self._append_grouped(values, keys, timestamp_ms, carried)
-            partition = 0
-
-        slices = Slices(values, key if keys is None else keys)
         outcome = ManyDeliveries()
-        parts = list(slices.bounds(self._options.batch_bytes))
+        if keys is not None and partition is None and len(self._partitions) == 1:
+            partition = 0  # It need not be worked out for each key.
+        if keys is None or partition is not None:
+            parts = self._parts_in_order(values, key, keys, partition, outcome)
+        else:
+            parts = self._parts_by_key(values, keys, outcome)
+        is_bound = key is not None or keys is not None or partition is not None
+        for part in parts:
+            try:
+                delivery, first = await self._enqueue(
+                    part, timestamp_ms, carried, is_bound=is_bound
+                )
+            except LogdError as error:
+                outcome.add_failures(part.positions, error)
+            else:
+                outcome.add_batch(part.positions, delivery, first)
+        return await outcome.wait()
+
+    def _parts_in_order(
+        self,
+        values: Sequence[Value],
+        key: bytes | None,
+        keys: Sequence[bytes | None] | None,
+        partition: int | None,
+        outcome: ManyDeliveries,
+    ) -> Iterator[_Part]:
+        """All records go where ``key`` or ``partition`` says; without them each batch goes where
+        there is room when it is queued."""
+        slices = Slices(values, key if keys is None else keys)
+        bounds = list(slices.bounds(self._options.batch_bytes))
         chosen: ProducerPartition | None = None
-        for start, end, size in parts:
-            part_keys = key if keys is None else _as_list(keys[start:end])
-            if key is not None or partition is not None or len(parts) == 1:
+        for start, end, size in bounds:
+            if key is not None or partition is not None or len(bounds) == 1:
                 chosen = self._choose(key, partition)
-            elif chosen is None or end < parts[-1][1]:
+            elif chosen is None or end < bounds[-1][1]:
                 chosen = self._advance()
             # Else it is what is left over, and stays with the last full batch.  With turns of its
             # own it could always be the turn of the same partitions, which would get little else.
-            try:
-                delivery, first = await self._enqueue(
-                    chosen,
-                    _as_list(values[start:end]),
-                    part_keys,
-                    timestamp_ms,
-                    size,
-                    carried,
-                    is_bound=key is not None or partition is not None,
-                )
-            except LogdError as error:
-                outcome.add_failures(range(start, end), error)
-            else:
-                outcome.add_batch(range(start, end), delivery, first)
+            part_keys = key if keys is None else _as_list(keys[start:end])
+            part_values = _as_list(values[start:end])
+            yield _Part(range(start, end), chosen, part_values, part_keys, size)
         for position, size in slices.too_large:
             outcome.add_failure(position, too_large(size))
-        return await outcome.wait()
 
-    async def _append_grouped(
-        self,
-        values: Sequence[Value],
-        keys: Sequence[bytes | None],
-        timestamp_ms: int,
-        fence: tuple[int, int],
-    ) -> tuple[AckRange, ...]:
+    def _parts_by_key(
+        self, values: Sequence[Value], keys: Sequence[bytes | None], outcome: ManyDeliveries
+    ) -> Iterator[_Part]:
         """Each record goes where its key says; keyless ones are spread together."""
-        outcome = ManyDeliveries()
         for chosen, positions in self._group(keys):
             group_values = list(map(values.__getitem__, positions))
             group_keys = list(map(keys.__getitem__, positions))
             slices = Slices(group_values, group_keys)
             for start, end, size in slices.bounds(self._options.batch_bytes):
-                try:
-                    delivery, first = await self._enqueue(
-                        chosen,
-                        group_values[start:end],
-                        group_keys[start:end],
-                        timestamp_ms,
-                        size,
-                        fence,
-                        is_bound=True,
-                    )
-                except LogdError as error:
-                    outcome.add_failures(positions[start:end], error)
-                else:
-                    outcome.add_batch(positions[start:end], delivery, first)
+                yield _Part(
+                    positions[start:end],
+                    chosen,
+                    group_values[start:end],
+                    group_keys[start:end],
+                    size,
+                )
             for at, size in slices.too_large:
                 outcome.add_failure(positions[at], too_large(size))
-        return await outcome.wait()
 
     def _group(self, keys: Sequence[bytes | None]) -> list[tuple[ProducerPartition, list[int]]]:
         """Input positions per partition; those first that nothing holds up."""
@@ -689,15 +697,7 @@ class Producer:
         return [(self._partitions[number], groups[number]) for number in in_turn]
 
     async def _enqueue(
-        self,
-        partition: ProducerPartition,
-        values: list[Value],
-        keys: Keys,
-        timestamp_ms: int,
-        size: int,
-        fence: tuple[int, int],
-        *,
-        is_bound: bool,
+        self, part: _Part, timestamp_ms: int, fence: tuple[int, int], *, is_bound: bool
     ) -> tuple[Delivery, int]:
         """Put records into a batch; its delivery, and the position of the first one in it.
 
@@ -705,7 +705,7 @@ class Producer:
             UsageError, ProducerFencedError: the producer has ended, perhaps while others of the
                 same call waited.  These were not queued.
         """
-        assert keys is None or isinstance(keys, bytes | list)
+        _, partition, values, keys, size = part
         # A key of all records stands in the batch once, unless others with other keys share it.
         shared_size = size
         if isinstance(keys, bytes):
@@ -827,5 +827,5 @@ def _measured(
     return checked, size + RECORD_OVERHEAD_BYTES + len(checked) * HEADER_OVERHEAD_BYTES
 
 
-def _as_list(part: Sequence[Value]) -> list[Value]:
+def _as_list(part: Sequence[bytes | None]) -> list[bytes | None]:
     return part if isinstance(part, list) else list(part)

@@ -806,7 +806,7 @@ SYSTEM_MUTANTS = (
         "P3",
         "client/logd_client/producer.py",
         "            except LogdError as error:\n"
-        "                outcome.add_failures(range(start, end), error)\n",
+        "                outcome.add_failures(part.positions, error)\n",
         "            except LogdError:\n                raise\n",
     ),
     Mutant(
