@@ -19,6 +19,7 @@ from logd.cli.options import (
 if TYPE_CHECKING:
     from logd.cli.picture import Picture
     from logd.cli.plans import SavedPlan
+    from logd_client import Client
 
 node_argument = click.argument("node", type=BROKER_ID, metavar="ID")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be moved.")
@@ -59,26 +60,19 @@ def drain(
     node: int, throttle: int | None, dry_run: bool, detach: bool, bootstrap: str, output: str
 ) -> None:
     """Move everything off a broker, leadership included, and put nothing new on it."""
-    from logd.cli.picture import require_none_running, take_picture
-    from logd.cli.plans import require_all_placed, require_room, show_plan
-    from logd.cli.running_plans import run_plan, set_pace
+    from logd.cli.picture import take_picture
+    from logd.cli.running_plans import run_plan
     from logd.cli.session import connected, run_async
 
     async def empty() -> None:
         async with connected(bootstrap) as client:
             picture = await take_picture(client, dead_are_lost=True)
             made = _plan_without(picture, node, f"drain broker {node}", throttle)
-            require_all_placed(made)
-            if dry_run or (output != "json" and made.moves):
-                show_plan(made, output)
-            await require_room(client, made)
+            await _check_and_show(client, made, output, dry_run=dry_run)
             if dry_run:
                 return
-            require_none_running(picture)
-            await client.admin.alter_broker(node, "drain")
-            await set_pace(client, throttle, None)
-            version = (await client.admin.describe_rebalance()).layout_version
-            await run_plan(client, _for_layout(made, version), output, detach=detach)
+            plan = await _take_out_of_service(client, picture, node, made, throttle)
+            await run_plan(client, plan, output, detach=detach)
         if not detach:
             say(f"broker {node} is empty: `logd broker remove {node}` ends its membership, "
                 f"`logd broker resume {node}` makes it available again")  # fmt: skip
@@ -150,15 +144,9 @@ def replace(
     the old one with it.
     """
     from logd.cli.display import bytes_text
-    from logd.cli.picture import require_none_running, take_picture
-    from logd.cli.plans import (
-        end_incomplete,
-        require_all_placed,
-        require_room,
-        show_plan,
-        start_plan,
-    )
-    from logd.cli.running_plans import finish, follow, set_pace
+    from logd.cli.picture import take_picture
+    from logd.cli.plans import end_incomplete, start_plan
+    from logd.cli.running_plans import finish, follow
     from logd.cli.session import connected, require_alive, run_async
 
     if successor == node:
@@ -174,18 +162,12 @@ def replace(
             picture = await take_picture(client, dead_are_lost=True)
             purpose = f"replace broker {node}" + (f" with {successor}" if successor else "")
             made = _plan_without(picture, node, purpose, throttle, successor)
-            require_all_placed(made)
-            if dry_run or (output != "json" and made.moves):
-                show_plan(made, output)
-            await require_room(client, made)
+            await _check_and_show(client, made, output, dry_run=dry_run)
             if dry_run:
                 return
-            require_none_running(picture)
-            await client.admin.alter_broker(node, "drain")
-            await set_pace(client, throttle, None)
-            if made.moves:
-                version = (await client.admin.describe_rebalance()).layout_version
-                plan_id = await start_plan(client, _for_layout(made, version))
+            plan = await _take_out_of_service(client, picture, node, made, throttle)
+            if plan.moves:
+                plan_id = await start_plan(client, plan)
                 finish(await follow(client, plan_id, output), output, made)
             if made.stranded:
                 if output == "json" and not made.moves:
@@ -244,8 +226,27 @@ def _plan_without(
     return picture.saved(purpose, plan, goals.throttle_bytes_per_s)
 
 
-def _for_layout(plan: SavedPlan, layout_version: int) -> SavedPlan:
-    """The plan, for the cluster as it is with the broker draining."""
+async def _check_and_show(client: Client, plan: SavedPlan, output: str, *, dry_run: bool) -> None:
+    """Refuse a plan that cannot be carried out; else tell people what it will do."""
+    from logd.cli.plans import require_all_placed, require_room, show_plan
+
+    require_all_placed(plan)
+    if dry_run or (output != "json" and plan.moves):
+        show_plan(plan, output)
+    await require_room(client, plan)
+
+
+async def _take_out_of_service(
+    client: Client, picture: Picture, node: int, plan: SavedPlan, throttle: int | None
+) -> SavedPlan:
+    """Let nothing new come to ``node``; the plan, for the cluster as it is with that."""
     import msgspec
 
-    return msgspec.structs.replace(plan, layout_version=layout_version)
+    from logd.cli.picture import require_none_running
+    from logd.cli.running_plans import set_pace
+
+    require_none_running(picture)
+    await client.admin.alter_broker(node, "drain")
+    await set_pace(client, throttle, None)
+    version = (await client.admin.describe_rebalance()).layout_version
+    return msgspec.structs.replace(plan, layout_version=version)

@@ -54,10 +54,10 @@ class Picture:
         self.brokers = brokers
         self.partitions = partitions
 
-    def plan(self, purpose: str, goals: Goals) -> SavedPlan:
-        """Plan for ``goals``, ready to be shown, saved or started."""
+    def plan(self, goals: Goals) -> SavedPlan:
+        """Plan a rebalance for ``goals``, ready to be shown, saved or started."""
         plan = make_plan(self.brokers, self.partitions, goals)
-        return self.saved(purpose, plan, goals.throttle_bytes_per_s)
+        return self.saved("rebalance", plan, goals.throttle_bytes_per_s)
 
     def saved(self, purpose: str, plan: RebalancePlan, throttle_bytes_per_s: int) -> SavedPlan:
         return SavedPlan(

@@ -69,7 +69,7 @@ def plan(
             tolerance=tolerance,
             throttle_bytes_per_s=throttle or picture.rebalance.throttle_bytes_per_s,
         )
-        made = picture.plan("rebalance", goals)
+        made = picture.plan(goals)
         show_plan(made, output)
         if save is not None:
             save_plan(made, save)
@@ -112,7 +112,7 @@ def run(
             if file is None:
                 picture = await take_picture(client, dead_are_lost=replace_dead)
                 rate = throttle or picture.rebalance.throttle_bytes_per_s
-                made = picture.plan("rebalance", Goals(throttle_bytes_per_s=rate))
+                made = picture.plan(Goals(throttle_bytes_per_s=rate))
                 if output != "json" and made.moves:
                     show_plan(made, output)
             else:
