@@ -7,8 +7,8 @@ import pytest
 
 from logd.limits import MIB
 from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad, Stranded
+from logd.metadata.rebalance.draft import Draft, Step
 from logd.metadata.rebalance.planner import Reason, RebalancePlan, make_plan, plan_only
-from logd.metadata.rebalance.search import Layout, Step
 from logd.metadata.rebalance.shares import ranges_of
 from logd.types import GroupId, NodeId, TopicPartition
 from tests.support.optimum import Excess, fewest_bytes
@@ -349,9 +349,9 @@ def test_equal_clusters_give_equal_plans_in_whatever_order_they_are_listed() -> 
 def test_what_a_step_moves_is_weighed_also_where_replicas_have_to_share_a_host() -> None:
     brokers = brokers_of(*"aabb")
     small, large = partition_of(0, (1, 2, 3), 999), partition_of(1, (1, 2, 3), 10**9 - 999)
-    layout = Layout(brokers, [small, large], ranges_of(brokers, [small, large], 10.0))
+    draft = Draft(brokers, [small, large], ranges_of(brokers, [small, large], 10.0))
 
-    gain = layout.gain(Step(partition=0, source=0, target=3))
+    gain = draft.gain(Step(partition=0, source=0, target=3))
 
     assert gain == pytest.approx(-1000 / (3 * 10**9))
 
@@ -359,12 +359,12 @@ def test_what_a_step_moves_is_weighed_also_where_replicas_have_to_share_a_host()
 def test_an_empty_partition_gains_nothing_by_going_to_and_fro() -> None:
     brokers = brokers_of(*"abc")
     partitions = [partition_of(0, (1,), 0, rate=100), partition_of(1, (2,), 0)]
-    layout = Layout(brokers, partitions, ranges_of(brokers, partitions, 0.05))
+    draft = Draft(brokers, partitions, ranges_of(brokers, partitions, 0.05))
     there = Step(partition=0, source=0, target=1, other=1)
 
-    gain_there = layout.gain(there)
-    layout.take(there)
-    gain_back = layout.gain(Step(partition=0, source=1, target=0, other=1))
+    gain_there = draft.gain(there)
+    draft.take(there)
+    gain_back = draft.gain(Step(partition=0, source=1, target=0, other=1))
 
     assert gain_there < 0
     assert gain_back == -gain_there

@@ -25,15 +25,11 @@ from logd.metadata.rebalance.cluster import (
     Stranded,
     is_majority_alive,
 )
+from logd.metadata.rebalance.draft import Draft
 from logd.metadata.rebalance.leaders import choose_leaders, leader_range
-from logd.metadata.rebalance.search import (
-    Layout,
-    even_out,
-    place_what_must_move,
-    refined,
-    separate,
-)
+from logd.metadata.rebalance.search import even_out, place_what_must_move, separate
 from logd.metadata.rebalance.shares import Range, Ranges, ranges_of
+from logd.metadata.rebalance.tabu import refined
 from logd.types import GroupId, NodeId, TopicPartition
 from logd.wording import are, count_of, named
 
@@ -125,14 +121,14 @@ def make_plan(
         names = tuple(partition.name for partition in partitions)
         return RebalancePlan((), 0, 0.0, balance, balance, 0, names, stranded)
     ranges = ranges_of(targets, partitions, goals.tolerance)
-    layout = Layout(brokers, partitions, ranges)
-    unplaced = place_what_must_move(layout)
-    separate(layout)
+    draft = Draft(brokers, partitions, ranges)
+    unplaced = place_what_must_move(draft)
+    separate(draft)
     if goals.is_balancing:
-        evened = copy.deepcopy(layout)
+        evened = copy.deepcopy(draft)
         even_out(evened)
-        layout = refined(layout, evened, goals.evaluations_max)
-    after = _replica_lists(layout, brokers, partitions, goals)
+        draft = refined(draft, evened, goals.evaluations_max)
+    after = _replica_lists(draft, brokers, partitions, goals)
     return _explained(
         brokers,
         partitions,
@@ -213,13 +209,13 @@ def _without(
 
 
 def _replica_lists(
-    layout: Layout,
+    draft: Draft,
     brokers: Sequence[BrokerLoad],
     partitions: Sequence[PartitionLoad],
     goals: Goals,
 ) -> list[tuple[NodeId, ...]]:
     """The replicas of each partition, preferred leader first; what stays keeps its place."""
-    sets = [[brokers[at].node for at in holders] for holders in layout.holders]
+    sets = [[brokers[at].node for at in holders] for holders in draft.holders]
     leaders = choose_leaders(
         sets,
         [partition.replicas[0] for partition in partitions],
