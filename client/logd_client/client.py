@@ -31,7 +31,7 @@ from logd_client.consumer import (
     Stop,
 )
 from logd_client.coordination.calls import Calls
-from logd_client.coordination.session import SESSION_TTL_MS_DEFAULT, Sessions, require_ttl
+from logd_client.coordination.sessions import SESSION_TTL_MS_DEFAULT, Sessions, require_ttl
 from logd_client.coordination.surface import Coordination
 from logd_client.environment import Environment, lease_clock, wall_clock_ms
 from logd_client.event_loop import current_loop, monotonic_clock

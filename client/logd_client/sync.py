@@ -61,7 +61,7 @@ from logd_client.client import (
 from logd_client.consumer import CREDIT_BYTES_DEFAULT, OnMalformed, OnTrimmed, Start, Starts, Stop
 from logd_client.consumer import Consumer as AsyncConsumer
 from logd_client.coordination.leases import LeaseKind
-from logd_client.coordination.session import SESSION_TTL_MS_DEFAULT
+from logd_client.coordination.sessions import SESSION_TTL_MS_DEFAULT
 from logd_client.coordination.surface import SEQUENCE_BLOCK_DEFAULT
 from logd_client.environment import wall_clock_ms
 from logd_client.portal import Awaited, Entered, LoopThread, Portal

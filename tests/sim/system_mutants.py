@@ -1043,14 +1043,14 @@ SYSTEM_MUTANTS = (
     Mutant(
         "what hangs on a session goes on when its client is closed without closing it",
         "P3: whoever waits is told",
-        "client/logd_client/coordination/session.py",
+        "client/logd_client/coordination/sessions.py",
         "                session.lose(UsageError(_CLOSED))\n",
         "                pass\n",
     ),
     Mutant(
         "a session that is opened while its client is closed is handed out",
         "coordination: a lease is over before another has it",
-        "client/logd_client/coordination/session.py",
+        "client/logd_client/coordination/sessions.py",
         "        if self._is_closed:  # Meanwhile",
         "        if False:  # Meanwhile",
     ),

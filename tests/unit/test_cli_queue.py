@@ -23,7 +23,8 @@ from logd.limits import VALUE_BYTES_MAX
 from logd.wire.coordination import ClaimedItem, QueueOptions, QueueStatistics
 from logd_client.coordination.names import parse_name
 from logd_client.coordination.queues import Claim, ItemFailedError, Queue
-from logd_client.coordination.session import Session, Sessions
+from logd_client.coordination.session import Session
+from logd_client.coordination.sessions import Sessions
 
 ENOUGH_S = 10
 """A test that waits so long has failed."""

@@ -15,7 +15,7 @@ from logd.wire.messages import BrokerInfo, MetadataResponse, PartitionInfo, Topi
 from logd_client import connect
 from logd_client.background import Background
 from logd_client.consumer import Consumer, ConsumerOptions
-from logd_client.coordination.session import Sessions
+from logd_client.coordination.sessions import Sessions
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import Producer, ProducerOptions
 from logd_client.routing import Routing

@@ -59,13 +59,8 @@ from logd_client.coordination.members import Membership
 from logd_client.coordination.names import checked_key, parse_name, shown
 from logd_client.coordination.queue_worker import ItemFailedError, failure_of
 from logd_client.coordination.queues import Queue, lost_text, make_item
-from logd_client.coordination.session import (
-    SAFE_SHARE,
-    WINDOW,
-    Session,
-    Sessions,
-    require_ttl,
-)
+from logd_client.coordination.session import SAFE_SHARE, WINDOW, Session
+from logd_client.coordination.sessions import Sessions, require_ttl
 from logd_client.delivery import Delivery
 from logd_client.environment import Environment
 from logd_client.transport import TcpTransport
@@ -813,7 +808,7 @@ async def test_what_hangs_on_a_session_is_lost_here_once_its_client_is_closed(
 ) -> None:
     """Whether the session is left open at the brokers, or they do not answer, or its closing does
     not even get a place among commands that they do not answer."""
-    monkeypatch.setattr("logd_client.coordination.session.CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("logd_client.coordination.sessions.CLOSE_TIMEOUT_S", 0.05)
     async with anyio.create_task_group() as tasks:
         sessions = Sessions(cast("Calls", OpeningCalls(tasks)), "test", 30_000)
         sessions.leaves_open = leaves_open

@@ -14,7 +14,7 @@ from logd_client.coordination.elections import Observation
 from logd_client.coordination.feeds import GAP
 from logd_client.coordination.members import Group
 from logd_client.coordination.names import parse_name
-from logd_client.coordination.session import Sessions
+from logd_client.coordination.sessions import Sessions
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,8 @@ from logd_client.coordination.members import Group
 from logd_client.coordination.names import parse_name
 
 if TYPE_CHECKING:
-    from logd_client.coordination.session import Session, Sessions
+    from logd_client.coordination.session import Session
+    from logd_client.coordination.sessions import Sessions
 
 pytestmark = pytest.mark.anyio
 

@@ -43,7 +43,7 @@ from logd.wire.coordination import (
     Transact,
     Transacted,
 )
-from logd_client.coordination.session import (
+from logd_client.coordination.sessions import (
     ADOPTED_LOWEST,
     ADOPTERS_WAIT_MINUTES,
     MINUTE_MS,

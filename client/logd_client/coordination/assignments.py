@@ -31,7 +31,8 @@ from logd_client.backoff import Backoff
 from logd_client.coordination.fences import Fence
 from logd_client.coordination.members import Group
 from logd_client.coordination.names import Name, checked_name
-from logd_client.coordination.session import Session, Sessions
+from logd_client.coordination.session import Session
+from logd_client.coordination.sessions import Sessions
 from logd_client.coordination.watches import Watch
 
 REVIEW_S: Final = 30.0

@@ -20,7 +20,7 @@ from logd.errors import UsageError
 from logd.wire.coordination import Acquire, Done, Event, HandOver, Holders, Proclaim
 from logd_client.coordination.leases import Lease, LeaseContext, Place, read_holders
 from logd_client.coordination.names import Name, checked_bytes
-from logd_client.coordination.session import Sessions
+from logd_client.coordination.sessions import Sessions
 from logd_client.coordination.watches import GAP, Watch
 
 

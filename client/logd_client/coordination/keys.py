@@ -30,7 +30,7 @@ from logd.wire.coordination import (
 )
 from logd_client.arguments import require_between
 from logd_client.coordination.names import checked_bytes, checked_key, checked_name, shown
-from logd_client.coordination.session import Sessions
+from logd_client.coordination.sessions import Sessions
 from logd_client.coordination.watches import Watch
 
 

@@ -45,7 +45,8 @@ from logd_client.backoff import Backoff
 from logd_client.coordination.calls import WAIT_S_MAX
 from logd_client.coordination.fences import Fence, raise_fences, require_topics
 from logd_client.coordination.names import Name
-from logd_client.coordination.session import PendingCommand, Session, Sessions
+from logd_client.coordination.session import PendingCommand, Session
+from logd_client.coordination.sessions import Sessions
 from logd_client.event_loop import Scope, new_scope
 
 LeaseKind = Literal["lock", "semaphore", "election"]

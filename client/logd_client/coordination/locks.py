@@ -19,7 +19,7 @@ from logd.wire.coordination import Acquire, Holders, LockMode
 from logd_client.arguments import require_between, require_one_of
 from logd_client.coordination.leases import Lease, LeaseContext, Place
 from logd_client.coordination.names import Name, checked_bytes
-from logd_client.coordination.session import Sessions
+from logd_client.coordination.sessions import Sessions
 
 
 class Lock:

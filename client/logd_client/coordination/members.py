@@ -20,7 +20,8 @@ from logd.errors import LeaseLostError, LogdError, UsageError
 from logd.wire.coordination import Done, Event, Join, Leave, Member, Members, ReadMembers
 from logd_client.coordination.leases import settle, wait_until_settled
 from logd_client.coordination.names import Name, checked_bytes, checked_name
-from logd_client.coordination.session import Session, Sessions
+from logd_client.coordination.session import Session
+from logd_client.coordination.sessions import Sessions
 from logd_client.coordination.watches import GAP, Watch
 
 

@@ -63,7 +63,8 @@ from logd_client.coordination.queue_worker import (
     WorkTally,
     check_release,
 )
-from logd_client.coordination.session import Session, Sessions
+from logd_client.coordination.session import Session
+from logd_client.coordination.sessions import Sessions
 from logd_client.coordination.watches import Watch
 
 __all__ = [

@@ -15,7 +15,7 @@ from logd.wire.coordination import Compare
 from logd_client.arguments import require_between
 from logd_client.coordination.keys import KeyValues, delete
 from logd_client.coordination.names import Name
-from logd_client.coordination.session import Sessions
+from logd_client.coordination.sessions import Sessions
 
 
 class _Recipe:

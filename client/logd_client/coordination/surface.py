@@ -31,7 +31,7 @@ from logd_client.coordination.members import Group
 from logd_client.coordination.names import checked_name, parse_name
 from logd_client.coordination.queues import Queue
 from logd_client.coordination.recipes import Barrier, Counter, DoubleBarrier, Latch, NumberSequence
-from logd_client.coordination.session import Sessions, require_ttl
+from logd_client.coordination.sessions import Sessions, require_ttl
 
 SEQUENCE_BLOCK_DEFAULT: Final = 100
 
