@@ -75,6 +75,14 @@ FAREWELL_S: Final = 0.1
 """How long it goes on telling its clients where to go."""
 
 REGISTER_TIMEOUT_MS: Final = 5_000
+REGISTER_RETRY_S: Final = 0.1
+
+FORM_LOOK_S: Final = 0.05
+"""Whether it is the controller, a broker that would form the cluster looks this often."""
+
+MISSING_TOLD_EVERY_S: Final = 2.0
+"""A broker that waits for others before there is a cluster says so this often."""
+
 ACCEPT_RETRY_S: Final = 0.1
 
 
@@ -235,7 +243,7 @@ async def _join(broker: Broker) -> None:
 
 async def _report_missing(membership: Membership) -> None:
     while True:
-        await trio.sleep(2.0)
+        await trio.sleep(MISSING_TOLD_EVERY_S)
         log.warning(log_events.WAITING_FOR_NODES, missing=membership.missing())
 
 
@@ -259,7 +267,7 @@ async def _form(broker: Broker, members: dict[int, str]) -> None:
                 )
             except LogdError as error:
                 log.info(log_events.METADATA_REFUSED, reason=str(error))
-        with trio.move_on_after(0.05):
+        with trio.move_on_after(FORM_LOOK_S):
             await metadata.changed()
     cluster_id = metadata.state.cluster_id
     assert cluster_id is not None
@@ -282,7 +290,7 @@ async def _register(broker: Broker) -> None:
             if broker.metadata.state.in_order(command) != command:
                 continue  # Its knowledge was of the past, as it usually is at a start.
             log.warning(log_events.METADATA_REFUSED, reason=str(error))
-            await trio.sleep(0.1)
+            await trio.sleep(REGISTER_RETRY_S)
         else:
             log.info(log_events.BROKER_REGISTERED, node=command.node, address=str(broker.address))
             return

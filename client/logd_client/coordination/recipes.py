@@ -7,6 +7,7 @@ revision that was read, so that no change falls between the two.
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Final
 
 import anyio
 
@@ -16,6 +17,9 @@ from logd_client.arguments import require_between
 from logd_client.coordination.keys import KeyValues, delete
 from logd_client.coordination.names import Name
 from logd_client.coordination.sessions import Sessions
+
+TIDY_UP_TIMEOUT_S: Final = 5.0
+"""How long whoever gives up entering may take to see that the others count it no more."""
 
 
 class _Recipe:
@@ -87,7 +91,7 @@ class DoubleBarrier(_Recipe):
                     while not await self._is_ready(entered_at):
                         await events.next()
         except BaseException:
-            with anyio.move_on_after(5, shield=True), suppress(LogdError):
+            with anyio.move_on_after(TIDY_UP_TIMEOUT_S, shield=True), suppress(LogdError):
                 await self.kv.delete(self._mine)
             raise
 
