@@ -27,17 +27,15 @@ from logd.limits import (
     FRAME_BYTES_MAX,
     METADATA_VOTERS_MAX,
     MIB,
+    PORT_MAX,
     PRODUCE_BYTES_IN_FLIGHT_MAX,
+    REGISTERED_CHARACTERS_MAX,
     SEGMENT_BYTES_MAX,
     SEGMENT_BYTES_MIN,
     TAIL_CACHE_BYTES_MAX,
 )
 from logd.types import NODE_ID_MAX, HostPort, NodeId
 from logd.wording import named
-
-PORT_MAX: Final = 65_535
-TEXT_CHARACTERS_MAX: Final = 255
-"""Host names, failure domains, racks."""
 
 LISTEN_DEFAULT: Final = HostPort("127.0.0.1", 7171)
 PEER_LISTEN_DEFAULT: Final = HostPort("127.0.0.1", 7181)
@@ -288,8 +286,9 @@ class BrokerConfig:
         )
         for name, text in (("failure_domain", self.failure_domain), ("rack", self.rack)):
             _require(
-                len(text) <= TEXT_CHARACTERS_MAX,
-                f"{name} has {len(text)} characters, at most {TEXT_CHARACTERS_MAX} are allowed",
+                len(text) <= REGISTERED_CHARACTERS_MAX,
+                f"{name} has {len(text)} characters, "
+                f"at most {REGISTERED_CHARACTERS_MAX} are allowed",
             )
             _require(_NO_TEXT.search(text) is None, f"{name} = {text!r}: expected text")
 
@@ -486,9 +485,9 @@ def parse_host_port(text: str) -> HostPort:
     port = int(match["port"])
     if port > PORT_MAX:
         raise UsageError(f"a port is 0 to {PORT_MAX}, found {_shown(text)}")
-    if len(host) > TEXT_CHARACTERS_MAX:
+    if len(host) > REGISTERED_CHARACTERS_MAX:
         raise UsageError(
-            f"a host name has at most {TEXT_CHARACTERS_MAX} characters, found {_shown(text)}"
+            f"a host name has at most {REGISTERED_CHARACTERS_MAX} characters, found {_shown(text)}"
         )
     return HostPort(host, port)
 

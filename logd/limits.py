@@ -110,6 +110,10 @@ ADMIN_TIMEOUT_MS_MAX: Final = 300_000
 # --- names -----------------------------------------------------------------------------
 
 NAME_CHARACTERS_MAX: Final = 200
+REGISTERED_CHARACTERS_MAX: Final = 255
+"""Host names (RFC 1035), failure domains, racks, versions and ids that brokers register."""
+
+PORT_MAX: Final = 65_535
 TOPICS_MAX: Final = 100_000
 PARTITIONS_PER_TOPIC_MAX: Final = 2_000
 """What one command may create.  1,000 partitions of three replicas take seconds on a small
@@ -131,6 +135,8 @@ LEARNERS_MAX: Final = BROKERS_MAX
 """Of one group: every broker that does not vote in the metadata log follows it as a learner."""
 
 METADATA_VOTERS_MAX: Final = 5
+METADATA_COMMAND_BYTES_MAX: Final = 32 * KIB
+"""One command of the metadata log: bounds what one request can make every broker keep."""
 
 METADATA_TOPICS_PER_ANSWER: Final = 1_000
 METADATA_PARTITIONS_PER_ANSWER: Final = 4_000

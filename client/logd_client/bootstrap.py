@@ -6,9 +6,9 @@ It only has to name one broker that is up: the others are learned from it.
 from __future__ import annotations
 
 from logd.errors import UsageError
+from logd.limits import PORT_MAX
 from logd.types import HostPort
 
-_PORT_MAX = 65_535
 _PORT_DIGITS_MAX = 5
 
 
@@ -39,6 +39,6 @@ def _parse_address(entry: str) -> HostPort:
         raise UsageError(f"bootstrap address {entry!r} is not HOST:PORT")
     # The length comes first: int() refuses thousands of digits with an error of its own.
     is_number = port.isascii() and port.isdigit() and len(port) <= _PORT_DIGITS_MAX
-    if not (is_number and 0 < int(port) <= _PORT_MAX):
-        raise UsageError(f"bootstrap address {entry!r}: port must be 1 to {_PORT_MAX}")
+    if not (is_number and 0 < int(port) <= PORT_MAX):
+        raise UsageError(f"bootstrap address {entry!r}: port must be 1 to {PORT_MAX}")
     return HostPort(host, int(port))

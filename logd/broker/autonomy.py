@@ -25,6 +25,7 @@ from logd.metadata.commands import CancelMove, Command, StartPlan
 from logd.metadata.features import GIVING_UP_LEVEL, LEAVING_LEVEL
 from logd.metadata.moves import Plan, PlannedMove, fitting_purpose
 from logd.metadata.rebalance.cluster import (
+    DISK_SHARE_MAX,
     BrokerLoad,
     Goals,
     PartitionLoad,
@@ -60,7 +61,6 @@ GENTLE_TOLERANCE: Final = 0.1
 GENTLE_EVALUATIONS_MAX: Final = 20_000
 """It costs the controller processor time that clients wait for."""
 
-DISK_SHARE_MAX: Final = 0.9
 NAMED_MAX: Final = 3
 """Partitions that one note names."""
 

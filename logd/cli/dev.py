@@ -16,8 +16,7 @@ import msgspec
 from logd.cli.display import print_json, say
 from logd.cli.exits import ExitCode
 from logd.cli.options import IntegerType, output_option
-from logd.config import PORT_MAX
-from logd.limits import METADATA_VOTERS_MAX
+from logd.limits import METADATA_VOTERS_MAX, PORT_MAX
 from logd.types import NodeId
 
 if TYPE_CHECKING:

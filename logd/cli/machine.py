@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from logd.cli.display import say
-from logd.config import PORT_MAX, BrokerConfig
+from logd.config import BrokerConfig
 from logd.errors import UsageError
+from logd.limits import PORT_MAX
 from logd.storage.directory import META_NAME
 from logd.types import HostPort, NodeId
 

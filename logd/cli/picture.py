@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from logd.cli.plans import (
-    DISK_SHARE_MAX,
     SavedMove,
     SavedPlan,
     SavedStranded,
     free_for_plans,
 )
 from logd.errors import LogdError, RebalanceConflictError, UnavailableError
-from logd.metadata.rebalance.cluster import BrokerLoad, Goals, PartitionLoad
+from logd.metadata.rebalance.cluster import DISK_SHARE_MAX, BrokerLoad, Goals, PartitionLoad
 from logd.metadata.rebalance.planner import Balance, Move, RebalancePlan, make_plan
 from logd.types import GroupId, NodeId, TopicPartition
 from logd.wording import are, named, them

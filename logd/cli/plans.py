@@ -19,6 +19,7 @@ from logd.errors import (
     NotEnoughBrokersError,
     UsageError,
 )
+from logd.metadata.rebalance.cluster import DISK_SHARE_MAX
 from logd.metadata.rebalance.planner import Reason
 from logd.wire.messages import PlannedMoveInfo
 from logd.wording import are, count_of, each_with, named
@@ -26,9 +27,6 @@ from logd.wording import are, count_of, each_with, named
 if TYPE_CHECKING:
     from logd.wire.messages import DescribeBrokerResponse
     from logd_client import Client
-
-DISK_SHARE_MAX: Final = 0.9
-"""Of what a broker has free above its minimum: so much a plan may fill."""
 
 MOVES_SHOWN_MAX: Final = 40
 NAMED_MAX: Final = 3

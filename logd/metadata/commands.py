@@ -18,17 +18,14 @@ from typing import Annotated, Final
 import msgspec
 
 from logd.errors import InvalidRequestError, MalformedBatchError
-from logd.limits import BROKERS_MAX, FRAME_HEADER_BYTES_MAX, KIB
+from logd.limits import BROKERS_MAX, FRAME_HEADER_BYTES_MAX, METADATA_COMMAND_BYTES_MAX
 from logd.metadata.moves import PlannedMove
 from logd.types import DirectoryId, GroupId, NodeId, Offset
 
-COMMAND_BYTES_MAX: Final = 32 * KIB
-"""Bounds what one request can make every broker keep."""
-
 # A broker forwards commands to the controller in a frame's header.
-assert COMMAND_BYTES_MAX < FRAME_HEADER_BYTES_MAX
+assert METADATA_COMMAND_BYTES_MAX < FRAME_HEADER_BYTES_MAX
 # A command that names every broker has room for all else that it says.
-assert BROKERS_MAX * 5 < COMMAND_BYTES_MAX // 2
+assert BROKERS_MAX * 5 < METADATA_COMMAND_BYTES_MAX // 2
 
 _Brokers = Annotated[tuple[NodeId, ...], msgspec.Meta(max_length=BROKERS_MAX)]
 
@@ -284,10 +281,10 @@ def encode_command(command: Command) -> bytes:
         encoded = _ENCODER.encode(command)
     except (UnicodeEncodeError, OverflowError) as error:
         raise InvalidRequestError(f"{type(command).__name__} cannot be stored: {error}") from error
-    if len(encoded) > COMMAND_BYTES_MAX:
+    if len(encoded) > METADATA_COMMAND_BYTES_MAX:
         raise InvalidRequestError(
             f"{type(command).__name__} takes {len(encoded)} bytes, "
-            f"at most {COMMAND_BYTES_MAX} are allowed"
+            f"at most {METADATA_COMMAND_BYTES_MAX} are allowed"
         )
     return encoded
 
@@ -298,9 +295,10 @@ def decode_command(encoded: bytes | bytearray | memoryview) -> Command:
     Raises:
         MalformedBatchError: the bytes are not a command that this version knows.
     """
-    if len(encoded) > COMMAND_BYTES_MAX:
+    if len(encoded) > METADATA_COMMAND_BYTES_MAX:
         raise MalformedBatchError(
-            f"metadata command of {len(encoded)} bytes, at most {COMMAND_BYTES_MAX} are allowed"
+            f"metadata command of {len(encoded)} bytes, "
+            f"at most {METADATA_COMMAND_BYTES_MAX} are allowed"
         )
     try:
         return _DECODER.decode(encoded)

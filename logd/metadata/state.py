@@ -43,7 +43,9 @@ from logd.limits import (
     METADATA_VOTERS_MAX,
     PARTITIONS_MAX,
     PARTITIONS_PER_TOPIC_MAX,
+    PORT_MAX,
     PRODUCER_IDS_PER_BLOCK,
+    REGISTERED_CHARACTERS_MAX,
     TOPICS_MAX,
 )
 from logd.metadata.commands import (
@@ -84,9 +86,6 @@ from logd.types import (
     TopicId,
 )
 from logd.wording import count_of, named
-
-_TEXT_CHARACTERS_MAX: Final = 255
-"""Host names (RFC 1035), domains, racks, versions and ids that brokers register."""
 
 _FEATURES_MAX: Final = 64
 _BROKERS_NAMED_MAX: Final = 5
@@ -674,8 +673,10 @@ def _broker_of(command: RegisterBroker) -> Broker:
 
 def _address_of(what: str, host: str, port: int) -> HostPort:
     _check_text(what, host)
-    if not 1 <= port <= 65_535:
-        raise InvalidRequestError(f"{what} {quoted(host)} has port {port}, expected 1 to 65535")
+    if not 1 <= port <= PORT_MAX:
+        raise InvalidRequestError(
+            f"{what} {quoted(host)} has port {port}, expected 1 to {PORT_MAX}"
+        )
     return HostPort(host, port)
 
 
@@ -687,8 +688,8 @@ def _check_node(node: NodeId) -> None:
 def _check_text(what: str, text: str, *, may_be_empty: bool = False) -> None:
     if not text and not may_be_empty:
         raise InvalidRequestError(f"the {what} is empty")
-    if len(text) > _TEXT_CHARACTERS_MAX:
+    if len(text) > REGISTERED_CHARACTERS_MAX:
         raise InvalidRequestError(
             f"{what} {quoted(text)} has {len(text)} characters, "
-            f"at most {_TEXT_CHARACTERS_MAX} are allowed"
+            f"at most {REGISTERED_CHARACTERS_MAX} are allowed"
         )

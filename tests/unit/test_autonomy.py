@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from logd.broker.autonomy import DISK_SHARE_MAX, _Loads, _room
+from logd.broker.autonomy import _Loads, _room
+from logd.metadata.rebalance.cluster import DISK_SHARE_MAX
 from logd.types import GroupId, NodeId
 from tests.unit.test_metadata_moves import five_brokers, left_behind
 

@@ -20,9 +20,13 @@ from logd.errors import (
     UnavailableError,
     UnknownTopicError,
 )
-from logd.limits import BROKERS_MAX, FEATURE_LEVEL, PRODUCER_IDS_PER_BLOCK
+from logd.limits import (
+    BROKERS_MAX,
+    FEATURE_LEVEL,
+    METADATA_COMMAND_BYTES_MAX,
+    PRODUCER_IDS_PER_BLOCK,
+)
 from logd.metadata.commands import (
-    COMMAND_BYTES_MAX,
     AddPartitions,
     AllocateProducerIds,
     AlterTopic,
@@ -610,8 +614,8 @@ def test_a_command_that_names_more_brokers_than_there_can_be_is_refused() -> Non
         b"\x82\xa7command\xabDeleteTopic\xa4name\xa1\xff",
         b"\x83\xa7command\xabDeleteTopic\xa4name\xa1t\xa3new\x01",
         b"\x82\xa7command\xabDeleteTopic\xa4name\xa1tmore",
-        b"\x91" * COMMAND_BYTES_MAX,
-        b"\xc0" * (COMMAND_BYTES_MAX + 1),
+        b"\x91" * METADATA_COMMAND_BYTES_MAX,
+        b"\xc0" * (METADATA_COMMAND_BYTES_MAX + 1),
     ],
     ids=range(11),
 )
@@ -628,8 +632,8 @@ def test_garbage_is_refused_and_nothing_else(garbage: bytes) -> None:
 
 
 def test_a_command_too_large_for_the_log_is_refused_before_it_gets_there() -> None:
-    with pytest.raises(InvalidRequestError, match=f"at most {COMMAND_BYTES_MAX}"):
-        encode_command(create(config={"fence": "x" * COMMAND_BYTES_MAX}))
+    with pytest.raises(InvalidRequestError, match=f"at most {METADATA_COMMAND_BYTES_MAX}"):
+        encode_command(create(config={"fence": "x" * METADATA_COMMAND_BYTES_MAX}))
 
 
 def test_text_that_cannot_be_stored_is_refused() -> None:

@@ -14,7 +14,12 @@ from typing import Final, TypeVar
 import anyio
 
 from logd.errors import LogdError, RequestTimeoutError, SessionExpiredError, UsageError
-from logd.limits import SESSION_TTL_MS_MAX, SESSION_TTL_MS_MIN, TEXT_BYTES_MAX
+from logd.limits import (
+    SESSION_TTL_MS_MAX,
+    SESSION_TTL_MS_MIN,
+    SESSIONS_PER_KEEP_ALIVE_MAX,
+    TEXT_BYTES_MAX,
+)
 from logd.types import GroupId
 from logd.wire.coordination import CloseSession, Command, Done, Opened, OpenSession, Result
 from logd.wire.messages import CoordinateRequest, Message
@@ -26,7 +31,6 @@ from logd_client.routing import FAILURES_BEFORE_DOUBTING_THE_TOPIC
 
 SESSION_TTL_MS_DEFAULT: Final = 30_000
 KEEP_ALIVE_TIMEOUT_S_MAX: Final = 2.0
-SESSIONS_PER_KEEP_ALIVE: Final = 4096
 MINUTE_MS: Final = 60_000
 ADOPTERS_WAIT_MINUTES: Final = 10
 """Whoever goes on with a session that its client has left has its answers within so long, and
@@ -216,8 +220,8 @@ class Sessions:
         timeout_s = min(shortest_s / (2 * RENEWALS_PER_TTL), KEEP_ALIVE_TIMEOUT_S_MAX) * patience
         ids = [session.id for session in sessions]
         expired: set[int] = set()
-        for at in range(0, len(ids), SESSIONS_PER_KEEP_ALIVE):
-            part = ids[at : at + SESSIONS_PER_KEEP_ALIVE]
+        for at in range(0, len(ids), SESSIONS_PER_KEEP_ALIVE_MAX):
+            part = ids[at : at + SESSIONS_PER_KEEP_ALIVE_MAX]
             expired.update(await self.calls.keep_alive(group, part, timeout_s))
         return expired
 

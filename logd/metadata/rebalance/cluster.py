@@ -18,6 +18,10 @@ EVALUATIONS_DEFAULT: Final = 100_000
 percent of the bytes."""
 
 
+DISK_SHARE_MAX: Final = 0.9
+"""Of what a broker has free above its minimum: so much a plan may fill."""
+
+
 class BrokerLoad(NamedTuple):
     """One broker, as a place for replicas."""
 
