@@ -10,11 +10,11 @@ Format: segment_format.md, section 8.
 from __future__ import annotations
 
 import errno
-import re
 from typing import Final
 
 from logd.env import FileSystem
 from logd.errors import CorruptionError, StorageError, StorageFailedError
+from logd.storage.digits import number_of, twenty_digits
 from logd.storage.file_header import (
     APPLICATION_MAGIC,
     CHECKPOINT_MAGIC,
@@ -30,8 +30,6 @@ CHECKPOINTS_KEPT: Final = 2
 _BAD_SECTORS: Final = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 """How a file system says that what it reads is not what was written; else a mode, say, or too many
 open files."""
-
-_NUMBER: Final = re.compile(r"\d{20}", re.ASCII)
 
 
 def application_store(files: FileSystem, directory: str, identity: LogIdentity) -> CheckpointStore:
@@ -125,14 +123,15 @@ class CheckpointStore:
         return payload
 
     def _path(self, offset: Offset) -> str:
-        return f"{self._directory}/{self._prefix}{offset:020}"
+        return f"{self._directory}/{self._prefix}{twenty_digits(offset)}"
 
     def _offsets(self) -> list[Offset]:
         if not self._files.is_directory(self._directory):
             return []
         names = self._files.list_directory(self._directory)
-        numbers = [n.removeprefix(self._prefix) for n in names if n.startswith(self._prefix)]
-        return sorted(Offset(int(number)) for number in numbers if _NUMBER.fullmatch(number))
+        ours = [name.removeprefix(self._prefix) for name in names if name.startswith(self._prefix)]
+        found = map(number_of, ours)
+        return sorted(Offset(number) for number in found if number is not None)
 
     def _remove_unfinished(self) -> None:
         for name in self._files.list_directory(self._directory):

@@ -25,7 +25,6 @@ Format: segment_format.md, section 9.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -33,6 +32,7 @@ import msgspec
 
 from logd.env import DirectoryLock, FileSystem
 from logd.errors import CorruptionError, ForeignDirectoryError, StorageError
+from logd.storage.digits import number_of, twenty_digits
 from logd.storage.file_header import META_MAGIC, FileHeader, LogIdentity
 from logd.storage.hard_state import FILE_BYTES, promise_file, promise_in
 from logd.storage.repair import last_term
@@ -63,8 +63,6 @@ _OUR_NAMES: Final = (
     "lost+found",  # Of a file system of our own.
 )
 
-_GROUP_NAME: Final = re.compile(r"\d{20}", re.ASCII)
-
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What ``meta`` says besides its header, as JSON that an operator can read."""
@@ -89,7 +87,7 @@ class DataDirectory:
         self._files = files
         self._lock = lock
         self._meta = meta
-        self._noted = dict.fromkeys(_groups_in(files, f"{path}/{REPLICAS_NAME}"))
+        self._noted = dict.fromkeys(groups_in(files, f"{path}/{REPLICAS_NAME}"))
         """Groups of which there is a replica, unless it was taken away."""
         self.path = path
         self.node_id = node_id
@@ -127,7 +125,7 @@ class DataDirectory:
             files.sync_directory(f"{path}/{GROUPS_NAME}")
             files.sync_directory(path)
             directory = cls(files, path, node_id, lock, directory_id, meta)
-            for group in _groups_in(files, f"{path}/{GROUPS_NAME}"):
+            for group in groups_in(files, f"{path}/{GROUPS_NAME}"):
                 directory.note_group(group)
             files.sync_directory(f"{path}/{REPLICAS_NAME}")
         except OSError as error:
@@ -183,7 +181,7 @@ class DataDirectory:
     def group_path(self, group: GroupId) -> str:
         """Where the group's files lie, or would lie."""
         assert group >= 0
-        return f"{self.path}/{GROUPS_NAME}/{group:020}"
+        return f"{self.path}/{GROUPS_NAME}/{twenty_digits(group)}"
 
     def has_group(self, group: GroupId) -> bool:
         """Whether the group has a replica here, be it one whose directory was taken away; or may
@@ -206,7 +204,7 @@ class DataDirectory:
             self._noted[group] = None
 
     def _note_path(self, group: GroupId) -> str:
-        return f"{self.path}/{REPLICAS_NAME}/{group:020}"
+        return f"{self.path}/{REPLICAS_NAME}/{twenty_digits(group)}"
 
     def is_noted(self, group: GroupId) -> bool:
         """Whether there was a replica of ``group``: it is lost if it has no directory."""
@@ -214,7 +212,7 @@ class DataDirectory:
 
     def promises_path(self, group: GroupId) -> str:
         """Where the term and vote of a replica of ``group`` outlive it."""
-        return f"{self.path}/{PROMISES_NAME}/{group:020}"
+        return f"{self.path}/{PROMISES_NAME}/{twenty_digits(group)}"
 
     @property
     def trash_path(self) -> str:
@@ -227,7 +225,7 @@ class DataDirectory:
 
     def list_groups(self) -> list[GroupId]:
         """Groups that have a replica here, in order; also one whose directory was taken away."""
-        found = _groups_in(self._files, f"{self.path}/{GROUPS_NAME}")
+        found = groups_in(self._files, f"{self.path}/{GROUPS_NAME}")
         return sorted({*found, *self._noted})
 
     def retire_group(self, group: GroupId) -> None:
@@ -290,8 +288,7 @@ class DataDirectory:
 
     def list_promises(self) -> list[GroupId]:
         """Groups whose promises are kept, in order."""
-        names = self._files.list_directory(f"{self.path}/{PROMISES_NAME}")
-        return [GroupId(int(name)) for name in names if _GROUP_NAME.fullmatch(name)]
+        return groups_in(self._files, f"{self.path}/{PROMISES_NAME}")
 
     def forget_promises(self, group: GroupId) -> None:
         """The group is no more, and nobody will ask.
@@ -310,8 +307,9 @@ class DataDirectory:
             if not self._files.exists(source):
                 return
             taken = self._files.list_directory(self.trash_path)
-            number = next(n for n in range(len(taken) + 1) if f"{group:020}-{n}" not in taken)
-            self._files.rename(source, f"{self.trash_path}/{group:020}-{number}")
+            name = twenty_digits(group)
+            number = next(n for n in range(len(taken) + 1) if f"{name}-{n}" not in taken)
+            self._files.rename(source, f"{self.trash_path}/{name}-{number}")
             self._files.sync_directory(self.trash_path)
             self._files.sync_directory(parent(source))
         except OSError as error:
@@ -350,9 +348,10 @@ class DataDirectory:
         self._meta = meta
 
 
-def _groups_in(files: FileSystem, path: str) -> list[GroupId]:
-    names = files.list_directory(path)
-    return [GroupId(int(name)) for name in names if _GROUP_NAME.fullmatch(name)]
+def groups_in(files: FileSystem, path: str) -> list[GroupId]:
+    """The groups that something in the directory ``path`` is named by, in order."""
+    found = map(number_of, files.list_directory(path))
+    return [GroupId(number) for number in found if number is not None]
 
 
 def _refuse_strangers(files: FileSystem, path: str) -> None:

@@ -8,7 +8,6 @@ itself; failing that, from the name of its directory.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,7 +17,8 @@ from logd.env import FileSystem
 from logd.errors import CorruptionError, StorageError
 from logd.record.header import BatchHeader
 from logd.storage.batch_walk import walk_batches, written_end
-from logd.storage.directory import GROUPS_NAME
+from logd.storage.digits import number_of, twenty_digits
+from logd.storage.directory import GROUPS_NAME, groups_in
 from logd.storage.recovery import find_superseded, read_segment_header, segment_bases
 from logd.storage.segment import FIRST_POSITION, Segment, base_offset_of, segment_name
 from logd.storage.segment_index import OFFSET_SUFFIX, TIME_SUFFIX, remove_indexes
@@ -27,7 +27,6 @@ from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark
 from logd.storage.whole_file import parent
 from logd.types import FilePosition, GroupId, Offset, Term
 
-_GROUP_NAME: Final = re.compile(r"\d{20}", re.ASCII)
 _INDEX_INTERVAL_BYTES: Final = 4096
 
 
@@ -139,8 +138,7 @@ def group_directories(files: FileSystem, path: str) -> list[str]:
     groups = f"{path}/{GROUPS_NAME}"
     if not files.is_directory(groups):
         return [path]
-    names = files.list_directory(groups)
-    return [f"{groups}/{name}" for name in names if _GROUP_NAME.fullmatch(name)]
+    return [f"{groups}/{twenty_digits(group)}" for group in groups_in(files, groups)]
 
 
 def check_chain(segments: list[SegmentFile]) -> list[str]:
@@ -231,5 +229,5 @@ def _inspect(files: FileSystem, path: str, *, is_active: bool) -> SegmentFile:
 
 
 def _group_of_directory(directory: str) -> GroupId | None:
-    name = directory.rpartition("/")[2]
-    return GroupId(int(name)) if _GROUP_NAME.fullmatch(name) else None
+    number = number_of(directory.rpartition("/")[2])
+    return None if number is None else GroupId(number)

@@ -14,7 +14,6 @@ Format: segment_format.md, section 5.
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from logd.env import File, FileSystem
@@ -22,6 +21,7 @@ from logd.errors import CorruptionError
 from logd.limits import SEGMENT_HEADER_BYTES
 from logd.record.header import BatchHeader
 from logd.storage.batch_walk import header_at, walk_headers
+from logd.storage.digits import number_of, twenty_digits
 from logd.storage.file_header import (
     SEGMENT_MAGIC,
     FileHeader,
@@ -38,17 +38,15 @@ SEGMENT_SUFFIX: Final = ".log"
 FIRST_POSITION: Final = FilePosition(SEGMENT_HEADER_BYTES)
 """Where the batches begin."""
 
-_NAME: Final = re.compile(r"(\d{20})\.log", re.ASCII)
-
 
 def segment_name(base_offset: Offset) -> str:
-    return f"{base_offset:020}{SEGMENT_SUFFIX}"
+    return twenty_digits(base_offset) + SEGMENT_SUFFIX
 
 
 def base_offset_of(name: str) -> Offset | None:
     """The base offset that a file's name gives; None if it is no segment's name."""
-    match = _NAME.fullmatch(name)
-    return Offset(int(match[1])) if match else None
+    number = number_of(name.removesuffix(SEGMENT_SUFFIX)) if name.endswith(SEGMENT_SUFFIX) else None
+    return None if number is None else Offset(number)
 
 
 def create_segment(

@@ -23,6 +23,7 @@ from typing import Final
 
 from logd.env import FileSystem
 from logd.errors import StorageError
+from logd.storage.digits import twenty_digits
 from logd.storage.segment import SEGMENT_SUFFIX, segment_name
 from logd.storage.whole_file import UNFINISHED_SUFFIX, parent
 from logd.types import GroupId, Offset
@@ -158,7 +159,7 @@ def throw_away(
         OSError: the disk failed.
     """
     for path, base_offset in thrown.items():
-        name = f"{group:020}-{segment_name(base_offset)}"
+        name = f"{twenty_digits(group)}-{segment_name(base_offset)}"
         if number is not None:
             name = _numbered_name(files, trash, group, base_offset, number)
         files.rename(path, f"{trash}/{name}")
@@ -174,7 +175,7 @@ def _numbered_name(
 ) -> str:
     """With that number, or a higher one if an earlier life of the broker left it there."""
     while True:
-        name = f"{group:020}-{number}-{segment_name(base_offset)}"
+        name = f"{twenty_digits(group)}-{number}-{segment_name(base_offset)}"
         if not files.exists(f"{trash}/{name}"):
             return name
         number += 1
