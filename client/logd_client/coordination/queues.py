@@ -19,6 +19,7 @@ import msgspec
 from logd.errors import (
     ClaimLostError,
     LogdError,
+    NotHeldError,
     SessionExpiredError,
     UnknownNameError,
 )
