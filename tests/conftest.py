@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+from anyio import pytest_plugin
 from hypothesis import settings
 
 # How long an example takes says more about what else the machine does than about the code.
@@ -42,4 +43,23 @@ def _crashes_of_trio_are_told() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trio.lowlevel, "start_guest_run", start_and_tell)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _asyncio_is_as_programs_run_it() -> Iterator[None]:
+    """A program calls ``asyncio.run``, which tells anyio nothing.
+
+    anyio's runner says which event loop it is for all that is called from within, also for what
+    runs in no task; what only works with that would pass here and fail in every program.
+    """
+
+    name = "set_current_async_library"
+    tell: Callable[[str | None], object] = getattr(pytest_plugin, name)
+
+    def tell_of_trio_only(library: str | None) -> object:
+        return None if library == "asyncio" else tell(library)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pytest_plugin, name, tell_of_trio_only)
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -271,16 +270,7 @@ async def test_topics_are_created_described_and_deleted_once(
 async def test_a_producer_and_a_consumer_follow_their_leader(
     cluster: LocalCluster, anyio_backend: object
 ) -> None:
-    await follow_the_leader(cluster.bootstrap)
-
-
-def test_they_do_so_in_a_program_that_knows_nothing_but_asyncio(cluster: LocalCluster) -> None:
-    """As the README has it.  Under ``anyio.run``, as in all other tests, anyio knows more."""
-    asyncio.run(follow_the_leader(cluster.bootstrap))
-
-
-async def follow_the_leader(bootstrap: str) -> None:
-    async with connect(bootstrap) as client:
+    async with connect(cluster.bootstrap) as client:
         topic = await create(client)
         values = [b"%d" % number for number in range(60)]
         async with (
