@@ -95,15 +95,25 @@ class Partitions:
     async def open_metadata(
         self, voters: tuple[NodeId, ...], learners: tuple[NodeId, ...]
     ) -> Group:
-        """Open group 0.  Raises CorruptionError or StorageError: the broker cannot start."""
+        """Open group 0, once there is room for what has to be written for that.
+
+        Raises CorruptionError or StorageError: the broker cannot start.
+        """
         options = self._log_options(TopicOptions())
-        run_blocking = self._env.run_blocking
-        while (opened := await run_blocking(self._open_whole, METADATA_GROUP, options)) is None:
-            self._node.shut[METADATA_GROUP] = BEING_REPAIRED
-            await self._repaired(METADATA_GROUP, voters + learners, options, has_application=True)
-            del self._node.shut[METADATA_GROUP]
+        while True:
+            try:
+                opened = await self._env.run_blocking(self._open_whole, METADATA_GROUP, options)
+                if opened is not None:
+                    self._node.shut.pop(METADATA_GROUP, None)
+                    return self._add(opened, Configuration(voters, learners), METADATA_LOG)
+                self._node.shut[METADATA_GROUP] = BEING_REPAIRED
+                members = voters + learners
+                await self._repaired(METADATA_GROUP, members, options, has_application=True)
+            except (OSError, LogdError) as error:
+                if not is_no_room(error):
+                    raise
+                self._shut(METADATA_GROUP, METADATA_LOG, error)
             await trio.sleep(RETRY_S)  # Whole to the mender is not yet whole to the replay.
-        return self._add(opened, Configuration(voters, learners), METADATA_LOG)
 
     def metadata_is_up_to_date(self) -> None:
         """Everything that was committed before this broker started has been applied."""
@@ -252,7 +262,7 @@ class Partitions:
         )
         for (placement, options), opened in zip(wanted, found, strict=True):
             if isinstance(opened, Exception):
-                self._shut(placement, opened)
+                self._shut(placement.group, str(placement.name), opened)
             elif opened is None:
                 # It is mended in the background; the others of this round are not held up.
                 self._node.shut[placement.group] = BEING_REPAIRED
@@ -285,7 +295,7 @@ class Partitions:
             # At once: it may lead, and be written to, long before the others are open.
             self._apply_options(group, options)
         except (OSError, LogdError) as error:
-            self._shut(placement, error)
+            self._shut(placement.group, str(placement.name), error)
         else:
             self._node.shut.pop(placement.group, None)  # It may have lacked room.
             log.debug(
@@ -325,26 +335,26 @@ class Partitions:
                 )
                 self._node.shut.pop(placement.group, None)
         except (OSError, LogdError) as error:
-            self._shut(placement, error)
+            self._shut(placement.group, str(placement.name), error)
         finally:
             del self._mending[placement.group]
 
-    def _shut(self, placement: PartitionPlacement, error: Exception) -> None:
+    def _shut(self, group_id: GroupId, name: str, error: Exception) -> None:
         """This replica stays shut; the others serve.
 
         A restart tries again; if the disk was full, the next round does.
         """
-        before = self._node.shut.get(placement.group)
+        before = self._node.shut.get(group_id)
         shut = Shut(str(error), is_final=isinstance(error, BeyondRepairError))
         if is_no_room(error):
             shut = Shut(f"{error}: tried again until there is room", lacks_room=True)
-        self._node.shut[placement.group] = shut
+        self._node.shut[group_id] = shut
         if before is not None and before.lacks_room and shut.lacks_room:
             return
         log.error(
             log_events.PARTITION_DAMAGED,
-            partition=str(placement.name),
-            group=placement.group,
+            partition=name,
+            group=group_id,
             reason=shut.reason,
         )
 

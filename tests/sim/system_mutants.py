@@ -1991,6 +1991,13 @@ SYSTEM_MUTANTS = (
         "        return shut is None\n",
     ),
     Mutant(
+        "a full disk ends a broker whose metadata were to be replaced",
+        "availability: it goes on by itself",
+        "logd/broker/partitions.py",
+        "                if not is_no_room(error):\n                    raise\n",
+        "                raise\n",
+    ),
+    Mutant(
         "a full disk keeps everybody from giving back",
         "availability: who waits for a lock gets it",
         "logd/broker/coordination/handlers.py",
