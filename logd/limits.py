@@ -436,7 +436,7 @@ assert (
 FEATURE_LEVEL_MIN: Final = 1
 """The lowest feature level at which this version works; that of brokers that name none."""
 
-FEATURE_LEVEL: Final = 8
+FEATURE_LEVEL: Final = 9
 """The highest (``metadata/features.py``)."""
 
 assert FEATURE_LEVEL_MIN <= FEATURE_LEVEL

@@ -20,6 +20,7 @@ from logd.coordination.names import (
     check_text,
     check_ttl,
     check_value,
+    quoted,
 )
 from logd.errors import InvalidRequestError, NotAuthorizedError, UnsupportedVersionError
 from logd.limits import (
@@ -64,6 +65,7 @@ from logd.wire.coordination import (
     Put,
     PutItems,
     Query,
+    QueueOptions,
     ReadKeys,
     ReadQueue,
     RedriveItems,
@@ -254,7 +256,20 @@ def _check_loads(loads: Iterable[float]) -> None:
 
 def _check_configure(command: ConfigureQueue) -> None:
     check_name("queue", command.queue)
-    options = command.options
+    check_options(command.options)
+    changed, known = command.changed or (), QueueOptions.__struct_fields__
+    check_count("options", len(changed), 0, len(known))
+    for name in changed:
+        if name not in known:
+            raise InvalidRequestError(f"queues have no option {quoted(name)}")
+
+
+def check_options(options: QueueOptions) -> None:
+    """Whether a queue may have these.
+
+    Raises:
+        InvalidRequestError: one is out of range.
+    """
     check_count("attempts_max", options.attempts_max, 1, ATTEMPTS_MAX)
     check_count("backoff_ms", options.backoff_ms, 0, DELAY_MS_MAX)
     check_count("backoff_max_ms", options.backoff_max_ms, options.backoff_ms, DELAY_MS_MAX)

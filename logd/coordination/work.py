@@ -6,7 +6,10 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+import msgspec
+
 from logd.coordination import quotas
+from logd.coordination.checks import check_options
 from logd.coordination.names import quoted
 from logd.coordination.queues import NOT_IN_TIME, SESSION_LOST, DeadRecord, Queue, QueueItem
 from logd.coordination.quotas import Usage
@@ -61,8 +64,15 @@ class Work:
     # --- commands -----------------------------------------------------------------------
 
     def configure(self, command: ConfigureQueue) -> None:
+        options = command.options
+        if command.changed is not None:
+            known = self._queues.get(command.queue)
+            before = QueueOptions() if known is None else known.options
+            named = {name: getattr(options, name) for name in command.changed}
+            options = msgspec.structs.replace(before, **named)
+            check_options(options)  # Each may be what it is, and yet not beside the others.
         queue = self._existing_or_new(command.queue, 0, 0)
-        queue.options = command.options
+        queue.options = options
         self._drop_dead(queue)
 
     def put(self, command: PutItems, revision: int, now_ms: int) -> ItemsPut:

@@ -46,6 +46,7 @@ LEVELS: Final = {
     6: "one move of a plan cancelled alone; plans that tell what became of what they left behind",
     7: "queue items given back uncounted; drains that leave alone what was cancelled; named moves",
     8: "registrations of brokers in order; moves named that the cluster gives up by itself",
+    9: "options of a queue that are changed at the same time and keep both changes",
 }
 """What came with each level, for people."""
 
@@ -86,6 +87,9 @@ ORDER_LEVEL: Final = 8
 GIVING_UP_LEVEL: Final = 8
 """Who cancels a move, and no plan, says of which."""
 
+CHANGED_OPTIONS_LEVEL: Final = 9
+"""Who changes some options of a queue names them, and the others stay as they are."""
+
 _LEVEL_BY_OPTION: Final = {
     ("durability", "replicated"): 2,
     ("fence", "required"): COORDINATION_LEVEL,
@@ -96,7 +100,7 @@ assert sorted(LEVELS) == list(range(FEATURE_LEVEL_MIN, FEATURE_LEVEL + 1))
 assert {*_LEVEL_BY_OPTION.values(), COORDINATION_LEVEL, AVOID_LEVEL} <= LEVELS.keys()
 assert {REPLICA_COUNT_LEVEL, LEAVING_LEVEL, ONE_MOVE_LEVEL, OUTCOME_LEVEL} <= LEVELS.keys()
 assert {UNCOUNTED_LEVEL, KEEPING_LEVEL, NAMING_LEVEL} <= LEVELS.keys()
-assert {ORDER_LEVEL, GIVING_UP_LEVEL} <= LEVELS.keys()
+assert {ORDER_LEVEL, GIVING_UP_LEVEL, CHANGED_OPTIONS_LEVEL} <= LEVELS.keys()
 
 
 def registered_range(features: dict[str, int]) -> tuple[int, int]:

@@ -262,6 +262,8 @@ class ConfigureQueue(_Command, frozen=True, kw_only=True, tag=40):
 
     queue: str
     options: QueueOptions
+    changed: list[str] | None = None
+    """Names of the options to change; the others stay as they are.  None: all of them change."""
 
 
 class Item(_Part, frozen=True, kw_only=True):

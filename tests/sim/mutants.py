@@ -117,6 +117,7 @@ FAST_TESTS = {
     "logd/broker/coordination": (
         "tests/unit/test_session_clock.py",
         "tests/unit/test_coordination_freeing.py",
+        "tests/unit/test_coordination_levels.py",
         "tests/unit/test_watch_parts.py",
         "tests/sim/test_coordination_service.py",
         "tests/fuzz/test_live_borders.py",

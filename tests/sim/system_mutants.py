@@ -1998,6 +1998,13 @@ SYSTEM_MUTANTS = (
         "                raise\n",
     ),
     Mutant(
+        "what an older replica would pass over of a queue's options reaches the log",
+        "P2: every replica holds the same state",
+        "logd/broker/coordination/levels.py",
+        "        return msgspec.structs.replace(command, changed=None)\n",
+        "        return command\n",
+    ),
+    Mutant(
         "a full disk keeps everybody from giving back",
         "availability: who waits for a lock gets it",
         "logd/broker/coordination/handlers.py",

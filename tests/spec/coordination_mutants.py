@@ -54,6 +54,20 @@ COORDINATION_MUTANTS = (
         "        if False:",
     ),
     Mutant(
+        "options of a queue that nobody named change too",
+        "who changes options undoes no other's change",
+        _WORK,
+        "        if command.changed is not None:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "options of a queue that do not fit those that stay are taken",
+        "a command makes sense, whoever proposed it",
+        _WORK,
+        "            check_options(options)  # Each",
+        "            pass  # Each",
+    ),
+    Mutant(
         "claims that do not hold any more are kept",
         "P6",
         "logd/coordination/queues.py",

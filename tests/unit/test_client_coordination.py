@@ -37,10 +37,13 @@ from logd.wire.coordination import (
     Claim,
     ClaimedItem,
     CloseSession,
+    ConfigureQueue,
     Done,
     Leave,
     Opened,
     OpenSession,
+    QueueOptions,
+    QueueStatistics,
     Refused,
     Release,
     Result,
@@ -890,3 +893,34 @@ async def test_claims_of_a_session_that_is_gone_are_told_of_alike_whatever_is_to
         await claim.renew()
 
     assert str(completed.value) == str(renewed.value) == f"queue n/q: {lost_text([7])}"
+
+
+async def test_who_changes_an_option_of_a_queue_says_which_and_what_all_were(
+    anyio_backend: object,
+) -> None:
+    """So that nobody's change at the same time is undone, and that an older broker changes it."""
+    sent: list[object] = []
+    before = QueueOptions(attempts_max=3, visibility_ms=5_000)
+
+    async def query(namespace: str, query: object) -> QueueStatistics:
+        return QueueStatistics(
+            revision=1,
+            ready=0,
+            delayed=0,
+            in_flight=0,
+            dead=0,
+            completed=0,
+            oldest_ms=None,
+            options=before,
+        )
+
+    async def call(namespace: str, command: object, kind: object) -> None:
+        sent.append(command)
+
+    sessions = SimpleNamespace(call=call, calls=SimpleNamespace(query=query))
+    queue = Queue(cast("Sessions", sessions), parse_name("n/q"))
+
+    changed = await queue.configure(backoff_ms=7)
+
+    assert changed == msgspec.structs.replace(before, backoff_ms=7)
+    assert sent == [ConfigureQueue(queue="q", options=changed, changed=["backoff_ms"])]

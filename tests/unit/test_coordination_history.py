@@ -274,7 +274,8 @@ class History:
         if roll < 0.6:
             return RedriveItems(queue=self._name())
         options = QueueOptions(attempts_max=2, backoff_ms=10, dead_items_max=3)
-        return ConfigureQueue(queue=self._name(), options=options)
+        changed = None if roll < 0.8 else ["attempts_max"]
+        return ConfigureQueue(queue=self._name(), options=options, changed=changed)
 
 
 def answers(state: CoordinationState) -> list[object]:

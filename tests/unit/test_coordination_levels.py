@@ -10,8 +10,17 @@ from logd.broker.coordination.partition import _decode
 from logd.coordination.snapshots import _FORMAT, _NAME
 from logd.coordination.state import CoordinationState
 from logd.errors import CorruptionError, NewerFormatError
-from logd.metadata.features import UNCOUNTED_LEVEL
-from logd.wire.coordination import Advance, Command, CompleteItems, Entry, ItemClaim, ReleaseItems
+from logd.metadata.features import CHANGED_OPTIONS_LEVEL, UNCOUNTED_LEVEL
+from logd.wire.coordination import (
+    Advance,
+    Command,
+    CompleteItems,
+    ConfigureQueue,
+    Entry,
+    ItemClaim,
+    QueueOptions,
+    ReleaseItems,
+)
 
 CLAIMS = [ItemClaim(item=1, token=2)]
 COUNTED = ReleaseItems(queue="q", claims=CLAIMS, reason="why", delay_ms=0)
@@ -23,6 +32,18 @@ UNCOUNTED = ReleaseItems(queue="q", claims=CLAIMS, reason="why", delay_ms=0, unc
 )
 def test_what_an_older_replica_would_pass_over_is_taken_out(level: int, known: Command) -> None:
     assert known_at(level, UNCOUNTED) == known
+
+
+@pytest.mark.parametrize(
+    ("level", "changed"),
+    [(CHANGED_OPTIONS_LEVEL - 1, None), (CHANGED_OPTIONS_LEVEL, ["backoff_ms"])],
+)
+def test_below_the_level_for_it_all_options_of_a_queue_change(
+    level: int, changed: list[str] | None
+) -> None:
+    command = ConfigureQueue(queue="q", options=QueueOptions(), changed=["backoff_ms"])
+
+    assert known_at(level, command) == msgspec.structs.replace(command, changed=changed)
 
 
 @pytest.mark.parametrize("command", [COUNTED, CompleteItems(queue="q", claims=CLAIMS)])

@@ -100,6 +100,39 @@ def configure(partition: Partition, session: int, **options: int) -> None:
     assert isinstance(partition.do(session, command), Done)
 
 
+def test_options_that_are_not_changed_stay_as_they_are_whatever_else_the_command_says() -> None:
+    """As when two change options at the same time, and have read the same ones before."""
+    partition = Partition()
+    session = partition.open()
+
+    for options in ({"attempts_max": 3}, {"backoff_ms": 7, "visibility_ms": 5_000}):
+        command = ConfigureQueue(queue="q", options=QueueOptions(**options), changed=list(options))
+        assert isinstance(partition.do(session, command), Done)
+
+    found = partition.state.answer(NAMESPACE, ReadQueue(queue="q"))
+    assert isinstance(found, QueueStatistics)
+    assert found.options == QueueOptions(attempts_max=3, backoff_ms=7, visibility_ms=5_000)
+
+
+def test_options_that_do_not_fit_those_that_stay_are_refused_and_make_no_queue() -> None:
+    partition = Partition()
+    session = partition.open()
+    options = QueueOptions(backoff_ms=70_000, backoff_max_ms=80_000)
+    command = ConfigureQueue(queue="q", options=options, changed=["backoff_ms"])
+
+    assert error_of(partition.do(session, command)) is InvalidRequestError
+
+    assert error_of(partition.state.answer(NAMESPACE, ReadQueue(queue="q"))) is UnknownNameError
+
+
+@pytest.mark.parametrize("changed", [["priority"], ["backoff_ms"] * 6])
+def test_only_options_that_there_are_can_be_changed(changed: list[str]) -> None:
+    partition = Partition()
+    command = ConfigureQueue(queue="q", options=QueueOptions(), changed=changed)
+
+    assert error_of(partition.do(partition.open(), command)) is InvalidRequestError
+
+
 def test_items_are_claimed_in_order_and_each_by_one() -> None:
     partition = Partition()
     session, other = partition.open(), partition.open()

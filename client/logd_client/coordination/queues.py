@@ -383,8 +383,9 @@ class Queue:
         Raises:
             UsageError, InvalidRequestError: a value is out of range.
 
-        Two that change options at the same time may undo each other's.  Cancelled, it may have
-        been done.
+        Returns what the queue has then, without what others change at the same time.  Cancelled, it
+        may have been done.  While the cluster is at a feature level below 9, two that change
+        options at the same time may undo each other's.
         """
         named = {
             "attempts_max": attempts_max,
@@ -401,7 +402,8 @@ class Queue:
         except UnknownNameError:
             current = QueueOptions()
         changed = msgspec.structs.replace(current, **options)
-        command = ConfigureQueue(queue=self.name.name, options=changed)
+        # All of them: below the level for it those that are named count for nothing.
+        command = ConfigureQueue(queue=self.name.name, options=changed, changed=list(options))
         await self._sessions.call(self.name.namespace, command, Done)
         return changed
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import msgspec
 
-from logd.metadata.features import UNCOUNTED_LEVEL
-from logd.wire.coordination import Command, ReleaseItems
+from logd.metadata.features import CHANGED_OPTIONS_LEVEL, UNCOUNTED_LEVEL
+from logd.wire.coordination import Command, ConfigureQueue, ReleaseItems
 
 
 def known_at(level: int, command: Command) -> Command:
     """``command`` as all brokers of a cluster at ``level`` know it."""
     if type(command) is ReleaseItems and command.uncounted and level < UNCOUNTED_LEVEL:
         return msgspec.structs.replace(command, uncounted=False)
+    if type(command) is ConfigureQueue and level < CHANGED_OPTIONS_LEVEL:
+        return msgspec.structs.replace(command, changed=None)
     return command
