@@ -116,6 +116,7 @@ FAST_TESTS = {
     ),
     "logd/broker/coordination": (
         "tests/unit/test_session_clock.py",
+        "tests/unit/test_log_time.py",
         "tests/unit/test_coordination_freeing.py",
         "tests/unit/test_coordination_levels.py",
         "tests/unit/test_watch_parts.py",

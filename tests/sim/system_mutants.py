@@ -2026,6 +2026,20 @@ SYSTEM_MUTANTS = (
         "        return any(",
     ),
     Mutant(
+        "a full disk keeps a lost session for as long as its broker leads",
+        "availability: who waits for a lock gets it",
+        "logd/broker/coordination/partition.py",
+        "            self._clock.keep(session, self._node.now_ms())\n",
+        "",
+    ),
+    Mutant(
+        "a full disk is asked without a pause whether time may go on",
+        "availability: a full disk stops nobody",
+        "logd/broker/coordination/log_time.py",
+        "        return max(in_ms, self._refused_until_ms - now_ms)\n",
+        "        return in_ms\n",
+    ),
+    Mutant(
         "a failing disk is given to lead",
         "availability: nobody stands for election in vain",
         "logd/broker/leader_balancer.py",

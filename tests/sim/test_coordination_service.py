@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
+from unittest import mock
 
 import msgspec
 import pytest
@@ -321,6 +322,32 @@ def test_on_full_disks_what_gives_back_is_taken_and_what_takes_more_is_refused()
         return found
 
     live(story, brokers=3, disk_free_bytes_min=2 * MIB)
+
+
+def test_on_disks_without_any_room_a_lost_session_is_found_again_when_there_is_some() -> None:
+    """Its expiry is refused, and so is the time by which other things become due."""
+
+    async def story(world: World) -> None:
+        holder, waiter = await world.session(), await world.session()
+        await holder.do(PutItems(queue="q", items=[Item(payload=b"item")]))
+        await waiter.do(ClaimItems(queue="q", visibility_ms=TTL_MS))
+        await acquire(holder)
+        waiting = await acquire(waiter)
+        partition = await world.partition(NodeId(1))
+        with mock.patch.object(partition.group.log, "make_room", return_value=False):
+            for _ in range(10):  # Of the holder nothing is heard any more.
+                await trio.sleep(TTL_MS / 2000)
+                assert await world.client.keep_alive("n", [waiter.session]) == []
+        refused_s = trio.current_time()
+
+        granted = await world.client.query(
+            "n", ReadClaim(kind="lock", name="l", ticket=waiting.ticket), wait_ms=TTL_MS
+        )
+        assert isinstance(granted, Claim)
+        assert granted.token is not None
+        assert trio.current_time() - refused_s <= 1.1 * TTL_MS / 1000
+
+    live(story)
 
 
 def test_a_repeated_command_is_answered_as_before_and_not_done_again() -> None:

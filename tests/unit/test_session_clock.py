@@ -109,3 +109,24 @@ def test_idle_sessions_cost_a_step_each_per_time_to_live_not_per_renewal() -> No
             watched.clock.renew(session, watched.now_ms)
         assert watched.expired_until(watched.now_ms - 10_000 + 10_000) == []
     assert len(watched.clock._heap) == 10_000
+
+
+def test_one_whose_expiry_was_refused_lives_for_as_long_again() -> None:
+    watched = Watched((1, 1_000))
+    assert watched.expired_until(1_000) == [(1, 1_000)]
+
+    watched.clock.keep(1, watched.now_ms)
+
+    assert not watched.clock.is_expiring(1)
+    assert watched.expired_until(9_000) == [(1, 2_000)]
+
+
+def test_one_that_ended_otherwise_is_not_kept() -> None:
+    watched = Watched((1, 1_000))
+    assert watched.expired_until(1_000) == [(1, 1_000)]
+    watched.clock.close(1)
+
+    watched.clock.keep(1, watched.now_ms)
+
+    assert not watched.clock.knows(1)
+    assert watched.expired_until(9_000) == []

@@ -12,6 +12,9 @@ TIME_KEPT_MS: Final = 10_000
 """While something is to become due, log time is committed at least so often: what the clock
 showed since the last commit is lost with a leader."""
 
+REFUSED_FOR_MS: Final = 500
+"""A commit that was refused, for want of room perhaps, is not tried again before."""
+
 
 class LogTime:
     """That of one partition.  Times are in milliseconds; ``now_ms`` is of a monotonic clock."""
@@ -19,6 +22,7 @@ class LogTime:
     def __init__(self) -> None:
         self._base_ms = 0
         self._last_ms = 0
+        self._refused_until_ms = 0
         self.is_advancing = False
         """A command that does nothing but commit it is under way."""
 
@@ -26,6 +30,7 @@ class LogTime:
         """This broker begins to lead."""
         self._last_ms = committed_ms
         self._base_ms = committed_ms - now_ms
+        self._refused_until_ms = now_ms
         self.is_advancing = False
 
     def at(self, now_ms: int) -> int:
@@ -36,9 +41,14 @@ class LogTime:
         """A command is proposed with ``time_ms``."""
         self._last_ms = time_ms
 
+    def put_off(self, now_ms: int) -> None:
+        """The command that was to commit it was refused."""
+        self._refused_until_ms = now_ms + REFUSED_FOR_MS
+
     def commit_in_ms(self, due_ms: int | None, committed_ms: int, now_ms: int) -> int | None:
         """When it is to be committed, if something is due at ``due_ms``; None: never, or it is
         under way."""
         if due_ms is None or self.is_advancing:
             return None
-        return min(due_ms, committed_ms + TIME_KEPT_MS) - self.at(now_ms)
+        in_ms = min(due_ms, committed_ms + TIME_KEPT_MS) - self.at(now_ms)
+        return max(in_ms, self._refused_until_ms - now_ms)

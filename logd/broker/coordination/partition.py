@@ -15,6 +15,7 @@ confirms its leadership, begun after the question came in.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -502,9 +503,17 @@ class CoordinationPartition:
 
     def _expire_sessions(self, now_ms: int) -> None:
         for session in self._clock.take_due(now_ms):
+            answered = functools.partial(self._on_expiry_answered, session)
+            self._propose_own(ExpireSession(session=session), answered)
+
+    def _on_expiry_answered(self, session: int, outcome: Result | LogdError) -> None:
+        """A full disk refuses it: tried again if the session is not heard of for as long anew."""
+        if not isinstance(outcome, LogdError):
             log.info(log_events.SESSION_EXPIRED, partition=self.group.name, session=session)
             self.sessions_expired += 1
-            self._propose_own(ExpireSession(session=session), _ignore)
+        elif not outcome.may_have_applied:
+            self._clock.keep(session, self._node.now_ms())
+            self._renewals.on_session_ended()
 
     def _advance_if_due(self, now_ms: int) -> None:
         in_ms = self._time.commit_in_ms(self.state.due_ms, self.state.log_time_ms, now_ms)
@@ -514,6 +523,8 @@ class CoordinationPartition:
 
         def done(outcome: Result | LogdError) -> None:
             self._time.is_advancing = False
+            if isinstance(outcome, LogdError):
+                self._time.put_off(self._node.now_ms())
             self._clock_news.set()
 
         self._propose_own(Advance(), done)
@@ -627,7 +638,3 @@ def _decode(payload: memoryview) -> list[Entry]:
         return _DECODER.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptionError(f"entries of the coordination log: {error}") from error
-
-
-def _ignore(outcome: Result | LogdError) -> None:
-    pass

@@ -79,6 +79,17 @@ class SessionClock:
         if ttl_ms is not None and session not in self._expiring:
             self._deadline_ms[session] = self._attend(now_ms) + ttl_ms
 
+    def keep(self, session: int, now_ms: int) -> None:
+        """Its expiry will not come of what was proposed: it has a full time to live again.
+
+        Less would not do: who was told meanwhile that it lives may count on so much.
+        """
+        ttl_ms = self._ttl_ms.get(session)
+        if ttl_ms is not None and session in self._expiring:
+            del self._expiring[session]
+            deadline = self._deadline_ms[session] = self._attend(now_ms) + ttl_ms
+            heappush(self._heap, (deadline, session))
+
     def knows(self, session: int) -> bool:
         return session in self._ttl_ms
 
