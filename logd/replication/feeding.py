@@ -89,13 +89,15 @@ class Feeder:
 
         What a full disk has left is for logs that feed a state machine: they are trimmed behind
         its state, and by what they say room is made.  Of records it gets what was on its way when
-        it filled up, and what a leader begins its term with, if there is no majority without it.
+        it filled up, and what a leader begins its term with, if there is no majority without it;
+        and what leads to a trim, which makes room.  Never much of it.
         """
         full_disks, group = self._host.full_disks, self._group
         if follower not in full_disks or group.application is not None:
             return True
         match = self._core.progress(follower).match
-        is_needed = not self._is_majority(full_disks)
+        lacks_trim = match < group.state.trim.end_offset
+        is_needed = lacks_trim or not self._is_majority(full_disks)
         return is_needed and group.log.bytes_from(match) <= PEER_WINDOW_BYTES_MAX
 
     def check_disks(self) -> None:

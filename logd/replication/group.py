@@ -242,10 +242,10 @@ class Group:
             self._take_append(request, batches)
 
     def _take_append(self, request: AppendRequest, batches: tuple[ReceivedBatch, ...]) -> None:
-        if batches and not self._has_room_for(batches):
-            return  # As if they had been lost on the way: they are sent again.
         if request.start_offset < self.core.log_end:  # It overlaps what is here.
             batches = split_gaps(batches, self._end_of_term, self.group_id)
+        if batches and not self._has_room_for(batches):
+            return  # As if they had been lost on the way: they are sent again.
         self._step(Received(request, tuple(batch.span for batch in batches)), batches)
 
     def _has_room_for(self, batches: tuple[ReceivedBatch, ...]) -> bool:
@@ -393,6 +393,8 @@ class Group:
                     await self._persist(output.persist)
                 if output.truncate_to is not None and self.failure is None:
                     await self._truncate(output.truncate_to)
+            if output.truncate_to is not None and output.append_from is not None:
+                await self._until_room_for(batches[output.append_from :])
             if output.install_snapshot:
                 await self._install()
         except (OSError, LogdError) as error:
@@ -508,6 +510,19 @@ class Group:
         await self._host.env.run_blocking(self.log.truncate, offset)
         self.state = await self._host.env.run_blocking(self._opened.replay_state)
         self.members.introduce()
+
+    async def _until_room_for(self, batches: tuple[ReceivedBatch, ...]) -> None:
+        """Wait until there is room for what the core has taken in place of what was cut.
+
+        There was before, but a cut gives back what was reserved, and others may have taken it.
+        """
+        was_told = False
+        while not self._has_room_for(batches) and self.failure is None:
+            if not was_told:
+                reason = f"no room in {self.directory} for what takes the place of what was cut"
+                log.error(log_events.NO_ROOM, group=self.group_id, reason=reason)
+            was_told = True
+            await trio.sleep(ROOM_LOOK_S)
 
     async def _install(self) -> None:
         """Put what was shipped in place, as soon as there is room for it."""

@@ -101,6 +101,9 @@ class Proposals:
                 batch.base_offset, batch.end_offset, batch.append_time_ms, duplicate=False
             )
             self._waiting.append(proposal)
+        if self._group.failure is not None:  # Found out on the way: nothing of this is written.
+            self.give_up_placed(self._group.leadership.not_leader)
+            return []
         return batches
 
     def _no_room(self) -> LogdError:

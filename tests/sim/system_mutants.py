@@ -1840,8 +1840,15 @@ SYSTEM_MUTANTS = (
         "a full disk gets nothing of what a majority needs it for",
         "availability: a leader can begin",
         "logd/replication/feeding.py",
+        "        is_needed = lacks_trim or not self._is_majority(full_disks)\n",
+        "        is_needed = lacks_trim\n",
+    ),
+    Mutant(
+        "a full disk is not told of a trim, which would make room",
+        "availability: who is trimmed has room",
+        "logd/replication/feeding.py",
+        "        is_needed = lacks_trim or not self._is_majority(full_disks)\n",
         "        is_needed = not self._is_majority(full_disks)\n",
-        "        is_needed = False\n",
     ),
     Mutant(
         "a full disk gets all that it lacks once a majority needs it",
@@ -1935,11 +1942,25 @@ SYSTEM_MUTANTS = (
         "            if False:\n",
     ),
     Mutant(
+        "a failed disk is found by a leader that has placed a batch, which is told late",
+        "P3",
+        "logd/replication/proposals.py",
+        "        if self._group.failure is not None:  # Found out on the way",
+        "        if False:  # Found out on the way",
+    ),
+    Mutant(
         "a full disk is found by a leader that begins its term",
         "P1: a full disk costs no log",
         "logd/replication/group.py",
         "        if not self.make_room(CONTROL_BYTES_MAX):\n",
         "        if False:\n",
+    ),
+    Mutant(
+        "a full disk is found behind a cut, whose room others have taken",
+        "P1: a full disk costs no log",
+        "logd/replication/group.py",
+        "                await self._until_room_for(batches[output.append_from :])\n",
+        "                pass\n",
     ),
     Mutant(
         "a full disk ends a log that is to be rolled",

@@ -434,6 +434,29 @@ def test_one_full_disk_keeps_nobody_from_appending_and_costs_no_replica() -> Non
     tell(story, disk_free_bytes_min=4 * MIB)
 
 
+def test_a_trim_makes_room_on_the_one_disk_that_is_full_and_lacks_what_others_have() -> None:
+    async def story(told: Told) -> None:
+        await told.append(80, bytes(60 * KIB))
+        leader = await told.leader()
+        full = next(node for node in told.nodes if node is not leader)
+        full.files.capacity_bytes = full.files.used_bytes() + 3 * MIB
+        await trio.sleep(2.0)
+        await told.append(20, bytes(60 * KIB))
+        assert broker_of(full).disk.is_full
+
+        end = (await told.client.admin.offsets(TOPIC, 0)).commit_offset
+        await told.client.admin.trim_partition(TOPIC, 0, end)
+        while broker_of(full).disk.is_full:
+            await trio.sleep(0.1)
+        told.acknowledged.clear()
+        await told.append(20)
+
+        while full.groups[told.group].commit_offset < end + 20:
+            await trio.sleep(0.1)
+
+    tell(story, disk_free_bytes_min=4 * MIB)
+
+
 def test_while_a_majority_of_disks_is_full_producers_are_told_and_readers_are_served() -> None:
     """Also by who is elected meanwhile: it can begin its term."""
 

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from logd.errors import DiskFullError
 from logd.limits import KIB, MIB, PEER_WINDOW_BYTES_MAX
 from logd.raft.messages import AppendResponse, PeerDown, PeerUp, Received, Role
+from logd.record.control import Trim
 from logd.replication import log_events
 from logd.replication.peer_protocol import PeerKind, Ping
 from logd.replication.snapshot import encode_snapshot
@@ -177,6 +178,43 @@ def test_shipped_state_is_installed_when_there_is_room(*, is_written_down: bool)
     play(story)
 
 
+def test_what_takes_the_place_of_a_cut_waits_for_room_that_others_took_meanwhile() -> None:
+    """The core has taken it by then: it cannot be as if it had been lost on the way."""
+
+    async def story() -> None:
+        async with open_replica(segment_bytes=MIB) as replica:
+            group, value = replica.group, bytes(100 * KIB)
+            for offset in (Offset(0), Offset(1)):
+                batch = batch_of(offset, Term(1), value)
+                replica.append([batch], term=Term(1), start=offset)
+            await until(lambda: group.log.end_offset == 2)
+            await a_while()
+
+            is_cut = False
+
+            def take_what_is_cut(operation: str, path: str) -> None:
+                nonlocal is_cut
+                if is_cut:
+                    fill(replica)
+                is_cut = is_cut or operation == "truncate"
+
+            replica.files.on_operation = take_what_is_cut
+            other = batch_of(Offset(1), Term(2), value)
+            with capture_logs() as logs:
+                replica.append([other], term=Term(2), start=Offset(1), prev_term=Term(1))
+                await trio.sleep(10.0)
+            assert (group.is_held, group.failure, group.log.end_offset) == (True, None, 1)
+            assert sum(entry["event"] == log_events.NO_ROOM for entry in logs) == 1
+
+            replica.files.on_operation = None
+            free(replica)
+
+            await until(lambda: group.log.end_offset == 2)
+            assert (group.is_held, group.failure) == (False, None)
+
+    play(story)
+
+
 def test_a_replica_that_waits_for_room_can_be_removed() -> None:
     async def story() -> None:
         async with open_replica() as replica:
@@ -278,6 +316,29 @@ def test_a_full_follower_that_is_needed_gets_what_was_on_its_way() -> None:
             await a_while()
 
             assert sent_to(replica, SECOND) == sent_to(replica, THIRD) == [2]
+
+    play(story)
+
+
+def test_a_full_follower_is_sent_what_leads_to_a_trim() -> None:
+    """Or ``logd topic trim`` would make no room where there is none."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            await lead_both(replica)
+            replica.node.note_disk(THIRD, is_full=True)
+            replica.propose()
+            await a_while()
+            await replica.commit()
+            assert sent_to(replica, THIRD) == []
+
+            replica.group.append_control(Trim(start_offset=2))
+            await a_while()
+            answer(replica, THIRD, replica.group.log.end_offset)
+            replica.propose()
+            await a_while()
+
+            assert sent_to(replica, THIRD) == [3]
 
     play(story)
 

@@ -25,7 +25,7 @@ from logd.errors import (
     UnavailableError,
     UnexpectedOffsetError,
 )
-from logd.limits import DISK_PATIENCE_S, KIB, SEGMENT_HEADER_BYTES
+from logd.limits import DISK_PATIENCE_S, KIB, MIB, SEGMENT_HEADER_BYTES
 from logd.partition.state import PartitionState
 from logd.raft.messages import (
     AppendRequest,
@@ -326,6 +326,27 @@ def test_proposals_of_one_flush_are_judged_each_behind_the_one_before() -> None:
             assert (offset_of(first), offset_of(second), offset_of(same)) == (1, 2, 2)
             assert isinstance(refusal_of(late), UnexpectedOffsetError)
             assert isinstance(refusal_of(gap), OutOfSequenceError)
+
+    play(story)
+
+
+def test_who_shared_an_append_with_a_batch_that_met_a_failed_disk_is_told_at_once() -> None:
+    async def story() -> None:
+        async with open_replica(segment_bytes=MIB) as replica:
+            await replica.lead()
+            replica.propose(bytes(10 * KIB))
+            await a_while()
+            await replica.commit()
+            under_way = replica.propose()
+            replica.fail_disk("allocate")
+
+            fitting, large = replica.propose(), replica.propose(bytes(200 * KIB))
+            await a_while()
+
+            assert replica.group.failure is not None
+            assert refusal_of(under_way).may_have_applied
+            for outcomes in (fitting, large):
+                assert not refusal_of(outcomes).may_have_applied
 
     play(story)
 
