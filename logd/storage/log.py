@@ -318,7 +318,8 @@ class Log:
     def make_room(self, size_bytes: int) -> bool:
         """Whether there is room to ``append`` so many bytes: they are reserved, if it is new.
 
-        Asked first, for an append that finds none ends the log.
+        Asked first, for an append that finds none ends the log.  Nor is there any behind what an
+        index can point to, where no segment could be begun for long.
 
         Raises:
             StorageFailedError: the disk failed; the log is poisoned.
@@ -329,6 +330,8 @@ class Log:
         if needed <= self._space.allocated:
             return True
         self._check_usable()
+        if needed > RELATIVE_OFFSET_MAX:
+            return False
         file, _ = held.active.active()
         try:
             return self._space.find(file, position, needed)

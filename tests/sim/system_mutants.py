@@ -1970,6 +1970,13 @@ SYSTEM_MUTANTS = (
         "            if False:\n",
     ),
     Mutant(
+        "a full disk ends a broker whose segment no other can follow, where its index ends",
+        "P1: a full disk costs no log",
+        "logd/storage/log.py",
+        "        if needed > RELATIVE_OFFSET_MAX:\n            return False\n",
+        "",
+    ),
+    Mutant(
         "a full disk leaves the next segment behind, and the log goes on in this one",
         "P1: what was acknowledged is found",
         "logd/storage/log.py",

@@ -25,6 +25,7 @@ from logd.errors import (
 from logd.limits import KIB, SEGMENT_HEADER_BYTES
 from logd.record.control import NoOp, Trim
 from logd.record.header import HEADER_BYTES, decode_header
+from logd.storage import log as log_module
 from logd.storage.file_header import FILE_HEADER_BYTES, LogIdentity
 from logd.storage.log import Log, LogOptions, ScrubPosition, SyncedMark
 from logd.storage.synced_mark import SLOT_POSITIONS
@@ -1083,6 +1084,22 @@ def test_a_log_without_room_for_the_next_segment_goes_on_in_this_one(
     written += append_some(log, 1)
     log.sync(log.end_offset)
     assert list(map(bytes, read_all(reopen(disk)))) == written
+
+
+def test_a_segment_that_no_other_can_follow_has_no_room_behind_what_an_index_points_to(
+    disk: SimulatedFileSystem, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may have no room for a file, and much for bytes: of inodes there is a number."""
+    monkeypatch.setattr(log_module, "RELATIVE_OFFSET_MAX", SEGMENT_HEADER_BYTES + 40 * KIB)
+    written = append_some(log, 50, value=b"v" * 400)
+    assert log.needs_roll
+
+    assert not log.make_room(30 * KIB)
+
+    assert log.failure is None
+    log.roll()
+    assert log.make_room(30 * KIB)
+    assert list(map(bytes, read_all(log))) == written
 
 
 def test_a_sync_that_cannot_allocate_ahead_is_still_a_sync(
