@@ -32,14 +32,12 @@ TIMELINE_ALL = 1_000_000
 SHOWN = (
     "leader_elected", "leadership_lost", "log_truncated", "fed_from_file", "segment_rolled",
     "peer_down", "host_vanished", "process_killed", "power_cut", "killed", "paused", "links_cut",
-    "disk_refused", "bit_rotted", "group_failed", "ended_by_itself", "partition_damaged",
-    "damage_found", "damage_repaired", "leader_moved", "made_topic", "log_trimmed",
-    "snapshot_installed", "configuration_changed", "move_begun", "move_finished",
-    "broker_removed",
-    "coordination_served", "coordination_trimmed", "lock_granted", "protected_append",
-    "item_completed", "granted", "key_changed", "claim_completed", "item_handled", "user_paused",
-    "session_expired",
-    "restarted_with_possible_loss",
+    "disk_refused", "disk_filled", "bit_rotted", "group_failed", "ended_by_itself",
+    "partition_damaged", "damage_found", "damage_repaired", "leader_moved", "made_topic",
+    "log_trimmed", "snapshot_installed", "configuration_changed", "move_begun", "move_finished",
+    "broker_removed", "coordination_served", "coordination_trimmed", "lock_granted",
+    "protected_append", "item_completed", "granted", "key_changed", "claim_completed",
+    "item_handled", "user_paused", "session_expired", "restarted_with_possible_loss",
 )  # fmt: skip
 """Events that tell whether the seeds went where bugs live."""
 

@@ -29,11 +29,12 @@ from logd.errors import ForeignDirectoryError, LogdError
 from logd.limits import FEATURE_LEVEL, KIB
 from logd.replication.group import Group
 from logd.storage.hard_state import boot_number, rests_on_by
-from logd.types import GroupId, HostPort, NodeId
+from logd.storage.room import is_no_room
+from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId
 from logd_client import Client, connect
 from tests.sim.clock import HOST, current_clock
 from tests.sim.env import BlockingConditions, SimEnv
-from tests.sim.files import SimulatedFileSystem
+from tests.sim.files import CAPACITY_BYTES_DEFAULT, SimulatedFileSystem
 from tests.sim.incarnation import Crashed, Incarnation
 from tests.sim.knobs import Knobs
 from tests.sim.network import NetworkConditions, SimHostNetwork, SimNetwork, SimTransport
@@ -106,6 +107,16 @@ class SimNode:
         self.env.has_disk_trouble = has_trouble
 
     @property
+    def has_lacked_room(self) -> bool:
+        """In this life its disk has been full."""
+        return self.env is not None and self.env.has_lacked_room
+
+    @has_lacked_room.setter
+    def has_lacked_room(self, has_lacked: bool) -> None:
+        assert self.env is not None
+        self.env.has_lacked_room = has_lacked
+
+    @property
     def is_running(self) -> bool:
         """There is a process, perhaps one that is being killed."""
         return self.env is not None and not self._ended.is_set()
@@ -158,6 +169,7 @@ class SimNode:
             clock_rate=dict(enumerate(cluster.settings.clock_rates, 1)).get(self.node, 1.0),
         )
         self.has_disk_trouble = self.has_dead_disk
+        self.has_lacked_room = self.files.capacity_bytes != CAPACITY_BYTES_DEFAULT
         cluster.trace.record(self.host, "started")
         cluster.nursery.start_soon(self._run, self.env)
 
@@ -187,7 +199,11 @@ class SimNode:
     def may_end_by(self, error: BaseException, env: SimEnv) -> bool:
         """Code that outlived its node met a dead handle: that is how a crash ends.  A broker
         that lives ends by an error only if its disk gave it one, or if it is told that it was
-        removed."""
+        removed; or if it cannot start without room."""
+        if isinstance(error, BaseExceptionGroup):
+            return all(self.may_end_by(each, env) for each in error.exceptions)
+        if is_no_room(error) and env.has_lacked_room and METADATA_GROUP not in self.groups:
+            return True
         allowed: tuple[type[BaseException], ...] = ()
         if env.has_disk_trouble:
             allowed += (OSError, LogdError)
@@ -195,8 +211,6 @@ class SimNode:
             allowed += (Crashed, OSError)
         elif self.is_leaving:
             allowed += (ForeignDirectoryError,)
-        if isinstance(error, BaseExceptionGroup):
-            return error.split(allowed)[1] is None
         return isinstance(error, allowed)
 
     def pause(self) -> None:

@@ -78,6 +78,8 @@ class SimEnv:
         self.blocking = blocking or BlockingConditions()
         self.has_disk_trouble = False
         """In this life the disk has refused something: the broker may end by itself."""
+        self.has_lacked_room = False
+        """In this life the disk has been full: the broker may be unable to start."""
         self._seed = f"{seed}:{incarnation.host}:{incarnation.number}"
         self._sim_network = network
         self._network = network.attach(incarnation)

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from logd.errors import LogdError
-from logd.limits import KIB
+from logd.limits import KIB, MIB
 from logd.storage.offline import SegmentWalk, find_segments
-from logd.storage.room import is_no_room
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import PartitionInfo, PlannedMoveInfo
 from logd_client import Client
@@ -55,6 +54,9 @@ OPERATOR_TIMEOUT_S = 3.0
 """A broker that was asked for something has given up by then."""
 
 LASTS_S = (0.2, 1.0, 2.0, 5.0)
+ROOMS = (0, 0, 500, 5_000, 30 * KIB, 60 * KIB, 100 * KIB, 300 * KIB, 3 * MIB)
+"""Bytes that a full disk has left: of the last a broker concludes that it is full no more."""
+
 DOWN_S = (0.0, 0.1, 0.5, 2.0)
 QUICK_DISK = BlockingConditions(latency_s_mean=0.000_1, spike_probability=0.0)
 SLOW_DISK = BlockingConditions(
@@ -385,28 +387,37 @@ class Trouble:
         return self._cluster.nodes.get(founders[self._cluster.seed % len(founders)])
 
     async def disk_full(self, chance: random.Random) -> None:
-        """No room for more; later there is, and it has cost no replica.
+        """Hardly any room on one disk, on most or on all, and now more of it and now less; in the
+        end there is enough, and it has cost nothing.
 
         Without room a broker may not be able to start: it is started again.
         """
-        node = self._any_alive(chance)
-        if node is None or node.files.capacity_bytes != CAPACITY_BYTES_DEFAULT:
+        first = self._any_alive(chance)
+        if first is None:
             return
-        if not self._may_trouble(node):
-            return
-        node.has_disk_trouble = True
-        room = chance.choice([0, 500, 5_000, 60_000])
+        others = [node for node in self._cluster.nodes.values() if node is not first]
+        count = chance.choice([0, 0, (len(others) + 1) // 2, len(others)])
+        filled = [
+            node
+            for node in (first, *chance.sample(others, count))
+            if node.files.capacity_bytes == CAPACITY_BYTES_DEFAULT
+        ]
+        for _ in range(chance.choice([1, 1, 3, 6])):
+            for node in filled:
+                self._leave_room(node, chance.choice(ROOMS))
+            await trio.sleep(_around(chance, LASTS_S))
+            if filled and chance.random() < 0.3:  # Started while it is still full.
+                await self._restart(chance, chance.choice(filled))
+        await trio.sleep(1.0)
+        for node in filled:
+            node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+            self._start(node)
+            await trio.sleep(chance.choice([0.0, 0.0, 1.0]))
+
+    def _leave_room(self, node: SimNode, room: int) -> None:
         node.files.capacity_bytes = node.files.used_bytes() + room
+        node.has_lacked_room = True
         self._cluster.trace.record(node.host, "disk_filled", room=room)
-        await trio.sleep(_around(chance, LASTS_S))
-        if chance.random() < 0.3:  # Started while it is still full.
-            await self._restart(chance, node)
-            await trio.sleep(1.0)
-        node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
-        failures = [group.failure for group in node.groups.values()]
-        assert not any(map(is_no_room, failures)), failures
-        if not node.is_running or any(failures):
-            await self._restart(chance, node)
 
     async def _restart(self, chance: random.Random, node: SimNode) -> None:
         if node.is_alive and not node.is_paused:
@@ -417,9 +428,8 @@ class Trouble:
                     await node.crash(power=False)
                 case _:
                     await node.crash(power=True)
-        trouble = node.files.capacity_bytes != CAPACITY_BYTES_DEFAULT
         self._start(node)
-        node.has_disk_trouble = trouble or node.has_dead_disk
+        node.has_disk_trouble = node.has_dead_disk
 
     async def slow_disk(self, chance: random.Random) -> None:
         """One disk takes seconds for everything."""

@@ -13,6 +13,8 @@ The fault model, which is also what the code under test may rely on:
 - A failed sync leaves any part of what it should have written on the disk.  The cache goes on
   showing all of it, and *the next sync succeeds*.
 - A failed write may have written a part of its bytes.
+- A disk that is full takes as many bytes of a write as there is room for, and no directory, which
+  needs a block of its own.  What was reserved for a file, and what it holds, can be written to.
 - Rot flips bits that were synced long ago.
 
 ``crash`` is the power failing; ``kill`` is the process dying, which loses nothing that was
@@ -377,6 +379,8 @@ class SimulatedFileSystem:
         for name in _parts(path):
             node = directory.entries.get(name)
             if node is None:
+                if self.room_for(1) is not None:
+                    raise _error(errno.ENOSPC, path)
                 node = _Directory()
                 self._change(_Link(directory, name, node))
             if not isinstance(node, _Directory):

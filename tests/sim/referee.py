@@ -8,7 +8,8 @@ run there and not at its end, if anybody notices then:
 - whatever two replicas call committed at one offset is of one term, hence the same batches;
 - what a leader calls committed is durable on a majority of those who replicate the group by its
   configuration, of the old and of the new ones while that changes;
-- who is elected votes in its configuration, or in one that may still be the committed one.
+- who is elected votes in its configuration, or in one that may still be the committed one;
+- no replica stops for want of room, which is not what this simulated disk refuses a sync for.
 
 It looks into the brokers by replacing methods of their groups for the time of a run.
 """
@@ -24,6 +25,7 @@ from logd.raft.quorum import is_quorum
 from logd.raft.term_history import TermHistory
 from logd.replication.feeding import Feeder
 from logd.replication.group import Group
+from logd.storage.room import is_no_room
 from logd.types import GroupId, NodeId, Offset, Term
 from tests.sim.clock import HOST
 from tests.sim.trace import Trace
@@ -130,6 +132,11 @@ class Referee:
             f"a majority of {configuration}"
         )
 
+    def failed(self, group: Group, error: BaseException) -> None:
+        assert not is_no_room(error), (
+            f"group {group.group_id}: the replica of {HOST.get()} stopped for want of room: {error}"
+        )
+
     def fed_from_file(self, group: Group, follower: NodeId) -> None:
         self._trace.record(
             HOST.get(), "fed_from_file", group=group.group_id, follower=f"node{follower}"
@@ -142,6 +149,7 @@ class Referee:
         feeder: Any = Feeder
         init = watched.__init__
         on_elected, on_commit = watched._on_elected, watched._on_commit
+        on_failed = watched.fail
         send_found = feeder._send_found
 
         def open_it(group: Group, *parts: Any) -> None:
@@ -156,16 +164,22 @@ class Referee:
             on_commit(group, commit_offset)
             self.committed(group)
 
+        def fail(group: Group, error: BaseException) -> None:
+            self.failed(group, error)
+            on_failed(group, error)
+
         def send(feeder: Feeder, follower: NodeId, found: list[memoryview]) -> None:
             self.fed_from_file(feeder._group, follower)
             send_found(feeder, follower, found)
 
         watched.__init__ = open_it
         watched._on_elected, watched._on_commit = elect, commit
+        watched.fail = fail
         feeder._send_found = send
         try:
             yield
         finally:
             watched.__init__ = init
             watched._on_elected, watched._on_commit = on_elected, on_commit
+            watched.fail = on_failed
             feeder._send_found = send_found

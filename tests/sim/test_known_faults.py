@@ -32,7 +32,7 @@ from logd_client import Client
 from logd_client.connection import Lane
 from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
 from tests.sim.env import BlockingConditions
-from tests.sim.faults import SLOW_DISK
+from tests.sim.faults import ROOMS, SLOW_DISK
 from tests.sim.files import CAPACITY_BYTES_DEFAULT, SimulatedFileSystem
 from tests.sim.network import CALM
 from tests.sim.run import run_deterministic
@@ -432,6 +432,30 @@ def test_one_full_disk_keeps_nobody_from_appending_and_costs_no_replica() -> Non
         assert not any(group.failure for node in told.nodes for group in node.groups.values())
 
     tell(story, disk_free_bytes_min=4 * MIB)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whichever_minority_of_disks_is_full_the_others_lead_and_refuse_nobody(seed: int) -> None:
+    async def story(told: Told) -> None:
+        chance = random.Random(seed)
+        await told.append(20)
+        for _ in range(4):
+            full = chance.sample(told.nodes, chance.choice([1, 2]))
+            for node in told.nodes:
+                node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+            for node in full:
+                node.files.capacity_bytes = node.files.used_bytes() + chance.choice(ROOMS)
+            await trio.sleep(4.0)
+            assert await told.leader() not in full
+            async with told.client.producer(TOPIC, delivery_timeout_ms=2000) as producer:
+                await producer.append(b"taken")
+
+        for node in told.nodes:
+            node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        await told.append(20)
+        await told.nothing_is_lost_on(told.nodes)
+
+    tell(story, brokers=5, seed=seed, disk_free_bytes_min=4 * MIB)
 
 
 def test_a_trim_makes_room_on_the_one_disk_that_is_full_and_lacks_what_others_have() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 
 import pytest
 import trio
@@ -188,7 +189,6 @@ def test_a_full_disk_that_is_still_full_after_a_restart_recovers_when_there_is_s
         await append_some()
         node = cluster.nodes[NodeId(1)]
         node.files.capacity_bytes = node.files.used_bytes() + 4096
-        node.has_disk_trouble = True
         await append_some()  # The other two are enough.
         await node.crash(power=True)
         node.start()
@@ -218,6 +218,28 @@ def test_a_broker_may_be_killed_with_a_refusal_of_its_disk_on_the_way() -> None:
 
         assert node.may_end_by(refused, node.env)
         assert not sound.may_end_by(refused, sound.env)
+
+    play(story)
+
+
+def test_only_a_broker_that_has_not_come_up_may_end_for_want_of_room() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        no_room = OSError(errno.ENOSPC, "no space left")
+        node, roomy = cluster.nodes[NodeId(1)], cluster.nodes[NodeId(2)]
+        assert node.env is not None
+        assert roomy.env is not None
+        node.has_lacked_room = True
+        assert not node.may_end_by(no_room, node.env)
+
+        for each in (node, roomy):
+            await each.crash(power=False)
+        node.files.capacity_bytes = node.files.used_bytes()
+        for each in (node, roomy):
+            each.start()
+
+        assert node.may_end_by(no_room, node.env)
+        assert not node.may_end_by(StorageError("something else"), node.env)
+        assert not roomy.may_end_by(no_room, roomy.env)
 
     play(story)
 

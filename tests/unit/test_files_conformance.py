@@ -492,6 +492,8 @@ def test_a_full_disk_takes_what_fits(disk: SimulatedFileSystem) -> None:
     assert disk.content("/data/a") == b"0123456789"
     with pytest.raises(OSError, match="No space left"):
         file.allocate(11)
+    with pytest.raises(OSError, match="No space left"):
+        disk.make_directory("/data/b")
 
 
 def test_rot_reaches_the_cache_and_the_disk(disk: SimulatedFileSystem) -> None:
