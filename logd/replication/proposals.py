@@ -102,7 +102,7 @@ class Proposals:
             )
             self._waiting.append(proposal)
         if self._group.failure is not None:  # Found out on the way: nothing of this is written.
-            self.give_up_placed(self._group.leadership.not_leader)
+            self.give_up_placed(self._group.leadership.lost)
             return []
         return batches
 

@@ -54,14 +54,14 @@ OPERATOR_TIMEOUT_S = 3.0
 """A broker that was asked for something has given up by then."""
 
 LASTS_S = (0.2, 1.0, 2.0, 5.0)
-ROOMS = (0, 0, 500, 5_000, 30 * KIB, 60 * KIB, 100 * KIB, 300 * KIB, 3 * MIB)
-"""Bytes that a full disk has left: of the last a broker concludes that it is full no more."""
-
 DOWN_S = (0.0, 0.1, 0.5, 2.0)
 QUICK_DISK = BlockingConditions(latency_s_mean=0.000_1, spike_probability=0.0)
 SLOW_DISK = BlockingConditions(
     latency_s_min=0.5, latency_s_mean=0.8, spike_probability=0.1, spike_s_max=4.0
 )
+
+ROOMS = (0, 0, 500, 5_000, 30 * KIB, 60 * KIB, 100 * KIB, 300 * KIB, 3 * MIB)
+"""Bytes that a full disk has left: of the last a broker concludes that it is full no more."""
 
 
 @dataclass(frozen=True, slots=True)

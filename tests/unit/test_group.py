@@ -344,9 +344,9 @@ def test_who_shared_an_append_with_a_batch_that_met_a_failed_disk_is_told_at_onc
             await a_while()
 
             assert replica.group.failure is not None
-            assert refusal_of(under_way).may_have_applied
-            for outcomes in (fitting, large):
-                assert not refusal_of(outcomes).may_have_applied
+            for outcomes in (under_way, fitting):
+                assert isinstance(refusal_of(outcomes), LeadershipLostError)
+            assert isinstance(refusal_of(large), NotLeaderError)
 
     play(story)
 
