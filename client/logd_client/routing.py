@@ -94,6 +94,8 @@ class Routing:
         self._which_groups: dict[str, SharedQuestion[frozenset[GroupId]]] = {}
         """By the name of a topic that is doubted."""
         self._topics_of_interest: dict[str, None] = {}
+        self._unled: dict[NodeId, None] = {}
+        """Brokers that knew of no controller when they were asked last, the latest one last."""
         self._last_subscription = 0
         self.on_close: dict[object, Callable[[], None]] = {}
         """What has to end with the client: open producers and consumers."""
@@ -193,9 +195,16 @@ class Routing:
         return self._connections.get(node, lane)
 
     async def any_connection(self, attempt: int) -> Connection:
-        """A control connection to whoever can be reached, another one on each attempt."""
+        """A control connection to whoever can be reached, another one on each attempt.
+
+        Those first who may hear more of the cluster than whoever knew of no controller: a broker
+        that is cut off from all others, or was removed, answers as if they were down.
+        """
         self.check_open()
-        nodes = sorted(self.view.nodes(), key=lambda node: not self._is_connected(node))
+        unled = {node: place for place, node in enumerate(self._unled)}
+        nodes = sorted(
+            self.view.nodes(), key=lambda node: (unled.get(node, -1), not self._is_connected(node))
+        )
         if not nodes:
             return await self._connections.at(self._bootstrap[attempt % len(self._bootstrap)])
         return await self.connection(nodes[attempt % len(nodes)], Lane.CONTROL)
@@ -275,7 +284,9 @@ class Routing:
 
     async def _learn_from(self, connection: Connection) -> None:
         async def ask(request: MetadataRequest) -> MetadataResponse:
-            return await connection.request(request, MetadataResponse, self.request_timeout_s)
+            response = await connection.request(request, MetadataResponse, self.request_timeout_s)
+            self._note_standing(connection, response)
+            return response
 
         await self._describe_by(ask, list(self._topics_of_interest), at_least=0)
 
@@ -343,10 +354,27 @@ class Routing:
     ) -> MetadataResponse:
         """The cluster and ``topics`` (None: all), no older than what this client has seen."""
 
+        asked: Connection | None = None
+
+        async def whom(attempt: int) -> Connection:
+            nonlocal asked
+            asked = await (target or self.any_connection)(attempt)
+            return asked
+
         async def ask(request: MetadataRequest) -> MetadataResponse:
-            return await self.call(target or self.any_connection, request, MetadataResponse)
+            response = await self.call(whom, request, MetadataResponse)
+            self._note_standing(asked, response)
+            return response
 
         return await self._describe_by(ask, topics, at_least=self.view.metadata_offset)
+
+    def _note_standing(self, asked: Connection | None, response: MetadataResponse) -> None:
+        """Whether the broker that was asked hears a controller."""
+        if asked is None or asked.node is None:
+            return
+        self._unled.pop(asked.node, None)
+        if response.controller is None:
+            self._unled[asked.node] = None
 
     def learn_topic(self, topic: TopicInfo) -> None:
         """Take over what a change has made of a topic."""

@@ -196,14 +196,12 @@ async def fetch_status(bootstrap: str) -> Status:
         ConnectionFailedError: no broker answers.
     """
     from logd.cli.overview import broker_news, describe_partitions, rebalancing_news
-    from logd.cli.session import connected, wait_for_controller
-    from logd.errors import UnavailableError
+    from logd.cli.session import connected, look_for_controller
 
     async with connected(bootstrap, needs_controller=False) as client:
-        try:
-            metadata = await wait_for_controller(client)
-        except UnavailableError:
-            return status_of(await client.admin.describe_cluster(), {})
+        metadata = await look_for_controller(client)
+        if metadata.controller is None:
+            return status_of(metadata, {})
         names = [
             (topic.name, partition.partition)
             for topic in metadata.topics

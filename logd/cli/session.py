@@ -89,14 +89,27 @@ async def _connect(bootstrap: str, options: dict[str, Any]) -> AsyncIterator[Cli
 
 
 async def wait_for_controller(client: Client) -> MetadataResponse:
-    """Wait until the cluster can decide things; return its metadata."""
+    """Wait until the cluster can decide things; return its metadata.
+
+    Raises:
+        UnavailableError: it cannot; names the brokers that are missing.
+    """
+    metadata = await look_for_controller(client)
+    if metadata.controller is None:
+        raise UnavailableError(f"the cluster has no controller: {missing_brokers(metadata)}")
+    return metadata
+
+
+async def look_for_controller(client: Client) -> MetadataResponse:
+    """The cluster's metadata, as soon as there is a controller, and after a while without one.
+
+    Each time somebody else is asked: a broker may be cut off from the others, or removed.
+    """
     deadline = anyio.current_time() + CONTROLLER_TIMEOUT_S
     while True:
         metadata = await client.admin.describe_cluster()
-        if metadata.controller is not None:
+        if metadata.controller is not None or anyio.current_time() >= deadline:
             return metadata
-        if anyio.current_time() >= deadline:
-            raise UnavailableError(f"the cluster has no controller: {missing_brokers(metadata)}")
         await anyio.sleep(CONTROLLER_POLL_S)
 
 

@@ -19,6 +19,7 @@ from tests.process.harness import POLL_S, logd_command, run_logd
 pytestmark = pytest.mark.process
 
 PATIENCE_S = 60.0
+DEAF_S = 3.0
 FAILED = 1
 ANY_PORT = "127.0.0.1:0"
 
@@ -86,6 +87,20 @@ def test_a_broker_joins_comes_back_and_is_told_what_it_is_when_it_was_wiped(
     words = ended.stderr.decode().splitlines()[-1]
     assert "known with data directory" in words
     assert "never used" in words
+
+
+def test_who_meets_a_removed_broker_first_is_served_by_the_others(tmp_path: Path) -> None:
+    with one_broker(tmp_path / "cluster") as cluster, joined(cluster, tmp_path / "second"):
+        bootstrap = str(cluster.brokers[0].address)
+        listed = run_logd("broker", "list", "--output", "json", "--bootstrap", bootstrap)
+        [second] = [broker["address"] for broker in json.loads(listed.stdout) if broker["id"] == 2]
+        removed = run_logd("broker", "remove", "2", "--bootstrap", bootstrap)
+        assert removed.returncode == 0, removed.stderr
+
+        time.sleep(DEAF_S)  # Now it takes the others for dead.
+        status = run_logd("cluster", "status", "--bootstrap", second)
+
+    assert status.returncode == 0, status.stderr
 
 
 def test_who_names_the_address_for_clients_is_told_which_one_it_has_to_be_and_that_once(

@@ -19,7 +19,13 @@ from logd.errors import (
     UsageError,
 )
 from logd.types import HostPort, NodeId
-from logd.wire.messages import MetadataRequest, MetadataResponse, PartitionInfo, TopicInfo
+from logd.wire.messages import (
+    BrokerInfo,
+    MetadataRequest,
+    MetadataResponse,
+    PartitionInfo,
+    TopicInfo,
+)
 from logd_client.background import Background, task_group
 from logd_client.cluster import ClusterView
 from logd_client.connection import Connection
@@ -228,3 +234,80 @@ async def test_without_a_controller_nobody_says_that_there_is_no_such_topic(
 
         with pytest.raises(UnavailableError, match="'t' knows only the controller"):
             await told.describe_topic("t")
+
+
+class Named:
+    """As much of a connection as is needed to tell who was asked."""
+
+    is_open = True
+
+    def __init__(self, node: int) -> None:
+        self.node = NodeId(node)
+
+    def close(self) -> None:
+        pass
+
+
+class Standing(Routing):
+    """The routing of a client whose brokers know of a controller, or do not."""
+
+    def __init__(self, tasks: Background, led: set[int]) -> None:
+        super().__init__(
+            [HostPort("127.0.0.1", 1)],
+            Environment(TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)),
+            tasks,
+            client_id="test",
+            connect_timeout_s=1,
+            request_timeout_s=1,
+        )
+        self.led = led
+        self.asked: list[int] = []
+
+    def meet(self, node: int) -> None:
+        self.view.learn(self.answer(node))
+
+    def answer(self, node: int) -> MetadataResponse:
+        return MetadataResponse(
+            cluster_id="c",
+            controller=2 if node in self.led else None,
+            brokers=[BrokerInfo(node_id=node, host="h", port=1) for node in (1, 2, 3)],
+            topics=[],
+        )
+
+    async def connection(self, node: NodeId, *_: object, **__: object) -> Any:
+        return Named(node)
+
+    async def call(self, target: Any, *_: object, **__: object) -> Any:
+        asked = (await target(0)).node
+        self.asked.append(asked)
+        return self.answer(asked)
+
+
+async def test_a_broker_that_knows_of_no_controller_is_asked_again_after_all_others(
+    anyio_backend: object,
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        routing = Standing(Background(tasks), led={2})
+        routing.meet(1)
+
+        for _ in range(4):
+            await routing.describe(None)
+        assert routing.asked == [1, 2, 2, 2]
+        routing.led = {3}
+        for _ in range(4):
+            await routing.describe(None)
+
+    assert routing.asked[4:] == [2, 3, 3, 3]
+
+
+async def test_without_any_controller_all_brokers_are_asked_in_turn(
+    anyio_backend: object,
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        routing = Standing(Background(tasks), led=set())
+        routing.meet(1)
+
+        for _ in range(6):
+            await routing.describe(None)
+
+    assert routing.asked == [1, 2, 3, 1, 2, 3]
