@@ -500,11 +500,15 @@ class Routing:
         timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
         deadline = self.environment.clock() + timeout_s
         while True:
-            left_s = deadline - self.environment.clock()
             suspect: NodeId | None = None
+            connection: Connection | None = None
             try:
-                connection = await target(backoff.failures)
+                with anyio.move_on_after(deadline - self.environment.clock()):
+                    connection = await target(backoff.failures)
+                if connection is None:
+                    raise ConnectionFailedError(f"not connected within {timeout_s:.3g} s")
                 suspect = connection.node
+                left_s = deadline - self.environment.clock()
                 attempt_s = left_s if changes_something else min(left_s, READ_TIMEOUT_S)
                 return await connection.request(message, expected, max(attempt_s, 0.001))
             except LogdError as error:
@@ -519,13 +523,17 @@ class Routing:
                     raise
                 delay_s = backoff.next_delay_s()
                 is_answer = not isinstance(error, ConnectionFailedError)
+                told = error if is_answer or answered is None else answered
                 if self.environment.clock() + delay_s >= deadline:
-                    raise error if is_answer or answered is None else answered from None
+                    raise told from None
                 answered = error if is_answer else None
                 has_hint = self._note_refusal(error, group)
             if not (has_hint and backoff.failures == 1):
-                await anyio.sleep(delay_s)
-                await self._refresh_if_possible(suspect)
+                with anyio.move_on_after(deadline - self.environment.clock()) as until_deadline:
+                    await anyio.sleep(delay_s)
+                    await self._refresh_if_possible(suspect)
+                if until_deadline.cancelled_caught:
+                    raise told
 
     def _note_refusal(self, error: LogdError, group: GroupId | None) -> bool:
         """Learn from a refusal; whether it named another broker to go to."""

@@ -12,7 +12,9 @@ import anyio
 import pytest
 
 from logd.errors import (
+    ConnectionFailedError,
     InvalidPartitionError,
+    NotLeaderError,
     ProtocolError,
     UnavailableError,
     UnknownTopicError,
@@ -234,6 +236,51 @@ async def test_without_a_controller_nobody_says_that_there_is_no_such_topic(
 
         with pytest.raises(UnavailableError, match="'t' knows only the controller"):
             await told.describe_topic("t")
+
+
+class Cut(Routing):
+    """The routing of a client that has lost touch with all brokers but one."""
+
+    def __init__(self, tasks: Background, *, request_timeout_s: float = 1) -> None:
+        super().__init__(
+            [HostPort("127.0.0.1", 1)],
+            Environment(TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)),
+            tasks,
+            client_id="test",
+            connect_timeout_s=1,
+            request_timeout_s=request_timeout_s,
+        )
+
+    async def refresh(self, suspect: NodeId | None = None) -> None:
+        await anyio.sleep_forever()
+
+
+async def test_a_request_is_over_in_time_whoever_else_says_nothing_and_tells_what_was_answered(
+    anyio_backend: object,
+) -> None:
+    async def refused(_: int) -> Connection:
+        raise NotLeaderError("no leader is known")
+
+    async with anyio.create_task_group() as tasks:
+        routing = Cut(Background(tasks), request_timeout_s=0.2)
+
+        with anyio.fail_after(GUARD_S), pytest.raises(NotLeaderError):
+            await routing.call(refused, MetadataRequest(), MetadataResponse)
+
+
+async def test_a_request_is_over_in_time_while_it_is_connecting(anyio_backend: object) -> None:
+    async def silent(_: int) -> Connection:
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async with anyio.create_task_group() as tasks:
+        routing = Cut(Background(tasks), request_timeout_s=0.05)
+
+        with (
+            anyio.fail_after(GUARD_S),
+            pytest.raises(ConnectionFailedError, match=r"not connected within 0\.05 s"),
+        ):
+            await routing.call(silent, MetadataRequest(), MetadataResponse)
 
 
 class Named:
