@@ -22,10 +22,6 @@ LOOP_HAS_ENDED: Final = (
 background was cancelled in between, and nobody would ever be answered."""
 
 
-_SECONDS_MAX: Final = 1e9
-"""Some thirty years: nobody means more."""
-
-
 def require_int(name: str, value: object) -> None:
     """Raise ``UsageError`` unless ``value`` is an int, and no bool."""
     if type(value) is not int:
@@ -58,13 +54,15 @@ def require_seconds(name: str, value: object, least: float = 0) -> None:
         raise UsageError(f"{name} must be a number of seconds from {least}, not {value!r}")
 
 
-def milliseconds(name: str, seconds: float | None) -> int | None:
-    """A time as it is sent, None if none is given; raise ``UsageError`` if it is no time."""
+def milliseconds(name: str, seconds: float | None, ms_max: int) -> int | None:
+    """A time as it is sent, None if none is given; raise ``UsageError`` unless it is a number of
+    seconds that are at most ``ms_max`` milliseconds."""
     if seconds is None:
         return None
     given: object = seconds
-    if type(given) not in (int, float) or not 0 <= seconds < _SECONDS_MAX:
-        raise UsageError(f"{name} must be a number of seconds, not {seconds!r}")
+    if type(given) not in (int, float) or not 0 <= seconds * 1000 <= ms_max:
+        bounds = f"from 0 to {ms_max // 1000:,}"
+        raise UsageError(f"{name} must be a number of seconds {bounds}, not {seconds!r}")
     return int(seconds * 1000)
 
 

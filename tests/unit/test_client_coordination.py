@@ -168,7 +168,7 @@ def test_what_a_handler_raised_is_found_in_the_groups_of_its_tasks() -> None:
     ("given", "told"),
     [
         ({"dead": True, "uncounted": True}, "dead or uncounted"),
-        ({"delay_s": -1}, "delay_s must be a number of seconds"),
+        ({"delay_s": -1}, "delay_s must be a number of seconds from 0 to 31,622,400"),
     ],
 )
 def test_a_handler_hears_at_once_that_an_item_cannot_be_given_back_so(

@@ -21,6 +21,7 @@ from logd.errors import (
     UnknownNameError,
     UsageError,
 )
+from logd.limits import DELAY_MS_MAX
 from logd.wire.coordination import QueueOptions
 from logd_client.arguments import milliseconds
 from logd_client.background import task_group
@@ -266,4 +267,4 @@ def check_release(delay_s: float | None, *, dead: bool, uncounted: bool) -> int 
     """Refuse what says two things at once; the delay in milliseconds."""
     if dead and uncounted:
         raise UsageError("an item that dies of a claim was attempted: dead or uncounted")
-    return milliseconds("delay_s", delay_s)
+    return milliseconds("delay_s", delay_s, DELAY_MS_MAX)

@@ -23,7 +23,7 @@ from logd.errors import (
     SessionExpiredError,
     UnknownNameError,
 )
-from logd.limits import ITEMS_PER_COMMAND_MAX, TEXT_BYTES_MAX
+from logd.limits import DELAY_MS_MAX, ITEMS_PER_COMMAND_MAX, TEXT_BYTES_MAX, VISIBILITY_MS_MAX
 from logd.wire.coordination import (
     ClaimedItem,
     ClaimItems,
@@ -282,7 +282,7 @@ class Queue:
         command = ClaimItems(
             queue=self.name.name,
             count=count,
-            visibility_ms=milliseconds("visibility_s", visibility_s),
+            visibility_ms=milliseconds("visibility_s", visibility_s, VISIBILITY_MS_MAX),
         )
         asked_at = self._sessions.calls.lease_clock()
         pending = await session.prepare(command)
@@ -329,7 +329,7 @@ class Queue:
 
     async def renew(self, *claims: Claim, visibility_s: float | None = None) -> None:
         """Hold claims for longer, from now; all of them, or ``NotHeldError`` and none."""
-        visibility_ms = milliseconds("visibility_s", visibility_s)
+        visibility_ms = milliseconds("visibility_s", visibility_s, VISIBILITY_MS_MAX)
         asked_at = self._sessions.calls.lease_clock()
         for session, named in _by_session(claims):
             command = RenewItems(queue=self.name.name, claims=named, visibility_ms=visibility_ms)
@@ -486,7 +486,7 @@ class Queue:
         require_between("concurrency", concurrency, 1, ITEMS_PER_COMMAND_MAX)
         batch = concurrency if batch is None else batch
         require_between("batch", batch, 1, ITEMS_PER_COMMAND_MAX)
-        milliseconds("visibility_s", visibility_s)  # Refused before anything is claimed.
+        milliseconds("visibility_s", visibility_s, VISIBILITY_MS_MAX)  # Before anything is claimed.
         tally = WorkTally() if tally is None else tally
         worker = QueueWorker(
             self, self._sessions.calls, handler, concurrency, batch, visibility_s, tally
@@ -499,7 +499,7 @@ def make_item(
     payload: bytes | str, *, key: bytes | str = b"", delay_s: float = 0, priority: int = 0
 ) -> Item:
     """An item to be put; arguments as ``Queue.put``."""
-    delay_ms = milliseconds("delay_s", delay_s)
+    delay_ms = milliseconds("delay_s", delay_s, DELAY_MS_MAX)
     assert delay_ms is not None
     return Item(
         payload=checked_bytes("payload", payload),
