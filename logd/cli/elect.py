@@ -224,7 +224,7 @@ def observe(name: str, count: int | None, bootstrap: str, output: str) -> None:
         async with connected(bootstrap) as client, client.election(name).observe() as leaders:
             async for leader in leaders:
                 _show(leader, output)
-                told += 1
+                told += leader is not None
                 if told == count:
                     return
 

@@ -1166,6 +1166,27 @@ def test_lines_become_items_as_many_as_fit_and_who_is_stopped_says_how_many(
     assert reason == b"logd: ended early; put until then:\n"
 
 
+def test_a_shell_is_told_of_so_many_leaders_as_it_asked_for_and_of_the_time_between(
+    cluster: LocalCluster,
+) -> None:
+    name, at = fresh("service"), ("--bootstrap", cluster.bootstrap)
+    observer = subprocess.Popen(
+        logd_command("elect", "observe", name, "--count", "2", "--output", "json", *at),
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert observer.stdout is not None
+    told = [msgspec.json.decode(observer.stdout.readline())]
+    for data in ("first", "second"):
+        led = run_logd("elect", "run", name, "--data", data, *at, "--", "sleep", "0.5")
+        assert led.returncode == 0, led.stderr
+
+    rest, _ = observer.communicate(timeout=30)
+    told += [msgspec.json.decode(line) for line in rest.splitlines()]
+
+    assert [row.get("data") for row in told] == [None, "first", None, "second"]
+    assert observer.returncode == 0
+
+
 def test_a_shell_resigns_and_lists(cluster: LocalCluster, tmp_path: Path) -> None:
     name, at = fresh("service"), ("--bootstrap", cluster.bootstrap)
     mark = tmp_path / "leads"
