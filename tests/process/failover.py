@@ -25,9 +25,9 @@ from logd_client import Client, Producer, connect
 from tests.process.harness import (
     BROKERS,
     POLL_S,
+    acting_leader,
     dump_replicas,
     kill_all,
-    leader_of,
     send_signal,
     wait_until_caught_up,
 )
@@ -56,7 +56,18 @@ class Outcome:
     differences: Differences
 
 
-Disturb = Callable[[Client, str, Load], Awaitable[float]]
+@dataclass(frozen=True)
+class Disturbance:
+    """What was done, and to whom."""
+
+    took_s: float
+    leader_before: NodeId
+    leader_after: NodeId
+    """Who answered as the leader before the other one could be it again: leaders go back to where
+    there are few, as soon as that broker has caught up."""
+
+
+Disturb = Callable[[Client, str, Load], Awaitable[Disturbance]]
 
 
 def kill_the_leader(cluster: LocalCluster) -> Outcome:
@@ -65,13 +76,13 @@ def kill_the_leader(cluster: LocalCluster) -> Outcome:
     ``disturbed_s`` runs from the kill to the next acknowledgement.
     """
 
-    async def disturb(client: Client, topic: str, load: Load) -> float:
-        leader = await leader_of(client, topic)
+    async def disturb(client: Client, topic: str, load: Load) -> Disturbance:
+        leader = await acting_leader(client, topic)
         killed = time.monotonic()
         await anyio.to_thread.run_sync(cluster.kill, leader)
         while (acknowledged := await load.acks.one_more()) < killed:
             pass
-        return acknowledged - killed
+        return Disturbance(acknowledged - killed, leader, await acting_leader(client, topic))
 
     return anyio.run(_run, cluster, disturb, 0, backend="trio")
 
@@ -83,12 +94,14 @@ def kill_everybody(cluster: LocalCluster) -> Outcome:
     producer that was there all along.
     """
 
-    async def disturb(client: Client, topic: str, load: Load) -> float:
+    async def disturb(client: Client, topic: str, load: Load) -> Disturbance:
+        leader = await acting_leader(client, topic)
         await anyio.to_thread.run_sync(kill_all, cluster)
         await anyio.sleep(0.1)
         started = time.monotonic()
         cluster.start_all()
-        return await load.acks.one_more() - started
+        took_s = await load.acks.one_more() - started
+        return Disturbance(took_s, leader, await acting_leader(client, topic))
 
     return anyio.run(_run, cluster, disturb, LOAD_WORKERS, backend="trio")
 
@@ -99,13 +112,14 @@ def stop_the_leader(cluster: LocalCluster) -> Outcome:
     ``disturbed_s`` runs from the signal to the end of the process.
     """
 
-    async def disturb(client: Client, topic: str, load: Load) -> float:
-        leader = await leader_of(client, topic)
+    async def disturb(client: Client, topic: str, load: Load) -> Disturbance:
+        leader = await acting_leader(client, topic)
         began = time.monotonic()
         send_signal(cluster, leader, signal.SIGTERM)
         status = await anyio.to_thread.run_sync(cluster.wait, leader)
         assert status == 0, f"broker {leader} ended with status {status}"
-        return time.monotonic() - began
+        took_s = time.monotonic() - began
+        return Disturbance(took_s, leader, await acting_leader(client, topic))
 
     return anyio.run(_run, cluster, disturb, LOAD_WORKERS, backend="trio")
 
@@ -116,18 +130,19 @@ def freeze_the_leader(cluster: LocalCluster, frozen_s: float) -> Outcome:
     ``disturbed_s`` runs from SIGSTOP to the next acknowledgement that came of another leader.
     """
 
-    async def disturb(client: Client, topic: str, load: Load) -> float:
-        leader = await leader_of(client, topic)
+    async def disturb(client: Client, topic: str, load: Load) -> Disturbance:
+        leader = await acting_leader(client, topic)
         frozen = time.monotonic()
         send_signal(cluster, leader, signal.SIGSTOP)
         try:
             # What was on its way when the leader froze may still arrive.
             await anyio.sleep(0.1)
             acknowledged = await load.acks.one_more()
+            after = await acting_leader(client, topic)
             await anyio.sleep(max(0.0, frozen + frozen_s - time.monotonic()))
         finally:
             send_signal(cluster, leader, signal.SIGCONT)
-        return acknowledged - frozen
+        return Disturbance(acknowledged - frozen, leader, after)
 
     return anyio.run(_run, cluster, disturb, 0, backend="trio")
 
@@ -250,7 +265,6 @@ async def _run(cluster: LocalCluster, disturb: Disturb, workers: int) -> Outcome
     topic = f"failover-{next(_topic_numbers)}"
     async with connect(cluster.bootstrap) as client:
         created = await client.admin.create_topic(topic, partitions=1, replicas=BROKERS)
-        before = await leader_of(client, topic)
         async with client.producer(topic) as producer:
             load = Load(producer)
             async with anyio.create_task_group() as tasks:
@@ -259,7 +273,7 @@ async def _run(cluster: LocalCluster, disturb: Disturb, workers: int) -> Outcome
                 for worker in range(workers):
                     tasks.start_soon(load.append_many, worker)
                 await _stay_calm(load)
-                disturbed_s = await disturb(client, topic, load)
+                disturbance = await disturb(client, topic, load)
                 await _stay_calm(load)
                 load.stop()
         for broker in cluster.brokers:
@@ -267,14 +281,13 @@ async def _run(cluster: LocalCluster, disturb: Disturb, workers: int) -> Outcome
                 cluster.start(broker.node_id)
         await wait_until_ready(cluster)
         await wait_until_caught_up(client, topic, [0])
-        after = await leader_of(client, topic)
     group = GroupId(created.partitions[0].group)
     replicas = await anyio.to_thread.run_sync(dump_replicas, cluster, group)
     return Outcome(
         acknowledged=len(load.acks.offsets),
         longest_gap_s=load.acks.longest_gap_s,
-        disturbed_s=disturbed_s,
-        leader_before=before,
-        leader_after=after,
+        disturbed_s=disturbance.took_s,
+        leader_before=disturbance.leader_before,
+        leader_after=disturbance.leader_after,
         differences=compare(load.acks.offsets, replicas),
     )

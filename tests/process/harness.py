@@ -32,6 +32,7 @@ from logd_client import Client
 BROKERS: Final = 3
 COMMAND_TIMEOUT_S: Final = 60.0
 CATCH_UP_TIMEOUT_S: Final = 120.0
+HAND_OVER_TIMEOUT_S: Final = 30.0
 LOG_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.02
 
@@ -226,10 +227,28 @@ async def _has_caught_up(client: Client, topic: str, partition: int) -> bool:
 
 
 async def leader_of(client: Client, topic: str, partition: int = 0) -> NodeId:
-    """Who leads the partition, once somebody does."""
+    """Who leads the partition, once the broker that is asked has heard of somebody: it may be a
+    moment behind."""
     while True:
         described = await client.admin.describe_topic(topic)
         leader = described.partitions[partition].leader
         if leader is not None:
             return NodeId(leader)
         await anyio.sleep(POLL_S)
+
+
+async def acting_leader(client: Client, topic: str, partition: int = 0) -> NodeId:
+    """Who leads the partition, as that broker says itself."""
+    return NodeId((await client.admin.describe_partition(topic, partition)).leader)
+
+
+async def hand_over(client: Client, topic: str, partition: int, target: NodeId) -> None:
+    """Have ``target`` lead.  A broker that stands still for a moment takes nothing over: whoever
+    leads says so, goes on, and can be asked again."""
+    with anyio.fail_after(HAND_OVER_TIMEOUT_S):
+        while True:
+            try:
+                await client.admin.transfer_leader(topic, partition, target)
+                return
+            except LogdError:
+                await anyio.sleep(POLL_S)

@@ -18,9 +18,10 @@ import anyio
 from logd.cli.cluster import fetch_status
 from logd.cli.local_cluster import LocalCluster
 from logd.cli.ready import wait_until_ready
+from logd.errors import LogdError
 from logd.types import NodeId
 from logd_client import Client, Producer, connect
-from tests.process.harness import POLL_S, send_signal
+from tests.process.harness import POLL_S, hand_over, send_signal
 
 TOPIC: Final = "rolling"
 CALM_S: Final = 1.0
@@ -136,14 +137,20 @@ async def _run(cluster: LocalCluster, partitions: int, pause_s: float, rounds: i
 
 async def _hand_over(client: Client, writer: _Writer) -> float:
     """Give one partition to another broker; its longest gap meanwhile."""
-    described = await client.admin.describe_partition(TOPIC, writer.partition)
-    target = next(
-        r.node_id for r in described.replicas if r.node_id != described.leader and r.in_sync
-    )
+    while (target := await _successor(client, writer.partition)) is None:
+        await anyio.sleep(POLL_S)
     began = time.monotonic()
-    await client.admin.transfer_leader(TOPIC, writer.partition, target)
+    await hand_over(client, TOPIC, writer.partition, target)
     await anyio.sleep(HAND_OVER_WATCHED_S)
     return writer.longest_gap_s(began, time.monotonic())
+
+
+async def _successor(client: Client, partition: int) -> NodeId | None:
+    """Who could take the partition over at once, if anybody: who leads it since a moment ago has
+    yet to hear of the others."""
+    described = await client.admin.describe_partition(TOPIC, partition)
+    others = (one for one in described.replicas if one.node_id != described.leader)
+    return next((NodeId(one.node_id) for one in others if one.in_sync), None)
 
 
 def _longest(writers: Sequence[_Writer], begin: float, end: float) -> float:
@@ -177,8 +184,15 @@ async def _restart(
 async def _wait_until_well(cluster: LocalCluster) -> None:
     """As `logd cluster status` says it, which exits with 0 then."""
     with anyio.fail_after(WHOLE_TIMEOUT_S):
-        while (await fetch_status(cluster.bootstrap)).state != "ok":
+        while not await _is_well(cluster):
             await anyio.sleep(POLL_S)
+
+
+async def _is_well(cluster: LocalCluster) -> bool:
+    try:
+        return (await fetch_status(cluster.bootstrap)).state == "ok"
+    except LogdError:
+        return False
 
 
 async def _judge(client: Client, writers: Sequence[_Writer], figures: Figures) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from logd.cli.local_cluster import LocalCluster
 from logd.limits import RECORD_BYTES_MAX
+from logd.types import NodeId
 from logd_client import connect, sync
-from tests.process.harness import BROKERS, leader_of, logd_command, run_logd
+from tests.process.harness import BROKERS, acting_leader, hand_over, logd_command, run_logd
 
 pytestmark = pytest.mark.process
 
@@ -127,10 +128,11 @@ async def append_under_three_leaders(cluster: LocalCluster, topic: str) -> dict[
                 offsets[value] = (await producer.append(value.encode())).offset
             match turn:
                 case 0:
-                    await client.admin.transfer_leader(topic, 0)
+                    first = await acting_leader(client, topic)
+                    await hand_over(client, topic, 0, NodeId(first % BROKERS + 1))
                 case 1:
-                    leader = await leader_of(client, topic)
-                    await anyio.to_thread.run_sync(cluster.kill, leader)
+                    second = await acting_leader(client, topic)
+                    await anyio.to_thread.run_sync(cluster.kill, second)
     return offsets
 
 
