@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ import pytest
 from logd.cli.local_cluster import LocalBroker, LocalCluster, open_cluster, stopping
 from logd.errors import ConnectionFailedError, DeliveryTimeoutError
 from logd.limits import KIB, MIB, RECEIVE_BYTES
-from logd.types import HostPort
+from logd.types import HostPort, NodeId
 from logd.wire.frame import encode_message, frame_prefix
 from logd.wire.messages import HelloRequest, Kind
 from logd_client import sync
@@ -33,8 +34,9 @@ from tests.process.harness import (
 pytestmark = pytest.mark.process
 
 PATIENCE_S: Final = 30.0
-DESCRIPTORS_LEFT: Final = 40
-"""A quarter of the limit that this makes is kept for files; the rest soon is connections."""
+DESCRIPTORS_LEFT: Final = 160
+"""A quarter of the limit that this makes is kept for files, which is enough when all groups elect
+at once, and their brokers connect anew; the rest soon is connections."""
 
 CROWD: Final = 2000
 CONNECTION_BYTES_MAX: Final = 64 * KIB
@@ -65,6 +67,11 @@ def counted(broker: LocalBroker, name: str) -> int:
     return sum(event["event"] == name for event in logged_events(broker))
 
 
+def leading(cluster: LocalCluster, client: sync.Client, topic: str) -> LocalBroker:
+    """Who leads its first partition, as that broker says itself."""
+    return cluster.broker(NodeId(client.admin.describe_partition(topic, 0).leader))
+
+
 def test_a_broker_out_of_descriptors_refuses_connections_and_goes_on_with_its_files(
     cluster: LocalCluster,
 ) -> None:
@@ -74,8 +81,7 @@ def test_a_broker_out_of_descriptors_refuses_connections_and_goes_on_with_its_fi
         )
         with client.producer("descriptors") as producer:
             producer.append(b"before")
-            leader = client.admin.describe_topic("descriptors").partitions[0].leader
-            broker = next(b for b in cluster.brokers if b.node_id == leader)
+            broker = leading(cluster, client, "descriptors")
             pid = cluster.pid(broker.node_id)
             limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
             limit = descriptor_count(pid) + DESCRIPTORS_LEFT
@@ -121,7 +127,7 @@ def test_two_thousand_connections_of_a_byte_a_second_keep_nobody_from_being_serv
     # Of larger ones not all could begin, and those that had would be cut off.
     promised = frame_prefix(Kind.PRODUCE, 0, b"", 2, body_bytes=RECEIVE_BYTES - KIB)
     for connection in crowd[::2]:
-        connection.sendall(hello + promised)
+        send_if_open(connection, hello + promised)
     longest_s = 0.0
     with sync.connect(str(broker.address)) as client:
         client.admin.create_topic("crowded", partitions=3, replicas=BROKERS)
@@ -129,7 +135,7 @@ def test_two_thousand_connections_of_a_byte_a_second_keep_nobody_from_being_serv
             for _ in range(5):
                 second = time.monotonic() + 1.0
                 for connection in crowd:
-                    connection.sendall(b"\0")
+                    send_if_open(connection, b"\0")
                 while time.monotonic() < second:
                     began = time.monotonic()
                     producer.append(b"served")
@@ -144,6 +150,12 @@ def test_two_thousand_connections_of_a_byte_a_second_keep_nobody_from_being_serv
 
 def connections(address: HostPort, count: int) -> list[socket.socket]:
     return [socket.create_connection((address.host, address.port)) for _ in range(count)]
+
+
+def send_if_open(connection: socket.socket, data: bytes) -> None:
+    """On a slow machine its time may be up."""
+    with suppress(ConnectionError):
+        connection.sendall(data)
 
 
 def can_connect(address: HostPort) -> bool:
@@ -197,8 +209,7 @@ def test_on_a_full_disk_appends_are_refused_and_all_else_goes_on_also_over_a_res
             require_refused(client)
             assert len(read_all(client)) == 1000
 
-            leader = client.admin.describe_topic("full").partitions[0].leader
-            broker = next(b for b in cluster.brokers if b.node_id == leader)
+            broker = leading(cluster, client, "full")
             cluster.kill(broker.node_id)  # There is an election, and a start, on full disks.
             assert len(read_all(client)) == 1000
             cluster.start(broker.node_id)
