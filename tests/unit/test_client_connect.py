@@ -14,7 +14,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from logd.errors import ConnectionFailedError, ProtocolError, UsageError
 from logd.wire.frame import FLAG_RESPONSE, FrameDecoder, encode_message
 from logd.wire.messages import HelloResponse, Kind, Message, MetadataResponse
-from logd_client import connect, sync
+from logd_client import connect, routing, sync
 from logd_client.transport import reason_of
 
 pytestmark = pytest.mark.anyio
@@ -129,8 +129,10 @@ async def test_who_takes_the_address_for_brokers_for_that_for_clients_is_told(
 
 
 async def test_silence_after_the_connection_is_told_apart_from_no_connection(
-    anyio_backend: object,
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # However long this process stands still as the time is up.
+    monkeypatch.setattr(routing, "_LAST_WORDS_S", REASON_BEFORE_MS / 1000)
     async with listening(stay_silent) as address:
         error = await failure_of(address, SILENT_FOR_MS)
 
