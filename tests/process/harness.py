@@ -16,7 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -27,13 +28,14 @@ from logd.cli.local_cluster import LocalBroker, LocalCluster, free_ports, is_fre
 from logd.cli.ready import wait_until_ready
 from logd.errors import LogdError
 from logd.types import GroupId, NodeId
-from logd_client import Client
+from logd.wire.messages import MetadataResponse
+from logd_client import Client, connect
 
 BROKERS: Final = 3
 COMMAND_TIMEOUT_S: Final = 60.0
 CATCH_UP_TIMEOUT_S: Final = 120.0
 HAND_OVER_TIMEOUT_S: Final = 30.0
-LOG_TIMEOUT_S: Final = 5.0
+LOG_TIMEOUT_S: Final = 30.0
 POLL_S: Final = 0.02
 
 
@@ -100,10 +102,12 @@ def logged_bytes(broker: LocalBroker) -> int:
 
 
 def logged_events(broker: LocalBroker, after_bytes: int = 0) -> Iterator[dict[str, Any]]:
-    """What the broker has logged from a position on; lines that are no events are left out."""
+    """What the broker has logged from a position on; lines that are no events are left out, and
+    one that is just being written."""
     with broker.log_path.open("rb") as file:
         file.seek(after_bytes)
-        for line in file.read().splitlines():
+        *lines, _ = file.read().split(b"\n")
+        for line in lines:
             if line.startswith(b"{"):
                 yield msgspec.json.decode(line)
 
@@ -149,9 +153,10 @@ def run_logd(
 
 
 def require_done(cluster: LocalCluster, *arguments: str) -> bytes:
-    """Run a command that has to succeed; what it printed."""
+    """Run a command that has to succeed; what it printed.  The next one finds what it did."""
     done = run_logd(*arguments, "--bootstrap", cluster.bootstrap)
     assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+    anyio.run(wait_until_agreed, cluster, backend="trio")
     return done.stdout
 
 
@@ -169,11 +174,55 @@ def brokers_of(cluster: LocalCluster) -> dict[int, dict[str, Any]]:
 
 
 def wait_until_alive(cluster: LocalCluster, node_id: NodeId) -> None:
-    """Return once the cluster hears that broker."""
-    deadline = time.monotonic() + CATCH_UP_TIMEOUT_S
-    while not brokers_of(cluster).get(node_id, {}).get("alive"):
-        assert time.monotonic() < deadline, brokers_of(cluster)
-        time.sleep(POLL_S)
+    """Return once all other brokers hear that one."""
+    anyio.run(_wait_until_seen, cluster, node_id, True, backend="trio")
+
+
+def wait_until_dead(cluster: LocalCluster, node_id: NodeId) -> None:
+    """Return once no other broker hears that one any more."""
+    anyio.run(_wait_until_seen, cluster, node_id, False, backend="trio")
+
+
+async def _wait_until_seen(cluster: LocalCluster, node_id: NodeId, is_alive: bool) -> None:
+    """Each notices by itself, and commands ask whichever they reach first."""
+
+    def is_seen(metadata: MetadataResponse) -> bool:
+        return any(b.node_id == node_id and b.alive is is_alive for b in metadata.brokers)
+
+    with anyio.fail_after(CATCH_UP_TIMEOUT_S):
+        for broker in cluster.brokers:
+            if cluster.is_running(broker.node_id):
+                await _wait_until_told(broker, is_seen)
+
+
+async def wait_until_agreed(cluster: LocalCluster) -> None:
+    """Return once every broker that runs has applied what any of them has: a command asks
+    whichever it reaches first, and that one may be a moment behind."""
+    reached = 0
+
+    def is_there(metadata: MetadataResponse) -> bool:
+        nonlocal reached
+        is_behind = metadata.metadata_offset < reached
+        reached = max(reached, metadata.metadata_offset)
+        return not is_behind
+
+    with anyio.fail_after(CATCH_UP_TIMEOUT_S):
+        for _ in range(2):  # The first may have been behind the others.
+            for broker in cluster.brokers:
+                if cluster.is_running(broker.node_id):
+                    await _wait_until_told(broker, is_there)
+
+
+async def _wait_until_told(
+    broker: LocalBroker, is_enough: Callable[[MetadataResponse], bool]
+) -> None:
+    """Ask this broker, and no other, how the cluster is."""
+    while True:
+        with suppress(LogdError):
+            async with connect(str(broker.address)) as client:
+                if is_enough(await client.admin.describe_cluster()):
+                    return
+        await anyio.sleep(POLL_S)
 
 
 # --- replicas ---------------------------------------------------------------------------

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from logd.cli.local_cluster import LocalBroker
-from logd.limits import FRAME_BYTES_MAX, FRAME_UNAUTHENTICATED_BYTES_MAX
+from logd.limits import FRAME_BYTES_MAX, FRAME_UNAUTHENTICATED_BYTES_MAX, HANDSHAKE_TIMEOUT_S
 from logd.replication.peer_protocol import ClusterView, PeerHello, PeerKind, Ping
 from logd.wire.frame import encode_message, frame_prefix
 from logd.wire.messages import HelloRequest, Kind, MetadataRequest
 from tests.process.harness import logged_bytes, wait_for_event
 
 Port = Literal["client", "peer"]
-CLOSE_TIMEOUT_S: Final = 3.0
+CLOSE_TIMEOUT_S: Final = 0.8 * HANDSHAKE_TIMEOUT_S
+"""Before anybody is shut out for having said nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

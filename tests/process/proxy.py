@@ -46,7 +46,7 @@ LISTENING_POLL_S: Final = 0.02
 LISTENING_CHECK_S: Final = 0.3
 """Nobody behind the proxy is usually found sooner, by a connection that is refused there."""
 
-START_TIMEOUT_S: Final = 5.0
+START_TIMEOUT_S: Final = 30.0
 
 _LISTEN_STATE: Final = "0A"
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)

@@ -52,16 +52,21 @@ def joined(cluster: LocalCluster, data_dir: Path) -> Iterator[None]:
         yield
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=PATIENCE_S)
+        code = process.wait(timeout=PATIENCE_S)
+    assert code == 0
+    wait_for_brokers(cluster, 1)  # Else who comes back would be there before it has come.
 
 
 def wait_for_brokers(cluster: LocalCluster, count: int) -> None:
+    """So many are alive."""
     bootstrap = str(cluster.brokers[0].address)
     give_up = time.monotonic() + PATIENCE_S
     while True:
         listed = run_logd("broker", "list", "--output", "json", "--bootstrap", bootstrap)
-        if listed.returncode == 0 and len(json.loads(listed.stdout)) == count:
-            return
+        if listed.returncode == 0:
+            alive = sum(broker["alive"] for broker in json.loads(listed.stdout))
+            if alive == count:
+                return
         assert time.monotonic() < give_up, listed
         time.sleep(POLL_S)
 

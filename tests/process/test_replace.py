@@ -20,7 +20,9 @@ from tests.process.harness import (
     require_no_bug_reported,
     require_refused,
     run_logd,
+    wait_until_agreed,
     wait_until_alive,
+    wait_until_dead,
 )
 
 pytestmark = pytest.mark.process
@@ -100,8 +102,7 @@ def test_what_only_a_dead_broker_has_is_left_alone_until_it_is_back_and_the_rest
         cluster.join(FRESH)
         wait_until_alive(cluster, FRESH)
         cluster.kill(LOST)
-        while brokers_of(cluster)[LOST]["alive"]:
-            time.sleep(POLL_S)
+        wait_until_dead(cluster, LOST)
         replace = ("broker", "replace", str(LOST), "--with", str(FRESH))
         status = ("rebalance", "status")
         there_alone = ("partition", "move", "kept/0", "--to", str(LOST))
@@ -113,6 +114,7 @@ def test_what_only_a_dead_broker_has_is_left_alone_until_it_is_back_and_the_rest
             require_refused(cluster, 1, f"start broker {LOST} again", *replace)
         require_refused(cluster, 1, "1 partition: alone/", "rebalance", "run", "--replace-dead")
 
+        anyio.run(wait_until_agreed, cluster, backend="trio")
         found = brokers_of(cluster)[LOST]
         assert (found["replicas"], found["draining"]) == (1, True)
         cluster.start(LOST)

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 from functools import partial
+from typing import IO
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_a_scrape_counts_what_was_appended(cluster: LocalCluster) -> None:
     assert sum(found["logd_commit_seconds_count", ()] for found in scrapes) > 0
     assert all(found["logd_disk_free_bytes", ()] > 0 for found in scrapes)
     assert all(found["process_resident_memory_bytes", ()] > 2**20 for found in scrapes)
-    assert sum(found["logd_controller", ()] for found in scrapes) == 1
+    until(lambda: sum(scrape(b)["logd_controller", ()] for b in cluster.brokers) == 1, "one leads")
 
 
 def test_every_broker_is_live_and_ready_and_shows_all_of_them(cluster: LocalCluster) -> None:
@@ -60,8 +61,14 @@ def test_without_a_majority_a_broker_is_live_and_not_ready_and_says_why(
 
     assert "no controller" in get(survivor, "/readyz")[1]
     assert get(survivor, "/livez")[0] == 200
-    until(lambda: status_of(survivor)["state"] == "unavailable", "unavailable")
-    assert [known["alive"] for known in status_of(survivor)["brokers"]] == [True, False, False]
+    until(partial(is_told_alone, survivor), "unavailable, and the others dead")
+
+
+def is_told_alone(survivor: LocalBroker) -> bool:
+    """It may hear of the end of one before that of the other."""
+    status = status_of(survivor)
+    alive = [known["alive"] for known in status["brokers"]]
+    return status["state"] == "unavailable" and alive == [True, False, False]
 
 
 def test_a_broker_that_hangs_is_not_live_and_its_peers_say_so(cluster: LocalCluster) -> None:
@@ -90,13 +97,19 @@ def test_a_watch_is_one_json_object_per_look_until_it_is_interrupted(
     )
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watch:
         assert watch.stdout is not None
-        looks = [json.loads(watch.stdout.readline()) for _ in range(2)]
+        first = json.loads(watch.stdout.readline())
+        # A broker that takes too long to report is left out of one look.
+        until(partial(shows_events_of_each, watch.stdout), "a look with events of each broker")
         watch.send_signal(signal.SIGINT)
         status = watch.wait(COMMAND_TIMEOUT_S)
 
     assert status == 130
-    assert [look["controller"] is not None for look in looks] == [True, True]
-    assert {event["broker"] for event in looks[0]["events"]} == {1, 2, 3}
+    assert len(first["brokers"]) == BROKERS
+
+
+def shows_events_of_each(looks: IO[bytes]) -> bool:
+    look = json.loads(looks.readline())
+    return look["controller"] is not None and {e["broker"] for e in look["events"]} == {1, 2, 3}
 
 
 def has_leader(client: sync.Client, topic: str, partition: int) -> bool:

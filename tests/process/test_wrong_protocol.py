@@ -14,7 +14,7 @@ from tests.process.intruders import INTRUDERS, Intruder, intrude
 pytestmark = pytest.mark.process
 
 ROUNDS = 3
-SETTLE_S = 3.0
+SETTLE_S = 30.0
 
 
 @pytest.mark.parametrize("intruder", INTRUDERS, ids=str)
