@@ -26,6 +26,9 @@ from logd_client.coordination.fences import Fence
 from tests.process.fenced_writer import Report
 
 TTL_S: Final = 3.0
+SUCCESSOR_TTL_S: Final = 30.0
+"""That one does not sleep, although its process may stand still."""
+
 APPENDS_BEFORE_STOP: Final = 40
 TIMEOUT_S: Final = 60.0
 KINDS: Final = ("lock", "election", "shard")
@@ -99,10 +102,10 @@ async def _report(process: subprocess.Popen[bytes]) -> Report:
 @asynccontextmanager
 async def _successor(client: Client, kind: str, name: str, topic: str) -> AsyncIterator[Fence]:
     if kind == "lock":
-        async with client.lock(name, protects=[topic], ttl_s=TTL_S) as lease:
+        async with client.lock(name, protects=[topic], ttl_s=SUCCESSOR_TTL_S) as lease:
             yield lease.fence
     elif kind == "election":
-        election = client.election(name, protects=[topic], ttl_s=TTL_S)
+        election = client.election(name, protects=[topic], ttl_s=SUCCESSOR_TTL_S)
         async with election.campaign(b"b") as leadership:
             yield leadership.fence
     else:
@@ -115,7 +118,8 @@ async def _successor(client: Client, kind: str, name: str, topic: str) -> AsyncI
             await anyio.sleep_forever()
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(client.assignments(name, ttl_s=TTL_S).work, "successor", run_shard)
+            assignments = client.assignments(name, ttl_s=SUCCESSOR_TTL_S)
+            tasks.start_soon(assignments.work, "successor", run_shard)
             await is_granted.wait()
             async with client.producer(topic) as producer:
                 await producer.raise_fence(granted[0])
