@@ -21,7 +21,7 @@ from logd.replication.installing import begin_install, finish_install, has_begun
 from logd.storage.checkpoint import CheckpointStore, application_store
 from logd.storage.hard_state import HardStateFile
 from logd.storage.log import Log, LogIdentity, LogOptions
-from logd.storage.whole_file import UNFINISHED_SUFFIX, write_in_new_directory
+from logd.storage.whole_file import UNFINISHED_SUFFIX, parent, write_in_new_directory
 from logd.types import GroupId, NodeId, Offset, Term
 
 if TYPE_CHECKING:
@@ -253,6 +253,7 @@ def _create(files: FileSystem, path: str, identity: LogIdentity, promises: str) 
     promised = None
     if files.exists(promises):
         promised = HardStateFile.open(files, promises, identity).load()
+        files.sync_directory(parent(promises))
     unfinished = f"{path}{UNFINISHED_SUFFIX}"
     if files.exists(unfinished):
         files.remove_tree(unfinished)
@@ -263,7 +264,7 @@ def _create(files: FileSystem, path: str, identity: LogIdentity, promises: str) 
     )
     files.sync_directory(unfinished)
     files.rename(unfinished, path)
-    files.sync_directory(path.rpartition("/")[0])
+    files.sync_directory(parent(path))
 
 
 @dataclass(slots=True)

@@ -134,8 +134,8 @@ class HardStateFile:
         """Open the file and find the newest state in it.
 
         That state is written and synced once more: if saving it failed before the process
-        ended, the page cache may show a vote that the disk does not have.  The directory is not
-        synced: the log in it does that when it is opened, and nothing is promised before.
+        ended, the page cache may show a vote that the disk does not have.  The directory is the
+        caller's to sync: the log in it does so when it is opened, and nothing is promised before.
 
         Args:
             is_new: the caller has just created it, durably.

@@ -85,6 +85,13 @@ SYSTEM_MUTANTS = (
         '        except OSError as error:\n            raise StorageError(f"cannot write {path}',
     ),
     Mutant(
+        "a promise that a new replica was made with may be gone later",
+        "P2: one leader per term",
+        "logd/replication/opening.py",
+        "        files.sync_directory(parent(promises))\n",
+        "",
+    ),
+    Mutant(
         "the names in a replica's directory are not synced when it is opened",
         "P2: one leader per term",
         "logd/storage/recovery.py",
@@ -123,7 +130,7 @@ SYSTEM_MUTANTS = (
         "a new replica's directory is not durable when it votes",
         "P2: one leader per term",
         "logd/replication/opening.py",
-        '    files.rename(unfinished, path)\n    files.sync_directory(path.rpartition("/")[0])\n',
+        "    files.rename(unfinished, path)\n    files.sync_directory(parent(path))\n",
         "    files.rename(unfinished, path)\n",
     ),
     Mutant(

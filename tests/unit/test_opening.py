@@ -15,6 +15,7 @@ from logd.raft.messages import HardState
 from logd.replication.opening import OpenedGroup, open_group
 from logd.runtime.files import RealFileSystem
 from logd.storage.directory import DataDirectory
+from logd.storage.hard_state import promise_file
 from logd.storage.log import LogOptions
 from logd.types import GroupId, NodeId, Term
 from tests.sim.files import SimulatedFileSystem
@@ -107,6 +108,22 @@ def test_a_vote_outlives_a_power_cut_also_in_a_file_that_was_put_back_by_hand(se
     disk.crash(random.Random(seed))
 
     assert opened_in(disk, a_directory(disk)).loaded_hard_state == HardState(Term(1), OTHER)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_promise_whose_name_a_killed_process_left_unsynced_is_not_lost_later(seed: int) -> None:
+    disk = SimulatedFileSystem(random.Random(seed))
+    directory = a_directory(disk)
+    path = directory.promises_path(GROUP)
+    file = disk.open(path, create=True)
+    file.pwritev([promise_file(directory.identity(GROUP), Term(7), OTHER)], 0)
+    file.close()
+    disk.kill()
+    assert opened_in(disk, a_directory(disk)).loaded_hard_state.term == 7
+
+    disk.crash(random.Random(seed))
+
+    assert disk.exists(path)
 
 
 def test_the_names_in_a_replicas_directory_are_synced_once_when_it_is_opened_again() -> None:
