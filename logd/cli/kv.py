@@ -85,6 +85,7 @@ def _row(found: KeyValue) -> dict[str, Any]:
 @click.option("--if-value", help="Only if this is its value.")
 @namespace_option
 @bootstrap_option
+@output_option
 def put(
     key: str,
     value: str | None,
@@ -92,6 +93,7 @@ def put(
     if_value: str | None,
     namespace: str,
     bootstrap: str,
+    output: str,
 ) -> None:
     """Set KEY to VALUE, or to what standard input holds; prints the revision.
 
@@ -109,7 +111,7 @@ def put(
                 return await keys.put(fsencode(key), stored)
             return await keys.cas(fsencode(key), stored, revision=if_revision, expected=expected)
 
-    click.echo(run_async(change))
+    _tell("revision", run_async(change), output)
 
 
 def _value_of_standard_input() -> bytes:
@@ -126,7 +128,8 @@ def _value_of_standard_input() -> bytes:
 @click.option("--prefix", is_flag=True, help="All keys that begin with KEY.")
 @namespace_option
 @bootstrap_option
-def delete(key: str, prefix: bool, namespace: str, bootstrap: str) -> None:
+@output_option
+def delete(key: str, prefix: bool, namespace: str, bootstrap: str, output: str) -> None:
     """Delete KEY; prints how many there were.  Exits with 3 if there was none."""
     from logd.cli.session import connected, run_async
 
@@ -139,9 +142,16 @@ def delete(key: str, prefix: bool, namespace: str, bootstrap: str) -> None:
             return await client.kv(namespace).delete(start, end)
 
     count = run_async(change)
-    click.echo(count)
+    _tell("deleted", count, output)
     if not count:
         raise click.exceptions.Exit(_NOTHING_THERE)
+
+
+def _tell(what: str, number: int, output: str) -> None:
+    if output == "json":
+        print_json({what: number})
+    else:
+        click.echo(number)
 
 
 @kv.command("list")

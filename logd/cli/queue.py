@@ -591,7 +591,10 @@ def dead(name: str, count: int, bootstrap: str, output: str) -> None:
 @click.argument("items", type=IntegerType(1, NUMBER_MAX), nargs=-1)
 @click.option("--all", "all_items", is_flag=True, help="All dead items.")
 @bootstrap_option
-def redrive(name: str, items: tuple[int, ...], all_items: bool, bootstrap: str) -> None:
+@output_option
+def redrive(
+    name: str, items: tuple[int, ...], all_items: bool, bootstrap: str, output: str
+) -> None:
     """Let dead items begin anew.  Exits with 3 if none of ITEMS is dead."""
     if bool(items) == all_items:
         raise click.UsageError("name items, or say --all")
@@ -605,6 +608,9 @@ def redrive(name: str, items: tuple[int, ...], all_items: bool, bootstrap: str) 
     if items and not begun:
         say(f"logd: no dead item of {name} is called {', '.join(map(str, items))}")
         raise click.exceptions.Exit(ExitCode.NOT_FOUND)
+    if output == "json":
+        print_json({"items": begun})
+        return
     begin_anew = "begins anew" if len(begun) == 1 else "begin anew"
     click.echo(f"{count_of(len(begun), 'item')} of {name} {begin_anew}")
 

@@ -968,7 +968,7 @@ def test_a_shell_works_on_a_queue(cluster: LocalCluster, tmp_path: Path) -> None
     )
     dead = msgspec.json.decode(run_logd("queue", "dead", name, "--output", "json", *at).stdout)
     unknown = run_logd("queue", "redrive", name, "1", *at)
-    redriven = run_logd("queue", "redrive", name, "--all", *at)
+    redriven = run_logd("queue", "redrive", name, "--all", "--output", "json", *at)
     claimed = msgspec.json.decode(run_logd("queue", "claim", name, "--output", "json", *at).stdout)
     completed = run_logd("queue", "complete", name, claimed["claim"], *at)
     twice = run_logd("queue", "complete", name, claimed["claim"], *at)
@@ -982,7 +982,7 @@ def test_a_shell_works_on_a_queue(cluster: LocalCluster, tmp_path: Path) -> None
         "completed": 2, "failed": 1, "released": 0, "unsettled": 0
     }  # fmt: skip
     assert [(one["payload"], one["reason"]) for one in dead] == [("bad", "code 1 poisoned")]
-    assert b"1 item" in redriven.stdout
+    assert msgspec.json.decode(redriven.stdout) == {"items": [dead[0]["item"]]}
     assert (unknown.returncode, b"no dead item" in unknown.stderr) == (3, True)
     assert (claimed["payload"], completed.returncode) == ("bad", 0), completed.stderr
     assert (twice.returncode, nothing.returncode) == (4, 3)
@@ -1093,7 +1093,9 @@ def test_a_shell_compares_and_sets_keys(cluster: LocalCluster) -> None:
         "kv", "watch", "lead", "--from", put.stdout.decode().strip(), "--count", "1",
         "--output", "json", *at,
     )  # fmt: skip
-    deleted = run_logd("kv", "delete", "lead", *at)
+    put_again = run_logd("kv", "put", "lead", "me", "--output", "json", *at)
+    found = msgspec.json.decode(run_logd("kv", "get", "lead", "--output", "json", *at).stdout)
+    deleted = run_logd("kv", "delete", "lead", "--output", "json", *at)
     gone = run_logd("kv", "get", "lead", *at)
 
     assert (put.returncode, again.returncode, refused.returncode) == (0, 4, 4)
@@ -1102,6 +1104,8 @@ def test_a_shell_compares_and_sets_keys(cluster: LocalCluster) -> None:
     assert got.stdout == b"me\n"
     assert msgspec.json.decode(refused.stdout)["found"][0]["value"] == "me"
     assert msgspec.json.decode(watched.stdout)["value"] == "me"
+    assert msgspec.json.decode(put_again.stdout) == {"revision": found["revision"]}
+    assert msgspec.json.decode(deleted.stdout) == {"deleted": 1}
     assert (deleted.returncode, gone.returncode) == (0, 3)
 
 
