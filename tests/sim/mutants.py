@@ -171,6 +171,7 @@ FAST_TESTS = {
         "tests/unit/test_client_partition_feed.py",
         "tests/unit/test_client_delivery.py",
         "tests/unit/test_client_transport.py",
+        "tests/unit/test_client_event_loop.py",
         "tests/unit/test_client_sync_producer.py",
         "tests/sim/test_growing_topics_sim.py",
         "tests/sim/test_library_sim.py",

@@ -2451,4 +2451,25 @@ SYSTEM_MUTANTS = (
         "        elif cluster_id != self.cluster_id:\n",
         "        elif cluster_id not in (None, self.cluster_id):\n",
     ),
+    Mutant(
+        "a broker that hears no controller is asked again and again",
+        "liveness: whoever asks is answered",
+        "client/logd_client/routing.py",
+        "            self._unled[asked.node] = None\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "what lies between two attempts may take longer than the request",
+        "liveness: whoever asks is answered",
+        "client/logd_client/routing.py",
+        "anyio.move_on_after(deadline - self.environment.clock()) as until_deadline",
+        "anyio.CancelScope() as until_deadline",
+    ),
+    Mutant(
+        "what asyncio calls for a socket may begin no task",
+        "liveness: a consumer goes on when leaders change",
+        "client/logd_client/event_loop.py",
+        "_where_anyio_knows_asyncio().run(loop.add_reader, sock, call)",
+        "loop.add_reader(sock, call)",
+    ),
 )
