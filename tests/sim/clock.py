@@ -38,7 +38,7 @@ class VirtualClock(trio.abc.Clock):
 
     def __init__(self) -> None:
         self.on_failure: Callable[[], object] | None = None
-        """Called once when a call of the agenda raised."""
+        """Called once, when a call of the agenda raised or somebody said ``fail``."""
         self.failure: BaseException | None = None
         self.now = 0.0
         """Virtual seconds since the run began."""
@@ -136,10 +136,14 @@ class VirtualClock(trio.abc.Clock):
                 call()
             except BaseException as error:
                 # Out of here it would look like a fault of trio's.
-                if self.failure is None:
-                    self.failure = error
-                    assert self.on_failure is not None
-                    self.on_failure()
+                self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the run with ``error``, unless it is about to end with another."""
+        if self.failure is None:
+            self.failure = error
+            assert self.on_failure is not None
+            self.on_failure()
 
 
 # --- sleeping ---------------------------------------------------------------------------

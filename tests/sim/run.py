@@ -10,11 +10,13 @@ A simulated run may not end with something left over.  Warnings (a coroutine nev
 resource never closed) and exceptions that Python could only print fail it.  So does a run
 in which every task waits for an event that nobody will cause: with nothing else to jump to,
 the clock jumps to ``time_limit_s`` and the run fails there with a list of who waited where.
+One that goes round without time passing is ended where it stands, by ``processor_limit_s``.
 """
 
 from __future__ import annotations
 
 import random
+import signal
 import sys
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
@@ -31,13 +33,15 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 TIME_LIMIT_S: Final = 3600.0
+PROCESSOR_LIMIT_S: Final = 300.0
+"""Some ten times what the longest runs take."""
 
 _sleep: Final = trio.sleep
 """The watchdog's own: a deadline that the clock goes to when nothing else is to come."""
 
 
 class StuckError(AssertionError):
-    """The run was not over at its limit of virtual time."""
+    """The run was not over at its limit of virtual time, or of processor time."""
 
 
 def run_deterministic(
@@ -45,6 +49,7 @@ def run_deterministic(
     *args: *Args,
     seed: int | str,
     time_limit_s: float = TIME_LIMIT_S,
+    processor_limit_s: float = PROCESSOR_LIMIT_S,
 ) -> T:
     """Call ``await function(*args)`` in a run of its own and return its result.
 
@@ -59,6 +64,7 @@ def run_deterministic(
             function,
             args,
             time_limit_s,
+            processor_limit_s,
             clock=clock,
             strict_exception_groups=True,
         )
@@ -69,6 +75,7 @@ async def _within_limit(
     function: Callable[[*Args], Awaitable[T]],
     args: tuple[*Args],
     time_limit_s: float,
+    processor_limit_s: float,
 ) -> T:
     """What ``function`` returns or raises, as it is: the watchdog is not in a nursery."""
     _leave_out_the_system()
@@ -88,7 +95,7 @@ async def _within_limit(
     trio.lowlevel.spawn_system_task(watchdog)
     clock.on_failure = body.cancel
     try:
-        with body:
+        with _processor_limit(processor_limit_s, clock), body:
             return await function(*args)
     finally:
         watch.cancel()
@@ -175,6 +182,30 @@ def _seeded_scheduling(seed: int | str) -> Iterator[None]:
     finally:
         chance.setstate(state)
         scheduler["_ALLOW_DETERMINISTIC_SCHEDULING"] = was_deterministic
+
+
+@contextmanager
+def _processor_limit(seconds: float, clock: VirtualClock) -> Iterator[None]:
+    """What takes longer is cancelled.  If it comes to no checkpoint, it is raised out of as much
+    later: raised at once, it might be trio that does not expect it."""
+    token = trio.lowlevel.current_trio_token()
+    error = StuckError(f"not over after {seconds:g} s of processor time")
+    is_cancelled = False
+
+    def stop(*_: object) -> None:
+        nonlocal is_cancelled
+        if is_cancelled:
+            raise error
+        is_cancelled = True
+        token.run_sync_soon(clock.fail, error)
+
+    handler = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)
 
 
 @contextmanager

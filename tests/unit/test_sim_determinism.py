@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import warnings
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -187,6 +188,24 @@ def test_a_run_that_shields_itself_for_ever_is_ended_as_well() -> None:
 
     with pytest.raises(StuckError, match="wait_shielded"):
         run_deterministic(wait_shielded, seed=1)
+
+
+async def go_round() -> None:
+    while True:
+        pass
+
+
+async def go_round_and_let_others_run() -> None:
+    while True:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("going_round", [go_round, go_round_and_let_others_run])
+def test_a_run_in_which_no_time_passes_is_ended_and_fails(
+    going_round: Callable[[], Awaitable[None]],
+) -> None:
+    with pytest.raises(StuckError, match=r"not over after 0\.1 s of processor time"):
+        run_deterministic(going_round, seed=1, processor_limit_s=0.1)
 
 
 def test_an_exception_leaves_the_run_as_itself() -> None:
