@@ -2,8 +2,8 @@
 
 Who cannot release a lock, complete an item or close a session on a full disk keeps others waiting
 for as long as it is full.  What is kept free of it (``disk_free_bytes_min``) is for these: they are
-small, there is no more to give back than was taken before, and the log is trimmed behind the state
-that they make smaller.
+small, and the log is trimmed behind the state that they make smaller, or leave as it is: a command
+that deletes a key or a queue that is not there is taken, too.
 
 Who renews claims of items gives nothing back and takes nothing either: the state stays as it is,
 and the log is trimmed behind it.  Refused, every worker would lose what it is working on, as soon
@@ -43,7 +43,8 @@ _FREEING: Final = (
 
 
 def frees(command: Command) -> bool:
-    """Whether ``command`` cannot make the state larger."""
+    """Whether ``command`` cannot make the state larger, whether or not there is anything to free:
+    that is known only where it is carried out."""
     if isinstance(command, Transact):
         operations = (*command.then, *command.otherwise)
         return all(isinstance(operation, Delete | Get) for operation in operations)
