@@ -275,7 +275,8 @@ def txn(namespace: str, bootstrap: str, output: str, **parts: tuple[Any, ...]) -
             )
 
     done = run_async(change)
-    found = [_row(one) for result in done.results for one in result.found]
+    # What is added to and got as well is shown once, as it was found last.
+    found = list({one.key: _row(one) for result in done.results for one in result.found}.values())
     if output == "json":
         print_json({"succeeded": done.succeeded, "revision": done.revision, "found": found})
     else:

@@ -55,7 +55,7 @@ class BootstrapType(click.ParamType):  # type: ignore[type-arg]  # Not generic i
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Check each address; the text is passed on in its usual form."""
         try:
-            addresses = [parse_host_port(part) for part in value.split(",") if part.strip()]
+            addresses = [parse_host_port(part.strip()) for part in value.split(",") if part.strip()]
         except UsageError as error:
             self.fail(str(error), param, ctx)
         if not addresses:

@@ -32,7 +32,7 @@ from logd.cli.options import FENCE, TOPIC, IntegerType, bootstrap_option, output
 from logd.cli.progress import RecordProgress
 from logd.cli.streams import STANDARD_INPUT
 from logd.errors import UsageError
-from logd.wording import count_of
+from logd.wording import are, count_of
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -154,7 +154,8 @@ def produce(
     except BaseException:
         if summary.lines_read:
             read = count_of(summary.lines_read, "line")
-            say(f"logd: ended early, after {read}; acknowledged until then:")
+            known = f"{summary.records:,} of {read} read {are(summary.records)} known to be in"
+            say(f"logd: ended early; {known}:")
             _report(topic, summary, time.monotonic() - began, 0, output)
         raise
     _report(topic, summary, time.monotonic() - began, oversized_count, output)

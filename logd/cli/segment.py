@@ -248,7 +248,7 @@ def _file_system() -> FileSystem:
 def _existing(path: str) -> str:
     absolute = os.path.abspath(path)
     if not os.path.exists(absolute):
-        say(f"Error: {path}: no such file or directory")
+        say(f"logd: {path}: no such file or directory")
         raise click.exceptions.Exit(ExitCode.NOT_FOUND)
     return absolute
 

@@ -315,6 +315,7 @@ def test_a_path_that_is_not_there_is_not_found(command: str, tmp_path: Path) -> 
     result = run(command, tmp_path / "nothing")
 
     assert result.exit_code == 3
+    assert result.stderr.startswith("logd: ")
     assert "no such file" in result.stderr
 
 
