@@ -34,7 +34,10 @@ def assign() -> None:
     help="So many shards named 0, 1, 2 … instead of named ones.",
 )
 @bootstrap_option
-def set_shards(group: str, shards: tuple[str, ...], count: int | None, bootstrap: str) -> None:
+@output_option
+def set_shards(
+    group: str, shards: tuple[str, ...], count: int | None, bootstrap: str, output: str
+) -> None:
     """Spread SHARDS over the members of GROUP from now on; --count 0 ends it.
 
     What need not move stays where it is.
@@ -51,7 +54,10 @@ def set_shards(group: str, shards: tuple[str, ...], count: int | None, bootstrap
     async def change() -> None:
         async with connected(bootstrap) as client:
             await client.assignments(group).set(names)
-        click.echo(f"{group}: {count_of(len(names), 'shard')}")
+        if output == "json":
+            print_json({"group": group, "shards": names})
+        else:
+            click.echo(f"{group}: {count_of(len(names), 'shard')}")
 
     run_async(change)
 

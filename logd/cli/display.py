@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Final
 
 import click
@@ -198,6 +199,11 @@ def time_text(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02} min"
     return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
+
+
+def moment_text(at_ms: int) -> str:
+    """``2026-01-31T08:15:00.250+00:00``: a time that the cluster tells, in UTC."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:

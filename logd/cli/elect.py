@@ -160,12 +160,13 @@ async def _listen_for_resignation(
 @elect.command("resign")
 @click.argument("name")
 @bootstrap_option
-def resign(name: str, bootstrap: str) -> None:
+@output_option
+def resign(name: str, bootstrap: str, output: str) -> None:
     """Have the `logd elect run` that leads NAME end its command, and let the next one lead."""
     from logd.cli.session import connected, run_async
     from logd.errors import RequestTimeoutError, UnknownNameError
 
-    async def ask() -> None:
+    async def ask() -> int:
         async with connected(bootstrap) as client:
             election = client.election(name)
             async with election.observe() as leaders:
@@ -178,14 +179,17 @@ def resign(name: str, bootstrap: str) -> None:
                     while True:
                         found = await leaders.next()
                         if found is None or found.token != leader.token:
-                            click.echo(f"leader with token {leader.token} has resigned")
-                            return
+                            return leader.token
         raise RequestTimeoutError(
             f"the leader of {name} (token {leader.token}) did not resign within "
             f"{RESIGN_TIMEOUT_S:g} s: is it a `logd elect run`?"
         )
 
-    run_async(ask)
+    token = run_async(ask)
+    if output == "json":
+        print_json({"election": name, "token": token})
+    else:
+        click.echo(f"leader with token {token} has resigned")
 
 
 @elect.command("list")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.display import cells_of, print_facts, print_json, print_table
+from logd.cli.display import cells_of, moment_text, print_facts, print_json, print_table
 from logd.cli.lazy import NounGroup
 from logd.cli.options import (
     IntegerType,
@@ -150,7 +149,7 @@ def show_holders(kind: Any, namespace: str, bootstrap: str, output: str) -> None
                 "name": f"{namespace}/{one}",
                 "holders": [holder.client for holder in holders.holders],
                 "token": max((holder.token or 0 for holder in holders.holders), default=None),
-                "since": since_text(holders.holders[0]) if holders.holders else None,
+                "since": moment_text(holders.holders[0].since_ms) if holders.holders else None,
                 "waiting": len(holders.waiting),
             }
             for one, holders in found
@@ -212,13 +211,8 @@ def holder_row(holder: Holder) -> dict[str, Any]:
         "token": holder.token,
         "client": holder.client,
         "session": holder.session,
-        "since": since_text(holder),
+        "since": moment_text(holder.since_ms),
         "mode": holder.mode,
         "permits": holder.permits,
         **text_or_base64("data", holder.data),
     }
-
-
-def since_text(holder: Holder) -> str:
-    """When it was granted, or began to wait."""
-    return datetime.fromtimestamp(holder.since_ms / 1000, UTC).isoformat(timespec="milliseconds")

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from logd.cli import streams
-from logd.cli.display import cells_of, print_facts, print_json, print_table, say
+from logd.cli.display import (
+    cells_of,
+    moment_text,
+    print_facts,
+    print_json,
+    print_table,
+    say,
+)
 from logd.cli.exits import ExitCode
 from logd.cli.lazy import NounGroup
 from logd.cli.lines import LineCutter
@@ -46,7 +53,7 @@ from logd.limits import (
 from logd.wording import count_of
 
 if TYPE_CHECKING:
-    from logd.wire.coordination import QueueStatistics
+    from logd.wire.coordination import QueueOptions, QueueStatistics
     from logd_client import Client
     from logd_client.coordination.queues import Claim
 
@@ -380,7 +387,8 @@ _CLAIM: Final = _ClaimType()
 @click.argument("name")
 @click.argument("claim", type=_CLAIM)
 @bootstrap_option
-def complete(name: str, claim: tuple[int, int, int], bootstrap: str) -> None:
+@output_option
+def complete(name: str, claim: tuple[int, int, int], bootstrap: str, output: str) -> None:
     """The item of CLAIM is done: it is never handed out again.  Exits with 4 if the claim was
     lost."""
     from logd.cli.session import connected, run_async
@@ -390,6 +398,7 @@ def complete(name: str, claim: tuple[int, int, int], bootstrap: str) -> None:
             await (await adopted(client, name, claim)).complete()
 
     run_async(settle)
+    _tell("completed", claim[0], output)
 
 
 @queue.command("release")
@@ -406,6 +415,7 @@ def complete(name: str, claim: tuple[int, int, int], bootstrap: str) -> None:
     help="CLAIM is none of the item's attempts; without back-off.",
 )  # fmt: skip
 @bootstrap_option
+@output_option
 def release(
     name: str,
     claim: tuple[int, int, int],
@@ -414,6 +424,7 @@ def release(
     dead: bool,
     uncounted: bool,
     bootstrap: str,
+    output: str,
 ) -> None:
     """Give the item of CLAIM back."""
     from logd.cli.session import connected, run_async
@@ -424,6 +435,7 @@ def release(
             await held.release(reason, delay_s=delay_s, dead=dead, uncounted=uncounted)
 
     run_async(settle)
+    _tell("released", claim[0], output)
 
 
 @queue.command("renew")
@@ -434,7 +446,10 @@ def release(
     show_default=True, metavar="SECONDS", help="How long it holds from now.",
 )  # fmt: skip
 @bootstrap_option
-def renew(name: str, claim: tuple[int, int, int], visibility_s: float, bootstrap: str) -> None:
+@output_option
+def renew(
+    name: str, claim: tuple[int, int, int], visibility_s: float, bootstrap: str, output: str
+) -> None:
     """Hold CLAIM for longer; not longer than `queue claim` was told at most."""
     from logd.cli.session import connected, run_async
 
@@ -443,6 +458,13 @@ def renew(name: str, claim: tuple[int, int, int], visibility_s: float, bootstrap
             await (await adopted(client, name, claim)).renew(visibility_s)
 
     run_async(settle)
+    _tell("renewed", claim[0], output)
+
+
+def _tell(done: str, what: int | str, output: str) -> None:
+    """To a program; a person sees from the silence that all is well."""
+    if output == "json":
+        print_json({done: what})
 
 
 async def adopted(client: Client, name: str, claim: tuple[int, int, int]) -> Claim:
@@ -541,15 +563,20 @@ def stats(name: str, bootstrap: str, output: str) -> None:
     help="The oldest go first.  Of a new queue: 10000.",
 )
 @bootstrap_option
-def configure(name: str, bootstrap: str, **options: int | None) -> None:
+@output_option
+def configure(name: str, bootstrap: str, output: str, **options: int | None) -> None:
     """Make queue NAME, or change its options: what is not given stays as it is."""
+    import msgspec
+
     from logd.cli.session import connected, run_async
 
-    async def change() -> None:
+    async def change() -> QueueOptions:
         async with connected(bootstrap) as client:
-            await client.queue(name).configure(**options)
+            return await client.queue(name).configure(**options)
 
-    run_async(change)
+    configured = run_async(change)
+    if output == "json":
+        print_json({"queue": name, **msgspec.structs.asdict(configured)})
 
 
 @queue.command("dead")
@@ -573,6 +600,7 @@ def dead(name: str, count: int, bootstrap: str, output: str) -> None:
                 "attempts": one.attempts,
                 "died_ms": one.died_ms,
                 "reason": one.reason,
+                **text_or_base64("key", one.key),
                 **text_or_base64("payload", one.payload),
             }
             for one in found
@@ -582,8 +610,9 @@ def dead(name: str, count: int, bootstrap: str, output: str) -> None:
     if output == "json":
         print_json(rows)
     else:
-        columns = ("item", "attempts", "died_ms", "reason", "payload")
-        print_table(columns, [cells_of(row, columns) for row in rows], empty="no dead items")
+        columns = ("item", "attempts", "died", "reason", "key", "payload")
+        shown = [row | {"died": moment_text(row["died_ms"])} for row in rows]
+        print_table(columns, [cells_of(row, columns) for row in shown], empty="no dead items")
 
 
 @queue.command("redrive")
@@ -619,7 +648,8 @@ def redrive(
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @bootstrap_option
-def delete(name: str, yes: bool, bootstrap: str) -> None:
+@output_option
+def delete(name: str, yes: bool, bootstrap: str, output: str) -> None:
     """Delete NAME with all its items.  Exits with 3 if there is no such queue."""
     from logd.cli.session import connected, run_async
 
@@ -628,13 +658,14 @@ def delete(name: str, yes: bool, bootstrap: str) -> None:
             return await client.queue(name).statistics()
 
     if not yes:
-        click.confirm(f"{lost_with(name, run_async(look))}; delete it?", abort=True)
+        click.confirm(f"{lost_with(name, run_async(look))}; delete it?", abort=True, err=True)
 
     async def remove() -> None:
         async with connected(bootstrap) as client:
             await client.queue(name).delete()
 
     run_async(remove)
+    _tell("deleted", name, output)
 
 
 def lost_with(name: str, found: QueueStatistics) -> str:

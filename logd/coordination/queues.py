@@ -238,6 +238,7 @@ class Queue:
                 reason=record.reason,
                 attempts=record.item.attempts,
                 died_ms=record.died_ms,
+                key=record.item.key,
             )
 
     # --- snapshots ----------------------------------------------------------------------

@@ -589,6 +589,7 @@ class DeadItem(_Part, frozen=True, kw_only=True):
     reason: str
     attempts: int
     died_ms: int
+    key: bytes = b""
 
 
 class QueueStatistics(_Answer, frozen=True, kw_only=True, tag=25):

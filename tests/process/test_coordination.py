@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -960,31 +961,46 @@ def test_a_command_that_fails_at_once_is_not_elected_again_and_again_without_a_r
 def test_a_shell_works_on_a_queue(cluster: LocalCluster, tmp_path: Path) -> None:
     name, out = fresh("queue"), tmp_path / "out"
     at = ("--bootstrap", cluster.bootstrap)
-    run_logd("queue", "configure", name, "--attempts-max", "1", *at)
-    put = run_logd("queue", "put", name, "a", "b", "bad", *at)
+    configured = run_logd(
+        "queue", "configure", name, "--attempts-max", "1", "--output", "json", *at
+    )
+    put = run_logd("queue", "put", name, "a", "b", "bad", "--key", "k", *at)
     script = f"read x; test $x != bad || {{ echo poisoned >&2; exit 1; }}; echo $x >> {out}"
     worked = run_logd(
         "queue", "work", name, "--until-empty", "--output", "json", *at, "--", "sh", "-c", script
     )
     dead = msgspec.json.decode(run_logd("queue", "dead", name, "--output", "json", *at).stdout)
+    table = run_logd("queue", "dead", name, *at).stdout.decode()
     unknown = run_logd("queue", "redrive", name, "1", *at)
     redriven = run_logd("queue", "redrive", name, "--all", "--output", "json", *at)
     claimed = msgspec.json.decode(run_logd("queue", "claim", name, "--output", "json", *at).stdout)
-    completed = run_logd("queue", "complete", name, claimed["claim"], *at)
+    renewed = run_logd("queue", "renew", name, claimed["claim"], "--output", "json", *at)
+    completed = run_logd("queue", "complete", name, claimed["claim"], "--output", "json", *at)
     twice = run_logd("queue", "complete", name, claimed["claim"], *at)
     nothing = run_logd("queue", "claim", name, *at)
     stats = msgspec.json.decode(run_logd("queue", "stats", name, "--output", "json", *at).stdout)
+    deleted = run_logd("queue", "delete", name, "--yes", "--output", "json", *at)
 
+    configuration = msgspec.json.decode(configured.stdout)
+    assert configuration == {name: stats[name] for name in configuration}
+    assert (configuration["queue"], configuration["attempts_max"]) == (name, 1)
     assert b"put 3 items" in put.stdout
     assert worked.returncode == 0, worked.stderr
     assert sorted(out.read_text().split()) == ["a", "b"]
     assert msgspec.json.decode(worked.stdout) == {
         "completed": 2, "failed": 1, "released": 0, "unsettled": 0
     }  # fmt: skip
-    assert [(one["payload"], one["reason"]) for one in dead] == [("bad", "code 1 poisoned")]
+    assert [(one["key"], one["payload"], one["reason"]) for one in dead] == [
+        ("k", "bad", "code 1 poisoned")
+    ]
+    died = datetime.fromtimestamp(dead[0]["died_ms"] / 1000, UTC)
+    assert died.isoformat(timespec="milliseconds") in table
     assert msgspec.json.decode(redriven.stdout) == {"items": [dead[0]["item"]]}
     assert (unknown.returncode, b"no dead item" in unknown.stderr) == (3, True)
     assert (claimed["payload"], completed.returncode) == ("bad", 0), completed.stderr
+    assert [msgspec.json.decode(each.stdout) for each in (renewed, completed, deleted)] == [
+        {"renewed": claimed["item"]}, {"completed": claimed["item"]}, {"deleted": name}
+    ]  # fmt: skip
     assert (twice.returncode, nothing.returncode) == (4, 3)
     assert b"the claim of item " in twice.stderr
     assert (stats["completed"], stats["dead"], stats["in_flight"]) == (3, 0, 0)
@@ -1037,7 +1053,7 @@ def test_ctrl_c_asks_each_command_of_an_assignment_worker_to_end_and_does_nothin
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
     group, at, out = fresh("group"), ("--bootstrap", cluster.bootstrap), tmp_path / "out"
-    run_logd("assign", "set", group, "--count", "2", *at)
+    spread = run_logd("assign", "set", group, "--count", "2", "--output", "json", *at)
     script = (
         f"trap 'echo interrupted >> {out}; exit 1' INT; trap 'echo ended >> {out}; exit 1' TERM; "
         "sleep 60 & echo begun; wait"
@@ -1047,6 +1063,7 @@ def test_ctrl_c_asks_each_command_of_an_assignment_worker_to_end_and_does_nothin
     )
 
     assert out.read_text() == "ended\nended\n", said
+    assert msgspec.json.decode(spread.stdout) == {"group": group, "shards": ["0", "1"]}
     assert code == 128 + signal.SIGINT
 
 
@@ -1097,6 +1114,7 @@ def test_a_shell_compares_and_sets_keys(cluster: LocalCluster) -> None:
     found = msgspec.json.decode(run_logd("kv", "get", "lead", "--output", "json", *at).stdout)
     deleted = run_logd("kv", "delete", "lead", "--output", "json", *at)
     gone = run_logd("kv", "get", "lead", *at)
+    added = run_logd("kv", "txn", "--add", "n=5", "--get", "n", "--output", "json", *at)
 
     assert (put.returncode, again.returncode, refused.returncode) == (0, 4, 4)
     assert b"key 'lead' is at revision " in again.stderr
@@ -1106,6 +1124,9 @@ def test_a_shell_compares_and_sets_keys(cluster: LocalCluster) -> None:
     assert msgspec.json.decode(watched.stdout)["value"] == "me"
     assert msgspec.json.decode(put_again.stdout) == {"revision": found["revision"]}
     assert msgspec.json.decode(deleted.stdout) == {"deleted": 1}
+    assert [(one["key"], one["value"]) for one in msgspec.json.decode(added.stdout)["found"]] == [
+        ("n", "5")
+    ]
     assert (deleted.returncode, gone.returncode) == (0, 3)
 
 
@@ -1142,7 +1163,7 @@ def test_who_is_fenced_from_a_shell_is_told_how_far_it_came(
 
     told = late.stderr.decode().splitlines()
     assert late.returncode == 4
-    assert told[0] == "logd: ended early, after 3 lines; acknowledged until then:"
+    assert told[0] == "logd: ended early; 0 of 3 lines read are known to be in:"
     assert told[1].startswith(f"0 records to {topic}")
     assert told[-1].startswith("logd: fence 1 stands at token 5, found 4 (from node ")
 
@@ -1226,11 +1247,13 @@ def test_a_shell_resigns_and_lists(cluster: LocalCluster, tmp_path: Path) -> Non
 
     listed = msgspec.json.decode(run_logd("elect", "list", "--output", "json", *at).stdout)
     observed = run_logd("elect", "observe", name, "--count", "1", "--output", "json", *at)
-    resigned = run_logd("elect", "resign", name, *at)
+    resigned = run_logd("elect", "resign", name, "--output", "json", *at)
     leader.wait(timeout=30)
     nobody = run_logd("elect", "resign", name, *at)
 
     assert f"default/{name}" in [row["name"] for row in listed]
     assert msgspec.json.decode(observed.stdout)["data"] == "here"
     assert resigned.returncode == 0, resigned.stderr
+    leading = msgspec.json.decode(observed.stdout)["token"]
+    assert msgspec.json.decode(resigned.stdout) == {"election": name, "token": leading}
     assert nobody.returncode == 3

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from logd.cli import COMMANDS, root
+from logd.cli.options import BootstrapType
 from logd.config import BrokerConfig
 from logd.types import NodeId
 from logd.wire.coordination import QueueOptions
@@ -34,6 +36,7 @@ ENDLESS = "9" * 5000
         (["topic", "create", "t", "--config", "x"], "expected NAME=VALUE, found 'x'"),
         (["topic", "list", "--bootstrap", ""], "expected HOST:PORT[,HOST:PORT…], found nothing"),
         (["topic", "list", "--bootstrap", "here"], "expected HOST:PORT, found 'here'"),
+        (["topic", "list", "--bootstrap", "h:1, here"], "expected HOST:PORT, found 'here'"),
         (["topic", "list", "--bootstrap", "h:0"], "port 0 cannot be connected to"),
         (["topic", "list", "--bootstrap", "h:70000"], "a port is 0 to 65535"),
         (["topic", "list", "--bootstrap", "::1:7171"], "IPv6 address in brackets"),
@@ -273,3 +276,32 @@ def test_defaults_that_help_tells_are_those_of_a_broker_and_of_a_queue() -> None
     for name, value in msgspec.structs.asdict(QueueOptions()).items():
         option = f"logd queue configure --{name.replace('_', '-')}"
         assert told[option] == f"Of a new queue: {value}."
+
+
+def test_a_list_of_addresses_may_have_spaces_as_people_paste_it() -> None:
+    found = BootstrapType().convert(" a:1, [::1]:2 ,c:3,", None, None)
+
+    assert found == "a:1,[::1]:2,c:3"
+
+
+def commands_under(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[Any]:
+    """Each command that is no group, with the words it is called by."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands_under(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def test_every_command_that_asks_a_cluster_answers_in_json_but_those_that_run_a_command() -> None:
+    """What those write is what their COMMAND writes."""
+    silent = [
+        " ".join(words)
+        for words, command in commands_under(root)
+        if (names := {each.name for each in command.params}) >= {"bootstrap"}
+        and "output" not in names
+    ]
+
+    assert silent == ["lock run", "elect run", "member join", "assign work"]
