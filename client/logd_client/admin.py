@@ -48,7 +48,14 @@ from logd.wire.messages import (
     TrimPartitionRequest,
     TrimPartitionResponse,
 )
-from logd_client.arguments import require_int, require_text
+from logd_client.arguments import (
+    require_bool,
+    require_each,
+    require_int,
+    require_list,
+    require_one_of,
+    require_text,
+)
 from logd_client.consumer import start_of
 from logd_client.extents import ask_offsets
 from logd_client.routing import Routing
@@ -223,6 +230,7 @@ class Admin:
             BrokerInUseError: a broker that still holds replicas is not removed.
         """
         require_int("a broker's id", node)
+        require_one_of("action", action, ("drain", "resume", "remove"))
         response = await self._routing.call(
             self._routing.controller_connection,
             AlterBrokerRequest(node_id=node, action=action, timeout_ms=self._timeout_ms),
@@ -260,6 +268,10 @@ class Admin:
             RebalanceConflictError: a plan is running, or the cluster has changed.
             UnavailableError: a broker that is to receive something is not alive.
         """
+        require_text("purpose", purpose)
+        require_int("layout_version", layout_version)
+        require_list("moves", moves)
+        require_each("a move", moves, PlannedMoveInfo)
         token = f"{self._routing.environment.rng.getrandbits(128):032x}"
         response: StartPlanResponse | None = None
         for first in range(0, max(1, len(moves)), PLAN_MOVES_AT_ONCE):
@@ -344,6 +356,12 @@ class Admin:
         autonomous: bool | None = None,
     ) -> SetRebalancingResponse:
         """Change how moves are carried out, also those under way; None leaves as it is."""
+        if throttle_bytes_per_s is not None:
+            require_int("throttle_bytes_per_s", throttle_bytes_per_s)
+        if concurrency is not None:
+            require_int("concurrency", concurrency)
+        if autonomous is not None:
+            require_bool("autonomous", autonomous)
         return await self._routing.call(
             self._routing.controller_connection,
             SetRebalancingRequest(

@@ -6,7 +6,9 @@ travel to a broker and come back as something puzzling.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
+from numbers import Real
 from typing import Final
 
 from logd.errors import UsageError
@@ -21,11 +23,20 @@ LOOP_HAS_ENDED: Final = (
 """As when one ``asyncio.run`` opens it and another one goes on with it: what it did in the
 background was cancelled in between, and nobody would ever be answered."""
 
+NUMBER_MAX: Final = 2**63 - 1
+"""What the protocol's integers hold."""
+
 
 def require_int(name: str, value: object) -> None:
     """Raise ``UsageError`` unless ``value`` is an int, and no bool."""
     if type(value) is not int:
         raise UsageError(f"{name} must be an int, not {value!r}")
+
+
+def require_bool(name: str, value: object) -> None:
+    """Raise ``UsageError`` unless ``value`` is True or False."""
+    if type(value) is not bool:
+        raise UsageError(f"{name} must be True or False, not {value!r}")
 
 
 def require_text(name: str, value: object) -> None:
@@ -45,6 +56,14 @@ def require_between(name: str, value: object, low: int, high: int | None = None)
     if value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"{low} to {high}"
         raise UsageError(f"{name} must be {bounds}, not {value}")
+
+
+def require_number(name: str, value: object) -> None:
+    """Raise ``UsageError`` unless ``value`` is a number from 0."""
+    # Not a number is not in any range.
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and 0 <= value < math.inf):  # type: ignore[operator]
+        raise UsageError(f"{name} must be a number from 0, not {value!r}")
 
 
 def require_seconds(name: str, value: object, least: float = 0) -> None:
@@ -79,7 +98,15 @@ def require_function(name: str, value: object) -> None:
         raise UsageError(f"{name} must be a function, not {value!r}")
 
 
+def require_each(name: str, values: Iterable[object], *kinds: type) -> None:
+    """Raise ``UsageError`` unless each of ``values`` is of one of ``kinds``; ``name`` is of one."""
+    for value in values:
+        if not isinstance(value, kinds):
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise UsageError(f"{name} must be a {wanted}, not {value!r}")
+
+
 def require_one_of(name: str, value: object, choices: Collection[str]) -> None:
     """Raise ``UsageError`` unless ``value`` is one of ``choices``."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise UsageError(f"{name} must be one of {', '.join(sorted(choices))}, not {value!r}")

@@ -8,6 +8,11 @@ handed to it, so that batching, retries and subscriptions go on between calls.  
 used from several threads.  Arguments, results and errors are those of the asynchronous
 client; see there.
 
+Waiting for what may come at any time (``next_record``, ``next_batch``, a watch's ``next``) ends
+after ``timeout_s`` with Python's own ``TimeoutError``: nothing has failed, and the next call goes
+on waiting.  Waiting for what was asked for, a lock or a leadership, ends with
+``AcquireTimeoutError``, as in the asynchronous client, and the place in line is given back.
+
 Where a ``with`` block does not fit, as in a notebook, ``open()`` and ``close()`` do the same:
 
     client = connect("127.0.0.1:7171").open()

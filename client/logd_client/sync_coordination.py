@@ -35,7 +35,7 @@ from logd.wire.coordination import (
     QueueStatistics,
     Transacted,
 )
-from logd_client.arguments import require_function
+from logd_client.arguments import require_each, require_function
 from logd_client.coordination import assignments as async_assignments
 from logd_client.coordination import elections as async_elections
 from logd_client.coordination import keys as async_keys
@@ -485,6 +485,11 @@ class Claim:
         self._portal.call(self._claim.renew, visibility_s)
 
 
+def _asynchronous(claims: Sequence[Claim]) -> list[async_queues.Claim]:
+    require_each("a claim", claims, Claim)
+    return [claim._claim for claim in claims]
+
+
 async def _release_claims(claims: Sequence[async_queues.Claim]) -> None:
     for claim in claims:
         await claim.release("interrupted", delay_s=0, uncounted=True)
@@ -520,7 +525,7 @@ class Queue:
         return [Claim(self._portal, claim) for claim in claims]
 
     def complete(self, *claims: Claim) -> None:
-        self._portal.call(self._queue.complete, *(claim._claim for claim in claims))
+        self._portal.call(self._queue.complete, *_asynchronous(claims))
 
     def release(
         self,
@@ -533,7 +538,7 @@ class Queue:
         self._portal.call(
             partial(
                 self._queue.release,
-                *(claim._claim for claim in claims),
+                *_asynchronous(claims),
                 reason=reason,
                 delay_s=delay_s,
                 dead=dead,
@@ -542,7 +547,7 @@ class Queue:
         )
 
     def renew(self, *claims: Claim, visibility_s: float | None = None) -> None:
-        named = [claim._claim for claim in claims]
+        named = _asynchronous(claims)
         self._portal.call(partial(self._queue.renew, *named, visibility_s=visibility_s))
 
     def adopt(self, item: int, token: int, session: int, *, owner_is_gone: bool = False) -> Claim:

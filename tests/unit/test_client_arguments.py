@@ -7,7 +7,8 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -15,15 +16,17 @@ import pytest
 from logd.errors import UnknownTopicError, UsageError
 from logd.limits import ADMIN_TIMEOUT_MS_MAX, COORDINATION_TIMEOUT_MS_MAX
 from logd.types import HostPort, Offset
+from logd.wire.coordination import Delete, Get, Increment
 from logd.wire.messages import PartitionInfo, TopicInfo
-from logd_client import Client, connect, consumer, sync
+from logd_client import Client, connect, consumer, sync, sync_coordination
 from logd_client.accumulator import check_records, check_sequence, checked_headers
 from logd_client.admin import Admin
 from logd_client.arguments import require_list
 from logd_client.background import Background, task_group
 from logd_client.consumer import Consumer, ConsumerOptions
 from logd_client.coordination.calls import Calls
-from logd_client.coordination.fences import Fence, raise_fences
+from logd_client.coordination.fences import Fence, raise_fences, require_topics
+from logd_client.coordination.surface import Coordination
 from logd_client.coordination.watches import Watch
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import Producer, ProducerOptions
@@ -117,6 +120,17 @@ def test_what_connect_is_given_is_checked_before_anything_is_connected_to(
         (lambda admin: admin.describe_partition("t", "0"), "a partition must be an int, not '0'"),
         (lambda admin: admin.describe_broker("1"), "a broker's id must be an int, not '1'"),
         (lambda admin: admin.transfer_leader("t", 0, "2"), "target must be an int, not '2'"),
+        (lambda admin: admin.alter_broker(1, "stop"), "action must be one of drain, remove, resum"),
+        (lambda admin: admin.start_plan(None, 1, []), "purpose must be a str, not None"),
+        (lambda admin: admin.start_plan("p", True, []), "layout_version must be an int, not True"),
+        (lambda admin: admin.start_plan("p", 1, 5), "moves must be a list, not 5"),
+        (lambda admin: admin.start_plan("p", 1, [5]), "a move must be a PlannedMoveInfo, not 5"),
+        (lambda admin: admin.set_rebalancing(throttle_bytes_per_s=1e6), "throttle_bytes_per_s mu"),
+        (
+            lambda admin: admin.set_rebalancing(concurrency="4"),
+            "concurrency must be an int",
+        ),
+        (lambda admin: admin.set_rebalancing(autonomous=1), "autonomous must be True or False"),
         (
             lambda admin: admin.trim_partition("t", 0, "earliest"),
             "before must be an offset or an aware datetime, not 'earliest'",
@@ -369,3 +383,83 @@ def test_a_blocking_client_that_is_closed_or_not_open_yet_says_so() -> None:
     with pytest.raises(UsageError, match="backend must be one of asyncio, trio, not 'curio'"):
         sync.connect("127.0.0.1:1", backend="curio")
     client.close()
+
+
+class Surface(Coordination):
+    """Has no sessions: what reaches for one would have been sent."""
+
+    def _open_sessions(self) -> Any:
+        return None
+
+
+OF_COORDINATION: Any = Surface()
+KEYS: Any = OF_COORDINATION.kv()
+QUEUE: Any = OF_COORDINATION.queue("jobs")
+NAN = float("nan")
+MISTAKE: Any = "1"
+
+
+@pytest.mark.parametrize(
+    ("use", "told"),
+    [
+        (lambda: KEYS.increment("n", 1.5), "by must be an int, not 1.5"),
+        (lambda: KEYS.increment("n", True), "by must be an int, not True"),
+        (lambda: KEYS.increment("n", 2**63), "by must be -9223372036854775807 to"),
+        (lambda: KEYS.put("k", b"", ephemeral=1), "ephemeral must be True or False, not 1"),
+        (lambda: KEYS.range("a", "b", keys_only="no"), "keys_only must be True or False"),
+        (lambda: KEYS.cas("k", b"", revision="7"), "revision must be an int, not '7'"),
+        (lambda: KEYS.cas("k", b"", revision=-1), "revision must be 0 to"),
+        (lambda: KEYS.transact(then=5), "then must be a list, not 5"),
+        (lambda: KEYS.transact(then=["k"]), "then[0] must be a Put or Delete or Get or Increment"),
+        (lambda: KEYS.transact(compare=[None]), "compare[0] must be a Compare, not None"),
+        (
+            lambda: KEYS.transact(then=[Get(key=b"n"), Increment(key=b"n", by=MISTAKE)]),
+            "then[1], a Increment: Expected `int`, got `str` - at `$.by`",
+        ),
+        (
+            lambda: KEYS.transact(otherwise=[Delete(key=MISTAKE)]),
+            "otherwise[0], a Delete: Expected `bytes`, got `str` - at `$.key`",
+        ),
+        (lambda: QUEUE.put(b"", priority=1.5), "priority must be an int, not 1.5"),
+        (lambda: QUEUE.put(b"", priority=2**31), "priority must be -2147483647 to 2147483647"),
+        (lambda: QUEUE.claim(visibility_s=NAN), "visibility_s must be a number of seconds"),
+        (lambda: QUEUE.adopt("7", 1, 1), "item must be an int, not '7'"),
+        (lambda: QUEUE.adopt(7, None, 1), "token must be an int, not None"),
+        (lambda: QUEUE.complete(7), "a claim must be a Claim, not 7"),
+        (lambda: QUEUE.renew("7:1:1"), "a claim must be a Claim, not '7:1:1'"),
+        (lambda: QUEUE.release(reason=5), "reason must be a str, not 5"),
+        (lambda: QUEUE.release(dead="no"), "dead must be True or False, not 'no'"),
+        (lambda: QUEUE.redrive("7"), "an item must be an int, not '7'"),
+        (lambda: QUEUE.dead_letters(-1), "count must be 0 to"),
+        (lambda: QUEUE.statistics(dead=1.0), "dead must be an int, not 1.0"),
+        (lambda: OF_COORDINATION.lock("l").verify("7"), "token must be an int, not '7'"),
+        (lambda: OF_COORDINATION.election("e").verify("7"), "token must be an int, not '7'"),
+        (lambda: require_topics(cast(Any, None), cast(Any, 5)), "protects must be a list, not 5"),
+        (lambda: OF_COORDINATION.assignments("g").set(["a"], ["1"]), "a weight must be a number"),
+        (lambda: OF_COORDINATION.assignments("g").set(["a"], [NAN]), "a weight must be a number"),
+        (lambda: OF_COORDINATION.counter("c").reset("7"), "value must be an int, not '7'"),
+        (lambda: OF_COORDINATION.list_names("topic"), "kind must be one of assignment, election"),
+        (lambda: OF_COORDINATION.read_holders([], "l"), "kind must be one of election, lock"),
+    ],
+)  # fmt: skip
+async def test_what_coordination_cannot_mean_is_refused_by_name_before_anything_is_sent(
+    anyio_backend: object, use: Callable[[], Awaitable[object]], told: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        await use()
+
+    assert told in str(caught.value)
+
+
+def test_who_enters_a_double_barrier_has_a_name_that_is_text() -> None:
+    with pytest.raises(UsageError, match="member must be a str, not 5"):
+        OF_COORDINATION.double_barrier("start", 2, 5)
+
+
+def test_what_blocks_refuses_what_is_no_claim_of_its_own() -> None:
+    portal: Any = SimpleNamespace(call=None)
+    queue: Any = sync_coordination.Queue(portal, cast(Any, QUEUE))
+
+    for settle in (queue.complete, queue.release, queue.renew):
+        with pytest.raises(UsageError, match="a claim must be a Claim, not 7"):
+            settle(7)

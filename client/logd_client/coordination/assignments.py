@@ -26,7 +26,7 @@ from logd.wire.coordination import (
     ReportLoad,
     fence_id_of,
 )
-from logd_client.arguments import require_function, require_list
+from logd_client.arguments import require_function, require_list, require_number
 from logd_client.backoff import Backoff
 from logd_client.coordination.fences import Fence
 from logd_client.coordination.members import Group
@@ -103,6 +103,8 @@ class Assignments:
         """
         require_list("shards", shards)
         require_list("weights", weights)
+        for weight in weights:
+            require_number("a weight", weight)
         assign = Assign(
             group=self._name.name,
             shards=[checked_name(shard) for shard in shards],

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from logd.errors import UsageError
 from logd.wire.coordination import Acquire, Done, Event, HandOver, Holders, Proclaim
+from logd_client.arguments import require_int
 from logd_client.coordination.leases import Lease, LeaseContext, Place, read_holders
 from logd_client.coordination.names import Name, checked_bytes
 from logd_client.coordination.sessions import Sessions
@@ -116,6 +117,7 @@ class Election:
 
     async def verify(self, token: int) -> bool:
         """Whether ``token`` leads at this moment; see ``Place.verify``."""
+        require_int("token", token)
         leader = await self.leader()
         return leader is not None and leader.token == token
 

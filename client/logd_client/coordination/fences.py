@@ -16,7 +16,7 @@ from logd.errors import UsageError
 from logd.limits import COORDINATION_TIMEOUT_MS_MAX
 from logd.types import GroupId
 from logd.wire.messages import RaiseFenceRequest, RaiseFenceResponse
-from logd_client.arguments import require_text
+from logd_client.arguments import require_list, require_text
 from logd_client.background import for_each
 from logd_client.routing import Routing
 
@@ -69,6 +69,7 @@ async def require_topics(routing: Routing, names: Sequence[str]) -> None:
     """
     if isinstance(names, str):
         raise UsageError(f"protects must be a list of topics, not the str {names!r}")
+    require_list("protects", names)
     for name in names:
         require_text("a topic", name)
     for name in names:

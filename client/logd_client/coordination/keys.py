@@ -13,6 +13,9 @@ of them at one revision.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
 
 from logd.errors import CompareFailedError, UsageError
 from logd.wire.coordination import (
@@ -28,10 +31,18 @@ from logd.wire.coordination import (
     Transact,
     Transacted,
 )
-from logd_client.arguments import require_between
+from logd_client.arguments import (
+    NUMBER_MAX,
+    require_between,
+    require_bool,
+    require_each,
+    require_list,
+)
 from logd_client.coordination.names import checked_bytes, checked_key, checked_name, shown
 from logd_client.coordination.sessions import Sessions
 from logd_client.coordination.watches import Watch
+
+Part = TypeVar("Part", bound=msgspec.Struct)
 
 
 class KeyValues:
@@ -66,6 +77,7 @@ class KeyValues:
         ``limit`` and to what an answer holds, and ``count`` is how many there are.
         """
         require_between("limit", limit, 0)
+        require_bool("keys_only", keys_only)
         return await self._read(
             Get(
                 key=checked_bytes("start", start),
@@ -101,7 +113,7 @@ class KeyValues:
 
     async def delete(self, key: bytes | str, end: bytes | str | None = None) -> int:
         """Delete a key, or those from ``key`` up to ``end``; how many there were."""
-        done = await self.transact(then=[delete(key, end)])
+        done = await self._transact(then=[delete(key, end)])
         return done.results[0].count
 
     async def cas(
@@ -124,12 +136,14 @@ class KeyValues:
         """
         if revision is None and expected is None:
             raise UsageError("cas needs revision or expected: what is it compared with?")
+        if revision is not None:
+            require_between("revision", revision, 0, NUMBER_MAX)
         compare = Compare(
             key=checked_key(key),
             revision=revision,
             value=None if expected is None else checked_bytes("expected", expected),
         )
-        done = await self.transact(
+        done = await self._transact(
             compare=[compare],
             then=[put(key, value, ephemeral=ephemeral)],
             otherwise=[Get(key=checked_key(key), keys_only=True)],
@@ -153,7 +167,8 @@ class KeyValues:
         Raises:
             ConflictError: the value is no integer.
         """
-        done = await self.transact(then=[Increment(key=checked_key(key), by=by)])
+        require_between("by", by, -NUMBER_MAX, NUMBER_MAX)
+        done = await self._transact(then=[Increment(key=checked_key(key), by=by)])
         return int(done.results[0].found[0].value)
 
     async def transact(
@@ -171,6 +186,20 @@ class KeyValues:
         Returns:
             ``succeeded``, the ``revision``, and a result per operation.
         """
+        return await self._transact(
+            compare=_parts("compare", compare, Compare),
+            then=_parts("then", then, Put, Delete, Get, Increment),
+            otherwise=_parts("otherwise", otherwise, Put, Delete, Get, Increment),
+        )
+
+    async def _transact(
+        self,
+        *,
+        compare: Sequence[Compare] = (),
+        then: Sequence[Operation] = (),
+        otherwise: Sequence[Operation] = (),
+    ) -> Transacted:
+        """``transact`` of parts that were made here."""
         command = Transact(compare=list(compare), then=list(then), otherwise=list(otherwise))
         return await self._sessions.call(self._namespace, command, Transacted)
 
@@ -223,6 +252,7 @@ class KeyValues:
 
 def put(key: bytes | str, value: bytes | str, *, ephemeral: bool = False) -> Put:
     """An operation of a transaction: set a key."""
+    require_bool("ephemeral", ephemeral)
     return Put(key=checked_key(key), value=checked_bytes("value", value), ephemeral=ephemeral)
 
 
@@ -231,6 +261,23 @@ def delete(key: bytes | str, end: bytes | str | None = None) -> Delete:
     if end is None:
         return Delete(key=checked_key(key))
     return Delete(key=checked_bytes("key", key), end=checked_bytes("end", end))
+
+
+def _parts(name: str, parts: Sequence[Part], *kinds: type[Part]) -> list[Part]:
+    """Parts of a transaction as they are sent; they are made by hand, and not checked by then.
+
+    Raises:
+        UsageError: names the part, and the field of it.
+    """
+    require_list(name, parts)
+    parts = list(parts)
+    for at, part in enumerate(parts):
+        require_each(f"{name}[{at}]", [part], *kinds)
+        try:
+            msgspec.msgpack.decode(msgspec.msgpack.encode(part), type=type(part))
+        except (msgspec.ValidationError, TypeError, ValueError, OverflowError) as error:
+            raise UsageError(f"{name}[{at}], a {type(part).__name__}: {error}") from error
+    return parts
 
 
 def prefix_end(prefix: bytes) -> bytes:

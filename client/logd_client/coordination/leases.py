@@ -40,7 +40,7 @@ from logd.wire.coordination import (
     ReleaseItems,
     fence_id_of,
 )
-from logd_client.arguments import require_seconds
+from logd_client.arguments import require_int, require_seconds
 from logd_client.backoff import Backoff
 from logd_client.coordination.calls import WAIT_S_MAX
 from logd_client.coordination.fences import Fence, raise_fences, require_topics
@@ -332,7 +332,12 @@ class Place(Generic[L]):
         By the time that the resource acts on the answer it may be out of date: what is certain
         is to keep the largest token next to the data, and to refuse smaller ones in the same
         transaction that writes (docs/coordination.md).
+
+        Raises:
+            UsageError: it is no int.  As text, which tokens are in the environment of a command, it
+                would never be held.
         """
+        require_int("token", token)
         holders = await self.holders()
         return any(holder.token == token for holder in holders.holders)
 

@@ -23,7 +23,7 @@ from logd.errors import (
 )
 from logd.limits import DELAY_MS_MAX
 from logd.wire.coordination import QueueOptions
-from logd_client.arguments import milliseconds
+from logd_client.arguments import milliseconds, require_bool
 from logd_client.background import task_group
 from logd_client.backoff import Backoff
 from logd_client.coordination.calls import Calls
@@ -265,6 +265,8 @@ def failure_of(error: Exception) -> ItemFailedError:
 
 def check_release(delay_s: float | None, *, dead: bool, uncounted: bool) -> int | None:
     """Refuse what says two things at once; the delay in milliseconds."""
+    require_bool("dead", dead)
+    require_bool("uncounted", uncounted)
     if dead and uncounted:
         raise UsageError("an item that dies of a claim was attempted: dead or uncounted")
     return milliseconds("delay_s", delay_s, DELAY_MS_MAX)

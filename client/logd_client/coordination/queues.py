@@ -23,7 +23,14 @@ from logd.errors import (
     SessionExpiredError,
     UnknownNameError,
 )
-from logd.limits import DELAY_MS_MAX, ITEMS_PER_COMMAND_MAX, TEXT_BYTES_MAX, VISIBILITY_MS_MAX
+from logd.limits import (
+    ANSWER_ENTRIES_MAX,
+    DELAY_MS_MAX,
+    ITEMS_PER_COMMAND_MAX,
+    PRIORITY_MAX,
+    TEXT_BYTES_MAX,
+    VISIBILITY_MS_MAX,
+)
 from logd.wire.coordination import (
     ClaimedItem,
     ClaimItems,
@@ -47,8 +54,10 @@ from logd.wire.coordination import (
     fence_id_of,
 )
 from logd_client.arguments import (
+    NUMBER_MAX,
     milliseconds,
     require_between,
+    require_each,
     require_function,
     require_list,
     require_seconds,
@@ -248,6 +257,7 @@ class Queue:
         """
         require_between("count", count, 1, ITEMS_PER_COMMAND_MAX)
         require_seconds("wait_s", wait_s)
+        milliseconds("visibility_s", visibility_s, VISIBILITY_MS_MAX)  # Before a session is opened.
         claims = await self._claim_now(count, visibility_s)
         if claims or not wait_s:
             return claims
@@ -271,6 +281,8 @@ class Queue:
                 its session: any number of commands can follow each other there.  A client that
                 still used it would have its next commands refused.
         """
+        require_between("item", item, 0, NUMBER_MAX)
+        require_between("token", token, 0, NUMBER_MAX)
         adopted = await self._sessions.adopt(
             self.name.namespace, session, owner_is_gone=owner_is_gone
         )
@@ -314,6 +326,7 @@ class Queue:
         uncounted: bool = False,
     ) -> None:
         """Give claims back; see ``Claim.release``."""
+        require_each("reason", [reason], str)
         delay_ms = check_release(delay_s, dead=dead, uncounted=uncounted)
         await self._settle(
             claims,
@@ -330,8 +343,9 @@ class Queue:
     async def renew(self, *claims: Claim, visibility_s: float | None = None) -> None:
         """Hold claims for longer, from now; all of them, or ``NotHeldError`` and none."""
         visibility_ms = milliseconds("visibility_s", visibility_s, VISIBILITY_MS_MAX)
+        by_session = _by_session(claims)
         asked_at = self._sessions.calls.lease_clock()
-        for session, named in _by_session(claims):
+        for session, named in by_session:
             command = RenewItems(queue=self.name.name, claims=named, visibility_ms=visibility_ms)
             try:
                 await session.call(command, Done)
@@ -413,6 +427,7 @@ class Queue:
         Raises:
             UnknownNameError: there is no such queue.
         """
+        require_between("dead", dead, 0, ANSWER_ENTRIES_MAX)
         answer = await self._sessions.calls.query(
             self.name.namespace, ReadQueue(queue=self.name.name, dead=dead)
         )
@@ -421,11 +436,14 @@ class Queue:
 
     async def dead_letters(self, count: int = DEAD_ITEMS_SHOWN) -> list[DeadItem]:
         """The newest dead items, each with why it died."""
+        require_between("count", count, 0, ANSWER_ENTRIES_MAX)
         return (await self.statistics(dead=count)).dead_items
 
     async def redrive(self, *items: int) -> list[int]:
         """Let dead items begin anew, those named or all; which ones did.  Cancelled, it may have
         been done."""
+        for item in items:
+            require_between("an item", item, 1, NUMBER_MAX)
         command = RedriveItems(queue=self.name.name, items=list(items))
         settled = await self._sessions.call(self.name.namespace, command, ItemsSettled)
         return settled.settled
@@ -501,6 +519,7 @@ def make_item(
     """An item to be put; arguments as ``Queue.put``."""
     delay_ms = milliseconds("delay_s", delay_s, DELAY_MS_MAX)
     assert delay_ms is not None
+    require_between("priority", priority, -PRIORITY_MAX, PRIORITY_MAX)
     return Item(
         payload=checked_bytes("payload", payload),
         key=checked_bytes("key", key),
@@ -520,6 +539,7 @@ def lost_text(items: Sequence[int]) -> str:
 def _by_session(claims: Iterable[Claim]) -> list[tuple[Session, list[ItemClaim]]]:
     found: dict[int, tuple[Session, list[ItemClaim]]] = {}
     for claim in claims:
+        require_each("a claim", [claim], Claim)
         _, named = found.setdefault(claim.session.id, (claim.session, []))
         named.append(ItemClaim(item=claim.id, token=claim.token))
     return list(found.values())

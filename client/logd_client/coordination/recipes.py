@@ -13,7 +13,7 @@ import anyio
 
 from logd.errors import LogdError, UsageError
 from logd.wire.coordination import Compare
-from logd_client.arguments import require_between
+from logd_client.arguments import NUMBER_MAX, require_between, require_text
 from logd_client.coordination.keys import KeyValues, delete
 from logd_client.coordination.names import Name
 from logd_client.coordination.sessions import Sessions
@@ -65,6 +65,7 @@ class DoubleBarrier(_Recipe):
     def __init__(self, sessions: Sessions, name: Name, count: int, member: str) -> None:
         super().__init__(sessions, name)
         require_between("count", count, 1)
+        require_text("member", member)
         if not member:
             raise UsageError("member must name who enters")
         self.count = count
@@ -139,7 +140,7 @@ class Latch(_Recipe):
 
     async def count_down(self, by: int = 1) -> int:
         """Count; what is left.  Counted once, however often it had to be sent."""
-        require_between("by", by, 1)
+        require_between("by", by, 1, NUMBER_MAX)
         return max(self.count - await self.kv.increment(self.key, by), 0)
 
     async def left(self) -> int:
@@ -170,6 +171,7 @@ class Counter(_Recipe):
 
     async def reset(self, value: int = 0) -> None:
         """Set it."""
+        require_between("value", value, -NUMBER_MAX, NUMBER_MAX)
         await self.kv.put(self.key, str(value).encode())
 
 
@@ -185,7 +187,7 @@ class NumberSequence(_Recipe):
 
     def __init__(self, sessions: Sessions, name: Name, block: int) -> None:
         super().__init__(sessions, name)
-        require_between("block", block, 1)
+        require_between("block", block, 1, NUMBER_MAX)
         self.block = block
         self._next = 0
         self._end = 0

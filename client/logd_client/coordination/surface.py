@@ -8,7 +8,7 @@ in the background.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, get_args
 
 from logd.wire.coordination import (
     DEFAULT_NAMESPACE,
@@ -21,7 +21,7 @@ from logd.wire.coordination import (
     SessionInfo,
 )
 from logd.wire.coordination import Sessions as SessionsAnswer
-from logd_client.arguments import require_seconds
+from logd_client.arguments import require_one_of, require_seconds
 from logd_client.coordination.assignments import Assignments
 from logd_client.coordination.elections import Election
 from logd_client.coordination.keys import KeyValues
@@ -170,6 +170,7 @@ class Coordination:
     async def list_names(self, kind: Kind, namespace: str = DEFAULT_NAMESPACE) -> list[str]:
         """The names of all locks (or semaphores, elections, groups, queues) that there are in a
         namespace.  A lock is there while somebody holds it or waits."""
+        require_one_of("kind", kind, get_args(Kind))
         calls = self._open_sessions().calls
         names: list[str] = []
         start: str | None = ""
@@ -183,6 +184,7 @@ class Coordination:
 
     async def read_holders(self, kind: LeaseKind, name: str) -> Holders:
         """Who holds a lock, semaphore or election, since when, and who waits."""
+        require_one_of("kind", kind, get_args(LeaseKind))
         return await read_holders(self._open_sessions(), kind, parse_name(name))
 
     async def list_sessions(self, namespace: str = DEFAULT_NAMESPACE) -> list[SessionInfo]:

@@ -18,14 +18,13 @@ import anyio
 
 from logd.errors import LogdError, UnavailableError, UsageError
 from logd.wire.coordination import Event, Get, Kind, ReadKeys
-from logd_client.arguments import NOT_OPEN, require_between
+from logd_client.arguments import NOT_OPEN, NUMBER_MAX, require_between
 from logd_client.coordination.calls import Calls
 from logd_client.coordination.feeds import CREDIT_BYTES, GAP, Feed, Push, Subject
 from logd_client.event_loop import Waker, new_waker
 
 __all__ = ["GAP", "Watch"]
 
-REVISION_MAX: Final = 2**63 - 1
 
 _ANY_KEY: Final = ReadKeys(get=Get(key=b"\0"))
 """A question of which only the revision is wanted."""
@@ -50,7 +49,7 @@ class Watch:
         tells_gaps: bool = False,
     ) -> None:
         if revision is not None:
-            require_between("revision", revision, 0, REVISION_MAX)
+            require_between("revision", revision, 0, NUMBER_MAX)
         self._calls = calls
         self._routing = calls.routing
         self._subject = Subject(namespace, kind, start, end, tells_gaps)
