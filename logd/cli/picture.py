@@ -201,7 +201,12 @@ def _room(answer: DescribeBrokerResponse | None, held: Collection[int]) -> int |
     Args:
         held: the groups that count as its own; what else is there takes room.
     """
-    if answer is None or not (free := free_for_plans(answer)):
+    if answer is None:
+        return None
+    # As in the cluster's own plans: with such a disk it keeps what it holds, and gets no more.
+    is_unfit = answer.disk_full or answer.disk_failing
+    free = 0 if is_unfit else free_for_plans(answer)
+    if not (free or is_unfit):
         return None
     held_bytes = sum(each.size_bytes for each in answer.replicas if each.group in held)
     return held_bytes + int(free * DISK_SHARE_MAX)

@@ -442,6 +442,8 @@ class DescribeBrokerResponse(Message, frozen=True, kw_only=True):
     """Of that: what may be filled before appends are refused.  0: its version does not say."""
     fullest_quota: QuotaInfo | None = None
     """Of the coordination partitions that it leads; None if nothing is kept there."""
+    disk_failing: bool = False
+    """A replica there had to stop: plans put nothing on it."""
 
 
 # --- rebalancing ------------------------------------------------------------------------

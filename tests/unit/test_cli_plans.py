@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import anyio
 import click
@@ -312,6 +312,10 @@ class HalfALeader:
 class Holder(HalfALeader):
     """Broker 1 has a copy of group 1, and what has come so far of group 2, which is on 3."""
 
+    def __init__(self, **disk: Any) -> None:
+        super().__init__()
+        self._disk = {"disk_room_bytes": 1_000} | disk
+
     async def describe_cluster(self) -> MetadataResponse:
         return MetadataResponse(
             cluster_id="c",
@@ -350,18 +354,26 @@ class Holder(HalfALeader):
             ],
             peers_alive=[],
             disk_free_bytes=5_000,
-            disk_room_bytes=1_000,
+            **self._disk,
         )
 
 
+@pytest.mark.parametrize(
+    ("disk", "room_bytes"),
+    [
+        ({}, 900),
+        ({"disk_failing": True}, 0),
+        ({"disk_full": True}, 0),
+    ],
+)
 def test_a_broker_has_room_for_what_is_free_and_for_what_is_its_own(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, disk: dict[str, Any], room_bytes: int
 ) -> None:
     monkeypatch.setattr("logd.cli.picture.RATE_SAMPLE_S", 0)
 
-    picture = anyio.run(take_picture, cast(Client, Holder()))
+    picture = anyio.run(take_picture, cast(Client, Holder(**disk)))
 
-    assert [broker.bytes_max for broker in picture.brokers] == [900 + 30]
+    assert [broker.bytes_max for broker in picture.brokers] == [room_bytes + 30]
 
 
 def test_what_is_advised_while_a_broker_is_down_is_something_the_command_can_do() -> None:
