@@ -56,8 +56,13 @@ def configurations(config: BrokerConfig, processes: int) -> list[BrokerConfig]:
     Those that the ``cluster`` list names found the cluster, the others join it.
 
     Raises:
-        UsageError: their ids or addresses are not theirs alone, or a broker lives in ``data_dir``.
+        UsageError: their ids or addresses are not theirs alone, a broker lives in ``data_dir``, or
+            it can be no directory, which no broker that is started again would mend.
     """
+    path = Path(config.data_dir)
+    place = next(one for one in (path, *path.parents) if one.exists())
+    if not place.is_dir():
+        raise UsageError(f"cannot use data directory {config.data_dir}: {place} is no directory")
     if Path(config.data_dir, META_NAME).exists():
         raise UsageError(
             f"{config.data_dir} is the directory of one broker; of several each has its own in it: "

@@ -119,6 +119,16 @@ def test_the_directory_of_a_single_broker_is_not_taken_for_a_place_of_several(
         configurations(first(tmp_path), 2)
 
 
+@pytest.mark.parametrize("below", ["", "logd"])
+def test_a_file_where_the_directories_would_be_is_refused_before_any_broker_is_started(
+    tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+
+    with pytest.raises(UsageError, match=r"cannot use data directory .*/file is no directory"):
+        configurations(first(tmp_path / "file" / below), 2)
+
+
 STANDING_STILL = """
 import sys
 from logd.cli import machine
