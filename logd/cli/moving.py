@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from logd.cli.display import bytes_text, say, time_text
 from logd.cli.plan_progress import PlanProgress, waiting_text
+from logd.limits import APPEND_BYTES_MAX
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LINE_INTERVAL_S: Final = 10.0
 RATE_WINDOW_S: Final = 10.0
+SLOW_RATE_WINDOW_S: Final = 60.0
+"""For moves so slow that a piece may take longer to come than the other window is."""
+SLOW_BYTES_PER_S: Final = 4 * APPEND_BYTES_MAX / RATE_WINDOW_S
 WAITING_DRAWN_MAX: Final = 1
 """The line of the plan has little room; the moves under way have theirs."""
 
@@ -71,13 +76,17 @@ class MoveBars:
         """Bytes per second of late, and the seconds that are left at that pace."""
         now = time.monotonic()
         self._samples.append((now, progress.bytes_done))
-        self._samples = [s for s in self._samples if now - s[0] <= RATE_WINDOW_S]
-        began, bytes_then = self._samples[0]
-        if now == began:
-            return 0.0, None
-        rate = max(0.0, (progress.bytes_done - bytes_then) / (now - began))
+        self._samples = [s for s in self._samples if now - s[0] <= SLOW_RATE_WINDOW_S]
+        rate = self._rate(self._samples)
+        if rate >= SLOW_BYTES_PER_S:
+            rate = self._rate([s for s in self._samples if now - s[0] <= RATE_WINDOW_S])
         left = max(0, progress.bytes_total - progress.bytes_done)
         return rate, left / rate if rate > 0 else None
+
+    @staticmethod
+    def _rate(samples: Sequence[tuple[float, int]]) -> float:
+        (began, bytes_then), (now, bytes_now) = samples[0], samples[-1]
+        return max(0.0, (bytes_now - bytes_then) / (now - began)) if now > began else 0.0
 
     def _draw(self, progress: PlanProgress, note: str) -> None:
         assert self._bars is not None

@@ -53,8 +53,8 @@ class PlanProgress(msgspec.Struct, frozen=True, kw_only=True):
     running: list[MoveProgress]
     waiting: list[str] = []
     """Why moves do not get on, where that can be told: ``orders/1 has no leader; ...``."""
-    stranded: list[SavedStranded] | msgspec.UnsetType = msgspec.UNSET
-    """What the plan left alone; only the command that made it can tell."""
+    stranded: list[SavedStranded] | None = None
+    """What the plan left alone; None: only the command that made it can tell."""
 
     def moves_text(self, noun: str = "") -> str:
         """How many moves are done, and what became of those that will not be."""

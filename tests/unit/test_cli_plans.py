@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
@@ -17,7 +18,12 @@ from logd.cli.exits import ExitCode, exit_code_for
 from logd.cli.moving import MoveBars
 from logd.cli.options import BROKER_LIST, BYTE_RATE
 from logd.cli.picture import Picture, take_picture
-from logd.cli.plan_progress import PlanProgress, plan_progress, waiting_text
+from logd.cli.plan_progress import (
+    FOLLOW_INTERVAL_S,
+    PlanProgress,
+    plan_progress,
+    waiting_text,
+)
 from logd.cli.plans import (
     SavedMove,
     SavedPlan,
@@ -38,6 +44,8 @@ from logd.errors import (
     UnavailableError,
     UsageError,
 )
+from logd.limits import APPEND_BYTES_MAX
+from logd.metadata.moves import THROTTLE_BYTES_PER_S_MIN
 from logd.metadata.rebalance.cluster import BrokerLoad, PartitionLoad
 from logd.types import GroupId, NodeId, TopicPartition
 from logd.wire.messages import (
@@ -234,6 +242,14 @@ def test_a_finished_plan_tells_in_json_what_it_left_alone() -> None:
     assert told["stranded"] == [
         {"topic": "orders", "partition": 1, "replicas": [2, 4], "down": [4]}
     ]
+
+
+def test_who_only_watched_a_plan_says_in_json_that_it_does_not_know_what_was_left_alone() -> None:
+    @click.command()
+    def end() -> None:
+        finish(FINISHED, "json")
+
+    assert msgspec.json.decode(CliRunner().invoke(end).output)["stranded"] is None
 
 
 def test_a_successor_does_not_take_over_what_nobody_leads() -> None:
@@ -450,6 +466,43 @@ def test_a_line_of_a_plan_that_is_cancelled_and_waits_says_why(
     told = capsys.readouterr().err
     assert told.startswith("cancelling  0/1 moves")
     assert "(under way: orders/1; orders/1 has no leader: brokers 2, 4 are down)" in told
+
+
+def paces_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bytes_at: list[int]
+) -> list[str]:
+    """What is said of a plan that is looked at every half second, every ten seconds."""
+    now = [0.0]
+    monkeypatch.setattr("logd.cli.moving.time", SimpleNamespace(monotonic=lambda: now[0]))
+    begun = msgspec.structs.replace(FINISHED, state="running", done=0, bytes_total=10**12)
+    with MoveBars(is_shown=True) as bars:
+        for bytes_done in bytes_at:
+            now[0] += FOLLOW_INTERVAL_S
+            bars.show(msgspec.structs.replace(begun, bytes_done=bytes_done))
+    return [line.split("  ")[1] for line in capsys.readouterr().err.splitlines()]
+
+
+def test_the_pace_of_moves_at_the_least_throttle_is_not_that_of_the_last_piece(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    piece_s = APPEND_BYTES_MAX / THROTTLE_BYTES_PER_S_MIN
+    arrived = [int(at * FOLLOW_INTERVAL_S / piece_s) * APPEND_BYTES_MAX for at in range(600)]
+
+    told = paces_told(monkeypatch, capsys, arrived)
+
+    paces = [float(pace.removesuffix(" kB/s")) for pace in told[6:]]
+    assert len(paces) > 20
+    assert 50 < min(paces) <= max(paces) < 75
+
+
+def test_moves_that_stand_still_are_seen_to_after_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrived = [at * 10**7 for at in range(60)] + [60 * 10**7] * 40
+
+    told = paces_told(monkeypatch, capsys, arrived)
+
+    assert (told[2], told[-1]) == ("20.0 MB/s", "0 B/s")
 
 
 class SmallDisks:
