@@ -94,6 +94,8 @@ class RootGroup(LazyGroup):
             return super().parse_args(ctx, args)
         except OSError as error:
             _end_with(ctx, error)
+        except click.UsageError as error:
+            _end_with_usage(error)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error becomes one line on stderr and an exit code."""
@@ -105,6 +107,8 @@ class RootGroup(LazyGroup):
             error = expected_error(raised)
             if error is None:
                 raise
+            if isinstance(error, click.UsageError):
+                _end_with_usage(error)
             if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
                 raise error from None
             _end_with(ctx, error)
@@ -117,6 +121,15 @@ def _end_with(ctx: click.Context, error: Exception) -> NoReturn:
         ctx.exit(ExitCode.OK)
     say(f"logd: {describe(error)}")
     ctx.exit(exit_code_for(error))
+
+
+def _end_with_usage(error: click.UsageError) -> NoReturn:
+    """As click ends it, which names the command's usage first, but said by ``logd`` as all else."""
+    if error.ctx is None or type(error).show is not click.UsageError.show:
+        raise error from None
+    hint = f"Try '{error.ctx.command_path} --help' for help."
+    say(f"{error.ctx.get_usage()}\n{hint}\n\nlogd: {error.format_message()}")
+    error.ctx.exit(error.exit_code)
 
 
 def _discard_standard_output() -> None:

@@ -278,6 +278,39 @@ def test_defaults_that_help_tells_are_those_of_a_broker_and_of_a_queue() -> None
         assert told[option] == f"Of a new queue: {value}."
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--nonsense"], "logd: No such option"),
+        (["topc", "list"], "logd: No such command 'topc'.  Did you mean 'topic'?"),
+        (["topic", "create"], "logd: Missing argument 'NAME'."),
+        (
+            ["topic", "list", "--bootstrap", "h"],
+            "logd: Invalid value for '--bootstrap'",
+        ),
+        (["topic", "alter", "t"], "logd: nothing to change"),
+    ],
+)
+def test_wrong_usage_is_told_by_logd_behind_how_the_command_is_used(
+    arguments: list[str], told: str
+) -> None:
+    result = CliRunner().invoke(root, arguments, prog_name="logd")
+
+    usage, hint, empty, last = result.stderr.splitlines()
+    assert usage.startswith("Usage: logd ")
+    assert hint.startswith("Try 'logd ")
+    assert empty == ""
+    assert last.startswith(told)
+    assert result.exit_code == 2
+
+
+def test_a_noun_alone_shows_its_commands() -> None:
+    result = CliRunner().invoke(root, ["topic"], prog_name="logd")
+
+    assert "Commands:" in result.output
+    assert "logd:" not in result.output
+
+
 def test_a_list_of_addresses_may_have_spaces_as_people_paste_it() -> None:
     found = BootstrapType().convert(" a:1, [::1]:2 ,c:3,", None, None)
 
