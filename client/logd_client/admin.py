@@ -271,6 +271,7 @@ class Admin:
         require_text("purpose", purpose)
         require_int("layout_version", layout_version)
         require_list("moves", moves)
+        moves = list(moves)
         require_each("a move", moves, PlannedMoveInfo)
         token = f"{self._routing.environment.rng.getrandbits(128):032x}"
         response: StartPlanResponse | None = None
@@ -283,7 +284,7 @@ class Admin:
                     layout_version=layout_version,
                     move_count=len(moves),
                     first=first,
-                    moves=list(moves[first : first + PLAN_MOVES_AT_ONCE]),
+                    moves=moves[first : first + PLAN_MOVES_AT_ONCE],
                     timeout_ms=self._timeout_ms,
                 ),
                 StartPlanResponse,
