@@ -1520,6 +1520,13 @@ SYSTEM_MUTANTS = (
         "",
     ),
     Mutant(
+        "a broker does not tell that its disk is failing",
+        "liveness: a new partition has all of its replicas",
+        "logd/broker/admin.py",
+        "        disk_failing=broker.node.node in broker.node.failing_disks,\n",
+        "",
+    ),
+    Mutant(
         "brokers that are down are used as soon as those with full disks",
         "liveness: a new partition has a leader",
         "logd/metadata/placement.py",
