@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -54,6 +54,8 @@ class Broker:
         """For the next requests."""
         self.pushes_with_answer: list[bytes] = []
         """Arrive together with the next answer."""
+        self.before_it_is_heard: Callable[[], Awaitable[None]] | None = None
+        """Happens when an answer has come, before the task that asked has its turn."""
         self.last_received_at = float("inf")  # Never silent.
         self._sinks: dict[int, Feed] = {}
 
@@ -101,6 +103,8 @@ class Broker:
         values, self.pushes_with_answer = self.pushes_with_answer, []
         if values:
             self.push(*values, to=-1)
+        if self.before_it_is_heard is not None:
+            await self.before_it_is_heard()
         return answer
 
     def post_credit(self, credit: WatchCredit) -> None:
@@ -221,6 +225,17 @@ async def test_a_feed_ends_with_the_last_who_listens() -> None:
             one.broker.push(b"a")
             assert arrived(again) == [b"a"]
         assert len(one.broker.asked) == 2
+
+
+async def test_the_last_may_leave_when_the_answer_has_come_and_nobody_has_heard_it() -> None:
+    """As one who is cancelled then.  A fault in the feed's task would end the whole client."""
+    async with client() as one:
+        watch = one.watch()
+        one.broker.before_it_is_heard = watch.aclose
+        await watch.__aenter__()
+        await anyio.wait_all_tasks_blocked()
+
+        assert one.broker.ended == [one.broker.asked[0].watch]
 
 
 async def test_credit_comes_back_when_the_first_has_taken_and_once() -> None:

@@ -228,8 +228,8 @@ class Feed:
         with self._scope:
             while self.failure is None:
                 try:
-                    group = await self._attach()
-                    await self._stay(group)
+                    group, connection = await self._attach()
+                    await self._stay(group, connection)
                 except LogdError as error:
                     self._on_trouble(error)
                 finally:
@@ -260,7 +260,7 @@ class Feed:
             for listener in self._listeners:
                 listener.on_pushed(Push(self, 0, [gap], 0))
 
-    async def _attach(self) -> GroupId:
+    async def _attach(self) -> tuple[GroupId, Connection]:
         """Watch at whoever leads the namespace's partition now."""
         subject = self._subject
         failures = self._backoff.failures
@@ -296,12 +296,14 @@ class Feed:
         self._tell_gap()
         self.trouble = None
         self.attached.set()
-        return group
+        return group, connection
 
-    async def _stay(self, group: GroupId) -> None:
-        """Listen until the broker ends it, or is found out not to lead any more."""
-        connection = self._connection
-        assert connection is not None
+    async def _stay(self, group: GroupId, connection: Connection) -> None:
+        """Listen until the broker ends it, or is found out not to lead any more.
+
+        The last who listened may have left when the answer had come and this task had not had its
+        turn: then it is detached already, and this ends at once.
+        """
         while True:
             with anyio.move_on_after(QUIET_S):
                 await self._detached.wait()
