@@ -12,7 +12,13 @@ import msgspec
 import pytest
 from anyio.abc import TaskGroup
 
-from logd.errors import CompactedError, LogdError, NotLeaderError, UnknownTopicError
+from logd.errors import (
+    CompactedError,
+    LogdError,
+    NotLeaderError,
+    UnknownTopicError,
+    UsageError,
+)
 from logd.types import GroupId, NodeId
 from logd.wire.coordination import Event, Keys, Query
 from logd.wire.messages import (
@@ -209,6 +215,24 @@ async def test_a_change_that_arrives_after_a_watch_has_begun_is_old_if_its_revis
 
             assert arrived(late) == [b"new"]
         assert arrived(first) == [b"on its way", b"new"]
+
+
+async def test_a_second_task_that_iterates_is_told_so_since_only_one_would_be_woken() -> None:
+    async with client() as one, one.watch() as watch, anyio.create_task_group() as tasks:
+        told: list[Event] = []
+
+        async def iterate() -> None:
+            told.append(await anext(watch))
+
+        tasks.start_soon(iterate)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(5), pytest.raises(UsageError, match="another task is iterating"):
+            await anext(watch)
+        one.broker.push(b"a", b"b")
+        await anyio.wait_all_tasks_blocked()
+
+        assert [event.value for event in told] == [b"a"]
+        assert (await anext(watch)).value == b"b"
 
 
 async def test_a_feed_ends_with_the_last_who_listens() -> None:

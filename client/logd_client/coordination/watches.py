@@ -62,6 +62,7 @@ class Watch:
         self._ready: deque[Event] = deque()
         self._waker: Waker | None = None
         """Of the task that iterates, once the watch is open."""
+        self._is_waited_for = False
         self._is_open = False
         self._is_over = False
         self._failure: LogdError | None = None
@@ -161,9 +162,18 @@ class Watch:
                 raise self._failure.with_traceback(None)
             if self._is_over:
                 return None
-            assert self._waker is not None
-            await self._waker.wait()
+            await self._wait_for_more()
         return event
+
+    async def _wait_for_more(self) -> None:
+        if self._is_waited_for:  # Only one is woken; the other would wait for ever.
+            raise UsageError("another task is iterating over this: each needs one of its own")
+        assert self._waker is not None
+        self._is_waited_for = True
+        try:
+            await self._waker.wait()
+        finally:
+            self._is_waited_for = False
 
     def take_arrived(self) -> Event | None:
         """The next event if it has arrived already."""
