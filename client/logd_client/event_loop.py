@@ -136,7 +136,9 @@ def _without_result(_: object) -> None:
 def _trio() -> Any:
     """trio, if this is one of its tasks."""
     trio = sys.modules.get("trio")
-    return trio if trio is not None and trio.lowlevel.in_trio_task() else None
+    # Another thread may be in the middle of importing it: then nothing runs under it here.
+    lowlevel = getattr(trio, "lowlevel", None)
+    return trio if lowlevel is not None and lowlevel.in_trio_task() else None
 
 
 # --- asyncio ----------------------------------------------------------------------------

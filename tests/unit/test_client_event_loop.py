@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
+from types import ModuleType
 
 import anyio
 import pytest
 
-from logd_client.event_loop import Waker, new_scope, new_waker, when_readable
+from logd_client.event_loop import (
+    Waker,
+    current_loop,
+    new_scope,
+    new_waker,
+    when_readable,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -126,3 +134,12 @@ def test_what_is_called_for_a_readable_socket_may_begin_tasks_also_under_bare_as
         return has_run.is_set()
 
     assert asyncio.run(begin_a_task_when_something_arrives())
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_thread_that_is_importing_trio_disturbs_nobody_under_asyncio(
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trio", ModuleType("trio"))  # Its names come later.
+
+    assert current_loop() is asyncio.get_running_loop()
