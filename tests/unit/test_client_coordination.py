@@ -6,13 +6,14 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, Never, cast
 
 import anyio
 import msgspec
 import pytest
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from logd.errors import (
     ClaimLostError,
@@ -489,6 +490,29 @@ async def test_tasks_that_wait_for_one_lock_object_at_a_time_are_told_to_make_th
     assert len(refused) == 1
     async with shared:  # And again, once it is left.
         pass
+
+
+@pytest.mark.anyio
+async def test_a_lock_that_another_task_leaves_is_given_back_all_the_same(
+    anyio_backend: object,
+) -> None:
+    """The event loop refuses that, and whoever stands next must not wait for it."""
+    calls = QueueingCalls()
+    calls.granted.set()
+    place = compactor_lock(OneSession(calls))
+    context = LeaseContext(lambda: place.obtain(None))
+
+    async def enter(*, task_status: TaskStatus[None]) -> None:
+        await context.__aenter__()
+        task_status.started()
+        await anyio.sleep_forever()
+
+    with suppress(RuntimeError, BaseExceptionGroup):
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(enter)
+            await context.__aexit__(None, None, None)
+
+    assert calls.released == [9]
 
 
 class HangingCalls(HandClock):

@@ -391,8 +391,10 @@ class LeaseContext(Generic[L]):
         self._is_entered = False
         lost = lease.lost_error() if lease.is_lost else None
         lease.call_on_loss(None)
-        is_swallowed = bool(scope.__exit__(kind, error, traceback))
-        await lease.release()
+        try:
+            is_swallowed = bool(scope.__exit__(kind, error, traceback))
+        finally:  # The event loop refuses a scope that another task leaves, or in another order.
+            await lease.release()
         if lost is not None and (error is None or is_swallowed):
             raise lost
         return is_swallowed
