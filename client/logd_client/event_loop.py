@@ -113,6 +113,18 @@ def current_loop() -> object:
         return None
 
 
+def is_being_cancelled() -> bool:
+    """Whether somebody cancels the task that runs here, and meets its cancellation now.
+
+    If nobody does, that is of something else: under asyncio, who waits for a task or a future that
+    is cancelled is told so by the same exception.
+    """
+    if _trio() is not None or anyio.current_effective_deadline() == -math.inf:
+        return True
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 def when_readable(sock: socket.socket, call: Callable[[], None]) -> Callable[[], None]:
     """Call ``call`` whenever ``sock`` is readable; returns what ends that.
 

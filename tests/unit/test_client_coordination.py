@@ -61,7 +61,14 @@ from logd_client.coordination.keys import delete, prefix_end, put
 from logd_client.coordination.leases import Lease, LeaseContext, Place, settle
 from logd_client.coordination.members import Membership
 from logd_client.coordination.names import checked_key, parse_name, shown
-from logd_client.coordination.queue_worker import ItemFailedError, failure_of
+from logd_client.coordination.queue_worker import (
+    NOT_ITS_OWN,
+    STOPPED,
+    ItemFailedError,
+    QueueWorker,
+    WorkTally,
+    failure_of,
+)
 from logd_client.coordination.queues import Queue, lost_text, make_item
 from logd_client.coordination.session import SAFE_SHARE, WINDOW, Session
 from logd_client.coordination.sessions import Sessions, require_ttl
@@ -513,6 +520,57 @@ async def test_a_lock_that_another_task_leaves_is_given_back_all_the_same(
             await context.__aexit__(None, None, None)
 
     assert calls.released == [9]
+
+
+class HandledClaim:
+    """What a worker uses of a claim; keeps the reason for which it was given back."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.asked_at = 100.0
+        self.visibility_s = 60.0
+        self.released: list[tuple[str, bool]] = []
+
+    async def release(
+        self, reason: str, *, delay_s: float | None, dead: bool, uncounted: bool
+    ) -> None:
+        self.released.append((reason, uncounted))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_item_whose_handler_meets_a_cancellation_of_something_else_was_attempted(
+    anyio_backend: object,
+) -> None:
+    """Else it would be handed out again and again, at once, and never be dead."""
+    async with anyio.create_task_group() as tasks:
+        calls = HangingCalls(tasks)
+        handled = HandledClaim(open_session(calls))
+        claim = cast("queues.Claim", handled)
+
+        async def handle(_: object) -> None:
+            other = asyncio.create_task(asyncio.sleep(60))
+            other.cancel()
+            await other
+
+        worker = QueueWorker(
+            cast("Queue", None), cast("Calls", calls), handle, 1, 1, 60.0, WorkTally()
+        )
+        await worker._run_one(claim)
+        assert handled.released == [(NOT_ITS_OWN, False)]
+
+        # And one whose worker is stopped was not.
+        async def sleep(_: object) -> None:
+            await anyio.sleep_forever()
+
+        stopped = QueueWorker(
+            cast("Queue", None), cast("Calls", calls), sleep, 1, 1, 60.0, WorkTally()
+        )
+        async with anyio.create_task_group() as working:
+            working.start_soon(stopped._run_one, claim)
+            await anyio.wait_all_tasks_blocked()
+            working.cancel_scope.cancel()
+        assert handled.released[1:] == [(STOPPED, True)]
 
 
 class HangingCalls(HandClock):

@@ -13,6 +13,7 @@ import pytest
 from logd_client.event_loop import (
     Waker,
     current_loop,
+    is_being_cancelled,
     new_scope,
     new_waker,
     when_readable,
@@ -143,3 +144,38 @@ async def test_a_thread_that_is_importing_trio_disturbs_nobody_under_asyncio(
     monkeypatch.setitem(sys.modules, "trio", ModuleType("trio"))  # Its names come later.
 
     assert current_loop() is asyncio.get_running_loop()
+
+
+async def test_who_is_cancelled_by_a_scope_is_being_cancelled() -> None:
+    found: list[bool] = []
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            found.append(is_being_cancelled())
+
+    assert found == [True]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_who_waits_for_what_is_cancelled_is_not_being_cancelled(
+    anyio_backend: object,
+) -> None:
+    found: list[bool] = []
+
+    async def wait_for(waiting: asyncio.Future[None]) -> None:
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            found.append(is_being_cancelled())
+
+    its_own = asyncio.get_running_loop().create_future()
+    its_own.cancel()
+    await wait_for(its_own)
+    task = asyncio.create_task(wait_for(asyncio.get_running_loop().create_future()))
+    await anyio.wait_all_tasks_blocked()
+    task.cancel()
+    await task
+
+    assert found == [False, True]

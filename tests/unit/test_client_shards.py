@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import TYPE_CHECKING, cast
 
 import anyio
 import pytest
 
+from logd.errors import UsageError
 from logd.wire.coordination import Assignment, Done, LetGo, ShardOwner
+from logd_client.background import task_group
 from logd_client.coordination.assignments import Assignments, OwnedShard, Worker
 from logd_client.coordination.members import Group
 from logd_client.coordination.names import parse_name
@@ -79,3 +82,26 @@ async def test_a_shard_that_comes_back_is_run_again_only_once_it_was_let_go() ->
         assert tokens == [3, 7]
         assert cluster.let_go == ["s"]  # Not what it runs by now.
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_shard_does_not_end_in_silence_when_what_it_waits_for_is_cancelled(
+    anyio_backend: object,
+) -> None:
+    """asyncio tells of that as if the shard's own task were cancelled, which ends a task without
+    a word: nobody would run the shard."""
+    cluster = Cluster()
+    session = cast("Session", cluster)
+    sessions = cast("Sessions", cluster)
+    group = Group(sessions, NAME, None)
+    worker = Worker(sessions, NAME, group, Assignments(sessions, NAME, None), "one", b"")
+
+    async def run_shard(shard: OwnedShard) -> None:
+        other = asyncio.create_task(asyncio.sleep(60))
+        other.cancel()
+        await other
+
+    row = ShardOwner(shard="s", owner="one", token=3, revoked=False)
+    with pytest.raises(UsageError, match="run_shard of 's'"):
+        async with task_group() as tasks:
+            worker._follow(Assignment(revision=5, shards=[row]), session, tasks, run_shard)

@@ -16,7 +16,7 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
-from logd.errors import LogdError, RefusedError, SessionExpiredError
+from logd.errors import LogdError, RefusedError, SessionExpiredError, UsageError
 from logd.wire.coordination import (
     Assign,
     Assignment,
@@ -34,6 +34,7 @@ from logd_client.coordination.names import Name, checked_name
 from logd_client.coordination.session import Session
 from logd_client.coordination.sessions import Sessions
 from logd_client.coordination.watches import Watch
+from logd_client.event_loop import is_being_cancelled
 
 REVIEW_S: Final = 30.0
 """A worker looks at the whole assignment this often, besides hearing of changes."""
@@ -267,7 +268,15 @@ class Worker:
         run_shard: Callable[[OwnedShard], Awaitable[None]],
     ) -> None:
         with scope:
-            await run_shard(owned)
+            try:
+                await run_shard(owned)
+            except anyio.get_cancelled_exc_class() as error:
+                if is_being_cancelled():
+                    raise
+                # It would end this task in silence, and the shard would be run by nobody.
+                raise UsageError(
+                    f"run_shard of {owned.shard!r} met the cancellation of what it waited for"
+                ) from error
             await anyio.sleep_forever()  # Done with it, and its owner still.
         del self.owned[owned.shard], self._scopes[owned.shard]
         self._stop(owned.shard)

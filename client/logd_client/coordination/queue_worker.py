@@ -29,6 +29,7 @@ from logd_client.backoff import Backoff
 from logd_client.coordination.calls import Calls
 from logd_client.coordination.session import SAFE_SHARE
 from logd_client.coordination.watches import Watch
+from logd_client.event_loop import is_being_cancelled
 
 if TYPE_CHECKING:
     from logd_client.coordination.queues import Claim, Queue
@@ -38,6 +39,7 @@ POLL_S: Final = 5.0
 
 STOPPED: Final = "the worker stopped"
 IN_DOUBT: Final = "the claim could not be renewed in time"
+NOT_ITS_OWN: Final = "what the handler waited for was cancelled"
 RENEWALS_PER_VISIBILITY: Final = 3
 LOOK_AGAIN_S: Final = 10.0
 """How soon a worker that goes by its queue's visibility heeds that it was changed."""
@@ -194,6 +196,10 @@ class QueueWorker:
                     misused = error
                 except Exception as error:
                     failure = failure_of(error)
+                except anyio.get_cancelled_exc_class():
+                    if is_being_cancelled():
+                        raise
+                    failure = ItemFailedError(NOT_ITS_OWN)
                 scope.cancel()
         finally:
             claim.session.forget_dependant(claim)
