@@ -71,6 +71,10 @@ def connect(
 
     Runs under asyncio and under trio.  Entering it meets one broker of the list and learns
     about the others from it; leaving it closes whatever was made with it.
+    One task enters and leaves it.
+
+    A process that is forked off meanwhile must neither use it nor leave its block, which would be
+    felt in the other one: end it by ``os._exit``, as ``multiprocessing`` does.
 
     Args:
         bootstrap: ``HOST:PORT[,HOST:PORT...]``, IPv6 addresses in brackets.
