@@ -73,8 +73,9 @@ def connect(
     about the others from it; leaving it closes whatever was made with it.
     One task enters and leaves it.
 
-    A process that is forked off meanwhile must neither use it nor leave its block, which would be
-    felt in the other one: end it by ``os._exit``, as ``multiprocessing`` does.
+    A process that is forked off meanwhile has no use for it, whose connections are the other one's:
+    ``UsageError``.  Such a process had better end by ``os._exit``, as ``multiprocessing`` sees to:
+    the event loop, of which it leaves the block, shares more with the other one's.
 
     Args:
         bootstrap: ``HOST:PORT[,HOST:PORT...]``, IPv6 addresses in brackets.

@@ -6,7 +6,9 @@ where brokers are to be found at all, is the routing's business.
 
 from __future__ import annotations
 
+import os
 from typing import Final
+from weakref import WeakSet
 
 import anyio
 
@@ -29,6 +31,11 @@ RECONNECT_TIMEOUT_S: Final = 2.0
 """How long a known broker may take to accept a connection: a frozen one never does, and
 meanwhile another may lead."""
 
+_ELSEWHERE: Final = (
+    "the client was opened before this process was forked off, and what it holds is the other "
+    "one's: open one in each process"
+)
+
 
 class Connections:
     """Those that are open, and the way to more."""
@@ -50,6 +57,9 @@ class Connections:
         self._open: dict[tuple[NodeId, Lane], Connection] = {}
         self._opening: dict[tuple[NodeId, Lane], anyio.Lock] = {}
         self._is_closed = False
+        self.is_elsewhere = False
+        """This process was forked off the one whose client it is."""
+        _of_all_clients.add(self)
 
     def close(self) -> None:
         """Close all of them; none is opened any more."""
@@ -58,7 +68,9 @@ class Connections:
             connection.close()
 
     def check_open(self) -> None:
-        """Raise ``UsageError`` once the client has been closed."""
+        """Raise ``UsageError`` once the client has been closed, or in a process forked off."""
+        if self.is_elsewhere:
+            raise UsageError(_ELSEWHERE)
         if self._is_closed:
             raise UsageError("the client is closed: make another one with connect(...)")
 
@@ -148,3 +160,14 @@ class Connections:
                 f"the connection was accepted, but nothing was answered within {timeout_s:.3g} s"
             ) from error
         self._view.meet(str(connection.address), connection.cluster_id)
+
+
+_of_all_clients: Final = WeakSet[Connections]()
+
+
+def _lose_connections() -> None:
+    for connections in _of_all_clients:
+        connections.is_elsewhere = True
+
+
+os.register_at_fork(after_in_child=_lose_connections)

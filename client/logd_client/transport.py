@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
+from weakref import WeakSet
 
 import anyio
 
@@ -156,6 +157,7 @@ class _TcpStream:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._reading: _Reading | None = None
+        _streams.add(self)
 
     async def deliver_to(self, receiver: Receiver) -> None:
         assert self._reading is None
@@ -187,6 +189,24 @@ class _TcpStream:
             self._reading.end(_closed())
         anyio.notify_closing(self._socket)
         self._socket.close()
+
+    def lose(self) -> None:
+        """This process was forked off the one whose connection it is: nothing is sent or taken
+        here, and what tells of readable sockets, which both share, is left as it is."""
+        if self._reading is not None:
+            self._reading.forget_how_to_stop()
+        self._socket.close()
+
+
+_streams: Final = WeakSet[_TcpStream]()
+
+
+def _lose_streams() -> None:
+    for stream in _streams:
+        stream.lose()
+
+
+os.register_at_fork(after_in_child=_lose_streams)
 
 
 class _Reading:
@@ -247,6 +267,10 @@ class _Reading:
         if stop is not None:
             stop()
         self._ended.set()
+
+    def forget_how_to_stop(self) -> None:
+        """Ending it leaves the event loop alone."""
+        self._stop = None
 
 
 def _closed() -> OSError:

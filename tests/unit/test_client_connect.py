@@ -198,6 +198,25 @@ async def test_who_has_met_a_cluster_asks_brokers_of_no_other(
         assert client.cluster_id == "first"
 
 
+async def test_a_process_that_is_forked_off_cannot_go_on_with_the_client(
+    anyio_backend: object,
+) -> None:
+    """It would give back the locks of the other one, and have records stored in its name."""
+    impostor = Impostor("first")
+    async with listening(impostor.serve) as address, connect(address) as client:
+        forked = os.fork()
+        if not forked:
+            try:
+                client.producer("orders")
+            except UsageError as error:
+                os._exit("forked off" not in str(error))
+            finally:
+                os._exit(2)
+        assert os.waitpid(forked, 0)[1] == 0
+
+        client.producer("orders")
+
+
 async def test_what_is_not_open_cannot_be_used(anyio_backend: object) -> None:
     client = connect("127.0.0.1:7171")
 

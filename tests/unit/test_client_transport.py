@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -202,3 +203,30 @@ async def test_the_first_refusal_is_told_if_no_address_accepts(anyio_backend: ob
 
     with pytest.raises(ConnectionRefusedError):
         await connect_to_any([(socket.AF_INET, refused), (socket.AF_INET, refused)])
+
+
+async def test_a_process_that_is_forked_off_sends_nothing_and_leaves_the_other_one_listening(
+    anyio_backend: object, listener: socket.socket
+) -> None:
+    """Both have the same connection, and the same epoll behind their event loops."""
+    receiver = Received()
+    async with connected(listener) as (stream, peer), anyio.create_task_group() as tasks:
+        tasks.start_soon(stream.deliver_to, receiver)
+        await anyio.wait_all_tasks_blocked()
+        forked = os.fork()
+        if not forked:
+            try:
+                await stream.aclose()
+                stream.send_nowait([b"of the child"])
+            except OSError:
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(forked, 0)[1] == 0
+
+        stream.send_nowait([b"of the parent"])
+        assert peer.recv(100) == b"of the parent"
+        peer.sendall(b"heard")
+        peer.shutdown(socket.SHUT_WR)
+
+    assert receiver.data == b"heard"
