@@ -173,6 +173,7 @@ FAST_TESTS = {
         "tests/unit/test_client_transport.py",
         "tests/unit/test_client_event_loop.py",
         "tests/unit/test_client_sync_producer.py",
+        "tests/unit/test_client_connect.py",
         "tests/sim/test_growing_topics_sim.py",
         "tests/sim/test_library_sim.py",
     ),

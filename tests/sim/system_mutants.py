@@ -809,6 +809,36 @@ SYSTEM_MUTANTS = (
         "        if options.partitions is not None or isinstance(options.start, Mapping):\n",
     ),
     Mutant(
+        "a process that is forked off goes on with the client",
+        "coordination: nobody gives back what another holds",
+        "client/logd_client/connections.py",
+        "        if self.is_elsewhere:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a process that is forked off has its hands on the other one's connections",
+        "coordination: nobody gives back what another holds",
+        "client/logd_client/transport.py",
+        "        stream.lose()\n",
+        "        stream._reading = None\n",
+    ),
+    Mutant(
+        "whoever leaves a watch as it is answered ends the client",
+        "liveness: one who gives up disturbs nobody else",
+        "client/logd_client/coordination/feeds.py",
+        "                    await self._stay(group, connection)\n",
+        "                    assert self._connection is not None\n"
+        "                    await self._stay(group, self._connection)\n",
+    ),
+    Mutant(
+        "a lock that is left in another task is kept",
+        "liveness: who waits for a lock gets it",
+        "client/logd_client/coordination/leases.py",
+        "        finally:  # The event loop refuses a scope that another task leaves, or in another"
+        " order.\n            await lease.release()\n",
+        "        except LookupError:\n            raise\n        await lease.release()\n",
+    ),
+    Mutant(
         "a producer with room that was promised goes on although it has ended",
         "P3",
         "client/logd_client/producer.py",
