@@ -396,6 +396,20 @@ REGISTER = RegisterBroker(
 )
 
 
+def cluster_of(*nodes: NodeId, level: int) -> list[Command]:
+    """What makes one, at this feature level."""
+    registered = [
+        msgspec.structs.replace(
+            REGISTER,
+            node=node,
+            directory_id=DirectoryId(f"directory-{node}"),
+            features={LEVEL_MAX: FEATURE_LEVEL},
+        )
+        for node in nodes
+    ]
+    return [msgspec.structs.replace(COMMAND, feature_level=level), *registered]
+
+
 async def started(nursery: trio.Nursery, replica: Replica) -> MetadataService:
     """A single voter's service that runs and has applied what is there."""
     await until(lambda: replica.group.is_ready)
@@ -444,16 +458,7 @@ def test_the_controller_says_who_is_down_once_the_cluster_is_at_the_level_for_it
     level: int, expected: set[NodeId], *, is_forwarded: bool
 ) -> None:
     """Nobody hears the second and the third broker, which have registered."""
-    form = msgspec.structs.replace(COMMAND, feature_level=level)
-    commands = [form] + [
-        msgspec.structs.replace(
-            REGISTER,
-            node=node,
-            directory_id=DirectoryId(f"directory-{node}"),
-            features={LEVEL_MAX: FEATURE_LEVEL},
-        )
-        for node in (OURSELVES, SECOND, THIRD)
-    ]
+    commands = cluster_of(OURSELVES, SECOND, THIRD, level=level)
     topic = CreateTopic(name="t", partitions=3, replicas=1, now_ms=0)
 
     async def story() -> None:
@@ -486,16 +491,7 @@ def test_the_controller_says_whose_disks_are_full_or_failing(
     disks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of those that are registered: the third is not, or not any more."""
-    commands: list[Command] = [msgspec.structs.replace(COMMAND, feature_level=AVOID_LEVEL)]
-    commands += [
-        msgspec.structs.replace(
-            REGISTER,
-            node=node,
-            directory_id=DirectoryId(f"directory-{node}"),
-            features={LEVEL_MAX: FEATURE_LEVEL},
-        )
-        for node in (OURSELVES, SECOND)
-    ]
+    commands = cluster_of(OURSELVES, SECOND, level=AVOID_LEVEL)
 
     async def story() -> None:
         async with (
@@ -528,16 +524,7 @@ def test_the_controller_says_whose_disks_are_full_or_failing(
 def test_the_controller_says_how_many_replicas_added_partitions_get_from_the_level_on_that_has_it(
     level: int, expected: list[int]
 ) -> None:
-    commands: list[Command] = [msgspec.structs.replace(COMMAND, feature_level=level)]
-    commands += [
-        msgspec.structs.replace(
-            REGISTER,
-            node=node,
-            directory_id=DirectoryId(f"directory-{node}"),
-            features={LEVEL_MAX: FEATURE_LEVEL},
-        )
-        for node in (OURSELVES, SECOND)
-    ]
+    commands = cluster_of(OURSELVES, SECOND, level=level)
 
     async def story() -> None:
         async with (
