@@ -388,7 +388,9 @@ def _chosen(broker_count: int, port: int | None) -> list[BrokerEntry]:
     else:
         ports = list(range(port, port + broker_count))
         peer_ports = [client_port + PEER_PORT_DISTANCE for client_port in ports]
-        if not all(is_free(peer_port) for peer_port in peer_ports):
+        # A cluster that is resumed wants the same again: none that the kernel hands out meanwhile.
+        is_kept = peer_ports[-1] < _ephemeral_port_lowest()
+        if not (is_kept and all(map(is_free, peer_ports))):
             peer_ports = free_ports(broker_count, chance, taken=ports)
     return [
         BrokerEntry(

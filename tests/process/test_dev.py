@@ -33,8 +33,11 @@ def running_dev(
     )
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as dev:
         assert dev.stdout is not None
+        assert dev.stderr is not None
         try:
-            yield dev, msgspec.json.decode(dev.stdout.readline())
+            ready = dev.stdout.readline()
+            assert ready, dev.stderr.read()
+            yield dev, msgspec.json.decode(ready)
         finally:
             dev.kill()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from logd.cli import local_cluster
 from logd.cli.local_cluster import (
     LocalCluster,
     free_ports,
@@ -102,6 +103,15 @@ def test_a_cluster_is_not_started_on_ports_in_use(tmp_path: Path) -> None:
         pytest.raises(StorageError, match=f"cannot start broker 1: {address} is in use"),
     ):
         cluster.start_all()
+
+
+def test_brokers_meet_on_no_ports_that_the_kernel_hands_out(tmp_path: Path) -> None:
+    """Any connection of anybody may have them when the cluster is resumed."""
+    lowest = local_cluster._ephemeral_port_lowest()
+
+    cluster = open_cluster(tmp_path / "c", broker_count=3, port=lowest - 500)
+
+    assert all(broker.peer_address.port < lowest for broker in cluster.brokers)
 
 
 def test_the_command_line_is_what_a_person_would_type(tmp_path: Path) -> None:
