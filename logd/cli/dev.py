@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 PORT_DEFAULT: Final = 7171
 BROKERS_MAX: Final = METADATA_VOTERS_MAX
+"""Every broker of a local cluster votes in the metadata log."""
 
 LOOK_AGAIN_S: Final = 3.0
 """A cluster that is not ready by then is asked again who belongs to it."""
-"""Every broker of a local cluster votes in the metadata log."""
 
 
 @click.command()
