@@ -22,6 +22,9 @@ RECORD_BYTES_MAX: Final = 1 * MIB
 OFFSET_MAX: Final = 2**63 - 1
 """No caller may ask for more: what is u64 in a batch is a signed integer in many programs."""
 
+NUMBER_MAX: Final = 2**63 - 1
+"""Of revisions, items, tokens and what is counted: what the protocol's integers hold."""
+
 RECORDS_PER_BATCH_MAX: Final = 65_536
 HEADERS_PER_BATCH_MAX: Final = 262_144
 """Headers of all records of a batch together: bounds what a decoder allocates for them."""

@@ -23,9 +23,6 @@ LOOP_HAS_ENDED: Final = (
 """As when one ``asyncio.run`` opens it and another one goes on with it: what it did in the
 background was cancelled in between, and nobody would ever be answered."""
 
-NUMBER_MAX: Final = 2**63 - 1
-"""What the protocol's integers hold."""
-
 
 def require_int(name: str, value: object) -> None:
     """Raise ``UsageError`` unless ``value`` is an int, and no bool."""

@@ -14,7 +14,6 @@ from logd.cli import streams
 from logd.cli.display import cell_text, cells_of, print_json, print_table, printable, say
 from logd.cli.lazy import NounGroup
 from logd.cli.options import (
-    NUMBER_MAX,
     REVISION,
     IntegerType,
     SettingType,
@@ -23,7 +22,7 @@ from logd.cli.options import (
     output_option,
 )
 from logd.errors import UsageError
-from logd.limits import VALUE_BYTES_MAX
+from logd.limits import NUMBER_MAX, VALUE_BYTES_MAX
 
 if TYPE_CHECKING:
     from logd.wire.coordination import Compare, KeyValue, Operation

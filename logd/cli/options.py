@@ -15,6 +15,7 @@ import click
 
 from logd.config import parse_host_port
 from logd.errors import UsageError
+from logd.limits import NUMBER_MAX
 from logd.types import NODE_ID_MAX, HostPort
 
 BOOTSTRAP_DEFAULT: Final = "127.0.0.1:7171"
@@ -227,9 +228,6 @@ class FenceType(click.ParamType):  # type: ignore[type-arg]  # Not generic in ol
             self.fail(f"a fence's id is 1 to {2**64 - 1}, found {fence_id}", param, ctx)
         return int(fence_id), int(token)
 
-
-NUMBER_MAX: Final = 2**63 - 1
-"""Of offsets, revisions, items: what the protocol's integers hold."""
 
 BROKER_ID: Final = IntegerType(1, NODE_ID_MAX)
 REVISION: Final = IntegerType(0, NUMBER_MAX)

@@ -29,7 +29,6 @@ from logd.cli.lazy import NounGroup
 from logd.cli.lines import LineCutter
 from logd.cli.options import (
     DEFAULT_TTL_S,
-    NUMBER_MAX,
     IntegerType,
     SecondsType,
     bootstrap_option,
@@ -45,6 +44,7 @@ from logd.limits import (
     KEY_BYTES_MAX,
     KIB,
     MIB,
+    NUMBER_MAX,
     PRIORITY_MAX,
     VALUE_BYTES_MAX,
     VISIBILITY_MS_MAX,

@@ -30,6 +30,7 @@ from logd.limits import (
     DELAY_MS_MAX,
     ITEMS_PER_COMMAND_MAX,
     KEY_BYTES_MAX,
+    NUMBER_MAX,
     OPERATIONS_PER_TRANSACTION_MAX,
     PERMITS_MAX,
     PRIORITY_MAX,
@@ -78,7 +79,6 @@ from logd.wire.coordination import (
 from logd.wording import count_of
 
 _TOKEN_BYTES: Final = 16
-_NUMBER_MAX: Final = 2**63 - 1
 _LOAD_MAX: Final = 1e12
 
 
@@ -172,12 +172,12 @@ def _check_operation(operation: Operation) -> int:
             return len(operation.key) + len(operation.value)
         case Get():
             check_range(operation.key, operation.end)
-            check_count("limit", operation.limit, 0, _NUMBER_MAX)
+            check_count("limit", operation.limit, 0, NUMBER_MAX)
         case Delete():
             check_range(operation.key, operation.end)
         case Increment():
             check_key(operation.key)
-            check_count("by", operation.by, -_NUMBER_MAX, _NUMBER_MAX)
+            check_count("by", operation.by, -NUMBER_MAX, NUMBER_MAX)
         case _:
             assert_never(operation)
     return len(operation.key)

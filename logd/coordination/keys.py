@@ -25,6 +25,7 @@ from logd.limits import (
     ANSWER_BYTES_MAX,
     ANSWER_ENTRIES_MAX,
     KEYS_DELETED_MAX,
+    NUMBER_MAX,
     RECORD_OVERHEAD_BYTES,
     RESULT_BYTES_MAX,
 )
@@ -44,7 +45,6 @@ from logd.wire.coordination import (
 )
 
 _NUMBER: Final = re.compile(rb"-?[0-9]{1,19}")
-_NUMBER_MAX: Final = 2**63 - 1
 _NO_RESULT: Final = OperationResult()
 
 
@@ -188,8 +188,8 @@ class KeySpace:
         if found is not None and _NUMBER.fullmatch(found.value) is None:
             raise ConflictError(f"key {quoted(operation.key)} holds no decimal integer")
         number = operation.by + (int(found.value) if found else 0)
-        if abs(number) > _NUMBER_MAX:
-            raise ConflictError(f"key {quoted(operation.key)} would pass {_NUMBER_MAX:,}")
+        if abs(number) > NUMBER_MAX:
+            raise ConflictError(f"key {quoted(operation.key)} would pass {NUMBER_MAX:,}")
         owner = found.session if found else 0
         return self._put(operation.key, b"%d" % number, owner, revision)
 

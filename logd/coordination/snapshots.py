@@ -25,12 +25,11 @@ from logd.coordination.members import MemberRecord
 from logd.coordination.namespace import Namespace
 from logd.coordination.queues import DeadRecord, Queue, QueueCounts, QueueItem
 from logd.coordination.sessions import Session, keep_result
-from logd.errors import CorruptionError, NewerFormatError
+from logd.errors import CorruptionError
+from logd.record.state_magic import StateMagic
 from logd.wire.coordination import KeyValue, QueueOptions, Result
 
-_FORMAT: Final = 1
-_NAME: Final = b"logd coordination "
-_MAGIC: Final = _NAME + _FORMAT.to_bytes(2, "little")
+_MAGIC: Final = StateMagic(b"logd coordination ", 1, "coordination snapshot")
 _PREFIX: Final = struct.Struct("<IB")
 RECORDS_PER_PART: Final = 1_000
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -214,7 +213,7 @@ class Frozen:
         yield _part(_END, checksum.intdigest())
 
     def _sealed_parts(self) -> Iterator[bytes]:
-        yield _MAGIC
+        yield _MAGIC.written
         yield _part(_HEADER, self._header)
         for kind, frozen in self._frozen:
             if kind == _NAMESPACE:
@@ -253,7 +252,7 @@ def read_snapshot(
 
 def _parts_of(payload: memoryview) -> Iterator[tuple[int, Any]]:
     """Kinds and contents of the parts, after the checksum was found to be right."""
-    _check_magic(bytes(payload[: len(_MAGIC)]))
+    _MAGIC.check(payload)
     spans = list(_spans(payload))
     _, kind, start, _ = spans[-1]
     checksum = _decoded(kind, payload[start:])
@@ -286,18 +285,6 @@ def _decoded(kind: int, content: memoryview) -> Any:
         return decoder.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptionError(f"coordination snapshot cannot be read: {error}") from error
-
-
-def _check_magic(magic: bytes) -> None:
-    if len(magic) < len(_MAGIC) or not magic.startswith(_NAME):
-        raise CorruptionError(f"not a coordination snapshot: it begins with {magic!r}")
-    written = int.from_bytes(magic[len(_NAME) :], "little")
-    if written > _FORMAT:
-        raise NewerFormatError(
-            f"coordination snapshot of format {written}, this version reads {_FORMAT}"
-        )
-    if written < 1:
-        raise CorruptionError(f"coordination snapshot of format {written}, the first is 1")
 
 
 def _part(kind: int, content: Any) -> bytes:

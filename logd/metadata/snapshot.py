@@ -19,11 +19,10 @@ from logd.limits import FEATURE_LEVEL, FEATURE_LEVEL_MIN
 from logd.metadata.layout import Broker, PartitionPlacement, Topic
 from logd.metadata.moves import Plan, RebalanceSettings, RemovedBroker
 from logd.metadata.names import quoted
+from logd.record.state_magic import StateMagic
 from logd.types import METADATA_GROUP, DirectoryId, GroupId, NodeId, Offset, ProducerId, TopicId
 
-_FORMAT: Final = 2
-_NAME: Final = b"logd metadata "
-_MAGIC: Final = _NAME + _FORMAT.to_bytes(2, "little")
+_MAGIC: Final = StateMagic(b"logd metadata ", 2, "metadata snapshot")
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +49,7 @@ _DECODER: Final = msgspec.msgpack.Decoder(Snapshot)
 
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
-    return _MAGIC + _ENCODER.encode(snapshot)
+    return _MAGIC.written + _ENCODER.encode(snapshot)
 
 
 def decode_snapshot(payload: bytes | memoryview) -> Snapshot:
@@ -60,7 +59,7 @@ def decode_snapshot(payload: bytes | memoryview) -> Snapshot:
         NewerFormatError: a newer version of logd wrote it.
         CorruptionError: it is not a snapshot.
     """
-    _check_magic(bytes(payload[: len(_MAGIC)]))
+    _MAGIC.check(payload)
     try:
         snapshot = _DECODER.decode(payload[len(_MAGIC) :])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -78,18 +77,6 @@ def decode_snapshot(payload: bytes | memoryview) -> Snapshot:
         )
     _check_topics(snapshot)
     return snapshot
-
-
-def _check_magic(magic: bytes) -> None:
-    if len(magic) < len(_MAGIC) or not magic.startswith(_NAME):
-        raise CorruptionError(f"not a metadata snapshot: it begins with {magic!r}")
-    written = int.from_bytes(magic[len(_NAME) :], "little")
-    if written > _FORMAT:
-        raise NewerFormatError(
-            f"metadata snapshot of format {written}, this version reads {_FORMAT}"
-        )
-    if written < 1:
-        raise CorruptionError(f"metadata snapshot of format {written}, the first is 1")
 
 
 def _check_topics(snapshot: Snapshot) -> None:

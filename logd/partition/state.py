@@ -20,12 +20,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from logd.errors import CorruptionError, FencedError, NewerFormatError
+from logd.errors import CorruptionError, FencedError
 from logd.limits import SILENCE_PER_BATCH_MS_MAX
 from logd.partition.fences import FenceTable
 from logd.partition.producers import Duplicate, ProducerRow, ProducerTable
 from logd.record.control import ConfigurationChange, Control, RaiseFence, Trim
 from logd.record.header import BatchHeader
+from logd.record.state_magic import StateMagic
 from logd.types import Offset, Term
 
 __all__ = ["Checkpoint", "Duplicate", "PartitionState", "TermRow"]
@@ -236,7 +237,7 @@ class StateSnapshot:
             msgspec.Raw(_ENCODER.encode(self._producers[start : start + _PRODUCERS_PER_PIECE]))
             for start in starts
         ]
-        return _CHECKPOINT_MAGIC + _ENCODER.encode(
+        return _CHECKPOINT_MAGIC.written + _ENCODER.encode(
             msgspec.structs.replace(self._content, producers=pieces)
         )
 
@@ -263,9 +264,7 @@ class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         return FenceTable.floors_of(self.fence_floor)
 
 
-_CHECKPOINT_FORMAT: Final = 1
-_CHECKPOINT_NAME: Final = b"logd partition "
-_CHECKPOINT_MAGIC: Final = _CHECKPOINT_NAME + _CHECKPOINT_FORMAT.to_bytes(2, "little")
+_CHECKPOINT_MAGIC: Final = StateMagic(b"logd partition ", 1, "partition checkpoint")
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(_Checkpoint)
 _PIECE_DECODER: Final = msgspec.msgpack.Decoder(list[ProducerRow])
@@ -280,16 +279,7 @@ def _decode_pieces(pieces: list[msgspec.Raw]) -> list[ProducerRow]:
 
 
 def _decode(payload: bytes | memoryview) -> _Checkpoint:
-    magic = bytes(payload[: len(_CHECKPOINT_MAGIC)])
-    if len(magic) < len(_CHECKPOINT_MAGIC) or not magic.startswith(_CHECKPOINT_NAME):
-        raise CorruptionError(f"not a partition checkpoint: it begins with {magic!r}")
-    written = int.from_bytes(magic[len(_CHECKPOINT_NAME) :], "little")
-    if written > _CHECKPOINT_FORMAT:
-        raise NewerFormatError(
-            f"partition checkpoint of format {written}, this version reads {_CHECKPOINT_FORMAT}"
-        )
-    if written < 1:
-        raise CorruptionError(f"partition checkpoint of format {written}, the first is 1")
+    _CHECKPOINT_MAGIC.check(payload)
     try:
         return _DECODER.decode(payload[len(_CHECKPOINT_MAGIC) :])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -42,18 +42,25 @@ pytestmark = pytest.mark.anyio
 GUARD_S = 5.0
 
 
-class Told(Routing):
-    """The routing of a client whose questions are answered with what the cluster has now."""
+class Unconnected(Routing):
+    """That of a client which has met nobody."""
 
-    def __init__(self, tasks: Background) -> None:
+    def __init__(self, tasks: Background, request_timeout_s: float = 30) -> None:
         super().__init__(
             [HostPort("127.0.0.1", 1)],
             Environment(TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)),
             tasks,
             client_id="test",
             connect_timeout_s=1,
-            request_timeout_s=30,
+            request_timeout_s=request_timeout_s,
         )
+
+
+class Told(Unconnected):
+    """The routing of a client whose questions are answered with what the cluster has now."""
+
+    def __init__(self, tasks: Background) -> None:
+        super().__init__(tasks)
         self.topics: list[TopicInfo] = []
         self.is_closed_while_asked = False
         self.controllers: list[int | None] = [1]
@@ -295,18 +302,11 @@ class Named:
         pass
 
 
-class Standing(Routing):
+class Standing(Unconnected):
     """The routing of a client whose brokers know of a controller, or do not."""
 
     def __init__(self, tasks: Background, led: set[int]) -> None:
-        super().__init__(
-            [HostPort("127.0.0.1", 1)],
-            Environment(TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)),
-            tasks,
-            client_id="test",
-            connect_timeout_s=1,
-            request_timeout_s=1,
-        )
+        super().__init__(tasks, request_timeout_s=1)
         self.led = led
         self.asked: list[int] = []
 

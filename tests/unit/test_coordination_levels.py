@@ -7,7 +7,7 @@ import pytest
 
 from logd.broker.coordination.levels import known_at
 from logd.broker.coordination.partition import _decode
-from logd.coordination.snapshots import _FORMAT, _NAME
+from logd.coordination.snapshots import _MAGIC
 from logd.coordination.state import CoordinationState
 from logd.errors import CorruptionError, NewerFormatError
 from logd.metadata.features import CHANGED_OPTIONS_LEVEL, UNCOUNTED_LEVEL
@@ -64,8 +64,8 @@ def test_a_command_of_a_later_version_is_not_passed_over() -> None:
 
 def test_no_replica_begins_with_a_state_that_a_later_version_has_kept() -> None:
     kept = CoordinationState().snapshot()
-    begin = len(_NAME)
-    later = kept[:begin] + (_FORMAT + 1).to_bytes(2, "little") + kept[begin + 2 :]
+    begin = len(_MAGIC.name)
+    later = kept[:begin] + (_MAGIC.format + 1).to_bytes(2, "little") + kept[begin + 2 :]
 
-    with pytest.raises(NewerFormatError, match=f"format {_FORMAT + 1}, this version reads"):
+    with pytest.raises(NewerFormatError, match=f"format {_MAGIC.format + 1}, this version reads"):
         CoordinationState.restore(later)

@@ -18,6 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from logd.errors import CompareFailedError, UsageError
+from logd.limits import NUMBER_MAX
 from logd.wire.coordination import (
     Compare,
     Delete,
@@ -32,7 +33,6 @@ from logd.wire.coordination import (
     Transacted,
 )
 from logd_client.arguments import (
-    NUMBER_MAX,
     require_between,
     require_bool,
     require_each,

@@ -27,6 +27,7 @@ from logd.limits import (
     ANSWER_ENTRIES_MAX,
     DELAY_MS_MAX,
     ITEMS_PER_COMMAND_MAX,
+    NUMBER_MAX,
     PRIORITY_MAX,
     TEXT_BYTES_MAX,
     VISIBILITY_MS_MAX,
@@ -54,7 +55,6 @@ from logd.wire.coordination import (
     fence_id_of,
 )
 from logd_client.arguments import (
-    NUMBER_MAX,
     milliseconds,
     require_between,
     require_each,

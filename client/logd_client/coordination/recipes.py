@@ -12,8 +12,9 @@ from typing import Final
 import anyio
 
 from logd.errors import LogdError, UsageError
+from logd.limits import NUMBER_MAX
 from logd.wire.coordination import Compare
-from logd_client.arguments import NUMBER_MAX, require_between, require_text
+from logd_client.arguments import require_between, require_text
 from logd_client.coordination.keys import KeyValues, delete
 from logd_client.coordination.names import Name
 from logd_client.coordination.sessions import Sessions

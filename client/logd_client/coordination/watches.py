@@ -17,8 +17,9 @@ from typing import Final
 import anyio
 
 from logd.errors import LogdError, UnavailableError, UsageError
+from logd.limits import NUMBER_MAX
 from logd.wire.coordination import Event, Get, Kind, ReadKeys
-from logd_client.arguments import NOT_OPEN, NUMBER_MAX, require_between
+from logd_client.arguments import NOT_OPEN, require_between
 from logd_client.coordination.calls import Calls
 from logd_client.coordination.feeds import CREDIT_BYTES, GAP, Feed, Push, Subject
 from logd_client.event_loop import Waker, new_waker
