@@ -245,18 +245,11 @@ async def test_without_a_controller_nobody_says_that_there_is_no_such_topic(
             await told.describe_topic("t")
 
 
-class Cut(Routing):
+class Cut(Unconnected):
     """The routing of a client that has lost touch with all brokers but one."""
 
     def __init__(self, tasks: Background, *, request_timeout_s: float = 1) -> None:
-        super().__init__(
-            [HostPort("127.0.0.1", 1)],
-            Environment(TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)),
-            tasks,
-            client_id="test",
-            connect_timeout_s=1,
-            request_timeout_s=request_timeout_s,
-        )
+        super().__init__(tasks, request_timeout_s)
 
     async def refresh(self, suspect: NodeId | None = None) -> None:
         await anyio.sleep_forever()
