@@ -8,6 +8,7 @@ before any time-out.  A reset followed by a refused connection means that nobody
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -45,7 +46,7 @@ RECONNECT_MIN_S: Final = 0.02
 RECONNECT_MAX_S: Final = 1.0
 REFUSED_MAX_S: Final = 30.0
 """Whoever is refused for good comes ever less often: each time both sides say so, and a broker that
-was removed may run on for days.  It does not wait for a peer that has come to it meanwhile."""
+was removed may run on for days."""
 
 CONNECT_TIMEOUT_S: Final = 2.0
 UNREACHABLE_AFTER: Final = 5
@@ -114,20 +115,22 @@ class PeerLink:
         self._outbox.push((head, *buffers), len(head) + body_bytes)
 
     def hope(self) -> None:
-        """The peer has just come to us: it may let us in by now."""
+        """The peer has just come to us: it is there, and may let us in by now."""
         self._hope.set()
 
     async def run(self) -> None:
         """Keep the link connected until cancelled."""
         delay_s = RECONNECT_MIN_S
-        lost_at = -1.0
+        looked_at = -math.inf
         failures = 0
         while True:
             self._is_refused, self._hope = False, trio.Event()
+            is_shut_out = False
             try:
                 with trio.fail_after(CONNECT_TIMEOUT_S):
                     stream = await self._env.network.connect(self._address)
             except (OSError, trio.TooSlowError) as error:
+                is_shut_out = True
                 if isinstance(error, ConnectionRefusedError):
                     self._owner.on_nobody_there(self.node)
                 failures += 1
@@ -135,30 +138,27 @@ class PeerLink:
                     self._owner.on_unreachable(self.node)
             else:
                 failures = 0
-                connected_at = trio.current_time()
-                await self._use(stream)
+                was_up = await self._use(stream)
+                is_shut_out = self._is_refused
                 lost_at = trio.current_time()
-                if lost_at - connected_at > RECONNECT_MAX_S:
-                    # It was a good connection: try again at once, to learn whether somebody
-                    # is still there.
-                    delay_s = 0.0
+                if was_up and lost_at - looked_at >= RECONNECT_MAX_S:
+                    # Try again at once, to learn whether somebody is still there: however young
+                    # the connection was, but not each time that a peer lets us in and hangs up.
+                    delay_s, looked_at = 0.0, lost_at
             delay_max_s = REFUSED_MAX_S if self._is_refused else RECONNECT_MAX_S
             delay_s = min(delay_s, delay_max_s)
-            await self._rest(delay_s * self._rng.uniform(0.5, 1.0))
+            rest = self._hope.wait if is_shut_out else trio.sleep_forever
+            with trio.move_on_after(delay_s * self._rng.uniform(0.5, 1.0)):
+                await rest()
             delay_s = min(max(delay_s * 2, RECONNECT_MIN_S), delay_max_s)
 
-    async def _rest(self, delay_s: float) -> None:
-        """Wait before the next attempt; not if we were refused, and there is hope."""
-        wait = self._hope.wait if self._is_refused else trio.sleep_forever
-        with trio.move_on_after(delay_s):
-            await wait()
-
-    async def _use(self, stream: ByteStream) -> None:
-        """Greet, then send until the connection ends."""
+    async def _use(self, stream: ByteStream) -> bool:
+        """Greet, then send until the connection ends; whether the peer let us in."""
+        was_up = False
         try:
             answer = await self._greet(stream)
             self._stream = stream
-            self.is_connected = True
+            self.is_connected = was_up = True
             log.info(log_events.PEER_CONNECTED, peer=self.node, lane=self.lane)
             self._owner.on_link_up(self.node, self.lane, answer)
             async with trio.open_nursery() as nursery:
@@ -175,6 +175,7 @@ class PeerLink:
             if self.is_connected:
                 self.is_connected = False
                 self._owner.on_link_down(self.node, self.lane)
+        return was_up
 
     async def _send(self, stream: ByteStream, scope: trio.CancelScope) -> None:
         try:

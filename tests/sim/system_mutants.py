@@ -1613,6 +1613,27 @@ SYSTEM_MUTANTS = (
         "RECONNECT_MAX_S",
     ),
     Mutant(
+        "a peer that was lost soon after it came is not looked after at once",
+        "availability: a dead leader is noticed at once",
+        "logd/replication/peer_link.py",
+        "                    delay_s, looked_at = 0.0, lost_at\n",
+        "                    looked_at = lost_at\n",
+    ),
+    Mutant(
+        "a peer that lets in and hangs up is dialled without end",
+        "P6",
+        "logd/replication/peer_link.py",
+        "if was_up and lost_at - looked_at >= RECONNECT_MAX_S:",
+        "if was_up:",
+    ),
+    Mutant(
+        "a peer that comes to us is dialled when the rest is over",
+        "availability: a broker that is back takes part at once",
+        "logd/replication/peer_link.py",
+        "                is_shut_out = True\n",
+        "                is_shut_out = False\n",
+    ),
+    Mutant(
         "whoever was refused waits, whoever has come to it meanwhile",
         "availability: a mended configuration is enough",
         "logd/replication/node.py",

@@ -269,7 +269,8 @@ def test_one_move_is_not_cancelled_alone_below_the_level_for_it() -> None:
         topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=1)
         (before,) = topic.partitions[0].replicas
         target = before % 3 + 1
-        await cluster.nodes[NodeId(target)].crash(power=False)  # It is waited for.
+        # It is waited for: nobody knows yet that it has gone.
+        await cluster.nodes[NodeId(target)].crash(power=False, vanish=True)
         await start(client, {0: [target]})
 
         with pytest.raises(UnsupportedVersionError, match="needs feature level 6, the cluster is"):
@@ -537,7 +538,7 @@ async def begin_what_gets_stuck(
     await client.admin.set_rebalancing(throttle_bytes_per_s=64 * 1024, concurrency=1)
     stuck = (await partitions_of(client))[0]
     async with client.producer(TOPIC) as producer:
-        for _ in range(50):
+        for _ in range(200):  # So much that the newcomer has not caught up by then.
             await producer.append(bytes(20_000), partition=0)
     newcomer = min(set(range(1, 6)) - set(stuck.replicas))
     dead = [NodeId(node) for node in stuck.replicas[1:]]
@@ -905,7 +906,7 @@ def test_a_move_to_fewer_brokers_of_which_too_many_are_lost_is_taken_back() -> N
         assert controller is not None
         dead = next(n for n in before.replicas if n not in (controller.node, before.leader))
         stays = next(n for n in before.replicas if n != dead)
-        await cluster.nodes[NodeId(dead)].crash(power=False)
+        await cluster.nodes[NodeId(dead)].crash(power=False, vanish=True)
         plan_id = await start(client, {0: [stays, dead]})  # Nobody has noticed yet.
 
         with trio.fail_after(60):
@@ -938,7 +939,7 @@ def test_a_leader_that_is_shipped_metadata_while_it_moves_something_goes_by_them
             for number, node in cluster.nodes.items()
             if number not in partition.replicas and node is not controller
         )
-        await newcomer.crash(power=False)
+        await newcomer.crash(power=False, vanish=True)
         await start(client, {at: [*partition.replicas[:2], int(newcomer.node)]})
         await trio.sleep(2.0)  # It is waited for, and does not come.
 

@@ -45,6 +45,7 @@ class Owner:
     def __init__(self) -> None:
         self.ups = 0
         self.downs = 0
+        self.nobody_there_at: list[float] = []
 
     def greeting(self, lane: Lane) -> PeerHello:
         return hello(1)
@@ -58,7 +59,9 @@ class Owner:
     def on_link_refused(self, node: NodeId, lane: Lane, refusal: Refusal) -> None:
         raise AssertionError(refusal)
 
-    def on_nobody_there(self, node: NodeId) -> None: ...
+    def on_nobody_there(self, node: NodeId) -> None:
+        self.nobody_there_at.append(trio.current_time())
+
     def on_unreachable(self, node: NodeId) -> None: ...
     def on_link_room(self, node: NodeId) -> None: ...
 
@@ -69,6 +72,11 @@ AnyOwner = TypeVar("AnyOwner", bound=Owner)
 async def link_to_listener(owner: AnyOwner) -> tuple[PeerLink, AnyOwner, Listener]:
     """A link of node 1, not running yet, and the listener that it will connect to."""
     network = SimNetwork(random.Random(1))
+    peers = network.attach(Incarnation("node2", 1))
+    return link_in(network, owner), owner, await peers.listen(ADDRESS)
+
+
+def link_in(network: SimNetwork, owner: Owner) -> PeerLink:
     env = SimEnv(
         seed=1,
         incarnation=Incarnation("node1", 1),
@@ -76,8 +84,7 @@ async def link_to_listener(owner: AnyOwner) -> tuple[PeerLink, AnyOwner, Listene
         files=SimulatedFileSystem(random.Random(1)),
         boot_id="boot",
     )
-    listener = await network.attach(Incarnation("node2", 1)).listen(ADDRESS)
-    return PeerLink(PEER, ADDRESS, "main", env, owner, Turn(lambda: False)), owner, listener
+    return PeerLink(PEER, ADDRESS, "main", env, owner, Turn(lambda: False))
 
 
 def test_a_peer_that_takes_nothing_is_cut_off_before_its_queue_grows_without_end(
@@ -173,6 +180,75 @@ def test_whoever_is_refused_for_good_comes_less_often_until_the_peer_comes_to_it
             link.hope()
             await trio.sleep(1)
             assert owner.ups == 1
+            nursery.cancel_scope.cancel()
+
+    run_deterministic(main, seed=1)
+
+
+@pytest.mark.parametrize("lived_s", [0.01, 0.5, 30.0])
+def test_a_peer_that_dies_is_known_to_be_gone_at_once_however_young_the_connection_was(
+    lived_s: float,
+) -> None:
+    async def main() -> None:
+        link, owner, listener = await link_to_listener(Owner())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run)
+            stream = await listener.accept()
+            stream.abort()  # So that the link has begun to rest between its attempts.
+            for _ in range(5):
+                stream = await listener.accept()
+                stream.abort()
+            stream = await listener.accept()
+            await stream.send([encode_message(PeerKind.PEER_HELLO, hello(2), 0)])
+            await trio.sleep(lived_s)
+            assert owner.ups == 1
+            died_at = trio.current_time()
+            listener.close()
+            stream.abort()
+            await trio.sleep(5)
+            assert owner.downs == 1
+            assert owner.nobody_there_at[0] - died_at < 0.05
+            nursery.cancel_scope.cancel()
+
+    run_deterministic(main, seed=1)
+
+
+def test_a_peer_that_lets_in_and_hangs_up_is_not_dialled_without_end() -> None:
+    async def main() -> None:
+        link, owner, listener = await link_to_listener(Owner())
+
+        async def hang_up() -> None:
+            while True:
+                stream = await listener.accept()
+                await stream.send([encode_message(PeerKind.PEER_HELLO, hello(2), 0)])
+                await trio.sleep(0.001)
+                stream.abort()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run)
+            nursery.start_soon(hang_up)
+            await trio.sleep(60)
+            assert 60 < owner.ups < 600
+            nursery.cancel_scope.cancel()
+
+    run_deterministic(main, seed=1)
+
+
+def test_a_peer_that_comes_to_us_is_dialled_at_once_if_nobody_was_there_before() -> None:
+    async def main() -> None:
+        network = SimNetwork(random.Random(1))
+        peers = network.attach(Incarnation("node2", 1))
+        owner = Owner()
+        link = link_in(network, owner)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run)
+            while len(owner.nobody_there_at) < 10:  # By now its attempts are far apart.
+                await trio.sleep(0.1)
+            listener = await peers.listen(ADDRESS)
+            link.hope()
+            with trio.fail_after(0.05):
+                await listener.accept()
             nursery.cancel_scope.cancel()
 
     run_deterministic(main, seed=1)
