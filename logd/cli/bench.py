@@ -39,8 +39,6 @@ RATE_MAX: Final = 10_000_000
 RATE_DEFAULT_S: Final = 10
 """A run at a rate lasts this long, unless the number of records is given."""
 
-STAMP_BYTES: Final = 8
-
 _COMMON: Final = (
     click.option(
         "--brokers",
@@ -208,12 +206,13 @@ def bench_end_to_end(bootstrap: str, output: str, **settings: Any) -> None:
 
     Without --rate as fast as the cluster acknowledges.
     """
+    from logd.cli.benchmark.values import STAMP
     from logd.cli.benchmark.workloads import end_to_end
 
     settings["records"] = _records(settings, PRODUCE_RECORDS)
-    if settings["record_bytes"] < STAMP_BYTES:
+    if settings["record_bytes"] < STAMP.size:
         raise click.BadParameter(
-            f"a record carries the time it was due, which takes {STAMP_BYTES} bytes",
+            f"a record carries the time it was due, which takes {STAMP.size} bytes",
             param_hint="--record-bytes",
         )
     _run(bootstrap, output, _checked(settings), end_to_end)

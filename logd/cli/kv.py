@@ -12,6 +12,7 @@ import click
 
 from logd.cli import streams
 from logd.cli.display import cell_text, cells_of, print_json, print_table, printable, say
+from logd.cli.exits import ExitCode
 from logd.cli.lazy import NounGroup
 from logd.cli.options import (
     REVISION,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 KEY_VALUE: Final = SettingType("KEY=VALUE")
 KEY_REVISION: Final = SettingType("KEY=REVISION")
 KEY_NUMBER: Final = SettingType("KEY=NUMBER")
-
-_NOTHING_THERE: Final = 3
 
 
 @click.group(cls=NounGroup)
@@ -58,7 +57,7 @@ def get(key: str, namespace: str, bootstrap: str, output: str) -> None:
     found = run_async(fetch)
     if found is None:
         say(f"logd: no key {printable(key)} in namespace {namespace}")
-        raise click.exceptions.Exit(_NOTHING_THERE)
+        raise click.exceptions.Exit(ExitCode.NOT_FOUND)
     if output == "json":
         print_json(_row(found))
     else:
@@ -143,7 +142,7 @@ def delete(key: str, prefix: bool, namespace: str, bootstrap: str, output: str) 
     count = run_async(change)
     _tell("deleted", count, output)
     if not count:
-        raise click.exceptions.Exit(_NOTHING_THERE)
+        raise click.exceptions.Exit(ExitCode.NOT_FOUND)
 
 
 def _tell(what: str, number: int, output: str) -> None:
@@ -284,7 +283,7 @@ def txn(namespace: str, bootstrap: str, output: str, **parts: tuple[Any, ...]) -
             key, value = map(cell_text, cells_of(row, ("key", "value")))
             click.echo(f"{key}={value}  revision {row['revision']}")
     if not done.succeeded:
-        raise click.exceptions.Exit(4)
+        raise click.exceptions.Exit(ExitCode.CONFLICT)
 
 
 def _comparisons(parts: dict[str, tuple[Any, ...]]) -> list[Compare]:

@@ -36,6 +36,7 @@ from logd.cli.options import (
     ttl_option,
 )
 from logd.limits import (
+    ANSWER_ENTRIES_MAX,
     ATTEMPTS_MAX,
     COMMAND_BYTES_MAX,
     DEAD_ITEMS_MAX,
@@ -311,7 +312,7 @@ def _ending_text(code: int) -> str:
     help="At most so many.",
 )
 @click.option(
-    "--visibility", "visibility_s", type=SecondsType(1, 24 * 3600), default=60,
+    "--visibility", "visibility_s", type=SecondsType(1, VISIBILITY_MS_MAX // 1000), default=60,
     show_default=True, metavar="SECONDS", help="How long the claim holds.",
 )  # fmt: skip
 @click.option(
@@ -346,7 +347,7 @@ def claim(
         print_table(columns, [cells_of(row, columns) for row in rows])
     if not rows:
         say(f"nothing is due in {name}")
-        raise click.exceptions.Exit(3)
+        raise click.exceptions.Exit(ExitCode.NOT_FOUND)
 
 
 def _claim_row(one: Claim) -> dict[str, Any]:
@@ -442,7 +443,7 @@ def release(
 @click.argument("name")
 @click.argument("claim", type=_CLAIM)
 @click.option(
-    "--visibility", "visibility_s", type=SecondsType(1, 24 * 3600), default=60,
+    "--visibility", "visibility_s", type=SecondsType(1, VISIBILITY_MS_MAX // 1000), default=60,
     show_default=True, metavar="SECONDS", help="How long it holds from now.",
 )  # fmt: skip
 @bootstrap_option
@@ -582,8 +583,9 @@ def configure(name: str, bootstrap: str, output: str, **options: int | None) -> 
 @queue.command("dead")
 @click.argument("name")
 @click.option(
-    "--count", type=IntegerType(1, 10_000), default=100, show_default=True, help="At most so many."
-)
+    "--count", type=IntegerType(1, ANSWER_ENTRIES_MAX), default=100, show_default=True,
+    help="At most so many.",
+)  # fmt: skip
 @bootstrap_option
 @output_option
 def dead(name: str, count: int, bootstrap: str, output: str) -> None:
