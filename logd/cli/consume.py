@@ -7,7 +7,6 @@ nothing is done per record that a batch can do.
 
 from __future__ import annotations
 
-import base64
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import click
 
 from logd.cli import streams
-from logd.cli.display import named_output, say
+from logd.cli.display import named_output, say, text_or_base64
 from logd.cli.options import BROKER_ID, TOPIC, IntegerType, bootstrap_option
 from logd.cli.start import FromEnd, FromOffset, FromStart, FromTime, Start, parse_start
 from logd.wording import named
@@ -310,13 +309,3 @@ def encode_json_lines(batch: Batch, part: slice) -> bytes:
             for offset, timestamp_ms, key, value, headers in rows
         ]
     )
-
-
-def text_or_base64(name: str, data: bytes | None) -> dict[str, str | None]:
-    """``name`` when the bytes are UTF-8 text, else ``name_base64``; null stays null."""
-    if data is None:
-        return {name: None}
-    try:
-        return {name: data.decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_base64": base64.b64encode(data).decode("ascii")}

@@ -233,6 +233,16 @@ def _escaped(found: re.Match[str]) -> str:
     return _SHORT.get(character) or f"\\x{ord(character) & 0xFF:02x}"
 
 
+def text_or_base64(name: str, data: bytes | None) -> dict[str, str | None]:
+    """``name`` when the bytes are UTF-8 text, else ``name_base64``; null stays null."""
+    if data is None:
+        return {name: None}
+    try:
+        return {name: data.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(data).decode("ascii")}
+
+
 def cells_of(row: Mapping[str, object], columns: Sequence[str]) -> list[object]:
     """Of a JSON object; what is no text, and so in base64 there, is shown so, and marked."""
     return [row[column] if column in row else _bytes_of(row, column) for column in columns]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import click
 
-from logd.cli.display import cell_text, cells_of, print_json, say
+from logd.cli.display import cell_text, cells_of, print_json, say, text_or_base64
 from logd.cli.lazy import NounGroup
 from logd.cli.options import (
     IntegerType,
@@ -236,8 +236,6 @@ def observe(name: str, count: int | None, bootstrap: str, output: str) -> None:
 
 
 def _show(leader: Leader | None, output: str) -> None:
-    from logd.cli.consume import text_or_base64
-
     row: dict[str, Any] = {"leader": leader is not None}
     if leader is not None:
         row |= {"token": leader.token, "session": leader.session, "ticket": leader.ticket}

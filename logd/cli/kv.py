@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from logd.cli import streams
-from logd.cli.display import cell_text, cells_of, print_json, print_table, printable, say
+from logd.cli.display import (
+    cell_text,
+    cells_of,
+    print_json,
+    print_table,
+    printable,
+    say,
+    text_or_base64,
+)
 from logd.cli.exits import ExitCode
 from logd.cli.lazy import NounGroup
 from logd.cli.options import (
@@ -65,8 +73,6 @@ def get(key: str, namespace: str, bootstrap: str, output: str) -> None:
 
 
 def _row(found: KeyValue) -> dict[str, Any]:
-    from logd.cli.consume import text_or_base64
-
     return {
         **text_or_base64("key", found.key),
         **text_or_base64("value", found.value),

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.display import cells_of, moment_text, print_facts, print_json, print_table
+from logd.cli.display import (
+    cells_of,
+    moment_text,
+    print_facts,
+    print_json,
+    print_table,
+    text_or_base64,
+)
 from logd.cli.lazy import NounGroup
 from logd.cli.options import (
     IntegerType,
@@ -204,8 +211,6 @@ def describe_holders(kind: Any, name: str, bootstrap: str, output: str) -> None:
 
 def holder_row(holder: Holder) -> dict[str, Any]:
     """One place, as it is shown."""
-    from logd.cli.consume import text_or_base64
-
     return {
         "ticket": holder.ticket,
         "token": holder.token,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.display import cell_text, cells_of, print_json, print_table, say
+from logd.cli.display import cell_text, cells_of, print_json, print_table, say, text_or_base64
 from logd.cli.lazy import NounGroup
 from logd.cli.options import REVISION, IntegerType, bootstrap_option, output_option, ttl_option
 
@@ -94,8 +94,6 @@ def list_members(group: str, bootstrap: str, output: str) -> None:
 
 
 def _row(one: Member) -> dict[str, Any]:
-    from logd.cli.consume import text_or_base64
-
     return {
         "member": one.member,
         "client": one.client,
@@ -124,8 +122,6 @@ def watch(group: str, revision: int | None, count: int | None, bootstrap: str, o
 
 async def show_events(watch: Any, count: int | None, output: str) -> None:
     """Events as lines."""
-    from logd.cli.consume import text_or_base64
-
     told = 0
     async with watch as events:
         async for event in events:

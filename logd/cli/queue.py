@@ -23,6 +23,7 @@ from logd.cli.display import (
     print_json,
     print_table,
     say,
+    text_or_base64,
 )
 from logd.cli.exits import ExitCode
 from logd.cli.lazy import NounGroup
@@ -351,8 +352,6 @@ def claim(
 
 
 def _claim_row(one: Claim) -> dict[str, Any]:
-    from logd.cli.consume import text_or_base64
-
     return {
         "claim": f"{one.id}:{one.token}:{one.session.id}",
         "item": one.id,
@@ -590,7 +589,6 @@ def configure(name: str, bootstrap: str, output: str, **options: int | None) -> 
 @output_option
 def dead(name: str, count: int, bootstrap: str, output: str) -> None:
     """Items that were given up, the newest first, each with why."""
-    from logd.cli.consume import text_or_base64
     from logd.cli.session import connected, run_async
 
     async def fetch() -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.display import cells_of, print_json, print_table, say
+from logd.cli.display import cells_of, print_json, print_table, say, text_or_base64
 from logd.cli.exits import ExitCode
 from logd.cli.lazy import NounGroup
 from logd.cli.options import output_option
@@ -199,7 +199,6 @@ def _describe_batch(found: SegmentFile, position: int, header: BatchHeader) -> d
 
 def _record_rows(found: SegmentFile, walk: SegmentWalk) -> Iterator[dict[str, Any]]:
     """Data records.  Control batches hold none."""
-    from logd.cli.consume import text_or_base64
     from logd.errors import MalformedBatchError
     from logd.record.batch import decode_batch
 
