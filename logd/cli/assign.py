@@ -91,7 +91,7 @@ def list_shards(group: str, bootstrap: str, output: str) -> None:
 @output_option
 def watch(group: str, revision: int | None, count: int | None, bootstrap: str, output: str) -> None:
     """Shards as they are revoked and get new owners."""
-    from logd.cli.member import show_events
+    from logd.cli.events import show_events
     from logd.cli.session import connected, run_async
 
     async def follow() -> None:

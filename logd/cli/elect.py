@@ -198,7 +198,7 @@ def resign(name: str, bootstrap: str, output: str) -> None:
 @output_option
 def list_elections(namespace: str, bootstrap: str, output: str) -> None:
     """Elections that somebody leads or stands for."""
-    from logd.cli.lock import show_holders
+    from logd.cli.holders import show_holders
 
     show_holders("election", namespace, bootstrap, output)
 
@@ -209,7 +209,7 @@ def list_elections(namespace: str, bootstrap: str, output: str) -> None:
 @output_option
 def describe(name: str, bootstrap: str, output: str) -> None:
     """Who leads NAME, and who stands in line."""
-    from logd.cli.lock import describe_holders
+    from logd.cli.holders import describe_holders
 
     describe_holders("election", name, bootstrap, output)
 

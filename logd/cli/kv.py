@@ -205,7 +205,7 @@ def watch(
     output: str,
 ) -> None:
     """Changes of KEY as they happen, in order, each once."""
-    from logd.cli.member import show_events
+    from logd.cli.events import show_events
     from logd.cli.session import connected, run_async
 
     async def follow() -> None:

@@ -6,14 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.display import (
-    cells_of,
-    moment_text,
-    print_facts,
-    print_json,
-    print_table,
-    text_or_base64,
-)
 from logd.cli.lazy import NounGroup
 from logd.cli.options import (
     IntegerType,
@@ -28,10 +20,8 @@ from logd.cli.options import (
 from logd.limits import PERMITS_MAX
 
 if TYPE_CHECKING:
-    from logd.wire.coordination import Holder, Holders
+    from logd.wire.coordination import Holders
     from logd_client import Lease
-
-HOLDER_COLUMNS = ("ticket", "token", "client", "session", "since", "mode", "permits", "data")
 
 
 @click.group(cls=NounGroup)
@@ -140,35 +130,9 @@ def _held_by_others(name: str, holders: Holders) -> Exception:
 @output_option
 def list_locks(namespace: str, semaphores: bool, bootstrap: str, output: str) -> None:
     """Locks that somebody holds or waits for."""
+    from logd.cli.holders import show_holders
+
     show_holders("semaphore" if semaphores else "lock", namespace, bootstrap, output)
-
-
-def show_holders(kind: Any, namespace: str, bootstrap: str, output: str) -> None:
-    """One line per lock, semaphore or election."""
-    from logd.cli.session import connected, run_async
-
-    async def fetch() -> None:
-        async with connected(bootstrap) as client:
-            names = await client.list_names(kind, namespace)
-            found = [(one, await client.read_holders(kind, f"{namespace}/{one}")) for one in names]
-        rows = [
-            {
-                "name": f"{namespace}/{one}",
-                "holders": [holder.client for holder in holders.holders],
-                "token": max((holder.token or 0 for holder in holders.holders), default=None),
-                "since": moment_text(holders.holders[0].since_ms) if holders.holders else None,
-                "waiting": len(holders.waiting),
-            }
-            for one, holders in found
-        ]
-        if output == "json":
-            print_json(rows)
-        else:
-            columns = ("name", "holders", "token", "since", "waiting")
-            cells = [list(row.values()) for row in rows]
-            print_table(columns, cells, empty=f"no {kind}s", whole=("name",))
-
-    run_async(fetch)
 
 
 @lock.command("describe")
@@ -178,46 +142,6 @@ def show_holders(kind: Any, namespace: str, bootstrap: str, output: str) -> None
 @output_option
 def describe(name: str, semaphore: bool, bootstrap: str, output: str) -> None:
     """Who holds NAME, since when, and who waits."""
+    from logd.cli.holders import describe_holders
+
     describe_holders("semaphore" if semaphore else "lock", name, bootstrap, output)
-
-
-def describe_holders(kind: Any, name: str, bootstrap: str, output: str) -> None:
-    """All that hold something and all that wait."""
-    from logd.cli.session import connected, run_async
-
-    async def fetch() -> None:
-        async with connected(bootstrap) as client:
-            found = await client.read_holders(kind, name)
-        holders = [holder_row(holder) for holder in found.holders]
-        waiting = [holder_row(holder) for holder in found.waiting]
-        if output == "json":
-            print_json(
-                {
-                    "name": name,
-                    "revision": found.revision,
-                    "capacity": found.capacity,
-                    "holders": holders,
-                    "waiting": waiting,
-                }
-            )
-            return
-        print_facts([(kind, name), ("capacity", found.capacity), ("waiting", len(waiting))])
-        click.echo()
-        rows = [cells_of(row, HOLDER_COLUMNS) for row in (*holders, *waiting)]
-        print_table(HOLDER_COLUMNS, rows, empty="nobody holds it, nobody waits")
-
-    run_async(fetch)
-
-
-def holder_row(holder: Holder) -> dict[str, Any]:
-    """One place, as it is shown."""
-    return {
-        "ticket": holder.ticket,
-        "token": holder.token,
-        "client": holder.client,
-        "session": holder.session,
-        "since": moment_text(holder.since_ms),
-        "mode": holder.mode,
-        "permits": holder.permits,
-        **text_or_base64("data", holder.data),
-    }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from logd.cli.display import cell_text, cells_of, print_json, print_table, say, text_or_base64
+from logd.cli.display import cells_of, print_json, print_table, say, text_or_base64
 from logd.cli.lazy import NounGroup
 from logd.cli.options import REVISION, IntegerType, bootstrap_option, output_option, ttl_option
 
@@ -111,6 +110,7 @@ def _row(one: Member) -> dict[str, Any]:
 @output_option
 def watch(group: str, revision: int | None, count: int | None, bootstrap: str, output: str) -> None:
     """Who joins, changes and leaves, as it happens."""
+    from logd.cli.events import show_events
     from logd.cli.session import connected, run_async
 
     async def follow() -> None:
@@ -118,29 +118,3 @@ def watch(group: str, revision: int | None, count: int | None, bootstrap: str, o
             await show_events(client.members(group).watch(revision), count, output)
 
     run_async(follow)
-
-
-async def show_events(watch: Any, count: int | None, output: str) -> None:
-    """Events as lines."""
-    told = 0
-    async with watch as events:
-        async for event in events:
-            row = {
-                "revision": event.revision,
-                "change": event.change,
-                **text_or_base64("name", event.name),
-                **({"subject": event.subject} if event.subject else {}),
-                **({"owner": event.owner} if event.owner else {}),
-                **({"token": event.token} if event.token else {}),
-                **text_or_base64("value", event.value),
-            }
-            if output == "json":
-                print_json(row)
-            else:
-                columns = [name.removesuffix("_base64") for name in row]
-                told_of = (value for value in cells_of(row, columns) if value != "")
-                click.echo("  ".join(map(cell_text, told_of)))
-            sys.stdout.flush()
-            told += 1
-            if told == count:
-                return

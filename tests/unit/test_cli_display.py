@@ -21,9 +21,9 @@ from logd.cli.display import (
     say,
 )
 from logd.cli.elect import _show
+from logd.cli.events import show_events
 from logd.cli.exits import describe
-from logd.cli.lock import HOLDER_COLUMNS, holder_row
-from logd.cli.member import show_events
+from logd.cli.holders import HOLDER_COLUMNS, holder_row
 from logd.cli.overview import PARTITION_COLUMNS
 from logd.errors import UnknownNameError
 from logd.wire.coordination import Event, Holder
