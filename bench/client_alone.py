@@ -21,7 +21,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import anyio
 import msgspec
@@ -74,7 +74,7 @@ from logd.wire.messages import (
     WatchRequest,
     WatchResponse,
 )
-from logd_client import Client, WouldBlock, connect
+from logd_client import Client, Producer, WouldBlock, connect
 from logd_client.coordination.watches import Watch
 
 HOST: Final = "127.0.0.1"
@@ -326,7 +326,7 @@ async def connections(client: Client, address: str, records: int) -> None:
             own = await stack.enter_async_context(connect(address))
             producers.append(await stack.enter_async_context(own.producer(TOPIC)))
 
-        async def append(producer: Any) -> None:
+        async def append(producer: Producer) -> None:
             for _ in range(records // CONNECTIONS):
                 await producer.append(VALUES[0])
 

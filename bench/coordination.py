@@ -203,7 +203,7 @@ async def puts(cluster: LocalCluster, scale: float) -> Row:
     async with clients(cluster, PUT_CLIENTS) as found:
         spaces = [client.kv("bench-puts") for client in found]
 
-        async def put(latencies_s: list[float], worker: int, numbers: Any) -> None:
+        async def put(latencies_s: list[float], worker: int, numbers: Iterator[int]) -> None:
             space = spaces[worker % len(spaces)]
             for number in numbers:
                 key = b"key-%d" % (number * 7919 % KEYS)
@@ -247,7 +247,7 @@ async def locks(cluster: LocalCluster, scale: float) -> Row:
             async with client.lock(name):
                 pass
 
-        async def work(latencies_s: list[float], worker: int, numbers: Any) -> None:
+        async def work(latencies_s: list[float], worker: int, numbers: Iterator[int]) -> None:
             for _ in numbers:
                 await timed(latencies_s, partial(hold, f"bench-locks/lock-{worker}"))
 
@@ -276,7 +276,7 @@ async def queue(cluster: LocalCluster, scale: float) -> Row:
             await work.complete(*claimed)
             completed += len(claimed)
 
-        async def work(latencies_s: list[float], own: Queue, numbers: Any) -> None:
+        async def work(latencies_s: list[float], own: Queue, numbers: Iterator[int]) -> None:
             for _ in numbers:
                 await timed(latencies_s, partial(turn, own))
 

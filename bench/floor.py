@@ -52,6 +52,8 @@ from logd.limits import KIB, MIB
 
 Durability = Literal["synced", "replicated"]
 DURABILITIES: Final[tuple[Durability, ...]] = get_args(Durability)
+Address = tuple[str, int]
+Buffer = bytes | bytearray | memoryview
 
 HOST: Final = "127.0.0.1"
 REPLICAS: Final = 3
@@ -179,7 +181,7 @@ def listening() -> socket.socket:
     return sock
 
 
-def connected(address: Any) -> socket.socket:
+def connected(address: Address) -> socket.socket:
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
     sock.connect(address)
@@ -194,7 +196,7 @@ async def receive_into(sock: socket.socket, view: memoryview) -> int:
             await trio.lowlevel.wait_readable(sock)
 
 
-async def send(sock: socket.socket, buffers: list[Any]) -> None:
+async def send(sock: socket.socket, buffers: Sequence[Buffer]) -> None:
     left = buffers
     while left:
         try:
@@ -205,7 +207,7 @@ async def send(sock: socket.socket, buffers: list[Any]) -> None:
         left = unsent(left, sent)
 
 
-def unsent(buffers: list[Any], sent: int) -> list[Any]:
+def unsent(buffers: Sequence[Buffer], sent: int) -> list[Buffer]:
     for at, buffer in enumerate(buffers):
         if sent < len(buffer):
             return [memoryview(buffer)[sent:], *buffers[at + 1 :]]
@@ -238,7 +240,7 @@ class AppendFile:
         os.fsync(self._file)
         threading.Thread(target=self._work, daemon=True).start()
 
-    def append(self, buffers: list[Any], size: int) -> None:
+    def append(self, buffers: Sequence[Buffer], size: int) -> None:
         """Write at the end, and sync soon."""
         at = self.end % (self._bytes_max - RECEIVE_BYTES) if self._bytes_max else self.end
         if not self._bytes_max and at + size > self._allocated:
@@ -343,7 +345,7 @@ class Leader:
     def __init__(
         self,
         listener: socket.socket,
-        followers: Sequence[Any],
+        followers: Sequence[Address],
         path: Path,
         durability: Durability,
         file_bytes: int,
@@ -435,7 +437,7 @@ class Leader:
 class Producer:
     """Keeps a number of batches under way on each connection."""
 
-    def __init__(self, workload: Workload, leader: Any) -> None:
+    def __init__(self, workload: Workload, leader: Address) -> None:
         self._workload = workload
         self._values = [
             os.urandom(workload.record_bytes) for _ in range(workload.records_per_batch)
@@ -479,7 +481,7 @@ class Producer:
 @contextlib.contextmanager
 def brokers(
     durability: Durability, file_bytes: int, directory: Path
-) -> Iterator[tuple[Any, list[int]]]:
+) -> Iterator[tuple[Address, list[int]]]:
     """Three broker processes for the length of the block: the leader's address, their pids."""
     fork = multiprocessing.get_context("fork")
     listeners = [listening() for _ in range(REPLICAS)]
@@ -506,7 +508,9 @@ def brokers(
             listener.close()
 
 
-def _measure(name: str, durability: Durability, leader: Any, pids: list[int], pipe: Pipe) -> None:
+def _measure(
+    name: str, durability: Durability, leader: Address, pids: list[int], pipe: Pipe
+) -> None:
     workload = WORKLOADS[name]
     producer = Producer(workload, leader)
 

@@ -27,7 +27,7 @@ from logd.limits import (
 
 if TYPE_CHECKING:
     from logd.cli.benchmark.run import Measure
-    from logd.cli.measure import Measurement
+    from logd.cli.measure import Latency, Measurement
 
 BROKERS_MAX: Final = METADATA_VOTERS_MAX
 PRODUCERS_MAX: Final = 1024
@@ -295,5 +295,5 @@ def _print(found: Measurement) -> None:
     print_facts(facts)
 
 
-def _latency_text(latency: Any) -> str:
+def _latency_text(latency: Latency) -> str:
     return f"p50 {latency.p50}  p99 {latency.p99}  p99.9 {latency.p999}  max {latency.max}"

@@ -34,7 +34,7 @@ from logd.errors import UsageError
 from logd.limits import NUMBER_MAX, VALUE_BYTES_MAX
 
 if TYPE_CHECKING:
-    from logd.wire.coordination import Compare, KeyValue, Operation
+    from logd.wire.coordination import Compare, KeyValue, Operation, Transacted
 
 KEY_VALUE: Final = SettingType("KEY=VALUE")
 KEY_REVISION: Final = SettingType("KEY=REVISION")
@@ -272,7 +272,7 @@ def txn(namespace: str, bootstrap: str, output: str, **parts: tuple[Any, ...]) -
     if not (then or otherwise):
         raise click.UsageError("nothing to do: give --put, --delete, --add or --get")
 
-    async def change() -> Any:
+    async def change() -> Transacted:
         async with connected(bootstrap) as client:
             return await client.kv(namespace).transact(
                 compare=compare, then=then, otherwise=otherwise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,6 +22,7 @@ from logd.limits import PERMITS_MAX
 if TYPE_CHECKING:
     from logd.wire.coordination import Holders
     from logd_client import Lease
+    from logd_client.coordination.locks import Lock
 
 
 @click.group(cls=NounGroup)
@@ -86,8 +87,9 @@ def run(
             connected(bootstrap, client_id=client_name()) as client,
             open_signals() as signals,
         ):
+            wanted: Lock
             if capacity is not None:
-                wanted: Any = client.semaphore(
+                wanted = client.semaphore(
                     name, capacity, permits=permits or 1, ttl_s=ttl_s, data=data
                 )
             else:
@@ -100,9 +102,7 @@ def run(
                 )
 
             async def obtain() -> Lease | None:
-                found: Lease | None
-                found = await (wanted.try_acquire() if wait_s == 0 else wanted.acquire(wait_s))
-                return found
+                return await (wanted.try_acquire() if wait_s == 0 else wanted.acquire(wait_s))
 
             lease = await signals.obtain(obtain)
             if lease is None:

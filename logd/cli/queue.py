@@ -514,7 +514,7 @@ def stats(name: str, bootstrap: str, output: str) -> None:
 
     from logd.cli.session import connected, run_async
 
-    async def fetch() -> Any:
+    async def fetch() -> QueueStatistics:
         async with connected(bootstrap) as client:
             return await client.queue(name).statistics()
 

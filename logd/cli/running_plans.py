@@ -6,7 +6,7 @@ The cluster carries it out, whether or not anybody looks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import click
@@ -106,7 +106,7 @@ async def run_plan(
         return
     plan_id = await start_plan(client, plan)
     if detach:
-        shown: Any = {
+        shown = {
             "plan_id": plan_id,
             "moves": len(plan.moves),
             "bytes": plan.bytes,

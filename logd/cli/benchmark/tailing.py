@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection as Pipe
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.to_thread
@@ -22,6 +22,9 @@ import msgspec
 
 from logd.cli.benchmark.values import stamp_of
 from logd.errors import LogdError
+
+if TYPE_CHECKING:
+    from logd_client import Client
 
 READY: Final = b"ready"
 LATENCIES_MAX: Final = 5_000_000
@@ -128,7 +131,7 @@ class _Readers:
             )
         )
 
-    async def _read(self, client: Any) -> None:
+    async def _read(self, client: Client) -> None:
         left = self._tail.records
         async with client.consumer(self._tail.topic, start="earliest") as consumer:
             self._waiting -= 1
