@@ -1,6 +1,6 @@
 """Plans on the command line: what they are, how they are kept in files, shown, and started.
 
-How one is made is the matter of ``picture``, how it gets on of ``plan_progress``, and what a
+How one is worked out is the matter of ``picture``, how it gets on of ``plan_progress``, and what a
 command that runs one does of ``running_plans``.
 """
 
@@ -25,7 +25,7 @@ from logd.wire.messages import PlannedMoveInfo
 from logd.wording import are, count_of, each_with, named
 
 if TYPE_CHECKING:
-    from logd.wire.messages import DescribeBrokerResponse
+    from logd.wire.messages import DescribeBrokerResponse, PlanInfo
     from logd_client import Client
 
 MOVES_SHOWN_MAX: Final = 40
@@ -255,6 +255,9 @@ async def start_plan(client: Client, plan: SavedPlan) -> int:
     return await client.admin.start_plan(plan.purpose, plan.layout_version, moves)
 
 
+# --- plans that are given, not worked out ----------------------------------------------------
+
+
 async def move_plan(
     client: Client, topic: str, partition: int, targets: Sequence[int]
 ) -> SavedPlan:
@@ -263,32 +266,65 @@ async def move_plan(
     info = (await client.admin.describe_topic(topic)).partitions[partition]
     size = (await client.admin.describe_partition(topic, partition)).size_bytes
     added = [node for node in targets if node not in info.replicas]
+    move = SavedMove(
+        topic=topic,
+        partition=partition,
+        group=info.group,
+        before=info.replicas,
+        after=list(targets),
+        reason=Reason.ASKED.value,
+        detail="by command",
+        bytes=size * len(added),
+        estimated_s=size * len(added) / rebalance.throttle_bytes_per_s,
+        balance_before=[],
+        balance_after=[],
+    )
+    is_there = list(targets) == info.replicas
+    return _plan_of(
+        [] if is_there else [move],
+        f"move {topic}/{partition}",
+        rebalance.layout_version,
+        rebalance.throttle_bytes_per_s,
+    )
+
+
+def rollback_plan(plan: PlanInfo, layout_version: int, throttle_bytes_per_s: int) -> SavedPlan:
+    """A plan that moves back what ``plan`` has moved, last things first."""
     moves = [
         SavedMove(
-            topic=topic,
-            partition=partition,
-            group=info.group,
-            before=info.replicas,
-            after=list(targets),
-            reason=Reason.ASKED.value,
-            detail="by command",
-            bytes=size * len(added),
-            estimated_s=size * len(added) / rebalance.throttle_bytes_per_s,
+            topic="",
+            partition=0,
+            group=move.group,
+            before=move.target,
+            after=move.before,
+            reason="rollback",
+            detail=f"undoes plan {plan.plan_id}",
+            bytes=move.size_bytes,
+            estimated_s=move.size_bytes / throttle_bytes_per_s,
             balance_before=[],
             balance_after=[],
         )
+        for move in reversed(plan.moves)
+        if move.state == "done"
     ]
-    is_there = list(targets) == info.replicas
+    purpose = f"rollback of plan {plan.plan_id}"
+    return _plan_of(moves, purpose, layout_version, throttle_bytes_per_s)
+
+
+def _plan_of(
+    moves: list[SavedMove], purpose: str, layout_version: int, throttle_bytes_per_s: int
+) -> SavedPlan:
+    """It is carried out at once, and says nothing of balance."""
     return SavedPlan(
         cluster_id="",
-        layout_version=rebalance.layout_version,
-        purpose=f"move {topic}/{partition}",
+        layout_version=layout_version,
+        purpose=purpose,
         bytes=sum(move.bytes for move in moves),
         estimated_s=sum(move.estimated_s for move in moves),
-        throttle_bytes_per_s=rebalance.throttle_bytes_per_s,
+        throttle_bytes_per_s=throttle_bytes_per_s,
         balance_before=[],
         balance_after=[],
         left_out=0,
         unplaced=[],
-        moves=[] if is_there else moves,
+        moves=moves,
     )

@@ -259,7 +259,7 @@ def rollback(
     throttle: int | None, concurrency: int | None, detach: bool, bootstrap: str, output: str
 ) -> None:
     """Move back what the last plan has moved, last things first."""
-    from logd.cli.plans import SavedMove, SavedPlan
+    from logd.cli.plans import rollback_plan
     from logd.cli.running_plans import run_plan, set_pace
     from logd.cli.session import connected, run_async
     from logd.errors import RebalanceConflictError
@@ -275,37 +275,8 @@ def rollback(
                     else "the plan is not over: cancel it"
                 )
             rate = throttle or found.throttle_bytes_per_s
-            moves = [
-                SavedMove(
-                    topic="",
-                    partition=0,
-                    group=move.group,
-                    before=move.target,
-                    after=move.before,
-                    reason="rollback",
-                    detail=f"undoes plan {plan.plan_id}",
-                    bytes=move.size_bytes,
-                    estimated_s=move.size_bytes / rate,
-                    balance_before=[],
-                    balance_after=[],
-                )
-                for move in reversed(plan.moves)
-                if move.state == "done"
-            ]
+            reverse = rollback_plan(plan, found.layout_version, rate)
             await set_pace(client, throttle, concurrency)
-            reverse = SavedPlan(
-                cluster_id="",
-                layout_version=found.layout_version,
-                purpose=f"rollback of plan {plan.plan_id}",
-                bytes=sum(move.bytes for move in moves),
-                estimated_s=sum(move.estimated_s for move in moves),
-                throttle_bytes_per_s=rate,
-                balance_before=[],
-                balance_after=[],
-                left_out=0,
-                unplaced=[],
-                moves=moves,
-            )
             await run_plan(client, reverse, output, detach=detach)
 
     run_async(undo)
