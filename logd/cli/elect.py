@@ -112,16 +112,14 @@ def run(
 
 async def _lead(client: Client, leadership: Leadership, job: Job, signals: Signals) -> int:
     """One leadership, and the command's exit code."""
+    from logd_client.background import task_group
+
     code = 0
     try:
-        async with anyio.create_task_group() as tasks:
+        async with task_group() as tasks:
             tasks.start_soon(_listen_for_resignation, client, leadership, tasks.cancel_scope)
             code = await job.run(leadership, signals=signals)
             tasks.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from None
-        raise
     finally:
         await leadership.release()
     return code

@@ -32,6 +32,7 @@ import click
 from logd.cli.display import say
 from logd.cli.exits import ExitCode
 from logd.errors import LeaseLostError
+from logd_client.background import task_group
 
 T = TypeVar("T")
 
@@ -274,7 +275,7 @@ async def open_signals() -> AsyncIterator[Signals]:
             signals.take(number)
 
     with anyio.open_signal_receiver(*_PASSED_ON) as received:
-        async with _unwrapped_group() as tasks:
+        async with task_group() as tasks:
             tasks.start_soon(listen)
             yield signals
             tasks.cancel_scope.cancel()
@@ -284,18 +285,6 @@ async def run_until_signalled(function: Callable[[], Awaitable[None]]) -> int:
     """``Signals.run`` for what is all that there is to do."""
     async with open_signals() as signals:
         return await signals.run(function)
-
-
-@asynccontextmanager
-async def _unwrapped_group() -> AsyncIterator[anyio.abc.TaskGroup]:
-    """A task group whose single error is raised as it is."""
-    try:
-        async with anyio.create_task_group() as tasks:
-            yield tasks
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from None
-        raise
 
 
 def require_command(command: Sequence[str]) -> None:
