@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from logd.cli import streams
+from logd.cli.claims import claim, complete, release, renew, tell_done
 from logd.cli.display import (
     cells_of,
     moment_text,
@@ -29,7 +25,6 @@ from logd.cli.exits import ExitCode
 from logd.cli.lazy import NounGroup
 from logd.cli.lines import LineCutter
 from logd.cli.options import (
-    DEFAULT_TTL_S,
     IntegerType,
     SecondsType,
     bootstrap_option,
@@ -44,7 +39,6 @@ from logd.limits import (
     DELAY_MS_MAX,
     ITEMS_PER_COMMAND_MAX,
     KEY_BYTES_MAX,
-    KIB,
     MIB,
     NUMBER_MAX,
     PRIORITY_MAX,
@@ -56,14 +50,10 @@ from logd.wording import count_of
 
 if TYPE_CHECKING:
     from logd.wire.coordination import QueueOptions, QueueStatistics
-    from logd_client import Client
     from logd_client.coordination.queues import Claim
 
 PUT_BYTES_MAX: Final = MIB
 """Payloads that are put together."""
-
-LAST_WORDS_BYTES: Final = 4 * KIB
-"""Of what a command that failed has written to standard error; its last line is the reason."""
 
 assert PUT_BYTES_MAX + ITEMS_PER_COMMAND_MAX * KEY_BYTES_MAX <= COMMAND_BYTES_MAX
 
@@ -71,6 +61,10 @@ assert PUT_BYTES_MAX + ITEMS_PER_COMMAND_MAX * KEY_BYTES_MAX <= COMMAND_BYTES_MA
 @click.group(cls=NounGroup)
 def queue() -> None:
     """Put, claim and work on the items of queues."""
+
+
+for by_hand in (claim, complete, release, renew):
+    queue.add_command(by_hand)
 
 
 # --- putting and working ------------------------------------------------------------------
@@ -200,6 +194,7 @@ def work(
     many items it has given back without that.
     """
     from logd.cli.holding import client_name, leave_with, require_command, run_until_signalled
+    from logd.cli.item_command import run_for
     from logd.cli.session import connected, run_async
     from logd_client.coordination.queues import WorkTally
 
@@ -237,241 +232,6 @@ def work(
         raise
     report()
     leave_with(code)
-
-
-async def run_for(
-    claim: Claim,
-    command: Sequence[str],
-    name: str,
-    bootstrap: str,
-    ttl_s: float = DEFAULT_TTL_S,
-) -> None:
-    """Run ``command`` for one item of queue ``name``; cancelled, it is ended, and what it was ended
-    with decides: if it is code 0, there was no cancellation.
-
-    Raises:
-        ItemFailedError: it ended with another code than 0, or could not be started.
-    """
-    from logd.cli.holding import TERM_SHARE, run_for_input
-    from logd_client.coordination.queues import ItemFailedError
-
-    environment = {
-        "LOGD_BOOTSTRAP": bootstrap,
-        "LOGD_QUEUE": name,
-        "LOGD_ITEM": str(claim.id),
-        "LOGD_KEY": claim.key.decode(errors="backslashreplace"),
-        "LOGD_ATTEMPT": str(claim.attempt),
-        "LOGD_FENCE_ID": str(claim.fence.id),
-        "LOGD_FENCE_TOKEN": str(claim.token),
-        "LOGD_FENCE": f"{claim.fence.id}:{claim.token}",
-    }
-    # Not pipes.  How much of its payload the command reads is its own affair, and what is
-    # written to a pipe that nobody reads is an error.  And what it leaves running may keep its
-    # standard error open for as long as it likes.
-    with tempfile.TemporaryFile() as payload, tempfile.TemporaryFile() as told:
-        payload.write(claim.payload)
-        payload.seek(0)
-        lasts_s = min(ttl_s, claim.visibility_s or ttl_s)
-        grace_s = lasts_s * TERM_SHARE
-        try:
-            code = await run_for_input(command, environment, grace_s, stdin=payload, stderr=told)
-        except OSError as error:
-            say(f"logd: {command[0]}: {error.strerror}")
-            raise ItemFailedError(f"{command[0]}: {error.strerror}") from error
-        finally:
-            told.seek(0)
-            # That nobody hears it is no failure of the item, which would be worked on again.
-            with suppress(OSError):
-                shutil.copyfileobj(told, sys.stderr.buffer)
-                sys.stderr.flush()
-        told.seek(max(0, told.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
-        said = told.read(LAST_WORDS_BYTES)
-    if code:
-        last_words = said.decode(errors="replace").strip().splitlines()[-1:]
-        raise ItemFailedError(" ".join([_ending_text(code), *last_words]))
-
-
-def _ending_text(code: int) -> str:
-    """How a command ended that has failed, by what its parent was told."""
-    if code > 0:
-        return f"code {code}"
-    with suppress(ValueError):  # Real-time signals have no names.
-        return f"ended by {signal.Signals(-code).name}"
-    return f"ended by signal {-code}"
-
-
-# --- by hand ------------------------------------------------------------------------------
-
-
-@queue.command("claim")
-@click.argument("name")
-@click.option(
-    "--count",
-    type=IntegerType(1, ITEMS_PER_COMMAND_MAX),
-    default=1,
-    show_default=True,
-    help="At most so many.",
-)
-@click.option(
-    "--visibility", "visibility_s", type=SecondsType(1, VISIBILITY_MS_MAX // 1000), default=60,
-    show_default=True, metavar="SECONDS", help="How long the claim holds.",
-)  # fmt: skip
-@click.option(
-    "--wait", "wait_s", type=SecondsType(min=0), default=0, metavar="SECONDS",
-    help="Wait so long for an item.  Default: not at all.",
-)  # fmt: skip
-@bootstrap_option
-@output_option
-def claim(
-    name: str, count: int, visibility_s: float, wait_s: float, bootstrap: str, output: str
-) -> None:
-    """Take items that are due, each told with a CLAIM to complete, release or renew it by.
-
-    Exits with 3 if nothing is due.
-    """
-    from logd.cli.session import connected, run_async
-
-    async def take() -> list[dict[str, Any]]:
-        async with connected(
-            bootstrap, client_id="logd queue claim", session_ttl_ms=int(visibility_s * 1000)
-        ) as client:
-            client.leave_sessions_open()
-            claims = await client.queue(name).claim(count, visibility_s=visibility_s, wait_s=wait_s)
-            return [_claim_row(one) for one in claims]
-
-    rows = run_async(take)
-    if output == "json":
-        for row in rows:
-            print_json(row)
-    elif rows:
-        columns = ("claim", "attempt", "key", "payload")
-        print_table(columns, [cells_of(row, columns) for row in rows])
-    if not rows:
-        say(f"nothing is due in {name}")
-        raise click.exceptions.Exit(ExitCode.NOT_FOUND)
-
-
-def _claim_row(one: Claim) -> dict[str, Any]:
-    return {
-        "claim": f"{one.id}:{one.token}:{one.session.id}",
-        "item": one.id,
-        "token": one.token,
-        "attempt": one.attempt,
-        **text_or_base64("key", one.key),
-        **text_or_base64("payload", one.payload),
-    }
-
-
-class _ClaimType(click.ParamType):  # type: ignore[type-arg]  # Not generic in older click.
-    """What ``queue claim`` told."""
-
-    name = "claim"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int, int]:
-        """Item, token and session."""
-        if isinstance(value, tuple):
-            return value
-        parts = value.split(":")
-        if len(parts) != 3 or not all(part.isdecimal() and len(part) < 20 for part in parts):
-            self.fail(f"expected ITEM:TOKEN:SESSION as `queue claim` tells it, found {value!r}")
-        item, token, session = map(int, parts)
-        return item, token, session
-
-
-_CLAIM: Final = _ClaimType()
-
-
-@queue.command("complete")
-@click.argument("name")
-@click.argument("claim", type=_CLAIM)
-@bootstrap_option
-@output_option
-def complete(name: str, claim: tuple[int, int, int], bootstrap: str, output: str) -> None:
-    """The item of CLAIM is done: it is never handed out again.  Exits with 4 if the claim was
-    lost."""
-    from logd.cli.session import connected, run_async
-
-    async def settle() -> None:
-        async with connected(bootstrap) as client:
-            await (await adopted(client, name, claim)).complete()
-
-    run_async(settle)
-    _tell("completed", claim[0], output)
-
-
-@queue.command("release")
-@click.argument("name")
-@click.argument("claim", type=_CLAIM)
-@click.option("--reason", default="", help="Kept with the item if it dies.")
-@click.option(
-    "--delay", "delay_s", type=SecondsType(min=0), metavar="SECONDS",
-    help="Before it is handed out again.  Default: the queue's back-off.",
-)  # fmt: skip
-@click.option("--dead", is_flag=True, help="To the dead letters at once.")
-@click.option(
-    "--uncounted", is_flag=True,
-    help="CLAIM is none of the item's attempts; without back-off.",
-)  # fmt: skip
-@bootstrap_option
-@output_option
-def release(
-    name: str,
-    claim: tuple[int, int, int],
-    reason: str,
-    delay_s: float | None,
-    dead: bool,
-    uncounted: bool,
-    bootstrap: str,
-    output: str,
-) -> None:
-    """Give the item of CLAIM back."""
-    from logd.cli.session import connected, run_async
-
-    async def settle() -> None:
-        async with connected(bootstrap) as client:
-            held = await adopted(client, name, claim)
-            await held.release(reason, delay_s=delay_s, dead=dead, uncounted=uncounted)
-
-    run_async(settle)
-    _tell("released", claim[0], output)
-
-
-@queue.command("renew")
-@click.argument("name")
-@click.argument("claim", type=_CLAIM)
-@click.option(
-    "--visibility", "visibility_s", type=SecondsType(1, VISIBILITY_MS_MAX // 1000), default=60,
-    show_default=True, metavar="SECONDS", help="How long it holds from now.",
-)  # fmt: skip
-@bootstrap_option
-@output_option
-def renew(
-    name: str, claim: tuple[int, int, int], visibility_s: float, bootstrap: str, output: str
-) -> None:
-    """Hold CLAIM for longer; not longer than `queue claim` was told at most."""
-    from logd.cli.session import connected, run_async
-
-    async def settle() -> None:
-        async with connected(bootstrap) as client:
-            await (await adopted(client, name, claim)).renew(visibility_s)
-
-    run_async(settle)
-    _tell("renewed", claim[0], output)
-
-
-def _tell(done: str, what: int | str, output: str) -> None:
-    """To a program; a person sees from the silence that all is well."""
-    if output == "json":
-        print_json({done: what})
-
-
-async def adopted(client: Client, name: str, claim: tuple[int, int, int]) -> Claim:
-    """What `queue claim` took, to be settled here."""
-    item, token, session = claim
-    # `queue claim` has ended: that is how CLAIM came to be told.
-    return await client.queue(name).adopt(item, token, session, owner_is_gone=True)
 
 
 # --- looking after it ---------------------------------------------------------------------
@@ -665,7 +425,7 @@ def delete(name: str, yes: bool, bootstrap: str, output: str) -> None:
             await client.queue(name).delete()
 
     run_async(remove)
-    _tell("deleted", name, output)
+    tell_done("deleted", name, output)
 
 
 def lost_with(name: str, found: QueueStatistics) -> str:

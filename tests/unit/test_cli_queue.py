@@ -17,7 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from logd.cli import root
-from logd.cli.queue import adopted, run_for
+from logd.cli.claims import adopted
+from logd.cli.item_command import run_for
 from logd.errors import UnknownNameError
 from logd.limits import VALUE_BYTES_MAX
 from logd.wire.coordination import ClaimedItem, QueueOptions, QueueStatistics
