@@ -184,7 +184,6 @@ async def _produce(bootstrap: str, wanted: Wanted, summary: Summary) -> int:
     from logd.cli.session import connected, require_partition
 
     topic = wanted.topic
-    oversized_count = 0
     is_typed = STANDARD_INPUT in wanted.files and streams.is_typed()
     async with connected(bootstrap) as client:
         if wanted.partition is not None:
@@ -213,16 +212,23 @@ async def _produce(bootstrap: str, wanted: Wanted, summary: Summary) -> int:
                 )
                 async with anyio.create_task_group() as tasks:
                     lane = _lane(wanted, producer, tasks, count)
-                    for name in wanted.files:
-                        cutter = LineCutter(lane.line_bytes_max)
-                        async for lines in streams.lines_of(name, cutter):
-                            summary.lines_read += len(lines)
-                            with told_where(name, cutter):
-                                await lane.append(lines)
-                        streams.report_oversized(name, cutter, lane.line_limit)
-                        oversized_count += len(cutter.oversized)
-                    await lane.finish()
+                    oversized_count = await _append_files(wanted.files, lane, summary)
                 watching.cancel_scope.cancel()
+    return oversized_count
+
+
+async def _append_files(files: Sequence[str], lane: LineLane | RecordLane, summary: Summary) -> int:
+    """Append all lines but those that are too long; how many those were."""
+    oversized_count = 0
+    for name in files:
+        cutter = LineCutter(lane.line_bytes_max)
+        async for lines in streams.lines_of(name, cutter):
+            summary.lines_read += len(lines)
+            with told_where(name, cutter):
+                await lane.append(lines)
+        streams.report_oversized(name, cutter, lane.line_limit)
+        oversized_count += len(cutter.oversized)
+    await lane.finish()
     return oversized_count
 
 
