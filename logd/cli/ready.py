@@ -60,18 +60,22 @@ async def find_removed(
         while True:
             for broker in cluster.brokers:
                 _raise_if_one_ended(cluster)
-                with suppress(LogdError):
-                    async with connect(str(broker.address)) as client:
-                        metadata = await client.admin.describe_cluster()
-                    if (
-                        metadata.controller is not None
-                        and metadata.metadata_offset >= registered_at
-                    ):
-                        members = {known.node_id for known in metadata.brokers}
-                        return [b.node_id for b in cluster.brokers if b.node_id not in members]
+                members = await _members_known_to(broker, registered_at)
+                if members is not None:
+                    return [b.node_id for b in cluster.brokers if b.node_id not in members]
             await anyio.sleep(READY_POLL_S)
     logs = ", ".join(str(broker.log_path) for broker in cluster.brokers)
     raise UnavailableError(f"the cluster had no controller within {timeout_s:.0f} s: see {logs}")
+
+
+async def _members_known_to(broker: LocalBroker, registered_at: int) -> set[int] | None:
+    """Whom ``broker`` takes for members; None if it knows no controller, or not enough yet."""
+    with suppress(LogdError):
+        async with connect(str(broker.address)) as client:
+            metadata = await client.admin.describe_cluster()
+        if metadata.controller is not None and metadata.metadata_offset >= registered_at:
+            return {known.node_id for known in metadata.brokers}
+    return None
 
 
 async def _wait_for_broker(cluster: LocalCluster, broker: LocalBroker) -> int:
