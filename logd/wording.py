@@ -18,6 +18,11 @@ def named(noun: str, names: Sequence[object]) -> str:
     return f"{noun if len(names) == 1 else f'{noun}s'} {', '.join(map(str, names))}"
 
 
+def listed(nodes: Sequence[int]) -> str:
+    """``1,2,3``: nodes as `logd partition move --to` takes them."""
+    return ",".join(map(str, nodes))
+
+
 def are(count: int) -> str:
     """The verb of as many."""
     return "is" if count == 1 else "are"

@@ -19,6 +19,7 @@ from logd.errors import LogdError, RebalanceConflictError
 from logd.metadata.commands import CancelMove
 from logd.metadata.features import check_level
 from logd.types import GroupId
+from logd.wording import listed
 
 if TYPE_CHECKING:
     from logd.wire.messages import PartitionInfo, PlanInfo, PlannedMoveInfo
@@ -52,8 +53,8 @@ async def cancel_move(
     found = await require_partition(client, topic, partition)
     if found.replicas == move.target:
         raise RebalanceConflictError(
-            f"too late: {topic}/{partition} has arrived on {_listed(found.replicas)}; `logd "
-            f"partition move {topic}/{partition} --to {_listed(move.before)}` moves it back"
+            f"too late: {topic}/{partition} has arrived on {listed(found.replicas)}; `logd "
+            f"partition move {topic}/{partition} --to {listed(move.before)}` moves it back"
         )
     _tell(topic, partition, found, move.target, output)
 
@@ -96,17 +97,13 @@ def _tell(
             }
         )
     elif found.target is None:
-        click.echo(f"{topic}/{partition} stays on {_listed(found.replicas)}")
+        click.echo(f"{topic}/{partition} stays on {listed(found.replicas)}")
     else:
         click.echo(
-            f"the move of {topic}/{partition} to {_listed(target)} is cancelled: its leader takes "
-            f"it back to {_listed(found.replicas)}, unless it has arrived"
+            f"the move of {topic}/{partition} to {listed(target)} is cancelled: its leader takes "
+            f"it back to {listed(found.replicas)}, unless it has arrived"
         )
 
 
 def _move_of(plan: PlanInfo, group: int) -> PlannedMoveInfo | None:
     return next((move for move in plan.moves if move.group == group), None)
-
-
-def _listed(nodes: Sequence[int]) -> str:
-    return ",".join(map(str, nodes))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from logd.cli.display import bytes_text, say, time_text
 from logd.cli.plan_progress import PlanProgress, waiting_text
 from logd.limits import APPEND_BYTES_MAX
+from logd.wording import listed
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -107,7 +108,7 @@ class MoveBars:
                 self._tasks[move.partition],
                 total=max(1, move.bytes_total),
                 completed=move.bytes_done,
-                note=f"to {','.join(map(str, move.target))}  {bytes_text(move.bytes_total)}",
+                note=f"to {listed(move.target)}  {bytes_text(move.bytes_total)}",
             )
 
 

@@ -22,7 +22,7 @@ from logd.errors import (
 from logd.metadata.rebalance.cluster import DISK_SHARE_MAX
 from logd.metadata.rebalance.planner import Reason
 from logd.wire.messages import PlannedMoveInfo
-from logd.wording import are, count_of, each_with, named
+from logd.wording import are, count_of, each_with, listed, named
 
 if TYPE_CHECKING:
     from logd.wire.messages import DescribeBrokerResponse, PlanInfo
@@ -165,7 +165,7 @@ def say_stranded(plan: SavedPlan) -> None:
         return
     count = count_of(len(plan.stranded), "partition")
     some = "; ".join(
-        f"{each.topic}/{each.partition} (on {_listed(each.replicas)}, down: {_listed(each.down)})"
+        f"{each.topic}/{each.partition} (on {listed(each.replicas)}, down: {listed(each.down)})"
         for each in plan.stranded[:NAMED_MAX]
     )
     more = len(plan.stranded) - NAMED_MAX
@@ -178,10 +178,6 @@ def say_stranded(plan: SavedPlan) -> None:
         f"start {named('broker', down)} again {each_with(down)} its data directory, or delete the "
         "topic with `logd topic delete`: what is only there is then lost"
     )
-
-
-def _listed(nodes: Sequence[int]) -> str:
-    return ",".join(map(str, nodes))
 
 
 def end_incomplete(plan: SavedPlan, output: str) -> None:

@@ -18,7 +18,7 @@ from logd.cli.options import (
 )
 from logd.metadata.moves import CONCURRENCY_MAX
 from logd.metadata.rebalance.cluster import TOLERANCE_DEFAULT
-from logd.wording import count_of
+from logd.wording import count_of, listed
 
 concurrency_option = click.option(
     "--concurrency",
@@ -172,7 +172,7 @@ def status(watch: bool, bootstrap: str, output: str) -> None:
         print_facts(facts)
         for move in progress.running if progress is not None else []:
             click.echo(
-                f"  {move.partition} to {','.join(map(str, move.target))}: "
+                f"  {move.partition} to {listed(move.target)}: "
                 f"{bytes_text(move.bytes_done)} of {bytes_text(move.bytes_total)}"
             )
         for reason in progress.waiting if progress is not None else []:

@@ -22,7 +22,7 @@ from logd.cli.start import FromOffset, parse_place
 from logd.errors import InvalidPartitionError, LogdError, UsageError
 from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
 from logd.metadata.topic_config import OPTIONS
-from logd.wording import count_of
+from logd.wording import count_of, listed
 
 if TYPE_CHECKING:
     from logd.wire.messages import TopicInfo
@@ -97,7 +97,7 @@ def told_without_leaders(created: TopicInfo) -> str:
     first = without[0]
     return (
         f"{count_of(len(without), 'partition')} of it without a leader yet, such as "
-        f"{created.name}/{first.partition} on brokers {','.join(map(str, first.replicas))}: "
+        f"{created.name}/{first.partition} on brokers {listed(first.replicas)}: "
         "`logd cluster status` says whether a broker is missing"
     )
 

@@ -54,7 +54,7 @@ from logd.metadata.moves import (
     with_state,
 )
 from logd.types import GroupId, NodeId, Offset
-from logd.wording import are, count_of, named
+from logd.wording import are, count_of, listed, named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,8 +265,8 @@ class MovingState(Layout):
         placement = self._existing_placement(move.group)
         if placement.replicas != move.before:
             raise RebalanceConflictError(
-                f"{placement.name} has replicas {_listed(placement.replicas)}, "
-                f"the plan was made for {_listed(move.before)}: plan again"
+                f"{placement.name} has replicas {listed(placement.replicas)}, "
+                f"the plan was made for {listed(move.before)}: plan again"
             )
         self._check_target(placement, move.target)
 
@@ -319,16 +319,16 @@ class MovingState(Layout):
                 return PlacementChanged(placements=(placement,))
             if under_way.is_left:
                 raise RebalanceConflictError(
-                    f"an earlier move of {placement.name} to {_listed(under_way.target)} has not "
+                    f"an earlier move of {placement.name} to {listed(under_way.target)} has not "
                     "been taken back yet: nobody leads it"
                 )
             raise RebalanceConflictError(
-                f"{placement.name} is being moved to {_listed(under_way.target)} already"
+                f"{placement.name} is being moved to {listed(under_way.target)} already"
             )
         if placement.replicas != command.before:
             raise RebalanceConflictError(
-                f"{placement.name} has replicas {_listed(placement.replicas)}, "
-                f"expected {_listed(command.before)}"
+                f"{placement.name} has replicas {listed(placement.replicas)}, "
+                f"expected {listed(command.before)}"
             )
         self._check_target(placement, command.target)
         self._check_of_plan(command)
@@ -388,7 +388,7 @@ class MovingState(Layout):
             )
         if len(set(target)) < len(target):
             raise InvalidRequestError(
-                f"{placement.name} to {_listed(target)}: a broker holds one replica of it"
+                f"{placement.name} to {listed(target)}: a broker holds one replica of it"
             )
         for node in target:
             broker = self._existing_broker(node)
@@ -453,8 +453,8 @@ class MovingState(Layout):
         is_back = move.is_cancelled and command.replicas == placement.replicas
         if not has_arrived and not is_back:
             raise InvalidRequestError(
-                f"{placement.name} is being moved to {_listed(move.target)}, "
-                f"not to {_listed(command.replicas)}"
+                f"{placement.name} is being moved to {listed(move.target)}, "
+                f"not to {listed(command.replicas)}"
             )
 
         left = tuple(
@@ -562,10 +562,6 @@ class MovingState(Layout):
 
 def _earlier_move(placement: PartitionPlacement, move: Move) -> InvalidRequestError:
     return InvalidRequestError(
-        f"that was an earlier move of {placement.name} than the one to {_listed(move.target)}, "
+        f"that was an earlier move of {placement.name} than the one to {listed(move.target)}, "
         "which is under way"
     )
-
-
-def _listed(nodes: tuple[NodeId, ...]) -> str:
-    return ",".join(map(str, nodes))
