@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import iscoroutine
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import anyio.to_thread
 
@@ -48,6 +48,7 @@ from logd_client.coordination import watches as async_watches
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.coordination.elections import Leader
 from logd_client.coordination.fences import Fence
+from logd_client.coordination.views import View
 from logd_client.portal import Awaited, Portal
 
 A = TypeVar("A")
@@ -275,31 +276,31 @@ class Watch:
         return iter(self.next, None)
 
 
-def _iterate(portal: Portal, source: Any) -> Iterator[Any]:
-    """The items of an asynchronous context that is iterated over.
+def _iterate(portal: Portal, view: View[T]) -> Iterator[T]:
+    """The states that a view tells.
 
     Interrupted, it is over: it tells of a state, and the next one begins with the present one.
     """
-    portal.call(source.__aenter__)
+    portal.call(view.__aenter__)
     try:
         while True:
             try:
-                item = portal.call(_next_or_end, source)
+                item = portal.call(_next_or_end, view)
             except _EndError:
                 return
             yield item
     finally:
         if portal.leads_somewhere:
-            portal.call(source.__aexit__, None, None, None)
+            portal.call(view.__aexit__, None, None, None)
 
 
 class _EndError(Exception):
     """``StopAsyncIteration`` cannot cross from a coroutine."""
 
 
-async def _next_or_end(source: Any) -> Any:
+async def _next_or_end(view: View[T]) -> T:
     try:
-        return await source.__anext__()
+        return await view.__anext__()
     except StopAsyncIteration:
         raise _EndError from None
 

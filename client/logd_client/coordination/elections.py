@@ -13,16 +13,15 @@ and what a deposed one writes is refused.  Observers see leaders in the order of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import NamedTuple
 
-from logd.errors import UsageError
 from logd.wire.coordination import Acquire, Done, Event, HandOver, Holders, Proclaim
 from logd_client.arguments import require_int
 from logd_client.coordination.leases import Lease, LeaseContext, Place, read_holders
 from logd_client.coordination.names import Name, checked_bytes
 from logd_client.coordination.sessions import Sessions
-from logd_client.coordination.watches import GAP, Watch
+from logd_client.coordination.views import View
+from logd_client.coordination.watches import Watch
 
 
 class Leader(NamedTuple):
@@ -140,89 +139,42 @@ class Campaign(LeaseContext[Leadership]):
         return await self._place.obtain_now()
 
 
-class Observation:
+class Observation(View[Leader | None]):
     """Leaders in the order of their tokens, the present one first.
 
     Gives None while nobody leads.  Leaders that came and went while this client was cut off
     are told too, as long as the brokers remember.  Cancelled, it loses none.
     """
 
+    _noun = "observation"
+
     def __init__(self, sessions: Sessions, name: Name) -> None:
+        super().__init__(
+            Watch(
+                sessions.calls,
+                name.namespace,
+                "election",
+                name.name.encode(),
+                None,
+                None,
+                tells_gaps=True,
+            )
+        )
         self._sessions = sessions
         self._name = name
-        self._watch = Watch(
-            sessions.calls,
-            name.namespace,
-            "election",
-            name.name.encode(),
-            None,
-            None,
-            tells_gaps=True,
-        )
-        self._is_first_told = False
-        self._has_missed = False
-        """Events."""
-        self._read_at = -1
         self._current: Leader | None = None
 
-    async def __aenter__(self) -> Observation:
-        """Begin, with who leads now.  Raises as ``Watch``."""
-        await self._watch.__aenter__()
-        try:
-            holders = await read_holders(self._sessions, "election", self._name)
-        except BaseException:
-            await self._watch.aclose()
-            raise
-        self._read_at = holders.revision
-        self._current = leader_of(holders)
-        return self
+    def _present(self) -> Leader | None:
+        return self._current
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._watch.aclose()
-
-    def __aiter__(self) -> Observation:
-        return self
-
-    async def __anext__(self) -> Leader | None:
-        if not self._is_first_told:
-            self._is_first_told = True
-            return self._current
-        while True:
-            if self._has_missed and await self._look_again():
-                return self._current
-            event = await self._watch.next()
-            if event is None:
-                raise StopAsyncIteration
-            if event.change == GAP:
-                self._has_missed = True
-            elif event.revision > self._read_at and self._is_news(event):
-                return self._current
-
-    async def next(self) -> Leader | None:
-        """The next leader, for those who do not iterate.
-
-        Raises:
-            UsageError: the observation was closed.
-        """
-        try:
-            return await self.__anext__()
-        except StopAsyncIteration:
-            raise UsageError("the observation was closed") from None
-
-    async def _look_again(self) -> bool:
-        """Whether somebody else, or nobody, leads now.  Cancelled, it is done again."""
+    async def _read(self) -> bool:
+        """Whether somebody else, or nobody, leads now."""
         holders = await read_holders(self._sessions, "election", self._name)
-        self._has_missed = False
-        before, self._current = self._current, leader_of(holders)
         self._read_at = holders.revision
+        before, self._current = self._current, leader_of(holders)
         return before != self._current
 
-    def _is_news(self, event: Event) -> bool:
+    def _apply(self, event: Event) -> bool:
         current = self._current
         if event.change == "granted":
             assert current is None or current.token < event.token

@@ -22,7 +22,8 @@ from logd_client.coordination.leases import settle, wait_until_settled
 from logd_client.coordination.names import Name, checked_bytes, checked_name
 from logd_client.coordination.session import Session
 from logd_client.coordination.sessions import Sessions
-from logd_client.coordination.watches import GAP, Watch
+from logd_client.coordination.views import View
+from logd_client.coordination.watches import Watch
 
 
 class Group:
@@ -214,80 +215,27 @@ class Membership:
             self._scope.cancel()
 
 
-class GroupView:
+class GroupView(View[tuple[Member, ...]]):
     """A group as it is after each change.  Made by ``Group.follow``.  Cancelled, it misses none."""
 
     def __init__(self, group: Group) -> None:
+        super().__init__(group.watch_for_gaps())
         self._group = group
-        self._watch = group.watch_for_gaps()
         self._members: dict[str, Member] = {}
-        self._read_at = -1
-        self._is_first_told = False
-        self._has_missed = False
-        """Events: those who are there now are yet to be asked for."""
-
-    async def __aenter__(self) -> GroupView:
-        """Begin, with who is there now.  Raises as ``Watch``."""
-        await self._watch.__aenter__()
-        try:
-            await self._look()
-        except BaseException:
-            await self._watch.aclose()
-            raise
-        return self
-
-    async def _look(self) -> None:
-        found = await self._group.list()
-        self._has_missed = False
-        self._read_at = found.revision
-        self._members = {member.member: member for member in found.members}
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._watch.aclose()
-
-    def __aiter__(self) -> GroupView:
-        return self
-
-    async def __anext__(self) -> tuple[Member, ...]:
-        if not self._is_first_told:
-            self._is_first_told = True
-            return self._present()
-        while True:
-            if self._has_missed:
-                await self._look()
-                return self._present()
-            event = await self._watch.next()
-            if event is None:
-                raise StopAsyncIteration
-            if event.change == GAP:
-                self._has_missed = True
-            elif event.revision > self._read_at:
-                self._apply(event)
-                return self._present()
-
-    async def next(self) -> tuple[Member, ...]:
-        """The members after the next change, for those who do not iterate.
-
-        Raises:
-            UsageError: the view was closed.
-        """
-        try:
-            return await self.__anext__()
-        except StopAsyncIteration:
-            raise UsageError("the view was closed") from None
 
     def _present(self) -> tuple[Member, ...]:
         return tuple(self._members[name] for name in sorted(self._members))
 
-    def _apply(self, event: Event) -> None:
+    async def _read(self) -> bool:
+        found = await self._group.list()
+        self._read_at = found.revision
+        self._members = {member.member: member for member in found.members}
+        return True
+
+    def _apply(self, event: Event) -> bool:
         if event.change == "left":
             self._members.pop(event.subject, None)
-            return
+            return True
         known = self._members.get(event.subject)
         joined = event.revision if event.change == "joined" or known is None else known.joined
         client = "" if known is None else known.client
@@ -298,3 +246,4 @@ class GroupView:
             joined=joined,
             data=event.value,
         )
+        return True
