@@ -33,7 +33,7 @@ from logd_client.coordination.members import Group
 from logd_client.coordination.names import Name, checked_name
 from logd_client.coordination.session import Session
 from logd_client.coordination.sessions import Sessions
-from logd_client.coordination.watches import Watch
+from logd_client.coordination.watches import Watch, watch_of
 from logd_client.event_loop import is_being_cancelled
 
 REVIEW_S: Final = 30.0
@@ -123,14 +123,8 @@ class Assignments:
 
     def watch(self, revision: int | None = None, *, tells_gaps: bool = False) -> Watch:
         """Owners as they change: ``async with assignments.watch() as events``."""
-        return Watch(
-            self._sessions.calls,
-            self._name.namespace,
-            "assignment",
-            self._name.name.encode(),
-            None,
-            revision,
-            tells_gaps=tells_gaps,
+        return watch_of(
+            self._sessions.calls, "assignment", self._name, revision, tells_gaps=tells_gaps
         )
 
     async def verify(self, shard: str, token: int) -> bool:

@@ -21,7 +21,7 @@ from logd_client.coordination.leases import Lease, LeaseContext, Place, read_hol
 from logd_client.coordination.names import Name, checked_bytes
 from logd_client.coordination.sessions import Sessions
 from logd_client.coordination.views import View
-from logd_client.coordination.watches import Watch
+from logd_client.coordination.watches import watch_of
 
 
 class Leader(NamedTuple):
@@ -149,17 +149,7 @@ class Observation(View[Leader | None]):
     _noun = "observation"
 
     def __init__(self, sessions: Sessions, name: Name) -> None:
-        super().__init__(
-            Watch(
-                sessions.calls,
-                name.namespace,
-                "election",
-                name.name.encode(),
-                None,
-                None,
-                tells_gaps=True,
-            )
-        )
+        super().__init__(watch_of(sessions.calls, "election", name, tells_gaps=True))
         self._sessions = sessions
         self._name = name
         self._current: Leader | None = None

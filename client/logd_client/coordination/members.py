@@ -23,7 +23,7 @@ from logd_client.coordination.names import Name, checked_bytes, checked_name
 from logd_client.coordination.session import Session
 from logd_client.coordination.sessions import Sessions
 from logd_client.coordination.views import View
-from logd_client.coordination.watches import Watch
+from logd_client.coordination.watches import Watch, watch_of
 
 
 class Group:
@@ -74,26 +74,11 @@ class Group:
             revision: the first whose events are wanted, for example one behind that of a list;
                 default: from now on.
         """
-        return Watch(
-            self._sessions.calls,
-            self._name.namespace,
-            "member",
-            self._name.name.encode(),
-            None,
-            revision,
-        )
+        return watch_of(self._sessions.calls, "member", self._name, revision)
 
     def watch_for_gaps(self) -> Watch:
         """As ``watch``, from now on, and told what was missed instead of ending."""
-        return Watch(
-            self._sessions.calls,
-            self._name.namespace,
-            "member",
-            self._name.name.encode(),
-            None,
-            None,
-            tells_gaps=True,
-        )
+        return watch_of(self._sessions.calls, "member", self._name, tells_gaps=True)
 
     def follow(self) -> GroupView:
         """The members as they are after each change, the present ones first."""

@@ -75,7 +75,7 @@ from logd_client.coordination.queue_worker import (
 )
 from logd_client.coordination.session import Session
 from logd_client.coordination.sessions import Sessions
-from logd_client.coordination.watches import Watch
+from logd_client.coordination.watches import Watch, watch_of
 
 __all__ = [
     "Claim",
@@ -455,15 +455,7 @@ class Queue:
 
     def watch(self, revision: int | None = None, *, tells_gaps: bool = False) -> Watch:
         """Hear when items become ready: ``async with queue.watch() as events``."""
-        return Watch(
-            self._sessions.calls,
-            self.name.namespace,
-            "queue",
-            self.name.name.encode(),
-            None,
-            revision,
-            tells_gaps=tells_gaps,
-        )
+        return watch_of(self._sessions.calls, "queue", self.name, revision, tells_gaps=tells_gaps)
 
     # --- working ------------------------------------------------------------------------
 

@@ -22,9 +22,10 @@ from logd.wire.coordination import Event, Get, Kind, ReadKeys
 from logd_client.arguments import NOT_OPEN, require_between
 from logd_client.coordination.calls import Calls
 from logd_client.coordination.feeds import CREDIT_BYTES, GAP, Feed, Push, Subject
+from logd_client.coordination.names import Name
 from logd_client.event_loop import Waker, new_waker
 
-__all__ = ["GAP", "Watch"]
+__all__ = ["GAP", "Watch", "watch_of"]
 
 
 _ANY_KEY: Final = ReadKeys(get=Get(key=b"\0"))
@@ -218,3 +219,16 @@ class Watch:
 
     def move_to(self, feed: Feed) -> None:
         self._feed = feed
+
+
+def watch_of(
+    calls: Calls,
+    kind: Kind,
+    name: Name,
+    revision: int | None = None,
+    *,
+    tells_gaps: bool = False,
+) -> Watch:
+    """A watch of all that happens to one thing: an election, a group, a queue."""
+    start = name.name.encode()
+    return Watch(calls, name.namespace, kind, start, None, revision, tells_gaps=tells_gaps)
