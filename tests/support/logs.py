@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from typing import Final
 
+from logd.limits import KIB
 from logd.record.batch import seal_batch, seal_opaque
 from logd.record.control import Control, encode_control
 from logd.record.header import LEADER_PART_BYTES, BatchKind, decode_header, leader_part
 from logd.storage.file_header import LogIdentity
-from logd.storage.log import Log, LogBatch
+from logd.storage.log import Log, LogBatch, LogOptions
 from logd.types import Buffer, DirectoryId, GroupId, NodeId, Offset, Term
+from tests.sim.files import SimulatedFileSystem
 
 GROUP: Final = GroupId(7)
 IDENTITY: Final = LogIdentity(DirectoryId("a-directory"), NodeId(1), GROUP)
 DIRECTORY: Final = "/data/groups/00000000000000000007"
+OPTIONS: Final = LogOptions(
+    segment_bytes=16 * KIB, index_interval_bytes=512, allocate_bytes=8 * KIB
+)
+"""Small, so that a few batches fill a segment and have more than one entry in its index."""
+
+
+def reopen(disk: SimulatedFileSystem) -> Log:
+    """The log after its process was killed."""
+    disk.kill()
+    return Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
 
 
 def make_batch(

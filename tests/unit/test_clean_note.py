@@ -27,11 +27,6 @@ NOTE = CleanNote(clean_to=Offset(7), oldest_tombstone=Offset(3), since=((Offset(
 
 
 @pytest.fixture
-def disk() -> SimulatedFileSystem:
-    return SimulatedFileSystem(random.Random(1))
-
-
-@pytest.fixture
 def log(disk: SimulatedFileSystem) -> Log:
     """Two sealed segments and the active one, with a note."""
     log = Log.create(disk, DIRECTORY, IDENTITY, LogOptions(segment_bytes=65536))

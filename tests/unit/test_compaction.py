@@ -61,11 +61,6 @@ Row = tuple[bytes | None, bytes | None]
 
 
 @pytest.fixture
-def disk() -> SimulatedFileSystem:
-    return SimulatedFileSystem(random.Random(1))
-
-
-@pytest.fixture
 def log(disk: SimulatedFileSystem) -> Log:
     return Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
 

@@ -36,29 +36,19 @@ from tests.support.logs import (
     DIRECTORY,
     GROUP,
     IDENTITY,
+    OPTIONS,
     append_some,
     batch_bytes,
     make_batch,
     make_control_batch,
     read_all,
+    reopen,
 )
-
-OPTIONS = LogOptions(segment_bytes=16 * KIB, index_interval_bytes=512, allocate_bytes=8 * KIB)
-
-
-@pytest.fixture
-def disk() -> SimulatedFileSystem:
-    return SimulatedFileSystem(random.Random(1))
 
 
 @pytest.fixture
 def log(disk: SimulatedFileSystem) -> Log:
     return Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
-
-
-def reopen(disk: SimulatedFileSystem) -> Log:
-    disk.kill()
-    return Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
 
 
 def fill_segments(log: Log, count: int, *, term: int = 1) -> list[bytes]:

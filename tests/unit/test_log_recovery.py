@@ -23,29 +23,20 @@ from tests.sim.files import EndOfLifeError, SimulatedFileSystem
 from tests.support.logs import (
     DIRECTORY,
     IDENTITY,
+    OPTIONS,
     append_some,
     batch_bytes,
     make_batch,
     read_all,
+    reopen,
 )
 
-OPTIONS = LogOptions(segment_bytes=16 * KIB, index_interval_bytes=512, allocate_bytes=8 * KIB)
 FIRST = f"{DIRECTORY}/{0:020}.log"
-
-
-@pytest.fixture
-def disk() -> SimulatedFileSystem:
-    return SimulatedFileSystem(random.Random(1))
 
 
 @pytest.fixture
 def log(disk: SimulatedFileSystem) -> Log:
     return Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)
-
-
-def reopen(disk: SimulatedFileSystem) -> Log:
-    disk.kill()
-    return Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
 
 
 def position_of(log_batches: list[bytes], number: int) -> int:

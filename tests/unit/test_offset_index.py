@@ -25,11 +25,6 @@ OFFSETS = f"{DIRECTORY}/{0:020}.log.index"
 TIMES = f"{DIRECTORY}/{0:020}.log.timeindex"
 
 
-@pytest.fixture
-def disk() -> SimulatedFileSystem:
-    return SimulatedFileSystem(random.Random(1))
-
-
 def fill(log: Log) -> list[bytes]:
     """Fill one segment, with a new append time for each batch."""
     written: list[bytes] = []

@@ -48,11 +48,6 @@ ALONE = (OURSELVES,)
 
 
 @pytest.fixture
-def disk() -> SimulatedFileSystem:
-    return SimulatedFileSystem(random.Random(1))
-
-
-@pytest.fixture
 def log(disk: SimulatedFileSystem) -> Log:
     """Four sealed segments of ten batches, ten seconds apart, and three batches behind them."""
     log = Log.create(disk, DIRECTORY, IDENTITY, OPTIONS)

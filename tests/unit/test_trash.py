@@ -30,11 +30,6 @@ ROUND_S = 2.0
 
 
 @pytest.fixture
-def disk() -> SimulatedFileSystem:
-    return SimulatedFileSystem(random.Random(1))
-
-
-@pytest.fixture
 def trash(disk: SimulatedFileSystem) -> Trash:
     disk.make_directory("/data/trash")
     disk.make_directory(GROUPS)
