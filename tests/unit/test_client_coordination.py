@@ -327,9 +327,8 @@ def test_leases_go_by_a_clock_that_does_not_stop_with_the_machine(
     assert environment.lease_clock() == 107.0
 
 
-class SlowCalls(HandClock):
-    """Each command is carried out at once, and its answer is seen when the session is over: the
-    client's process stood still in between."""
+class PlayedCalls(HandClock):
+    """What a session uses of ``Calls``: each kind says what becomes of a command."""
 
     async def command(
         self,
@@ -339,7 +338,19 @@ class SlowCalls(HandClock):
         *,
         timeout_s: float | None = None,
     ) -> Result:
-        request(GroupId(5), 1_000)
+        return await self.carry_out(command, lambda: request(GroupId(5), 1_000))
+
+    async def carry_out(self, command: object, send: Callable[[], object]) -> Result:
+        """``send`` is called when an attempt leaves."""
+        raise NotImplementedError
+
+
+class SlowCalls(PlayedCalls):
+    """Each command is carried out at once, and its answer is seen when the session is over: the
+    client's process stood still in between."""
+
+    async def carry_out(self, command: object, send: Callable[[], object]) -> Result:
+        send()
         self.now += 60
         if isinstance(command, Acquire):
             return Claim(revision=9, ticket=9, token=9)
@@ -373,7 +384,7 @@ async def test_a_lock_whose_grant_is_learnt_of_after_its_session_was_over_is_not
         await place.obtain(None)
 
 
-class QueueingCalls(HandClock):
+class QueueingCalls(PlayedCalls):
     """A lock that another holds until ``granted``; whatever else is asked is done at once."""
 
     def __init__(self) -> None:
@@ -382,15 +393,8 @@ class QueueingCalls(HandClock):
         self.is_waited_for = anyio.Event()
         self.released: list[int] = []
 
-    async def command(
-        self,
-        namespace: str,
-        command: object,
-        request: Callable[[GroupId, int], object],
-        *,
-        timeout_s: float | None = None,
-    ) -> Result:
-        request(GroupId(5), 1_000)
+    async def carry_out(self, command: object, send: Callable[[], object]) -> Result:
+        send()
         if isinstance(command, Acquire):
             return Claim(revision=9, ticket=9, position=1)
         if isinstance(command, Release):
@@ -573,7 +577,7 @@ async def test_an_item_whose_handler_meets_a_cancellation_of_something_else_was_
         assert handled.released[1:] == [(STOPPED, True)]
 
 
-class HangingCalls(HandClock):
+class HangingCalls(PlayedCalls):
     """Nothing is answered until ``answers``."""
 
     def __init__(self, tasks: TaskGroup) -> None:
@@ -584,16 +588,9 @@ class HangingCalls(HandClock):
         self.answers = anyio.Event()
         self.done: list[object] = []
 
-    async def command(
-        self,
-        namespace: str,
-        command: object,
-        request: Callable[[GroupId, int], object],
-        *,
-        timeout_s: float | None = None,
-    ) -> Result:
+    async def carry_out(self, command: object, send: Callable[[], object]) -> Result:
         await self.answers.wait()  # Before it is sent.
-        request(GroupId(5), 1_000)
+        send()
         self.done.append(command)
         return Done(revision=9)
 
@@ -685,20 +682,13 @@ def test_a_renewal_counts_from_when_it_was_sent() -> None:
     assert session.deadline == sent_at + 10 * SAFE_SHARE
 
 
-class TryingCalls(HandClock):
+class TryingCalls(PlayedCalls):
     """Each command takes two attempts, and its answer a while: which of them it is of, nobody
     can tell."""
 
-    async def command(
-        self,
-        namespace: str,
-        command: object,
-        request: Callable[[GroupId, int], object],
-        *,
-        timeout_s: float | None = None,
-    ) -> Result:
+    async def carry_out(self, command: object, send: Callable[[], object]) -> Result:
         for _ in range(2):
-            request(GroupId(5), 1_000)
+            send()
             self.now += 2
         return Done(revision=9)
 
@@ -867,17 +857,10 @@ class OpeningCalls(HangingCalls):
         self.opens = anyio.Event()
         self.opens.set()
 
-    async def command(
-        self,
-        namespace: str,
-        command: object,
-        request: Callable[[GroupId, int], object],
-        *,
-        timeout_s: float | None = None,
-    ) -> Result:
+    async def carry_out(self, command: object, send: Callable[[], object]) -> Result:
         if not isinstance(command, OpenSession):
-            return await super().command(namespace, command, request, timeout_s=timeout_s)
-        request(GroupId(5), 1_000)
+            return await super().carry_out(command, send)
+        send()
         await self.opens.wait()
         return Opened(revision=7, session=7, ttl_ms=command.ttl_ms)
 
