@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -15,6 +15,8 @@ from logd.record.compacted import make_gap
 from logd.record.header import decode_header
 from logd.replication.answering import STATE_KEPT_S
 from logd.replication.checkpoints import Checkpoints
+from logd.replication.group import Group
+from logd.replication.node import Node
 from logd.replication.opening import OpenedGroup, open_group
 from logd.replication.patience import WAIT_S_MAX
 from logd.replication.peer_protocol import (
@@ -50,6 +52,38 @@ TRASH = "/data/trash"
 DIRECTORY = f"/data/groups/{GROUP:020}"
 
 
+def let_peers_answer(
+    monkeypatch: pytest.MonkeyPatch, node: Node, answer: Callable[[NodeId, AnyPeerMessage], bool]
+) -> None:
+    """All peers are there, and whatever is sent to one of them is given to ``answer``."""
+
+    def send_peer(
+        target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+    ) -> bool:
+        return answer(target, message)
+
+    monkeypatch.setattr(node, "send_peer", send_peer)
+    monkeypatch.setattr(node, "is_up", lambda node: True)
+
+
+def let_peers_have_trimmed(monkeypatch: pytest.MonkeyPatch, node: Node, start: Offset) -> None:
+    """All peers refuse to repair: their logs begin at ``start``."""
+
+    def refuse(target: NodeId, message: AnyPeerMessage) -> bool:
+        assert isinstance(message, RepairRequest | StateRequest)
+        refusal = RepairResponse(request_id=message.request_id, refused="trimmed", log_start=start)
+        node.questions.on_response(refusal, b"")
+        return True
+
+    let_peers_answer(monkeypatch, node, refuse)
+
+
+def let_second_be_a_member(monkeypatch: pytest.MonkeyPatch, group: Group) -> None:
+    """Who can be asked, of a group that is led without waiting for anybody."""
+    members = property(lambda _: (OURSELVES, SECOND))
+    monkeypatch.setattr(type(group.core.configuration), "members", members)
+
+
 def test_an_answer_to_an_earlier_life_is_not_taken_for_ours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -60,9 +94,7 @@ def test_an_answer_to_an_earlier_life_is_not_taken_for_ours(
         async with open_replica(life=life) as replica:
             questions = replica.node.questions
 
-            def remember(
-                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
-            ) -> bool:
+            def remember(target: NodeId, message: AnyPeerMessage) -> bool:
                 assert isinstance(message, RepairRequest)
                 for earlier in asked:
                     late = RepairResponse(request_id=earlier)
@@ -213,9 +245,7 @@ def test_logs_are_settled_elsewhere_as_far_as_all_others_say_who_know_the_same_r
         async with open_replica() as replica:
             answers = {SECOND: second, THIRD: third}
 
-            def answer(
-                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
-            ) -> bool:
+            def answer(target: NodeId, message: AnyPeerMessage) -> bool:
                 if not isinstance(message, RepairRequest):
                     return True
                 assert message.start_offset == message.end_offset
@@ -226,8 +256,7 @@ def test_logs_are_settled_elsewhere_as_far_as_all_others_say_who_know_the_same_r
                     replica.node.questions.on_response(response, b"")
                 return True
 
-            monkeypatch.setattr(replica.node, "send_peer", answer)
-            monkeypatch.setattr(replica.node, "is_up", lambda node: True)
+            let_peers_answer(monkeypatch, replica.node, answer)
             assert await replica.node.questions.settled_elsewhere(replica.group) == settled_to
 
     play(story)
@@ -287,21 +316,8 @@ def test_damage_that_its_peers_have_let_go_is_let_go_too(
             files.flip(f"{DIRECTORY}/{damaged:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
             files.make_directory(TRASH)
 
-            def refuse(
-                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
-            ) -> bool:
-                assert isinstance(message, RepairRequest)
-                refusal = RepairResponse(
-                    request_id=message.request_id, refused="trimmed", log_start=let_go
-                )
-                replica.node.questions.on_response(refusal, b"")
-                return True
-
-            monkeypatch.setattr(replica.node, "send_peer", refuse)
-            monkeypatch.setattr(replica.node, "is_up", lambda node: True)
-            monkeypatch.setattr(
-                type(group.core.configuration), "members", property(lambda _: (OURSELVES, SECOND))
-            )
+            let_peers_have_trimmed(monkeypatch, replica.node, let_go)
+            let_second_be_a_member(monkeypatch, group)
             replica.node.repairer.report(group)
             await until(lambda: group.damage is not None)
             trimmer = Trimmer(group, replica.node)
@@ -358,9 +374,7 @@ def test_what_is_fed_from_a_log_is_given_a_peers_state_where_peers_have_let_its_
                 application=b"a peer's",
             )
 
-            def answer(
-                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
-            ) -> bool:
+            def answer(target: NodeId, message: AnyPeerMessage) -> bool:
                 if isinstance(message, StateRequest):
                     encoded = encode_snapshot(peers)
                     given = StateResponse(
@@ -377,11 +391,8 @@ def test_what_is_fed_from_a_log_is_given_a_peers_state_where_peers_have_let_its_
                     replica.node.questions.on_response(refusal, b"")
                 return True
 
-            monkeypatch.setattr(replica.node, "send_peer", answer)
-            monkeypatch.setattr(replica.node, "is_up", lambda node: True)
-            monkeypatch.setattr(
-                type(group.core.configuration), "members", property(lambda _: (OURSELVES, SECOND))
-            )
+            let_peers_answer(monkeypatch, replica.node, answer)
+            let_second_be_a_member(monkeypatch, group)
             trimmer = Trimmer(group, replica.node)
             group.damage, group.let_go_elsewhere = "is not known yet", let_go
             await trimmer.apply(KEEP_EVERYTHING, TRASH)
@@ -414,21 +425,8 @@ def test_what_was_kept_may_be_ahead_of_what_is_known_to_be_committed_when_damage
             files.flip(f"{DIRECTORY}/{bases[1]:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
             files.make_directory(TRASH)
 
-            def refuse(
-                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
-            ) -> bool:
-                assert isinstance(message, RepairRequest)
-                refusal = RepairResponse(
-                    request_id=message.request_id, refused="trimmed", log_start=bases[2]
-                )
-                replica.node.questions.on_response(refusal, b"")
-                return True
-
-            monkeypatch.setattr(replica.node, "send_peer", refuse)
-            monkeypatch.setattr(replica.node, "is_up", lambda node: True)
-            monkeypatch.setattr(
-                type(group.core.configuration), "members", property(lambda _: (OURSELVES, SECOND))
-            )
+            let_peers_have_trimmed(monkeypatch, replica.node, bases[2])
+            let_second_be_a_member(monkeypatch, group)
             repairer.report(group)
             await until(lambda: group.log.start_offset == bases[2])
 
@@ -459,19 +457,7 @@ def test_a_shut_log_is_not_let_go_beyond_what_is_kept_of_the_state_machine_that_
         async with open_replica(files, group_id=GroupId(8)) as other:
             node = other.node
 
-            def refuse(
-                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
-            ) -> bool:
-                refusal = RepairResponse(
-                    request_id=message.request_id,  # type: ignore[union-attr]
-                    refused="trimmed",
-                    log_start=bases[3],
-                )
-                node.questions.on_response(refusal, b"")
-                return True
-
-            monkeypatch.setattr(node, "send_peer", refuse)
-            monkeypatch.setattr(node, "is_up", lambda node: True)
+            let_peers_have_trimmed(monkeypatch, node, bases[3])
             opened = open_group(
                 files,
                 node.membership.directory,
@@ -573,9 +559,7 @@ class Across:
         async with open_replica(self.files, group_id=GroupId(8)) as other:
             node = other.node
 
-            def answer(
-                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
-            ) -> bool:
+            def answer(target: NodeId, message: AnyPeerMessage) -> bool:
                 if isinstance(message, StateRequest):
                     encoded = given.get(target, b"")
                     state = StateResponse(
@@ -594,8 +578,7 @@ class Across:
                     node.questions.on_response(response, body)
                 return True
 
-            monkeypatch.setattr(node, "send_peer", answer)
-            monkeypatch.setattr(node, "is_up", lambda node: True)
+            let_peers_answer(monkeypatch, node, answer)
             self.files.make_directory(TRASH)
 
             def opened() -> OpenedGroup:
@@ -826,17 +809,12 @@ def test_a_hole_that_nobody_can_fill_is_looked_for_less_and_less_until_a_peer_co
             await a_while()
             files.flip(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
 
-            def remember(
-                target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
-            ) -> bool:
+            def remember(target: NodeId, message: AnyPeerMessage) -> bool:
                 asked_at.append(trio.current_time())
                 return False
 
-            monkeypatch.setattr(replica.node, "send_peer", remember)
-            monkeypatch.setattr(replica.node, "is_up", lambda node: True)
-            monkeypatch.setattr(
-                type(group.core.configuration), "members", property(lambda _: (OURSELVES, SECOND))
-            )
+            let_peers_answer(monkeypatch, replica.node, remember)
+            let_second_be_a_member(monkeypatch, group)
             repairer = replica.node.repairer
             repairer.report(group)
             for _ in range(120):
