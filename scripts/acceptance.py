@@ -44,7 +44,7 @@ from tests.process.harness import (
     require_no_bug_reported,
 )
 from tests.process.intruders import IDLERS, INTRUDERS, intrude
-from tests.process.memory import MemoryRun, push, push_past_a_frozen_follower
+from tests.process.memory import GROWTH_BYTES_MAX, MemoryRun, push, push_past_a_frozen_follower
 
 KILLS: Final = 10
 KILLS_OF_ALL: Final = 3
@@ -57,7 +57,6 @@ PUSH_S: Final = 60.0
 FOLLOWER_FROZEN_S: Final = 30.0
 FLIPPED_RECORDS: Final = 200_000
 FLIPPED_BITS: Final = 100
-GROWTH_BYTES_MAX: Final = 50 * MIB
 
 
 class Figure(NamedTuple):

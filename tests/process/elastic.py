@@ -50,12 +50,6 @@ class ElasticCluster(LocalCluster):
         self.start(node_id)
         return broker
 
-    def forget(self, node_id: NodeId) -> None:
-        """The broker is no member any more, or never comes back."""
-        if self.is_running(node_id):
-            self.kill(node_id)
-        self.brokers = tuple(known for known in self.brokers if known.node_id != node_id)
-
     def wipe(self, node_id: NodeId) -> None:
         """SIGKILL, and everything that the broker had on its disk is gone."""
         if self.is_running(node_id):

@@ -29,6 +29,7 @@ from tests.process.harness import (
     dump_replicas,
     kill_all,
     send_signal,
+    stop,
     wait_until_caught_up,
 )
 from tests.process.load import Differences, Load, compare
@@ -115,9 +116,7 @@ def stop_the_leader(cluster: LocalCluster) -> Outcome:
     async def disturb(client: Client, topic: str, load: Load) -> Disturbance:
         leader = await acting_leader(client, topic)
         began = time.monotonic()
-        send_signal(cluster, leader, signal.SIGTERM)
-        status = await anyio.to_thread.run_sync(cluster.wait, leader)
-        assert status == 0, f"broker {leader} ended with status {status}"
+        await stop(cluster, leader)
         took_s = time.monotonic() - began
         return Disturbance(took_s, leader, await acting_leader(client, topic))
 

@@ -83,6 +83,13 @@ def send_signal(cluster: LocalCluster, node_id: NodeId, number: signal.Signals) 
     os.kill(cluster.pid(node_id), number)
 
 
+async def stop(cluster: LocalCluster, node_id: NodeId) -> None:
+    """SIGTERM, and the end of the process, which has to be a clean one."""
+    send_signal(cluster, node_id, signal.SIGTERM)
+    status = await anyio.to_thread.run_sync(cluster.wait, node_id)
+    assert status == 0, f"broker {node_id} ended with status {status}"
+
+
 def anonymous_bytes(pid: int) -> int:
     """Memory that is the process's own: neither files nor shared."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():

@@ -17,7 +17,7 @@ from typing import Final
 import anyio
 
 from logd.cli.local_cluster import LocalCluster
-from logd.limits import GIB, KIB, TAIL_CACHE_BYTES_MAX
+from logd.limits import GIB, KIB, MIB, TAIL_CACHE_BYTES_MAX
 from logd.types import NodeId
 from logd_client import Client, Producer, connect
 from tests.process.harness import (
@@ -39,6 +39,9 @@ WARM_UP_BYTES: Final = 4 * TAIL_CACHE_BYTES_MAX
 SAMPLE_S: Final = 0.1
 PUSH_ON_S: Final = 1.0
 """How long pushing goes on beside the catching up of a follower that woke."""
+
+GROWTH_BYTES_MAX: Final = 50 * MIB
+"""What a broker that is warm may grow by."""
 
 DISK_FREE_BYTES_MIN: Final = 8 * GIB
 """Pushing ends early rather than fill the disk of the machine that tests."""

@@ -238,7 +238,7 @@ async def _let_go(client: Client, cluster: ElasticCluster, size: Size, figures: 
         await _drain_and_remove(client, cluster, node, size, figures)
     await anyio.to_thread.run_sync(cluster.wipe, WIPED)
     lost = cluster.broker(WIPED)
-    cluster.forget(WIPED)
+    cluster.leave_out(WIPED)
     await anyio.to_thread.run_sync(cluster.join, FRESH)
     await _wait_for_member(client, FRESH)
     replace = ("broker", "replace", str(WIPED), "--with", str(FRESH))
@@ -255,7 +255,7 @@ async def _drain_and_remove(
         await _step(figures, f"drain {node}", "broker", "drain", str(node), *bootstrap)
     await wait_until_ready(cluster)
     await _step(figures, f"remove {node}", "broker", "remove", str(node), *bootstrap)
-    cluster.forget(node)
+    cluster.leave_out(node)
     await wait_until_ready(cluster)
 
 

@@ -7,7 +7,6 @@ between two acknowledgements is measured for each partition, and not hidden behi
 from __future__ import annotations
 
 import itertools
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from logd.cli.ready import wait_until_ready
 from logd.errors import LogdError
 from logd.types import NodeId
 from logd_client import Client, Producer, connect
-from tests.process.harness import POLL_S, hand_over, send_signal
+from tests.process.harness import POLL_S, hand_over, stop
 
 TOPIC: Final = "rolling"
 CALM_S: Final = 1.0
@@ -161,9 +160,7 @@ async def _restart(
     cluster: LocalCluster, node: NodeId, writers: Sequence[_Writer]
 ) -> BrokerRestart:
     began = time.monotonic()
-    send_signal(cluster, node, signal.SIGTERM)
-    status = await anyio.to_thread.run_sync(cluster.wait, node)
-    assert status == 0, f"broker {node} ended with status {status}"
+    await stop(cluster, node)
     stopped = time.monotonic()
     await anyio.sleep(CALM_S)
     started = time.monotonic()

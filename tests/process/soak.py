@@ -27,7 +27,7 @@ from anyio.abc import TaskGroup
 
 from logd.cli.local_cluster import LocalBroker
 from logd.errors import LogdError
-from logd.limits import KIB, MIB
+from logd.limits import KIB
 from logd.types import GroupId, NodeId
 from logd_client import Client, Producer, connect
 from tests.process.damage import flip_bit
@@ -44,9 +44,11 @@ from tests.process.harness import (
     make_whole,
     run_logd,
     send_signal,
+    stop,
     wait_until_caught_up,
 )
 from tests.process.load import Differences, Load, compare
+from tests.process.memory import GROWTH_BYTES_MAX
 from tests.process.proxy import Pair, ProxiedCluster, Shape
 
 TOPICS: Final = 3
@@ -67,7 +69,6 @@ FLIPPED_BITS: Final = 20
 SLOW_DELAY_S: Final = 0.1
 SLOW_BYTES_PER_S: Final = 32 * KIB
 
-GROWTH_BYTES_MAX: Final = 50 * MIB
 GROWTH_DESCRIPTORS_MAX: Final = 16
 CONSUMED: Final = 1_000_000
 """Consumers stand beside replicas in the comparison, under node ids that no broker has."""
@@ -214,12 +215,6 @@ class Soak:
         await anyio.sleep(FAULT_S)
         self.proxy.heal()
 
-    async def stop(self, node: NodeId) -> None:
-        """SIGTERM, and its end."""
-        send_signal(self.cluster, node, signal.SIGTERM)
-        status = await anyio.to_thread.run_sync(self.cluster.wait, node)
-        assert status == 0, f"broker {node} ended with status {status}"
-
 
 # --- faults -----------------------------------------------------------------------------
 
@@ -254,7 +249,7 @@ async def kill_rolling(soak: Soak) -> None:
 
 async def restart_rolling(soak: Soak) -> None:
     for node in soak.nodes:
-        await soak.stop(node)
+        await stop(soak.cluster, node)
         soak.cluster.start(node)
         await soak.whole()
 
@@ -315,7 +310,7 @@ async def flip_bits(soak: Soak) -> None:
     with anyio.fail_after(WHOLE_TIMEOUT_S):  # Soon after the beginning there is none yet.
         while not _sealed_segments(broker):
             await anyio.sleep(POLL_S)
-    await soak.stop(broker.node_id)
+    await stop(soak.cluster, broker.node_id)
     sealed = _sealed_segments(broker)
     for _ in range(FLIPPED_BITS):
         flip_bit(soak.chance.choice(sealed), soak.chance)

@@ -12,13 +12,10 @@ from pathlib import Path
 import pytest
 
 from logd.cli.local_cluster import LocalCluster, open_cluster, stopping
-from logd.limits import MIB
 from tests.process.harness import BROKERS, make_whole, require_no_bug_reported
-from tests.process.memory import push, push_past_a_frozen_follower
+from tests.process.memory import GROWTH_BYTES_MAX, push, push_past_a_frozen_follower
 
 pytestmark = pytest.mark.process
-
-GROWTH_BYTES_MAX = 50 * MIB
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_a_broker_whose_disk_is_lost_is_replaced_by_a_new_one(tmp_path: Path) ->
 
         assert sorted(brokers_of(cluster)) == [1, 3, FRESH]
         assert brokers_of(cluster)[FRESH]["replicas"] == 4
-        cluster.forget(LOST)
+        cluster.leave_out(LOST)
         wait_for(cluster, "cluster", "status")
         # All of it is there when another one of the old brokers is gone too.
         cluster.kill(NodeId(1))
