@@ -15,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from logd.raft.core import RaftCore
 from logd.raft.messages import Appended, BatchSpan, Synced
 from logd.types import NodeId, Offset
-from tests.unit.test_raft_core import SECOND, THIRD, accepted, lead, replica, request
+from tests.support.cores import SECOND, THIRD, accepted, lead, replica, request
 
 BATCH_BYTES = 100_000
 

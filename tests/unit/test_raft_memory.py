@@ -19,7 +19,6 @@ from logd.raft.messages import (
     DurabilityChosen,
     HardState,
     Output,
-    PeerUp,
     Received,
     Role,
     Synced,
@@ -28,11 +27,10 @@ from logd.raft.messages import (
     VoteRequest,
     VoteResponse,
 )
-from logd.raft.term_history import TermHistory
-from logd.types import GroupId, NodeId, Offset, Term
+from logd.types import NodeId, Offset, Term
+from tests.support import cores
+from tests.support.cores import GROUP, ME, SECOND, THIRD
 
-GROUP = GroupId(5)
-ME, SECOND, THIRD = (NodeId(i) for i in range(1, 4))
 BEFORE, NOW = 77, 78
 """Boots of this machine."""
 
@@ -45,26 +43,14 @@ def replica(
     voters: tuple[NodeId, ...] = (ME, SECOND, THIRD),
     up: Sequence[NodeId] = (SECOND, THIRD),
 ) -> RaftCore:
-    history = TermHistory()
-    for offset, term in enumerate(terms):
-        history.append(Term(term), Offset(offset))
-    core = RaftCore(
-        node=ME,
-        group=GROUP,
-        configuration=Configuration(voters),
-        hard_state=HardState(Term(history.last_term), None, rests_on=rests_on),
-        term_history=history,
-        log_start=Offset(0),
-        log_end=Offset(len(terms)),
-        commit_offset=Offset(commit_offset),
-        options=RaftOptions(),
-        draw=lambda: 0.0,
-        now_ms=0,
+    return cores.replica(
+        Configuration(voters),
+        terms=terms,
+        rests_on=rests_on,
         boot=NOW,
+        commit_offset=commit_offset,
+        up=up,
     )
-    for peer in up:
-        core.step(PeerUp(peer), 0)
-    return core
 
 
 def append(
