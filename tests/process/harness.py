@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,11 @@ class StoredRecord(NamedTuple):
 
     offset: int
     value: bytes | None
+
+
+def fresh(what: str) -> str:
+    """A name that nothing in the cluster has."""
+    return f"{what}-{uuid.uuid4()}"
 
 
 # --- processes --------------------------------------------------------------------------
