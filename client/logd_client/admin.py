@@ -115,8 +115,7 @@ class Admin:
             timeout_ms=self._timeout_ms,
         )
         try:
-            response = await self._routing.call(
-                self._routing.controller_connection,
+            response = await self._routing.call_controller(
                 request,
                 CreateTopicResponse,
                 changes_something=True,
@@ -134,8 +133,7 @@ class Admin:
             UnknownTopicError: there is none of that name.
         """
         require_text("a topic's name", name)
-        response = await self._routing.call(
-            self._routing.controller_connection,
+        response = await self._routing.call_controller(
             DeleteTopicRequest(name=name, timeout_ms=self._timeout_ms),
             DeleteTopicResponse,
             changes_something=True,
@@ -166,8 +164,7 @@ class Admin:
         require_text("a topic's name", name)
         if partitions is not None:
             require_int("partitions", partitions)
-        response = await self._routing.call(
-            self._routing.controller_connection,
+        response = await self._routing.call_controller(
             AlterTopicRequest(
                 name=name,
                 config=_checked_config({} if config is None else config),
@@ -231,8 +228,7 @@ class Admin:
         """
         require_int("a broker's id", node)
         require_one_of("action", action, ("drain", "resume", "remove"))
-        response = await self._routing.call(
-            self._routing.controller_connection,
+        response = await self._routing.call_controller(
             AlterBrokerRequest(node_id=node, action=action, timeout_ms=self._timeout_ms),
             AlterBrokerResponse,
             changes_something=action == "remove",
@@ -244,8 +240,7 @@ class Admin:
 
     async def describe_rebalance(self) -> DescribeRebalanceResponse:
         """The plan that runs, or else the last one, and the settings of moves."""
-        response = await self._routing.call(
-            self._routing.controller_connection,
+        response = await self._routing.call_controller(
             DescribeRebalanceRequest(),
             DescribeRebalanceResponse,
         )
@@ -276,8 +271,7 @@ class Admin:
         token = f"{self._routing.environment.rng.getrandbits(128):032x}"
         response: StartPlanResponse | None = None
         for first in range(0, max(1, len(moves)), PLAN_MOVES_AT_ONCE):
-            response = await self._routing.call(
-                self._routing.controller_connection,
+            response = await self._routing.call_controller(
                 StartPlanRequest(
                     token=token,
                     purpose=purpose,
@@ -295,8 +289,7 @@ class Admin:
     async def cancel_plan(self, plan_id: int) -> str:
         """Begin no more moves and take back those under way; returns the plan's state."""
         require_int("a plan's id", plan_id)
-        response = await self._routing.call(
-            self._routing.controller_connection,
+        response = await self._routing.call_controller(
             CancelPlanRequest(plan_id=plan_id, timeout_ms=self._timeout_ms),
             CancelPlanResponse,
         )
@@ -320,8 +313,7 @@ class Admin:
         """
         require_int("a plan's id", plan_id)
         require_int("a group", group)
-        response = await self._routing.call(
-            self._routing.controller_connection,
+        response = await self._routing.call_controller(
             CancelMoveRequest(plan_id=plan_id, group=group, timeout_ms=self._timeout_ms),
             CancelMoveResponse,
         )
@@ -341,8 +333,7 @@ class Admin:
         """
         if level is not None:
             require_int("level", level)
-        response = await self._routing.call(
-            self._routing.controller_connection,
+        response = await self._routing.call_controller(
             RaiseFeatureLevelRequest(level=level, timeout_ms=self._timeout_ms),
             RaiseFeatureLevelResponse,
         )
@@ -363,8 +354,7 @@ class Admin:
             require_int("concurrency", concurrency)
         if autonomous is not None:
             require_bool("autonomous", autonomous)
-        return await self._routing.call(
-            self._routing.controller_connection,
+        return await self._routing.call_controller(
             SetRebalancingRequest(
                 throttle_bytes_per_s=throttle_bytes_per_s,
                 concurrency=concurrency,

@@ -233,9 +233,7 @@ class Producer:
     async def _init_producer(self) -> ProducerId:
         if not self._options.idempotent:
             return NO_PRODUCER
-        response = await self._routing.call(
-            self._routing.controller_connection, InitProducerRequest(), InitProducerResponse
-        )
+        response = await self._routing.call_controller(InitProducerRequest(), InitProducerResponse)
         return ProducerId(response.producer_id)
 
     # --- appending ----------------------------------------------------------------------

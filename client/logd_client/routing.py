@@ -552,6 +552,14 @@ class Routing:
         except ConnectionFailedError:
             return  # The next attempt will say what is wrong, in its own words.
 
+    async def call_controller(
+        self, message: Message, expected: type[R], *, changes_something: bool = False
+    ) -> R:
+        """``call`` for the controller."""
+        return await self.call(
+            self.controller_connection, message, expected, changes_something=changes_something
+        )
+
     async def call_leader(
         self,
         group: GroupId,

@@ -81,7 +81,6 @@ class Cluster:
         self.request_timeout_s = 30.0
         self.on_close: dict[object, Callable[[], None]] = {}
         self.on_learnt: dict[object, Callable[[], None]] = {}
-        self.controller_connection = None
 
     async def topic(self, name: str, *, as_it_is_now: bool) -> TopicInfo:
         partitions = [
@@ -99,7 +98,7 @@ class Cluster:
         await self.topic_is_told.wait()
         return topic
 
-    async def call(self, *_: object) -> InitProducerResponse:
+    async def call_controller(self, *_: object) -> InitProducerResponse:
         return InitProducerResponse(producer_id=7)
 
     async def leader_connection(self, group: GroupId, lane: Lane, attempt: int) -> Connection:
