@@ -21,7 +21,7 @@ from bench.peers.peer import (
     Taken,
     Workload,
     connected,
-    pump,
+    measured,
     running,
     version_said,
 )
@@ -87,8 +87,7 @@ class Nats:
                 chunk = (
                     b"PUB %s %s.ack %d\r\n%s\r\n" % (STREAM.encode(), INBOX, len(value), value)
                 ) * workload.per_chunk
-                pump(sock, chunk, workload._replace(records=workload.records // 2), _taken)
-                return pump(sock, chunk, workload, _taken)
+                return measured(sock, chunk, workload, _taken)
 
 
 def _taken(received: bytes) -> Taken:

@@ -179,6 +179,14 @@ Taken = tuple[int, int]
 """Bytes that made whole replies, and the records they acknowledge."""
 
 
+def measured(
+    sock: socket.socket, chunk: bytes, workload: Workload, take: Callable[[bytes], Taken]
+) -> PeerRun:
+    """As ``pump``, after half as much to warm up."""
+    pump(sock, chunk, workload._replace(records=workload.records // 2), take)
+    return pump(sock, chunk, workload, take)
+
+
 def pump(
     sock: socket.socket, chunk: bytes, workload: Workload, take: Callable[[bytes], Taken]
 ) -> PeerRun:

@@ -26,7 +26,7 @@ from bench.peers.peer import (
     Taken,
     Workload,
     connected,
-    pump,
+    measured,
     running,
     version_in,
 )
@@ -95,8 +95,7 @@ class RabbitMq:
             chunk = _frame(
                 PUBLISH, struct.pack(">BI", 1, workload.per_chunk) + one * workload.per_chunk
             )
-            pump(sock, chunk, workload._replace(records=workload.records // 2), _taken)
-            return pump(sock, chunk, workload, _taken)
+            return measured(sock, chunk, workload, _taken)
 
 
 def _home() -> Path:

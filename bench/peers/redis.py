@@ -25,7 +25,7 @@ from bench.peers.peer import (
     Taken,
     Workload,
     connected,
-    pump,
+    measured,
     running,
     version_said,
 )
@@ -88,8 +88,7 @@ class Redis:
 
         with running(servers, directory), connected(ports[0]) as sock:
             _wait_for_replicas(sock)
-            pump(sock, chunk, workload._replace(records=workload.records // 2), taken)
-            return pump(sock, chunk, workload, taken)
+            return measured(sock, chunk, workload, taken)
 
 
 def _server() -> str | None:
