@@ -225,7 +225,7 @@ def observe(name: str, count: int | None, bootstrap: str, output: str) -> None:
         told = 0
         async with connected(bootstrap) as client, client.election(name).observe() as leaders:
             async for leader in leaders:
-                _show(leader, output)
+                show_leader(leader, output)
                 told += leader is not None
                 if told == count:
                     return
@@ -233,7 +233,8 @@ def observe(name: str, count: int | None, bootstrap: str, output: str) -> None:
     run_async(follow)
 
 
-def _show(leader: Leader | None, output: str) -> None:
+def show_leader(leader: Leader | None, output: str) -> None:
+    """One line."""
     row: dict[str, Any] = {"leader": leader is not None}
     if leader is not None:
         row |= {"token": leader.token, "session": leader.session, "ticket": leader.ticket}

@@ -20,7 +20,7 @@ from logd.cli.display import (
     printable,
     say,
 )
-from logd.cli.elect import _show
+from logd.cli.elect import show_leader
 from logd.cli.events import show_events
 from logd.cli.exits import describe
 from logd.cli.holders import HOLDER_COLUMNS, holder_row
@@ -118,13 +118,13 @@ class Told:
 
 
 def test_what_a_leader_says_of_itself_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    _show(Leader(token=3, session=4, ticket=5, data=HOSTILE.encode()), "table")
+    show_leader(Leader(token=3, session=4, ticket=5, data=HOSTILE.encode()), "table")
 
     assert capsys.readouterr().out == f"token 3  {ESCAPED}\n"
 
 
 def test_what_a_leader_says_of_itself_may_be_no_text(capsys: pytest.CaptureFixture[str]) -> None:
-    _show(Leader(token=3, session=4, ticket=5, data=b"\xff\xfe"), "table")
+    show_leader(Leader(token=3, session=4, ticket=5, data=b"\xff\xfe"), "table")
 
     assert capsys.readouterr().out == "token 3  base64://4=\n"
 
