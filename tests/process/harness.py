@@ -180,10 +180,19 @@ def require_refused(cluster: LocalCluster, code: int, words: str, *arguments: st
     assert words in refused.stderr.decode(), (arguments, refused.stderr)
 
 
+def told(cluster: LocalCluster, *arguments: str) -> Any:
+    """The JSON that a command prints, which has to succeed."""
+    return msgspec.json.decode(require_done(cluster, *arguments, "--output", "json"))
+
+
 def brokers_of(cluster: LocalCluster) -> dict[int, dict[str, Any]]:
     """What `logd broker list` tells, by node id."""
-    listed = msgspec.json.decode(require_done(cluster, "broker", "list", "--output", "json"))
-    return {row["id"]: row for row in listed}
+    return {row["id"]: row for row in told(cluster, "broker", "list")}
+
+
+def plan_of(cluster: LocalCluster) -> Any:
+    """The last plan that was begun; None if there was none."""
+    return told(cluster, "rebalance", "status")["plan"]
 
 
 def wait_until_alive(cluster: LocalCluster, node_id: NodeId) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
-from typing import Any
 
 import pytest
 
 from logd.cli.local_cluster import LocalCluster
 from logd.limits import KIB
 from logd_client import sync
-from tests.process.harness import POLL_S, require_done, require_refused
+from tests.process.harness import POLL_S, plan_of, require_done, require_refused, told
 
 pytestmark = pytest.mark.process
 
@@ -22,15 +20,6 @@ VALUE = random.Random(1).randbytes(96 * KIB)
 """What is compressed would be there before anybody can cancel it."""
 SLOW = "66KB/s"
 CONFLICT = 4
-
-
-def told(cluster: LocalCluster, *arguments: str) -> Any:
-    return json.loads(require_done(cluster, *arguments, "--output", "json"))
-
-
-def plan_of(cluster: LocalCluster) -> dict[str, Any]:
-    found: dict[str, Any] = told(cluster, "rebalance", "status")["plan"]
-    return found
 
 
 def wait_until_under_way(cluster: LocalCluster, name: str) -> None:

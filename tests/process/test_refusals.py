@@ -6,20 +6,19 @@ failure domain in ``tests/unit/test_metadata_moves.py``, a wiped disk in ``test_
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
 
-from logd.cli.local_cluster import LocalCluster, open_cluster, stopping
+from logd.cli.local_cluster import open_cluster, stopping
 from logd.cli.ready import wait_until_ready
 from logd.types import NodeId
 from tests.process.elastic import found_cluster
 from tests.process.harness import (
     brokers_of,
     logd_command,
+    plan_of,
     require_done,
     require_no_bug_reported,
     require_refused,
@@ -32,11 +31,6 @@ pytestmark = pytest.mark.process
 FAILED, USAGE, CONFLICT = 1, 2, 4
 EMPTY = NodeId(4)
 ANY_PORT = "127.0.0.1:0"
-
-
-def plan_of(cluster: LocalCluster) -> Any:
-    """The last plan that was begun; None if there was none."""
-    return json.loads(require_done(cluster, "rebalance", "status", "--output", "json"))["plan"]
 
 
 def test_what_would_do_harm_is_refused_before_anything_moves(tmp_path: Path) -> None:
