@@ -73,9 +73,11 @@ class Partitions:
         env: Env,
         node: Node,
         membership: Membership,
+        metadata: MetadataService,
         coordination: Coordination,
     ) -> None:
         self._config = config
+        self._metadata = metadata
         self._coordination = coordination
         self._env = env
         self._node = node
@@ -119,25 +121,25 @@ class Partitions:
         """Everything that was committed before this broker started has been applied."""
         self._is_up_to_date = True
 
-    async def run(self, metadata: MetadataService) -> None:
+    async def run(self) -> None:
         """Follow the metadata until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow_options, metadata)
-            await self._follow_placements(metadata)
+            nursery.start_soon(self._follow_options)
+            await self._follow_placements()
 
-    async def _follow_options(self, metadata: MetadataService) -> None:
+    async def _follow_options(self) -> None:
         """A change of options holds at once: where many partitions are opened or closed, a round
         that compares what is here with what shall be takes long."""
-        seen = metadata.state.options_version
+        seen = self._metadata.state.options_version
         while True:
-            await metadata.changed()
-            if metadata.state.options_version != seen:
-                seen = metadata.state.options_version
-                self._apply_topic_options(metadata)
+            await self._metadata.changed()
+            if self._metadata.state.options_version != seen:
+                seen = self._metadata.state.options_version
+                self._apply_topic_options()
 
-    async def _follow_placements(self, metadata: MetadataService) -> None:
+    async def _follow_placements(self) -> None:
         while True:
-            wanted = {p.group: p for p in metadata.state.partitions_on(self._node.node)}
+            wanted = self._wanted()
             may_change = self._is_up_to_date
             is_tidy = False
             missing = [
@@ -147,45 +149,45 @@ class Partitions:
                 if may_change or self._directory.has_group(group)
             ]
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._open_all, missing, metadata)
+                nursery.start_soon(self._open_all, missing)
                 if may_change:
-                    self._forget_shut(wanted, metadata)
-                    is_tidy = await self._remove_others(wanted, metadata)
-            self._apply_topic_options(metadata)  # Of what was opened, by options from before.
-            if {p.group for p in metadata.state.partitions_on(self._node.node)} == set(wanted):
+                    self._forget_shut(wanted)
+                    is_tidy = await self._remove_others(wanted)
+            self._apply_topic_options()  # Of what was opened, by options from before.
+            if self._wanted().keys() == wanted.keys():
                 is_settled = is_tidy and not self._node.shut
                 with trio.move_on_after(math.inf if is_settled else RETRY_S):
-                    await metadata.changed()
+                    await self._metadata.changed()
+
+    def _wanted(self) -> dict[GroupId, PartitionPlacement]:
+        """What shall be here."""
+        return {p.group: p for p in self._metadata.state.partitions_on(self._node.node)}
 
     def _may_open(self, group_id: GroupId) -> bool:
         shut = self._node.shut.get(group_id)
         return shut is None or shut.lacks_room
 
-    def _forget_shut(
-        self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
-    ) -> None:
+    def _forget_shut(self, wanted: dict[GroupId, PartitionPlacement]) -> None:
         """Nobody misses a replica that is shut once it is not to be here any more.
 
         If it is to be here again later, it is another one.  One that is being repaired is left
         until that has ended, which may take a while: a later round finds it.
         """
         for group_id in list(self._node.shut):
-            if self._is_handed_out(group_id, metadata) and group_id not in wanted:
+            if self._is_handed_out(group_id) and group_id not in wanted:
                 mending = self._mending.get(group_id)
                 if mending is None:
                     del self._node.shut[group_id]
                 else:
                     mending.cancel()
 
-    async def _remove_others(
-        self, wanted: dict[GroupId, PartitionPlacement], metadata: MetadataService
-    ) -> bool:
+    async def _remove_others(self, wanted: dict[GroupId, PartitionPlacement]) -> bool:
         """False if the disk refused: it is tried again, and what is wanted is served."""
         directory = self._directory
         refused: list[LogdError | OSError] = []
 
         async def remove(group_id: GroupId) -> None:
-            placement = metadata.state.placement(group_id)
+            placement = self._metadata.state.placement(group_id)
             try:
                 if placement is None:
                     await self._env.run_blocking(directory.trash_group, group_id)
@@ -207,13 +209,13 @@ class Partitions:
                 [
                     group_id
                     for group_id in found
-                    if self._is_handed_out(group_id, metadata)
+                    if self._is_handed_out(group_id)
                     and group_id not in wanted
                     and group_id not in self._mending
                 ],
             )
             for group_id in await self._env.run_blocking(directory.list_promises):
-                if metadata.state.placement(group_id) is None:
+                if self._metadata.state.placement(group_id) is None:
                     await self._env.run_blocking(directory.forget_promises, group_id)
         except (OSError, LogdError) as error:
             refused.append(error)
@@ -221,12 +223,12 @@ class Partitions:
             log.error(log_events.TRASHING_FAILED, reason=str(reason))
         return not refused
 
-    def _is_handed_out(self, group_id: GroupId, metadata: MetadataService) -> bool:
-        return METADATA_GROUP < group_id < metadata.state.next_group
+    def _is_handed_out(self, group_id: GroupId) -> bool:
+        return METADATA_GROUP < group_id < self._metadata.state.next_group
 
-    def _apply_topic_options(self, metadata: MetadataService) -> None:
+    def _apply_topic_options(self) -> None:
         """What may change while a partition runs."""
-        state = metadata.state
+        state = self._metadata.state
         for placement in state.partitions_on(self._node.node):
             group, topic = self._node.groups.get(placement.group), state.topic(placement.topic)
             if group is not None and topic is not None:
@@ -239,22 +241,20 @@ class Partitions:
         self.retention.set_policy(group, options)
         self.compaction.set_policy(group, options)
 
-    async def _open_all(self, missing: list[PartitionPlacement], metadata: MetadataService) -> None:
+    async def _open_all(self, missing: list[PartitionPlacement]) -> None:
         async def open_some(placements: list[PartitionPlacement]) -> None:
-            await self._open_some(placements, metadata)
+            await self._open_some(placements)
 
         await _for_each(open_some, _shares(missing))
         if missing:
             opened = sum(placement.group in self._node.groups for placement in missing)
             log.info(log_events.PARTITIONS_OPENED, count=opened)
 
-    async def _open_some(
-        self, placements: list[PartitionPlacement], metadata: MetadataService
-    ) -> None:
+    async def _open_some(self, placements: list[PartitionPlacement]) -> None:
         """Open these replicas, with one call of a thread."""
         wanted: list[tuple[PartitionPlacement, TopicOptions]] = []
         for placement in placements:
-            topic = metadata.state.topic(placement.topic)
+            topic = self._metadata.state.topic(placement.topic)
             if topic is not None:  # Else deleted meanwhile; the next round sees it.
                 wanted.append((placement, topic.options))
         found = await self._env.run_blocking(

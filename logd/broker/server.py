@@ -214,7 +214,9 @@ async def _join(broker: Broker) -> None:
         members = await membership.formed()
         waiting.cancel_scope.cancel()
     listed = tuple(NodeId(n) for n in sorted(members))
-    partitions = Partitions(config, broker.env, node, membership, broker.coordination)
+    partitions = Partitions(
+        config, broker.env, node, membership, broker.metadata, broker.coordination
+    )
     group = await partitions.open_metadata(
         listed[:METADATA_VOTERS_MAX], listed[METADATA_VOTERS_MAX:]
     )
@@ -227,7 +229,7 @@ async def _join(broker: Broker) -> None:
         if config.join is not None:
             nursery.start_soon(ask_until_known, broker, _registration(broker))
         await _form(broker, members)
-        nursery.start_soon(partitions.run, broker.metadata)
+        nursery.start_soon(partitions.run)
         nursery.start_soon(partitions.retention.run)
         nursery.start_soon(trash.run)
         nursery.start_soon(partitions.compaction.run)

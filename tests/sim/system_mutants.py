@@ -1842,7 +1842,7 @@ SYSTEM_MUTANTS = (
         "options hold once all partitions are open",
         "coordination: a stale holder is refused",
         "logd/broker/partitions.py",
-        "            nursery.start_soon(self._follow_options, metadata)\n",
+        "            nursery.start_soon(self._follow_options)\n",
         "",
     ),
     Mutant(
