@@ -28,7 +28,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -80,6 +89,8 @@ KEEP_ALIVE_ATTEMPTS: Final = 3
 IDLE_WARM_UP_S: Final = 2.0
 SCALE_MIN: Final = 0.01
 """Below it some have nothing to do."""
+
+W = TypeVar("W")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +193,18 @@ async def timed(latencies_s: list[float], operation: Callable[[], Awaitable[obje
     latencies_s.append(time.perf_counter() - began)
 
 
+async def share(
+    count: int,
+    workers: Iterable[W],
+    work: Callable[[W, Iterator[int]], Coroutine[object, object, None]],
+) -> None:
+    """Have ``workers`` do so many operations between them, each the next as soon as it can."""
+    numbers = iter(range(count))
+    async with anyio.create_task_group() as tasks:
+        for worker in workers:
+            tasks.start_soon(work, worker, numbers)
+
+
 @contextmanager
 def what_is_there_left_alone() -> Iterator[None]:
     """By the search for garbage: else looking through twenty clients or ten thousand tasks, of
@@ -209,15 +232,9 @@ async def puts(cluster: LocalCluster, scale: float) -> Row:
                 key = b"key-%d" % (number * 7919 % KEYS)
                 await timed(latencies_s, partial(space.put, key, VALUE))
 
-        async def put_all(latencies_s: list[float], count: int) -> None:
-            numbers = iter(range(count))
-            async with anyio.create_task_group() as tasks:
-                for worker in range(PUTS_IN_FLIGHT):
-                    tasks.start_soon(put, latencies_s, worker, numbers)
-
-        await put_all([], total // 5)
+        await share(total // 5, range(PUTS_IN_FLIGHT), partial(put, []))
         async with measured.part() as latencies_s:
-            await put_all(latencies_s, total)
+            await share(total, range(PUTS_IN_FLIGHT), partial(put, latencies_s))
     return measured.row("puts", "put, 1,000 in flight", total)
 
 
@@ -251,15 +268,9 @@ async def locks(cluster: LocalCluster, scale: float) -> Row:
             for _ in numbers:
                 await timed(latencies_s, partial(hold, f"bench-locks/lock-{worker}"))
 
-        async def work_all(latencies_s: list[float], count: int) -> None:
-            numbers = iter(range(count))
-            async with anyio.create_task_group() as tasks:
-                for worker in range(LOCK_WORKERS):
-                    tasks.start_soon(work, latencies_s, worker, numbers)
-
-        await work_all([], total // 5)
+        await share(total // 5, range(LOCK_WORKERS), partial(work, []))
         async with measured.part() as latencies_s:
-            await work_all(latencies_s, total)
+            await share(total, range(LOCK_WORKERS), partial(work, latencies_s))
     return measured.row("locks", "acquire + release, 64 workers", total)
 
 
@@ -280,16 +291,11 @@ async def queue(cluster: LocalCluster, scale: float) -> Row:
             for _ in numbers:
                 await timed(latencies_s, partial(turn, own))
 
-        async def work_all(latencies_s: list[float], count: int) -> None:
-            numbers = iter(range(count))
-            async with anyio.create_task_group() as tasks:
-                for client in found:
-                    tasks.start_soon(work, latencies_s, client.queue("bench-queue/q"), numbers)
-
-        await work_all([], rounds // 5)
+        queues = [client.queue("bench-queue/q") for client in found]
+        await share(rounds // 5, queues, partial(work, []))
         completed = 0
         async with measured.part() as latencies_s:
-            await work_all(latencies_s, rounds)
+            await share(rounds, queues, partial(work, latencies_s))
     return measured.row("queue", "item put, claimed, completed", completed)
 
 
