@@ -170,11 +170,11 @@ class Subscriptions:
 
     def add_credit(self, credit: Credit) -> None:
         """More may be sent.  Credit for a generation that has ended is dropped."""
+        if credit.bytes < 0:
+            raise InvalidRequestError(f"credit of {credit.bytes} bytes")
         subscription = self._by_key.get(credit.subscription)
         if subscription is None or subscription.generation != credit.generation:
             return
-        if credit.bytes < 0:
-            raise InvalidRequestError(f"credit of {credit.bytes} bytes")
         subscription.credit = min(subscription.credit + credit.bytes, SUBSCRIPTION_CREDIT_BYTES_MAX)
         self.wake(subscription)
 

@@ -86,6 +86,7 @@ from logd.wire.messages import (
     QueryRequest,
     SubscribeRequest,
     UnsubscribeRequest,
+    WatchCredit,
     WatchRequest,
 )
 from tests.fuzz.mutations import NUMBERS, mutate
@@ -1158,6 +1159,26 @@ def test_a_subscription_that_begins_with_negative_credit_is_refused() -> None:
             refused = await raw.error()
             assert refused.code == InvalidRequestError.code
             assert "credit of -1 bytes" in refused.message
+
+    live(story)
+
+
+@pytest.mark.parametrize(
+    ("kind", "credit"),
+    [
+        (Kind.CREDIT, Credit(subscription=1, generation=1, bytes=-1)),
+        (Kind.WATCH_CREDIT, WatchCredit(watch=1, generation=1, bytes=-1)),
+    ],
+    ids=["subscription", "watch"],
+)
+def test_negative_credit_closes_the_connection_whether_or_not_it_is_for_anything(
+    kind: Kind, credit: Message
+) -> None:
+    async def story(world: World) -> None:
+        async with world.greeted() as raw:
+            await raw.send(encode_message(kind, credit, 0))
+            assert await raw.frame() is None
+        assert "credit of -1 bytes" in world.refusals()[-1]
 
     live(story)
 

@@ -302,11 +302,11 @@ class ConnectionWatches:
 
     def add_credit(self, credit: WatchCredit) -> None:
         """More may be sent.  Credit for a generation that has ended is dropped."""
+        if credit.bytes < 0:
+            raise InvalidRequestError(f"credit of {credit.bytes} bytes")
         watch = self._by_key.get(credit.watch)
         if watch is None or watch.generation != credit.generation:
             return
-        if credit.bytes < 0:
-            raise InvalidRequestError(f"credit of {credit.bytes} bytes")
         watch.credit = min(watch.credit + credit.bytes, SUBSCRIPTION_CREDIT_BYTES_MAX)
         if watch.is_behind:
             self._wanted.unpark()
