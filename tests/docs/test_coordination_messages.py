@@ -11,6 +11,8 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from logd import limits
+from logd.coordination import checks, names
 from logd.wire import coordination
 from logd.wire.coordination import Answer, Command, Operation, Query, Result
 from tests.docs.test_wire_protocol import default_name, type_name
@@ -21,6 +23,8 @@ OF_EVERY: Final = "revision"
 """Of each result and each answer: said in words."""
 IN_THE_LOG: Final = "Entry"
 """Never sent."""
+TOLD_ELSEWHERE: Final = {"SESSION_TTL_MS_MIN", "SESSION_TTL_MS_MAX", "NUMBER_MAX"}
+"""With the one field that each bounds; the last with Increment, as what 64 bits hold."""
 
 
 def tables() -> Iterator[list[tuple[str, ...]]]:
@@ -87,6 +91,26 @@ def test_each_message_that_has_a_tag_can_be_sent() -> None:
     tagged = {cls for cls in MESSAGES.values() if kind_of_tag(cls) is not None}
 
     assert tagged == {cls for _, union in UNIONS for cls in typing.get_args(union)}
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    found = [row for first, *rows in tables() if first[0] == "limit" for row in rows]
+
+    assert found
+    for name, value, _ in found:
+        assert value == f"{getattr(limits, name.strip('`')):,}", name
+
+
+def test_each_limit_that_a_command_is_checked_against_is_told() -> None:
+    told = {row[0].strip("`") for first, *rows in tables() if first[0] == "limit" for row in rows}
+    bounds = {
+        name
+        for module in (checks, names)
+        for name, value in vars(module).items()
+        if name.endswith(("_MAX", "_MIN")) and getattr(limits, name, None) == value
+    }
+
+    assert bounds - told <= TOLD_ELSEWHERE
 
 
 def test_the_example_is_a_command() -> None:
