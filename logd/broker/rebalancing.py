@@ -201,8 +201,14 @@ async def start_plan(broker: Broker, request: StartPlanRequest) -> StartPlanResp
 
 
 def _check_room(broker: Broker, request: StartPlanRequest) -> None:
-    """Refuse a plan that needs a broker which cannot take part now."""
+    """Refuse a plan that needs a broker which cannot take part now.
+
+    What is no broker at all is refused with the command, for good: it would be waited for in vain.
+    """
+    registered = {known.node for known in broker.metadata.state.brokers}
     for move in request.moves:
+        if not registered.issuperset(move.target):
+            continue
         for node in move.target:
             if node not in move.before and not broker.node.is_up(NodeId(node)):
                 raise UnavailableError(

@@ -25,6 +25,7 @@ from logd.errors import (
     RebalanceConflictError,
     RequestTimeoutError,
     UnavailableError,
+    UnknownBrokerError,
     UnsupportedVersionError,
 )
 from logd.limits import APPEND_BYTES_MAX, KIB, MIB, NAME_CHARACTERS_MAX
@@ -671,6 +672,18 @@ def test_a_move_is_refused_if_too_few_of_its_targets_are_alive_to_lead_it() -> N
 
         await start(client, {0: [replicas[0], newcomer, dead]})
         assert (await ended(client)).state == "done"
+
+    play(story)
+
+
+def test_a_move_to_what_is_no_broker_is_refused_for_good() -> None:
+    """As one that is not alive it would be asked for again until the caller's time is over."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        replicas = (await partitions_of(client))[0].replicas
+
+        with pytest.raises(UnknownBrokerError, match="no broker 99 is registered"):
+            await start(client, {0: [*replicas[:2], 99]})
 
     play(story)
 
