@@ -178,6 +178,8 @@ def decompress(payload: Buffer, decoded_bytes: int) -> bytes:
         frame = zstandard.get_frame_parameters(payload)
     except zstandard.ZstdError as error:
         raise MalformedBatchError(f"zstd frame header: {error}") from error
+    if frame.content_size == zstandard.CONTENTSIZE_UNKNOWN:
+        raise MalformedBatchError("the zstd frame does not state its size, as a batch's must")
     if frame.content_size != decoded_bytes:
         raise MalformedBatchError(
             f"the zstd frame states {frame.content_size} bytes, the header {decoded_bytes}"
