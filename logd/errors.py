@@ -43,12 +43,16 @@ class MalformedBatchError(CorruptionError):
     """A batch's checksum holds, but its payload cannot be read.
 
     ``base_offset`` and ``end_offset`` say which offsets it covers, so that a consumer can
-    step over it knowingly (``on_malformed="skip"``).
+    step over it knowingly (``on_malformed="skip"``).  Whoever reads many logs is told of which
+    it is by ``log``, in the message.
     """
 
-    def __init__(self, reason: str, *, base_offset: int = -1, end_offset: int = -1) -> None:
+    def __init__(
+        self, reason: str, *, base_offset: int = -1, end_offset: int = -1, log: str = ""
+    ) -> None:
+        whose = f"{log}: " if log else ""
         where = f" at offsets [{base_offset}, {end_offset})" if base_offset >= 0 else ""
-        super().__init__(f"malformed batch{where}: {reason}")
+        super().__init__(f"{whose}malformed batch{where}: {reason}")
         self.reason = reason
         self.base_offset = base_offset
         self.end_offset = end_offset

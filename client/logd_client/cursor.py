@@ -240,9 +240,14 @@ class Cursor:
         assert self._position is not None
         try:
             decoded = decode_batch(batch_view, header)
-        except MalformedBatchError:
+        except MalformedBatchError as error:
             if not skips_malformed:
-                raise
+                raise MalformedBatchError(
+                    error.reason,
+                    base_offset=error.base_offset,
+                    end_offset=error.end_offset,
+                    log=f"{self.topic}/{self.partition}",
+                ) from error
             self.malformed_count += 1
             return None
         first, end = 0, len(decoded)

@@ -262,6 +262,7 @@ def test_a_malformed_batch_is_reported_until_it_is_skipped_knowingly() -> None:
         with pytest.raises(MalformedBatchError) as caught:
             read_all(cursor)
         assert (caught.value.base_offset, caught.value.end_offset) == (0, 1)
+        assert str(caught.value).startswith("orders/2: malformed batch at offsets [0, 1): ")
 
     assert read_all(cursor, skips_malformed=True) == [(1, b"a")]
     assert cursor.malformed_count == 1
