@@ -773,6 +773,13 @@ SYSTEM_MUTANTS = (
         "        subscription.position = max(found.end_offset, group.commit_offset)\n",
     ),
     Mutant(
+        "credit for nothing may be negative",
+        "protocol: who breaks it hears of it",
+        "logd/broker/subscriptions.py",
+        "        if credit.bytes < 0:\n",
+        "        if credit.bytes < 0 and credit.subscription in self._by_key:\n",
+    ),
+    Mutant(
         "a subscriber is not woken by commits",
         "liveness: consumers go on",
         "logd/broker/subscriptions.py",
