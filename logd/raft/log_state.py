@@ -33,11 +33,6 @@ class LogState:
         self.commit_offset = commit_offset
         self.terms = terms
 
-    def prev_term(self, offset: Offset) -> Term:
-        """Term of the batch that ends at ``offset``; 0 for an empty prefix."""
-        assert self.start <= offset <= self.end
-        return self.terms.term_at(offset - 1)
-
     def extend(self, batches: tuple[BatchSpan, ...], first: int = 0) -> None:
         """Take up ``batches[first:]``, which begin at the log's end."""
         assert batches[first].base_offset == self.end

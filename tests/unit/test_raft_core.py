@@ -15,11 +15,15 @@ from logd.errors import (
     UnavailableError,
     UsageError,
 )
+from logd.limits import LEARNER_LAG_BYTES_MAX, LEARNERS_MAX, REPLICAS_MAX
+from logd.raft.configuration_change import check_wanted
+from logd.raft.configurations import ConfigurationHistory
 from logd.raft.core import RaftCore, RaftOptions
 from logd.raft.messages import (
     AppendResponse,
     Configuration,
     HardState,
+    LeaderDisclaimed,
     Output,
     PeerConnected,
     PeerDown,
@@ -32,6 +36,7 @@ from logd.raft.messages import (
     Synced,
     Tick,
     TimeoutNow,
+    TransferLeadership,
     VoteRequest,
     VoteResponse,
 )
@@ -296,6 +301,27 @@ def test_a_sync_that_says_nothing_new_is_not_acknowledged_again() -> None:
     assert core.step(Synced(Offset(1), Term(1)), 0) == Output()
 
 
+def test_a_sync_counts_also_where_batches_of_a_later_term_follow() -> None:
+    core = replica()
+    core.step(request(1, 0, [1, 1]), 0)
+    core.step(request(2, 2, [2], prev_term=1), 0)
+
+    core.step(Synced(Offset(2), Term(1)), 0)
+
+    assert core.synced_end == 2
+
+
+def test_a_truncation_makes_nothing_durable() -> None:
+    core = replica()
+    core.step(request(1, 0, [1, 1, 1]), 0)
+    core.step(Synced(Offset(1), Term(1)), 0)
+
+    output = core.step(request(2, 2, [2], prev_term=1, source=THIRD), 0)
+
+    assert output.truncate_to == 2
+    assert core.synced_end == 1
+
+
 def test_batches_that_are_there_already_are_skipped() -> None:
     core = replica(terms=[1, 1])
 
@@ -354,6 +380,27 @@ def test_a_leader_that_was_heard_but_is_not_known_to_be_up_gets_an_election_time
 # --- leading ----------------------------------------------------------------------------
 
 
+def test_a_tick_that_comes_early_changes_nothing() -> None:
+    core = replica(up=(THIRD,))
+    core.step(request(1, 0), 0)
+    deadline_ms = core.deadline_ms
+    assert deadline_ms is not None
+
+    assert core.step(Tick(), deadline_ms - 1) == Output()
+    assert core.role is Role.FOLLOWER
+    assert core.deadline_ms == deadline_ms
+
+
+def test_a_vote_is_not_refused_for_a_leader_that_is_not_known_to_be_up() -> None:
+    core = replica(up=(THIRD,))
+    core.step(request(1, 0), 0)
+    assert core.leader == SECOND
+
+    core.step(vote_request(THIRD, 2), 0)
+
+    assert core.hard_state == HardState(Term(2), THIRD)
+
+
 def test_a_leader_does_not_vote_for_others_unless_it_asked_them_to_take_over() -> None:
     core = replica()
     lead(core)
@@ -364,6 +411,107 @@ def test_a_leader_does_not_vote_for_others_unless_it_asked_them_to_take_over() -
     output = core.step(vote_request(SECOND, 9, last_term=9, end_offset=9, transfer=True), 100)
     assert output.lost_leadership
     assert core.role is Role.FOLLOWER
+
+
+@pytest.mark.parametrize("target", [THIRD, FOURTH, FIFTH, ME])
+def test_leadership_is_handed_to_nobody_who_cannot_take_it(target: NodeId) -> None:
+    """Who is down, who is a learner, who is no member, and who has it already."""
+    core = replica(Configuration((ME, SECOND, THIRD), (FOURTH,)), up=(SECOND, FOURTH, FIFTH))
+    lead(core)
+    for follower in (SECOND, FOURTH):
+        core.step(accepted(follower, 1, 1), 100)
+    assert core.is_ready
+
+    output = core.step(TransferLeadership(target), 100)
+
+    assert output == Output()
+    assert not core.is_transferring
+
+
+def test_leadership_is_handed_over_only_when_the_successor_was_told() -> None:
+    """Else nobody is about to lead, and who has asked is not kept waiting."""
+    core = replica()
+    lead(core)
+    core.step(accepted(SECOND, 1, 1), 100)
+    append(core, 1)
+    core.step(TransferLeadership(SECOND), 100)
+    assert not core.step(vote_request(THIRD, 2, transfer=True), 100).handed_over
+
+    core = replica()
+    lead(core)
+    core.step(accepted(SECOND, 1, 1), 100)
+    core.step(TransferLeadership(SECOND), 100)
+    assert core.step(vote_request(SECOND, 2, transfer=True), 100).handed_over
+
+
+def test_a_successor_is_waited_for_until_the_time_for_it_is_over() -> None:
+    core = replica()
+    lead(core)
+    core.step(accepted(SECOND, 1, 1), 100)
+    append(core, 1)
+    over_ms = 100 + RaftOptions().transfer_timeout_ms
+    core.step(TransferLeadership(SECOND), 100)
+
+    core.step(Tick(), over_ms - 1)
+    assert core.is_transferring
+    core.step(Tick(), over_ms)
+    assert not core.is_transferring
+
+
+@pytest.mark.parametrize(("down", "waits"), [(SECOND, False), (THIRD, True)])
+def test_a_successor_that_goes_down_is_waited_for_no_longer(down: NodeId, waits: bool) -> None:
+    core = replica()
+    lead(core)
+    core.step(accepted(SECOND, 1, 1), 100)
+    append(core, 1)
+    core.step(TransferLeadership(SECOND), 100)
+
+    core.step(PeerDown(down), 100)
+
+    assert core.is_transferring is waits
+
+
+def test_leadership_can_be_handed_over_again_if_the_successor_did_not_take_it() -> None:
+    core = replica()
+    lead(core)
+    core.step(accepted(SECOND, 1, 1), 100)
+    over_ms = 100 + RaftOptions().transfer_timeout_ms
+    core.step(TransferLeadership(SECOND), 100)
+    core.step(Tick(), over_ms)
+
+    output = core.step(TransferLeadership(SECOND), over_ms)
+
+    assert [m.target for m in output.send_now if isinstance(m, TimeoutNow)] == [SECOND]
+
+
+@pytest.mark.parametrize(("node", "term", "leader"), [(SECOND, 2, None), (THIRD, 2, 2), (2, 1, 2)])
+def test_only_the_leader_of_this_term_disclaims_it(
+    node: int, term: int, leader: int | None
+) -> None:
+    core = replica()
+    core.step(request(2, 0), 0)
+
+    core.step(LeaderDisclaimed(NodeId(node), Term(term)), 0)
+
+    assert core.leader == leader
+
+
+def test_who_resigns_without_leading_goes_on_following() -> None:
+    core = replica()
+    core.step(request(1, 0, [1]), 0)
+
+    core.step(Resign(may_campaign=False), 0)
+
+    assert core.leader == SECOND
+    assert core.deadline_ms is None
+
+
+def test_an_answer_of_a_node_that_is_no_member_any_more_is_ignored() -> None:
+    core = replica()
+    lead(core)
+
+    assert core.step(accepted(FOURTH, 1, 1), 100) == Output()
+    assert core.step(refused(FOURTH, 1, 0, 0), 100) == Output()
 
 
 def test_a_stale_refusal_does_not_move_a_follower_back() -> None:
@@ -394,6 +542,23 @@ def test_a_window_is_counted_in_bytes_and_opens_with_what_is_acknowledged() -> N
     core.step(accepted(SECOND, 1, 3), 100)
     assert core.window_bytes_left(SECOND) == window
     assert core.sendable() == [SECOND]
+
+
+def test_what_is_still_on_its_way_is_asked_for_after_a_silence() -> None:
+    core = replica()
+    lead(core)
+    core.step(accepted(SECOND, 1, 1), 100)
+    append(core, 2)
+    core.make_append(SECOND, Offset(2), 100)
+    core.make_append(SECOND, Offset(3), 100)
+    silent_ms = 100 + RaftOptions().append_retry_ms
+
+    core.step(accepted(SECOND, 1, 2), 100)
+    core.step(PeerDown(THIRD), 100)
+
+    assert core.deadline_ms == silent_ms
+    asked = [m for m in core.step(Tick(), silent_ms).send_now if isinstance(m, AppendRequest)]
+    assert [(m.target, m.start_offset, m.end_offset) for m in asked] == [(SECOND, 2, 2)]
 
 
 def test_a_slow_disk_does_not_get_a_new_window_with_each_silence() -> None:
@@ -462,6 +627,20 @@ def snapshot(
     )
 
 
+def test_a_follower_whose_answer_was_overtaken_by_a_trim_is_asked_again() -> None:
+    core = replica(terms=[1, 1, 1])
+    lead(core)
+    core.step(accepted(SECOND, core.term, 4, enrolment=3), 100)
+    core.step(accepted(THIRD, core.term, 0, enrolment=3), 100)
+    core.trim(Offset(2))
+
+    core.step(accepted(THIRD, core.term, 1, enrolment=3), 100)
+
+    assert core.deadline_ms == 100
+    asked = [m for m in core.step(Tick(), 100).send_now if isinstance(m, AppendRequest)]
+    assert [(m.target, m.start_offset) for m in asked] == [(THIRD, 2)]
+
+
 def test_a_snapshot_takes_the_place_of_the_log_and_is_acknowledged_when_it_is_installed() -> None:
     core = replica(terms=[1, 1, 2], commit_offset=1)
 
@@ -489,6 +668,16 @@ def test_a_snapshot_is_acknowledged_after_it_even_if_nothing_is_persisted() -> N
     assert output.install_snapshot
     assert output.send_now == ()
     assert len(output.send_after_persist) == 1
+
+
+def test_a_snapshot_takes_the_place_also_of_a_longer_log_that_is_not_the_leaders() -> None:
+    core = replica(terms=[1, 1, 2, 2, 2, 2], commit_offset=2)
+
+    output = core.step(snapshot(4, 5), 0)
+
+    assert output.install_snapshot
+    assert (core.log_start, core.log_end, core.commit_offset) == (5, 5, 5)
+    assert core.last_term == 3
 
 
 @pytest.mark.parametrize(
@@ -683,6 +872,31 @@ def test_one_configuration_change_at_a_time() -> None:
         core.apply_configuration(Offset(2), Configuration((ME,)), 100)
 
 
+def test_no_other_change_is_begun_before_joint_consensus_is_left() -> None:
+    core = ready_leader()
+    change(core, Configuration((SECOND, THIRD), (), (ME, SECOND, THIRD)))
+    core.step(accepted(SECOND, 1, 2), 100)
+    core.step(accepted(THIRD, 1, 2), 100)
+    assert core.configuration_is_committed
+
+    with pytest.raises(ChangeUnderWayError):
+        core.first_step_to(Configuration((ME, SECOND, THIRD)))
+
+
+def test_only_what_cannot_be_undone_any_more_is_forgotten() -> None:
+    earlier, later = Configuration((ME,)), Configuration((SECOND,))
+    history = ConfigurationHistory(THREE, [(Offset(3), earlier), (Offset(5), later)])
+
+    history.forget_below(Offset(5))
+    assert history.truncate(Offset(5))
+    assert history.current == earlier
+
+    history = ConfigurationHistory(THREE, [(Offset(3), earlier)])
+    history.forget_below(Offset(3))
+    assert history.truncate(Offset(3))
+    assert history.current == THREE
+
+
 def test_the_voters_of_a_group_never_change_in_one_step() -> None:
     core = ready_leader()
     append(core, 1)
@@ -708,14 +922,17 @@ def test_a_leader_that_a_committed_change_leaves_out_appoints_a_successor_and_st
     core.step(accepted(SECOND, 1, 2), 100)
     core.step(accepted(THIRD, 1, 2), 100)
     assert core.configuration_due == Configuration((SECOND, THIRD))
+    append(core, 1)
     change(core, Configuration((SECOND, THIRD)))
     core.step(PeerUp(THIRD), 100)
-    core.step(accepted(SECOND, 1, 3), 100)
+    core.step(accepted(SECOND, 1, 4), 100)
     assert core.is_leader
+    core.step(accepted(THIRD, 1, 3), 100)
+    assert core.is_leader, "what is committed by now does not leave it out"
 
-    output = core.step(accepted(THIRD, 1, 3), 100)
+    output = core.step(accepted(THIRD, 1, 4), 100)
 
-    assert (output.commit_offset, output.lost_leadership, output.left_out) == (3, True, True)
+    assert (output.commit_offset, output.lost_leadership, output.left_out) == (4, True, True)
     assert [m.target for m in output.send_now if isinstance(m, TimeoutNow)] == [SECOND]
     assert core.deadline_ms is None
 
@@ -726,6 +943,17 @@ def test_a_leader_wants_only_what_can_be_a_configuration() -> None:
     for voters, learners in (((), ()), ((ME, ME), ()), ((ME, SECOND), (SECOND,))):
         with pytest.raises(InvalidRequestError):
             core.first_step_to(Configuration(voters, learners))
+
+
+def test_a_configuration_has_a_bounded_number_of_voters_and_of_learners() -> None:
+    nodes = tuple(map(NodeId, range(1, REPLICAS_MAX + LEARNERS_MAX + 2)))
+    voters, learners = nodes[:REPLICAS_MAX], nodes[REPLICAS_MAX:-1]
+    check_wanted(Configuration(voters, learners))
+
+    with pytest.raises(InvalidRequestError, match=f"{REPLICAS_MAX + 1} voters"):
+        check_wanted(Configuration((*voters, nodes[-1]), learners))
+    with pytest.raises(InvalidRequestError, match=f"{LEARNERS_MAX + 1} learners"):
+        check_wanted(Configuration(voters, (*learners, nodes[-1])))
 
 
 def test_a_node_becomes_a_voter_by_way_of_a_caught_up_learner() -> None:
@@ -767,18 +995,46 @@ def test_a_learner_has_not_caught_up_before_it_has_what_made_it_one() -> None:
     assert core.is_caught_up(FOURTH)
 
 
+def test_a_learner_has_caught_up_when_all_that_it_lacks_is_little_and_on_its_way() -> None:
+    core = ready_leader()
+    core.step(PeerUp(FOURTH), 100)
+    change(core, Configuration((ME, SECOND, THIRD), (FOURTH,)))
+    core.step(accepted(FOURTH, 1, 2, enrolment=1), 100)
+    append(core, 2)
+    core.step(accepted(SECOND, 1, 4), 100)
+    assert core.commit_offset == 4
+
+    core.make_append(FOURTH, Offset(3), LEARNER_LAG_BYTES_MAX - 100)
+    assert not core.is_caught_up(FOURTH), "not all of it is on its way"
+    core.make_append(FOURTH, Offset(4), 100)
+    assert core.is_caught_up(FOURTH)
+    append(core, 1)
+    core.make_append(FOURTH, Offset(5), 1)
+    assert not core.is_caught_up(FOURTH), "it lacks too much"
+
+
 def test_a_new_leader_begins_no_change_before_it_knows_what_is_committed() -> None:
     """Its log may lack a change that was: two majorities of which neither knows the other
     (the bug of single-server changes, Ongaro 2015)."""
     core = replica()
     lead(core)
+    core.step(accepted(SECOND, 1, 0), 100)
     learning = Configuration((ME, SECOND, THIRD), (FOURTH,))
-    with pytest.raises(UnavailableError):
+    with pytest.raises(UnavailableError, match="taking or handing over"):
         core.first_step_to(learning)
 
     core.step(accepted(SECOND, 1, 1), 100)
 
     assert core.first_step_to(learning) == learning
+
+
+def test_a_leader_begins_no_change_while_it_hands_over() -> None:
+    core = ready_leader()
+    append(core, 1)
+    core.step(TransferLeadership(SECOND), 100)
+
+    with pytest.raises(UnavailableError, match="taking or handing over"):
+        core.first_step_to(Configuration((ME, SECOND, THIRD), (FOURTH,)))
 
 
 def test_no_change_is_begun_whose_voters_do_not_follow() -> None:
