@@ -7,6 +7,7 @@ import errno
 import random
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -25,6 +26,7 @@ from logd.errors import (
 from logd.limits import KIB, SEGMENT_HEADER_BYTES
 from logd.record.control import NoOp, Trim
 from logd.record.header import HEADER_BYTES, decode_header
+from logd.runtime.files import RealFileSystem
 from logd.storage import log as log_module
 from logd.storage.file_header import FILE_HEADER_BYTES, LogIdentity
 from logd.storage.log import Log, LogOptions, ScrubPosition, SyncedMark
@@ -888,6 +890,32 @@ def test_a_directory_without_a_log_is_refused(disk: SimulatedFileSystem) -> None
         Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
 
 
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc lists what is open on Linux only")
+def test_reading_many_segments_keeps_few_files_open(tmp_path: Path) -> None:
+    options = LogOptions(segment_bytes=1, index_interval_bytes=512, allocate_bytes=8 * KIB)
+    log = Log.create(RealFileSystem(), str(tmp_path / "log"), IDENTITY, options)
+    written = []
+    for _ in range(12):
+        written += append_some(log, 1)
+        log.roll()
+    log.close()
+    closed = open_descriptors()
+    log = Log.open(RealFileSystem(), str(tmp_path / "log"), IDENTITY, options)
+    opened = open_descriptors()
+
+    for start in (0, 0, 11, 11, 11, 5):
+        assert read_all(log, Offset(start)) == written[start:]
+        # Of four segments, each with a file and the maps of two indexes.
+        assert opened < open_descriptors() <= opened + 4 * 3
+
+    log.close()
+    assert open_descriptors() == closed
+
+
 # --- failures ---------------------------------------------------------------------------
 
 
@@ -1037,6 +1065,24 @@ def test_a_disk_without_room_for_a_step_may_have_some_for_a_batch(
     assert log.make_room(5 * KIB)
     written += append_some(log, 1, value=b"v" * 4 * KIB)
     assert list(map(bytes, read_all(log))) == written
+
+
+def test_a_disk_that_fails_while_room_is_looked_for_ends_the_log(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append_some(log, 1)
+
+    def fail(operation: str, _: str) -> None:
+        raise OSError(errno.EIO, f"Input/output error in {operation}")
+
+    disk.on_operation = fail
+    with pytest.raises(StorageFailedError, match="append"):
+        log.make_room(7 * KIB)
+    disk.on_operation = None
+
+    assert log.failure is not None
+    with pytest.raises(StorageFailedError, match="failed before"):
+        append_some(log, 1)
 
 
 def test_room_for_the_first_small_batch_is_looked_for_without_reserving_any(

@@ -17,8 +17,9 @@ from logd.storage.hard_state import HardStateFile
 from logd.storage.log import Log, LogOptions, SyncedMark
 from logd.storage.offline import check_chain, find_segments
 from logd.storage.repair import survey_log
-from logd.storage.synced_mark import SLOT_POSITIONS
-from logd.types import NodeId, Offset, Term
+from logd.storage.segment_index import OFFSET_SUFFIX, TIME_SUFFIX
+from logd.storage.synced_mark import SLOT_POSITIONS, MarkSlot, write_mark
+from logd.types import FilePosition, NodeId, Offset, Term
 from tests.sim.files import EndOfLifeError, SimulatedFileSystem
 from tests.support.logs import (
     DIRECTORY,
@@ -205,6 +206,63 @@ def test_zeros_where_the_mark_promises_batches_are_damage(
     assert_damaged(reopen(disk), written[:9])
 
 
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_batch_in_anothers_place_below_the_mark_is_damage(
+    disk: SimulatedFileSystem, log: Log, number: int
+) -> None:
+    """Each is intact; a disk that wrote one of them to the wrong place is found out."""
+    written = marked_log(log, 10)
+    disk.overwrite(FIRST, position_of(written, number), written[number + 1])
+
+    log = reopen(disk)
+
+    assert f"a batch at offset {number + 1} of term 3" in log.recovery.damage[0]
+    assert f"expected offset {number} of term" in log.recovery.damage[0]
+    assert_damaged(log, written[:number])
+
+
+@pytest.mark.parametrize(("term", "end"), [(4, 10), (3, 11)])
+def test_batches_that_are_not_those_of_which_the_mark_speaks_are_damage(
+    disk: SimulatedFileSystem, log: Log, term: int, end: int
+) -> None:
+    """What a truncation was followed by never reached the disk, and the old batches fit as well."""
+    written = marked_log(log, 10)
+    said = MarkSlot(9, Term(term), Offset(end), FilePosition(position_of(written, 10)), Offset(0))
+    disk.kill()
+    write_mark(disk.open(FIRST), said, IDENTITY.group)
+
+    log = reopen(disk)
+
+    expected = f"ends at offset 10 in term 3, the mark says offset {end} in term {term}"
+    assert expected in log.recovery.damage[0]
+    assert_damaged(log, written)
+
+
+def test_index_rows_that_name_no_batch_are_built_anew(disk: SimulatedFileSystem, log: Log) -> None:
+    """Of an index that a crash left from before a truncation only the last row may be wrong."""
+    append_some(log, 40, term=3)
+    log.close()
+    names = [FIRST.replace(".log", ".log" + suffix) for suffix in (OFFSET_SUFFIX, TIME_SUFFIX)]
+    stale = [disk.content(name) for name in names]
+    log = Log.open(disk, DIRECTORY, IDENTITY, OPTIONS)
+    log.truncate(Offset(5))
+    append_some(log, 40, term=4, value=b"of another length")
+    log.sync(Offset(45))
+    log.sync_mark(Offset(45))
+    written = read_all(log)
+    disk.kill()
+    assert not any(map(disk.exists, names)), "a truncation leaves no index behind"
+    for name, content in zip(names, stale, strict=True):
+        disk.open(name, create=True).pwritev([content], 0)
+
+    log = reopen(disk)
+
+    assert not log.recovery.is_damaged
+    assert read_all(log) == written
+    for offset in range(45):
+        assert read_all(log, Offset(offset))[0] == written[offset]
+
+
 def test_rot_deep_below_the_mark_is_found_when_it_is_read(
     disk: SimulatedFileSystem, log: Log
 ) -> None:
@@ -301,6 +359,21 @@ def test_a_missing_segment_is_damage(disk: SimulatedFileSystem, log: Log) -> Non
     assert len(found) == 5
     with pytest.raises(CorruptionError):
         log.read(Offset(5), Offset(15), 10_000, cached_only=False)
+
+
+def test_a_segment_that_follows_another_term_than_the_one_before_it_ends_in_is_damage(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    append_some(log, 5, term=3)
+    log.roll()
+    disk.kill()
+    Log.create(disk, "/another", IDENTITY, OPTIONS, Offset(5), Term(2))
+    name = f"{5:020}.log"
+    disk.overwrite(f"{DIRECTORY}/{name}", 0, disk.content(f"/another/{name}"))
+
+    log = reopen(disk)
+
+    assert log.recovery.damage == (f"{FIRST} ends in term 3, the next segment follows term 2",)
 
 
 def test_a_missing_newest_segment_is_damage_that_nobody_can_mend(
