@@ -56,14 +56,18 @@ def test_slices_cover_every_record_once_in_order_and_are_as_large_as_they_say(
         assert size <= batch_bytes + len(b"key") or end == start + 1
 
 
-def test_a_batch_is_filled_to_what_it_may_have_and_no_estimate_keeps_it_smaller() -> None:
-    bounds = list(Slices([bytes(100)] * 10_000, None).bounds(1 * MIB))
+@pytest.mark.parametrize("last", [100, 99], ids=["alike", "unlike"])
+def test_a_batch_is_filled_to_what_it_may_have_and_no_estimate_keeps_it_smaller(last: int) -> None:
+    values = [bytes(100)] * 9_999 + [bytes(last)]
+    size = 9_999 * 102 + last + 2
 
-    assert bounds == [(0, 10_000, 10_000 * 102)]
+    assert list(Slices(values, None).bounds(1 * MIB)) == [(0, 10_000, size)]
+    assert list(Slices(values, None).bounds(size)) == [(0, 10_000, size)]
 
 
-def test_a_slice_never_has_more_records_than_a_batch_may() -> None:
-    values = [b""] * (RECORDS_PER_BATCH_MAX + 1)
+@pytest.mark.parametrize("last", [b"", b"x"], ids=["alike", "unlike"])
+def test_a_slice_never_has_more_records_than_a_batch_may(last: bytes) -> None:
+    values = [b""] * RECORDS_PER_BATCH_MAX + [last]
 
     bounds = list(Slices(values, None).bounds(2**31))
 
@@ -91,6 +95,24 @@ def test_a_key_counts_towards_the_limit_of_its_record(keys: bytes | list[bytes |
 def test_values_that_are_not_bytes_are_refused(values: list[bytes]) -> None:
     with pytest.raises(UsageError, match="bytes"):
         check_records(values, None)
+
+
+@pytest.mark.parametrize("keys", ["text", ["text"], [b"k", 1], bytearray(b"kk"), [bytearray(b"k")]])
+def test_keys_that_are_not_bytes_are_refused(keys: list[bytes]) -> None:
+    with pytest.raises(UsageError, match="keys must be"):
+        check_records([b"a"] * len(keys), keys)
+
+
+def test_values_and_keys_may_be_missing() -> None:
+    check_records([b"a", None], [None, b"k"])
+
+
+def test_a_record_has_no_more_headers_than_a_batch_may() -> None:
+    headers = [("", b"")] * HEADERS_PER_BATCH_MAX
+
+    assert checked_headers(headers)[1] == 0
+    with pytest.raises(RecordTooLargeError, match=f"{HEADERS_PER_BATCH_MAX + 1} headers"):
+        checked_headers([*headers, ("", b"")])
 
 
 def test_there_is_one_key_per_value() -> None:

@@ -134,6 +134,37 @@ def test_a_full_batch_is_sent_with_any_number_under_way_that_is_allowed() -> Non
     assert len(bench.take_all()) == 5
 
 
+def test_records_join_the_last_batch_as_long_as_it_may_grow() -> None:
+    bench = Bench(linger_s=5)
+    assert bench.pipeline.growing() is None
+    bench.put(b"a", is_closed=False)
+    first = bench.pipeline.growing()
+    bench.put(b"b", is_closed=False)
+    second = bench.pipeline.growing()
+
+    assert first is not None
+    assert first.is_closed
+    assert second is not None
+    assert second.values == [b"b"]
+    bench.pipeline.close_growing()
+    assert bench.pipeline.growing() is None
+
+
+def test_the_oldest_batch_that_waits_for_its_answer_tells_how_long_a_leader_is_silent() -> None:
+    bench = Bench()
+    assert bench.pipeline.oldest_sent_at() is None
+    batches = []
+    for now in (1.0, 5.0):
+        bench.put(b"a")
+        batches += bench.take_all(now)
+
+    assert bench.pipeline.oldest_sent_at() == 1.0
+    bench.acknowledge(batches[0])
+    assert bench.pipeline.oldest_sent_at() == 5.0
+    bench.acknowledge(batches[1])
+    assert bench.pipeline.oldest_sent_at() is None
+
+
 def test_one_batch_under_way_does_not_hold_up_the_next() -> None:
     bench = Bench()
     bench.put(b"a")
@@ -322,6 +353,40 @@ def test_what_is_pipelined_behind_a_refused_batch_goes_on_in_the_next_epoch() ->
     assert [decode_batch(batch.data).values for batch in taken] == [[b"b", b"c"], [b"d"]]
 
 
+def test_what_is_sealed_again_for_the_next_epoch_is_the_same_in_all_else() -> None:
+    bench = Bench()
+    bench.put(b"refused")
+    batch = OpenBatch(
+        Delivery("orders", 0),
+        opened_at=0,
+        deadline=DEADLINE,
+        values=[],
+        keys=None,
+        timestamps_ms=[],
+        fence=(3, 9),
+    )
+    batch.add(b"v", None, (("trace", b"1"),), 5, 10)
+    batch.add(None, b"k", (), 6, 10)
+    batch.is_closed = True
+    bench.pipeline.enqueue(batch)
+    first, second = bench.take_all()
+    bench.refuse(first, InvalidBatchError("no"))
+
+    bench.refuse(second, gap())
+    if bench.pipeline.needs_restart:
+        bench.pipeline.restart()
+    (again,) = bench.take_all()
+
+    after = decode_batch(again.data)
+    assert sequence_of(again) == (1, 0)
+    assert after.header.producer_id == PRODUCER
+    assert (after.header.fence_id, after.header.fence_token) == (3, 9)
+    assert list(after.values) == [b"v", None]
+    assert list(after.keys) == [None, b"k"]
+    assert list(after.headers) == [(("trace", b"1"),), ()]
+    assert list(after.timestamps_ms) == [5, 6]
+
+
 def test_nothing_is_sealed_behind_a_hole_that_no_leader_would_take() -> None:
     bench = Bench()
     bench.put(b"too large")
@@ -487,6 +552,18 @@ def test_the_first_batch_out_of_sequence_is_reported_with_the_brokers_doubt() ->
     assert bench.pipeline.epoch == 1
 
 
+def test_a_batch_that_the_broker_may_have_forgotten_is_reported_not_retried() -> None:
+    bench = Bench()
+    before, forgotten = bench.put(b"a"), bench.put(b"b")
+    _, second = bench.take_all()
+
+    bench.refuse(second, gap(may_have_applied=True))
+
+    assert isinstance(forgotten.error, OutOfSequenceError)
+    assert forgotten.error.may_have_applied
+    assert not before.is_settled
+
+
 def test_a_conditional_append_travels_alone() -> None:
     bench = Bench()
     bench.put(b"a")
@@ -582,6 +659,20 @@ def test_without_a_producer_id_what_may_be_stored_is_reported_not_retried() -> N
     assert isinstance(doubtful.error, ConnectionLostError)
     assert not certain.is_settled
     assert bench.pipeline.needs_restart
+
+
+def test_without_a_producer_id_what_is_abandoned_may_be_stored_and_is_not_sent_again() -> None:
+    bench = Bench(producer_id=NO_PRODUCER, in_flight=1)
+    abandoned, waiting = bench.put(b"a"), bench.put(b"b")
+    bench.take_all()
+
+    bench.pipeline.abandon(lost())
+    bench.pipeline.restart()
+
+    assert isinstance(abandoned.error, ConnectionLostError)
+    assert abandoned.error.may_have_applied
+    assert not waiting.is_settled
+    assert [decode_batch(batch.data).values for batch in bench.take_all()] == [[b"b"]]
 
 
 # --- everything together ----------------------------------------------------------------
