@@ -286,6 +286,21 @@ def test_an_ephemeral_key_is_its_last_writer_s() -> None:
     assert [e.key for e in read(partition, b"", b"").found] == [b"kept"]
 
 
+def test_an_ephemeral_key_that_was_put_among_other_changes_goes_with_its_session_too() -> None:
+    partition = Partition()
+    session = partition.open()
+    transact(
+        partition,
+        session,
+        Put(key=b"mine", value=b"", ephemeral=True),
+        Put(key=b"kept", value=b""),
+    )
+
+    partition.expire(session)
+
+    assert [e.key for e in read(partition, b"", b"").found] == [b"kept"]
+
+
 def test_an_ephemeral_key_that_is_counted_up_stays_its_owner_s() -> None:
     partition = Partition()
     owner, other = partition.open(), partition.open()
