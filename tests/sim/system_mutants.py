@@ -1501,6 +1501,13 @@ SYSTEM_MUTANTS = (
         "        elif False:\n",
     ),
     Mutant(
+        "a fence that is known is raised no further",
+        "fences: who was replaced writes no more",
+        "logd/partition/fences.py",
+        "token if newest is None else max(token, newest)",
+        "token if newest is None else newest",
+    ),
+    Mutant(
         "forgetting a fence opens it",
         "fences: who was replaced writes no more",
         "logd/partition/fences.py",

@@ -210,6 +210,13 @@ CORE_MUTANTS = (
         "        if False:\n            self._outbox.append(refusal",
     ),
     Mutant(
+        "a truncation counts what is left as synced",
+        "P1",
+        "logd/raft/log_state.py",
+        "self.synced_end = min(self.synced_end, offset)",
+        "self.synced_end = offset",
+    ),
+    Mutant(
         "votes of an earlier term count",
         "P2: one leader per term",
         "logd/raft/candidacy.py",
@@ -385,6 +392,13 @@ CORE_MUTANTS = (
         "        if is_quorum(configuration, lambda node: not self._doubts.get(node, False)):\n"
         "            return False\n",
         "",
+    ),
+    Mutant(
+        "who is silent counts as one that lost its memory",
+        "P1: what lay in memory is not forgotten",
+        "logd/raft/candidacy.py",
+        "lambda node: not self._doubts.get(node, False)",
+        "lambda node: not self._doubts.get(node, True)",
     ),
     Mutant(
         "a group is restarted without waiting for who is missing",

@@ -182,6 +182,17 @@ def test_a_header_is_decoded_at_any_position_without_the_rest() -> None:
         ({"reserved2": 1}, "reserved2 is 1, not 0"),
         ({"offset_span": 3}, "offset_span is 3, not record_count 2"),
         ({"flags": 1, "offset_span": 1}, "offset_span is 1, not record_count 2, or more"),
+        (
+            {
+                "flags": 1,
+                "record_count": 0,
+                "offset_span": 0,
+                "payload_bytes": 0,
+                "decoded_bytes": 0,
+            },
+            "offset_span is 0",
+        ),
+        ({"flags": 1, "record_count": 0}, "payload_bytes is 39, not 0 without records"),
         ({"decoded_bytes": 40}, "decoded_bytes is 40, not payload_bytes 39"),
         ({"codec": 1, "decoded_bytes": 0}, "decoded_bytes is 0, not 1 to"),
         ({"codec": 1, "decoded_bytes": PAYLOAD_DECODED_BYTES_MAX + 1}, "decoded_bytes is 16777217"),

@@ -30,6 +30,16 @@ def test_an_older_token_is_refused_with_both_tokens() -> None:
         table.check(LOCK, 9)
 
 
+def test_each_holder_shuts_out_the_one_before_it() -> None:
+    table = FenceTable()
+    for token in (10, 11, 20):
+        table.check(LOCK, token)
+        table.raise_to(LOCK, token)
+
+        with pytest.raises(FencedError, match=f"stands at token {token}, found {token - 1}"):
+            table.check(LOCK, token - 1)
+
+
 def test_a_fence_is_never_lowered() -> None:
     table = FenceTable()
     table.raise_to(LOCK, 10)
