@@ -493,6 +493,13 @@ SYSTEM_MUTANTS = (
         "",
     ),
     Mutant(
+        "what is not committed is acknowledged with what is",
+        "P1",
+        "logd/replication/proposals.py",
+        "            if placed.end_offset > commit_offset:\n                break\n",
+        "",
+    ),
+    Mutant(
         "an append is acknowledged before it is committed",
         "P1",
         "logd/replication/proposals.py",

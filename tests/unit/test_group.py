@@ -112,6 +112,25 @@ def test_a_proposal_is_acknowledged_when_it_is_committed_and_not_before() -> Non
     play(story)
 
 
+def test_a_proposal_is_not_acknowledged_with_the_one_before_it() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            first = replica.propose()
+            await a_while()
+            second = replica.propose()
+            await a_while()
+
+            replica.acknowledge(Offset(2))
+            assert offset_of(first) == 1
+            assert second == []
+
+            replica.acknowledge(Offset(3))
+            assert offset_of(second) == 2
+
+    play(story)
+
+
 def test_a_duplicate_that_waits_alone_is_answered_when_its_time_is_up() -> None:
     """Its original came from an earlier leader: there is nothing of this one's under way."""
 
