@@ -20,6 +20,7 @@ from logd.raft.configuration_change import check_wanted
 from logd.raft.configurations import ConfigurationHistory
 from logd.raft.core import RaftCore, RaftOptions
 from logd.raft.messages import (
+    AppendRequest,
     AppendResponse,
     Configuration,
     HardState,
