@@ -12,6 +12,7 @@ begin.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -86,6 +87,8 @@ async def join_cluster(broker: Broker, command: RegisterBroker) -> None:
     await broker.env.run_blocking(directory.form, response.members)
     await broker.env.run_blocking(directory.set_cluster_id, response.cluster_id)
     log.info(log_events.CLUSTER_JOINED, cluster_id=response.cluster_id)
+    # Not before: those that have not heard of us yet go by the cluster that we greet them with.
+    _make_all_known(broker, response.peers)
 
 
 async def ask_until_known(broker: Broker, command: RegisterBroker) -> None:
@@ -139,6 +142,7 @@ async def _ask_and_tell(broker: Broker, address: HostPort, command: RegisterBrok
     if isinstance(response, str):
         _tell_failure(address, response)
         return False
+    _make_all_known(broker, response.peers)
     return True
 
 
@@ -155,10 +159,6 @@ async def _ask(broker: Broker, address: HostPort, command: RegisterBroker) -> Jo
         if response.is_final:
             raise ForeignDirectoryError(f"the cluster at {address} refuses: {response.refused}")
         return response.refused
-    for node, peer in response.peers.items():
-        if node != broker.node.node:
-            address = HostPort(peer.host, peer.port)
-            _make_known(broker, NodeId(node), DirectoryId(peer.directory_id), address)
     return response
 
 
@@ -271,6 +271,13 @@ async def follow_brokers(broker: Broker) -> None:
             membership.remove(removed.node)
             node.shut_out(removed.node)
         await broker.metadata.changed()
+
+
+def _make_all_known(broker: Broker, peers: Mapping[int, KnownPeer]) -> None:
+    for node, peer in peers.items():
+        if node != broker.node.node:
+            address = HostPort(peer.host, peer.port)
+            _make_known(broker, NodeId(node), DirectoryId(peer.directory_id), address)
 
 
 def _make_known(broker: Broker, node: NodeId, directory_id: DirectoryId, address: HostPort) -> None:

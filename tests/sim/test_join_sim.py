@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from logd.broker import joining
 from logd.broker.broker import Broker
 from logd.errors import LogdError
 from logd.metadata.commands import RegisterBroker, encode_command
 from logd.raft.messages import Configuration, TransferLeadership
+from logd.replication import log_events
 from logd.replication.peer_protocol import PEER_PROTOCOL_VERSION, JoinRequest, JoinResponse
 from logd.types import METADATA_GROUP, DirectoryId, NodeId
 from logd_client import Client
 from logd_client.routing import METADATA_AGE_S
 from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
+from tests.sim.env import BlockingConditions
 from tests.sim.knobs import Knobs
 from tests.sim.network import CALM
 from tests.sim.run import run_deterministic
@@ -108,6 +112,29 @@ def test_brokers_join_hold_replicas_and_vote(seed: int, commands_per_snapshot: i
             await until(lambda: len(cluster.nodes[FIVE].groups) >= 2)
 
     run_deterministic(story, seed=seed)
+
+
+def test_who_joins_is_told_to_wait_by_those_that_have_not_heard_of_it_yet() -> None:
+    """They see that it is of their cluster: it is not refused as a stranger."""
+    refused: list[MutableMapping[str, Any]] = []
+
+    async def story() -> None:
+        async with open_cluster(1, ClusterSettings(brokers=3, network=CALM)) as cluster:
+            await until(lambda: metadata_members(cluster) is not None)
+            controller = cluster.leader_of(METADATA_GROUP)
+            assert controller is not None
+            late = next(node for node in cluster.nodes if node not in (1, controller.node))
+            cluster.network.slow(controller.host, cluster.nodes[late].host, seconds=0.5)
+            with capture_logs() as logs:
+                newcomer = cluster.join(FOUR)
+                newcomer.set_blocking(BlockingConditions(latency_s_min=0.02))
+                await until(lambda: brokers_known_to(cluster, FOUR) == 4)
+        refused.extend(line for line in logs if line["event"] == log_events.PEER_REFUSED)
+
+    run_deterministic(story, seed=1)
+
+    assert refused
+    assert {line["log_level"] for line in refused} == {"info"}
 
 
 def test_a_client_that_asks_nothing_learns_of_brokers_that_join_all_the_same() -> None:
