@@ -466,9 +466,10 @@ class Routing:
 
     async def controller_connection(self, attempt: int) -> Connection:
         """The broker that creates topics; if it is not known, or after a failure, any: it
-        refuses with a hint."""
+        refuses with a hint.  In a cluster that has just been formed it may not be registered yet,
+        so that nobody can tell where it is."""
         controller = self.view.controller
-        if controller is None or attempt % 2:
+        if controller is None or self.view.address(controller) is None or attempt % 2:
             return await self.any_connection(attempt)
         return await self.connection(controller, Lane.CONTROL)
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from logd.errors import (
@@ -351,3 +352,19 @@ async def test_without_any_controller_all_brokers_are_asked_in_turn(
             await routing.describe(None)
 
     assert routing.asked == [1, 2, 3, 1, 2, 3]
+
+
+async def test_while_it_cannot_be_told_where_the_controller_is_any_broker_is_asked(
+    anyio_backend: object,
+) -> None:
+    """It leads, and is not registered yet: the cluster has just been formed."""
+    async with anyio.create_task_group() as tasks:
+        routing = Standing(Background(tasks), led={1})
+        answer = routing.answer(1)
+        routing.view.learn(
+            msgspec.structs.replace(answer, brokers=[b for b in answer.brokers if b.node_id != 2])
+        )
+
+        asked = await routing.controller_connection(0)
+
+    assert asked.node in (1, 3)
