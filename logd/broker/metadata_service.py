@@ -152,14 +152,14 @@ class MetadataService:
                         self._take_over(*await self._node.repairer.restore_application(group))
                     else:
                         await self._apply_some(group)
-                    if self._commands_since_snapshot >= COMMANDS_PER_SNAPSHOT:
-                        await self._keep_state(group)
                 except (OSError, LogdError) as error:
                     # Nothing is skipped: this broker's picture grows old, its partitions serve.
                     log.error(
                         log_events.METADATA_UNREADABLE, offset=self._applied, reason=str(error)
                     )
                     await trio.sleep(READ_AGAIN_S)
+                else:
+                    await self._keep_state_now_and_then(group)
                 if self._applied < group.commit_offset:
                     await trio.lowlevel.checkpoint()
                 continue
@@ -225,6 +225,15 @@ class MetadataService:
         self._applied = self._snapshot_offset = offset
         self._commands_since_snapshot = 0
         self._tell_progress()
+
+    async def _keep_state_now_and_then(self, group: Group) -> None:
+        if self._commands_since_snapshot < COMMANDS_PER_SNAPSHOT:
+            return
+        try:
+            await self._keep_state(group)
+        except (OSError, LogdError) as error:
+            # Tried again after as many commands; until then the log that it would spare stays.
+            log.warning(log_events.METADATA_NOT_KEPT, offset=self._applied, reason=str(error))
 
     async def _keep_state(self, group: Group) -> None:
         """Keep the state on the disk, and drop the log below the state before it.

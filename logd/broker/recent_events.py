@@ -71,6 +71,10 @@ SENTENCES: Final[dict[str, Sentence]] = {
         "waits no longer for the cancelled move of {partition} to {target}: nobody leads it"
     ),
     broker_events.PLAN_STARTED: Sentence("starts a plan by itself (moves: {moves}): {reason}"),
+    broker_events.METADATA_NOT_KEPT: Sentence("cannot keep the state of the metadata: {reason}"),
+    broker_events.METADATA_UNREADABLE: Sentence("cannot read the metadata log: {reason}"),
+    broker_events.COORDINATION_NOT_KEPT: Sentence("cannot keep the state of {partition}: {reason}"),
+    broker_events.COORDINATION_UNREADABLE: Sentence("cannot read {partition}: {reason}"),
     broker_events.FEATURE_LEVEL_RAISED: Sentence("has raised the feature level to {feature_level}"),
     broker_events.METADATA_VOTER_REPLACED: Sentence(
         "has broker {heir} vote in the metadata log in place of broker {lost}, which stays away"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
@@ -10,7 +11,9 @@ from unittest import mock
 import msgspec
 import pytest
 import trio
+from structlog.testing import capture_logs
 
+from logd.broker import log_events
 from logd.broker.coordination import kept_state
 from logd.broker.coordination.partition import CoordinationPartition
 from logd.coordination import events as history
@@ -880,6 +883,38 @@ def test_a_broker_that_starts_again_has_the_state_it_kept_and_a_short_log(
         assert partition.entries_applied < 150
 
     live(story)
+
+
+def test_a_leader_that_cannot_keep_its_state_says_so_serves_on_and_tries_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept_state, "COORDINATION_COMMANDS_PER_SNAPSHOT", 50)
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "create" and "/application-" in path:
+            raise OSError(errno.ENOSPC, "simulated failure", path)
+
+    async def story(world: World) -> None:
+        session = await world.session(ttl_ms=60_000)
+        leader = await world.leader()
+        files = world.cluster.nodes[leader].files
+        files.on_operation = refuse
+        with capture_logs() as logs:
+            for number in range(200):
+                await put(session, b"k%d" % (number % 7), b"%d" % number * 20)
+        assert await world.leader() == leader
+        told = {line["event"] for line in logs if line["log_level"] in ("warning", "error")}
+        assert told == {log_events.COORDINATION_NOT_KEPT}
+        partition = await world.partition(leader)
+        assert partition.group.log.start_offset == 0
+
+        files.on_operation = None
+        for number in range(200):
+            await put(session, b"k%d" % (number % 7), b"%d" % number * 20)
+
+        assert (await world.partition(leader)).group.log.start_offset > 0
+
+    live(story, brokers=3)
 
 
 @pytest.mark.parametrize("per_part", [1, 1_000])

@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 import trio
+from structlog.testing import capture_logs
 
-from logd.broker import metadata_service
+from logd.broker import log_events, metadata_service
 from logd.broker.disk_guard import RESUME_BYTES_MIN, DiskGuard
-from logd.broker.metadata_service import READ_AGAIN_S, RESULTS_KEPT_MAX, MetadataService
+from logd.broker.metadata_service import RESULTS_KEPT_MAX, MetadataService
 from logd.errors import (
     DiskFullError,
     InvalidRequestError,
@@ -615,9 +616,13 @@ def test_no_more_of_the_log_is_dropped_than_the_state_before_the_last_one_can_sp
             await a_while()
 
             replica.fail_disk("write", match="application-")
-            for number in range(9, 15):
-                await service.execute(create(number), timeout_ms=9_000, safe_to_repeat=False)
-            await trio.sleep(2 * READ_AGAIN_S)
+            with capture_logs() as logs:
+                for number in range(9, 15):
+                    await service.execute(create(number), timeout_ms=9_000, safe_to_repeat=False)
+                await a_while()
+            assert [line["event"] for line in logs if line["log_level"] != "info"] == [
+                log_events.METADATA_NOT_KEPT
+            ]
             replica.files.on_operation = None
             for number in range(15, 20):
                 await service.execute(create(number), timeout_ms=9_000, safe_to_repeat=False)

@@ -547,8 +547,6 @@ class CoordinationPartition:
                         await self._take_over(*found)
                     if self._is_behind:
                         await self._catch_up()
-                    if self._kept.is_due and self._shipped is None:
-                        await self._kept.save(self.state, self._applied)
                 except (OSError, LogdError) as error:
                     if self._shipped is not None:
                         continue  # What could not be read is not needed any more.
@@ -563,12 +561,27 @@ class CoordinationPartition:
                         self.group.post(TransferLeadership(None))
                     await trio.sleep(READ_AGAIN_S)
                     continue
+                await self._keep_state_now_and_then()
                 if self.group.failure is None:
                     await self._work.wait()
             stopped = UnavailableError(f"the replica of {self.group.name} stopped")
             self._queue.forget_placed(stopped)
             self._renewals.end(stopped)
             nursery.cancel_scope.cancel()
+
+    async def _keep_state_now_and_then(self) -> None:
+        if not self._kept.is_due or self._shipped is not None:
+            return
+        try:
+            await self._kept.save(self.state, self._applied)
+        except (OSError, LogdError) as error:
+            # Tried again after as many commands; until then the log that it would spare stays.
+            log.warning(
+                log_events.COORDINATION_NOT_KEPT,
+                partition=self.group.name,
+                offset=self._applied,
+                reason=str(error),
+            )
 
     async def _catch_up(self) -> None:
         while self._applied < self.group.commit_offset and self.group.failure is None:
