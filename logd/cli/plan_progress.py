@@ -48,8 +48,6 @@ class PlanProgress(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: int
     bytes_done: int
     bytes_total: int
-    bytes_per_s: float | None
-    eta_s: float | None
     running: list[MoveProgress]
     waiting: list[str] = []
     """Why moves do not get on, where that can be told: ``orders/1 has no leader; ...``."""
@@ -99,8 +97,6 @@ async def plan_progress(
         cancelled=states.count("cancelled"),
         bytes_done=over + sum(progress.bytes_done for progress in running.values()),
         bytes_total=sum(move.size_bytes for move in plan.moves),
-        bytes_per_s=None,
-        eta_s=None,
         running=[running[group] for group in sorted(running)],
         waiting=[
             f"{topic}/{partition} {reason}"

@@ -195,8 +195,6 @@ FINISHED = PlanProgress(
     cancelled=0,
     bytes_done=0,
     bytes_total=0,
-    bytes_per_s=None,
-    eta_s=None,
     running=[],
 )
 

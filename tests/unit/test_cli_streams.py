@@ -186,7 +186,7 @@ def test_a_line_of_progress_that_nobody_hears_ends_no_plan(
     monkeypatch.setattr(sys, "stderr", Unheard())
     begun = PlanProgress(
         plan_id=1, purpose="rebalance", state="running", moves=1, done=0, skipped=0, cancelled=0,
-        bytes_done=0, bytes_total=1, bytes_per_s=None, eta_s=None, running=[],
+        bytes_done=0, bytes_total=1, running=[],
     )  # fmt: skip
 
     with MoveBars(is_shown=True) as bars:
