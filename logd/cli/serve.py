@@ -94,9 +94,11 @@ async def _serve(
 
     from logd.broker.server import run_broker
     from logd.ops.companion import make_visible
+    from logd.runtime.descriptors import use_all_descriptors
     from logd.runtime.env import open_real_env
     from logd.runtime.memory import collect_seldom, keep_freed_memory
 
+    use_all_descriptors()
     keep_freed_memory()
     collect_seldom()
     stop = trio.Event()
@@ -113,16 +115,21 @@ async def _stop_on_signal(
 ) -> None:
     """Stop on the first signal; the second ends the process where it stands.
 
-    Of several brokers that is done by who looks after them.
+    Of several brokers that is done by who looks after them.  A terminal that is closed hangs up on
+    its processes, more than once: that stops a broker as well, unless it was told to ignore it
+    (``nohup``), and never ends it where it stands.
     """
     import signal
 
     import trio
 
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        heeded.append(signal.SIGHUP)
+    with trio.open_signal_receiver(*heeded) as signals:
         task_status.started()
-        async for _ in signals:
-            if stop.is_set() and is_alone:
+        async for number in signals:
+            if stop.is_set() and is_alone and number != signal.SIGHUP:
                 os._exit(FORCED_EXIT_CODE)
             stop.set()
 

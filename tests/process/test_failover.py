@@ -5,6 +5,9 @@ The bounds here leave room for a busy machine; ``scripts/acceptance.py`` measure
 
 from __future__ import annotations
 
+import signal
+import time
+
 import pytest
 
 from logd.cli.local_cluster import LocalCluster
@@ -15,6 +18,7 @@ from tests.process.failover import (
     kill_the_leader,
     stop_the_leader,
 )
+from tests.process.harness import send_signal
 
 pytestmark = pytest.mark.process
 
@@ -50,6 +54,18 @@ def test_a_leader_that_is_told_to_stop_hands_over_and_ends(cluster: LocalCluster
     assert outcome.leader_after != outcome.leader_before
     assert outcome.disturbed_s <= STOP_S_MAX
     assert outcome.longest_gap_s <= STOP_S_MAX
+
+
+def test_a_broker_whose_terminal_is_closed_stops_as_if_it_was_told_to(
+    cluster: LocalCluster,
+) -> None:
+    """It is hung up on by the shell and by the kernel."""
+    one, *_ = cluster.brokers
+    send_signal(cluster, one.node_id, signal.SIGHUP)
+    time.sleep(0.02)
+    send_signal(cluster, one.node_id, signal.SIGHUP)
+
+    assert cluster.wait(one.node_id) == 0
 
 
 def test_a_frozen_leader_is_replaced_and_follows_when_it_wakes(cluster: LocalCluster) -> None:

@@ -84,6 +84,7 @@ def test_a_broker_out_of_descriptors_refuses_connections_and_goes_on_with_its_fi
             broker = leading(cluster, client, "descriptors")
             pid = cluster.pid(broker.node_id)
             limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            assert limits[0] == limits[1]
             limit = descriptor_count(pid) + DESCRIPTORS_LEFT
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limits[1]))
             try:
