@@ -207,7 +207,8 @@ class BrokerConfig:
     rebalance_interval_ms: int = 0
     """How often the controller evens out the brokers by itself, a few partitions at a time.
 
-    0, the default, leaves that to `logd rebalance run`.
+    0, the default, leaves that to `logd rebalance run`. While a broker is missing that may come
+    back (`replace_after_ms`) it is put off; what would be hardly more even is left as it is.
     """
 
     scrub_bytes_per_s: int = 8 * MIB

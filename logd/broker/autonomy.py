@@ -56,7 +56,9 @@ TRY_AGAIN_S: Final = 30.0
 
 GENTLE_MOVES_MAX: Final = 8
 GENTLE_TOLERANCE: Final = 0.1
-"""Evening out goes on by itself in small plans, and leaves alone what is nearly even."""
+GENTLE_GAIN_MIN: Final = 0.05
+"""Evening out goes on by itself in small plans, and leaves alone what is nearly even, or would
+not be more even by much."""
 
 GENTLE_EVALUATIONS_MAX: Final = 20_000
 """It costs the controller processor time that clients wait for."""
@@ -167,6 +169,7 @@ class Autonomy:
         state, config = self._broker.metadata.state, self._broker.config
         is_on = state.rebalance_settings.is_autonomous and config.replace_after_ms > 0
         notes: list[str] = []
+        lost = self._lost()
         takers = [
             known.node
             for known in state.brokers
@@ -176,9 +179,14 @@ class Autonomy:
         for node, since in sorted(self._missing_since.items()):
             # What is on its way there is not there yet.
             held = [p.replicas for p in state.partitions_on(node) if node in p.replicas]
-            if not held:
-                continue
             told = f"broker {node} has been missing for {now - since:.0f} s"
+            if not held:
+                if node in lost:
+                    notes.append(
+                        f"{told} and holds nothing: start it again, or have it forgotten with "
+                        f"`logd broker remove {node}`"
+                    )
+                continue
             found = outlook(node, held, self._missing_since, takers)
             left_s = config.replace_after_ms / 1000 - (now - since)
             if not is_on:
@@ -284,7 +292,7 @@ class Autonomy:
         interval_ms = self._broker.config.rebalance_interval_ms
         if interval_ms and (now - self._evened_at) * 1000 >= interval_ms:
             self._evened_at = now
-            if not self._missing_since:
+            if self._missing_since.keys() <= set(lost):  # Others may come back with what they had.
                 await self._even_out()
 
     async def _give_up_moves_to(self, lost: list[NodeId]) -> None:
@@ -381,6 +389,7 @@ class Autonomy:
             tolerance=GENTLE_TOLERANCE,
             moves_max=GENTLE_MOVES_MAX,
             evaluations_max=GENTLE_EVALUATIONS_MAX,
+            gain_min=GENTLE_GAIN_MIN,
         )
         plan = await self._broker.env.run_computing(lambda: make_plan(brokers, partitions, goals))
         await self._start(_planned(plan.moves), "even out", version)

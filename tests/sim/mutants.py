@@ -149,6 +149,7 @@ FAST_TESTS = {
         "tests/unit/test_coordination_rules.py",
         "tests/unit/test_coordination_history.py",
     ),
+    "logd/metadata/rebalance": ("tests/unit/test_rebalance_planner.py",),
     "logd/metadata": (
         "tests/unit/test_metadata_state.py",
         "tests/unit/test_metadata_moves.py",

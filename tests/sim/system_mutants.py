@@ -1734,6 +1734,35 @@ SYSTEM_MUTANTS = (
         "]",
     ),
     Mutant(
+        "evening out does not wait for a broker that may come back",
+        "autonomy: nothing is moved for nothing",
+        "logd/broker/autonomy.py",
+        "            if self._missing_since.keys() <= set(lost):",
+        "            if True:",
+    ),
+    Mutant(
+        "nothing is evened out as long as a broker is lost",
+        "liveness: an uneven cluster evens itself out",
+        "logd/broker/autonomy.py",
+        "            if self._missing_since.keys() <= set(lost):",
+        "            if not self._missing_since:",
+    ),
+    Mutant(
+        "evening out moves what makes the cluster hardly more even",
+        "autonomy: nothing is moved for nothing",
+        "logd/metadata/rebalance/planner.py",
+        "    if gain_min == 0:\n",
+        "    if True:\n",
+    ),
+    Mutant(
+        "whoever joins greets before it knows the cluster",
+        "who joins is refused by nobody",
+        "logd/broker/joining.py",
+        "    await broker.env.run_blocking(directory.form, response.members)\n",
+        "    _make_all_known(broker, response.peers)\n"
+        "    await broker.env.run_blocking(directory.form, response.members)\n",
+    ),
+    Mutant(
         "evening out begins again what was cancelled of a drain",
         "a drain does what an operator says",
         "logd/broker/autonomy.py",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -991,6 +992,37 @@ def test_an_uneven_cluster_evens_itself_out_where_that_is_wanted() -> None:
         assert plan.purpose == "by itself: even out"
 
     play(story, rebalance_interval_ms=10_000)
+
+
+def test_evening_out_waits_for_a_broker_that_may_come_back_and_for_none_that_is_lost() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        controller = cluster.leader_of(METADATA_GROUP)
+        assert controller is not None
+        victim, *others = (node for node in cluster.nodes if node != controller.node)
+        crowded = [controller.node, *others[:2]]
+        await cluster.nodes[victim].crash(power=False)
+        crowding = await start(client, dict.fromkeys(range(PARTITIONS), crowded))
+        assert (await ended(client)).state == "done"
+
+        await trio.sleep(15)  # Evening out was due three times.
+
+        plan = (await client.admin.describe_rebalance()).plan
+        assert plan is not None
+        assert plan.plan_id == crowding
+        with trio.fail_after(60):
+            while set(await held(client)) != {controller.node, *others}:
+                await trio.sleep(1)
+        assert set((await held(client)).values()) == {3}
+        rebalance = await client.admin.describe_rebalance()
+        assert any(
+            f"broker {victim} has been missing for" in note and f"broker remove {victim}" in note
+            for note in rebalance.autonomy
+        )
+
+    async def held(client: Client) -> Counter[int]:
+        return Counter(node for p in await partitions_of(client) for node in p.replicas)
+
+    play(story, replace_after_ms=40_000, rebalance_interval_ms=5_000)
 
 
 def test_a_partition_of_a_topic_with_the_longest_name_can_be_moved() -> None:

@@ -371,6 +371,38 @@ def test_an_empty_partition_gains_nothing_by_going_to_and_fro() -> None:
     assert make_plan(brokers, partitions, QUICKLY).moves == ()
 
 
+def beside_large_ones() -> list[PartitionLoad]:
+    """Three brokers of four have a large partition: no move of a small one makes up for that."""
+    large = [partition_of(n, (node,), 40 * MIB) for n, node in enumerate((1, 3, 4))]
+    small = [
+        partition_of(3 + n, (node,), 999 * n) for n, node in enumerate((1, 2, 3, 4, 2, 1, 3, 4, 2))
+    ]
+    return large + small
+
+
+def test_small_partitions_do_not_go_to_and_fro_beside_large_ones_where_little_is_not_worth_it() -> (
+    None
+):
+    brokers, partitions = brokers_of(*"abcd"), beside_large_ones()
+    goals = QUICKLY._replace(gain_min=0.05)
+
+    assert make_plan(brokers, partitions, QUICKLY).moves
+    assert make_plan(brokers, partitions, goals).moves == ()
+    partitions.append(partition_of(12, (1,), 38 * MIB))
+    assert [move.after for move in make_plan(brokers, partitions, goals).moves if move.bytes > MIB]
+
+
+def test_what_must_be_moved_is_moved_however_little_evening_out_gains() -> None:
+    brokers, partitions = brokers_of(*"abcd"), beside_large_ones()
+    drained = brokers[1]._replace(is_draining=True)
+    goals = QUICKLY._replace(gain_min=1e9)
+
+    plan = make_plan([drained if b.node == 2 else b for b in brokers], partitions, goals)
+
+    assert {move.before for move in plan.moves} == {(NodeId(2),)}
+    assert all(2 not in replicas for replicas in layout_after(partitions, plan).values())
+
+
 @pytest.mark.parametrize("seeds", [range(4), range(4, 8)], ids=str)
 def test_about_as_few_bytes_are_moved_as_a_solver_needs_for_the_same_balance(
     seeds: range,

@@ -90,3 +90,7 @@ class Goals(NamedTuple):
     moves_max: int = PLAN_MOVES_MAX
     evaluations_max: int = EVALUATIONS_DEFAULT
     """How thoroughly to look for a plan that moves fewer bytes."""
+    gain_min: float = 0.0
+    """A layout that is more even by less is not worth its moves, in shares of what a broker should
+    hold: small partitions would go to and fro for ever beside a large one that fits nowhere.
+    What must be moved is moved all the same."""

@@ -154,6 +154,20 @@ class Draft:
         """Of the whole layout, but for what its replicas share, which steps account for."""
         return sum(map(self.penalty_now, self.targets)) + self.bytes_moved / self._bytes_total
 
+    def unevenness(self) -> tuple[int, float, float, float]:
+        """How many partitions have replicas that would fail together although they need not; and
+        how far the brokers are out of their ranges, in shares of an even load, added up: by
+        replicas, bytes and traffic."""
+        together = sum(not self.is_apart(partition) for partition in range(len(self.holders)))
+        out = [0.0, 0.0, 0.0]
+        for broker in self.targets:
+            ranges = self.ranges[broker]
+            assert ranges is not None
+            loads = (self.replica_loads, self.byte_loads, self.traffic_loads)
+            for at, (even, load) in enumerate(zip(ranges, loads, strict=True)):
+                out[at] += even.excess(load[broker]) / max(1.0, even.even)
+        return together, out[0], out[1], out[2]
+
     @property
     def bytes_moved(self) -> int:
         return sum(

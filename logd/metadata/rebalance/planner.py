@@ -127,7 +127,9 @@ def make_plan(
     if goals.is_balancing:
         evened = copy.deepcopy(draft)
         even_out(evened)
-        draft = refined(draft, evened, goals.evaluations_max)
+        found = refined(copy.deepcopy(draft), evened, goals.evaluations_max)
+        if _is_worth_its_moves(draft, found, goals.gain_min):
+            draft = found
     after = _replica_lists(draft, brokers, partitions, goals)
     return _explained(
         brokers,
@@ -137,6 +139,13 @@ def make_plan(
         goals,
         tuple(partitions[at].name for at in unplaced),
     )._replace(stranded=stranded)
+
+
+def _is_worth_its_moves(before: Draft, after: Draft, gain_min: float) -> bool:
+    if gain_min == 0:
+        return True
+    gains = zip(before.unevenness(), after.unevenness(), strict=True)
+    return any(was - will_be >= gain_min for was, will_be in gains)
 
 
 def plan_only(
