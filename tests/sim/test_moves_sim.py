@@ -999,7 +999,7 @@ def test_evening_out_waits_for_a_broker_that_may_come_back_and_for_none_that_is_
         controller = cluster.leader_of(METADATA_GROUP)
         assert controller is not None
         victim, *others = (node for node in cluster.nodes if node != controller.node)
-        crowded = [controller.node, *others[:2]]
+        crowded: list[int] = [controller.node, *others[:2]]
         await cluster.nodes[victim].crash(power=False)
         crowding = await start(client, dict.fromkeys(range(PARTITIONS), crowded))
         assert (await ended(client)).state == "done"
