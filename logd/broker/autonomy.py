@@ -108,6 +108,7 @@ class Autonomy:
         self._arrived_at = 0.0
         self._evened_at = trio.current_time()
         self._not_before = 0.0
+        self._lost_before: list[NodeId] = []
         self._rebuilding = Rebuilding(broker)
         self._problems: list[str] = []
         """What of it could not be done when it was last tried."""
@@ -152,6 +153,10 @@ class Autonomy:
                 del since[node]
             for node in seen:
                 since.setdefault(node, now)
+        lost = self._lost()
+        if lost != self._lost_before:
+            # What could not be done for others may be possible, or not needed any more.
+            self._lost_before, self._problems, self._not_before = lost, [], 0.0
 
     def _lost(self) -> list[NodeId]:
         """Brokers that have been missing for too long."""

@@ -1734,6 +1734,13 @@ SYSTEM_MUTANTS = (
         "]",
     ),
     Mutant(
+        "what could not be done for a broker is told on when it is back",
+        "autonomy: what it says of itself is so",
+        "logd/broker/autonomy.py",
+        "self._lost_before, self._problems, self._not_before = lost, [], 0.0",
+        "self._lost_before = lost",
+    ),
+    Mutant(
         "evening out does not wait for a broker that may come back",
         "autonomy: nothing is moved for nothing",
         "logd/broker/autonomy.py",
