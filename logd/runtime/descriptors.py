@@ -7,10 +7,12 @@ not, so that the limit that counts is the one that an administrator has set.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 
 
 def use_all_descriptors() -> None:
-    """Call once, early: raise the soft limit to the hard one."""
+    """Call once, early: raise the soft limit to the hard one, where the kernel lets it."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
