@@ -335,9 +335,10 @@ class Autonomy:
 
     async def _replace(self, lost: list[NodeId]) -> bool:
         groups = {p.group for node in lost for p in self._broker.metadata.state.partitions_on(node)}
-        minutes = self._broker.config.replace_after_ms / 60_000
+        seconds = self._broker.config.replace_after_ms / 1000
+        span = f"{seconds:g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
         names = named("broker", sorted(lost))
-        return await self._plan_for(groups, f"replace {names}, missing for {minutes:g} min")
+        return await self._plan_for(groups, f"replace {names}, missing for {span}")
 
     def _to_go_from(self, node: NodeId) -> set[GroupId]:
         """What a broker that is drained still has to give away."""
