@@ -387,7 +387,7 @@ class Admin:
             The node that leads now.
 
         Raises:
-            NotAReplicaError: ``target`` holds no replica of it.
+            NotAReplicaError: ``target`` holds no replica of it, or nobody else does.
             UnknownTopicError, InvalidPartitionError: there is no such partition.
         """
         if target is not None:

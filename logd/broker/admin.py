@@ -258,11 +258,17 @@ async def transfer_leader(broker: Broker, request: TransferLeaderRequest) -> Tra
     check_timeout(request.timeout_ms)
     group = broker.leading_group(request.group)
     target = None if request.target is None else NodeId(request.target)
+    voters = group.core.configuration.voters
+    if target is None and voters == (broker.node.node,):
+        raise NotAReplicaError(
+            f"no other broker holds a replica of {group.name} that votes: "
+            f"node {broker.node.node} is the only one that can lead it"
+        )
     if target is not None:
-        if target not in group.core.configuration.voters:
+        if target not in voters:
             raise NotAReplicaError(
                 f"node {target} holds no replica of {group.name}: "
-                f"its voters are {', '.join(map(str, group.core.configuration.voters))}"
+                f"its voters are {', '.join(map(str, voters))}"
             )
         if target == broker.node.node:
             return TransferLeaderResponse(leader=target)

@@ -440,6 +440,19 @@ def test_a_broker_that_stops_hands_over_what_it_leads_also_while_a_segment_is_ro
     play(story)
 
 
+def test_who_has_another_lead_what_has_one_replica_is_told_at_once_that_there_is_none() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.create_topic(TOPIC, partitions=1, replicas=1)
+        started = trio.current_time()
+
+        with pytest.raises(NotAReplicaError, match="the only one that can lead it"):
+            await client.admin.transfer_leader(TOPIC, 0)
+
+        assert trio.current_time() - started < 1
+
+    play(story)
+
+
 def test_who_asks_a_broker_whose_replica_is_shut_is_told_why() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
