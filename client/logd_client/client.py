@@ -34,7 +34,7 @@ from logd_client.coordination.calls import Calls
 from logd_client.coordination.sessions import SESSION_TTL_MS_DEFAULT, Sessions, require_ttl
 from logd_client.coordination.surface import Coordination
 from logd_client.environment import Environment, lease_clock, wall_clock_ms
-from logd_client.event_loop import current_loop, monotonic_clock
+from logd_client.event_loop import current_loop, current_task, monotonic_clock
 from logd_client.producer import (
     BATCH_BYTES_DEFAULT,
     BATCHES_IN_FLIGHT_DEFAULT,
@@ -53,6 +53,7 @@ CONNECT_TIMEOUT_MS_DEFAULT: Final = 5_000
 REQUEST_TIMEOUT_MS_DEFAULT: Final = 30_000
 _TIMEOUT_MS_MAX: Final = 24 * 3600 * 1000
 _CLIENT_ID_CHARACTERS_MAX: Final = 200
+_NOT_OPEN: Final = "the client is not open: use `async with connect(...)`"
 
 
 def connect(
@@ -71,7 +72,8 @@ def connect(
 
     Runs under asyncio and under trio.  Entering it meets one broker of the list and learns
     about the others from it; leaving it closes whatever was made with it.
-    One task enters and leaves it.
+    One task enters and leaves it: another one that leaves it closes it, and gets a ``UsageError``.
+    Left again, it stays closed.
 
     A process that is forked off meanwhile has no use for it, whose connections are the other one's:
     ``UsageError``.  Such a process had better end by ``os._exit``, as ``multiprocessing`` sees to:
@@ -150,11 +152,15 @@ class Client(Coordination):
         self._background: Background | None = None
         self._routing: Routing | None = None
         self._loop: object = None
+        self._task: object = None
+        """Which has entered the task group, and so has to leave it."""
+        self._is_left = False
 
     async def __aenter__(self) -> Client:
         if self._tasks is not None:
             raise UsageError("a client is opened once; make another one")
         self._loop = current_loop()
+        self._task = current_task()
         tasks = anyio.create_task_group()
         await tasks.__aenter__()
         self._tasks = tasks
@@ -175,6 +181,10 @@ class Client(Coordination):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
+        if self._tasks is None:
+            raise UsageError(_NOT_OPEN)
+        if self._is_left:
+            return None
         try:
             if self._sessions is not None:
                 await self._sessions.aclose()
@@ -193,6 +203,13 @@ class Client(Coordination):
         assert self._tasks is not None
         assert self._background is not None
         self._background.close()
+        if current_task() is not self._task:
+            # The event loop would refuse, and its scope is around what that task does just now.
+            raise UsageError(
+                "the client was opened in another task: it is closed, and has given back what it "
+                "held, but the task that enters `async with connect(...)` has to leave it"
+            )
+        self._is_left = True
         self._tasks.cancel_scope.cancel()
         try:
             return await self._tasks.__aexit__(kind, error, traceback)
@@ -339,7 +356,7 @@ class Client(Coordination):
 
     def _open_routing(self) -> Routing:
         if self._routing is None:
-            raise UsageError("the client is not open: use `async with connect(...)`")
+            raise UsageError(_NOT_OPEN)
         self._routing.check_open()
         return self._routing
 

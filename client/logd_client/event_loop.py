@@ -113,6 +113,12 @@ def current_loop() -> object:
         return None
 
 
+def current_task() -> object:
+    """The task that runs here."""
+    trio = _trio()
+    return asyncio.current_task() if trio is None else trio.lowlevel.current_task()
+
+
 def is_being_cancelled() -> bool:
     """Whether somebody cancels the task that runs here, and meets its cancellation now.
 

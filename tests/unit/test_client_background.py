@@ -13,7 +13,7 @@ from logd.errors import UnknownBrokerError, UsageError
 from logd.types import HostPort
 from logd.wire.messages import BrokerInfo, MetadataResponse, PartitionInfo, TopicInfo
 from logd_client import connect
-from logd_client.background import Background
+from logd_client.background import Background, task_group
 from logd_client.consumer import Consumer, ConsumerOptions
 from logd_client.coordination.sessions import Sessions
 from logd_client.environment import Environment, wall_clock_ms
@@ -22,6 +22,10 @@ from logd_client.routing import Routing
 from logd_client.transport import TcpTransport
 
 pytestmark = pytest.mark.anyio
+
+
+async def nobody(routing: Routing) -> None:
+    """Nobody is there, and nobody is wanted."""
 
 
 async def test_a_task_goes_on_while_the_scope_around_is_cancelled_until_it_is_closed(
@@ -65,13 +69,10 @@ async def test_a_client_whose_closing_fails_ends_all_the_same(
 ) -> None:
     """As when asyncio cancels the task that is closing it."""
 
-    async def meet(routing: Routing) -> None:
-        """Nobody is there, and nobody is wanted."""
-
     async def fail(sessions: Sessions) -> None:
         raise RuntimeError("cancelled")
 
-    monkeypatch.setattr(Routing, "bootstrap", meet)
+    monkeypatch.setattr(Routing, "bootstrap", nobody)
     monkeypatch.setattr(Sessions, "aclose", fail)
     client = connect("127.0.0.1:1")
     with anyio.fail_after(10), pytest.raises(RuntimeError, match="cancelled"):
@@ -82,16 +83,60 @@ async def test_a_client_whose_closing_fails_ends_all_the_same(
         await client.admin.describe_cluster()
 
 
+async def test_a_client_that_another_task_leaves_is_closed_and_that_one_told(
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that entered it goes on, and may leave it, too."""
+    monkeypatch.setattr(Routing, "bootstrap", nobody)
+    client = connect("127.0.0.1:1")
+    steps: list[str] = []
+    is_left = anyio.Event()
+
+    async def give_back(sessions: Sessions) -> None:
+        steps.append("given back")
+
+    monkeypatch.setattr(Sessions, "aclose", give_back)
+
+    async def leave() -> None:
+        with pytest.raises(UsageError, match="opened in another task"):
+            await client.__aexit__(None, None, None)
+        with pytest.raises(UsageError, match="the client is closed"):
+            await client.admin.describe_cluster()
+        is_left.set()
+
+    async with task_group() as tasks:
+        async with client:
+            client.lock("l")  # Makes sessions to be closed.
+            tasks.start_soon(leave)
+            await is_left.wait()
+            await anyio.sleep(0)
+            steps.append("goes on")
+
+    assert steps == ["given back", "goes on", "given back"]
+
+
+async def test_a_client_that_is_left_twice_stays_closed(
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Routing, "bootstrap", nobody)
+    client = connect("127.0.0.1:1")
+    with pytest.raises(UsageError, match="not open"):
+        await client.__aexit__(None, None, None)
+    async with client:
+        pass
+
+    await client.__aexit__(None, None, None)
+
+    with pytest.raises(UsageError, match="the client is closed"):
+        await client.admin.describe_cluster()
+
+
 @pytest.mark.parametrize("nested", [True, False])
 async def test_what_the_body_of_a_client_raised_goes_on_as_it_was_raised(
     anyio_backend: object, monkeypatch: pytest.MonkeyPatch, nested: bool
 ) -> None:
     """Also the group of a body's own tasks, which is not put into another."""
-
-    async def meet(routing: Routing) -> None:
-        """Nobody is there, and nobody is wanted."""
-
-    monkeypatch.setattr(Routing, "bootstrap", meet)
+    monkeypatch.setattr(Routing, "bootstrap", nobody)
     raised: Exception = ValueError("one")
     if nested:
         raised = ExceptionGroup("both", [raised, ExceptionGroup("other", [KeyError("two")])])
