@@ -23,6 +23,13 @@ LOOP_HAS_ENDED: Final = (
 """As when one ``asyncio.run`` opens it and another one goes on with it: what it did in the
 background was cancelled in between, and nobody would ever be answered."""
 
+ANOTHER_LOOP: Final = (
+    "the client was opened in another event loop, where its connections are: "
+    "open one in each, or use logd_client.sync"
+)
+"""As of a thread that calls ``asyncio.run``: nothing would wake what waits there.  The thread tells
+them apart, as one has one event loop at a time, and costs less to ask for than the loop itself."""
+
 
 def require_int(name: str, value: object) -> None:
     """Raise ``UsageError`` unless ``value`` is an int, and no bool."""

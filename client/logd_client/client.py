@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 
 from logd.errors import UsageError
 from logd_client.admin import Admin
-from logd_client.arguments import require_between, require_text
+from logd_client.arguments import ANOTHER_LOOP, require_between, require_text
 from logd_client.background import Background
 from logd_client.bootstrap import parse_bootstrap
 from logd_client.consumer import (
@@ -138,7 +138,8 @@ def connect(
 
 
 class Client(Coordination):
-    """One cluster.  Made by ``connect``; may be used from many tasks at once."""
+    """One cluster.  Made by ``connect``; may be used from many tasks at once, of the event loop
+    that it was opened in (another thread's is told so by ``UsageError``)."""
 
     def __init__(
         self,
@@ -348,10 +349,7 @@ class Client(Coordination):
         routing = self._open_routing()
         loop = current_loop()
         if loop is not None and loop is not self._loop:
-            raise UsageError(
-                "the client was opened in another event loop, where its connections are: "
-                "open one in each, or use logd_client.sync"
-            )
+            raise UsageError(ANOTHER_LOOP)
         return routing
 
     def _open_routing(self) -> Routing:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from enum import Enum, unique
+from threading import get_ident
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import anyio
@@ -57,6 +58,7 @@ from logd.wire.messages import (
     WatchEvents,
 )
 from logd.wire.unsent import unsent
+from logd_client.arguments import ANOTHER_LOOP
 from logd_client.environment import Environment
 from logd_client.event_loop import Waker, monotonic_clock, new_event, new_waker
 from logd_client.refusals import error_from_response
@@ -165,6 +167,7 @@ class Connection:
         """When deadlines are looked at next."""
         self._wake_looker = new_event()
         self._loop_time = monotonic_clock()
+        self._thread = get_ident()
         self._scope = anyio.CancelScope()
         self._error: LogdError | None = None
 
@@ -260,6 +263,7 @@ class Connection:
             RequestTimeoutError: no answer in time.  If nothing at all has arrived meanwhile
                 the connection is given up, as its peer may be gone without a word.
             ConnectionFailedError: the connection ended before or meanwhile.
+            UsageError: this is another thread than the connection's.
             LogdError: the broker's refusal.
 
         Cancelled, the request may still be carried out.
@@ -270,6 +274,8 @@ class Connection:
 
     async def exchange(self, message: Message, body: Buffer, timeout_s: float) -> Answer:
         """``request`` for messages with a body, either way."""
+        if get_ident() != self._thread:
+            raise UsageError(ANOTHER_LOOP)
         waiter = _Waiter(new_waker())
         sent_at = self._clock()
         self.post(message, waiter.settle, body)

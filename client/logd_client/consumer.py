@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from threading import get_ident
 from types import TracebackType
 from typing import Final, Literal
 
@@ -29,6 +30,7 @@ from logd.limits import KIB, MIB, OFFSET_MAX, SUBSCRIPTION_CREDIT_BYTES_MAX
 from logd.types import GroupId, NodeId, Offset
 from logd.wire.messages import PartitionInfo
 from logd_client.arguments import (
+    ANOTHER_LOOP,
     LOOP_HAS_ENDED,
     NOT_OPEN,
     require_between,
@@ -164,6 +166,8 @@ class Consumer:
         self._changed = anyio.Event()
         self._scope = anyio.CancelScope()
         self._is_open = False
+        self._thread = 0
+        """In which it was opened."""
         self._has_outlived_its_loop = False
         self._is_iterating = False
         self._taken_in_a_row = 0
@@ -198,6 +202,7 @@ class Consumer:
             feed = self._add_feed(description, starts[description.partition], len(descriptions))
             feed.cursor.stop = stops.get(description.partition)
         self._is_open = True
+        self._thread = get_ident()
         self._routing.on_close[self] = self._close
         self._routing.on_learnt[self] = self._look_for_more_partitions
         self._routing.tasks.start_soon(self._run)
@@ -425,6 +430,8 @@ class Consumer:
             raise UsageError(f"the consumer is {NOT_OPEN}")
         if self._has_outlived_its_loop:
             raise UsageError(LOOP_HAS_ENDED)
+        if get_ident() != self._thread:
+            raise UsageError(ANOTHER_LOOP)
         self._is_iterating = True
         try:
             if self._taken_in_a_row >= _RECORDS_PER_TURN or not self._ready:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from types import TracebackType
 from typing import Final, Literal, NamedTuple
 
@@ -51,7 +52,7 @@ from logd_client.accumulator import (
     record_bytes,
     too_large,
 )
-from logd_client.arguments import NOT_OPEN, require_between, require_one_of
+from logd_client.arguments import ANOTHER_LOOP, NOT_OPEN, require_between, require_one_of
 from logd_client.budget import TAKEN_PER_LEFT, ByteBudget, Share
 from logd_client.coordination.fences import Fence, HasFence, fence_of, raise_fences
 from logd_client.delivery import Ack, AckRange, Delivery, ManyDeliveries, Ticket
@@ -150,6 +151,8 @@ class Producer:
         )
         self._partitions = self._sender.partitions
         self._producer_id = NO_PRODUCER
+        self._thread = 0
+        """In which it was opened."""
         self._round_robin = RoundRobin(1, 0)
         self._growing: OpenBatch | None = None
         """What a record without key and partition joins next, unless it is closed by then."""
@@ -178,6 +181,7 @@ class Producer:
         # Producers that start together do not all begin with partition 0.
         count = len(self._partitions)
         self._round_robin = RoundRobin(count, self._routing.environment.rng.randrange(count))
+        self._thread = get_ident()
         self._sender.open()
         self._routing.on_close[self] = self._close
         self._routing.on_learnt[self] = self._look_for_more_partitions
@@ -215,6 +219,7 @@ class Producer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._check_thread()
         try:
             if error is None:
                 await self.flush()
@@ -335,8 +340,7 @@ class Producer:
         expected_offset: int | None = None,
     ) -> tuple[ProducerPartition, Delivery, int]:
         """Check a record, wait for room, and put it into a batch."""
-        if not self._sender.is_open or self._sender.fatal is not None:
-            self._check_open()
+        self._check_usable()
         carried = NO_FENCE if fence is None else fence_of(fence)
         if key is None:
             self._check_keyless()
@@ -401,7 +405,7 @@ class Producer:
                 if position >= 0:
                     return Ticket(growing.delivery, position)
                 self._budget.give_back(share, size)
-        self._check_open()
+        self._check_usable()
         carried = NO_FENCE if fence is None else fence_of(fence)
         if key is None:
             self._check_keyless()
@@ -602,7 +606,7 @@ class Producer:
         Waits while ``buffer_bytes`` are in use.  Cancelled, what was already queued may still
         be committed.
         """
-        self._check_open()
+        self._check_usable()
         carried = NO_FENCE if fence is None else fence_of(fence)
         if key is not None and keys is not None:
             raise UsageError("give key or keys, not both")
@@ -752,7 +756,7 @@ class Producer:
 
         Cancelled, some partitions may have been raised; raising one again changes nothing.
         """
-        self._check_open()
+        self._check_usable()
         offsets = await raise_fences(self._routing, [self._topic], fence_of(lease))
         return {partition: offset for (_, partition), offset in sorted(offsets.items())}
 
@@ -764,6 +768,7 @@ class Producer:
 
         Cancelling the wait recalls nothing.
         """
+        self._check_thread()
         waiting: list[Delivery] = []
         for partition in self._partitions:
             partition.pipeline.close_growing()
@@ -794,6 +799,16 @@ class Producer:
         Whoever waits may want to know; it is tried again until ``delivery_timeout_ms`` is over.
         """
         return self._sender.trouble
+
+    def _check_usable(self) -> None:
+        if not self._sender.is_open or self._sender.fatal is not None:
+            self._check_open()
+        self._check_thread()
+
+    def _check_thread(self) -> None:
+        """In another one, nothing would wake who waits."""
+        if get_ident() != self._thread and self._partitions:
+            raise UsageError(ANOTHER_LOOP)
 
     def _check_open(self) -> None:
         fatal = self._sender.fatal

@@ -7,6 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from logd.errors import UnknownBrokerError, UsageError
@@ -104,13 +105,12 @@ async def test_a_client_that_another_task_leaves_is_closed_and_that_one_told(
             await client.admin.describe_cluster()
         is_left.set()
 
-    async with task_group() as tasks:
-        async with client:
-            client.lock("l")  # Makes sessions to be closed.
-            tasks.start_soon(leave)
-            await is_left.wait()
-            await anyio.sleep(0)
-            steps.append("goes on")
+    async with task_group() as tasks, client:
+        client.lock("l")  # Makes sessions to be closed.
+        tasks.start_soon(leave)
+        await is_left.wait()
+        await anyio.sleep(0)
+        steps.append("goes on")
 
     assert steps == ["given back", "goes on", "given back"]
 
@@ -183,6 +183,23 @@ class Told(Routing):
         return TopicInfo(name=name, topic_id=1, partitions=[row])
 
 
+async def open_both() -> tuple[Producer, Consumer]:
+    routing = Told(
+        [HostPort("127.0.0.1", 1)],
+        Environment(TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)),
+        Background(await anyio.create_task_group().__aenter__()),
+        client_id="test",
+        connect_timeout_s=1,
+        request_timeout_s=1,
+    )
+    producer = Producer(routing, "orders", ProducerOptions(idempotent=False))
+    consumer = Consumer(routing, "orders", ConsumerOptions(start="earliest"))
+    await producer.__aenter__()
+    await consumer.__aenter__()
+    await anyio.sleep(0)
+    return producer, consumer
+
+
 @pytest.mark.parametrize(
     "use",
     [
@@ -196,22 +213,6 @@ class Told(Routing):
 def test_what_outlives_its_event_loop_says_so_and_keeps_nobody_waiting(
     use: Callable[[Producer, Consumer], Awaitable[object]],
 ) -> None:
-    async def open_both() -> tuple[Producer, Consumer]:
-        routing = Told(
-            [HostPort("127.0.0.1", 1)],
-            Environment(TcpTransport(), anyio.current_time, wall_clock_ms, random.Random(1)),
-            Background(await anyio.create_task_group().__aenter__()),
-            client_id="test",
-            connect_timeout_s=1,
-            request_timeout_s=1,
-        )
-        producer = Producer(routing, "orders", ProducerOptions(idempotent=False))
-        consumer = Consumer(routing, "orders", ConsumerOptions(start="earliest"))
-        await producer.__aenter__()
-        await consumer.__aenter__()
-        await anyio.sleep(0)
-        return producer, consumer
-
     async def use_one(producer: Producer, consumer: Consumer) -> None:
         with anyio.fail_after(5), pytest.raises(UsageError, match=r"the event loop .* has ended"):
             await use(producer, consumer)
@@ -219,3 +220,20 @@ def test_what_outlives_its_event_loop_says_so_and_keeps_nobody_waiting(
     opened = asyncio.run(open_both())
 
     asyncio.run(use_one(*opened))
+
+
+@pytest.mark.parametrize(
+    "use", [lambda consumer: consumer.next_record(), lambda consumer: consumer.next_batch()]
+)
+def test_a_consumer_that_another_thread_reads_from_says_so_and_keeps_nobody_waiting(
+    use: Callable[[Consumer], Awaitable[object]],
+) -> None:
+    async def read(consumer: Consumer) -> None:
+        with anyio.fail_after(5), pytest.raises(UsageError, match="opened in another event loop"):
+            await use(consumer)
+
+    async def open_here() -> None:
+        _, consumer = await open_both()
+        await anyio.to_thread.run_sync(asyncio.run, read(consumer))
+
+    asyncio.run(open_here())

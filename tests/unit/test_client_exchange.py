@@ -8,9 +8,16 @@ from contextlib import asynccontextmanager
 from unittest.mock import ANY
 
 import anyio
+import anyio.to_thread
 import pytest
 
-from logd.errors import ConnectionFailedError, ConnectionLostError, LogdError, RequestTimeoutError
+from logd.errors import (
+    ConnectionFailedError,
+    ConnectionLostError,
+    LogdError,
+    RequestTimeoutError,
+    UsageError,
+)
 from logd.types import Buffer, HostPort
 from logd.wire.frame import FLAG_RESPONSE, Frame, FrameDecoder, encode_message
 from logd.wire.messages import (
@@ -263,3 +270,20 @@ async def test_what_is_said_to_be_unsent_does_not_leave_afterwards() -> None:
         connection.flush()
 
         assert broker.taken == b""
+
+
+async def test_an_event_loop_of_another_thread_is_told_and_sends_nothing() -> None:
+    """It would wait there for ever: what wakes it is not for other threads."""
+    async with connected() as (connection, broker):
+        sent_before = len(broker.frames)
+
+        async def ask_elsewhere() -> None:
+            with pytest.raises(UsageError, match="opened in another event loop"):
+                await connection.request(
+                    KeepAliveRequest(group=1, sessions=[]), KeepAliveResponse, LONG_S
+                )
+
+        await anyio.to_thread.run_sync(anyio.run, ask_elsewhere)
+        await anyio.wait_all_tasks_blocked()
+
+        assert len(broker.frames) == sent_before

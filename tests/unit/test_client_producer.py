@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
 from typing import Any, cast
 
+import anyio.to_thread
 import pytest
 import trio
 import trio.testing
@@ -22,9 +24,10 @@ from logd.limits import BATCH_BYTES_MAX, KIB
 from logd.record.batch import TIMESTAMP_MS_MAX
 from logd.types import GroupId
 from logd_client.background import task_group
+from logd_client.coordination.fences import Fence
 from logd_client.delivery import Ack, Ticket
 from logd_client.partitioner import partition_for_key
-from logd_client.producer import BATCH_BYTES_DEFAULT, DELIVERY_TIMEOUT_MS_DEFAULT
+from logd_client.producer import BATCH_BYTES_DEFAULT, DELIVERY_TIMEOUT_MS_DEFAULT, Producer
 from tests.support.producing import Leader, opened
 
 
@@ -53,6 +56,35 @@ async def test_a_time_that_no_batch_can_hold_fails_alone(timestamp_ms: Any) -> N
         cluster.leaders[0].answer()
 
         assert (await other).offset == 0
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda producer: producer.append(b"value"),
+        lambda producer: producer.enqueue(b"value"),
+        lambda producer: producer.append_many([b"value"]),
+        lambda producer: anyio.to_thread.run_sync(producer.append_nowait, b"value"),
+        lambda producer: producer.raise_fence(Fence(1, 1)),
+        lambda producer: producer.flush(),
+        lambda producer: producer.aclose(),
+    ],
+)
+@in_virtual_time
+async def test_an_event_loop_of_another_thread_is_told_and_queues_nothing(
+    use: Callable[[Producer], Awaitable[object]],
+) -> None:
+    """It would wait there for ever: what wakes it is not for other threads."""
+    async with opened() as (cluster, producer):
+
+        async def use_it() -> None:
+            with pytest.raises(UsageError, match="opened in another event loop"):
+                await use(producer)
+
+        await trio.to_thread.run_sync(asyncio.run, use_it())
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert cluster.leaders[0].unanswered == []
 
 
 @pytest.mark.parametrize("expected_offset", ["0", 1.0, True, -1, 2**63])
