@@ -29,7 +29,7 @@ from logd.errors import (
     UnknownServerError,
     UsageError,
 )
-from logd.limits import FRAME_BYTES_MAX
+from logd.limits import FRAME_BYTES_MAX, ITEMS_PER_COMMAND_MAX
 from logd.record.batch import decode_batch
 from logd.record.header import Codec
 from logd.types import GroupId
@@ -40,9 +40,11 @@ from logd.wire.coordination import (
     CloseSession,
     ConfigureQueue,
     Done,
+    ItemsPut,
     Leave,
     Opened,
     OpenSession,
+    PutItems,
     QueueOptions,
     QueueStatistics,
     Refused,
@@ -989,3 +991,24 @@ async def test_who_changes_an_option_of_a_queue_says_which_and_what_all_were(
 
     assert changed == msgspec.structs.replace(before, backoff_ms=7)
     assert sent == [ConfigureQueue(queue="q", options=changed, changed=["backoff_ms"])]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("put_before", "may_have_applied"), [(0, False), (1, True)])
+async def test_of_many_items_whose_first_are_in_the_queue_nobody_says_that_none_are(
+    anyio_backend: object, put_before: int, may_have_applied: bool
+) -> None:
+    sent: list[PutItems] = []
+
+    async def call(namespace: str, command: PutItems, kind: object) -> ItemsPut:
+        if len(sent) == put_before:
+            raise QuotaExceededError("full")
+        sent.append(command)
+        return ItemsPut(revision=1, items=list(range(len(command.items))))
+
+    queue = Queue(cast("Sessions", SimpleNamespace(call=call)), parse_name("n/q"))
+
+    with pytest.raises(QuotaExceededError) as caught:
+        await queue.put_many([b"item"] * (ITEMS_PER_COMMAND_MAX + 1))
+
+    assert caught.value.may_have_applied == may_have_applied

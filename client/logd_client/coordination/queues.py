@@ -228,13 +228,19 @@ class Queue:
 
     async def put_many(self, items: Sequence[Item | bytes | str]) -> list[int]:
         """Put items; their ids in order.  Items of one call, up to
-        ``ITEMS_PER_COMMAND_MAX``, are put together or not at all.  Raises as ``put``."""
+        ``ITEMS_PER_COMMAND_MAX``, are put together or not at all.  Raises as ``put``: of more, the
+        first may be in the queue, and the error has ``may_have_applied`` then."""
         require_list("items", items)
         whole = [item if isinstance(item, Item) else make_item(item) for item in items]
         ids: list[int] = []
         for at in range(0, len(whole), ITEMS_PER_COMMAND_MAX):
             command = PutItems(queue=self.name.name, items=whole[at : at + ITEMS_PER_COMMAND_MAX])
-            put = await self._sessions.call(self.name.namespace, command, ItemsPut)
+            try:
+                put = await self._sessions.call(self.name.namespace, command, ItemsPut)
+            except LogdError as error:
+                # Only from the second on; then who puts all of them again puts the first twice.
+                error.may_have_applied |= bool(ids)
+                raise
             ids += put.items
         return ids
 
