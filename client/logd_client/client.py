@@ -91,7 +91,9 @@ def connect(
         clock: monotonic seconds; default: the event loop's, and for leases one that goes on while
             the machine is suspended.
         wall_clock_ms: milliseconds since 1970-01-01T00:00Z, for records' timestamps.
-        rng: for jitter and for spreading load.
+        rng: for jitter, for spreading load, and for the tokens by which the brokers tell sessions
+            apart: two clients that draw the same numbers would be given the same session, and
+            both of them hold what one was granted.  Default: one that no other is like.
 
     Raises, on entering:
         ConnectionFailedError: no broker could be reached within ``connect_timeout_ms``; names

@@ -278,10 +278,9 @@ async def test_an_event_loop_of_another_thread_is_told_and_sends_nothing() -> No
         sent_before = len(broker.frames)
 
         async def ask_elsewhere() -> None:
-            with pytest.raises(UsageError, match="opened in another event loop"):
-                await connection.request(
-                    KeepAliveRequest(group=1, sessions=[]), KeepAliveResponse, LONG_S
-                )
+            request = KeepAliveRequest(group=1, sessions=[])
+            with anyio.fail_after(5), pytest.raises(UsageError, match="in another event loop"):
+                await connection.request(request, KeepAliveResponse, LONG_S)
 
         await anyio.to_thread.run_sync(anyio.run, ask_elsewhere)
         await anyio.wait_all_tasks_blocked()
