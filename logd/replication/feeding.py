@@ -137,7 +137,13 @@ class Feeder:
     def send_on(self) -> None:
         """There may be room again for what was held back."""
         if not self._group.is_held and self._group.is_leader:
-            self.send()
+            self._send_between_steps()
+
+    def _send_between_steps(self) -> None:
+        """What is sent is sent again if it is never answered, also if no step follows that would
+        see to that: a group may be idle from now on."""
+        self.send()
+        self._host.set_deadline(self._group, self._core.deadline_ms)
 
     def send(self) -> None:
         """Send each follower what it may be sent now."""
@@ -233,7 +239,7 @@ class Feeder:
             ):
                 self._send_found(follower, found)
             # Also if the follower stands elsewhere by now: nothing was sent to it meanwhile.
-            self.send()
+            self._send_between_steps()
 
     def _send_found(self, follower: NodeId, found: list[memoryview]) -> None:
         if self._core.progress(follower).in_flight_bytes == 0:

@@ -910,6 +910,14 @@ SYSTEM_MUTANTS = (
         "            if False:  # It was not closed",
     ),
     Mutant(
+        "what is sent between two steps is not sent again",
+        "P1: every replica gets all that is committed",
+        "logd/replication/feeding.py",
+        "        self._host.set_deadline(self._group, self._core.deadline_ms)\n\n"
+        "    def send(self)",
+        "\n    def send(self)",
+    ),
+    Mutant(
         "a producer is used in the event loop of another thread",
         "P3: whoever waits is told",
         "client/logd_client/producer.py",

@@ -1488,3 +1488,28 @@ def test_a_leader_whose_disk_does_not_answer_leads_on_where_the_others_could_not
             assert replica.group.is_leader
 
     play(story)
+
+
+def test_what_a_follower_was_sent_from_a_file_is_sent_again_if_it_is_never_answered() -> None:
+    """It had no room for it, say.  Nothing else happens in the group that would see to that."""
+
+    async def story() -> None:
+        async with open_replica(tail_cache_bytes=0) as replica:
+            await replica.lead()
+            replica.group.post(PeerDown(THIRD))  # Or each probe of it would set things going.
+            replica.propose()
+            await a_while()
+            replica.files.is_cold = True
+            replica.slow_down(0.1)
+            replica.group.post(PeerConnected(SECOND))
+            replica.acknowledge(Offset(1))
+            await trio.sleep(0.5)
+            sent = [m for m in replica.sent(AppendRequest) if m.target == SECOND]
+            assert (sent[-1].start_offset, sent[-1].end_offset) == (1, 2)
+            replica.node.sent.clear()
+
+            await trio.sleep(5)
+
+            assert [m.target for m in replica.sent(AppendRequest)][:1] == [SECOND]
+
+    play(story)
