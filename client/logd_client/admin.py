@@ -268,7 +268,7 @@ class Admin:
         require_list("moves", moves)
         moves = list(moves)
         require_each("a move", moves, PlannedMoveInfo)
-        token = f"{self._routing.environment.rng.getrandbits(128):032x}"
+        token = f"{self._routing.environment.identities.getrandbits(128):032x}"
         response: StartPlanResponse | None = None
         for first in range(0, max(1, len(moves)), PLAN_MOVES_AT_ONCE):
             response = await self._routing.call_controller(

@@ -91,9 +91,9 @@ def connect(
         clock: monotonic seconds; default: the event loop's, and for leases one that goes on while
             the machine is suspended.
         wall_clock_ms: milliseconds since 1970-01-01T00:00Z, for records' timestamps.
-        rng: for jitter, for spreading load, and for the tokens by which the brokers tell sessions
-            apart: two clients that draw the same numbers would be given the same session, and
-            both of them hold what one was granted.  Default: one that no other is like.
+        rng: for jitter and for spreading load.  Only beside a ``transport``, in a world that is
+            simulated, also for the tokens by which the brokers tell sessions apart: two clients
+            that draw the same are one to them, and both hold what one was granted.
 
     Raises, on entering:
         ConnectionFailedError: no broker could be reached within ``connect_timeout_ms``; names
@@ -123,6 +123,7 @@ def connect(
             wall_clock_ms,
             rng or random.Random(),
             clock or lease_clock,
+            random.SystemRandom() if rng is None or transport is None else rng,
         )
         return Routing(
             addresses,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from logd_client.transport import Transport
@@ -44,3 +44,5 @@ class Environment:
     rng: random.Random
     lease_clock: Callable[[], float] = lease_clock
     """Monotonic seconds that go on while the machine is suspended."""
+    identities: random.Random = field(default_factory=random.SystemRandom)
+    """What no other client may draw as well comes from here: sessions are told apart by it."""

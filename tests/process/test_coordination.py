@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
@@ -104,6 +105,19 @@ async def test_protecting_a_topic_shuts_out_whoever_held_it_before(
                 # Records without a fence, and with the new one, share no batch with the refused.
                 await producer.append(b"new", fence=lease)
                 await producer.append(b"unfenced")
+
+
+async def test_clients_that_draw_the_same_numbers_are_two_all_the_same(
+    cluster: LocalCluster, anyio_backend: object
+) -> None:
+    """As one session they would both hold what one was granted."""
+    name = fresh("lock")
+    async with (
+        connect(cluster.bootstrap, rng=random.Random(1)) as one,
+        connect(cluster.bootstrap, rng=random.Random(1)) as other,
+        one.lock(name),
+    ):
+        assert await other.lock(name).try_acquire() is None
 
 
 async def test_partitions_that_were_added_before_a_lock_was_granted_are_protected_too(

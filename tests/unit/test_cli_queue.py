@@ -39,7 +39,7 @@ def claim_of(payload: bytes) -> Claim:
 
 def test_by_claim_results_are_acknowledged_in_the_session_that_queue_claim_left() -> None:
     class Calls:
-        environment = SimpleNamespace(wall_clock_ms=lambda: 10**12, rng=random.Random(1))
+        environment = SimpleNamespace(wall_clock_ms=lambda: 10**12, identities=random.Random(1))
         routing = SimpleNamespace(environment=environment)
 
         def lease_clock(self) -> float:

@@ -585,7 +585,7 @@ class HangingCalls(PlayedCalls):
     def __init__(self, tasks: TaskGroup) -> None:
         super().__init__()
         self.routing = self.environment = self
-        self.rng = random.Random(0)
+        self.rng = self.identities = random.Random(0)
         self.tasks = tasks
         self.answers = anyio.Event()
         self.done: list[object] = []

@@ -49,7 +49,7 @@ class Group:
         Leaving leaves the group; cancelled too.
         """
         if member is None:
-            member = self._sessions.calls.routing.environment.rng.randbytes(8).hex()
+            member = self._sessions.calls.routing.environment.identities.randbytes(8).hex()
         return Membership(
             self._sessions,
             self._name,

@@ -130,16 +130,16 @@ class Sessions:
         session = Session(self.calls, namespace, group, opened)
         environment = self._routing.environment
         if owner_is_gone:
-            session.adopt(*adopters_place(environment.wall_clock_ms(), environment.rng))
+            session.adopt(*adopters_place(environment.wall_clock_ms(), environment.identities))
         else:
-            session.adopt(environment.rng.randrange(ADOPTED_LOWEST, 2**62), 0)
+            session.adopt(environment.identities.randrange(ADOPTED_LOWEST, 2**62), 0)
         session.start(self.calls.lease_clock())
         return session
 
     async def _open(self, namespace: str, ttl_ms: int) -> Session:
         if self._is_closed:
             raise UsageError("the client is closed: make another one with connect(...)")
-        token = self._routing.environment.rng.randbytes(16)
+        token = self._routing.environment.identities.randbytes(16)
         sent_at: list[float] = []
         command = OpenSession(token=token, ttl_ms=ttl_ms, client=self._client_id)
 
