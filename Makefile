@@ -26,7 +26,8 @@ help:
 	@echo "make check   lint, types, import contracts and tests: what CI runs"
 	@echo "make sim     SEEDS=200 simulated clusters under faults; SEED=n replays one,"
 	@echo "             with FAULTS=3,7,9 only those, with MESSAGES=1 what brokers say;"
-	@echo "             COORDINATING=1 only seeds whose clients take locks, write keys and work on queues"
+	@echo "             COORDINATING=1 only seeds whose clients take locks, write keys and work on queues;"
+	@echo "             COMPACTING=1 only seeds with a compacted topic"
 	@echo "make soak    MINUTES=20 of faults on real brokers under load, nothing lost"
 	@echo "make fuzz    MINUTES=20 looking for bytes that break a decoder; TARGET=name only one"
 	@echo "make mutants deliberate breakages, each killed by tests or simulator; EVERY=n for every n-th,"
@@ -67,7 +68,7 @@ demo: setup
 sim: setup
 	$(BIN)/python -m tests.sim --seeds $(SEEDS) $(if $(SEED),--seed $(SEED)) \
 		$(if $(FAULTS),--faults $(FAULTS)) $(if $(MESSAGES),--messages) \
-		$(if $(COORDINATING),--coordinating)
+		$(if $(COORDINATING),--coordinating) $(if $(COMPACTING),--compacting)
 
 browser: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \

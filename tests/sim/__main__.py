@@ -34,8 +34,9 @@ SHOWN = (
     "peer_down", "host_vanished", "process_killed", "power_cut", "killed", "paused", "links_cut",
     "disk_refused", "disk_filled", "bit_rotted", "group_failed", "ended_by_itself",
     "partition_damaged", "damage_found", "damage_repaired", "leader_moved", "made_topic",
-    "log_trimmed", "snapshot_installed", "configuration_changed", "move_begun", "move_finished",
-    "broker_removed", "coordination_served", "coordination_trimmed", "lock_granted",
+    "log_trimmed", "log_compacted", "compaction_failed", "snapshot_installed",
+    "configuration_changed", "move_begun", "move_finished", "broker_removed",
+    "coordination_served", "coordination_trimmed", "lock_granted",
     "protected_append", "item_completed", "granted", "key_changed", "claim_completed",
     "item_handled", "user_paused", "session_expired", "restarted_with_possible_loss",
 )  # fmt: skip
@@ -49,6 +50,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument(
         "--coordinating", action="store_true", help="only seeds whose clients coordinate"
+    )
+    parser.add_argument(
+        "--compacting", action="store_true", help="only seeds with a compacted topic"
     )
     parser.add_argument("--seed", type=int, help="replay this one, with its whole timeline")
     parser.add_argument("--faults", help="replay with these faults only, by number: 3,7,9 or none")
@@ -66,7 +70,8 @@ def main() -> int:
     fitting = (
         seed
         for seed in itertools.count(options.first)
-        if not options.coordinating or Settings.draw(seed).coordinates
+        if (not options.coordinating or Settings.draw(seed).coordinates)
+        and (not options.compacting or Settings.draw(seed).compaction)
     )
     seeds = list(itertools.islice(fitting, options.seeds))
     failed: list[Verdict] = []

@@ -3,17 +3,28 @@
 Below the commit offset all replicas hold the same bytes, which are read out of the simulated
 files with the tools that operators have; all brokers that have joined have applied the whole
 metadata log, and have the same picture of the cluster.
+
+Where a log is compacted, replicas hold the same of each batch that several of them hold, as far
+as they hold it; and at any time, what deletes a key is gone nowhere while anything that it deletes
+is left anywhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 from logd.errors import LogdError
+from logd.limits import MIB
 from logd.raft.messages import Configuration
+from logd.record.batch import decode_batch
+from logd.record.header import BatchHeader, decode_header
+from logd.replication.group import Group
 from logd.storage.offline import SegmentWalk, check_chain, find_segments
 from logd.types import GroupId, Offset
 from tests.sim.cluster import DATA_DIR, SimCluster, SimNode
+from tests.sim.history import Append, History, Outcome
 
 
 def check_metadata(cluster: SimCluster) -> list[str]:
@@ -49,7 +60,7 @@ def check_members(cluster: SimCluster) -> list[str]:
     return wrong
 
 
-def check_replicas(cluster: SimCluster) -> list[str]:
+def check_replicas(cluster: SimCluster, compacted: GroupId | None = None) -> list[str]:
     """Replicas' files are equal below the commit offset, and each is a log."""
     wrong: list[str] = []
     holders: dict[GroupId, list[SimNode]] = defaultdict(list)
@@ -57,14 +68,15 @@ def check_replicas(cluster: SimCluster) -> list[str]:
         for group in node.groups:
             holders[group].append(node)
     for group, nodes in holders.items():
-        known: dict[int, tuple[str, bytes]] = {}
+        known: dict[object, tuple[str, object]] = {}
         for node in nodes:
             try:
-                batches = _committed_batches(node, group)
+                held = _committed_batches(node, group)
             except LogdError as error:
                 wrong.append(f"{node.host}, group {group}: {error}")
                 continue
-            for offset, batch in batches.items():
+            parts = _what_stays(held.values()) if group == compacted else held.items()
+            for offset, batch in parts:
                 host, other = known.setdefault(offset, (node.host, batch))
                 if other != batch:
                     wrong.append(f"group {group}: {host} and {node.host} differ at {offset}")
@@ -95,3 +107,99 @@ def _committed_batches(node: SimNode, group: GroupId) -> dict[int, bytes]:
         if walk.end_offset < commit_offset and segment.is_active:
             raise LogdError(f"ends at {walk.end_offset}, below its commit offset {commit_offset}")
     return batches
+
+
+# --- compacted logs ---------------------------------------------------------------------------
+
+
+def _what_stays(batches: Iterable[bytes]) -> Iterator[tuple[object, object]]:
+    """What is the same wherever it is held: of batches what producers' state rests on, and of
+    records everything."""
+    for batch in batches:
+        header = decode_header(batch)
+        if header.is_gap:
+            continue
+        yield header.base_offset, (header.end_offset, header.term, header.append_time_ms)
+        yield (
+            ("producer", header.base_offset),
+            (header.producer_id, header.producer_epoch, header.base_sequence),
+        )
+        if _has_records(header):
+            held = decode_batch(batch)
+            rows = zip(held.keys, held.values, held.headers, held.timestamps_ms, strict=True)
+            yield from zip((("record", offset) for offset in held.offsets), rows, strict=True)
+
+
+def _has_records(header: BatchHeader) -> bool:
+    return bool(header.record_count) and not header.is_control
+
+
+class KeyWatch:
+    """Whether what was deleted can come back, in one compacted group."""
+
+    def __init__(self, cluster: SimCluster, group: GroupId) -> None:
+        self.group = group
+        self._cluster = cluster
+
+    def wrong(self, history: History) -> list[str]:
+        """Each key whose tombstone is gone from one replica while another one holds what it
+        deletes."""
+        leader = self._cluster.leader_of(self.group)
+        if leader is None:
+            return []
+        members = leader.groups[self.group].configuration.members
+        replicas: list[_HeldKeys] = []
+        for node in self._cluster.alive():
+            if node.node in members and self.group in node.groups:
+                with node.files.trouble_suspended():  # It is the test that looks.
+                    replicas.append(_HeldKeys(node.host, node.groups[self.group]))
+        wrong: list[str] = []
+        for key, offset in _deleted(history).items():
+            gone = [replica.host for replica in replicas if replica.is_rid_of(key, offset)]
+            left = [replica.host for replica in replicas if replica.has_before(key, offset)]
+            if gone and left:
+                wrong.append(f"{key!r} was deleted at {offset}: {gone} forgot that, {left} has it")
+        return wrong
+
+
+def _deleted(history: History) -> dict[bytes, int]:
+    """Key → where it was deleted, as far as the last that was acknowledged deletes it."""
+    last: dict[bytes, Append] = {}
+    for append in history.appends:
+        if append.key is not None and append.outcome is Outcome.ACKNOWLEDGED:
+            before = last.get(append.key)
+            if before is None or before.offset < append.offset:
+                last[append.key] = append
+    return {key: append.offset for key, append in last.items() if append.deletes}
+
+
+class _HeldKeys:
+    """The keys in the committed part of one replica's log, as it stands."""
+
+    def __init__(self, host: str, group: Group) -> None:
+        self.host = host
+        log = group.log
+        self._start, self._end = log.start_offset, log.start_offset
+        self._offsets: dict[bytes | None, list[int]] = defaultdict(list)
+        if group.failure is not None or group.commit_offset <= log.start_offset:
+            return
+        with contextlib.suppress(LogdError):  # Damaged: it is seen as far as it can be read.
+            while found := log.read(self._end, group.commit_offset, MIB, cached_only=False):
+                for batch in found:
+                    self._take(batch)
+
+    def _take(self, batch: memoryview) -> None:
+        header = decode_header(batch)
+        self._end = header.end_offset
+        if _has_records(header):
+            held = decode_batch(batch, header)
+            for key, offset in zip(held.keys, held.offsets, strict=True):
+                self._offsets[key].append(offset)
+
+    def is_rid_of(self, key: bytes, offset: int) -> bool:
+        """Nothing is left of what the key was at ``offset``, nor of what came later."""
+        is_covered = self._start <= offset < self._end
+        return is_covered and not any(held >= offset for held in self._offsets[key])
+
+    def has_before(self, key: bytes, offset: int) -> bool:
+        return any(held < offset for held in self._offsets[key])

@@ -18,8 +18,10 @@ from typing import Final, TypeVar
 import outcome
 import trio
 
-from logd.env import ApartWork, File, FileSystem
+from logd.env import ApartWork, File
+from tests.sim.apart import ApartProcess
 from tests.sim.clock import current_clock
+from tests.sim.files import SimulatedFileSystem
 from tests.sim.incarnation import Incarnation
 from tests.sim.network import SimHostNetwork, SimNetwork
 
@@ -65,7 +67,7 @@ class SimEnv:
         seed: int | str,
         incarnation: Incarnation,
         network: SimNetwork,
-        files: FileSystem,
+        files: SimulatedFileSystem,
         boot_id: str,
         blocking: BlockingConditions | None = None,
         clock_skew_ms: int = 0,
@@ -95,7 +97,7 @@ class SimEnv:
         return self._network
 
     @property
-    def files(self) -> FileSystem:
+    def files(self) -> SimulatedFileSystem:
         return self._files
 
     @property
@@ -144,8 +146,15 @@ class SimEnv:
         await self.run_blocking(file.sync)
 
     async def run_apart(self, work: ApartWork, request: bytes) -> bytes:
-        """As ``Env.run_apart``: a call like another, on the same disk, that never has to wait."""
-        return await self.run_blocking(lambda: work(self._files, request, lambda seconds: None))
+        """As ``Env.run_apart``, on the same disk: whenever the work waits, time passes, as long as
+        a blocking call takes at least.  Cancelled, and in a crash, it is ended where it waits."""
+        process = ApartProcess(self._files, work, request)
+        try:
+            while (pause_s := await self.run_blocking(process.go_on)) is not None:
+                await trio.sleep(pause_s)
+            return process.answer()
+        finally:
+            process.end()
 
     def crash(self, *, vanish: bool | None = None) -> None:
         """End this life: handles refuse, sockets die (``SimNetwork.crash``), blocking calls

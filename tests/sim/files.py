@@ -520,6 +520,19 @@ class SimulatedFileSystem:
             self.on_operation = refused
 
     @contextmanager
+    def killing(self) -> Iterator[None]:
+        """For the length of the block whoever wants anything done is dead."""
+
+        def stop(_operation: str, _path: str) -> None:
+            raise EndOfLifeError
+
+        refused, self.on_operation = self.on_operation, stop
+        try:
+            yield
+        finally:
+            self.on_operation = refused
+
+    @contextmanager
     def failing_after(self, operations: int) -> Iterator[None]:
         """For the length of the block only so many operations are carried out, and then none."""
         left = operations

@@ -12,7 +12,10 @@ are unique in a run, so each record read points to the one append that made it.
 - a consumer reads forward and leaves nothing out;
 - an append that began after another was acknowledged lies behind it;
 - a conditional append lies where no record was at or above the offset it expected, so that
-  each expected offset has at most one winner; and it is refused only if there was one.
+  each expected offset has at most one winner; and it is refused only if there was one;
+- where a log is compacted, a record is left out only if its key got a later one before, or if
+  it is a tombstone that has been there for as long as promised, and for as long as whoever leaves
+  it out has known anything of the key.
 
 Offsets need not be dense: control batches take some.  What a reader left out is therefore
 judged by the offsets at which somebody knows a record to be.
@@ -21,8 +24,9 @@ judged by the offsets at which somebody knows a record to be.
 from __future__ import annotations
 
 import bisect
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, NewType
@@ -53,6 +57,13 @@ class Append:
     expected_offset: int | None = None
     """Append only if no record lies at or above it."""
 
+    key: bytes | None = None
+    """If there is one, the log is compacted: a later record of the key replaces this one."""
+
+    deletes: bool = False
+    """It is a tombstone."""
+
+    begun_s: float = 0.0
     outcome: Outcome = Outcome.UNKNOWN
     offset: int = -1
     refused_before: int | None = None
@@ -64,6 +75,7 @@ class Read(NamedTuple):
 
     offset: int
     value: bytes
+    at_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -77,6 +89,7 @@ class Scan:
     """Nothing at or above it may be left out; None: until the first record, anything may."""
 
     reads: list[Read] = field(default_factory=list)
+    begun_s: float = 0.0
 
 
 class Rule(Enum):
@@ -107,12 +120,16 @@ class Violation(NamedTuple):
 class History:
     """Collects what the clients of one run did and saw, in the order of virtual time."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = lambda: 0.0) -> None:
+        self.tombstones_last_s = 0.0
+        """So long at least, as far as clocks can be trusted."""
         self.appends: list[Append] = []
         self.consumed: list[Scan] = []
         self.final: list[Scan] = []
         self._open_scans: dict[tuple[str, TopicPartition], Scan] = {}
         self._acknowledged_last: dict[TopicPartition, int] = {}
+        self._ids: dict[bytes, AppendId] = {}
+        self._now = now
 
     # --- appends --------------------------------------------------------------------------
 
@@ -123,11 +140,31 @@ class History:
         value: bytes,
         *,
         expected_offset: int | None = None,
+        key: bytes | None = None,
+        deletes: bool = False,
     ) -> AppendId:
         """An append begins.  ``value`` must be unique in the run."""
+        assert value not in self._ids, "values must be unique in a run"
         floor = self.acknowledged_last(partition)
-        self.appends.append(Append(client, partition, value, floor, expected_offset))
-        return AppendId(len(self.appends) - 1)
+        append_id = self._ids[value] = AppendId(len(self.appends))
+        self.appends.append(
+            Append(
+                client,
+                partition,
+                value,
+                floor,
+                expected_offset,
+                key=key,
+                deletes=deletes,
+                begun_s=self._now(),
+            )
+        )
+        return append_id
+
+    def append_of(self, value: bytes) -> Append | None:
+        """Who made it; None if nobody did."""
+        append_id = self._ids.get(value)
+        return None if append_id is None else self.appends[append_id]
 
     def acknowledge(self, append_id: AppendId, offset: int) -> None:
         """It was committed at ``offset``, says the broker."""
@@ -160,7 +197,7 @@ class History:
 
     def seek(self, consumer: str, partition: TopicPartition, position: int | None) -> None:
         """The consumer goes on from ``position``; None if it cannot tell (the end)."""
-        scan = Scan(consumer, partition, position)
+        scan = Scan(consumer, partition, position, begun_s=self._now())
         self.consumed.append(scan)
         self._open_scans[consumer, partition] = scan
 
@@ -168,7 +205,7 @@ class History:
         """The consumer was given a record."""
         if (consumer, partition) not in self._open_scans:
             self.seek(consumer, partition, None)
-        self._open_scans[consumer, partition].reads.append(Read(offset, value))
+        self._open_scans[consumer, partition].reads.append(Read(offset, value, self._now()))
 
     def read_finally(
         self,
@@ -179,7 +216,9 @@ class History:
         log_start: int = 0,
     ) -> None:
         """The node's copy, from its log start to the commit offset, after all has healed."""
-        scan = Scan(node, partition, log_start, [Read(*record) for record in records])
+        now_s = self._now()
+        reads = [Read(offset, value, now_s) for offset, value in records]
+        scan = Scan(node, partition, log_start, reads, begun_s=now_s)
         self.final.append(scan)
 
     def count(self, outcome: Outcome) -> int:
@@ -194,7 +233,6 @@ def check_history(history: History) -> list[Violation]:
     for scan in (*history.consumed, *history.final):
         partitions[scan.partition] = None
     makers = {append.value: append for append in history.appends}
-    assert len(makers) == len(history.appends), "values must be unique in a run"
     return [
         violation
         for partition in partitions
@@ -224,7 +262,7 @@ class _PartitionCheck:
                 append.value, f"acknowledged to {append.client}"
             )
         for scan in (*self._consumed, *self._final):
-            for offset, value in scan.reads:
+            for offset, value, _ in scan.reads:
                 self._seen_at[value].setdefault(offset, scan.reader)
                 self._values_at[offset].setdefault(value, scan.reader)
         self._known_offsets = sorted(self._values_at)
@@ -234,6 +272,22 @@ class _PartitionCheck:
             for append in history.appends
             if append.partition == partition and append.expected_offset is not None
         ]
+        self._tombstones_last_s = history.tombstones_last_s
+        self._of_key: dict[bytes, list[tuple[int, float]]] = defaultdict(list)
+        """Key → offset and beginning of each record that somebody knows of, in order."""
+        for offset in self._known_offsets:
+            for value in self._values_at[offset]:
+                maker = makers.get(value)
+                if maker is not None and maker.key is not None:
+                    self._of_key[maker.key].append((offset, maker.begun_s))
+        self._perhaps_deleted = {
+            append.key: append.begun_s
+            for append in reversed(history.appends)
+            if append.deletes
+            and append.outcome is Outcome.UNKNOWN
+            and append.value not in self._seen_at
+        }
+        """Key → when a tombstone was begun of which nobody knows whether it is in the log."""
         self._found: list[Violation] = []
 
     def violations(self) -> list[Violation]:
@@ -326,7 +380,7 @@ class _PartitionCheck:
     def _check_order(self, scan: Scan) -> None:
         """Offsets rise, from the start of the scan on."""
         before = -1 if scan.start is None else scan.start - 1
-        for offset, value in scan.reads:
+        for offset, value, _ in scan.reads:
             if offset <= before:
                 self._add(
                     Rule.BACKWARDS,
@@ -339,14 +393,16 @@ class _PartitionCheck:
         position = scan.start
         for read in scan.reads:
             if position is not None:
-                self._check_gap(scan, position, read.offset)
+                self._check_gap(scan, position, read)
             position = read.offset + 1 if position is None else max(position, read.offset + 1)
 
-    def _check_gap(self, scan: Scan, start: int, end: int) -> None:
+    def _check_gap(self, scan: Scan, start: int, read: Read) -> None:
         known = self._known_offsets
         first = bisect.bisect_left(known, start)
-        for offset in known[first : bisect.bisect_left(known, end, lo=first)]:
+        for offset in known[first : bisect.bisect_left(known, read.offset, lo=first)]:
             for value in self._values_at[offset]:
+                if self._may_be_gone(scan, offset, value, read.at_s):
+                    continue
                 rule = Rule.SKIPPED if value in self._seen_at else Rule.LOST
                 self._add(rule, f"{scan.reader} passed {value!r} at {offset}")
 
@@ -357,6 +413,34 @@ class _PartitionCheck:
         acknowledged = {append.value for append in self._acknowledged}
         for offset in self._known_offsets[bisect.bisect_left(self._known_offsets, scan.start) :]:
             for value, reader in self._values_at[offset].items():
-                if value not in present:
+                if value not in present and not self._may_be_gone(
+                    scan, offset, value, scan.begun_s
+                ):
                     why = "acknowledged" if value in acknowledged else f"seen by {reader}"
                     self._add(Rule.LOST, f"{scan.reader} lacks {value!r} at {offset}, {why}")
+
+    # --- compacted logs -------------------------------------------------------------------
+
+    def _may_be_gone(self, scan: Scan, offset: int, value: bytes, at_s: float) -> bool:
+        """Whether a scan that is beyond a record by then may not have been given it."""
+        append = self._makers.get(value)
+        if append is None or append.key is None:
+            return False
+        records = self._of_key[append.key]
+        if any(later > offset and begun_s <= at_s for later, begun_s in records):
+            return True
+        if self._perhaps_deleted.get(append.key, math.inf) <= at_s:
+            return True
+        return append.deletes and not self._is_needed(scan, offset, append, at_s)
+
+    def _is_needed(self, scan: Scan, offset: int, tombstone: Append, at_s: float) -> bool:
+        """Whether it is too early for the tombstone to be gone, at least for who knows its key."""
+        lasts_s = self._tombstones_last_s
+        if at_s < tombstone.begun_s + lasts_s:
+            return True
+        has_key = any(
+            read.offset < offset and self._makers[read.value].key == tombstone.key
+            for read in scan.reads
+            if read.value in self._makers
+        )
+        return has_key and at_s < scan.begun_s + lasts_s

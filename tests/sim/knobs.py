@@ -19,7 +19,8 @@ from logd.broker import metadata_service, partitions, server, subscriptions
 from logd.broker.coordination import commands, kept_state, partition
 from logd.limits import KIB
 from logd.raft.options import RaftOptions
-from logd.replication import answering, feeding, group, repairer, shipping
+from logd.replication import answering, compacting, feeding, group, repairer, shipping
+from logd.storage import compaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,8 @@ class Knobs:
                 "PIECE_BYTES",
                 min(self.fetch_bytes, metadata_service.PIECE_BYTES),
             ),
+            # Time passes, and whatever happens happens, in the middle of a compaction.
+            (compaction, "_PAUSE_BYTES", 4 * KIB),
             (repairer, "SCRUB_PIECE_BYTES", self.scrub_piece_bytes),
             (metadata_service, "COMMANDS_PER_SNAPSHOT", self.commands_per_snapshot),
             (shipping, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),
@@ -99,6 +102,9 @@ class Knobs:
             (partition, "FETCH_BYTES_MAX", self.fetch_bytes),
             (commands, "COORDINATION_ENTRIES_PER_BATCH_MAX", self.entries_at_once),
         ]
+        if self.scrub_piece_bytes < repairer.SCRUB_PIECE_BYTES:
+            # As above.  So few keys at a time that it takes several compactions.
+            replaced.append((compacting, "COMPACTION_KEYS_MAX", 5))
         if self.delivery_bytes == 1:
             # Not a draw of its own, which would move all others.  A test may have set it.
             replaced.append((server, "CLIENTS_SEND_BYTES_MAX", 4 * KIB))

@@ -19,7 +19,7 @@ from logd.errors import LogdError, NotAReplicaError, TopicExistsError
 from logd.types import GroupId, TopicPartition
 from logd.wire.messages import PartitionInfo, TopicInfo
 from logd_client import Client
-from tests.sim.checks import check_members, check_metadata, check_replicas
+from tests.sim.checks import KeyWatch, check_members, check_metadata, check_replicas
 from tests.sim.cluster import SimCluster, open_cluster
 from tests.sim.coordination_workload import (
     NAMESPACE,
@@ -28,6 +28,7 @@ from tests.sim.coordination_workload import (
 )
 from tests.sim.faults import Fault, Trouble, plan_faults
 from tests.sim.history import Outcome, check_history
+from tests.sim.keyed_workload import KEYED_TOPIC, name_of
 from tests.sim.library_workload import NAMESPACE as LIBRARY_NAMESPACE
 from tests.sim.library_workload import LibraryWorkload
 from tests.sim.messages import show_messages
@@ -36,6 +37,7 @@ from tests.sim.trace import Trace
 from tests.sim.workload import CONDITIONAL_TOPIC, TOPIC, Workload
 
 LOOK_AROUND_S = 2.0
+LOOK_AT_KEYS_S = 1.0
 HEAL_S = 60.0
 """Virtual time within which a healed cluster must have done whatever is asked of it."""
 
@@ -120,6 +122,7 @@ class _Run:
         self._settings = settings
         self._faults = faults
         self._library = LibraryWorkload(cluster, self.workload)
+        self._keys: KeyWatch | None = None
 
     async def play(self) -> None:
         workload = self.workload
@@ -134,6 +137,8 @@ class _Run:
             trouble = Trouble(self._cluster, groups)
             async with trio.open_nursery() as readers:
                 readers.start_soon(_look_around, admin)
+                if self._keys is not None:
+                    readers.start_soon(self._watch_keys, self._keys)
                 await workload.read(readers, partitions[0].replicas)
                 async with trio.open_nursery() as writers:
                     await workload.write(writers)
@@ -163,6 +168,12 @@ class _Run:
                 readers.cancel_scope.cancel()
             await self._check_brokers()
 
+    async def _watch_keys(self, keys: KeyWatch) -> None:
+        """Whatever is wrong with what is deleted may be right again a moment later."""
+        while True:
+            self.wrong += keys.wrong(self.workload.history)
+            await trio.sleep(LOOK_AT_KEYS_S)
+
     async def _end_coordination(self, coordination: CoordinationWorkload, admin: Client) -> None:
         with self._in_time("finish what coordination left"):
             if self._settings.library_users:
@@ -177,7 +188,7 @@ class _Run:
 
         def differing() -> list[str]:
             return (
-                check_replicas(self._cluster)
+                check_replicas(self._cluster, None if self._keys is None else self._keys.group)
                 + check_metadata(self._cluster)
                 + check_members(self._cluster)
             )
@@ -205,20 +216,27 @@ class _Run:
             topics = {TOPIC: self._settings.partitions}
             if self._settings.conditional_writers:
                 topics[CONDITIONAL_TOPIC] = 1
+            if self._settings.compaction:
+                topics[KEYED_TOPIC] = 1
             made = [
                 await _create(
                     admin,
                     name,
                     partitions=count,
                     replicas=min(3, brokers),
-                    config=self._config() if name == TOPIC else {},
+                    config=self._config(name),
                 )
                 for name, count in topics.items()
             ]
         if self._settings.durability == "replicated":
             self._cluster.memory_groups = tuple(
-                GroupId(partition.group) for partition in made[0].partitions
+                GroupId(partition.group)
+                for topic in made
+                if topic.name != CONDITIONAL_TOPIC
+                for partition in topic.partitions
             )
+        if self._settings.compaction:
+            self._keys = KeyWatch(self._cluster, GroupId(made[-1].partitions[0].group))
         for number in range(round(brokers * self._settings.cold_share)):
             self._cluster.nodes[list(self._cluster.nodes)[number]].files.is_cold = True
         return [partition for topic in made for partition in topic.partitions]
@@ -250,8 +268,12 @@ class _Run:
                                 break
         return values
 
-    def _config(self) -> dict[str, str]:
-        return {**dict(self._settings.retention), "durability": self._settings.durability}
+    def _config(self, topic: str) -> dict[str, str]:
+        settings = self._settings
+        if topic == CONDITIONAL_TOPIC:
+            return {}
+        options = settings.retention if topic == TOPIC else settings.compaction
+        return {**dict(options), "durability": settings.durability}
 
     async def _read_finally(self, client: Client) -> dict[TopicPartition, int]:
         """Read every replica, from the node itself, up to what the leader has committed.
@@ -283,8 +305,7 @@ class _Run:
             if node in topic.partitions[where.partition].replicas:
                 raise
             return
-        may_be_trimmed = where.topic == TOPIC and self._settings.retention
-        if held.log_start and not may_be_trimmed:
+        if held.log_start and not self.workload.is_trimmed(where.topic):
             self.wrong.append(f"node {node} has let go of {where} below {held.log_start}")
         kept = [record for record in records if record[0] >= held.log_start]
         self.workload.history.read_finally(f"node{node}", where, kept, log_start=held.log_start)
@@ -298,14 +319,17 @@ class _Run:
             start="earliest",
             partitions=[where.partition],
             from_replica=node,
-            on_trimmed="earliest" if self._settings.retention else "raise",
+            on_trimmed="earliest" if self.workload.is_trimmed(where.topic) else "raise",
         ) as consumer:
             while (consumer.position(where.partition) or 0) < end:
                 with trio.move_on_after(0.5):
                     async for batch in consumer.batches():
+                        values: Sequence[bytes | None] = batch.values
+                        if where.topic == KEYED_TOPIC:
+                            values = list(map(name_of, batch.headers))
                         records += [
                             (offset, value or b"")
-                            for offset, value in zip(batch.offsets, batch.values, strict=True)
+                            for offset, value in zip(batch.offsets, values, strict=True)
                         ]
                         if (consumer.position(where.partition) or 0) >= end:
                             break

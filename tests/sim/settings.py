@@ -7,7 +7,7 @@ network that is always punctual hides bugs, and so does one in which everything 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from logd.limits import KIB
 from tests.sim.cluster import ClusterSettings
@@ -18,6 +18,9 @@ from tests.sim.network import NetworkConditions
 
 FAULT_SHARE = 0.4
 """Of all kinds of fault, so many are possible in one seed."""
+
+COMPACTED_SHARE = 0.4
+"""Of all seeds, so many have a topic that is compacted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +55,19 @@ class Settings:
     """So many are made quickly: from then on faults and elections are worth more."""
     durability: str = "synced"
     """Of that topic.  While a majority keeps its memory, ``replicated`` loses as little."""
+    compaction: tuple[tuple[str, str], ...] = ()
+    """Options of another topic, whose records have keys; empty: there is none."""
 
     @property
     def has_moves(self) -> bool:
         """Replicas do not stay where they were made."""
         return "move" in self.faults
+
+    @property
+    def has_good_clocks(self) -> bool:
+        """All wall clocks say the same."""
+        rates = self.cluster.clock_rates
+        return "clock_jump" not in self.faults and all(rate == 1.0 for rate in rates)
 
     @property
     def coordinates(self) -> bool:
@@ -70,7 +81,7 @@ class Settings:
         kinds = [
             kind for kind in FAULTS if kind not in OF_MEMBERS and chance.random() < FAULT_SHARE
         ] or ["kill"]
-        return cls(
+        drawn = cls(
             cluster=ClusterSettings(
                 brokers=brokers,
                 segment_bytes=chance.choice([5, 16, 64]) * KIB,
@@ -104,7 +115,9 @@ class Settings:
             **_who_coordinates(seed, chance.choice([0, 0, 0, 0, 3])),
             durability=chance.choice(["synced", "synced", "replicated"]),
             appends=chance.choice([150, 510, 510, 510]),
+            compaction=_compaction(seed),
         )
+        return _with_clocks_for_tombstones(seed, drawn)
 
 
 def _who_coordinates(seed: int, count: int) -> dict[str, int]:
@@ -114,6 +127,31 @@ def _who_coordinates(seed: int, count: int) -> dict[str, int]:
         "coordinators": 0 if use_library else count,
         "library_users": min(count, 2) if use_library else 0,
     }
+
+
+def _compaction(seed: int) -> tuple[tuple[str, str], ...]:
+    """A generator of its own, as for members."""
+    chance = random.Random(f"{seed}:compaction")
+    if chance.random() >= COMPACTED_SHARE:
+        return ()
+    options = [
+        ("cleanup", "compact"),
+        ("segment_ms", chance.choice(["1s", "3s"])),
+        ("tombstone_ms", chance.choice(["1s", "4s", "10s"])),
+    ]
+    if chance.random() < 0.2:
+        kept = chance.choice([("retention_bytes", "64KiB"), ("retention_ms", "8s")])
+        options = [("cleanup", "compact,delete"), kept, *options[1:]]
+    return tuple(options)
+
+
+def _with_clocks_for_tombstones(seed: int, settings: Settings) -> Settings:
+    """How long tombstones stay can be told only where clocks agree: in half of these seeds."""
+    if not settings.compaction or random.Random(f"{seed}:clocks").random() < 0.5:
+        return settings
+    faults = {kind: weight for kind, weight in settings.faults.items() if kind != "clock_jump"}
+    cluster = replace(settings.cluster, clock_rates=())
+    return replace(settings, faults=faults or {"kill": 1}, cluster=cluster)
 
 
 def _of_members(seed: int) -> dict[str, int]:

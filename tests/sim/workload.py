@@ -23,13 +23,16 @@ from logd.errors import (
     UnexpectedOffsetError,
     UnknownTopicError,
 )
+from logd.metadata.topic_config import parse_options
 from logd.types import TopicPartition
 from logd_client import Client, Producer
 from logd_client.delivery import AckRange
 from logd_client.partitioner import partition_for_key
+from logd_client.records import Record
 from tests.sim import stories
 from tests.sim.cluster import SimCluster
 from tests.sim.history import AppendId, History
+from tests.sim.keyed_workload import KEYED_TOPIC, NAME, PROGRESS_KEY, KeyedWorkload
 from tests.sim.settings import Settings
 
 TOPIC = "t"
@@ -40,6 +43,7 @@ SLOW_PAUSE_S = 2.0
 """Between two calls of a producer once enough was written."""
 
 TOPICS_MADE_MAX = 3
+KEYED_WRITERS = 2
 RETRY_S = 0.2
 LOOK_FOR_REPLICA_S = 10.0
 
@@ -72,7 +76,7 @@ class Workload:
     def __init__(self, cluster: SimCluster, settings: Settings) -> None:
         self.cluster = cluster
         self.settings = settings
-        self.history = History()
+        self.history = History(trio.current_time)
         self.readers: list[Reader] = []
         self.is_over = False
         self.wrong: list[str] = []
@@ -80,6 +84,10 @@ class Workload:
         self._chance = random.Random(f"{cluster.seed}:values")
         self._values = 0
         self._topics: dict[str, _TopicState] = {}
+        self._keyed = KeyedWorkload(self)
+        if settings.compaction and settings.has_good_clocks:
+            tombstone_ms = parse_options(dict(settings.compaction)).tombstone_ms
+            self.history.tombstones_last_s = tombstone_ms / 1000
 
     @property
     def partitions(self) -> list[TopicPartition]:
@@ -87,7 +95,15 @@ class Workload:
         found = [TopicPartition(TOPIC, number) for number in range(self.settings.partitions)]
         if self.settings.conditional_writers:
             found.append(TopicPartition(CONDITIONAL_TOPIC, 0))
+        if self.settings.compaction:
+            found.append(TopicPartition(KEYED_TOPIC, 0))
         return found
+
+    def is_trimmed(self, topic: str) -> bool:
+        """Whether its logs may lose their beginning."""
+        if topic == KEYED_TOPIC:
+            return dict(self.settings.compaction)["cleanup"] != "compact"
+        return topic == TOPIC and bool(self.settings.retention)
 
     async def write(self, writers: trio.Nursery) -> None:
         """Start everybody who writes or administrates; they end soon after ``is_over``."""
@@ -95,6 +111,8 @@ class Workload:
             writers.start_soon(self._produce, f"producer{number}")
         for number in range(self.settings.conditional_writers):
             writers.start_soon(self._compare_and_append, f"conditional{number}")
+        for number in range(KEYED_WRITERS if self.settings.compaction else 0):
+            writers.start_soon(self._keyed.write, f"keyed{number}")
         for number in range(self.settings.admins):
             writers.start_soon(self._administrate, f"admin{number}")
 
@@ -112,6 +130,11 @@ class Workload:
         if self.settings.conditional_writers:
             reader = self._reader("consumer_of_c", CONDITIONAL_TOPIC)
             readers.start_soon(self._consume, reader)
+        if self.settings.compaction:
+            readers.start_soon(self._consume, self._reader("consumer_of_k", KEYED_TOPIC))
+            reader = self._reader("replica_reader_of_k", KEYED_TOPIC)
+            readers.start_soon(self._consume, reader, True)
+            readers.start_soon(self._keyed.reread, "rereader")
 
     @contextlib.asynccontextmanager
     async def connected(self, host: str | None = None, **options: object) -> AsyncIterator[Client]:
@@ -121,7 +144,7 @@ class Workload:
 
     # --- appending ------------------------------------------------------------------------------
 
-    def _value(self, client: str) -> bytes:
+    def value(self, client: str) -> bytes:
         self._values += 1
         filler = "x" * self._chance.choice([0, 0, 20, 400])
         return f"{client}-{self._values}-{filler}".encode()
@@ -147,7 +170,7 @@ class Workload:
                     limiter.release()
 
                 nursery.start_soon(one)
-                await trio.sleep(chance.expovariate(1.0) * self._pause_s())
+                await trio.sleep(chance.expovariate(1.0) * self.pause_s())
 
     @contextlib.asynccontextmanager
     async def open_producer(
@@ -169,7 +192,7 @@ class Workload:
                     await trio.sleep(RETRY_S)
             yield producer
 
-    def _pause_s(self) -> float:
+    def pause_s(self) -> float:
         if len(self.history.appends) > self.settings.appends:
             return SLOW_PAUSE_S
         return self.settings.pause_s
@@ -180,7 +203,7 @@ class Workload:
         if partition is None:
             assert key is not None
             partition = partition_for_key(key, self.settings.partitions)
-        value = self._value(name)
+        value = self.value(name)
         appended = self.history.invoke(name, TopicPartition(TOPIC, partition), value)
         return appended, value, partition
 
@@ -196,9 +219,9 @@ class Workload:
         try:
             ack = await producer.append(value, partition=partition, key=key)
         except LogdError as error:
-            self._failed(appended, error)
+            self.failed(appended, error)
         else:
-            self._acknowledged(appended, expected, ack.partition, ack.offset, ack.durability)
+            self.acknowledged(appended, expected, ack.partition, ack.offset, ack.durability)
 
     async def _append_nowait(self, name: str, producer: Producer, chance: random.Random) -> None:
         queued = []
@@ -208,16 +231,16 @@ class Workload:
             try:
                 ticket = producer.append_nowait(value, partition=partition, key=key)
             except LogdError as error:
-                self._failed(appended, error)
+                self.failed(appended, error)
             else:
                 queued.append((appended, expected, ticket))
         for appended, expected, ticket in queued:
             try:
                 ack = await ticket
             except LogdError as error:
-                self._failed(appended, error)
+                self.failed(appended, error)
             else:
-                self._acknowledged(appended, expected, ack.partition, ack.offset, ack.durability)
+                self.acknowledged(appended, expected, ack.partition, ack.offset, ack.durability)
 
     async def _append_many(self, name: str, producer: Producer, chance: random.Random) -> None:
         """Of one partition, or each where its key says."""
@@ -247,12 +270,12 @@ class Workload:
         )
         for number, (appended, _, expected) in enumerate(invoked):
             if number in failed:
-                self._failed(appended, failed[number])
+                self.failed(appended, failed[number])
             else:
-                self._acknowledged(appended, expected, *next(acked))
+                self.acknowledged(appended, expected, *next(acked))
         assert next(acked, None) is None, "more was acknowledged than was appended"
 
-    def _acknowledged(
+    def acknowledged(
         self,
         appended: AppendId,
         expected_partition: int,
@@ -273,9 +296,9 @@ class Workload:
         self.cluster.trace.note(append.client, "acknowledged", at=f"{where}@{offset}", value=value)
 
     def _durability_of(self, topic: str) -> str:
-        return self.settings.durability if topic == TOPIC else "synced"
+        return "synced" if topic == CONDITIONAL_TOPIC else self.settings.durability
 
-    def _failed(self, appended: AppendId, error: LogdError) -> None:
+    def failed(self, appended: AppendId, error: LogdError) -> None:
         append = self.history.appends[appended]
         if isinstance(error, UnexpectedOffsetError) and append.expected_offset is not None:
             self.history.refuse_condition(appended)
@@ -302,18 +325,18 @@ class Workload:
                 if chance.random() < 0.2 and end:
                     expected = chance.randrange(end)  # Long taken, most likely.
                 where = TopicPartition(CONDITIONAL_TOPIC, 0)
-                value = self._value(name)
+                value = self.value(name)
                 appended = self.history.invoke(name, where, value, expected_offset=expected)
                 try:
                     ack = await producer.append(value, partition=0, expected_offset=expected)
                 except LogdError as error:
-                    self._failed(appended, error)
+                    self.failed(appended, error)
                     with contextlib.suppress(LogdError):
                         end = await self._data_end(client, where)
                 else:
-                    self._acknowledged(appended, 0, ack.partition, ack.offset, ack.durability)
+                    self.acknowledged(appended, 0, ack.partition, ack.offset, ack.durability)
                     end = ack.offset + 1
-                await trio.sleep(chance.expovariate(1.0) * 2 * self._pause_s())
+                await trio.sleep(chance.expovariate(1.0) * 2 * self.pause_s())
 
     async def make_progress(self, client: Client) -> None:
         """A healed cluster accepts an append in every partition."""
@@ -321,15 +344,20 @@ class Workload:
             chance = random.Random(f"{self.cluster.seed}:progress")
             async with self.open_producer(client, where.topic, chance) as producer:
                 while True:
-                    value = self._value("progress")
-                    appended = self.history.invoke("progress", where, value)
+                    value = self.value("progress")
+                    is_keyed = where.topic == KEYED_TOPIC
+                    key = PROGRESS_KEY if is_keyed else None
+                    headers = [(NAME, value)] if is_keyed else []
+                    appended = self.history.invoke("progress", where, value, key=key)
                     try:
-                        ack = await producer.append(value, partition=where.partition)
+                        ack = await producer.append(
+                            value, key=key, headers=headers, partition=where.partition
+                        )
                     except LogdError as error:
-                        self._failed(appended, error)
+                        self.failed(appended, error)
                         await trio.sleep(RETRY_S)
                     else:
-                        self._acknowledged(
+                        self.acknowledged(
                             appended, where.partition, ack.partition, ack.offset, ack.durability
                         )
                         break
@@ -411,7 +439,7 @@ class Workload:
 
     def _was_trimmed(self, reader: Reader, refusal: OffsetOutOfRangeError) -> bool:
         """Whoever led may have trimmed more than its successor, where the reader looks next."""
-        return bool(self.settings.retention) and any(
+        return self.is_trimmed(reader.topic) and any(
             position < refusal.log_start for position in reader.positions.values()
         )
 
@@ -419,21 +447,21 @@ class Workload:
         """Go on where the log begins now, where that is behind the position: what lay between
         was trimmed, and nobody is to be given it.  False if there was no such partition."""
         has_leapt = False
-        if reader.topic != TOPIC or not self.settings.retention:
+        if not self.is_trimmed(reader.topic):
             return False
         with contextlib.suppress(LogdError):
-            for placed in (await client.admin.describe_topic(TOPIC)).partitions:
+            for placed in (await client.admin.describe_topic(reader.topic)).partitions:
                 partition = placed.partition
                 if partition not in reader.positions or (
                     node is not None and node not in placed.replicas
                 ):
                     continue  # Of a replica that holds only some of them.
                 with contextlib.suppress(LogdError):
-                    held = await client.admin.offsets(TOPIC, partition, from_replica=node)
+                    held = await client.admin.offsets(reader.topic, partition, from_replica=node)
                     if held.log_start > reader.positions[partition]:
                         has_leapt = True
                         reader.positions[partition] = held.log_start
-                        where = TopicPartition(TOPIC, partition)
+                        where = TopicPartition(reader.topic, partition)
                         self.history.seek(reader.name, where, held.log_start)
                         self.cluster.trace.record(reader.name, "leapt", to=held.log_start)
         return has_leapt
@@ -443,11 +471,21 @@ class Workload:
     ) -> None:
         start = {partition: reader.positions[partition] for partition in partitions}
         async with client.consumer(reader.topic, start=start, from_replica=node) as consumer:
-            async for record in consumer:
-                assert record.value is not None
-                where = TopicPartition(reader.topic, record.partition)
-                self.history.read(reader.name, where, record.offset, record.value)
-                reader.positions[record.partition] = record.offset + 1
+            try:
+                async for record in consumer:
+                    self._read(reader, record)
+                    reader.positions[record.partition] = record.offset + 1
+            finally:
+                if reader.topic == KEYED_TOPIC:  # Behind the last record there may be a gap.
+                    reader.positions[0] = consumer.position(0) or reader.positions[0]
+
+    def _read(self, reader: Reader, record: Record) -> None:
+        if reader.topic == KEYED_TOPIC:
+            self._keyed.read(reader.name, record)
+            return
+        assert record.value is not None
+        where = TopicPartition(reader.topic, record.partition)
+        self.history.read(reader.name, where, record.offset, record.value)
 
     async def _data_end(self, client: Client, where: TopicPartition) -> int:
         """As its leader says, which knows of everything that was acknowledged before the call."""

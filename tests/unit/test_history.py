@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from logd.types import TopicPartition
-from tests.sim.history import History, Outcome, Rule, check_history
+from tests.sim.history import AppendId, History, Outcome, Rule, check_history
 
 P0 = TopicPartition("events", 0)
 P1 = TopicPartition("events", 1)
@@ -295,3 +297,107 @@ def test_a_conditional_append_refused_while_nothing_lay_there_is_a_violation() -
     history.read_finally("node-1", P0, [(0, b"later")])
 
     assert rules(history) == [Rule.UNJUSTIFIED]
+
+
+# --- compacted logs -----------------------------------------------------------------------
+
+
+class Keys:
+    """A history of one key in a compacted log; time passes as the tests say."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.history = History(lambda: self.now_s)
+        self.history.tombstones_last_s = 10.0
+
+    def appended(self, offset: int, value: bytes, *, deletes: bool = False) -> None:
+        self.history.acknowledge(self.begun(value, deletes=deletes), offset)
+
+    def begun(self, value: bytes, *, deletes: bool = False) -> AppendId:
+        return self.history.invoke("producer", P0, value, key=b"key", deletes=deletes)
+
+    def consumed(self, *records: tuple[int, bytes]) -> None:
+        """By somebody who begins at 0."""
+        self.history.seek("consumer", P0, 0)
+        consumed(self.history, *records)
+
+    def other(self, offset: int) -> tuple[int, bytes]:
+        """A record of another key."""
+        value = b"%d" % offset
+        self.history.acknowledge(self.history.invoke("producer", P0, value, key=b"other"), offset)
+        return offset, value
+
+
+def test_a_record_whose_key_got_a_later_one_may_be_gone() -> None:
+    keys = Keys()
+    keys.appended(0, b"old")
+    keys.appended(1, b"new")
+    keys.consumed((1, b"new"))
+    keys.history.read_finally("node-1", P0, [(1, b"new")])
+
+    assert check_history(keys.history) == []
+
+
+def test_the_last_record_of_a_key_may_not_be_gone() -> None:
+    keys = Keys()
+    keys.appended(0, b"old")
+    keys.appended(1, b"new")
+    other = keys.other(2)
+    keys.consumed((0, b"old"), other)
+    keys.history.read_finally("node-1", P0, [(0, b"old"), other])
+
+    assert rules(keys.history) == [Rule.LOST, Rule.LOST]
+
+
+def test_a_record_may_not_be_gone_before_its_key_got_a_later_one() -> None:
+    keys = Keys()
+    keys.appended(0, b"old")
+    keys.consumed(keys.other(1))
+    keys.now_s = 1.0
+    keys.appended(2, b"new")
+
+    assert rules(keys.history) == [Rule.LOST]
+
+
+def test_a_record_may_be_gone_whose_key_was_perhaps_deleted() -> None:
+    keys = Keys()
+    keys.appended(0, b"value")
+    keys.begun(b"deletion", deletes=True)
+    keys.history.read_finally("node-1", P0, [])
+
+    assert check_history(keys.history) == []
+
+
+def test_a_tombstone_may_be_gone_after_some_time() -> None:
+    keys = Keys()
+    keys.appended(0, b"value")
+    keys.appended(1, b"deletion", deletes=True)
+    keys.now_s = 10.0
+    keys.consumed(keys.other(2))
+
+    assert check_history(keys.history) == []
+
+
+def test_a_tombstone_may_not_be_gone_at_once() -> None:
+    keys = Keys()
+    keys.appended(0, b"value")
+    keys.appended(1, b"deletion", deletes=True)
+    keys.now_s = 9.0
+    keys.consumed(keys.other(2))
+
+    assert rules(keys.history) == [Rule.LOST]
+
+
+@pytest.mark.parametrize(("takes_s", "found"), [(9.0, [Rule.LOST]), (10.0, [])])
+def test_who_was_given_a_value_has_time_to_learn_that_it_was_deleted(
+    takes_s: float, found: list[Rule]
+) -> None:
+    keys = Keys()
+    keys.appended(0, b"value")
+    keys.appended(1, b"deletion", deletes=True)
+    keys.now_s = 60.0
+    keys.consumed((0, b"value"))
+    keys.now_s += takes_s
+    consumed(keys.history, keys.other(2))
+
+    assert rules(keys.history) == found

@@ -13,9 +13,9 @@ import pytest
 import trio
 
 from logd.env import ByteStream
-from logd.runtime.files import RealFileSystem
 from logd.types import HostPort
 from tests.sim.env import SimEnv
+from tests.sim.files import SimulatedFileSystem
 from tests.sim.incarnation import Crashed, Incarnation
 from tests.sim.network import NetworkConditions, SimNetwork
 from tests.sim.run import StuckError, run_deterministic
@@ -71,7 +71,7 @@ class Gossip:
                 seed=self.seed,
                 incarnation=Incarnation(name, self.lives[name]),
                 network=self.network,
-                files=RealFileSystem(),  # Not used: nothing here touches a disk.
+                files=SimulatedFileSystem(random.Random(1)),
                 boot_id="boot",
             )
             try:

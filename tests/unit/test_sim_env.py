@@ -10,10 +10,10 @@ import pytest
 import trio
 import trio.testing
 
-from logd.env import Env
+from logd.env import Env, FileSystem
 from logd.runtime.env import RealEnv, open_real_env
-from logd.runtime.files import RealFileSystem
 from tests.sim.env import EPOCH_MS, BlockingConditions, SimEnv
+from tests.sim.files import SimulatedFileSystem
 from tests.sim.incarnation import Crashed, Incarnation
 from tests.sim.network import SimNetwork
 from tests.sim.run import run_deterministic
@@ -33,7 +33,7 @@ def boot(
         seed=seed,
         incarnation=Incarnation("node-1", number),
         network=network,
-        files=RealFileSystem(),  # Not used by these tests.
+        files=SimulatedFileSystem(random.Random(1)),  # Not used by these tests.
         boot_id="boot",
         blocking=blocking,
         clock_skew_ms=clock_skew_ms,
@@ -169,6 +169,66 @@ def test_a_task_that_shields_itself_from_the_crash_is_thrown_out_by_the_next_cal
             await node()
         assert caught.group_contains(Crashed)
         assert after == []
+
+    play(scenario)
+
+
+def work_of_two_pieces(files: FileSystem, request: bytes, wait_s: Callable[[float], None]) -> bytes:
+    """Two files, and neither of them if it does not come to its end."""
+    try:
+        files.open("/first", create=True).close()
+        wait_s(5.0)
+        files.open("/second", create=True).close()
+    except BaseException:
+        files.remove("/first")
+        raise
+    return request.upper()
+
+
+def test_work_in_a_process_of_its_own_is_done_in_pieces_between_which_time_passes() -> None:
+    async def scenario(network: SimNetwork) -> None:
+        env = boot(network, blocking=SLOW)
+        seen: list[list[str]] = []
+
+        async def look() -> None:
+            for _ in range(3):
+                await trio.sleep(9.0)
+                seen.append(env.files.list_directory("/"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            assert await env.run_apart(work_of_two_pieces, b"answer") == b"ANSWER"
+            assert trio.current_time() == 25.0
+        assert seen == [["first"], ["first"], ["first", "second"]]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("how", ["crash", "cancel"])
+def test_work_in_a_process_of_its_own_that_is_ended_leaves_behind_what_it_has_done(
+    how: str,
+) -> None:
+    async def scenario(network: SimNetwork) -> None:
+        env = boot(network, blocking=SLOW)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(env.run_apart, work_of_two_pieces, b"")
+            await trio.sleep(12.0)
+            if how == "crash":
+                env.crash(vanish=True)
+            nursery.cancel_scope.cancel()
+        assert env.files.list_directory("/") == ["first"]
+
+    play(scenario)
+
+
+def test_work_in_a_process_of_its_own_that_fails_says_why() -> None:
+    def work(files: FileSystem, request: bytes, wait_s: Callable[[float], None]) -> bytes:
+        wait_s(1.0)
+        raise OSError(request.decode())
+
+    async def scenario(network: SimNetwork) -> None:
+        with pytest.raises(OSError, match="no room"):
+            await boot(network).run_apart(work, b"no room")
 
     play(scenario)
 
