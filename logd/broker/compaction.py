@@ -40,6 +40,7 @@ class Compaction:
             tombstone_ms=options.tombstone_ms,
             segment_bytes=options.segment_bytes_of(self._config.segment_bytes),
             bytes_per_s=self._config.compaction_bytes_per_s,
+            free_bytes_min=self._config.disk_free_bytes_min,
         )
 
     async def run(self) -> None:

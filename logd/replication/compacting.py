@@ -57,6 +57,8 @@ class CompactionPolicy(NamedTuple):
     tombstone_ms: int
     segment_bytes: int
     bytes_per_s: int
+    free_bytes_min: int = 0
+    """Left on the disk meanwhile: with less, appends are refused."""
 
 
 class LogCompactor:
@@ -111,7 +113,7 @@ class LogCompactor:
         if not segments:
             group.checkpoints.take()
             return
-        await self._check_space(segments)
+        await self._check_space(segments, policy.free_bytes_min)
         if noted is None and not await group.upkeep.write_clean_note(note, instead_of=None):
             return
         request = CompactionRequest(
@@ -165,14 +167,16 @@ class LogCompactor:
         clean = sum(each.size_bytes for each in segments) - dirty
         return dirty > clean * _DIRTY_SHARE
 
-    async def _check_space(self, segments: list[SealedSegment]) -> None:
-        """The copies are made before what they replace is removed."""
+    async def _check_space(self, segments: list[SealedSegment], free_bytes_min: int) -> None:
+        """The copies are made before what they replace is removed, and must not cost appends what
+        they need: it is those that cannot wait."""
         env = self._host.env
         free_bytes = await env.run_blocking(env.files.free_bytes, self._group.directory)
         needed_bytes = sum(segment.size_bytes for segment in segments)
-        if free_bytes < needed_bytes:
+        if free_bytes < needed_bytes + free_bytes_min:
             raise StorageError(
-                f"{free_bytes} bytes are free, it may take {needed_bytes} for a while"
+                f"{free_bytes} bytes are free, it may take {needed_bytes} for a while, and "
+                f"appends need {free_bytes_min}"
             )
 
     async def _put_in_place(self, result: CompactionResult, trash: str) -> bool:

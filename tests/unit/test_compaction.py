@@ -1262,6 +1262,25 @@ def test_a_tombstone_stays_while_a_batch_cannot_let_go_of_what_it_deletes() -> N
     play(story)
 
 
+def test_a_log_is_not_compacted_at_the_price_of_appends() -> None:
+    """With less than a minimum free they are refused, and a compaction can wait."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await deleted(replica)
+            compactor, files = compactor_of(replica), replica.files
+            needed = sum(segment.size_bytes for segment in replica.group.log.sealed_segments())
+            policy = CompactionPolicy(60_000, 1, 0, free_bytes_min=64 * KIB)
+            files.capacity_bytes = files.used_bytes() + needed + 64 * KIB - 1
+            await compactor.apply(policy, TRASH)
+            assert (b"a", b"1") in rows_of(replica)
+            files.capacity_bytes += 1
+            await compactor.apply(policy, TRASH)
+            assert (b"a", b"1") not in rows_of(replica)
+
+    play(story)
+
+
 def test_a_log_is_compacted_again_when_half_as_much_has_come_since() -> None:
     async def story() -> None:
         async with open_replica(voters=(OURSELVES,)) as replica:
