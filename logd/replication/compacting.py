@@ -38,11 +38,10 @@ from logd.storage.retention import LogClock
 from logd.types import NO_OFFSET, Offset
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from logd.replication.group import Group
     from logd.replication.seams import GroupHost
-    from logd.storage.compaction import CompactedSegment
     from logd.storage.log_contents import SealedSegment
 
 log = structlog.get_logger(__name__)
@@ -180,17 +179,17 @@ class LogCompactor:
             )
 
     async def _put_in_place(self, result: CompactionResult, trash: str) -> bool:
-        """Put the new files in place, oldest first; False if one of them was not."""
+        """Put the new files in place, oldest first; False if what one of them should have
+        replaced is still there, or a part of it."""
         group = self._group
-        for number, made in enumerate(result.segments):
-            if await group.upkeep.replace(made.replaces, made.path, trash):
-                continue
-            if any(base in group.log.segment_bases for base in made.replaces):
+        is_clean = True
+        for made in result.segments:
+            is_done = await group.upkeep.replace(made.replaces, made.path, trash)
+            if not is_done and any(base in group.log.segment_bases for base in made.replaces):
                 # Some of it was trimmed meanwhile, or the replica has stopped.  What is left of it
-                # is not clean: all that follows is made anew.
-                await self._host.env.run_blocking(self._discard, result.segments[number + 1 :])
-                return False
-        return True
+                # is not clean, and is done anew; what follows need not be.
+                is_clean = False
+        return is_clean
 
     def _tell(self, result: CompactionResult, before_bytes: int) -> None:
         group = self._group
@@ -206,10 +205,6 @@ class LogCompactor:
             log_bytes_before=before_bytes,
             log_bytes=group.log.size_bytes,
         )
-
-    def _discard(self, segments: Sequence[CompactedSegment]) -> None:
-        for made in segments:
-            self._host.env.files.remove(made.path)
 
     def _report(self, reason: str) -> None:
         log.warning(log_events.COMPACTION_FAILED, group=self._group.group_id, reason=reason)

@@ -94,7 +94,8 @@ class Upkeep:
     async def replace(
         self, bases: Sequence[Offset], path: str, trash: str, *, is_of_peers: bool = False
     ) -> bool:
-        """Put another file in the place of segments (see ``Log.replace``).
+        """Put another file in the place of segments (see ``Log.replace``); False if they are no
+        longer there, or the replica has stopped: the file was removed.
 
         Args:
             trash: where the segments go.
@@ -102,10 +103,12 @@ class Upkeep:
 
         Raises:
             StorageError, CorruptionError: the file is not what it should be.
+            OSError: it could not be removed.
         """
         group = self._group
         async with group.io_lock:
             if self._has_stopped:
+                await self._host.env.run_blocking(self._host.env.files.remove, path)
                 return False
             if is_of_peers:
                 group.settled_to = Offset(0)

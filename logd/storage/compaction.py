@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import compress, count
 from typing import Final
 
 import msgspec
@@ -153,7 +154,7 @@ def compact(files: FileSystem, request: CompactionRequest, throttle: Throttle) -
 
     Raises:
         CorruptionError: a segment is damaged; it is not for compaction to decide about it.
-        OSError: the disk failed, or a segment is gone.
+        OSError: the disk failed, or a segment behind another one is gone.
     """
     return _Compaction(files, request, throttle).run()
 
@@ -215,14 +216,24 @@ class _Compaction:
         finally:
             file.close()
 
+    def _segments_left(self) -> list[SealedSegment]:
+        """Those that have not been trimmed by now: it takes long to read a log, and one that is
+        also kept short would never be compacted."""
+        segments, files = self._request.segments, self._files
+        is_there = (files.exists(self._path_of(segment)) for segment in segments)
+        first = next(compress(count(), is_there), len(segments))
+        return segments[first:]
+
     def _open(self, segment: SealedSegment) -> File:
-        path = f"{self._request.directory}/{segment_name(segment.base_offset)}"
-        return self._files.open(path, writable=False)
+        return self._files.open(self._path_of(segment), writable=False)
+
+    def _path_of(self, segment: SealedSegment) -> str:
+        return f"{self._request.directory}/{segment_name(segment.base_offset)}"
 
     def _find_latest(self) -> None:
         """Fill the map from the dirty part, as far as it holds."""
         latest, keys_max = self._latest, self._request.keys_max
-        for segment in self._request.segments:
+        for segment in self._segments_left():
             if segment.end_offset <= self._request.dirty_from:
                 continue
             for header, batch in self._batches(segment):
@@ -240,7 +251,7 @@ class _Compaction:
         """The last batch of each producer and fence; of producers as many as are remembered."""
         producers: OrderedDict[int, int] = OrderedDict()
         fences: OrderedDict[int, int] = OrderedDict()
-        for segment in self._request.segments:
+        for segment in self._segments_left():
             file = self._open(segment)
             try:
                 end = segment.end_position
@@ -255,7 +266,7 @@ class _Compaction:
 
     def _write_all(self) -> Iterator[CompactedSegment]:
         writer: _Writer | None = None
-        for segment in self._request.segments:
+        for segment in self._segments_left():
             if segment.base_offset >= self._clean_to:
                 break
             if writer is not None and not writer.has_room_for(segment):

@@ -29,6 +29,7 @@ from logd.record.header import (
     verify_header,
     verify_seal,
 )
+from logd.replication.checkpoints import Checkpoints
 from logd.replication.compacting import CompactionPolicy, LogCompactor
 from logd.replication.group import Group
 from logd.storage.clean_note import NOTE_NAME
@@ -509,6 +510,32 @@ def test_segments_that_were_trimmed_meanwhile_are_not_brought_back(
     assert log.replace(second.replaces, second.path)
     assert not any(name.endswith(".tmp") for name in disk.list_directory(DIRECTORY))
     assert records(log) == [(3, b"a", b"2")]
+
+
+def test_what_is_left_of_a_log_that_is_trimmed_while_it_is_compacted_is_compacted(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    for _ in range(3):
+        append(log, (b"a", b"1"), (b"a", b"2"))
+        seal_segment(log)
+    request = request_of(log)
+
+    log.trim(log.segment_bases[1])
+    result = run(disk, log, request)
+
+    assert [segment.replaces for segment in result.segments] == [[2], [4]]
+    assert records(log) == [(5, b"a", b"2")]
+
+
+def test_a_log_is_not_compacted_that_lacks_a_segment(disk: SimulatedFileSystem, log: Log) -> None:
+    for _ in range(3):
+        append(log, (b"a", b"1"), (b"a", b"2"))
+        seal_segment(log)
+    request = request_of(log)
+
+    disk.remove(f"{DIRECTORY}/{2:020}.log")
+    with pytest.raises(FileNotFoundError):
+        compact(disk, request, lambda count: None)
 
 
 def test_a_file_that_covers_something_else_is_refused(disk: SimulatedFileSystem, log: Log) -> None:
@@ -1238,6 +1265,63 @@ def test_a_tombstone_stays_if_what_it_deletes_was_trimmed_only_in_part_meanwhile
     play(story)
 
 
+def test_a_log_is_compacted_although_it_is_trimmed_all_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of what was merged with something that is gone by now nothing comes, and of the rest all."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            group, env = replica.group, replica.env
+            await replica.lead()
+            for number in range(6):
+                await commit_rows(replica, (b"%d" % number, bytes(400)), (b"a", b"1"))
+                await roll(replica)
+            bases = group.log.segment_bases
+            compact_as_ever = env.run_apart
+
+            async def trim_meanwhile(work: ApartWork, request: bytes) -> bytes:
+                answer = await compact_as_ever(work, request)
+                assert await group.upkeep.trim(bases[1], TRASH)
+                return answer
+
+            policy = CompactionPolicy(60_000, SEGMENT_HEADER_BYTES + 1400, 0)
+            with monkeypatch.context() as patched:
+                patched.setattr(env, "run_apart", trim_meanwhile)
+                await compactor_of(replica).apply(policy, TRASH)
+
+            # The second segment, which was merged with the first, is as it was.
+            assert [key for _, key, _ in records(group.log)].count(b"a") == 2
+            names = replica.files.list_directory(group.directory)
+            assert not any(name.endswith(".tmp") for name in names)
+
+    play(story)
+
+
+def test_a_replica_that_has_stopped_keeps_nothing_of_a_compaction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            group, env = replica.group, replica.env
+            await deleted(replica)
+            compact_as_ever = env.run_apart
+
+            async def stop_meanwhile(work: ApartWork, request: bytes) -> bytes:
+                answer = await compact_as_ever(work, request)
+                group.fail(OSError("simulated"))
+                return answer
+
+            with monkeypatch.context() as patched:
+                patched.setattr(env, "run_apart", stop_meanwhile)
+                await compactor_of(replica).apply(CompactionPolicy(60_000, 1, 0), TRASH)
+
+            names = replica.files.list_directory(group.directory)
+            assert not any(name.endswith(".tmp") for name in names)
+
+    play(story)
+
+
 def test_a_tombstone_stays_while_a_batch_cannot_let_go_of_what_it_deletes() -> None:
     """So full a batch that it has no room for the offsets of the records that would be left."""
 
@@ -1277,6 +1361,30 @@ def test_a_log_is_not_compacted_at_the_price_of_appends() -> None:
             files.capacity_bytes += 1
             await compactor.apply(policy, TRASH)
             assert (b"a", b"1") not in rows_of(replica)
+
+    play(story)
+
+
+def test_a_log_is_compacted_only_as_far_as_a_checkpoint_vouches_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What lies behind may yet be replayed for its state."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await replica.lead()
+            for value in (b"1", b"2", b"3"):
+                await commit_rows(replica, (b"a", value))
+                await roll(replica)
+            kept_at = replica.group.log.segment_bases[2]
+
+            async def restorable_offset(_: Checkpoints) -> Offset:
+                return kept_at
+
+            with monkeypatch.context() as patched:
+                patched.setattr(Checkpoints, "restorable_offset", restorable_offset)
+                await compactor_of(replica).apply(CompactionPolicy(60_000, 1, 0), TRASH)
+            assert rows_of(replica) == [(b"a", b"2"), (b"a", b"3")]
 
     play(story)
 
