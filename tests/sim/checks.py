@@ -157,7 +157,9 @@ class KeyWatch:
         for key, offset in _deleted(history).items():
             gone = [replica.host for replica in replicas if replica.is_rid_of(key, offset)]
             left = [replica.host for replica in replicas if replica.has_before(key, offset)]
-            if gone and left:
+            # A later record takes its place, also where that has not arrived yet.
+            is_replaced = any(replica.has_after(key, offset) for replica in replicas)
+            if gone and left and not is_replaced:
                 wrong.append(f"{key!r} was deleted at {offset}: {gone} forgot that, {left} has it")
         return wrong
 
@@ -200,6 +202,9 @@ class _HeldKeys:
         """Nothing is left of what the key was at ``offset``, nor of what came later."""
         is_covered = self._start <= offset < self._end
         return is_covered and not any(held >= offset for held in self._offsets[key])
+
+    def has_after(self, key: bytes, offset: int) -> bool:
+        return any(held > offset for held in self._offsets[key])
 
     def has_before(self, key: bytes, offset: int) -> bool:
         return any(held < offset for held in self._offsets[key])
