@@ -142,6 +142,8 @@ class RaftCore:
         self._following: Following | None = None
         self._candidacy: Candidacy | None = None
         self._leading: Leadership | None = None
+        self._put_off: tuple[VoteRequest, int] | None = None
+        """The last pre-vote that was refused because the leader is alive, and when."""
         self._clock = CampaignClock(self._replica, draw)
         self._now_ms = now_ms
         self._output = Output()
@@ -573,6 +575,8 @@ class RaftCore:
             is_free = request.term > self._term
         else:
             is_free = request.term == self._term and self._voted_for in (None, request.source)
+        if request.pre_vote and is_sticky:
+            self._put_off = request, self._now_ms
         granted = is_free and not is_sticky and self._replica.would_vote_for(request)
         if granted and not request.pre_vote:
             self._voted_for = request.source
@@ -708,7 +712,7 @@ class RaftCore:
         if self._leading is not None:
             self._leading.on_peer_down(node, self._now_ms)
         elif self._leader == node:
-            self._leader = None
+            self._lose_leader()
 
     def _on_peer_connected(self, node: NodeId) -> None:
         """What was sent to ``node`` before may be lost: repeat what it may wait for."""
@@ -721,7 +725,20 @@ class RaftCore:
 
     def _on_leader_disclaimed(self, event: LeaderDisclaimed) -> None:
         if self._leading is None and event.node == self._leader and event.term == self._term:
-            self._leader = None
+            self._lose_leader()
+
+    def _lose_leader(self) -> None:
+        """Nobody leads any more, as far as is known here.
+
+        Who knew it a moment earlier and asked was refused, and would ask again only after an
+        election timeout: it is answered anew.
+        """
+        self._leader = None
+        put_off, self._put_off = self._put_off, None
+        if put_off is not None:
+            request, asked_ms = put_off
+            if self._now_ms - asked_ms < self._replica.options.election_timeout_ms_min:
+                self._on_vote_request(request)
 
     # --- requests of the driver -------------------------------------------------------
 

@@ -274,6 +274,20 @@ CORE_MUTANTS = (
         "if not is_sticky:",
     ),
     Mutant(
+        "who asked a moment too early waits for an election timeout",
+        "availability: a dead leader is replaced at once",
+        "logd/raft/core.py",
+        "        if request.pre_vote and is_sticky:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "who asked long ago is answered when the leader is gone",
+        "availability: a dead leader is replaced at once",
+        "logd/raft/core.py",
+        "            if self._now_ms - asked_ms < self._replica.options.election_timeout_ms_min:\n",
+        "            if True:\n",
+    ),
+    Mutant(
         "a learner campaigns",
         "P2: who may lead",
         "logd/raft/replica.py",

@@ -196,6 +196,35 @@ def test_a_granted_pre_vote_is_not_a_vote() -> None:
     assert core.role is Role.CANDIDATE
 
 
+@pytest.mark.parametrize("how", [PeerDown(SECOND), LeaderDisclaimed(SECOND, Term(1))])
+def test_who_asked_before_it_was_known_here_that_the_leader_is_gone_is_answered_anew(
+    how: PeerDown | LeaderDisclaimed,
+) -> None:
+    """It would ask again only after an election timeout."""
+    core = replica()
+    core.step(request(1, 0, [1]), 0)
+    asked = vote_request(THIRD, 2, last_term=1, end_offset=1, pre_vote=True)
+    (refused,) = core.step(asked, 1000).send_now
+    assert isinstance(refused, VoteResponse)
+    assert not refused.granted
+
+    output = core.step(how, 1020)
+
+    (answer,) = output.send_now
+    assert isinstance(answer, VoteResponse)
+    assert (answer.target, answer.term, answer.pre_vote) == (THIRD, 2, True)
+    assert answer.granted
+    assert core.term == 1
+
+
+def test_who_asked_long_before_the_leader_was_gone_is_not_answered_anew() -> None:
+    core = replica()
+    core.step(request(1, 0, [1]), 0)
+    core.step(vote_request(THIRD, 2, last_term=1, end_offset=1, pre_vote=True), 1000)
+
+    assert core.step(PeerDown(SECOND), 1150).send_now == ()
+
+
 def test_votes_of_others_than_voters_do_not_count() -> None:
     core = replica(Configuration((ME, SECOND, THIRD), (FOURTH,)))
     campaign(core)
