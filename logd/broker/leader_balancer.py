@@ -7,8 +7,9 @@ alone, so that a leader moved by hand stays where it was put and nothing goes to
 what goes to one broker at once is a part of the difference, since others may be looking at the
 same moment.  Only followers that are fed from memory are considered: a broker that is still
 catching up would make the partition wait.  A draining broker leads nothing and is given nothing;
-nor does one whose disk is full, for the others can take what it has to refuse.  Where replicas have
-failed, what is left is not added to: each would fail as it stands for election.
+nor does one whose disk is full, or that has to refuse clients, for the others can take what it
+has to refuse.  Where replicas have failed, what is left is not added to: each would fail as it
+stands for election.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ DIFFERENCE_PER_TRANSFER: Final = 4
 
 DEPARTURES_AT_ONCE: Final = 8
 DEPARTURE_INTERVAL_S: Final = 0.5
-DISK_LOOK_S: Final = 2.0
-"""That the disk is full is noticed within so long."""
+LOOK_S: Final = 2.0
+"""That the disk is full, or clients are refused, is noticed within so long."""
 
 
 class Led(NamedTuple):
@@ -98,18 +99,25 @@ def choose_departures(
 
 
 async def leave_leaders(broker: Broker) -> None:
-    """While this broker is draining, or its disk is full, hand over whatever it leads, until
-    cancelled."""
+    """While this broker had better lead nothing, hand over whatever it leads, until cancelled."""
     while True:
-        known = broker.metadata.state.broker(broker.node.node)
-        is_draining = known is not None and known.is_draining
-        if is_draining or broker.disk.is_full:
+        why = _reason_to_leave(broker)
+        if why:
             chosen = choose_departures(_led(broker), _leader_counts(broker))
-            _hand_over(broker, chosen, "to be drained" if is_draining else "for its disk is full")
+            _hand_over(broker, chosen, why)
             await trio.sleep(DEPARTURE_INTERVAL_S)
         else:
-            with trio.move_on_after(DISK_LOOK_S):
+            with trio.move_on_after(LOOK_S):
                 await broker.metadata.changed()
+
+
+def _reason_to_leave(broker: Broker) -> str:
+    known = broker.metadata.state.broker(broker.node.node)
+    if known is not None and known.is_draining:
+        return "to be drained"
+    if broker.disk.is_full:
+        return "for its disk is full"
+    return "for it has to refuse clients" if broker.node.is_crowded else ""
 
 
 async def balance_leaders(broker: Broker) -> None:
@@ -136,6 +144,7 @@ def _led(broker: Broker) -> list[Led]:
     unfit = {known.node for known in broker.metadata.state.brokers if known.is_draining}
     unfit.update(node.full_disks)
     unfit.update(node.failing_disks)
+    unfit.update(node.crowded_peers)
     unfit.add(node.node)
     return [
         Led(

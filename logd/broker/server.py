@@ -335,6 +335,7 @@ async def _serve_clients(listener: Listener, broker: Broker) -> None:
                 # Out of descriptors, usually: those that are connected go on.
                 log.error(log_events.ACCEPT_FAILED, reason=str(error))
                 if not broker.newcomers.make_room():
+                    broker.node.note_crowd()
                     await trio.sleep(ACCEPT_RETRY_S)
                 continue
             if len(sessions) >= CONNECTIONS_MAX and not broker.newcomers.make_room():

@@ -10,6 +10,7 @@ logs.  Nothing is acknowledged after that.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -90,6 +91,10 @@ something keeps the two apart."""
 
 EXPIRY_INTERVAL_S: Final = 0.25
 
+CROWDED_S: Final = 60.0
+"""A node that had to refuse a client is taken for crowded for so long: with what it leads it gives
+its clients away, and they would all be back at once."""
+
 
 class Shut(NamedTuple):
     """Why a replica is not taken up."""
@@ -120,6 +125,9 @@ class Node:
         """Of the nodes that are alive."""
         self.failing_disks: dict[NodeId, None] = {}
         """Those, too, on which replicas have failed: others may, as soon as they write."""
+        self.crowded_peers: dict[NodeId, None] = {}
+        """Those that are alive and refuse clients, or did a while ago."""
+        self._crowded_until = -math.inf
         self.incarnation = env.rng("incarnation").getrandbits(48)
         self.on_forward: Callable[[NodeId, Forward], None] | None = None
         self.on_forward_result: Callable[[ForwardResult], None] | None = None
@@ -508,6 +516,15 @@ class Node:
             case Change.UP:
                 self._peer_up(node)
 
+    def note_crowd(self) -> None:
+        """A client had to be refused here, for want of descriptors."""
+        self._crowded_until = trio.current_time() + CROWDED_S
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether this node refuses clients, or did a while ago: others had better lead."""
+        return trio.current_time() < self._crowded_until
+
     def note_disk(self, node: NodeId, *, is_full: bool) -> None:
         """Whether a node, or this one, has so little room left that it takes no more records."""
         if is_full:
@@ -533,6 +550,7 @@ class Node:
         self.counts.peers_lost += 1
         self.full_disks.pop(node, None)
         self.failing_disks.pop(node, None)
+        self.crowded_peers.pop(node, None)
         log.warning(log_events.PEER_DOWN, peer=node)
         self.claims.forget(node)
         self._post_to_shared(node, PeerDown(node))
@@ -659,6 +677,7 @@ class Node:
             claims_digest=claims_digest,
             disk_full=self.node in self.full_disks,
             disk_failing=self.node in self.failing_disks,
+            is_crowded=self.is_crowded,
         )
 
     def _on_ping(self, source: NodeId, ping: Ping) -> None:
@@ -670,6 +689,10 @@ class Node:
                 self.failing_disks[source] = None
             else:
                 self.failing_disks.pop(source, None)
+        if ping.is_crowded:
+            self.crowded_peers[source] = None
+        else:
+            self.crowded_peers.pop(source, None)
         self.claims.compare(source, ping)
 
 

@@ -118,6 +118,8 @@ class Ping(PeerMessage, frozen=True, kw_only=True):
     """Whether the sender takes no records, since little is left on its disk; None: as before."""
     disk_failing: bool = False
     """Of replicas there one or more had to stop.  Counts where ``disk_full`` is said."""
+    is_crowded: bool = False
+    """The sender refuses clients for want of descriptors, or did a while ago."""
 
 
 class Claims(PeerMessage, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ import trio
 from logd.broker import admin
 from logd.broker.broker import Broker
 from logd.broker.reading import offsets
+from logd.env import ByteStream
 from logd.errors import (
     ConnectionLostError,
     DeliveryTimeoutError,
@@ -25,6 +26,7 @@ from logd.errors import (
 )
 from logd.limits import DISK_PATIENCE_S, KIB, MIB, SEGMENT_HEADER_BYTES
 from logd.replication import syncing
+from logd.replication.node import CROWDED_S
 from logd.replication.standing import trouble_of
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import OffsetsRequest
@@ -34,7 +36,7 @@ from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, op
 from tests.sim.env import BlockingConditions
 from tests.sim.faults import ROOMS, SLOW_DISK
 from tests.sim.files import CAPACITY_BYTES_DEFAULT, SimulatedFileSystem
-from tests.sim.network import CALM
+from tests.sim.network import CALM, SimListener
 from tests.sim.run import run_deterministic
 from tests.sim.trace import TraceEvent
 
@@ -616,6 +618,40 @@ def test_a_broker_whose_disk_is_full_is_not_handed_what_it_would_hand_on() -> No
         assert handed_to(told, full, began)
 
     tell(story, disk_free_bytes_min=4 * MIB)
+
+
+def test_a_broker_that_has_to_refuse_clients_leads_nothing_that_others_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it leads would be there for nobody, beside two who could serve it."""
+
+    async def story(told: Told) -> None:
+        await told.client.admin.create_topic("idle", partitions=6, replicas=3)
+        crowded = await told.leader()
+        assert crowded.broker is not None
+        address = crowded.broker.address
+        has_descriptors = False
+        accept = SimListener.accept
+
+        async def accept_if_there_is_one_left(listener: SimListener) -> ByteStream:
+            if listener.address == address and not has_descriptors:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await accept(listener)
+
+        monkeypatch.setattr(SimListener, "accept", accept_if_there_is_one_left)
+        async with told.cluster.client():  # Somebody comes, and is the last.
+            with trio.fail_after(10):
+                while any(g.is_leader for i, g in crowded.groups.items() if i != METADATA_GROUP):
+                    await trio.sleep(0.1)
+            began = trio.current_time()
+            await trio.sleep(20.0)
+            assert not handed_to(told, crowded, began)
+
+            has_descriptors = True
+            await trio.sleep(CROWDED_S + 20.0)
+            assert handed_to(told, crowded, began)
+
+    tell(story)
 
 
 def test_a_broker_whose_disk_fails_is_not_handed_what_else_would_fail_there() -> None:
