@@ -19,6 +19,8 @@ from logd_client import connect
 
 READY_TIMEOUT_S: Final = 30.0
 READY_POLL_S: Final = 0.05
+ASK_TIMEOUT_S: Final = 2.0
+"""One that was removed knows the others by where they were, and looks for them there."""
 
 
 class BrokerDiedError(LogdError):
@@ -69,8 +71,9 @@ async def find_removed(
 
 
 async def _members_known_to(broker: LocalBroker, registered_at: int) -> set[int] | None:
-    """Whom ``broker`` takes for members; None if it knows no controller, or not enough yet."""
-    with suppress(LogdError):
+    """Whom ``broker`` takes for members; None if it knows no controller, or not enough yet, or does
+    not say in time."""
+    with suppress(LogdError), anyio.move_on_after(ASK_TIMEOUT_S):
         async with connect(str(broker.address)) as client:
             metadata = await client.admin.describe_cluster()
         if metadata.controller is not None and metadata.metadata_offset >= registered_at:
