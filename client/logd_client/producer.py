@@ -803,10 +803,11 @@ class Producer:
     def _check_usable(self) -> None:
         if not self._sender.is_open or self._sender.fatal is not None:
             self._check_open()
-        self._check_thread()
+        if get_ident() != self._thread:  # In another one, nothing would wake who waits.
+            raise UsageError(ANOTHER_LOOP)
 
     def _check_thread(self) -> None:
-        """In another one, nothing would wake who waits."""
+        """As far as there is anything to wait for: it may never have been opened."""
         if get_ident() != self._thread and self._partitions:
             raise UsageError(ANOTHER_LOOP)
 

@@ -333,7 +333,8 @@ async def _serve_clients(listener: Listener, broker: Broker) -> None:
                 if broker.is_stopping:
                     return
                 # Out of descriptors, usually: those that are connected go on.
-                log.error(log_events.ACCEPT_FAILED, reason=str(error))
+                if not broker.node.is_crowded:  # Said once, and not ten times a second.
+                    log.error(log_events.ACCEPT_FAILED, reason=str(error))
                 if not broker.newcomers.make_room():
                     broker.node.note_crowd()
                     await trio.sleep(ACCEPT_RETRY_S)

@@ -646,6 +646,8 @@ def test_a_broker_that_has_to_refuse_clients_leads_nothing_that_others_can(
             began = trio.current_time()
             await trio.sleep(20.0)
             assert not handed_to(told, crowded, began)
+            said = [e for e in told.cluster.trace.events if e.name == "accept_failed"]
+            assert len(said) == 1  # Not at each attempt.
 
             has_descriptors = True
             await trio.sleep(CROWDED_S + 20.0)

@@ -116,6 +116,8 @@ def request(
     commit_offset: int = 0,
     source: NodeId = SECOND,
     enrolment: int = 0,
+    doubt: int = 0,
+    whole_end: int = 0,
 ) -> Received:
     batches = tuple(
         BatchSpan(Offset(start + i), Offset(start + i + 1), Term(batch_term))
@@ -132,6 +134,8 @@ def request(
         commit_offset=Offset(commit_offset),
         round=0,
         enrolment=Offset(enrolment),
+        doubt=doubt,
+        whole_end=Offset(whole_end),
     )
     return Received(message, batches)
 

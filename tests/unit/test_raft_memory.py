@@ -62,26 +62,13 @@ def append(
     doubt: int = 0,
     whole_end: int = 0,
 ) -> Received:
-    batches = tuple(
-        BatchSpan(Offset(start + i), Offset(start + i + 1), Term(each))
-        for i, each in enumerate(terms)
-    )
-    return Received(
-        AppendRequest(
-            group=GROUP,
-            source=SECOND,
-            target=ME,
-            term=Term(term),
-            start_offset=Offset(start),
-            end_offset=Offset(start + len(terms)),
-            prev_term=Term(prev_term if start else 0),
-            commit_offset=Offset(0),
-            round=0,
-            enrolment=Offset(0),
-            doubt=doubt,
-            whole_end=Offset(whole_end),
-        ),
-        batches,
+    return cores.request(
+        term,
+        start,
+        terms,
+        prev_term=prev_term if start else 0,
+        doubt=doubt,
+        whole_end=whole_end,
     )
 
 
