@@ -13,6 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from logd.limits import KIB
 from logd.record.header import Codec
+from logd.record.timestamps import TimestampRuns
 from logd.types import ProducerId
 from logd.wire.messages import ProduceResponse
 from logd_client.accumulator import OpenBatch, Slices, check_records, record_bytes
@@ -31,7 +32,7 @@ def open_batch(values: list[bytes | None]) -> OpenBatch:
         deadline=1e9,
         values=values,
         keys=None,
-        timestamps_ms=1,
+        timestamps=TimestampRuns(1),
     )
 
 
@@ -48,7 +49,7 @@ def test_cut_10_000_values_into_batches(benchmark: BenchmarkFixture) -> None:
 def test_add_1_000_records_one_by_one(benchmark: BenchmarkFixture) -> None:
     def add() -> OpenBatch:
         batch = open_batch([])
-        batch.timestamps_ms = []
+        batch.timestamps = TimestampRuns()
         for value in VALUES[:1000]:
             batch.add(value, None, (), 1, record_bytes(value, None, 0))
         return batch

@@ -26,6 +26,7 @@ from logd.limits import (
 from logd.record.batch import seal_batch
 from logd.record.header import Codec
 from logd.record.payload import NO_HEADERS, RecordHeaders
+from logd.record.timestamps import TimestampRuns
 from logd_client.delivery import Delivery
 
 Value = bytes | None
@@ -57,7 +58,7 @@ class OpenBatch:
         "keys",
         "opened_at",
         "size_bytes",
-        "timestamps_ms",
+        "timestamps",
         "values",
     )
 
@@ -69,7 +70,7 @@ class OpenBatch:
         deadline: float,
         values: list[Value],
         keys: list[bytes | None] | bytes | None,
-        timestamps_ms: list[int] | int,
+        timestamps: TimestampRuns,
         size_bytes: int = 0,
         is_closed: bool = False,
         expected_offset: int | None = None,
@@ -82,7 +83,7 @@ class OpenBatch:
         self.keys = keys
         self.headers: list[RecordHeaders] | None = None
         self.header_count = 0
-        self.timestamps_ms = timestamps_ms
+        self.timestamps = timestamps
         self.size_bytes = size_bytes
         self.is_closed = is_closed
         """Takes no more records; may be sent at once, whatever its age."""
@@ -97,8 +98,7 @@ class OpenBatch:
         position = len(self.values)
         self.values.append(value)
         self.size_bytes += size
-        assert isinstance(self.timestamps_ms, list)
-        self.timestamps_ms.append(timestamp_ms)
+        self.timestamps.note(position, timestamp_ms)
         if key is not None and self.keys is None:
             self.keys = [None] * position
         if self.keys is not None:
@@ -122,8 +122,7 @@ class OpenBatch:
         position, count = len(self.values), len(values)
         self.values += values
         self.size_bytes += size
-        assert isinstance(self.timestamps_ms, list)
-        self.timestamps_ms += [timestamp_ms] * count
+        self.timestamps.note(position, timestamp_ms)
         if keys is not None and self.keys is None:
             self.keys = [None] * position
         if self.keys is not None:
@@ -150,8 +149,8 @@ class OpenBatch:
         ):
             return -1
         values.append(value)
-        assert isinstance(self.timestamps_ms, list)
-        self.timestamps_ms.append(timestamp_ms)
+        if timestamp_ms != self.timestamps.last_ms:
+            self.timestamps.note(position, timestamp_ms)
         self.size_bytes = size_bytes
         return position
 
@@ -172,14 +171,11 @@ class OpenBatch:
         Raises:
             RecordTooLargeError, UsageError: the records do not make a batch.
         """
-        timestamps_ms = self.timestamps_ms
-        if isinstance(timestamps_ms, list) and len(timestamps_ms) == 1:
-            timestamps_ms = timestamps_ms[0]
         return seal_batch(
             values=self.values,
             keys=self.keys,
             headers=self.headers,
-            timestamps_ms=timestamps_ms,
+            timestamps_ms=self.timestamps,
             are_checked=True,
             codec=codec,
             producer_id=producer_id,

@@ -28,9 +28,9 @@ from logd.limits import (
     OFFSET_MAX,
     RECORD_BYTES_MAX,
 )
-from logd.record.batch import TIMESTAMP_MS_MAX
 from logd.record.header import Codec
 from logd.record.payload import NO_HEADERS, RecordHeaders
+from logd.record.timestamps import TIMESTAMP_MS_MAX, TimestampRuns
 from logd.types import NO_PRODUCER, GroupId, ProducerId
 from logd.wire.messages import (
     InitProducerRequest,
@@ -519,7 +519,7 @@ class Producer:
             deadline=now + self._delivery_s,
             values=[],
             keys=None,
-            timestamps_ms=[],
+            timestamps=TimestampRuns(),
             expected_offset=expected_offset,
             fence=fence,
         )
@@ -733,7 +733,7 @@ class Producer:
                 deadline=now + self._delivery_s,
                 values=values,
                 keys=keys,
-                timestamps_ms=timestamp_ms,
+                timestamps=TimestampRuns(timestamp_ms),
                 size_bytes=size,
                 is_closed=True,
                 fence=fence,

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from logd.record.batch import RecordBatch
 from logd.record.payload import RecordHeaders
+from logd.record.timestamps import expand_timestamps
 
 
 class Record(NamedTuple):
@@ -37,12 +38,14 @@ class Batch:
     """Consecutive records of one partition, as columns: one element per record in each."""
 
     __slots__ = (
+        "_first_timestamp_ms",
+        "_timestamp_deltas",
+        "_timestamps_ms",
         "append_time_ms",
         "headers",
         "keys",
         "offsets",
         "partition",
-        "timestamps_ms",
         "topic",
         "values",
     )
@@ -55,7 +58,9 @@ class Batch:
         self.append_time_ms = source.header.append_time_ms
         """When the leader appended the batch, in milliseconds since 1970-01-01T00:00Z."""
         self.offsets: Sequence[int] = source.offsets
-        self.timestamps_ms: Sequence[int] = source.timestamps_ms
+        self._first_timestamp_ms = source.header.first_timestamp_ms
+        self._timestamp_deltas = source.timestamp_deltas
+        self._timestamps_ms: Sequence[int] | None = None
         self.keys: Sequence[bytes | None] = source.keys
         self.values: Sequence[bytes | None] = source.values
         self.headers: Sequence[RecordHeaders] = source.headers
@@ -65,7 +70,9 @@ class Batch:
     def drop_before(self, row: int) -> None:
         """Keep only the records from ``row`` on."""
         self.offsets = self.offsets[row:]
-        self.timestamps_ms = self.timestamps_ms[row:]
+        self._timestamps_ms = None
+        if self._timestamp_deltas is not None:
+            self._timestamp_deltas = self._timestamp_deltas[row:]
         self.keys = self.keys[row:]
         self.values = self.values[row:]
         self.headers = self.headers[row:]
@@ -73,10 +80,20 @@ class Batch:
     def keep_before(self, row: int) -> None:
         """Keep only the records before ``row``."""
         self.offsets = self.offsets[:row]
-        self.timestamps_ms = self.timestamps_ms[:row]
+        self._timestamps_ms = None
+        if self._timestamp_deltas is not None:
+            self._timestamp_deltas = self._timestamp_deltas[:row]
         self.keys = self.keys[:row]
         self.values = self.values[:row]
         self.headers = self.headers[:row]
+
+    @property
+    def timestamps_ms(self) -> Sequence[int]:
+        """The producer's, in milliseconds since 1970-01-01T00:00Z."""
+        if self._timestamps_ms is None:
+            first_ms = self._first_timestamp_ms
+            self._timestamps_ms = expand_timestamps(first_ms, self._timestamp_deltas, len(self))
+        return self._timestamps_ms
 
     @property
     def base_offset(self) -> int:

@@ -51,10 +51,13 @@ from logd.record.payload import (
     expand_headers,
     flatten_headers,
 )
+from logd.record.timestamps import (
+    TimestampRuns,
+    check_timestamp_deltas,
+    expand_timestamps,
+    timestamp_column,
+)
 from logd.types import Buffer, Offset, Term
-
-TIMESTAMP_MS_MAX: Final = 2**62 - 1
-"""Either side of 1970: the difference of two timestamps always fits in 64 bits."""
 
 _ENTRIES_DECODER: Final = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _BYTES_TYPES: Final = frozenset((bytes, type(None)))
@@ -68,10 +71,17 @@ class RecordBatch:
     header: BatchHeader
     offsets: Sequence[int]
     """A range, unless compaction left gaps."""
-    timestamps_ms: Sequence[int]
+    timestamp_deltas: Sequence[int] | None
+    """Milliseconds after the header's first timestamp; None: all zero."""
     keys: Sequence[bytes | None]
     values: Sequence[bytes | None]
     headers: Sequence[RecordHeaders]
+
+    @property
+    def timestamps_ms(self) -> list[int]:
+        """Made anew whenever it is asked for."""
+        first_ms = self.header.first_timestamp_ms
+        return expand_timestamps(first_ms, self.timestamp_deltas, len(self))
 
     @property
     def base_offset(self) -> Offset:
@@ -86,7 +96,7 @@ def seal_batch(
     values: Sequence[bytes | None],
     keys: Sequence[bytes | None] | bytes | None = None,
     headers: Sequence[RecordHeaders] | None = None,
-    timestamps_ms: Sequence[int] | int,
+    timestamps_ms: TimestampRuns | Sequence[int] | int,
     codec: Codec = Codec.NONE,
     zstd_level: int = ZSTD_LEVEL_DEFAULT,
     producer_id: int = 0,
@@ -104,7 +114,7 @@ def seal_batch(
         values: one per record; None is a tombstone.
         keys: one per record, or one for all, or none.
         headers: one tuple of (name, value) per record.
-        timestamps_ms: one per record, or one for all.
+        timestamps_ms: one per record, in runs, or one for all.
         codec: zstd is used only if it makes the payload smaller.
         offset_deltas: for compaction only: each record's distance from the base offset,
             increasing.  ``offset_span`` is then how many offsets the batch covers.
@@ -122,7 +132,7 @@ def seal_batch(
         _check_bytes("values", values, count)
         if keys is not None and not isinstance(keys, bytes):
             _check_bytes("keys", keys, count)
-    first_ms, max_ms, timestamp_deltas = _timestamp_column(timestamps_ms, count)
+    first_ms, max_ms, timestamp_deltas = timestamp_column(timestamps_ms, count)
     columns = Columns(
         timestamp_deltas,
         None if keys is None else _collapse_keys(keys),
@@ -298,25 +308,6 @@ def _as_list(column: Sequence[bytes | None]) -> Sequence[bytes | None]:
     return column if isinstance(column, (list, tuple)) else list(column)
 
 
-def _timestamp_column(
-    timestamps_ms: Sequence[int] | int, count: int
-) -> tuple[int, int, list[int] | None]:
-    """First and largest timestamp, and the distances from the first if they differ."""
-    if isinstance(timestamps_ms, int):
-        first = largest = smallest = timestamps_ms
-    else:
-        if len(timestamps_ms) != count:
-            raise UsageError(f"{len(timestamps_ms)} timestamps, {count} records")
-        if set(map(type, timestamps_ms)) != {int}:
-            raise UsageError("timestamps must be integers: milliseconds since 1970")
-        first, largest, smallest = timestamps_ms[0], max(timestamps_ms), min(timestamps_ms)
-    if not -TIMESTAMP_MS_MAX <= smallest <= largest <= TIMESTAMP_MS_MAX:
-        raise UsageError(f"timestamps {smallest} to {largest} ms are out of range")
-    if isinstance(timestamps_ms, int) or smallest == largest:
-        return first, largest, None
-    return first, largest, list(map(add, timestamps_ms, repeat(-first)))
-
-
 def _header_column(headers: Sequence[RecordHeaders], count: int) -> HeaderColumn | None:
     if len(headers) != count:
         raise UsageError(f"headers of {len(headers)} records, {count} records")
@@ -370,12 +361,12 @@ def _decode_payload(header: BatchHeader, payload: memoryview) -> RecordBatch:
     count = header.record_count
     base = header.base_offset
     if not count:
-        return RecordBatch(header, [], [], [], [], [])
+        return RecordBatch(header, [], None, [], [], [])
     if header.payload_format == PayloadFormat.OPAQUE:
         return RecordBatch(
             header,
             range(base, base + 1),
-            [header.first_timestamp_ms],
+            None,
             [None],
             [bytes(payload)],
             [NO_HEADERS],
@@ -384,17 +375,18 @@ def _decode_payload(header: BatchHeader, payload: memoryview) -> RecordBatch:
         return RecordBatch(
             header,
             range(base, base + count),
-            [header.first_timestamp_ms] * count,
+            None,
             [None] * count,
             _decode_entries(payload, count),
             [NO_HEADERS] * count,
         )
     decoded = decompress(payload, header.decoded_bytes) if header.codec else payload
     columns = decode_columns(decoded)
+    check_timestamp_deltas(header, columns.timestamp_deltas)
     return RecordBatch(
         header,
         _decode_offsets(header, columns.offset_deltas),
-        _decode_timestamps(header, columns.timestamp_deltas),
+        columns.timestamp_deltas,
         _expand("keys", columns.keys, count),
         _expand("values", columns.values, count),
         expand_headers(columns.headers, count),
@@ -419,26 +411,6 @@ def _expand(
     if len(column) != count:
         raise MalformedBatchError(f"{len(column)} {name}, {count} records")
     return column
-
-
-def _decode_timestamps(header: BatchHeader, deltas: Sequence[int] | None) -> Sequence[int]:
-    first = smallest = largest = header.first_timestamp_ms
-    if deltas is None:
-        timestamps = [first] * header.record_count
-    elif len(deltas) != header.record_count:
-        raise MalformedBatchError(f"{len(deltas)} timestamps, {header.record_count} records")
-    elif deltas[0] != 0:
-        raise MalformedBatchError(f"the first timestamp differs from the header by {deltas[0]} ms")
-    else:
-        timestamps = list(map(add, deltas, repeat(first)))
-        smallest, largest = min(timestamps), max(timestamps)
-    if largest != header.max_timestamp_ms:
-        raise MalformedBatchError(
-            f"the largest timestamp is {largest}, the header says {header.max_timestamp_ms}"
-        )
-    if not -TIMESTAMP_MS_MAX <= smallest <= largest <= TIMESTAMP_MS_MAX:
-        raise MalformedBatchError("timestamps are out of range")
-    return timestamps
 
 
 def _decode_offsets(header: BatchHeader, deltas: Sequence[int] | None) -> Sequence[int]:

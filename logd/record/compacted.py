@@ -41,11 +41,12 @@ def keep_rows(batch: RecordBatch, rows: Sequence[int], group: GroupId) -> bytes:
     """
     header = batch.header
     base = header.base_offset
+    timestamps_ms = batch.timestamps_ms
     sealed = seal_batch(
         values=[batch.values[row] for row in rows],
         keys=[batch.keys[row] for row in rows],
         headers=[batch.headers[row] for row in rows],
-        timestamps_ms=[batch.timestamps_ms[row] for row in rows],
+        timestamps_ms=[timestamps_ms[row] for row in rows],
         codec=Codec(header.codec),
         producer_id=header.producer_id,
         producer_epoch=header.producer_epoch,

@@ -18,7 +18,6 @@ from logd.limits import (
     RECORDS_PER_BATCH_MAX,
 )
 from logd.record.batch import (
-    TIMESTAMP_MS_MAX,
     decode_batch,
     seal_batch,
     seal_entries,
@@ -33,6 +32,7 @@ from logd.record.header import (
     put_seal,
 )
 from logd.record.payload import Columns, HeaderColumn, RecordHeaders, encode_columns_into
+from logd.record.timestamps import TIMESTAMP_MS_MAX, TimestampRuns
 from logd.types import Buffer
 
 optional_bytes = st.none() | st.binary(max_size=20)
@@ -229,6 +229,23 @@ def test_too_many_headers_are_refused() -> None:
 
     with pytest.raises(RecordTooLargeError, match="262145 headers"):
         seal_batch(values=[b""] * 3, headers=[half, half, (("", b""),)], timestamps_ms=0)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30))
+def test_times_in_runs_make_the_batch_that_they_make_one_by_one(times: list[int]) -> None:
+    runs = TimestampRuns()
+    for row, time_ms in enumerate(times):
+        runs.note(row, time_ms)
+    values = [b"v"] * len(times)
+
+    assert seal_batch(values=values, timestamps_ms=runs) == seal_batch(
+        values=values, timestamps_ms=times
+    )
+
+
+def test_a_time_in_runs_that_is_out_of_range_is_misuse() -> None:
+    with pytest.raises(UsageError, match="out of range"):
+        seal_batch(values=[b""], timestamps_ms=TimestampRuns(2**62))
 
 
 # --- misuse -----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from logd.errors import RecordTooLargeError, UsageError
 from logd.limits import HEADERS_PER_BATCH_MAX, MIB, RECORD_BYTES_MAX, RECORDS_PER_BATCH_MAX
 from logd.record.batch import decode_batch, seal_batch
 from logd.record.header import HEADER_BYTES, Codec
+from logd.record.timestamps import TimestampRuns
 from logd_client.accumulator import (
     OpenBatch,
     Slices,
@@ -24,7 +25,12 @@ from logd_client.delivery import Delivery
 
 def open_batch() -> OpenBatch:
     return OpenBatch(
-        Delivery("orders", 0), opened_at=0, deadline=1, values=[], keys=None, timestamps_ms=[]
+        Delivery("orders", 0),
+        opened_at=0,
+        deadline=1,
+        values=[],
+        keys=None,
+        timestamps=TimestampRuns(),
     )
 
 
@@ -181,7 +187,8 @@ def test_the_short_way_into_a_batch_adds_what_the_long_way_would_or_nothing() ->
     added = [batch.add_plain(b"x" * 30, 7, 30, batch_bytes=100) for _ in range(4)]
 
     assert added == [0, 1, 2, -1]
-    assert (batch.values, batch.timestamps_ms, batch.size_bytes) == ([b"x" * 30] * 3, [7] * 3, 90)
+    assert (batch.values, batch.size_bytes) == ([b"x" * 30] * 3, 90)
+    assert batch.timestamps.column(3) == (7, 7, None)
     batch.add(b"", b"key", (), 0, 1)
     assert batch.add_plain(b"", 0, 1, batch_bytes=100) == -1
     closed = open_batch()

@@ -32,6 +32,7 @@ from logd.errors import (
 from logd.limits import FRAME_BYTES_MAX, ITEMS_PER_COMMAND_MAX
 from logd.record.batch import decode_batch
 from logd.record.header import Codec
+from logd.record.timestamps import TimestampRuns
 from logd.types import GroupId
 from logd.wire.coordination import (
     Acquire,
@@ -271,7 +272,7 @@ def test_a_batch_carries_its_fence() -> None:
             deadline=1,
             values=[b"v"],
             keys=None,
-            timestamps_ms=[1],
+            timestamps=TimestampRuns(1),
             fence=fence,
         )
         return batch.seal(Codec.NONE, producer_id=1, producer_epoch=0, base_sequence=0)

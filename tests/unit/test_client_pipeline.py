@@ -23,6 +23,7 @@ from logd.errors import (
 from logd.limits import BATCH_BYTES_MAX
 from logd.record.batch import decode_batch
 from logd.record.header import Codec, decode_header
+from logd.record.timestamps import TimestampRuns
 from logd.types import NO_PRODUCER, ProducerId
 from logd.wire.messages import ProduceResponse
 from logd_client.accumulator import OpenBatch
@@ -70,7 +71,7 @@ class Bench:
                 deadline=deadline,
                 values=list(values),
                 keys=None,
-                timestamps_ms=1,
+                timestamps=TimestampRuns(1),
                 size_bytes=sum(map(len, values)),
                 is_closed=is_closed,
                 expected_offset=expected_offset,
@@ -200,7 +201,12 @@ def test_a_growing_batch_waits_for_its_linger_and_a_closed_one_does_not() -> Non
     bench.put(b"x")
     closed = bench.take_all(now=0)
     growing = OpenBatch(
-        Delivery("orders", 0), opened_at=0, deadline=9, values=[b"y"], keys=None, timestamps_ms=[1]
+        Delivery("orders", 0),
+        opened_at=0,
+        deadline=9,
+        values=[b"y"],
+        keys=None,
+        timestamps=TimestampRuns(1),
     )
     bench.pipeline.enqueue(growing)
 
@@ -362,7 +368,7 @@ def test_what_is_sealed_again_for_the_next_epoch_is_the_same_in_all_else() -> No
         deadline=DEADLINE,
         values=[],
         keys=None,
-        timestamps_ms=[],
+        timestamps=TimestampRuns(),
         fence=(3, 9),
     )
     batch.add(b"v", None, (("trace", b"1"),), 5, 10)

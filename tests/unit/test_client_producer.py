@@ -22,7 +22,7 @@ from logd.errors import (
     WouldBlock,
 )
 from logd.limits import BATCH_BYTES_MAX, KIB
-from logd.record.batch import TIMESTAMP_MS_MAX
+from logd.record.timestamps import TIMESTAMP_MS_MAX
 from logd.types import GroupId
 from logd_client.background import task_group
 from logd_client.coordination.fences import Fence

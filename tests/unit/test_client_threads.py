@@ -104,11 +104,11 @@ def test_a_forked_process_is_told_that_it_has_no_client_and_can_end(
 class Columns:
     """What a batch is made of."""
 
-    header = SimpleNamespace(append_time_ms=0)
+    header = SimpleNamespace(append_time_ms=0, first_timestamp_ms=0)
 
     def __init__(self, offsets: range) -> None:
         self.offsets = offsets
-        self.timestamps_ms = self.keys = self.values = self.headers = list(offsets)
+        self.timestamp_deltas = self.keys = self.values = self.headers = list(offsets)
 
     def __len__(self) -> int:
         return len(self.offsets)
