@@ -91,9 +91,11 @@ class Batch:
     def timestamps_ms(self) -> Sequence[int]:
         """The producer's, in milliseconds since 1970-01-01T00:00Z."""
         if self._timestamps_ms is None:
-            first_ms = self._first_timestamp_ms
-            self._timestamps_ms = expand_timestamps(first_ms, self._timestamp_deltas, len(self))
+            self._timestamps_ms = list(self._expand_timestamps())
         return self._timestamps_ms
+
+    def _expand_timestamps(self) -> Iterator[int]:
+        return expand_timestamps(self._first_timestamp_ms, self._timestamp_deltas, len(self))
 
     @property
     def base_offset(self) -> int:
@@ -109,14 +111,14 @@ class Batch:
         return len(self.offsets)
 
     def records(self) -> Iterator[Record]:
-        """The same, record by record."""
+        """The same, record by record, each made when it is taken."""
         return map(
             _record_of_row,
             zip(
                 repeat(self.topic),
                 repeat(self.partition),
                 self.offsets,
-                self.timestamps_ms,
+                self._expand_timestamps(),
                 self.keys,
                 self.values,
                 self.headers,

@@ -81,7 +81,7 @@ class RecordBatch:
     def timestamps_ms(self) -> list[int]:
         """Made anew whenever it is asked for."""
         first_ms = self.header.first_timestamp_ms
-        return expand_timestamps(first_ms, self.timestamp_deltas, len(self))
+        return list(expand_timestamps(first_ms, self.timestamp_deltas, len(self)))
 
     @property
     def base_offset(self) -> Offset:

@@ -7,7 +7,7 @@ first, is made into times only for who asks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from operator import add
 from typing import Final
@@ -112,6 +112,6 @@ def check_timestamp_deltas(header: BatchHeader, deltas: Sequence[int] | None) ->
         raise MalformedBatchError("timestamps are out of range")
 
 
-def expand_timestamps(first_ms: int, deltas: Sequence[int] | None, count: int) -> list[int]:
-    """The stored column → a time for each of ``count`` records."""
-    return [first_ms] * count if deltas is None else list(map(add, deltas, repeat(first_ms)))
+def expand_timestamps(first_ms: int, deltas: Sequence[int] | None, count: int) -> Iterator[int]:
+    """The stored column → a time for each of ``count`` records, made when it is taken."""
+    return repeat(first_ms, count) if deltas is None else map(add, deltas, repeat(first_ms))

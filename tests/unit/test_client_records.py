@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from logd.record import timestamps
 from logd.record.batch import decode_batch, seal_batch
 from logd_client.records import Batch
 
@@ -38,3 +39,21 @@ def test_times_are_made_once_however_often_they_are_asked_for() -> None:
     batch = batch_of(TIMES_MS)
 
     assert batch.timestamps_ms is batch.timestamps_ms
+
+
+def test_who_reads_batches_by_their_values_pays_for_no_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A consumer has rows at hand before it knows whether records or batches are asked for."""
+    batch = batch_of(TIMES_MS)
+    added: list[int] = []
+
+    def noted(delta: int, first: int) -> int:
+        added.append(delta)
+        return delta + first
+
+    monkeypatch.setattr(timestamps, "add", noted)
+    rows = batch.records()
+    assert added == []
+    next(rows)
+    assert added == [0]
