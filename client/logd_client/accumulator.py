@@ -279,6 +279,11 @@ class Slices:
         if self._are_alike and not self.too_large:
             yield from self._equal_parts(batch_bytes)
             return
+        count = len(self._lengths)
+        total = sum(self._lengths) + count * self._overhead_bytes
+        if 0 < count <= RECORDS_PER_BATCH_MAX and total <= batch_bytes and not self.too_large:
+            yield 0, count, total + self._constant_bytes
+            return
         sizes = map(add, self._lengths, repeat(self._overhead_bytes))
         ends = list(accumulate(sizes, initial=0))
         start = 0

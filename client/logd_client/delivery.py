@@ -7,7 +7,8 @@ two small objects, however long it takes.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from operator import sub
+from itertools import repeat
+from operator import add, sub
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -214,7 +215,10 @@ class ManyDeliveries:
 
     def add_failures(self, positions: Sequence[int], error: LogdError) -> None:
         """The inputs at ``positions``, increasing, were not queued."""
-        self._failures += [(start, end, error) for start, end, _ in _runs(positions)]
+        rows = _run_starts(positions)
+        starts = [positions[row] for row in rows]
+        lengths = _run_lengths(rows, len(positions))
+        self._failures += zip(starts, map(add, starts, lengths), repeat(error), strict=False)
 
     async def wait(self) -> tuple[AckRange, ...]:
         """Wait for every batch; the acknowledged ranges in input order.
@@ -230,24 +234,33 @@ class ManyDeliveries:
                 continue
             response = delivery.response
             assert response is not None
-            topic, partition = delivery.topic, delivery.partition
-            base = response.base_offset + first
-            when, durability = response.append_time_ms, response.durability
-            for start, end, at in _runs(positions):
-                acks[start] = AckRange(topic, partition, base + at, end - start, when, durability)
-        ranges = tuple([acks[start] for start in sorted(acks)])
+            rows = _run_starts(positions)
+            ranges_of_batch = map(
+                AckRange,
+                repeat(delivery.topic),
+                repeat(delivery.partition),
+                map(add, rows, repeat(response.base_offset + first)),
+                _run_lengths(rows, len(positions)),
+                repeat(response.append_time_ms),
+                repeat(response.durability),
+            )
+            acks.update(zip(map(positions.__getitem__, rows), ranges_of_batch, strict=True))
+        ranges = tuple(map(acks.__getitem__, sorted(acks)))
         if self._failures:
             self._failures.sort(key=lambda failure: failure[0])
             raise PartialAppendError(ranges, tuple(self._failures))
         return ranges
 
 
-def _runs(positions: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Start and end of each run of consecutive positions, and where it lies among them."""
+def _run_starts(positions: Sequence[int]) -> list[int]:
+    """Where each run of consecutive ones begins among them.  With keys there may be as many as
+    records: all that is done for each is done in C."""
     if isinstance(positions, range):
-        yield positions.start, positions.stop, 0
-        return
+        return [0]
     steps = map(sub, positions[1:], positions)
-    begins = [0, *[at for at, step in enumerate(steps, 1) if step != 1]]
-    for at, end in zip(begins, [*begins[1:], len(positions)], strict=True):
-        yield positions[at], positions[end - 1] + 1, at
+    return [0, *[row for row, step in enumerate(steps, 1) if step != 1]]
+
+
+def _run_lengths(rows: Sequence[int], count: int) -> Iterator[int]:
+    """How long each of the runs is, of ``count`` positions."""
+    return map(sub, [*rows[1:], count], rows)

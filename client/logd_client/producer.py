@@ -7,12 +7,12 @@ batches is decided by a ``Pipeline`` per partition; a ``Sender`` carries them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from types import TracebackType
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, cast
 
 from logd.errors import (
     InvalidPartitionError,
@@ -56,7 +56,7 @@ from logd_client.arguments import ANOTHER_LOOP, NOT_OPEN, require_between, requi
 from logd_client.budget import TAKEN_PER_LEFT, ByteBudget, Share
 from logd_client.coordination.fences import Fence, HasFence, fence_of, raise_fences
 from logd_client.delivery import Ack, AckRange, Delivery, ManyDeliveries, Ticket
-from logd_client.partitioner import RoundRobin, partition_for_key
+from logd_client.partitioner import RoundRobin, partition_for_key, partitions_for_keys
 from logd_client.pipeline import Pipeline
 from logd_client.routing import Routing, partitions_text
 from logd_client.sender import ProducerPartition, Sender
@@ -688,12 +688,15 @@ class Producer:
     def _group(self, keys: Sequence[bytes | None]) -> list[tuple[ProducerPartition, list[int]]]:
         """Input positions per partition; those first that nothing holds up."""
         count = len(self._partitions)
-        numbers = {
-            key: self._choose(None, None).number if key is None else partition_for_key(key, count)
-            for key in dict.fromkeys(keys)
-        }
+        if None in keys:
+            of_keyless = self._choose(None, None).number
+            numbers: Iterable[int] = [
+                of_keyless if key is None else partition_for_key(key, count) for key in keys
+            ]
+        else:
+            numbers = partitions_for_keys(cast("Sequence[bytes]", keys), count)
         groups: defaultdict[int, list[int]] = defaultdict(list)
-        for position, number in enumerate(map(numbers.__getitem__, keys)):
+        for position, number in enumerate(numbers):
             groups[number].append(position)
         in_turn = sorted(groups, key=self._is_usable, reverse=True)
         return [(self._partitions[number], groups[number]) for number in in_turn]
