@@ -6,13 +6,12 @@ batches is decided by a ``Pipeline`` per partition; a ``Sender`` carries them.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from types import TracebackType
-from typing import Final, Literal, NamedTuple, cast
+from typing import Final, Literal, NamedTuple
 
 from logd.errors import (
     InvalidPartitionError,
@@ -56,9 +55,9 @@ from logd_client.arguments import ANOTHER_LOOP, NOT_OPEN, require_between, requi
 from logd_client.budget import TAKEN_PER_LEFT, ByteBudget, Share
 from logd_client.coordination.fences import Fence, HasFence, fence_of, raise_fences
 from logd_client.delivery import Ack, AckRange, Delivery, ManyDeliveries, Ticket
-from logd_client.partitioner import RoundRobin, partition_for_key, partitions_for_keys
+from logd_client.partition_choice import PartitionChoice
 from logd_client.pipeline import Pipeline
-from logd_client.routing import Routing, partitions_text
+from logd_client.routing import Routing
 from logd_client.sender import ProducerPartition, Sender
 
 Compression = Literal["none", "zstd"]
@@ -150,10 +149,10 @@ class Producer:
             routing, topic, linger_s=self._linger_s, is_idempotent=options.idempotent
         )
         self._partitions = self._sender.partitions
+        self._choice = PartitionChoice(topic, self._partitions)
         self._producer_id = NO_PRODUCER
         self._thread = 0
         """In which it was opened."""
-        self._round_robin = RoundRobin(1, 0)
         self._growing: OpenBatch | None = None
         """What a record without key and partition joins next, unless it is closed by then."""
         self._growing_share = Share()
@@ -179,8 +178,7 @@ class Producer:
         self._routing.check_open()
         self._add_partitions(topic)
         # Producers that start together do not all begin with partition 0.
-        count = len(self._partitions)
-        self._round_robin = RoundRobin(count, self._routing.environment.rng.randrange(count))
+        self._choice.begin_with(self._routing.environment.rng.randrange(len(self._partitions)))
         self._thread = get_ident()
         self._sender.open()
         self._routing.on_close[self] = self._close
@@ -193,7 +191,7 @@ class Producer:
         topic = self._routing.view.grown_topic(self._topic, groups)
         if topic is not None:
             self._add_partitions(topic)
-            self._round_robin.grow(len(self._partitions))
+            self._choice.grow()
 
     def _add_partitions(self, topic: TopicInfo) -> None:
         """Those of ``topic`` that this producer does not have yet."""
@@ -352,14 +350,14 @@ class Producer:
             require_between("expected_offset", expected_offset, 0, OFFSET_MAX)
             if partition is None:
                 raise UsageError("expected_offset needs partition: offsets are per partition")
-        chosen = self._choose(key, partition)
+        chosen = self._choice.of(key, partition)
         is_bound = key is not None or partition is not None
         if not self._budget.take_now(chosen.share, size, is_bound=is_bound):
             taken_for = chosen.share
             await self._budget.take(taken_for, size, is_bound=is_bound)
             self._check_open_or_give_back(taken_for, size)
             # It may be another one's turn by now, or the topic has more of them.
-            chosen = self._choose(key, partition)
+            chosen = self._choice.of(key, partition)
             self._budget.move(size, taken_for, chosen.share)
         return self._add(
             chosen, value, key, checked, timestamp_ms, size, carried, is_bound, expected_offset
@@ -411,7 +409,7 @@ class Producer:
             self._check_keyless()
         checked, size = _measured(value, key, headers)
         timestamp_ms = self._time_of(timestamp_ms)
-        chosen = self._choose(key, partition)
+        chosen = self._choice.of(key, partition)
         is_bound = key is not None or partition is not None
         if not self._budget.take_now(chosen.share, size, is_bound=is_bound):
             raise WouldBlock(
@@ -454,7 +452,7 @@ class Producer:
         if timestamp_ms is not None:
             self._time_of(timestamp_ms)
         if partition is not None:
-            self._choose(None, partition)
+            self._choice.of(None, partition)
         return _measured(value, key, headers)[1]
 
     def _add(
@@ -526,26 +524,6 @@ class Producer:
         partition.pipeline.enqueue(batch)
         return batch
 
-    def _choose(self, key: bytes | None, partition: int | None) -> ProducerPartition:
-        if partition is not None:
-            if not (type(partition) is int and 0 <= partition < len(self._partitions)):
-                raise InvalidPartitionError(
-                    f"topic {self._topic!r} has no partition {partition!r}, "
-                    f"expected {partitions_text(len(self._partitions))}"
-                )
-            return self._partitions[partition]
-        if key is not None:
-            return self._partitions[partition_for_key(key, len(self._partitions))]
-        number = self._round_robin.current
-        current = self._partitions[number]
-        if current.pipeline.growing() is None or not self._is_usable(number):
-            return self._advance()
-        return current
-
-    def _advance(self) -> ProducerPartition:
-        """Whose turn is next, of those that can take records."""
-        return self._partitions[self._round_robin.advance(self._is_usable)]
-
     async def _learn_of(self, partition: int) -> None:
         """One that is not known here may have been added since."""
         if type(partition) is int and partition >= len(self._partitions):
@@ -563,10 +541,6 @@ class Producer:
                 "record needs a key"
             )
         self._takes_keyless = topic
-
-    def _is_usable(self, partition: int) -> bool:
-        candidate = self._partitions[partition]
-        return not candidate.is_stalled and candidate.pipeline.is_flowing
 
     async def append_many(
         self,
@@ -620,7 +594,7 @@ class Producer:
             self._check_keyless()
         if partition is not None:
             await self._learn_of(partition)
-            self._choose(None, partition)
+            self._choice.of(None, partition)
         outcome = ManyDeliveries()
         if keys is not None and partition is None and len(self._partitions) == 1:
             partition = 0  # It need not be worked out for each key.
@@ -655,9 +629,9 @@ class Producer:
         chosen: ProducerPartition | None = None
         for start, end, size in bounds:
             if key is not None or partition is not None or len(bounds) == 1:
-                chosen = self._choose(key, partition)
+                chosen = self._choice.of(key, partition)
             elif chosen is None or end < bounds[-1][1]:
-                chosen = self._advance()
+                chosen = self._choice.advance()
             # Else it is what is left over, and stays with the last full batch.  With turns of its
             # own it could always be the turn of the same partitions, which would get little else.
             part_keys = key if keys is None else _as_list(keys[start:end])
@@ -670,7 +644,7 @@ class Producer:
         self, values: Sequence[Value], keys: Sequence[bytes | None], outcome: ManyDeliveries
     ) -> Iterator[_Part]:
         """Each record goes where its key says; keyless ones are spread together."""
-        for chosen, positions in self._group(keys):
+        for chosen, positions in self._choice.group(keys):
             group_values = list(map(values.__getitem__, positions))
             group_keys = list(map(keys.__getitem__, positions))
             slices = Slices(group_values, group_keys)
@@ -684,22 +658,6 @@ class Producer:
                 )
             for at, size in slices.too_large:
                 outcome.add_failure(positions[at], too_large(size))
-
-    def _group(self, keys: Sequence[bytes | None]) -> list[tuple[ProducerPartition, list[int]]]:
-        """Input positions per partition; those first that nothing holds up."""
-        count = len(self._partitions)
-        if None in keys:
-            of_keyless = self._choose(None, None).number
-            numbers: Iterable[int] = [
-                of_keyless if key is None else partition_for_key(key, count) for key in keys
-            ]
-        else:
-            numbers = partitions_for_keys(cast("Sequence[bytes]", keys), count)
-        groups: defaultdict[int, list[int]] = defaultdict(list)
-        for position, number in enumerate(numbers):
-            groups[number].append(position)
-        in_turn = sorted(groups, key=self._is_usable, reverse=True)
-        return [(self._partitions[number], groups[number]) for number in in_turn]
 
     async def _enqueue(
         self, part: _Part, timestamp_ms: int, fence: tuple[int, int], *, is_bound: bool

@@ -898,7 +898,7 @@ SYSTEM_MUTANTS = (
     Mutant(
         "records that could go elsewhere go to a leader that is silent",
         "liveness: one partition without a leader holds up nobody",
-        "client/logd_client/producer.py",
+        "client/logd_client/partition_choice.py",
         "        return not candidate.is_stalled and candidate.pipeline.is_flowing\n",
         "        return candidate.pipeline.is_flowing\n",
     ),
@@ -912,7 +912,7 @@ SYSTEM_MUTANTS = (
     Mutant(
         "records that could go elsewhere join others of a partition that cannot be used",
         "liveness: one partition without a leader holds up nobody",
-        "client/logd_client/producer.py",
+        "client/logd_client/partition_choice.py",
         "        if current.pipeline.growing() is None or not self._is_usable(number):\n",
         "        if current.pipeline.growing() is None:\n",
     ),

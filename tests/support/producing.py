@@ -10,8 +10,9 @@ from typing import Any, cast
 import trio
 
 from logd.errors import LogdError, NotLeaderError
-from logd.record.header import decode_header
-from logd.types import GroupId, NodeId
+from logd.record.header import Codec, decode_header
+from logd.record.timestamps import TimestampRuns
+from logd.types import GroupId, NodeId, ProducerId
 from logd.wire.messages import (
     InitProducerResponse,
     PartitionInfo,
@@ -19,12 +20,18 @@ from logd.wire.messages import (
     ProduceResponse,
     TopicInfo,
 )
+from logd_client.accumulator import OpenBatch
 from logd_client.background import Background, task_group
+from logd_client.backoff import Backoff
+from logd_client.budget import Share
 from logd_client.cluster import ClusterView
 from logd_client.connection import Answer, Completion, Connection, Lane
+from logd_client.delivery import Delivery
 from logd_client.environment import Environment
+from logd_client.pipeline import Pipeline
 from logd_client.producer import Producer, ProducerOptions
 from logd_client.routing import Routing
+from logd_client.sender import ProducerPartition
 from logd_client.transport import TcpTransport
 
 TOPIC = "orders"
@@ -125,6 +132,41 @@ class Cluster:
 
     async def refresh(self, *_: object) -> None:
         """Nor here."""
+
+
+def unattached(count: int) -> list[ProducerPartition]:
+    """Partitions of a producer, whose batches nobody sends."""
+    return [
+        ProducerPartition(
+            number,
+            GroupId(number + 1),
+            Pipeline(
+                producer_id=ProducerId(7),
+                codec=Codec.NONE,
+                linger_s=0,
+                batches_in_flight=8,
+                on_settled=lambda _: None,
+                on_failed=lambda _: None,
+            ),
+            Share(),
+            Backoff(random.Random(0)),
+        )
+        for number in range(count)
+    ]
+
+
+def grow(partition: ProducerPartition) -> None:
+    """Let it have a batch that others may join."""
+    partition.pipeline.enqueue(
+        OpenBatch(
+            Delivery(TOPIC, partition.number),
+            opened_at=0,
+            deadline=100,
+            values=[b"value"],
+            keys=None,
+            timestamps=TimestampRuns(0),
+        )
+    )
 
 
 @asynccontextmanager

@@ -166,7 +166,7 @@ async def test_what_could_go_elsewhere_does_not_join_what_waits_for_a_lost_leade
             producer.append_nowait(b"value")
             await trio.testing.wait_all_tasks_blocked()
         joins = producer.append_nowait(b"value")
-        lost = cluster.leaders[producer._round_robin.current]
+        lost = cluster.leaders[producer._choice.of(None, None).number]
         (other,) = [leader for leader in cluster.leaders if leader is not lost]
         assert [len(leader.unanswered) for leader in cluster.leaders] == [2, 2]
 
