@@ -1,17 +1,18 @@
 """The producer: records in, acknowledgements out.
 
-It chooses a partition for each record, and the batch there that it joins.  What becomes of
-batches is decided by a ``Pipeline`` per partition; a ``Sender`` carries them.
+It finds each record a batch to join, waiting for room in the buffer.  A ``PartitionChoice`` says in
+which partition; a ``Cutter`` makes parts of many.  What becomes of batches is decided by a
+``Pipeline`` per partition; a ``Sender`` carries them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from types import TracebackType
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from logd.errors import (
     InvalidPartitionError,
@@ -43,17 +44,16 @@ from logd_client.accumulator import (
     NO_FENCE,
     RECORD_OVERHEAD_BYTES,
     OpenBatch,
-    Slices,
     Value,
     check_records,
     check_sequence,
     checked_headers,
     record_bytes,
-    too_large,
 )
 from logd_client.arguments import ANOTHER_LOOP, NOT_OPEN, require_between, require_one_of
 from logd_client.budget import TAKEN_PER_LEFT, ByteBudget, Share
 from logd_client.coordination.fences import Fence, HasFence, fence_of, raise_fences
+from logd_client.cutting import Cutter, Part
 from logd_client.delivery import Ack, AckRange, Delivery, ManyDeliveries, Ticket
 from logd_client.partition_choice import PartitionChoice
 from logd_client.pipeline import Pipeline
@@ -116,18 +116,6 @@ class ProducerOptions:
         )
 
 
-class _Part(NamedTuple):
-    """Those records of one ``append_many`` that travel in one batch."""
-
-    positions: Sequence[int]
-    """Where they stand in the input, increasing."""
-    partition: ProducerPartition
-    values: list[Value]
-    keys: list[bytes | None] | bytes | None
-    size: int
-    """What they take if they are alone in it."""
-
-
 class Producer:
     """Appends records to one topic.  Made by ``Client.producer``; use as a context manager.
 
@@ -150,6 +138,7 @@ class Producer:
         )
         self._partitions = self._sender.partitions
         self._choice = PartitionChoice(topic, self._partitions)
+        self._cutter = Cutter(self._choice, options.batch_bytes)
         self._producer_id = NO_PRODUCER
         self._thread = 0
         """In which it was opened."""
@@ -599,9 +588,9 @@ class Producer:
         if keys is not None and partition is None and len(self._partitions) == 1:
             partition = 0  # It need not be worked out for each key.
         if keys is None or partition is not None:
-            parts = self._parts_in_order(values, key, keys, partition, outcome)
+            parts = self._cutter.in_order(values, key, keys, partition, outcome)
         else:
-            parts = self._parts_by_key(values, keys, outcome)
+            parts = self._cutter.by_key(values, keys, outcome)
         is_bound = key is not None or keys is not None or partition is not None
         for part in parts:
             try:
@@ -614,53 +603,8 @@ class Producer:
                 outcome.add_batch(part.positions, delivery, first)
         return await outcome.wait()
 
-    def _parts_in_order(
-        self,
-        values: Sequence[Value],
-        key: bytes | None,
-        keys: Sequence[bytes | None] | None,
-        partition: int | None,
-        outcome: ManyDeliveries,
-    ) -> Iterator[_Part]:
-        """All records go where ``key`` or ``partition`` says; without them each batch goes where
-        there is room when it is queued."""
-        slices = Slices(values, key if keys is None else keys)
-        bounds = list(slices.bounds(self._options.batch_bytes))
-        chosen: ProducerPartition | None = None
-        for start, end, size in bounds:
-            if key is not None or partition is not None or len(bounds) == 1:
-                chosen = self._choice.of(key, partition)
-            elif chosen is None or end < bounds[-1][1]:
-                chosen = self._choice.advance()
-            # Else it is what is left over, and stays with the last full batch.  With turns of its
-            # own it could always be the turn of the same partitions, which would get little else.
-            part_keys = key if keys is None else _as_list(keys[start:end])
-            part_values = _as_list(values[start:end])
-            yield _Part(range(start, end), chosen, part_values, part_keys, size)
-        for position, size in slices.too_large:
-            outcome.add_failure(position, too_large(size))
-
-    def _parts_by_key(
-        self, values: Sequence[Value], keys: Sequence[bytes | None], outcome: ManyDeliveries
-    ) -> Iterator[_Part]:
-        """Each record goes where its key says; keyless ones are spread together."""
-        for chosen, positions in self._choice.group(keys):
-            group_values = list(map(values.__getitem__, positions))
-            group_keys = list(map(keys.__getitem__, positions))
-            slices = Slices(group_values, group_keys)
-            for start, end, size in slices.bounds(self._options.batch_bytes):
-                yield _Part(
-                    positions[start:end],
-                    chosen,
-                    group_values[start:end],
-                    group_keys[start:end],
-                    size,
-                )
-            for at, size in slices.too_large:
-                outcome.add_failure(positions[at], too_large(size))
-
     async def _enqueue(
-        self, part: _Part, timestamp_ms: int, fence: tuple[int, int], *, is_bound: bool
+        self, part: Part, timestamp_ms: int, fence: tuple[int, int], *, is_bound: bool
     ) -> tuple[Delivery, int]:
         """Put records into a batch; its delivery, and the position of the first one in it.
 
@@ -800,7 +744,3 @@ def _measured(
     checked, headers_bytes = checked_headers(headers)
     size = record_bytes(value, key, headers_bytes)
     return checked, size + RECORD_OVERHEAD_BYTES + len(checked) * HEADER_OVERHEAD_BYTES
-
-
-def _as_list(part: Sequence[bytes | None]) -> list[bytes | None]:
-    return part if isinstance(part, list) else list(part)

@@ -161,6 +161,7 @@ FAST_TESTS = {
         "tests/unit/test_client_cursor.py",
         "tests/unit/test_client_parts.py",
         "tests/unit/test_client_partition_choice.py",
+        "tests/unit/test_client_cutting.py",
         "tests/unit/test_client_accumulator.py",
         "tests/unit/test_client_coordination.py",
         "tests/unit/test_client_feeds.py",
