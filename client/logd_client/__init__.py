@@ -15,7 +15,8 @@ taken effect (``may_have_applied``); their classes are in ``logd.errors``.
 from logd.errors import LogdError, PartialAppendError, WouldBlock
 from logd_client.admin import Admin
 from logd_client.client import Client, connect
-from logd_client.consumer import Consumer, Start, Stop
+from logd_client.consumer import Consumer
+from logd_client.consumer_options import Start, Stop
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.coordination.elections import Leadership
 from logd_client.coordination.fences import Fence

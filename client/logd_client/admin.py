@@ -56,7 +56,7 @@ from logd_client.arguments import (
     require_one_of,
     require_text,
 )
-from logd_client.consumer import start_of
+from logd_client.consumer_options import start_of
 from logd_client.extents import ask_offsets
 from logd_client.routing import Routing
 

@@ -20,9 +20,9 @@ from logd_client.admin import Admin
 from logd_client.arguments import ANOTHER_LOOP, require_between, require_text
 from logd_client.background import Background
 from logd_client.bootstrap import parse_bootstrap
-from logd_client.consumer import (
+from logd_client.consumer import Consumer
+from logd_client.consumer_options import (
     CREDIT_BYTES_DEFAULT,
-    Consumer,
     ConsumerOptions,
     OnMalformed,
     OnTrimmed,

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Mapping, Sequence
 from threading import get_ident
 from types import TracebackType
-from typing import Final, Literal
+from typing import Final
 
 import anyio
 import anyio.lowlevel
@@ -26,37 +24,20 @@ from logd.errors import (
     UnavailableError,
     UsageError,
 )
-from logd.limits import KIB, MIB, OFFSET_MAX, SUBSCRIPTION_CREDIT_BYTES_MAX
 from logd.types import GroupId, NodeId, Offset
 from logd.wire.messages import PartitionInfo
 from logd_client.arguments import (
     ANOTHER_LOOP,
     LOOP_HAS_ENDED,
     NOT_OPEN,
-    require_between,
-    require_int,
-    require_one_of,
 )
 from logd_client.connection import Connection
+from logd_client.consumer_options import CREDIT_BYTES_MIN, ConsumerOptions
 from logd_client.cursor import Cursor, StartKind
 from logd_client.extents import data_ends
 from logd_client.partition_feed import PartitionFeed
 from logd_client.records import Batch, Record
 from logd_client.routing import Routing, partition_of
-
-Start = Literal["earliest", "latest"] | int | datetime
-Starts = Start | Mapping[int, Start]
-"""One start for all partitions, or each partition's own."""
-
-Stop = Literal["latest"] | Mapping[int, int]
-"""Where iterating ends: at what is committed on entering, or at an offset for each partition."""
-
-OnMalformed = Literal["raise", "skip"]
-OnTrimmed = Literal["raise", "earliest"]
-
-CREDIT_BYTES_DEFAULT: Final = 8 * MIB
-CREDIT_BYTES_MIN: Final = 64 * KIB
-"""Less per partition would make deliveries too small to be worth their frames."""
 
 _RECORDS_PER_TURN: Final = 2_048
 """Of what has arrived so many are given out before others run: a turn of the event loop costs as
@@ -67,85 +48,6 @@ _RECORDS_LIKE_A_BATCH: Final = 64
 
 _QUIET_S: Final = 1.0
 """A connection that delivers nothing for this long is asked whether it still works."""
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND: Final = timedelta(milliseconds=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerOptions:
-    """See ``Client.consumer``."""
-
-    start: Starts = "latest"
-    start_of_others: Start | None = None
-    stop: Stop | None = None
-    partitions: Sequence[int] | None = None
-    from_replica: int | None = None
-    credit_bytes: int = CREDIT_BYTES_DEFAULT
-    on_malformed: OnMalformed = "raise"
-    on_trimmed: OnTrimmed = "raise"
-
-    def __post_init__(self) -> None:
-        for start in self.start.values() if isinstance(self.start, Mapping) else [self.start]:
-            start_of(start)
-        require_between(
-            "credit_bytes", self.credit_bytes, CREDIT_BYTES_MIN, SUBSCRIPTION_CREDIT_BYTES_MAX
-        )
-        if isinstance(self.stop, Mapping):
-            for partition, offset in self.stop.items():
-                require_int("a partition", partition)
-                require_between(f"stop[{partition}]", offset, 0, OFFSET_MAX)
-        elif self.stop is not None and self.stop != "latest":
-            raise UsageError(
-                f"stop={self.stop!r}: expected 'latest', or a dict with an offset per partition"
-            )
-        require_one_of("on_malformed", self.on_malformed, ("raise", "skip"))
-        require_one_of("on_trimmed", self.on_trimmed, ("raise", "earliest"))
-        if self.from_replica is not None:
-            require_int("from_replica", self.from_replica)
-        if self.partitions is not None:
-            partitions: object = self.partitions
-            if not isinstance(partitions, Sequence):
-                raise UsageError(f"partitions must be a list of ints, not {self.partitions!r}")
-            if not self.partitions:
-                raise UsageError("partitions must not be empty")
-        if isinstance(self.start, Mapping):
-            if self.partitions is not None:
-                raise UsageError("start by partition names the partitions itself: leave them out")
-            if not self.start and self.start_of_others is None:
-                raise UsageError("start by partition must name at least one")
-        if self.start_of_others is not None:
-            start_of(self.start_of_others)
-            if not isinstance(self.start, Mapping):
-                raise UsageError("start_of_others needs a start by partition")
-        for number in [*(self.partitions or ()), *_numbers_of(self.start)]:
-            require_int("a partition", number)
-
-
-def _numbers_of(start: Starts) -> Iterable[object]:
-    return start if isinstance(start, Mapping) else ()
-
-
-def start_of(start: Start) -> tuple[StartKind, int]:
-    """What a subscription is asked to start with.
-
-    Raises:
-        UsageError: not a start; a datetime without a time zone is not a point in time.
-    """
-    if isinstance(start, datetime):
-        if start.utcoffset() is None:
-            raise UsageError(f"{start.isoformat()} has no time zone; use an aware datetime")
-        # Rounded up: a record appended in the millisecond before is not "at or after".
-        return "time", -((_EPOCH - start) // _MILLISECOND)
-    if isinstance(start, int) and not isinstance(start, bool):
-        if not 0 <= start <= OFFSET_MAX:
-            raise UsageError(f"start={start}: offsets are 0 to {OFFSET_MAX}")
-        return "offset", start
-    if start == "earliest" or start == "latest":
-        return start, 0
-    raise UsageError(
-        f"start={start!r}: expected 'earliest', 'latest', an offset or an aware datetime"
-    )
 
 
 class Consumer:
@@ -193,7 +95,7 @@ class Consumer:
         if self._is_open or self._feeds:
             raise UsageError("a consumer is opened once; make another one")
         topic = await self._routing.topic(self._topic, as_it_is_now=True)
-        starts = self._starts(len(topic.partitions))
+        starts = self._options.starts(len(topic.partitions))
         descriptions = [partition_of(topic, number) for number in starts]
         stops = await self._stops(descriptions)
         # Closed meanwhile, it would end nothing that is opened now.
@@ -236,37 +138,17 @@ class Consumer:
         return feed
 
     def _look_for_more_partitions(self) -> None:
-        """Read those too that the topic has got since, from where this consumer would have begun.
-
-        That is their beginning, unless it is a time: no record in them is older than they are.
-        """
-        options = self._options
-        start = options.start_of_others if isinstance(options.start, Mapping) else options.start
-        if options.partitions is not None or start is None:
-            return  # It reads those that it was told to.
-        if options.stop is not None:
-            return  # It ends where those end that there were.
-        if options.from_replica is not None:
-            return  # That node need not have a replica of them.
+        """Read those too that the topic has got since, if it reads such ones."""
+        start = self._options.start_of_added
+        if start is None:
+            return
         groups = [feed.cursor.group for feed in self._feeds.values()]
         topic = self._routing.view.grown_topic(self._topic, groups)
         if topic is None:
             return
-        first = start_of(start if isinstance(start, datetime) else "earliest")
         for description in topic.partitions:
             if description.partition not in self._feeds:
-                self._add_feed(description, first, len(topic.partitions)).attach_soon()
-
-    def _starts(self, partition_count: int) -> dict[int, tuple[StartKind, int]]:
-        start, partitions = self._options.start, self._options.partitions
-        if isinstance(start, Mapping):
-            starts = {number: start_of(start[number]) for number in sorted(start)}
-            if self._options.start_of_others is not None:
-                others = start_of(self._options.start_of_others)
-                starts = dict.fromkeys(range(partition_count), others) | starts
-            return starts
-        numbers = range(partition_count) if partitions is None else sorted(set(partitions))
-        return {number: start_of(start) for number in numbers}
+                self._add_feed(description, start, len(topic.partitions)).attach_soon()
 
     async def _stops(self, descriptions: Sequence[PartitionInfo]) -> dict[int, Offset]:
         """Where each partition's records end for this consumer; none if they do not."""

@@ -63,8 +63,15 @@ from logd_client.client import (
     CONNECT_TIMEOUT_MS_DEFAULT,
     REQUEST_TIMEOUT_MS_DEFAULT,
 )
-from logd_client.consumer import CREDIT_BYTES_DEFAULT, OnMalformed, OnTrimmed, Start, Starts, Stop
 from logd_client.consumer import Consumer as AsyncConsumer
+from logd_client.consumer_options import (
+    CREDIT_BYTES_DEFAULT,
+    OnMalformed,
+    OnTrimmed,
+    Start,
+    Starts,
+    Stop,
+)
 from logd_client.coordination.leases import LeaseKind
 from logd_client.coordination.sessions import SESSION_TTL_MS_DEFAULT
 from logd_client.coordination.surface import SEQUENCE_BLOCK_DEFAULT

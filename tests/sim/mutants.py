@@ -160,6 +160,7 @@ FAST_TESTS = {
         "tests/unit/test_client_pipeline.py",
         "tests/unit/test_client_cursor.py",
         "tests/unit/test_client_parts.py",
+        "tests/unit/test_client_consumer_options.py",
         "tests/unit/test_client_partition_choice.py",
         "tests/unit/test_client_cutting.py",
         "tests/unit/test_client_accumulator.py",

@@ -839,16 +839,16 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a consumer begins at the end of a partition that is added",
         "P2: nothing is left out",
-        "client/logd_client/consumer.py",
+        "client/logd_client/consumer_options.py",
         'start_of(start if isinstance(start, datetime) else "earliest")',
         "start_of(start)",
     ),
     Mutant(
         "who goes on from kept positions passes over partitions that are added",
         "P2: nothing is left out",
-        "client/logd_client/consumer.py",
-        "        if options.partitions is not None or start is None:\n",
-        "        if options.partitions is not None or isinstance(options.start, Mapping):\n",
+        "client/logd_client/consumer_options.py",
+        "        if self.partitions is not None or start is None:\n",
+        "        if self.partitions is not None or isinstance(self.start, Mapping):\n",
     ),
     Mutant(
         "a process that is forked off goes on with the client",

@@ -12,7 +12,7 @@ from logd.errors import InvalidConfigError, InvalidPartitionError, RequestTimeou
 from logd.types import METADATA_GROUP
 from logd.wire.messages import AlterTopicRequest
 from logd_client import Client
-from logd_client.consumer import Start
+from logd_client.consumer_options import Start
 from logd_client.partitioner import partition_for_key
 from logd_client.routing import METADATA_AGE_S
 from tests.sim import stories

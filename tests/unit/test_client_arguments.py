@@ -23,7 +23,8 @@ from logd_client.accumulator import check_records, check_sequence, checked_heade
 from logd_client.admin import Admin
 from logd_client.arguments import require_list
 from logd_client.background import Background, task_group
-from logd_client.consumer import Consumer, ConsumerOptions
+from logd_client.consumer import Consumer
+from logd_client.consumer_options import ConsumerOptions
 from logd_client.coordination.calls import Calls
 from logd_client.coordination.fences import Fence, raise_fences, require_topics
 from logd_client.coordination.surface import Coordination

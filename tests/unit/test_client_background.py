@@ -15,7 +15,8 @@ from logd.types import HostPort
 from logd.wire.messages import BrokerInfo, MetadataResponse, PartitionInfo, TopicInfo
 from logd_client import connect
 from logd_client.background import Background, task_group
-from logd_client.consumer import Consumer, ConsumerOptions
+from logd_client.consumer import Consumer
+from logd_client.consumer_options import ConsumerOptions
 from logd_client.coordination.sessions import Sessions
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import Producer, ProducerOptions

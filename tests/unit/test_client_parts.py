@@ -1,10 +1,9 @@
 """The small rules of the client: addresses, back-off, partitions, knowledge of the cluster,
-starts, options, refusals and the buffer."""
+options, refusals and the buffer."""
 
 from __future__ import annotations
 
 import random
-from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 
 import anyio
@@ -31,7 +30,6 @@ from logd_client.backoff import BACKOFF_LIMIT_S, ELECTION_BOUND_S, Backoff
 from logd_client.bootstrap import parse_bootstrap
 from logd_client.budget import ByteBudget, Share
 from logd_client.cluster import ClusterView
-from logd_client.consumer import ConsumerOptions, start_of
 from logd_client.partitioner import RoundRobin, partition_for_key
 from logd_client.producer import ProducerOptions
 from logd_client.refusals import error_from_response
@@ -197,26 +195,7 @@ def test_a_topic_created_again_is_not_replaced_by_news_of_the_deleted_one() -> N
     assert known.topic_id == 8
 
 
-# --- starts and options -----------------------------------------------------------------
-
-
-def test_a_start_is_a_word_an_offset_or_a_point_in_time() -> None:
-    half_past = datetime(1970, 1, 1, 1, 30, tzinfo=timezone(timedelta(hours=1)))
-
-    assert start_of("earliest") == ("earliest", 0)
-    assert start_of("latest") == ("latest", 0)
-    assert start_of(12) == ("offset", 12)
-    assert start_of(half_past) == ("time", 30 * 60 * 1000)
-
-
-def test_a_time_between_two_milliseconds_starts_at_the_later() -> None:
-    assert start_of(datetime(1970, 1, 1, microsecond=1, tzinfo=UTC)) == ("time", 1)
-
-
-@pytest.mark.parametrize("start", [-1, "begin", True, 1.5, datetime(2026, 1, 1), None])
-def test_other_starts_are_refused(start: int) -> None:
-    with pytest.raises(UsageError, match=r"start|time zone"):
-        start_of(start)
+# --- options ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -235,27 +214,6 @@ def test_other_starts_are_refused(start: int) -> None:
 def test_producer_options_out_of_range_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         ProducerOptions(**options)  # type: ignore[arg-type]  # wrong on purpose
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"credit_bytes": 1},
-        {"on_malformed": "ignore"},
-        {"partitions": []},
-        {"start": {}},
-        {"start": {0: 1}, "partitions": [0]},
-        {"start_of_others": "earliest"},
-        {"start_of_others": -1, "start": {0: 1}},
-    ],
-)
-def test_consumer_options_out_of_range_are_refused(options: dict[str, object]) -> None:
-    with pytest.raises(UsageError, match=next(iter(options)).removesuffix("_of_others")):
-        ConsumerOptions(**options)  # type: ignore[arg-type]  # wrong on purpose
-
-
-def test_who_has_kept_no_position_yet_names_only_where_the_others_begin() -> None:
-    ConsumerOptions(start={}, start_of_others="earliest")
 
 
 # --- refusals ---------------------------------------------------------------------------

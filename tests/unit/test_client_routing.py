@@ -32,7 +32,8 @@ from logd.wire.messages import (
 from logd_client.background import Background, task_group
 from logd_client.cluster import ClusterView
 from logd_client.connection import Connection
-from logd_client.consumer import Consumer, ConsumerOptions
+from logd_client.consumer import Consumer
+from logd_client.consumer_options import ConsumerOptions
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import Producer, ProducerOptions
 from logd_client.routing import Routing

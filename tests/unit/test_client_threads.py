@@ -22,7 +22,8 @@ from anyio.from_thread import start_blocking_portal
 
 from logd.errors import UsageError
 from logd_client import sync
-from logd_client.consumer import Consumer, ConsumerOptions
+from logd_client.consumer import Consumer
+from logd_client.consumer_options import ConsumerOptions
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.portal import LoopThread, Portal
 from logd_client.records import Batch, Record
