@@ -7,9 +7,8 @@ its credit.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from threading import get_ident
 from types import TracebackType
 from typing import Final
@@ -31,6 +30,7 @@ from logd_client.arguments import (
     LOOP_HAS_ENDED,
     NOT_OPEN,
 )
+from logd_client.batch_at_hand import BatchAtHand
 from logd_client.connection import Connection
 from logd_client.consumer_options import CREDIT_BYTES_MIN, ConsumerOptions
 from logd_client.cursor import Cursor, StartKind
@@ -75,12 +75,7 @@ class Consumer:
         self._taken_in_a_row = 0
         """Records, about, since others ran."""
         self._last_feed: PartitionFeed | None = None
-        self._batch: Batch | None = None
-        """Given out record by record, not all of it yet."""
-        self.rows: Iterator[Record] = iter(())
-        """The rest of ``_batch``: what needs no waiting."""
-        self.last_record: Record | None = None
-        """The last one given out of ``_batch``; set by whoever takes one out of ``rows``."""
+        self.at_hand = BatchAtHand()
 
     # --- life ---------------------------------------------------------------------------
 
@@ -199,7 +194,7 @@ class Consumer:
         self._routing.on_close.pop(self, None)
         self._routing.on_learnt.pop(self, None)
         self._scope.cancel()
-        self.rows = iter(())
+        self.at_hand.stop()
         for feed in self._feeds.values():
             feed.leave_connection()
         self._changed.set()
@@ -233,74 +228,31 @@ class Consumer:
         """
         return BatchIterator(self)
 
-    def take_buffered(self) -> Record | None:
-        """The next record if it needs no waiting, from the batch that is being read.
-
-        A thread that is interrupted in here has either got a record or not taken it: a loop takes
-        one without calling anything, and signal handlers run when something was called.
-        """
-        for record in self.rows:
-            self.last_record = record
-            return record
-        return None
-
-    def take_batch(self) -> Batch | None:
-        """What is left of the batch that is being read, if anything is.
-
-        A thread that is interrupted in here, as in ``take_buffered``, loses nothing.
-        """
-        batch, last = self._at_hand()
-        no_rows: Iterator[Record] = iter(())
-        if batch is None:
-            return None
-        if last is not None:
-            row = bisect_right(batch.offsets, last.offset)
-            if row == len(batch):
-                return None
-            batch.drop_before(row)
-        self._batch, self.rows, self.last_record = None, no_rows, None
-        return batch
-
     async def wait_for_batch(self) -> bool:
         """Wait until there is something to take; False when nothing more comes: the consumer is
         closed, or at its ``stop``.
 
         Cancelled, it loses nothing.
         """
-        if self._is_open and self._is_batch_left():
+        if self._is_open and self.at_hand.is_left:
             return True
-        self._batch = None
+        self.at_hand.finish()
         batch = await self._next_batch()
         if batch is None:
             return False
-        self._batch, self.rows = batch, batch.records()
+        self.at_hand.bring(batch)
         return True
-
-    def _at_hand(self) -> tuple[Batch | None, Record | None]:
-        """The batch that is being read, and the last record that was given out of it.
-
-        A wait that was interrupted ends a moment later than its thread goes on, and may bring
-        another batch between one look and the next.
-        """
-        while True:
-            last, batch = self.last_record, self._batch
-            if self.last_record is last:
-                return batch, last
-
-    def _is_batch_left(self) -> bool:
-        batch, last = self._at_hand()
-        return batch is not None and (last is None or last.offset < batch.last_offset)
 
     async def next_record(self) -> Record | None:
         """Wait for the next record; None when nothing more comes.  See ``__aiter__``."""
-        while (record := self.take_buffered()) is None:
+        while (record := self.at_hand.take_record()) is None:
             if not await self.wait_for_batch():
                 return None
         return record
 
     async def next_batch(self) -> Batch | None:
         """Wait for the next batch; None when nothing more comes.  See ``batches``."""
-        while (batch := self.take_batch()) is None:
+        while (batch := self.at_hand.take_rest()) is None:
             if not await self.wait_for_batch():
                 return None
         return batch
@@ -323,7 +275,6 @@ class Consumer:
             if self._last_feed is not None:
                 self._last_feed.finish()
                 self._last_feed = None
-            self.last_record = None
             while self._is_open:
                 batch = self._take_ready()
                 if batch is not None:
@@ -407,12 +358,8 @@ class Consumer:
         feed = self._feeds.get(partition)
         if feed is None:
             raise UsageError(f"this consumer reads partitions {list(self._feeds)}")
-        batch, last = self._at_hand()
-        if batch is None or batch.partition != partition:
-            return feed.cursor.position
-        if last is None:
-            return batch.base_offset
-        return last.offset + 1 if last.offset < batch.last_offset else feed.cursor.position
+        position = self.at_hand.position(partition)
+        return feed.cursor.position if position is None else position
 
     @property
     def lag(self) -> int | None:
@@ -476,22 +423,23 @@ class Consumer:
 class RecordIterator:
     """``async for record in consumer``."""
 
-    __slots__ = ("_consumer",)
+    __slots__ = ("_at_hand", "_consumer")
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
+        self._at_hand = consumer.at_hand
 
     def __aiter__(self) -> RecordIterator:
         return self
 
     async def __anext__(self) -> Record:
         # The way of nearly every record: not one call more than there has to be.
-        consumer = self._consumer
-        record = next(consumer.rows, None)
+        at_hand = self._at_hand
+        record = next(at_hand.rows, None)
         if record is not None:
-            consumer.last_record = record
+            at_hand.last_record = record
             return record
-        record = await consumer.next_record()
+        record = await self._consumer.next_record()
         if record is None:
             raise StopAsyncIteration
         return record

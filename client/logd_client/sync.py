@@ -525,6 +525,7 @@ class Consumer(Entered):
     def __init__(self, portal: Portal, consumer: AsyncConsumer) -> None:
         super().__init__(portal, consumer)
         self._consumer = consumer
+        self._at_hand = consumer.at_hand
         self._arrival = Awaited(portal, consumer.wait_for_batch)
 
     def __iter__(self) -> Iterator[Record]:
@@ -545,14 +546,14 @@ class Consumer(Entered):
         Raises:
             TimeoutError: none came within ``timeout_s``.  The next call goes on waiting.
         """
-        while (record := self._consumer.take_buffered()) is None:
+        while (record := self._at_hand.take_record()) is None:
             if not self._wait_for_batch(timeout_s):
                 return None
         return record
 
     def next_batch(self, timeout_s: float | None = None) -> Batch | None:
         """Wait for the next batch.  Returns and raises as ``next_record``."""
-        while (batch := self._consumer.take_batch()) is None:
+        while (batch := self._at_hand.take_rest()) is None:
             if not self._wait_for_batch(timeout_s):
                 return None
         return batch

@@ -161,6 +161,7 @@ FAST_TESTS = {
         "tests/unit/test_client_cursor.py",
         "tests/unit/test_client_parts.py",
         "tests/unit/test_client_consumer_options.py",
+        "tests/unit/test_client_batch_at_hand.py",
         "tests/unit/test_client_partition_choice.py",
         "tests/unit/test_client_cutting.py",
         "tests/unit/test_client_accumulator.py",

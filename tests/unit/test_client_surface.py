@@ -52,7 +52,7 @@ PAIRS: dict[type, type] = {
 BETWEEN_OURSELVES = {
     logd_client.Producer: {"check", "require_settled"},
     logd_client.Consumer: {
-        *("is_open", "on_arrival", "on_change", "take_batch", "take_buffered", "wait_for_batch"),
+        *("is_open", "on_arrival", "on_change", "wait_for_batch"),
     },
     leases.Lease: {"end", "fence_id", "lost_error"},
     elections.Leadership: {"end", "fence_id", "lost_error"},

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
@@ -26,7 +26,7 @@ from logd_client.consumer import Consumer
 from logd_client.consumer_options import ConsumerOptions
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.portal import LoopThread, Portal
-from logd_client.records import Batch, Record
+from logd_client.records import Batch
 from logd_client.sync_coordination import Assignments, Lock, Watch
 
 SHARDS = 64
@@ -127,7 +127,6 @@ class Unread(Consumer):
 
     async def _next_batch(self) -> Batch | None:
         await anyio.lowlevel.checkpoint()
-        self.last_record = None
         if not self._unread:
             return None
         batch = Batch("orders", 0, cast("Any", Columns(self._unread.pop(0))))
@@ -354,62 +353,6 @@ def test_a_batch_that_comes_as_its_thread_is_interrupted_is_given_out_next(
         next(batches)
 
     assert [batch.base_offset for batch in batches] == [0, 2, 4]
-
-
-class Late(Unread):
-    """The event loop brings a batch while the thread looks whether there is one: just before, or
-    just after, it looks at the last record."""
-
-    comes: Literal["before", "after", ""] = ""
-    _last: Record | None = None
-
-    @property
-    def last_record(self) -> Record | None:
-        if self.comes == "before":
-            self._come()
-        last = self._last
-        if self.comes == "after":
-            self._come()
-        return last
-
-    @last_record.setter
-    def last_record(self, record: Record | None) -> None:
-        self._last = record
-
-    def _come(self) -> None:
-        self.comes = ""
-        self._last = None
-        self._batch = Batch("orders", 0, cast("Any", Columns(self._unread.pop(0))))
-        self.rows = self._batch.records()
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_batch_that_comes_from_a_wait_that_was_interrupted_is_not_swept_away(
-    portal: Portal, moment: Literal["before", "after"]
-) -> None:
-    """Whoever was interrupted asks again before the event loop has heard that it was."""
-    consumer = portal.call(partial(Late, batch_count=1, records_each=2))
-    consumer.comes = moment
-
-    batch = consumer.take_batch() or consumer.take_batch()
-
-    assert batch is not None
-    assert list(batch.offsets) == [0, 1]
-
-
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_batch_that_was_read_is_not_given_out_again_in_place_of_one_that_just_comes(
-    portal: Portal, moment: Literal["before", "after"]
-) -> None:
-    consumer = portal.call(partial(Late, batch_count=2, records_each=2))
-    portal.call(consumer.wait_for_batch)
-    assert [consumer.take_buffered() is not None for _ in range(3)] == [True, True, False]
-    consumer.comes = moment
-
-    batch = consumer.take_batch() or consumer.take_batch()
-
-    assert batch is not None
-    assert list(batch.offsets) == [2, 3]
 
 
 def test_an_event_that_comes_as_its_thread_is_interrupted_is_given_out_next(
