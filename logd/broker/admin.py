@@ -346,7 +346,7 @@ async def describe_broker(broker: Broker, request: DescribeBrokerRequest) -> Des
         disk_free_bytes=broker.disk.free_bytes,
         disk_room_bytes=broker.disk.room_bytes,
         fullest_quota=_fullest_quota(broker),
-        disk_failing=broker.node.node in broker.node.failing_disks,
+        disk_failing=broker.node.node in broker.node.fitness.failing_disks,
     )
 
 

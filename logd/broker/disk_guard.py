@@ -46,7 +46,7 @@ class DiskGuard:
     @property
     def is_full(self) -> bool:
         """Too little was left when it was looked at last, or a log has found no room since."""
-        return self._node.node in self._node.full_disks
+        return self._node.node in self._node.fitness.full_disks
 
     @property
     def _resume_bytes(self) -> int:
@@ -82,7 +82,7 @@ class DiskGuard:
             event = log_events.DISK_FULL if is_full else log_events.DISK_USABLE_AGAIN
             log.warning(event, path=self._path, free_bytes=free_bytes)
         self._was_full = is_full
-        self._node.note_disk(self._node.node, is_full=is_full)
+        self._node.fitness.note_disk(self._node.node, is_full=is_full)
 
     async def run(self) -> None:
         """Look again and again until cancelled; also if nothing is refused, for those who ask."""

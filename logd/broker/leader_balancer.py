@@ -117,7 +117,7 @@ def _reason_to_leave(broker: Broker) -> str:
         return "to be drained"
     if broker.disk.is_full:
         return "for its disk is full"
-    return "for it has to refuse clients" if broker.node.is_crowded else ""
+    return "for it has to refuse clients" if broker.node.fitness.is_crowded else ""
 
 
 async def balance_leaders(broker: Broker) -> None:
@@ -142,9 +142,9 @@ def _hand_over(broker: Broker, chosen: list[tuple[GroupId, NodeId]], why: str) -
 def _led(broker: Broker) -> list[Led]:
     node = broker.node
     unfit = {known.node for known in broker.metadata.state.brokers if known.is_draining}
-    unfit.update(node.full_disks)
-    unfit.update(node.failing_disks)
-    unfit.update(node.crowded_peers)
+    unfit.update(node.fitness.full_disks)
+    unfit.update(node.fitness.failing_disks)
+    unfit.update(node.fitness.crowded_peers)
     unfit.add(node.node)
     return [
         Led(

@@ -105,7 +105,8 @@ class MetadataService:
 
     def unfit_disks(self) -> tuple[NodeId, ...]:
         """The registered brokers whose disks are full or failing, as far as this one hears."""
-        unfit = self._node.full_disks.keys() | self._node.failing_disks.keys()
+        fitness = self._node.fitness
+        unfit = fitness.full_disks.keys() | fitness.failing_disks.keys()
         return tuple(broker.node for broker in self.state.brokers if broker.node in unfit)
 
     def attach(self, group: Group) -> None:

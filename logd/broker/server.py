@@ -333,10 +333,10 @@ async def _serve_clients(listener: Listener, broker: Broker) -> None:
                 if broker.is_stopping:
                     return
                 # Out of descriptors, usually: those that are connected go on.
-                if not broker.node.is_crowded:  # Said once, and not ten times a second.
+                if not broker.node.fitness.is_crowded:  # Said once, and not ten times a second.
                     log.error(log_events.ACCEPT_FAILED, reason=str(error))
                 if not broker.newcomers.make_room():
-                    broker.node.note_crowd()
+                    broker.node.fitness.note_crowd()
                     await trio.sleep(ACCEPT_RETRY_S)
                 continue
             if len(sessions) >= CONNECTIONS_MAX and not broker.newcomers.make_room():

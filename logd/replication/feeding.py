@@ -92,7 +92,7 @@ class Feeder:
         it filled up, and what a leader begins its term with, if there is no majority without it;
         and what leads to a trim, which makes room.  Never much of it.
         """
-        full_disks, group = self._host.full_disks, self._group
+        full_disks, group = self._host.fitness.full_disks, self._group
         if follower not in full_disks or group.application is not None:
             return True
         match = self._core.progress(follower).match
@@ -102,7 +102,7 @@ class Feeder:
 
     def check_disks(self) -> None:
         """Raise DiskFullError while too few of those that are up have room for records."""
-        full_disks = self._host.full_disks
+        full_disks = self._host.fitness.full_disks
         if not full_disks or not self._core.is_leader or self._is_majority(full_disks):
             return
         if self._is_majority(without={}):

@@ -260,7 +260,7 @@ class Group:
             self.fail(error)
             return False
         if not has_room:  # Others send no more, and lead what this node would have to refuse.
-            self._host.note_disk(self._host.node, is_full=True)
+            self._host.fitness.note_disk(self._host.node, is_full=True)
         return has_room
 
     def _end_of_term(self, term: Term) -> Offset:

@@ -10,7 +10,6 @@ logs.  Nothing is acknowledged after that.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -39,6 +38,7 @@ from logd.replication.commit_notices import CommitNotices
 from logd.replication.counts import GroupCounts, NodeCounts
 from logd.replication.disk_waits import DiskWaits
 from logd.replication.failure_detector import Change, FailureDetector
+from logd.replication.fitness import Fitness
 from logd.replication.group import Group
 from logd.replication.peer_link import PeerLink
 from logd.replication.peer_protocol import (
@@ -91,10 +91,6 @@ something keeps the two apart."""
 
 EXPIRY_INTERVAL_S: Final = 0.25
 
-CROWDED_S: Final = 60.0
-"""A node that had to refuse a client is taken for crowded for so long: with what it leads it gives
-its clients away, and they would all be back at once."""
-
 
 class Shut(NamedTuple):
     """Why a replica is not taken up."""
@@ -121,13 +117,7 @@ class Node:
         self.groups: dict[GroupId, Group] = {}
         self.shut: dict[GroupId, Shut] = {}
         """Replicas on this node that could not be taken up."""
-        self.full_disks: dict[NodeId, None] = {}
-        """Of the nodes that are alive."""
-        self.failing_disks: dict[NodeId, None] = {}
-        """Those, too, on which replicas have failed: others may, as soon as they write."""
-        self.crowded_peers: dict[NodeId, None] = {}
-        """Those that are alive and refuse clients, or did a while ago."""
-        self._crowded_until = -math.inf
+        self.fitness = Fitness(self.node, on_room=self.on_link_room)
         self.incarnation = env.rng("incarnation").getrandbits(48)
         self.on_forward: Callable[[NodeId, Forward], None] | None = None
         self.on_forward_result: Callable[[ForwardResult], None] | None = None
@@ -382,7 +372,7 @@ class Node:
 
     def group_failed(self, group: Group, error: BaseException) -> None:
         if isinstance(error, OSError | StorageFailedError):
-            self.failing_disks[self.node] = None
+            self.fitness.note_failure()
         self.leadership_changed(group)
 
     def segment_rolled(self, group: Group) -> None:
@@ -450,7 +440,7 @@ class Node:
         interval_s = self._config.liveness_interval_ms / 1000
         while True:
             view = None if self.membership.is_settled else self.membership.view()
-            ping = self._ping(view, self.claims.digest_if_due())
+            ping = self.fitness.ping(view, self.claims.digest_if_due())
             with self.turn:  # What is said in it leaves at its end, without a task per link.
                 for (_, lane), link in self._links.items():
                     if lane == "main":
@@ -516,23 +506,6 @@ class Node:
             case Change.UP:
                 self._peer_up(node)
 
-    def note_crowd(self) -> None:
-        """A client had to be refused here, for want of descriptors."""
-        self._crowded_until = trio.current_time() + CROWDED_S
-
-    @property
-    def is_crowded(self) -> bool:
-        """Whether this node refuses clients, or did a while ago: others had better lead."""
-        return trio.current_time() < self._crowded_until
-
-    def note_disk(self, node: NodeId, *, is_full: bool) -> None:
-        """Whether a node, or this one, has so little room left that it takes no more records."""
-        if is_full:
-            self.full_disks[node] = None
-        elif node in self.full_disks:
-            del self.full_disks[node]
-            self.on_link_room(node)
-
     def on_closed(self, node: NodeId) -> None:
         self._detector.closed(node)
 
@@ -548,9 +521,7 @@ class Node:
 
     def _peer_down(self, node: NodeId) -> None:
         self.counts.peers_lost += 1
-        self.full_disks.pop(node, None)
-        self.failing_disks.pop(node, None)
-        self.crowded_peers.pop(node, None)
+        self.fitness.forget(node)
         log.warning(log_events.PEER_DOWN, peer=node)
         self.claims.forget(node)
         self._post_to_shared(node, PeerDown(node))
@@ -578,7 +549,7 @@ class Node:
         if lane == "main" and link is not None:
             link.send(self.claims.own())
             # Before any answer, or a leader might begin to fill a disk that is full.
-            link.send(self._ping())
+            link.send(self.fitness.ping())
         self._post_to_shared(node, PeerConnected(node))
 
     def on_link_down(self, node: NodeId, lane: Lane) -> None:
@@ -671,28 +642,10 @@ class Node:
         else:
             group.post(Received(message))
 
-    def _ping(self, view: ClusterView | None = None, claims_digest: int | None = None) -> Ping:
-        return Ping(
-            view=view,
-            claims_digest=claims_digest,
-            disk_full=self.node in self.full_disks,
-            disk_failing=self.node in self.failing_disks,
-            is_crowded=self.is_crowded,
-        )
-
     def _on_ping(self, source: NodeId, ping: Ping) -> None:
         if ping.view is not None:
             self.membership.learn(ping.view)
-        if ping.disk_full is not None:
-            self.note_disk(source, is_full=ping.disk_full)
-            if ping.disk_failing:
-                self.failing_disks[source] = None
-            else:
-                self.failing_disks.pop(source, None)
-        if ping.is_crowded:
-            self.crowded_peers[source] = None
-        else:
-            self.crowded_peers.pop(source, None)
+        self.fitness.take(source, ping)
         self.claims.compare(source, ping)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from logd.raft.messages import Message
     from logd.replication.commit_notices import CommitNotices
     from logd.replication.counts import NodeCounts
+    from logd.replication.fitness import Fitness
     from logd.replication.group import Group
     from logd.replication.peer_protocol import AnyPeerMessage, Lane
     from logd.replication.proposal import Proposal
@@ -32,11 +33,9 @@ class GroupHost(Protocol):
     follower_cached_bytes: int
     node: NodeId
     turn: Turn
-    full_disks: dict[NodeId, None]
-    """Live nodes, perhaps this one, whose disks have little left: that is not for records."""
+    fitness: Fitness
 
     def now_ms(self) -> int: ...
-    def note_disk(self, node: NodeId, *, is_full: bool) -> None: ...
     def send(
         self, message: Message, buffers: tuple[Buffer, ...] = (), lane: Lane = "main"
     ) -> None: ...

@@ -93,6 +93,7 @@ FAST_TESTS = {
         "tests/unit/test_newcomers.py",
         "tests/unit/test_answer_room.py",
         "tests/unit/test_held_news.py",
+        "tests/unit/test_fitness.py",
         "tests/unit/test_opening.py",
         "tests/unit/test_group.py",
         "tests/unit/test_full_disk.py",

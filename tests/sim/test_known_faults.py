@@ -26,7 +26,7 @@ from logd.errors import (
 )
 from logd.limits import DISK_PATIENCE_S, KIB, MIB, SEGMENT_HEADER_BYTES
 from logd.replication import syncing
-from logd.replication.node import CROWDED_S
+from logd.replication.fitness import CROWDED_S
 from logd.replication.standing import trouble_of
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.messages import OffsetsRequest

@@ -435,7 +435,7 @@ def test_what_a_dead_broker_had_goes_to_no_failing_disk_while_there_are_others()
         failing, victim, *_ = sorted(held, key=lambda node: len(held[node]))
         broker = cluster.nodes[failing].broker
         assert broker is not None
-        broker.node.failing_disks[failing] = None
+        broker.node.fitness.failing_disks[failing] = None
         assert (await client.admin.describe_broker(failing)).disk_failing
 
         await cluster.nodes[victim].crash(power=False)

@@ -287,7 +287,7 @@ def test_a_full_follower_is_sent_no_records_while_the_others_are_a_majority() ->
     async def story() -> None:
         async with open_replica() as replica:
             await lead_both(replica)
-            replica.node.note_disk(THIRD, is_full=True)
+            replica.node.fitness.note_disk(THIRD, is_full=True)
             replica.propose()
             await a_while()
             await replica.commit()
@@ -296,7 +296,7 @@ def test_a_full_follower_is_sent_no_records_while_the_others_are_a_majority() ->
             assert not replica.group.feeder.is_in_sync(THIRD)
             assert replica.group.is_ready
 
-            replica.node.note_disk(THIRD, is_full=False)
+            replica.node.fitness.note_disk(THIRD, is_full=False)
             await a_while()
 
             assert sent_to(replica, THIRD) == [2]
@@ -310,8 +310,8 @@ def test_a_full_follower_that_is_needed_gets_what_was_on_its_way() -> None:
     async def story() -> None:
         async with open_replica() as replica:
             await lead_both(replica)
-            replica.node.note_disk(SECOND, is_full=True)
-            replica.node.note_disk(THIRD, is_full=True)
+            replica.node.fitness.note_disk(SECOND, is_full=True)
+            replica.node.fitness.note_disk(THIRD, is_full=True)
             replica.propose()
             await a_while()
 
@@ -326,7 +326,7 @@ def test_a_full_follower_is_sent_what_leads_to_a_trim() -> None:
     async def story() -> None:
         async with open_replica() as replica:
             await lead_both(replica)
-            replica.node.note_disk(THIRD, is_full=True)
+            replica.node.fitness.note_disk(THIRD, is_full=True)
             replica.propose()
             await a_while()
             await replica.commit()
@@ -348,12 +348,12 @@ def test_a_full_follower_that_lacks_much_is_sent_nothing_of_it() -> None:
         async with open_replica(segment_bytes=64 * MIB) as replica:
             group = replica.group
             await lead_both(replica)
-            replica.node.note_disk(THIRD, is_full=True)
+            replica.node.fitness.note_disk(THIRD, is_full=True)
             for _ in range(PEER_WINDOW_BYTES_MAX // MIB + 1):
                 replica.propose(bytes(MIB - KIB))
                 await a_while()
                 await replica.commit()
-            replica.node.note_disk(SECOND, is_full=True)
+            replica.node.fitness.note_disk(SECOND, is_full=True)
             group.feeder.send()
             await a_while()
 
@@ -367,7 +367,7 @@ def test_a_log_that_feeds_a_state_machine_goes_to_full_disks_too() -> None:
         async with open_replica() as replica:
             replica.group.application = NoApplication()
             await lead_both(replica)
-            replica.node.note_disk(THIRD, is_full=True)
+            replica.node.fitness.note_disk(THIRD, is_full=True)
             replica.propose()
             await a_while()
 
@@ -387,7 +387,7 @@ def test_a_full_follower_is_shipped_no_state() -> None:
     async def story() -> None:
         async with open_replica() as replica:
             await lead_both(replica)
-            replica.node.note_disk(THIRD, is_full=True)
+            replica.node.fitness.note_disk(THIRD, is_full=True)
 
             replica.group._shipper.ship_soon(THIRD)
             assert not replica.group._shipper._under_way
@@ -402,13 +402,13 @@ def test_records_are_refused_while_a_majority_needs_a_full_disk_and_the_error_na
         async with open_replica() as replica:
             check = replica.group.feeder.check_disks
             await lead_both(replica)
-            replica.node.note_disk(THIRD, is_full=True)
+            replica.node.fitness.note_disk(THIRD, is_full=True)
             check()
-            replica.node.note_disk(SECOND, is_full=True)
+            replica.node.fitness.note_disk(SECOND, is_full=True)
             with pytest.raises(DiskFullError, match=r"the disks of brokers 2, 3 have no room"):
                 check()
 
-            replica.node.note_disk(SECOND, is_full=False)
+            replica.node.fitness.note_disk(SECOND, is_full=False)
             check()
             replica.group.post(PeerDown(SECOND))
             with pytest.raises(DiskFullError, match=r"the disks of brokers 3 have no room"):
@@ -421,7 +421,7 @@ def test_a_majority_that_is_down_is_no_matter_of_full_disks() -> None:
     async def story() -> None:
         async with open_replica(voters=(OURSELVES, SECOND, THIRD)) as replica:
             await lead_both(replica)
-            replica.node.note_disk(OURSELVES, is_full=True)
+            replica.node.fitness.note_disk(OURSELVES, is_full=True)
             for peer in (SECOND, THIRD):
                 replica.group.post(PeerDown(peer))
 
@@ -433,7 +433,7 @@ def test_a_majority_that_is_down_is_no_matter_of_full_disks() -> None:
 def test_a_ping_says_whose_disk_is_full_and_nothing_of_it_changes_nothing() -> None:
     async def story() -> None:
         async with open_replica() as replica:
-            full_disks = replica.node.full_disks
+            full_disks = replica.node.fitness.full_disks
             say_by_ping(replica, SECOND, is_full=True)
             assert list(full_disks) == [SECOND]
             say_by_ping(replica, SECOND, is_full=None)

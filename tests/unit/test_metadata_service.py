@@ -354,7 +354,7 @@ def test_a_disk_on_which_a_log_found_no_room_is_full_although_it_may_run_full() 
             await guard.measure()
             guard.check()
 
-            replica.node.note_disk(replica.node.node, is_full=True)  # As a log does.
+            replica.node.fitness.note_disk(replica.node.node, is_full=True)  # As a log does.
             await guard.measure()
             with pytest.raises(DiskFullError, match=r"7 MiB are free .*, appends need 8 MiB: free"):
                 guard.check()
@@ -503,7 +503,7 @@ def test_the_controller_says_whose_disks_are_full_or_failing(
             for command in commands:
                 await service.execute(command, timeout_ms=9_000, safe_to_repeat=False)
             monkeypatch.setattr(replica.node, "is_up", lambda _: True)
-            getattr(replica.node, disks).update({OURSELVES: None, THIRD: None})
+            getattr(replica.node.fitness, disks).update({OURSELVES: None, THIRD: None})
 
             topic = CreateTopic(name="t", partitions=3, replicas=1, now_ms=0)
             await service.execute(topic, timeout_ms=9_000, safe_to_repeat=False)
