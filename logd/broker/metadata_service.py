@@ -253,7 +253,7 @@ class MetadataService:
             await group.upkeep.trim(start, self._node.membership.directory.trash_path)
             log.info(log_events.METADATA_TRIMMED, start=start, offset=self._applied)
         if group.log.segment_bases[-1] < group.log.end_offset:
-            group.roll_soon()
+            group.roller.roll_soon()
 
     async def _result_of(self, offset: Offset) -> object:
         while self._applied <= offset:

@@ -23,7 +23,7 @@ part with one job:
 - ``feeder``: what each follower is sent next; ``shipping`` and ``intake``: what one is shipped that
   needs what was trimmed, and what it makes of it;
 - ``appending``: places and writes batches, and notes them in the partition's state;
-- ``syncer``, ``checkpoints``, ``upkeep``, ``reader``: what is done with the files.
+- ``syncer``, ``roller``, ``checkpoints``, ``upkeep``, ``reader``: what is done with the files.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ from logd.raft.messages import (
     Received,
     Resign,
     Role,
-    Synced,
 )
 from logd.record.control import Control, NoOp
 from logd.record.header import decode_header
@@ -72,6 +71,7 @@ from logd.replication.members import Members
 from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.replication.proposals import Proposals
 from logd.replication.received import ReceivedBatch, split_gaps
+from logd.replication.rolling import Roller
 from logd.replication.shipping import Shipper
 from logd.replication.snapshot_intake import SnapshotIntake
 from logd.replication.syncing import Syncer
@@ -129,10 +129,6 @@ class Group:
         """Something blocks: the core may be ahead of the log, and news waits."""
         self._blocked_since = math.inf
         """By the disk; being held, it may also wait for peers."""
-        self._is_rolling = False
-        """That is why it is held: no output of the core is left to be carried out."""
-        self._lacks_room = False
-        """For another segment, when one was last tried: it is tried again with each append."""
         self.is_closed = False
         """The files are."""
         self.io_lock = trio.Lock()
@@ -155,6 +151,7 @@ class Group:
         self.syncer = Syncer(self, host)
         self.checkpoints = Checkpoints(self, host, opened)
         self.upkeep = Upkeep(self, host)
+        self.roller = Roller(self, host)
         self._appender = Appender(self, host)
         self._shipper = Shipper(self, host)
         self.intake = SnapshotIntake(self, host, opened)
@@ -353,12 +350,13 @@ class Group:
             self._host.send(message)
         if output.persist is not None or output.truncate_to is not None or output.install_snapshot:
             # What is to be cut may have to be repaired first.
-            self._hold(is_disk_asked=output.truncate_to is None)
+            self.hold(is_disk_asked=output.truncate_to is None)
             self._host.start_soon(self._block_then_finish, output, batches)
         else:
             self._finish(output, batches)
 
-    def _hold(self, *, is_disk_asked: bool) -> None:
+    def hold(self, *, is_disk_asked: bool) -> None:
+        """Something is about to block: news waits until it is done."""
         self.is_held = True
         self._blocked_since = trio.current_time() if is_disk_asked else math.inf
         self._host.group_held(self)
@@ -377,7 +375,7 @@ class Group:
         If the group is held, then only while a segment is sealed.  Whatever else holds one, an
         output of the core waits to be carried out, and a leader has none that would block for long.
         """
-        is_stuck = self._is_rolling if self.is_held else self.syncer.is_disk_behind
+        is_stuck = self.roller.is_rolling if self.is_held else self.syncer.is_disk_behind
         if is_stuck and self.is_leader:
             with self._host.turn:
                 self._step(Resign(may_campaign=True), ())
@@ -407,6 +405,12 @@ class Group:
         with self._host.turn:
             self._finish(output, batches)
             self._take_held_news()
+
+    def release(self, news: Event) -> None:
+        """What blocked is done, and this came of it: take it first, then what waited."""
+        self.is_held = False
+        self.post(news)
+        self._take_held_news()
 
     def _take_held_news(self) -> None:
         while self._held_news and not self.is_held:
@@ -555,48 +559,7 @@ class Group:
         if self.checkpoints.batches_since >= BATCHES_PER_CHECKPOINT:
             self.checkpoints.take_now()
         if self.log.needs_roll:
-            self.roll_soon()
-
-    def roll_soon(self) -> None:
-        """Seal the active segment, unless it is empty or the group has something else to do.
-
-        Whoever asks may have judged a while ago: another roll, a truncation or an installed
-        snapshot may have left the active segment empty since.
-        """
-        is_empty = self.log.end_offset == self.log.segment_bases[-1]
-        if not self.is_held and self.failure is None and not is_empty:
-            self._hold(is_disk_asked=True)
-            self._is_rolling = True
-            self._host.start_soon(self._roll)
-
-    async def _roll(self) -> None:
-        is_rolled = True
-        try:
-            async with self.io_lock:
-                if self.failure is None:
-                    await self._host.env.run_blocking(self.log.roll)
-        except NoRoomError as error:
-            is_rolled = False
-            if not self._lacks_room:
-                log.error(log_events.NO_ROOM, group=self.group_id, reason=str(error))
-        except (OSError, LogdError) as error:
-            self.fail(error)
-            return
-        if self.failure is not None:
-            return
-        self._lacks_room = not is_rolled
-        if is_rolled:
-            log.debug(
-                log_events.SEGMENT_ROLLED, group=self.group_id, base_offset=self.log.end_offset
-            )
-            if self.checkpoints.batches_since:
-                self.checkpoints.take_now()
-        self.is_held = self._is_rolling = False
-        with self._host.turn:
-            self.post(Synced(self.log.end_offset, self.log.last_term))
-            self._take_held_news()
-            if is_rolled:
-                self._host.segment_rolled(self)
+            self.roller.roll_soon()
 
     # --- leading ------------------------------------------------------------------------------
 

@@ -187,7 +187,7 @@ class Repairer:
             if segment.base_offset <= hole.start.offset < segment.end_offset
         ]
         if not holding:
-            group.roll_soon()  # Only sealed segments are replaced.
+            group.roller.roll_soon()  # Only sealed segments are replaced.
             return False
         (segment,) = holding
         try:
@@ -218,7 +218,7 @@ class Repairer:
         was, bases = group.log.start_offset, group.log.segment_bases
         end = next((base for base in bases if base > hole.start.offset), None)
         if end is None:
-            group.roll_soon()  # Only sealed segments are trimmed.
+            group.roller.roll_soon()  # Only sealed segments are trimmed.
             return False
         try:
             kept = await checkpoints.load_application()

@@ -68,7 +68,8 @@ class Trimmer:
             let_go = min(group.let_go_elsewhere, commit_offset)
             await self._trim(let_go, trash)
             if group_log.segment_bases[-1] < let_go:
-                group.roll_soon()  # Only sealed segments are trimmed, and nobody may ever append.
+                # Only sealed segments are trimmed, and nobody may ever append.
+                group.roller.roll_soon()
         trimmed_to = group.trimmed_to
         holds_trimmed = False
         if 0 < group.committed_data_end <= trimmed_to:
@@ -99,7 +100,7 @@ class Trimmer:
         if start > group_log.start_offset:
             await self._trim(start, trash)
         if is_roll_due:
-            group.roll_soon()
+            group.roller.roll_soon()
 
     async def _trim(self, start: Offset, trash: str) -> None:
         group = self._group

@@ -97,6 +97,7 @@ FAST_TESTS = {
         "tests/unit/test_opening.py",
         "tests/unit/test_group.py",
         "tests/unit/test_full_disk.py",
+        "tests/unit/test_rolling.py",
         "tests/unit/test_group_memory.py",
         "tests/unit/test_campaigns.py",
         "tests/unit/test_sync_pool.py",

@@ -409,7 +409,7 @@ async def held_leader(cluster: SimCluster, client: Client) -> tuple[SimNode, Gro
     leader = cluster.leader_of(group_id)
     assert leader is not None
     leader.set_blocking(BlockingConditions(latency_s_min=0.3, spike_probability=0.0))
-    leader.groups[group_id].roll_soon()
+    leader.groups[group_id].roller.roll_soon()
     await trio.sleep(0.01)
     leader.set_blocking(QUICK_DISK)
     assert leader.groups[group_id].is_held

@@ -1008,7 +1008,7 @@ async def commit_rows(replica: Replica, *rows: Row) -> None:
 async def roll(replica: Replica) -> None:
     """Seal the active segment, and wait for the checkpoint."""
     bases = len(replica.group.log.segment_bases)
-    replica.group.roll_soon()
+    replica.group.roller.roll_soon()
     await until(lambda: len(replica.group.log.segment_bases) > bases)
     await trio.sleep(1)
 

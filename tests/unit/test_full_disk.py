@@ -115,35 +115,6 @@ def test_who_is_elected_without_room_lets_others_lead_and_stands_again() -> None
     play(story)
 
 
-def test_a_segment_that_cannot_be_followed_by_another_is_appended_to_and_sealed_later() -> None:
-    async def story() -> None:
-        async with open_replica(segment_bytes=8 * KIB) as replica:
-            group = replica.group
-            await replica.lead()
-
-            def refuse(operation: str, path: str) -> None:
-                if operation == "create" and path.endswith(".log.tmp"):
-                    raise OSError(errno.ENOSPC, "simulated failure", path)
-
-            replica.files.on_operation = refuse
-            with capture_logs() as logs:
-                for _ in range(3):
-                    replica.propose(bytes(8 * KIB))
-                    await a_while()
-                    await replica.commit()
-            assert any(entry["event"] == log_events.NO_ROOM for entry in logs)
-            assert (group.is_ready, len(group.log.segment_bases)) == (True, 1)
-
-            replica.files.on_operation = None
-            replica.propose()
-            await until(lambda: len(group.log.segment_bases) == 2)
-            await replica.commit()
-
-            assert group.is_ready
-
-    play(story)
-
-
 @pytest.mark.parametrize("is_written_down", [False, True])
 def test_shipped_state_is_installed_when_there_is_room(*, is_written_down: bool) -> None:
     """It was refused to be written down, or to be put in place."""

@@ -421,7 +421,7 @@ def test_proposals_whose_time_is_up_leave_nothing_in_memory_while_the_disk_hangs
             group.propose(placed)
             await a_while()
             replica.slow_down(60.0)
-            group.roll_soon()
+            group.roller.roll_soon()
             group.propose(queued)
             assert queued in group.proposals.queued
 
@@ -546,25 +546,6 @@ def test_proposals_wait_while_the_segment_is_rolled() -> None:
 
             assert [offset_of(each) for each in outcomes] == list(range(1, 21))
             assert len(replica.group.log.segment_bases) > 5
-
-    play(story)
-
-
-def test_a_roll_that_comes_after_another_one_leaves_the_empty_segment_alone() -> None:
-    """Retention judges in a thread; by the time it asks, the segment it saw may be sealed."""
-
-    async def story() -> None:
-        async with open_replica(voters=ALONE) as replica:
-            await replica.lead()
-            group = replica.group
-            group.roll_soon()
-            await a_while()
-            group.roll_soon()
-            outcomes = replica.propose()
-            await until(lambda: group.commit_offset == 2)
-
-            assert offset_of(outcomes) == 1
-            assert group.log.segment_bases == (0, 1)
 
     play(story)
 
@@ -818,7 +799,7 @@ def test_however_long_the_disk_hangs_what_waits_for_it_has_a_bound(
             await replica.lead()
             group = replica.group
             replica.slow_down(60.0)
-            group.roll_soon()
+            group.roller.roll_soon()
             group.flush()
             await until(lambda: group.is_held)
             doubts: list[LogdError | None] = []
@@ -1298,7 +1279,7 @@ def test_what_comes_back_from_the_disk_after_the_node_has_ended_begins_nothing_n
         async with open_replica(voters=ALONE) as replica:
             await replica.lead()
             node, group = replica.node, replica.group
-        group.roll_soon()
+        group.roller.roll_soon()
         await node.close()
 
         assert group.log.segment_bases == (0,)
@@ -1461,7 +1442,7 @@ def test_a_replica_whose_disk_does_not_answer_says_so(waits_for: str) -> None:
             replica.slow_down(45)
             with capture_logs() as logs:
                 if waits_for == "roll":
-                    replica.group.roll_soon()
+                    replica.group.roller.roll_soon()
                 else:
                     replica.depose(Term(5))
                 await trio.sleep(DISK_PATIENCE_S - 1)
@@ -1482,7 +1463,7 @@ def test_a_leader_whose_disk_does_not_answer_leads_on_where_the_others_could_not
         async with open_replica(voters=(OURSELVES, SECOND)) as replica:
             await replica.lead()
             replica.slow_down(20)
-            replica.group.roll_soon()
+            replica.group.roller.roll_soon()
             await trio.sleep(19)
 
             assert replica.group.is_leader

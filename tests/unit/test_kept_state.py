@@ -17,7 +17,7 @@ async def grow(replica: Replica) -> Offset:
     for _ in range(5):
         batch = bytes(seal_batch(values=[b"v"], timestamps_ms=0))
         await replica.group.commit(batch, replica.node.now_ms() + 9_000)
-    replica.group.roll_soon()
+    replica.group.roller.roll_soon()
     await a_while()
     return replica.group.commit_offset
 

@@ -71,4 +71,4 @@ class KeptState:
             await group.upkeep.trim(start, self._trash_path)
             log.info(log_events.COORDINATION_TRIMMED, partition=group.name, start=start)
         if group.log.segment_bases[-1] < group.log.end_offset:
-            group.roll_soon()
+            group.roller.roll_soon()
