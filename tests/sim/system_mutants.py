@@ -1067,8 +1067,8 @@ SYSTEM_MUTANTS = (
         "all ranges of a batch are acknowledged at its base",
         "P1: at the offset acknowledged",
         "client/logd_client/delivery.py",
-        "AckRange(topic, partition, base + at, end - start, when, durability)",
-        "AckRange(topic, partition, base, end - start, when, durability)",
+        "map(add, rows, repeat(response.base_offset + first)),",
+        "repeat(response.base_offset + first),",
     ),
     Mutant(
         "of the batches that failed unheard only the first is kept",
