@@ -113,7 +113,8 @@ async def ask_when_outdated(broker: Broker, command: RegisterBroker) -> None:
 
     Brokers may have joined, or moved, while this one was down or cut off.  If one of them leads
     the metadata log by now, that log cannot tell of it: it would come over a link that is refused,
-    or be answered to where nobody listens.
+    or be answered to where nobody listens.  Whoever is asked has this broker registered, too: if it
+    is the one that has moved, the others learn where it is.
     """
     while True:
         await broker.membership.outdated()

@@ -308,8 +308,18 @@ class MetadataService:
             raise UnavailableError(
                 "no controller: a majority of the metadata voters must be alive; node "
                 f"{self._node.node} hears {self._node.peers_up() or 'none of its peers'}"
+                f"{self._who_looks_elsewhere()}"
             )
         raise RequestTimeoutError(f"the controller, node {leader}, did not answer in time")
+
+    def _who_looks_elsewhere(self) -> str:
+        hosts = ", ".join(map(str, self._node.unheard_hosts()))
+        if not hosts:
+            return ""
+        return (
+            f"; {hosts} let it in and are not heard: they hang, or look for it at an address that "
+            "it had before"
+        )
 
     async def catch_up(self, timeout_ms: int) -> None:
         """Return once all that was committed before this call is applied here.

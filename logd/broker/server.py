@@ -292,6 +292,8 @@ async def _register(broker: Broker) -> None:
             if broker.metadata.state.in_order(command) != command:
                 continue  # Its knowledge was of the past, as it usually is at a start.
             log.warning(log_events.METADATA_REFUSED, reason=str(error))
+            if broker.node.unheard_hosts():
+                broker.membership.note_outdated()  # Not here, but there: a member can register it.
             await trio.sleep(REGISTER_RETRY_S)
         else:
             log.info(log_events.BROKER_REGISTERED, node=command.node, address=str(broker.address))

@@ -147,8 +147,8 @@ class Membership:
         self._outdated.set()
 
     async def outdated(self) -> None:
-        """Wait for such a sign: a broker of this cluster that is not known here was refused, or
-        one that is heard is not where it was."""
+        """Wait for such a sign: a broker of this cluster that is not known here was refused, one
+        that is heard is not where it was, or none comes to where this one is now."""
         await self._outdated.wait()
         self._outdated = trio.Event()
 

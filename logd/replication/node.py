@@ -465,6 +465,14 @@ class Node:
     def is_up(self, node: NodeId) -> bool:
         return node == self.node or self._detector.is_up(node)
 
+    def unheard_hosts(self) -> list[NodeId]:
+        """Peers that let this node in and are not heard: they hang, or look for it where it was."""
+        return [
+            node
+            for (node, lane), link in self._links.items()
+            if lane == "main" and link.is_connected and not self._detector.is_up(node)
+        ]
+
     def leader_of(self, group_id: GroupId) -> tuple[NodeId | None, Term]:
         """Who leads a group, as far as this node knows, and in which term."""
         group = self.groups.get(group_id)

@@ -279,6 +279,8 @@ class SimCluster:
         self._client_hosts: dict[str, SimHostNetwork] = {}
         self.peer_ports: dict[NodeId, int] = {}
         """Where nodes listen for others, from their next start on, if not at ``PEER_PORT``."""
+        self.started_without_join: list[NodeId] = []
+        """Nodes that have joined, and are told no more where, from their next start on."""
         self.memory_groups: tuple[GroupId, ...] = ()
         """Groups that rest on memory, a majority of which must keep it for them to lose nothing."""
 
@@ -305,7 +307,9 @@ class SimCluster:
             listen=HostPort(f"node{node}", CLIENT_PORT),
             peer_listen=HostPort(f"node{node}", self.peer_ports.get(node, PEER_PORT)),
             cluster={n: HostPort(f"node{n}", PEER_PORT) for n in self.founders if is_founder},
-            join=None if is_founder else HostPort(f"node{next(iter(self.nodes))}", PEER_PORT),
+            join=None
+            if is_founder or node in self.started_without_join
+            else HostPort(f"node{next(iter(self.nodes))}", PEER_PORT),
             failure_domain=f"node{node}",
             segment_bytes=self.settings.segment_bytes,
             index_interval_bytes=self.settings.index_interval_bytes,

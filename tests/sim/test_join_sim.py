@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from logd.broker import joining
 from logd.broker.broker import Broker
+from logd.broker.log_events import METADATA_REFUSED
 from logd.errors import LogdError
 from logd.metadata.commands import RegisterBroker, encode_command
 from logd.raft.messages import Configuration, TransferLeadership
@@ -258,6 +259,35 @@ def test_a_broker_that_was_away_finds_one_that_has_moved_although_that_one_leads
             leader = cluster.leader_of(METADATA_GROUP)
             assert leader is not None
             assert leader.node == FIVE
+
+    run_deterministic(story, seed=1)
+
+
+def test_a_broker_that_has_moved_is_found_although_it_is_not_told_again_where_to_join() -> None:
+    """The others look for it where it was, so it hears nobody, not even the controller."""
+    settings = ClusterSettings(brokers=3, network=CALM)
+    elsewhere = 7281
+
+    def hears_all(cluster: SimCluster, node: NodeId) -> bool:
+        broker = cluster.nodes[node].broker
+        return broker is not None and len(broker.node.peers_up()) == 3
+
+    async def story() -> None:
+        async with open_cluster(1, settings) as cluster, contextlib.AsyncExitStack() as stack:
+            await connected(cluster, stack)
+            cluster.join(FOUR)
+            await until(lambda: brokers_known_to(cluster, FOUR) == 4)
+            await until(lambda: hears_all(cluster, FOUR))
+            await cluster.nodes[FOUR].stop()
+            cluster.peer_ports[FOUR] = elsewhere
+            cluster.started_without_join.append(FOUR)
+
+            with capture_logs() as logs:
+                cluster.nodes[FOUR].start()
+                await until(lambda: hears_all(cluster, FOUR))
+
+            refused = [entry["reason"] for entry in logs if entry["event"] == METADATA_REFUSED]
+            assert any("hears none of its peers; 1, 2, 3 let it in" in reason for reason in refused)
 
     run_deterministic(story, seed=1)
 
