@@ -374,8 +374,11 @@ class ProtocolError(ConnectionFailedError):
 
 
 class DeliveryTimeoutError(LogdError):
-    """Not acknowledged within the delivery deadline.  The record may still be committed; a
-    retry through the same producer cannot duplicate it."""
+    """Not acknowledged within the delivery deadline; the producer has given the record up.
+
+    Where it was certainly not stored it can be appended again (``retriable``).  Where it may have
+    been (``may_have_applied``), to append it again is to store another record.
+    """
 
     code = 103
     may_have_applied = True

@@ -453,6 +453,7 @@ def _expired(last_error: LogdError | None, is_in_doubt: bool) -> DeliveryTimeout
     reason = f"; the last attempt met: {last_error}" if last_error is not None else ""
     error = DeliveryTimeoutError(f"not acknowledged within the delivery timeout, {fate}{reason}")
     error.may_have_applied = is_in_doubt
+    error.retriable = not is_in_doubt
     error.__cause__ = last_error
     return error
 

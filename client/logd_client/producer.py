@@ -272,7 +272,8 @@ class Producer:
                 appended, by no attempt (``may_have_applied`` is False).
             InvalidPartitionError: the topic has no such partition.
             DeliveryTimeoutError: not acknowledged within ``delivery_timeout_ms``.  Its
-                ``may_have_applied`` says whether the record may still be committed.
+                ``may_have_applied`` says whether the record may still be committed: then to append
+                it again is to store another one; else it is ``retriable``.
             OutOfSequenceError: the cluster has forgotten this producer; see
                 ``may_have_applied``.  The producer goes on with the next record.
             ProducerFencedError: another producer took over this one's id; it is finished.

@@ -613,6 +613,7 @@ def test_an_expired_batch_says_whether_it_may_be_stored(
 
     assert isinstance(delivery.error, DeliveryTimeoutError)
     assert delivery.error.may_have_applied is in_doubt
+    assert delivery.error.retriable is not in_doubt
     assert bench.released == 1
 
 
