@@ -3,17 +3,20 @@
 *Live* means that the event loop answers, and nothing else: a broker that has lost its quorum,
 its peers or its disk is not helped by a restart, and one that is restarted for such a reason
 takes a copy away from those who need it.  *Ready* means that it knows the cluster, is part of
-it and has all its replicas open: the next one of a rolling restart may be stopped.
+it and has opened all its replicas but those that are damaged: a restart has come to its end.
+Whether the next broker may be stopped depends on the others, too: `logd cluster status`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from logd.errors import UnavailableError
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
+
+_OR_REFUSED: Final = "or it is refused by the others: its log says why"
 
 
 def unreadiness(broker: Broker) -> str | None:
@@ -27,9 +30,9 @@ def unreadiness(broker: Broker) -> str | None:
     state, node = broker.metadata.state, broker.node
     registered = state.broker(node.node)
     if registered is None or registered.incarnation != node.incarnation:
-        return "it has not registered yet: there may be no controller"
+        return f"it has not registered yet: there may be no controller, {_OR_REFUSED}"
     if broker.controller is None:
-        return "it knows no controller: there may be no majority"
+        return f"it knows no controller: there may be no majority, {_OR_REFUSED}"
     unopened = sum(
         placement.group not in node.groups and placement.group not in node.shut
         for placement in state.partitions_on(node.node)

@@ -148,6 +148,21 @@ def test_without_a_majority_the_page_still_answers_and_says_so() -> None:
     play(story)
 
 
+def test_a_broker_that_was_removed_is_not_ready_and_says_where_to_look_for_the_reason() -> None:
+    """It may not have heard of it: nobody talks to it any more."""
+
+    async def story(watched: Watched) -> None:
+        await watched.client.admin.alter_broker(3, "remove")
+        await trio.sleep(10)
+
+        reason = unreadiness(watched.broker(3))
+
+        assert reason is not None
+        assert "refused by the others: its log says why" in reason
+
+    play(story)
+
+
 def test_a_broker_that_does_not_report_in_time_is_said_to() -> None:
     async def story(watched: Watched) -> None:
         async def hangs() -> bytes:
