@@ -195,7 +195,7 @@ def resign(name: str, bootstrap: str, output: str) -> None:
 @bootstrap_option
 @output_option
 def list_elections(namespace: str, bootstrap: str, output: str) -> None:
-    """Elections that somebody leads or stands for."""
+    """Elections of a namespace that somebody leads or stands for."""
     from logd.cli.holders import show_holders
 
     show_holders("election", namespace, bootstrap, output)

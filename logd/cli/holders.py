@@ -33,7 +33,7 @@ HOLDER_COLUMNS: Final = (
 
 
 def show_holders(kind: LeaseKind, namespace: str, bootstrap: str, output: str) -> None:
-    """One line per lock, semaphore or election."""
+    """One line per lock, semaphore or election of a namespace."""
 
     async def fetch() -> None:
         async with connected(bootstrap) as client:
@@ -54,7 +54,9 @@ def show_holders(kind: LeaseKind, namespace: str, bootstrap: str, output: str) -
         else:
             columns = ("name", "holders", "token", "since", "waiting")
             cells = [list(row.values()) for row in rows]
-            print_table(columns, cells, empty=f"no {kind}s", whole=("name",))
+            print_table(
+                columns, cells, empty=f"no {kind}s in namespace {namespace}", whole=("name",)
+            )
 
     run_async(fetch)
 

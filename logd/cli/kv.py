@@ -180,7 +180,11 @@ def list_keys(
             print_json({"revision": found.revision, "count": found.count, "keys": rows})
             return
         columns = ("key", *(() if keys_only else ("value",)), "revision", "created", "session")
-        print_table(columns, [cells_of(row, columns) for row in rows], empty="no keys")
+        print_table(
+            columns,
+            [cells_of(row, columns) for row in rows],
+            empty=f"no keys in namespace {namespace}",
+        )
         if found.count > len(rows):
             say(f"{len(rows)} of {found.count} keys are shown")
 

@@ -129,7 +129,7 @@ def _held_by_others(name: str, holders: Holders) -> Exception:
 @bootstrap_option
 @output_option
 def list_locks(namespace: str, semaphores: bool, bootstrap: str, output: str) -> None:
-    """Locks that somebody holds or waits for."""
+    """Locks of a namespace that somebody holds or waits for."""
     from logd.cli.holders import show_holders
 
     show_holders("semaphore" if semaphores else "lock", namespace, bootstrap, output)

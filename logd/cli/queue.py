@@ -242,7 +242,7 @@ def work(
 @bootstrap_option
 @output_option
 def list_queues(namespace: str, bootstrap: str, output: str) -> None:
-    """Every queue, and how full it is."""
+    """The queues of a namespace, and how full they are."""
     from logd.cli.session import connected, run_async
 
     columns = ("name", "ready", "delayed", "in_flight", "dead", "completed", "oldest_ms")
@@ -261,7 +261,7 @@ def list_queues(namespace: str, bootstrap: str, output: str) -> None:
         print_json(rows)
     else:
         cells = [list(row.values()) for row in rows]
-        print_table(columns, cells, empty="no queues", whole=("name",))
+        print_table(columns, cells, empty=f"no queues in namespace {namespace}", whole=("name",))
 
 
 @queue.command("stats")

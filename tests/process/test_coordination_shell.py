@@ -391,6 +391,17 @@ def ready_in(client: sync.Client, name: str) -> int:
         return 0
 
 
+@pytest.mark.parametrize("what", ["lock", "elect", "queue", "kv"])
+def test_who_finds_nothing_listed_is_told_in_which_namespace(
+    cluster: LocalCluster, what: str
+) -> None:
+    """``logd lock run orders/compactor`` holds a lock that ``logd lock list`` does not show."""
+    listed = run_logd(what, "list", "--bootstrap", cluster.bootstrap, "--namespace", "empty")
+
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.endswith(b"s in namespace empty\n")
+
+
 def test_a_shell_resigns_and_lists(cluster: LocalCluster, tmp_path: Path) -> None:
     name, at = fresh("service"), ("--bootstrap", cluster.bootstrap)
     mark = tmp_path / "leads"
