@@ -286,11 +286,20 @@ class Admin:
         assert response is not None
         return response.plan_id
 
-    async def cancel_plan(self, plan_id: int) -> str:
-        """Begin no more moves and take back those under way; returns the plan's state."""
+    async def cancel_plan(self, plan_id: int, *, gives_way: bool = False) -> str:
+        """Begin no more moves and take back those under way; returns the plan's state.
+
+        Args:
+            gives_way: nobody minds the plan, which the cluster made by itself: it makes way for
+                another one.  What is still to be done of it is done when that one is over.
+
+        Raises:
+            InvalidRequestError: it is not the last plan, or shall make way and was asked for.
+            RebalanceConflictError: it shall make way, and makes replicas anew.
+        """
         require_int("a plan's id", plan_id)
         response = await self._routing.call_controller(
-            CancelPlanRequest(plan_id=plan_id, timeout_ms=self._timeout_ms),
+            CancelPlanRequest(plan_id=plan_id, gives_way=gives_way, timeout_ms=self._timeout_ms),
             CancelPlanResponse,
         )
         return response.state

@@ -460,8 +460,8 @@ class Admin:
     ) -> int:
         return self._portal.call(self._admin.start_plan, purpose, layout_version, moves)
 
-    def cancel_plan(self, plan_id: int) -> str:
-        return self._portal.call(self._admin.cancel_plan, plan_id)
+    def cancel_plan(self, plan_id: int, *, gives_way: bool = False) -> str:
+        return self._portal.call(partial(self._admin.cancel_plan, plan_id, gives_way=gives_way))
 
     def cancel_move(self, plan_id: int, group: int) -> str:
         return self._portal.call(self._admin.cancel_move, plan_id, group)

@@ -17,13 +17,13 @@ import trio
 
 from logd.broker import log_events
 from logd.broker.peer_reports import ask_peers, reader_of
-from logd.broker.plan_runner import BY_ITSELF, is_controller, is_stuck, skip_move
+from logd.broker.plan_runner import is_controller, is_stuck, skip_move
 from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
 from logd.limits import PLAN_MOVES_AT_ONCE
 from logd.metadata.commands import CancelMove, Command, StartPlan
 from logd.metadata.features import GIVING_UP_LEVEL, LEAVING_LEVEL
-from logd.metadata.moves import Plan, PlannedMove, fitting_purpose
+from logd.metadata.moves import BY_ITSELF, Plan, PlannedMove, fitting_purpose
 from logd.metadata.rebalance.cluster import (
     DISK_SHARE_MAX,
     BrokerLoad,
@@ -204,6 +204,11 @@ class Autonomy:
                 notes.append(f"{told}; {found.text('being rebuilt elsewhere')}")
             else:
                 notes.append(f"{told}; {found.text('to be rebuilt elsewhere')}")
+        waits = self._broker.autonomy_waits_until - now
+        if waits > 0 and state.rebalance_settings.is_autonomous:
+            notes.append(
+                f"nothing is begun by itself for {waits:.0f} s: somebody has asked for something"
+            )
         return notes + self._kept_notes() + self._stuck_notes() + self._problems
 
     def _kept_notes(self) -> list[str]:
@@ -254,7 +259,7 @@ class Autonomy:
         if is_under_way or any(p.move is not None and not p.move.is_left for p in state.moving):
             return
         now = trio.current_time()
-        if now < self._not_before:
+        if now < max(self._not_before, self._broker.autonomy_waits_until):
             return
         told, self._problems = self._problems, []
         try:
@@ -287,8 +292,9 @@ class Autonomy:
             await self._rebuilding.look()
             out = self._rebuilding.to_take_out()
             if out:
-                await self._start(out, TAKE_OUT, self._broker.metadata.state.layout_version)
-                self._rebuilding.note_taken_out(out)
+                version = self._broker.metadata.state.layout_version
+                if await self._start(out, TAKE_OUT, version):
+                    self._rebuilding.note_taken_out(out)
                 return
         if plan is None or plan.state != "cancelled":  # Whoever cancelled it meant it.
             due = [n for n, since in self._draining_since.items() if now - since >= DRAIN_GRACE_S]
@@ -400,9 +406,10 @@ class Autonomy:
         plan = await self._broker.env.run_computing(lambda: make_plan(brokers, partitions, goals))
         await self._start(_planned(plan.moves), "even out", version)
 
-    async def _start(self, moves: Sequence[PlannedMove], purpose: str, layout_version: int) -> None:
-        if not moves:
-            return
+    async def _start(self, moves: Sequence[PlannedMove], purpose: str, layout_version: int) -> bool:
+        """False if there is nothing to do, or a person has asked for something meanwhile."""
+        if not moves or trio.current_time() < self._broker.autonomy_waits_until:
+            return False
         log.warning(log_events.PLAN_STARTED, reason=purpose, moves=len(moves))
         token = f"autonomy {self._broker.env.rng('autonomy').getrandbits(64):016x}"
         for first in range(0, len(moves), PLAN_MOVES_AT_ONCE):
@@ -417,6 +424,7 @@ class Autonomy:
                     now_ms=self._broker.env.wall_clock_ms(),
                 )
             )
+        return True
 
     async def _execute(self, command: Command) -> None:
         await self._broker.metadata.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -116,6 +117,8 @@ class Broker:
     is_stopping: bool = False
     lost_brokers: list[NodeId] = field(default_factory=list)
     """Those that the cluster shall do without by now; only the controller knows any."""
+    autonomy_waits_until: float = -math.inf
+    """A person wants something: until then nothing is begun that nobody has asked for."""
     autonomy_notes: list[str] = field(default_factory=list)
     """What the cluster does by itself, for people; only the controller has any."""
 

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-BY_ITSELF: Final = "by itself: "
-"""How the purpose of a plan begins that nobody has asked for."""
-
 LOOK_AGAIN_S: Final = 0.5
 COMMAND_TIMEOUT_MS: Final = 10_000
 

@@ -10,6 +10,7 @@ import trio
 
 from logd.broker import log_events
 from logd.broker.broker import check_timeout
+from logd.broker.giving_way import clear_the_way, give_way
 from logd.broker.plan_runner import is_controller
 from logd.errors import (
     BrokerInUseError,
@@ -64,6 +65,9 @@ if TYPE_CHECKING:
     from logd.broker.broker import Broker
 
 log = structlog.get_logger(__name__)
+
+GIVING_WAY_SHARE: Final = 0.5
+"""Of the time that starting a plan may take, for one to be over that is in its way."""
 
 
 def broker_info(broker: Broker, known: KnownBroker) -> BrokerInfo:
@@ -175,6 +179,9 @@ async def start_plan(broker: Broker, request: StartPlanRequest) -> StartPlanResp
             f"{len(request.moves)} moves, one request has 1 to {PLAN_MOVES_PER_COMMAND_MAX}"
         )
     _check_room(broker, request)
+    if request.first == 0:
+        with trio.move_on_after(GIVING_WAY_SHARE * request.timeout_ms / 1000):
+            await clear_the_way(broker)
     command = StartPlan(
         token=request.token,
         purpose=fitting_purpose(request.purpose),
@@ -225,6 +232,9 @@ def _check_room(broker: Broker, request: StartPlanRequest) -> None:
 
 async def cancel_plan(broker: Broker, request: CancelPlanRequest) -> CancelPlanResponse:
     _check(broker, request.timeout_ms)
+    if request.gives_way:
+        plan = await give_way(broker, request.plan_id)
+        return CancelPlanResponse(state=plan.state)
     result = await broker.metadata.execute(
         CancelPlan(plan_id=request.plan_id, now_ms=broker.env.wall_clock_ms()),
         timeout_ms=request.timeout_ms,

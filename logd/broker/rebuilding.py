@@ -20,8 +20,7 @@ import msgspec
 import trio
 
 from logd.broker.peer_reports import ask_peers, reader_of
-from logd.broker.plan_runner import BY_ITSELF
-from logd.metadata.moves import PLAN_MOVES_PER_COMMAND_MAX, PlannedMove
+from logd.metadata.moves import BY_ITSELF, PLAN_MOVES_PER_COMMAND_MAX, PlannedMove
 from logd.types import GroupId, NodeId
 
 if TYPE_CHECKING:

@@ -71,6 +71,9 @@ SENTENCES: Final[dict[str, Sentence]] = {
         "waits no longer for the cancelled move of {partition} to {target}: nobody leads it"
     ),
     broker_events.PLAN_STARTED: Sentence("starts a plan by itself (moves: {moves}): {reason}"),
+    broker_events.PLAN_GIVES_WAY: Sentence(
+        "ends plan {plan} ({reason}): somebody has asked for something"
+    ),
     broker_events.ACCEPT_FAILED: Sentence("has to refuse clients: {reason}"),
     broker_events.METADATA_NOT_KEPT: Sentence("cannot keep the state of the metadata: {reason}"),
     broker_events.METADATA_UNREADABLE: Sentence("cannot read the metadata log: {reason}"),

@@ -61,13 +61,16 @@ def drain(
 ) -> None:
     """Move everything off a broker, leadership included, and put nothing new on it."""
     from logd.cli.picture import take_picture
-    from logd.cli.running_plans import run_plan
+    from logd.cli.running_plans import make_way, run_plan
     from logd.cli.session import connected, run_async
 
     async def empty() -> None:
         async with connected(bootstrap) as client:
             picture = await take_picture(client, dead_are_lost=True)
             made = _plan_without(picture, node, f"drain broker {node}", throttle)
+            if not dry_run and await make_way(client):
+                picture = await take_picture(client, dead_are_lost=True)
+                made = _plan_without(picture, node, f"drain broker {node}", throttle)
             await _check_and_show(client, made, output, dry_run=dry_run)
             if dry_run:
                 return
@@ -146,7 +149,7 @@ def replace(
     from logd.cli.display import bytes_text
     from logd.cli.picture import take_picture
     from logd.cli.plans import end_incomplete, start_plan
-    from logd.cli.running_plans import finish, follow
+    from logd.cli.running_plans import finish, follow, make_way
     from logd.cli.session import connected, require_alive, run_async
 
     if successor == node:
@@ -162,6 +165,9 @@ def replace(
             picture = await take_picture(client, dead_are_lost=True)
             purpose = f"replace broker {node}" + (f" with {successor}" if successor else "")
             made = _plan_without(picture, node, purpose, throttle, successor)
+            if not dry_run and await make_way(client):
+                picture = await take_picture(client, dead_are_lost=True)
+                made = _plan_without(picture, node, purpose, throttle, successor)
             await _check_and_show(client, made, output, dry_run=dry_run)
             if dry_run:
                 return

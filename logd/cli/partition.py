@@ -103,7 +103,7 @@ def move(
         raise click.UsageError("nothing to do: give --to, or --cancel")
     from logd.cli.cancelling import cancel_move
     from logd.cli.plans import move_plan
-    from logd.cli.running_plans import run_plan, set_pace
+    from logd.cli.running_plans import make_way, run_plan, set_pace
     from logd.cli.session import (
         connected,
         require_alive,
@@ -123,6 +123,7 @@ def move(
                 if node not in info.replicas:
                     await require_alive(client, node)
             await require_majority_alive(client, targets, f"{topic}/{number}")
+            await make_way(client)
             made = await move_plan(client, topic, number, targets)
             await set_pace(client, throttle, None)
             await run_plan(client, made, output, detach=detach)

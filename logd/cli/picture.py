@@ -21,6 +21,7 @@ from logd.cli.plans import (
     free_for_plans,
 )
 from logd.errors import LogdError, RebalanceConflictError, UnavailableError
+from logd.metadata.moves import BY_ITSELF
 from logd.metadata.rebalance.cluster import DISK_SHARE_MAX, BrokerLoad, Goals, PartitionLoad
 from logd.metadata.rebalance.planner import Balance, Move, RebalancePlan, make_plan
 from logd.types import GroupId, NodeId, TopicPartition
@@ -213,13 +214,14 @@ def _room(answer: DescribeBrokerResponse | None, held: Collection[int]) -> int |
 
 
 def require_none_running(picture: Picture) -> None:
-    """Refuse while another plan is carried out.
+    """Refuse while another plan is carried out that somebody has asked for.
 
     Raises:
         RebalanceConflictError: says which one, and how far it is.
     """
     plan = picture.rebalance.plan
-    if plan is not None and plan.state in ("running", "cancelling"):
+    makes_way = plan is not None and plan.purpose.startswith(BY_ITSELF) and plan.state == "running"
+    if plan is not None and plan.state in ("running", "cancelling") and not makes_way:
         done = sum(move.state == "done" for move in plan.moves)
         raise RebalanceConflictError(
             f"plan {plan.plan_id} ({plan.purpose}) is {plan.state}, {done} of {plan.move_count} "

@@ -103,13 +103,14 @@ def run(
     """Carry out a plan.  The cluster goes on with it if this command ends."""
     from logd.cli.picture import take_picture
     from logd.cli.plans import load_plan, show_plan
-    from logd.cli.running_plans import run_plan, set_pace
+    from logd.cli.running_plans import make_way, run_plan, set_pace
     from logd.cli.session import connected, run_async
     from logd.metadata.rebalance.cluster import Goals
 
     async def carry_out() -> None:
         async with connected(bootstrap) as client:
             if file is None:
+                await make_way(client)
                 picture = await take_picture(client, dead_are_lost=replace_dead)
                 rate = throttle or picture.rebalance.throttle_bytes_per_s
                 made = picture.plan(Goals(throttle_bytes_per_s=rate))

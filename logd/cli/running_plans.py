@@ -24,6 +24,7 @@ from logd.cli.plan_progress import (
 )
 from logd.cli.plans import SavedPlan, end_incomplete, require_all_placed, show_plan, start_plan
 from logd.errors import LogdError, NotEnoughBrokersError, UnavailableError
+from logd.metadata.moves import BY_ITSELF, PLAN_IS_OVER
 from logd.metadata.rebalance.cluster import Goals
 from logd.metadata.rebalance.planner import plan_only
 from logd.wording import count_of
@@ -126,6 +127,39 @@ async def run_plan(
     end_incomplete(plan, output)
 
 
+async def make_way(client: Client) -> bool:
+    """End a plan that the cluster made by itself: what a person wants goes before it.
+
+    A plan is made afterwards: what is taken back changes the cluster that it is for.  One that the
+    cluster begins meanwhile makes way when the plan is started.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        RebalanceConflictError: it is one that makes way for nothing.
+        LogdError: nobody has answered for a while.
+    """
+    plan = (await client.admin.describe_rebalance()).plan
+    if plan is None or plan.state != "running" or not plan.purpose.startswith(BY_ITSELF):
+        return False
+    say(f"plan {plan.plan_id} ({plan.purpose}) makes way: what is under way of it is taken back")
+    await client.admin.cancel_plan(plan.plan_id, gives_way=True)
+    failures = 0
+    while True:
+        try:
+            now = (await client.admin.describe_rebalance()).plan
+        except LogdError:
+            failures += 1
+            if failures >= FOLLOW_ATTEMPTS_MAX:
+                raise
+        else:
+            failures = 0
+            if now is not None and (now.plan_id > plan.plan_id or now.state in PLAN_IS_OVER):
+                return True
+        await anyio.sleep(FOLLOW_INTERVAL_S)
+
+
 async def set_pace(client: Client, throttle: int | None, concurrency: int | None) -> None:
     """Change throttle and concurrency if they are given."""
     if throttle is not None or concurrency is not None:
@@ -142,6 +176,7 @@ async def set_replicas(
         NotEnoughBrokersError: there are fewer brokers.
     """
     await client.admin.describe_topic(topic)
+    await make_way(client)
     picture = await take_picture(
         client, else_do="replace it first (`logd broker replace` with its id)"
     )

@@ -35,6 +35,9 @@ PlanState = Literal["arriving", "running", "cancelling", "done", "cancelled"]
 
 PLAN_IS_OVER: Final = frozenset({"done", "cancelled"})
 
+BY_ITSELF: Final = "by itself: "
+"""How the purpose of a plan begins that nobody has asked for."""
+
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
     """A partition on its way to other brokers."""

@@ -512,6 +512,9 @@ class StartPlanResponse(Message, frozen=True, kw_only=True):
 
 class CancelPlanRequest(Message, frozen=True, kw_only=True):
     plan_id: int
+    gives_way: bool = False
+    """It makes way for what a person wants: nobody has asked for it, and nobody minds it.  What of
+    it is to be done is done later."""
     timeout_ms: int = 30_000
 
 

@@ -21,7 +21,9 @@ from logd.broker import log_events
 from logd.broker.autonomy import DRAIN_GRACE_S, Autonomy
 from logd.cli.cancelling import cancel_move
 from logd.cli.plans import move_plan, start_plan
+from logd.cli.running_plans import make_way
 from logd.errors import (
+    InvalidRequestError,
     LogdError,
     RebalanceConflictError,
     RequestTimeoutError,
@@ -35,7 +37,7 @@ from logd.metadata.features import ONE_MOVE_LEVEL
 from logd.metadata.moves import REASON_CHARACTERS_MAX, PlannedMove
 from logd.raft.messages import TransferLeadership
 from logd.types import METADATA_GROUP, GroupId, NodeId
-from logd.wire.messages import PlannedMoveInfo
+from logd.wire.messages import PlanInfo, PlannedMoveInfo
 from logd_client import Client
 from logd_client.admin import Admin
 from tests.sim import stories
@@ -992,6 +994,135 @@ def test_an_uneven_cluster_evens_itself_out_where_that_is_wanted() -> None:
         assert plan.purpose == "by itself: even out"
 
     play(story, rebalance_interval_ms=10_000)
+
+
+async def evening_out(cluster: SimCluster, client: Client) -> PlanInfo:
+    """Crowd three brokers, and wait until the cluster has begun to even that out, slowly."""
+    async with client.producer(TOPIC) as producer:
+        for at in range(PARTITIONS):
+            for _ in range(20):
+                await producer.append(bytes(20_000), partition=at)
+    crowding = await start(client, {at: [1, 2, 3] for at in range(PARTITIONS)})
+    await ended(client)
+    await client.admin.set_rebalancing(throttle_bytes_per_s=64 * KIB, concurrency=1)
+    with trio.fail_after(60):
+        while True:
+            plan = (await client.admin.describe_rebalance()).plan
+            assert plan is not None
+            if plan.plan_id != crowding and "running" in [move.state for move in plan.moves]:
+                break
+            await trio.sleep(0.1)
+    assert plan.purpose == "by itself: even out"
+    assert "pending" in [move.state for move in plan.moves]
+    return plan
+
+
+def test_evening_out_makes_way_for_what_a_person_asks_for() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        plan = await evening_out(cluster, client)
+        before = [p.replicas for p in await partitions_of(client)]
+
+        assert await make_way(client)
+
+        found = (await client.admin.describe_rebalance()).plan
+        assert found is not None
+        assert (found.plan_id, found.state) == (plan.plan_id, "done")
+        assert {move.state for move in found.moves} <= {"done", "skipped", "cancelled"}
+        assert "skipped" in [move.state for move in found.moves]
+        assert [p.replicas for p in await partitions_of(client)] == before
+        await trio.sleep(1.5)
+        assert any("somebody has asked" in note for note in await notes_of(client))
+        await trio.sleep(15)  # It was due again: the person goes on to think.
+        assert (await client.admin.describe_rebalance()).plan == found
+        started = await start(client, {0: [1, 2, 4]})
+        assert (await ended(client)).plan_id == started
+        assert not await make_way(client)  # Nothing is in the way any more.
+
+    play(story, rebalance_interval_ms=10_000)
+
+
+def test_evening_out_that_was_begun_while_a_plan_was_made_makes_way_when_that_is_started() -> None:
+    """What was taken back has changed the cluster: then the plan is made again, and starts."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await evening_out(cluster, client)
+
+        with pytest.raises(RebalanceConflictError, match="plan again"):
+            await start(client, {0: [1, 2, 4]})
+        started = await start(client, {0: [1, 2, 4]})
+
+        plan = await ended(client)
+        assert (plan.plan_id, plan.purpose, plan.state) == (started, "test", "done")
+
+    play(story, rebalance_interval_ms=10_000)
+
+
+def test_a_plan_that_makes_way_while_the_controller_is_lost_is_ended_by_the_next() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        plan = await evening_out(cluster, client)
+        controller = cluster.leader_of(METADATA_GROUP)
+        assert controller is not None
+        assert controller.broker is not None
+        offset = controller.broker.metadata.applied_offset
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make_way, client)
+            while controller.broker.metadata.applied_offset == offset:
+                await trio.sleep(0.001)
+            await controller.crash(power=False)
+
+        found = (await client.admin.describe_rebalance()).plan
+        assert found is not None
+        assert found.plan_id > plan.plan_id or found.state == "done"
+        controller.start()
+        await trio.sleep(5)
+        await check(cluster, client)
+
+    play(story, rebalance_interval_ms=10_000)
+
+
+def test_what_a_drain_still_has_to_move_is_only_put_off_when_it_makes_way() -> None:
+    """Nobody has cancelled it: the broker keeps nothing, and is emptied afterwards."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        async with client.producer(TOPIC) as producer:
+            for at in range(PARTITIONS):
+                for _ in range(20):
+                    await producer.append(bytes(20_000), partition=at)
+        await client.admin.set_rebalancing(throttle_bytes_per_s=64 * KIB, concurrency=1)
+        node = (await partitions_of(client))[0].replicas[0]
+        await client.admin.alter_broker(node, "drain")
+        while (plan := (await client.admin.describe_rebalance()).plan) is None:
+            await trio.sleep(0.5)
+        assert plan.purpose == f"by itself: drain broker {node}"
+
+        assert await make_way(client)
+
+        assert await held_by(client, node) != []
+        assert not any("drained but for" in note for note in await notes_of(client))
+        await client.admin.set_rebalancing(throttle_bytes_per_s=MIB, concurrency=4)
+        with trio.fail_after(90):
+            while await held_by(client, node):
+                await trio.sleep(1)
+        await check(cluster, client)
+
+    play(story)
+
+
+def test_what_somebody_has_asked_for_makes_way_for_nothing() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        await client.admin.set_rebalancing(throttle_bytes_per_s=64 * KIB)
+        partition = (await partitions_of(client))[0]
+        gone = NodeId(next(n for n in range(1, 6) if n not in partition.replicas))
+        plan_id = await start(client, {0: [*partition.replicas[:2], gone]})
+
+        with pytest.raises(InvalidRequestError, match="somebody has asked for it"):
+            await client.admin.cancel_plan(plan_id, gives_way=True)
+        assert not await make_way(client)
+
+        assert (await ended(client)).state == "done"
+
+    play(story)
 
 
 def test_evening_out_waits_for_a_broker_that_may_come_back_and_for_none_that_is_lost() -> None:
