@@ -221,6 +221,10 @@ class FileSystem(Protocol):
     def free_bytes(self, path: str) -> int:
         """Space left on the disk that holds ``path``."""
 
+    def require_spare(self, held: int, spare: int) -> None:
+        """Raise ``OSError`` (EMFILE) if of all the files that may be open at a time, those ``held``
+        leave fewer than ``spare``; where few may be open, a part of them: as ``Network.listen``."""
+
     def lock(self, path: str) -> DirectoryLock:
         """Lock a data directory by the lock file ``path``, created if missing.
 

@@ -431,7 +431,8 @@ class StorageError(LogdError):
 
 
 class NoRoomError(StorageError):
-    """The disk is full, and nothing was changed: the same may be done when there is room."""
+    """The disk is full, or no file can be opened, and nothing was changed: the same may be done
+    when there is room."""
 
     code = 115
 

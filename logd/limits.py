@@ -51,7 +51,11 @@ CONNECTIONS_MAX: Final = 4096
 
 DESCRIPTORS_SPARE: Final = 256
 """Descriptors that client connections leave to files and other brokers, or a quarter of all:
-a log that cannot open its next segment stops."""
+a log that cannot open its next segment waits, and a replica that cannot save its vote."""
+
+DESCRIPTORS_SPARE_OF_REPLICAS: Final = DESCRIPTORS_SPARE * 9 // 8
+"""What replicas leave, which take one each at least: more, so that some clients can ask why others
+stay shut."""
 
 REQUESTS_IN_FLIGHT_MAX: Final = 1024
 """Requests of one connection that are not answered yet; beyond it the socket is not read."""

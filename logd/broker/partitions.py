@@ -27,6 +27,7 @@ from logd.broker.broker import METADATA_LOG
 from logd.broker.compaction import Compaction
 from logd.broker.retention import Retention
 from logd.errors import BeyondRepairError, LogdError
+from logd.limits import DESCRIPTORS_SPARE_OF_REPLICAS
 from logd.metadata.state import PartitionPlacement
 from logd.metadata.topic_config import TopicOptions
 from logd.raft.core import RaftCore
@@ -37,7 +38,7 @@ from logd.replication.node import Shut
 from logd.replication.opening import OpenedGroup, open_group, start_core
 from logd.storage.hard_state import boot_number
 from logd.storage.log import LogOptions
-from logd.storage.room import is_no_room
+from logd.storage.room import what_lacks
 from logd.types import METADATA_GROUP, GroupId, NodeId
 from logd.wire.coordination import COORDINATION_TOPIC
 
@@ -89,6 +90,8 @@ class Partitions:
             restart_wait_ms=config.restart_wait_ms,
         )
         self._is_up_to_date = False
+        self._opening = 0
+        """Replicas that threads are opening now."""
         self._mending: dict[GroupId, trio.CancelScope] = {}
         """Damaged replicas that are being repaired; their files stay where they are meanwhile."""
         self.compaction = Compaction(config, node, self._directory)
@@ -112,7 +115,7 @@ class Partitions:
                 members = voters + learners
                 await self._repaired(METADATA_GROUP, members, options, has_application=True)
             except (OSError, LogdError) as error:
-                if not is_no_room(error):
+                if what_lacks(error) is None:
                     raise
                 self._shut(METADATA_GROUP, METADATA_LOG, error)
             await trio.sleep(RETRY_S)  # Whole to the mender is not yet whole to the replay.
@@ -165,7 +168,7 @@ class Partitions:
 
     def _may_open(self, group_id: GroupId) -> bool:
         shut = self._node.shut.get(group_id)
-        return shut is None or shut.lacks_room
+        return shut is None or shut.is_tried_again
 
     def _forget_shut(self, wanted: dict[GroupId, PartitionPlacement]) -> None:
         """Nobody misses a replica that is shut once it is not to be here any more.
@@ -257,9 +260,16 @@ class Partitions:
             topic = self._metadata.state.topic(placement.topic)
             if topic is not None:  # Else deleted meanwhile; the next round sees it.
                 wanted.append((placement, topic.options))
-        found = await self._env.run_blocking(
-            self._open_each, [(p.group, self._log_options(options)) for p, options in wanted]
-        )
+        held = len(self._node.groups) + self._opening
+        self._opening += len(wanted)
+        try:
+            found = await self._env.run_blocking(
+                self._open_each,
+                [(p.group, self._log_options(options)) for p, options in wanted],
+                held,
+            )
+        finally:
+            self._opening -= len(wanted)
         for (placement, options), opened in zip(wanted, found, strict=True):
             if isinstance(opened, Exception):
                 self._shut(placement.group, str(placement.name), opened)
@@ -271,12 +281,21 @@ class Partitions:
                 self._take_up(placement, options, opened)
 
     def _open_each(
-        self, wanted: list[tuple[GroupId, LogOptions]]
+        self, wanted: list[tuple[GroupId, LogOptions]], held: int
     ) -> list[OpenedGroup | Exception | None]:
-        """As ``_open_whole``, of each; in place of what could not be opened, why."""
+        """As ``_open_whole``, of each; in place of what could not be opened, why.
+
+        Those that are open need descriptors too, to vote and to begin another segment: a replica
+        that would take the last ones stays shut.
+
+        Args:
+            held: replicas that are open, or being opened.
+        """
+        files = self._env.files
         found: list[OpenedGroup | Exception | None] = []
-        for group_id, options in wanted:
+        for number, (group_id, options) in enumerate(wanted):
             try:
+                files.require_spare(held + number, DESCRIPTORS_SPARE_OF_REPLICAS)
                 found.append(self._open_whole(group_id, options))
             except (OSError, LogdError) as error:
                 found.append(error)
@@ -297,7 +316,7 @@ class Partitions:
         except (OSError, LogdError) as error:
             self._shut(placement.group, str(placement.name), error)
         else:
-            self._node.shut.pop(placement.group, None)  # It may have lacked room.
+            self._node.shut.pop(placement.group, None)  # It may have been tried before.
             log.debug(
                 log_events.PARTITION_OPENED, partition=str(placement.name), group=placement.group
             )
@@ -342,14 +361,16 @@ class Partitions:
     def _shut(self, group_id: GroupId, name: str, error: Exception) -> None:
         """This replica stays shut; the others serve.
 
-        A restart tries again; if the disk was full, the next round does.
+        A restart tries again; if there was no room or no descriptor, the next round does.
         """
         before = self._node.shut.get(group_id)
         shut = Shut(str(error), is_final=isinstance(error, BeyondRepairError))
-        if is_no_room(error):
-            shut = Shut(f"{error}: tried again until there is room", lacks_room=True)
+        lack = what_lacks(error)
+        if lack is not None:
+            until = "there is room" if lack == "room" else "there are some"
+            shut = Shut(f"{error}: tried again until {until}", is_tried_again=True)
         self._node.shut[group_id] = shut
-        if before is not None and before.lacks_room and shut.lacks_room:
+        if before is not None and before.is_tried_again and shut.is_tried_again:
             return
         log.error(
             log_events.PARTITION_DAMAGED,

@@ -223,7 +223,7 @@ def status_of(
     """Judge what was found.  A partition missing from ``described`` was not asked about."""
     from logd.cli.overview import BrokerNews, broker_rows, lag_max, missing_brokers
 
-    damaged, events, full, quotas = news or BrokerNews([], [], [], [])
+    damaged, events, full, quotas, silent = news or BrokerNews([], [], [], [])
     problems = []
     if metadata.controller is None:
         problems.append(f"the cluster has no controller: {missing_brokers(metadata)}")
@@ -244,6 +244,11 @@ def status_of(
         f"broker {node} refuses appends: its disk is full, or has less free than "
         "disk_free_bytes_min"
         for node in full
+    ]
+    problems += [
+        f"broker {node} is alive and does not answer clients, so that what is wrong with its "
+        "replicas is not known: see its log, and whether it has file descriptors left"
+        for node in silent
     ]
     state: Literal["ok", "degraded", "unavailable"] = "degraded" if problems else "ok"
     return Status(

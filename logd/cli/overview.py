@@ -84,6 +84,8 @@ class BrokerNews(NamedTuple):
     """Brokers that refuse appends because their disks are full."""
     quotas: list[str]
     """What is soon refused because a quota of coordination is nearly used up."""
+    silent: Sequence[int] = ()
+    """Brokers that others hear, and that do not answer clients."""
 
 
 PARTITION_FACTS: Final = PartitionRow.__struct_fields__
@@ -239,13 +241,15 @@ async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
     events: list[EventRow] = []
     full: list[int] = []
     quotas: list[str] = []
+    silent = [broker.node_id for broker in metadata.brokers if broker.alive]
 
     async def ask(node_id: int) -> None:
         with anyio.move_on_after(DESCRIBE_TIMEOUT_S):
             try:
                 broker = await client.admin.describe_broker(node_id)
             except LogdError:
-                return  # That it does not answer is shown already.
+                return
+            silent.remove(node_id)
             if broker.disk_full:
                 full.append(node_id)
             if broker.fullest_quota is not None and broker.fullest_quota.used > QUOTA_NEARLY_USED:
@@ -264,7 +268,8 @@ async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
             if broker.alive:
                 tasks.start_soon(ask, broker.node_id)
     events.sort(key=lambda event: event.at_ms, reverse=True)
-    return BrokerNews(sorted(damaged), events[:EVENTS_MAX], sorted(full), sorted(quotas))
+    told = sorted(damaged), events[:EVENTS_MAX], sorted(full), sorted(quotas), sorted(silent)
+    return BrokerNews(*told)
 
 
 def quota_line(quota: QuotaInfo) -> str:

@@ -386,11 +386,12 @@ class Group:
             if output.truncate_to is not None:
                 await self._until_whole_below(output.truncate_to)
                 self._blocked_since = trio.current_time()
-            async with self.io_lock:
-                if output.persist is not None and self.failure is None:
-                    await self._persist(output.persist)
-                if output.truncate_to is not None and self.failure is None:
-                    await self._truncate(output.truncate_to)
+            if output.persist is not None:
+                await self._until_persisted(output.persist)
+            if output.truncate_to is not None:
+                async with self.io_lock:
+                    if self.failure is None:
+                        await self._truncate(output.truncate_to)
             if output.truncate_to is not None and output.append_from is not None:
                 await self._until_room_for(batches[output.append_from :])
             if output.install_snapshot:
@@ -467,6 +468,21 @@ class Group:
                 self._host.mark_dirty(self)
         self.checkpoints.save_due()
         self._host.set_deadline(self, self.core.deadline_ms)
+
+    async def _until_persisted(self, hard_state: HardState) -> None:
+        """Persist it, as soon as there is a file descriptor for that."""
+        was_told = False
+        while self.failure is None:
+            try:
+                async with self.io_lock:
+                    if self.failure is None:
+                        await self._persist(hard_state)
+                return
+            except NoRoomError as error:
+                if not was_told:
+                    log.error(log_events.NO_ROOM, group=self.group_id, reason=str(error))
+                was_told = True
+            await trio.sleep(ROOM_LOOK_S)
 
     async def _persist(self, hard_state: HardState) -> None:
         file = self._opened.hard_state

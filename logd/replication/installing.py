@@ -17,7 +17,7 @@ from logd.replication.snapshot import Snapshot, decode_snapshot, encode_snapshot
 from logd.storage.checkpoint import CheckpointStore, application_store
 from logd.storage.file_header import SNAPSHOT_MAGIC, FileHeader, refuse_foreign
 from logd.storage.log import Log
-from logd.storage.room import is_no_room
+from logd.storage.room import what_lacks
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
     parent,
@@ -46,8 +46,9 @@ def begin_install(
     try:
         write_payload_file(files, path, SNAPSHOT_MAGIC, header, encode_snapshot(snapshot))
     except OSError as error:
-        if is_no_room(error) and not files.exists(path):
-            raise NoRoomError(f"no room to write {path}") from error
+        lack = what_lacks(error)
+        if lack is not None and not files.exists(path):
+            raise NoRoomError(f"no {lack} to write {path}") from error
         raise StorageFailedError(f"cannot write {path}: {error}") from error
 
 
@@ -93,8 +94,9 @@ def finish_install(
         files.remove(path)
         files.sync_directory(parent(path))
     except (OSError, StorageError, StorageFailedError) as error:
-        if is_no_room(error):
-            raise NoRoomError(f"no room to install a snapshot in {directory}") from error
+        lack = what_lacks(error)
+        if lack is not None:
+            raise NoRoomError(f"no {lack} to install a snapshot in {directory}") from error
         if not isinstance(error, OSError):
             raise
         raise StorageFailedError(f"installing a snapshot in {directory}: {error}") from error

@@ -98,8 +98,8 @@ class Shut(NamedTuple):
     reason: str
     is_final: bool = False
     """Nobody can mend it; another one could take its place."""
-    lacks_room: bool = False
-    """The disk is full: it is tried again."""
+    is_tried_again: bool = False
+    """The disk is full, or there is no file descriptor for it: that may pass."""
 
 
 class Node:

@@ -151,6 +151,9 @@ def open_group(
                 "none is made there as if there had been none"
             )
         _create(files, path, identity, directory.promises_path(group_id))
+    elif not directory.is_noted(group_id):
+        # Whoever made it may have been refused at the last step, and it promises from now on.
+        files.sync_directory(parent(path))
     # Also one that was made before, and for whose note there was no room then.
     directory.note_group(group_id)
     if not files.exists(f"{path}/hard_state"):

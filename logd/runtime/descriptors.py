@@ -8,7 +8,12 @@ not, so that the limit that counts is the one that an administrator has set.
 from __future__ import annotations
 
 import contextlib
+import errno
 import resource
+from typing import Final
+
+ALL_SPARED_OF: Final = 1024
+"""Of a lower limit than that, which is what most processes begin with, a part is kept."""
 
 
 def use_all_descriptors() -> None:
@@ -16,3 +21,20 @@ def use_all_descriptors() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def keep_spare(held: int, spare: int) -> None:
+    """Refuse another descriptor if the ``held`` ones leave only the last ``spare``.
+
+    Raises:
+        OSError: says how many are kept.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return
+    kept = min(spare, spare * limit // ALL_SPARED_OF)
+    if held >= limit - kept:
+        raise OSError(
+            errno.EMFILE,
+            f"the last {kept} of {limit} descriptors are kept for votes, files and other brokers",
+        )

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from logd.errors import DirectoryLockedError
+from logd.runtime.descriptors import keep_spare
 from logd.types import Buffer
 
 _VECTORS_MAX: Final = min(1024, os.sysconf("SC_IOV_MAX"))
@@ -233,6 +234,9 @@ class RealFileSystem:
     def free_bytes(self, path: str) -> int:
         found = os.statvfs(path)
         return found.f_bavail * found.f_frsize
+
+    def require_spare(self, held: int, spare: int) -> None:
+        keep_spare(held, spare)
 
     def lock(self, path: str) -> RealLock:
         return RealLock(path)

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import select
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +39,7 @@ from logd.limits import (
     KIB,
     MIB,
 )
+from logd.runtime.descriptors import keep_spare
 from logd.types import HostPort
 from logd.wire.unsent import unsent
 
@@ -279,16 +279,11 @@ class TcpListener:
 
     def _keep_spare(self, accepted: socket.socket) -> None:
         """The kernel gives out the lowest number that is free: a high one says how few are."""
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if limit == resource.RLIM_INFINITY:
-            return
-        spare = min(self._spare_descriptors, limit // 4)
-        if accepted.fileno() >= limit - spare:
+        try:
+            keep_spare(accepted.fileno(), self._spare_descriptors)
+        except OSError:
             accepted.close()
-            raise OSError(
-                errno.EMFILE,
-                f"the last {spare} of {limit} descriptors are kept for files and other brokers",
-            )
+            raise
 
     def close(self) -> None:
         if not self._is_closed:

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from logd.env import File, FileSystem
-from logd.errors import CorruptionError, StorageError, StorageFailedError
+from logd.errors import CorruptionError, NoRoomError, StorageError, StorageFailedError
 from logd.limits import KIB
 from logd.storage.checksummed import is_intact, with_checksum
 from logd.storage.file_header import (
@@ -35,6 +35,7 @@ from logd.storage.file_header import (
     encode_file_header,
     refuse_foreign,
 )
+from logd.storage.room import what_lacks
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
     WriteNew,
@@ -156,8 +157,9 @@ class HardStateFile:
         if is_new:
             return opened
         try:
-            file = opened._write(opened._state)
+            file = files.open(path)
             try:
+                opened._write(file, opened._state)
                 file.sync()
             finally:
                 file.close()
@@ -216,6 +218,7 @@ class HardStateFile:
         """Save durably.  Until this returns nothing may be sent that depends on it.
 
         Raises:
+            NoRoomError: as ``begin_save``.
             StorageFailedError: the disk failed.  Which state it holds is not known; nothing
                 is tried again, a restart finds out.
         """
@@ -237,6 +240,7 @@ class HardStateFile:
         ``fail_save`` if it failed; and by closing the file.
 
         Raises:
+            NoRoomError: the file cannot be opened for want of a descriptor: all is as it was.
             StorageFailedError: the disk failed.
         """
         if self.failure is not None:
@@ -248,9 +252,18 @@ class HardStateFile:
         assert before.is_newcomer or not is_newcomer, "a newcomer only at the beginning"
         state = _State(before.sequence + 1, term, voted_for, is_newcomer, rests_on)
         try:
-            return Saving(self._write(state), state)
+            file = self._files.open(self._path)
         except OSError as error:
+            lack = what_lacks(error)
+            if lack is not None:  # Nothing of it is on its way to the disk.
+                raise NoRoomError(f"no {lack} to save {self._path}") from error
             raise self.fail_save(error) from error
+        try:
+            self._write(file, state)
+        except OSError as error:
+            file.close()
+            raise self.fail_save(error) from error
+        return Saving(file, state)
 
     def finish_save(self, saving: Saving) -> None:
         """What ``begin_save`` wrote has been synced."""
@@ -266,16 +279,9 @@ class HardStateFile:
         """Save nothing more.  No descriptor is held between two saves."""
         self.failure = self.failure or StorageFailedError(f"{self._path} is closed")
 
-    def _write(self, state: _State) -> File:
-        """Write, and leave the file open to be synced."""
-        file = self._files.open(self._path)
-        try:
-            slot = _encode_slot(state, self._identity)
-            file.pwritev([slot], SLOT_POSITIONS[state.sequence % 2])
-        except OSError:
-            file.close()
-            raise
-        return file
+    def _write(self, file: File, state: _State) -> None:
+        slot = _encode_slot(state, self._identity)
+        file.pwritev([slot], SLOT_POSITIONS[state.sequence % 2])
 
 
 def promise_in(content: bytes, identity: LogIdentity) -> tuple[Term, NodeId | None] | None:

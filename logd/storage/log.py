@@ -36,7 +36,7 @@ from logd.storage.holes import Hole, end_beyond_damage, fill_hole
 from logd.storage.log_contents import LogContents, SealedSegment, segment_number
 from logd.storage.log_reads import LogReads
 from logd.storage.recovery import LogEnd, Recovered, RecoveryReport, recover, segment_bases
-from logd.storage.room import is_no_room
+from logd.storage.room import what_lacks
 from logd.storage.scrub import ScrubPosition, scrub, scrub_start
 from logd.storage.segment import FIRST_POSITION, Segment, create_segment
 from logd.storage.segment_index import RELATIVE_OFFSET_MAX, remove_indexes_durably
@@ -732,8 +732,9 @@ class Log:
         try:
             return held.create_next(commit_offset)
         except OSError as error:
-            if is_no_room(error) and not held.is_next_begun:
-                raise NoRoomError(f"no room for another segment in {held.directory}") from error
+            lack = what_lacks(error)
+            if lack is not None and not held.is_next_begun:
+                raise NoRoomError(f"no {lack} for another segment in {held.directory}") from error
             raise
 
     def _settle(self) -> Offset:

@@ -2,6 +2,8 @@
 
 That holds of reserving, writing and creating, as long as whoever was refused leaves things as they
 were.  It does not hold of a sync: what that was to write may be lost, whatever it says.
+
+Nor is a disk at fault that was never asked, because there was no file descriptor to ask it with.
 """
 
 from __future__ import annotations
@@ -10,12 +12,24 @@ import errno
 from typing import Final
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 
 
 def is_no_room(error: BaseException | None) -> bool:
     """Whether that is what the disk has said, or what ``error`` was made of."""
+    return _is_of(_NO_ROOM, error)
+
+
+def what_lacks(error: BaseException | None) -> str | None:
+    """What there was too little of, so that the same may be done when there is more; else None."""
+    if is_no_room(error):
+        return "room"
+    return "file descriptor" if _is_of(_NO_DESCRIPTOR, error) else None
+
+
+def _is_of(numbers: tuple[int, ...], error: BaseException | None) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if isinstance(error, OSError) and error.errno in numbers:
             return True
         error = error.__cause__
     return False

@@ -341,6 +341,8 @@ class SimulatedFileSystem:
         fail, or anything else to stop the program there.  Operations: size, read, map, write,
         allocate, truncate, sync, open, create, mkdir, link, rename, remove, sync_directory,
         list."""
+        self.descriptors: int | None = None
+        """How many files may be open; None: any number."""
         self.has_links = True
         """A file can have several names."""
         self._root = _Directory()
@@ -455,6 +457,10 @@ class SimulatedFileSystem:
     def free_bytes(self, path: str) -> int:
         self._directory(path)
         return self.capacity_bytes - self.used_bytes()
+
+    def require_spare(self, held: int, spare: int) -> None:
+        if self.descriptors is not None and held >= self.descriptors - spare:
+            raise OSError(errno.EMFILE, f"the last {spare} descriptors are kept")
 
     def lock(self, path: str) -> SimulatedLock:
         if not self.exists(path):

@@ -78,11 +78,8 @@ SYSTEM_MUTANTS = (
         "a vote that was found at the start is not synced again",
         "P2: one leader per term",
         "logd/storage/hard_state.py",
-        "            try:\n                file.sync()\n"
-        "            finally:\n                file.close()\n"
-        '        except OSError as error:\n            raise StorageError(f"cannot write {path}',
-        "            file.close()\n"
-        '        except OSError as error:\n            raise StorageError(f"cannot write {path}',
+        "                opened._write(file, opened._state)\n                file.sync()\n",
+        "                opened._write(file, opened._state)\n",
     ),
     Mutant(
         "a promise that a new replica was made with may be gone later",
@@ -516,9 +513,8 @@ SYSTEM_MUTANTS = (
         "a vote is not saved",
         "P2: one leader per term",
         "logd/replication/group.py",
-        "                if output.persist is not None and self.failure is None:\n"
-        "                    await self._persist(output.persist)\n",
-        "",
+        "                await self._until_persisted(output.persist)\n",
+        "                pass\n",
     ),
     Mutant(
         "what is not committed is acknowledged with what is",
@@ -2180,7 +2176,7 @@ SYSTEM_MUTANTS = (
         "a full disk ends a log that is to be rolled",
         "P1: a full disk costs no log",
         "logd/storage/log.py",
-        "            if is_no_room(error) and not held.is_next_begun:\n",
+        "            if lack is not None and not held.is_next_begun:\n",
         "            if False:\n",
     ),
     Mutant(
@@ -2194,14 +2190,14 @@ SYSTEM_MUTANTS = (
         "a full disk leaves the next segment behind, and the log goes on in this one",
         "P1: what was acknowledged is found",
         "logd/storage/log.py",
-        "            if is_no_room(error) and not held.is_next_begun:\n",
-        "            if is_no_room(error):\n",
+        "            if lack is not None and not held.is_next_begun:\n",
+        "            if lack is not None:\n",
     ),
     Mutant(
         "a full disk ends a replica that is shipped state",
         "P1: a full disk costs no log",
         "logd/replication/installing.py",
-        "        if is_no_room(error) and not files.exists(path):\n",
+        "        if lack is not None and not files.exists(path):\n",
         "        if False:\n",
     ),
     Mutant(
@@ -2229,14 +2225,14 @@ SYSTEM_MUTANTS = (
         "a full disk keeps a replica from being made for ever",
         "availability: it goes on by itself",
         "logd/broker/partitions.py",
-        "        return shut is None or shut.lacks_room\n",
+        "        return shut is None or shut.is_tried_again\n",
         "        return shut is None\n",
     ),
     Mutant(
         "a full disk ends a broker whose metadata were to be replaced",
         "availability: it goes on by itself",
         "logd/broker/partitions.py",
-        "                if not is_no_room(error):\n                    raise\n",
+        "                if what_lacks(error) is None:\n                    raise\n",
         "                raise\n",
     ),
     Mutant(

@@ -24,7 +24,13 @@ from logd.errors import (
     LogdError,
     UnsupportedVersionError,
 )
-from logd.limits import DISK_PATIENCE_S, KIB, MIB, SEGMENT_HEADER_BYTES
+from logd.limits import (
+    DESCRIPTORS_SPARE_OF_REPLICAS,
+    DISK_PATIENCE_S,
+    KIB,
+    MIB,
+    SEGMENT_HEADER_BYTES,
+)
 from logd.replication import syncing
 from logd.replication.fitness import CROWDED_S
 from logd.replication.standing import trouble_of
@@ -554,6 +560,32 @@ def test_a_replica_for_which_there_was_no_room_is_made_when_there_is_some() -> N
             while len(full.groups) < len(told.nodes[0].groups):
                 await trio.sleep(0.1)
         assert told.events("partition_damaged").count(full.host) == 2
+
+    tell(story)
+
+
+def test_a_replica_for_which_there_was_no_descriptor_is_made_when_there_are_some() -> None:
+    """Some are left to those that are here, which need one to vote."""
+
+    async def story(told: Told) -> None:
+        await told.append(1)
+        leader = await told.leader()
+        short = next(node for node in told.nodes if node is not leader)
+        short.files.descriptors = DESCRIPTORS_SPARE_OF_REPLICAS + len(short.groups) + 1
+        await told.client.admin.create_topic("another", partitions=2, replicas=3)
+        await trio.sleep(10.0)
+        assert short.broker is not None
+        assert len(short.broker.node.shut) == 1
+        assert all("until there are some" in s.reason for s in short.broker.node.shut.values())
+        assert told.events("partition_damaged").count(short.host) == 1
+
+        short.files.descriptors = None
+
+        with trio.fail_after(10.0):
+            while short.broker.node.shut:
+                await trio.sleep(0.1)
+        assert len(short.groups) == len(told.nodes[0].groups)
+        assert told.events("partition_damaged").count(short.host) == 1
 
     tell(story)
 

@@ -10,7 +10,15 @@ from structlog.testing import capture_logs
 
 from logd.errors import DiskFullError
 from logd.limits import KIB, MIB, PEER_WINDOW_BYTES_MAX
-from logd.raft.messages import AppendResponse, PeerDown, PeerUp, Received, Role
+from logd.raft.messages import (
+    AppendResponse,
+    PeerDown,
+    PeerUp,
+    Received,
+    Role,
+    VoteRequest,
+    VoteResponse,
+)
 from logd.record.control import Trim
 from logd.replication import log_events
 from logd.replication.peer_protocol import PeerKind, Ping
@@ -41,6 +49,64 @@ def fill(replica: Replica, room: int = 0) -> None:
 
 def free(replica: Replica) -> None:
     replica.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+
+
+# --- no descriptors ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", [errno.EMFILE, errno.ENFILE])
+def test_a_vote_that_cannot_be_saved_for_want_of_a_descriptor_waits_for_one(reason: int) -> None:
+    """Nothing has been written, so nothing is in doubt: the replica does not fail."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+
+            def refuse(operation: str, path: str) -> None:
+                if operation == "open" and path.endswith("/hard_state"):
+                    raise OSError(reason, "simulated failure", path)
+
+            replica.files.on_operation = refuse
+            request = VoteRequest(
+                group=GROUP,
+                source=SECOND,
+                target=OURSELVES,
+                term=Term(1),
+                last_term=Term(0),
+                end_offset=Offset(0),
+                pre_vote=False,
+                transfer=True,
+            )
+            with capture_logs() as logs:
+                group.post(Received(request))
+                await trio.sleep(2.5)
+            assert [entry["event"] for entry in logs].count(log_events.NO_ROOM) == 1
+            assert (group.failure, replica.sent(VoteResponse)) == (None, [])
+
+            replica.files.on_operation = None
+
+            await until(lambda: replica.sent(VoteResponse) != [])
+            assert replica.sent(VoteResponse)[0].granted
+
+    play(story)
+
+
+def test_a_replica_that_waits_for_a_descriptor_can_be_closed() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+
+            def refuse(operation: str, path: str) -> None:
+                if operation == "open" and path.endswith("/hard_state"):
+                    raise OSError(errno.EMFILE, "simulated failure", path)
+
+            replica.files.on_operation = refuse
+            replica.append([batch_of(Offset(0), Term(1))], term=Term(1))
+            await trio.sleep(1)
+
+            with trio.fail_after(5):
+                await replica.group.close()
+
+    play(story)
 
 
 # --- no room at all ---------------------------------------------------------------------

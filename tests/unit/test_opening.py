@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import random
 import shutil
 from pathlib import Path
@@ -55,6 +56,29 @@ def test_a_new_replica_can_be_opened_whenever_the_power_failed_while_it_was_made
             assert opened.damage is None
             assert opened.log.end_offset == 0
     assert is_made, "it takes more operations than were tried: raise the number"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_replica_whose_making_was_refused_at_last_is_there_durably_once_it_is_opened(
+    seed: int,
+) -> None:
+    """There was no descriptor to sync the directory with: the next time there is one."""
+    disk = SimulatedFileSystem(random.Random(1))
+    directory = a_directory(disk)
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "sync_directory" and path == "/data/groups":
+            raise OSError(errno.EMFILE, "simulated failure", path)
+
+    disk.on_operation = refuse
+    with pytest.raises(OSError, match="simulated failure"):
+        opened_in(disk, directory)
+    disk.on_operation = None
+    opened_in(disk, directory).hard_state.save(Term(3), OTHER)
+
+    disk.crash(random.Random(seed))
+
+    assert opened_in(disk, a_directory(disk)).loaded_hard_state.term == 3
 
 
 @pytest.mark.parametrize("seed", range(16))

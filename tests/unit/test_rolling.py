@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+import pytest
 from structlog.testing import capture_logs
 
 from logd.errors import StorageFailedError
@@ -53,7 +54,12 @@ def test_a_roll_that_comes_after_another_one_leaves_the_empty_segment_alone() ->
     play(story)
 
 
-def test_a_segment_that_cannot_be_followed_by_another_is_appended_to_and_sealed_later() -> None:
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EMFILE])
+def test_a_segment_that_cannot_be_followed_by_another_is_appended_to_and_sealed_later(
+    reason: int,
+) -> None:
+    """There is no room for it, or no descriptor."""
+
     async def story() -> None:
         async with open_replica(segment_bytes=8 * KIB) as replica:
             group = replica.group
@@ -61,7 +67,7 @@ def test_a_segment_that_cannot_be_followed_by_another_is_appended_to_and_sealed_
 
             def refuse(operation: str, path: str) -> None:
                 if operation == "create" and path.endswith(".log.tmp"):
-                    raise OSError(errno.ENOSPC, "simulated failure", path)
+                    raise OSError(reason, "simulated failure", path)
 
             replica.files.on_operation = refuse
             with capture_logs() as logs:
