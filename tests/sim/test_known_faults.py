@@ -517,6 +517,29 @@ def test_while_a_majority_of_disks_is_full_producers_are_told_and_readers_are_se
     tell(story, disk_free_bytes_min=4 * MIB)
 
 
+@pytest.mark.parametrize("left", [3 * MIB, 0])
+def test_two_full_disks_without_the_third_broker_elect_a_leader_that_serves_readers(
+    left: int,
+) -> None:
+    """Votes are written in place, and what begins a term fits into what the log has reserved."""
+
+    async def story(told: Told) -> None:
+        await told.append(20)
+        dead = await told.leader()
+        others = [node for node in told.nodes if node is not dead]
+        for node in others:
+            node.files.capacity_bytes = node.files.used_bytes() + left
+        await trio.sleep(3.0)
+
+        await dead.crash(power=False)
+
+        with trio.fail_after(20):
+            assert await told.leader() in others
+            await told.nothing_is_lost_on(others)
+
+    tell(story, disk_free_bytes_min=4 * MIB)
+
+
 def test_disks_that_are_full_to_the_last_byte_cost_no_replica() -> None:
     """Somebody else has filled them, or nothing was to be kept free."""
 
