@@ -117,6 +117,7 @@ class Autonomy:
         """Look every second, until cancelled."""
         while True:
             await trio.sleep(LOOK_INTERVAL_S)
+            self._rebuilding.note_plan()
             if not is_controller(self._broker):
                 self._missing_since.clear()
                 self._draining_since.clear()

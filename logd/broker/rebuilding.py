@@ -9,7 +9,8 @@ counts before it has caught up (ADR 8).
 
 Two plans, one after the other, because a partition returns to a broker only once its old copy
 there is gone.  The second follows from the first, which stands in the metadata: whoever is the
-controller by then goes on with it.
+controller by then goes on with it.  Another plan may come in between, because there is no room for
+the second, or somebody asks for something: so every broker keeps in mind what it saw.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from logd.broker.broker import Broker
     from logd.metadata.layout import PartitionPlacement
+    from logd.metadata.moves import Plan
 
 ASK_INTERVAL_S: Final = 15.0
 """Every broker is asked so often which replicas it has shut."""
@@ -65,6 +67,8 @@ class Rebuilding:
         """When this broker first heard of each."""
         self._taken_out: dict[tuple[GroupId, NodeId], float] = {}
         """When this broker did that, of those that it may not be done to again yet."""
+        self._short: dict[GroupId, int] = {}
+        """Partitions that have a replica less, and how many they shall have."""
         self._asked_at = trio.current_time()
 
     def forget(self) -> None:
@@ -115,31 +119,35 @@ class Rebuilding:
         return list(moves.values())
 
     def note_taken_out(self, moves: Sequence[PlannedMove]) -> None:
-        """A plan with these moves was started."""
+        """A plan with these moves was started.  It may soon be over, and another one the last."""
+        self.note_plan()
         now = trio.current_time()
         for move in moves:
             for node in set(move.before) - set(move.target):
                 self._taken_out[move.group, node] = now
 
-    def to_make_anew(self) -> dict[GroupId, int]:
-        """Partitions that have a replica less since the last plan or the one before it, and how
-        many they shall have.  Whoever cancelled that plan meant it."""
+    def note_plan(self) -> None:
+        """See whether the last plan takes replicas out, or makes them anew: on every broker, so
+        that the next controller knows of it.  Whoever cancels that plan means it."""
         state = self._broker.metadata.state
         plan = state.plan
-        if plan is None or plan.state != "done":
-            return {}
-        if plan.purpose == BY_ITSELF + TAKE_OUT:
-            fewer = {move.group: move.target for move in plan.moves}
-        elif plan.purpose == BY_ITSELF + MAKE_ANEW:
-            # What was given up on the way: its broker was lost, say.
-            fewer = {move.group: move.before for move in plan.moves}
+        fewer = {} if plan is None else _with_a_replica_less(plan)
+        if plan is not None and plan.state in ("cancelling", "cancelled"):
+            self._short = {g: count for g, count in self._short.items() if g not in fewer}
         else:
-            return {}
-        return {
-            group: len(replicas) + 1
-            for group, replicas in fewer.items()
-            if (placement := state.placement(group)) is not None and placement.replicas == replicas
-        }
+            self._short |= {group: len(replicas) + 1 for group, replicas in fewer.items()}
+        is_over = plan is None or plan.is_over
+        for group, count in list(self._short.items()):
+            placement = state.placement(group)
+            is_decided = is_over or group not in fewer
+            if placement is None or (is_decided and len(placement.replicas) != count - 1):
+                del self._short[group]  # It has as many again, or a person wants other ones.
+
+    def to_make_anew(self) -> dict[GroupId, int]:
+        """Partitions that have a replica less since one was taken out, and how many they shall
+        have."""
+        self.note_plan()
+        return dict(self._short)
 
     def _can_spare(self, placement: PartitionPlacement, holder: NodeId) -> bool:
         """Whether the others are enough without this replica.
@@ -154,3 +162,12 @@ class Rebuilding:
             and leader is not None
             and leader != holder
         )
+
+
+def _with_a_replica_less(plan: Plan) -> dict[GroupId, tuple[NodeId, ...]]:
+    """What a plan that takes replicas out leaves, or one that makes them anew begins with."""
+    if plan.purpose == BY_ITSELF + TAKE_OUT:
+        return {move.group: move.target for move in plan.moves}
+    if plan.purpose == BY_ITSELF + MAKE_ANEW:
+        return {move.group: move.before for move in plan.moves}
+    return {}

@@ -2394,8 +2394,8 @@ SYSTEM_MUTANTS = (
         "what was taken out is not made anew",
         "autonomy: failures are repaired without a person",
         "logd/broker/rebuilding.py",
-        "            fewer = {move.group: move.target for move in plan.moves}\n",
-        "            return {}\n",
+        "        return {move.group: move.target for move in plan.moves}\n",
+        "        return {}\n",
     ),
     Mutant(
         "a tombstone goes before what it deletes",

@@ -245,3 +245,33 @@ def test_a_replica_that_is_being_repaired_goes_when_its_partition_does() -> None
         assert not victim.files.exists(directory)
 
     play(story)
+
+
+def test_a_plan_that_comes_in_between_does_not_keep_a_replica_from_being_made_anew() -> None:
+    """The plan that says that it was taken out is not the last one any more."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        first, second, *_ = await partitions_of(client)
+        group, victim = GroupId(first.group), cluster.nodes[NodeId(first.replicas[1])]
+        await victim.stop()
+        victim.files.remove(f"{DATA_DIR}/groups/{group:020}/hard_state")
+        victim.start()
+
+        async def taken_out() -> bool:
+            plan = (await client.admin.describe_rebalance()).plan
+            return plan is not None and plan.purpose.endswith(TAKE_OUT) and plan.state == "done"
+
+        with trio.fail_after(150):
+            while not await taken_out():
+                await trio.sleep(0.02)
+        others = [node for node in range(1, 6) if node not in second.replicas]
+        started = await start(client, {1: [*second.replicas[:2], others[0]]})
+        assert (await ended(client)).plan_id == started
+        assert len((await partitions_of(client))[0].replicas) == 2
+
+        with trio.fail_after(60):
+            while len((await partitions_of(client))[0].replicas) < 3:
+                await trio.sleep(0.5)
+        await check(cluster, client)
+
+    play(story, replace_after_ms=600_000)
