@@ -22,7 +22,7 @@ from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT, Rebuilding
 from logd.errors import LogdError
 from logd.limits import PLAN_MOVES_AT_ONCE
 from logd.metadata.commands import CancelMove, Command, StartPlan
-from logd.metadata.features import GIVING_UP_LEVEL, LEAVING_LEVEL
+from logd.metadata.features import GIVING_UP_LEVEL, KEEPING_LEVEL, LEAVING_LEVEL
 from logd.metadata.moves import BY_ITSELF, Plan, PlannedMove, fitting_purpose
 from logd.metadata.rebalance.cluster import (
     DISK_SHARE_MAX,
@@ -297,7 +297,9 @@ class Autonomy:
                 if await self._start(out, TAKE_OUT, version):
                     self._rebuilding.note_taken_out(out)
                 return
-        if plan is None or plan.state != "cancelled":  # Whoever cancelled it meant it.
+        # Below that level a broker does not know what was cancelled of its drain.
+        is_told = state.feature_level >= KEEPING_LEVEL
+        if is_told or plan is None or plan.state != "cancelled":
             due = [n for n, since in self._draining_since.items() if now - since >= DRAIN_GRACE_S]
             if any(map(self._to_go_from, due)) and await self._empty(due):
                 return

@@ -793,6 +793,25 @@ def test_whoever_asks_for_a_drain_again_has_as_long_to_start_the_plan_as_the_fir
     play(story)
 
 
+def test_a_drain_goes_on_whatever_was_cancelled_before_it_was_asked_for() -> None:
+    """Whoever asked for it was lost before the plan was started."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        partition = (await partitions_of(client))[0]
+        await client.admin.cancel_plan(await start(client, {0: rotated(partition.replicas, 1)}))
+        assert (await ended(client)).state == "cancelled"
+        node = partition.replicas[0]
+
+        await client.admin.alter_broker(node, "drain")
+
+        with trio.fail_after(60):
+            while await held_by(client, node):
+                await trio.sleep(0.5)
+        await check(cluster, client)
+
+    play(story)
+
+
 def test_a_move_that_begins_while_the_cluster_plans_by_itself_is_no_problem(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
