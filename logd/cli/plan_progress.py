@@ -81,7 +81,11 @@ async def plan_progress(
         for move in asked:
             tasks.start_soon(ask, move)
     down = await _down(client, asked, found)
-    reasons = {move.group: _reason_to_wait(move, found.get(move.group), down) for move in asked}
+    receivers = {node for move in begun if move.group in found for node in _receivers(move)}
+    full = await _full(client, receivers - down)
+    reasons = {
+        move.group: _reason_to_wait(move, found.get(move.group), down, full) for move in asked
+    }
     running = {
         move.group: _move_progress(move, names[move.group], found.get(move.group)) for move in begun
     }
@@ -110,7 +114,7 @@ async def plan_progress(
 def _move_progress(
     move: PlannedMoveInfo, name: tuple[str, int], found: DescribePartitionResponse | None
 ) -> MoveProgress:
-    added = [node for node in move.target if node not in move.before]
+    added = _receivers(move)
     partition = "/".join(map(str, name))
     if found is None:
         return MoveProgress(
@@ -148,15 +152,44 @@ async def _down(
     return down
 
 
+async def _full(client: Client, receivers: set[int]) -> set[int]:
+    """Those whose disks are full: they are sent nothing until there is room."""
+    full: set[int] = set()
+
+    async def ask(node: int) -> None:
+        with suppress(LogdError), anyio.move_on_after(FOLLOW_INTERVAL_S * 4):
+            if (await client.admin.describe_broker(node)).disk_full:
+                full.add(node)
+
+    async with anyio.create_task_group() as tasks:
+        for node in sorted(receivers):
+            tasks.start_soon(ask, node)
+    return full
+
+
+def _receivers(move: PlannedMoveInfo) -> list[int]:
+    return [node for node in move.target if node not in move.before]
+
+
 def _reason_to_wait(
-    move: PlannedMoveInfo, found: DescribePartitionResponse | None, down: set[int]
+    move: PlannedMoveInfo,
+    found: DescribePartitionResponse | None,
+    down: set[int],
+    full: set[int],
 ) -> str:
     """What a move waits for; empty: for nothing that is known."""
     if found is None:
         holders = sorted(down.intersection(move.before))
         return "has no leader" + (f": {_are_down(holders)}" if holders else " that answers")
-    receivers = [node for node in move.target if node not in move.before and node in down]
-    return f"waits for its target: {_are_down(receivers)}" if receivers else ""
+    receivers = [node for node in _receivers(move) if node in down]
+    if receivers:
+        return f"waits for its target: {_are_down(receivers)}"
+    receivers = [node for node in _receivers(move) if node in full]
+    count = len(receivers)
+    if receivers:
+        disks = "disk is full" if count == 1 else "disks are full"
+        return f"waits for its target: of {named('broker', receivers)} the {disks}"
+    return ""
 
 
 def _are_down(nodes: Sequence[int]) -> str:

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from logd.broker import log_events
 from logd.broker.autonomy import DRAIN_GRACE_S, Autonomy
 from logd.cli.cancelling import cancel_move
+from logd.cli.plan_progress import names_of, plan_progress
 from logd.cli.plans import move_plan, start_plan
 from logd.cli.running_plans import make_way
 from logd.errors import (
@@ -43,6 +44,7 @@ from logd_client.admin import Admin
 from tests.sim import stories
 from tests.sim.checks import check_members
 from tests.sim.cluster import ClusterSettings, SimCluster
+from tests.sim.files import CAPACITY_BYTES_DEFAULT
 from tests.sim.moves import (
     PARTITIONS,
     TOPIC,
@@ -485,6 +487,34 @@ def test_what_nobody_can_lead_is_named_and_keeps_nothing_else_from_being_replace
         assert await notes_of(client) == []
 
     play(story, replace_after_ms=8_000)
+
+
+def test_whoever_watches_a_move_to_a_full_disk_is_told_what_it_waits_for() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        async with client.producer(TOPIC) as producer:
+            for _ in range(100):
+                await producer.append(bytes(20_000), partition=0)
+        replicas = (await partitions_of(client))[0].replicas
+        target = next(node for node in range(1, 6) if node not in replicas)
+        files = cluster.nodes[NodeId(target)].files
+        await client.admin.set_rebalancing(throttle_bytes_per_s=128 * KIB)
+        await start(client, {0: [*replicas[:2], target]})
+        await trio.sleep(2)
+        files.capacity_bytes = files.used_bytes() + 64 * KIB
+        await trio.sleep(10)
+
+        plan = (await client.admin.describe_rebalance()).plan
+        assert plan is not None
+        names = names_of(await client.admin.describe_cluster())
+        (reason,) = (await plan_progress(client, plan, names)).waiting
+
+        assert reason == f"{TOPIC}/0 waits for its target: of broker {target} the disk is full"
+        files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        plan = await ended(client)
+        assert plan.state == "done"
+        assert (await plan_progress(client, plan, names)).waiting == []
+
+    play(story)
 
 
 def test_a_plan_does_not_begin_what_nobody_can_lead_and_so_can_be_cancelled() -> None:
