@@ -148,6 +148,11 @@ class ClusterView:
         broker = self._brokers.get(node)
         return None if broker is None else HostPort(broker.host, broker.port)
 
+    def is_alive(self, node: NodeId) -> bool:
+        """As the broker saw it that answered last."""
+        broker = self._brokers.get(node)
+        return broker is not None and broker.alive
+
     def nodes(self) -> list[NodeId]:
         """All brokers, those believed alive first."""
         return sorted(self._brokers, key=lambda node: (not self._brokers[node].alive, node))

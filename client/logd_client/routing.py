@@ -52,6 +52,10 @@ METADATA_AGE_S: Final = 60.0
 """A client that had no reason to ask this long asks who is there: brokers come and go, and it
 has to know one of those that are left.  And topics get more partitions."""
 
+DOUBTED_CONNECT_TIMEOUT_S: Final = 0.5
+"""How long a broker that is said to be down is tried before others that answer at once; when
+all have been tried, for as long as any other."""
+
 _LAST_WORDS_S: Final = 0.5
 """After the time for meeting the cluster is over, how long those that tried may take to say how
 far they came."""
@@ -207,7 +211,12 @@ class Routing:
         )
         if not nodes:
             return await self._connections.at(self._bootstrap[attempt % len(self._bootstrap)])
-        return await self.connection(nodes[attempt % len(nodes)], Lane.CONTROL)
+        node = nodes[attempt % len(nodes)]
+        if attempt < len(nodes) and not self.view.is_alive(node):
+            with anyio.move_on_after(DOUBTED_CONNECT_TIMEOUT_S):
+                return await self.connection(node, Lane.CONTROL)
+            raise ConnectionFailedError(f"node {node} is down, and does not answer")
+        return await self.connection(node, Lane.CONTROL)
 
     async def leader_connection(self, group: GroupId, lane: Lane, attempt: int) -> Connection:
         """The connection to the leader of ``group``, or to a replica that may know it.

@@ -22,6 +22,7 @@ from logd.wording import named
 if TYPE_CHECKING:
     from logd.cli.overview import BrokerNews, BrokerRow, EventRow
     from logd.wire.messages import BrokerInfo, DescribePartitionResponse, MetadataResponse
+    from logd_client import Client
 
 PROBLEMS_SHOWN_MAX = 8
 EVENTS_SHOWN_MAX = 8
@@ -195,21 +196,28 @@ async def fetch_status(bootstrap: str) -> Status:
     Raises:
         ConnectionFailedError: no broker answers.
     """
-    from logd.cli.overview import broker_news, describe_partitions, rebalancing_news
-    from logd.cli.session import connected, look_for_controller
+    from logd.cli.session import connected
 
     async with connected(bootstrap, needs_controller=False) as client:
-        metadata = await look_for_controller(client)
-        if metadata.controller is None:
-            return status_of(metadata, {})
-        names = [
-            (topic.name, partition.partition)
-            for topic in metadata.topics
-            for partition in topic.partitions
-        ]
-        answers = await describe_partitions(client, names)
-        news = await broker_news(client, metadata)
-        rebalancing = await rebalancing_news(client)
+        return await ask_status(client)
+
+
+async def ask_status(client: Client) -> Status:
+    """Ask the cluster that ``client`` has met how it is."""
+    from logd.cli.overview import broker_news, describe_partitions, leaderless, rebalancing_news
+    from logd.cli.session import look_for_controller
+
+    metadata = await look_for_controller(client, waits_for_brokers=False)
+    if metadata.controller is None:
+        return status_of(metadata, {})
+    names = [
+        (topic.name, partition.partition)
+        for topic in metadata.topics
+        for partition in topic.partitions
+    ]
+    answers = await describe_partitions(client, names, leaderless(metadata))
+    news = await broker_news(client, metadata)
+    rebalancing = await rebalancing_news(client)
     described = dict(zip(names, answers, strict=True))
     return status_of(metadata, described, news, rebalancing)
 

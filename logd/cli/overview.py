@@ -7,18 +7,20 @@ metadata knows and nothing else: a gap in a table is information, an aborted com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 import msgspec
 
 from logd.errors import LogdError
+from logd.metadata.rebalance.cluster import is_majority_alive
 from logd.types import HostPort
 from logd.wording import are, count_of
 
 if TYPE_CHECKING:
     from logd.wire.messages import (
+        DescribeBrokerResponse,
         DescribePartitionResponse,
         MetadataResponse,
         PartitionInfo,
@@ -31,6 +33,9 @@ DESCRIBES_UNDER_WAY_MAX: Final = 32
 DESCRIBE_TIMEOUT_S: Final = 3.0
 DESCRIBES_TIMEOUT_S: Final = 15.0
 """However many partitions there are, a person gets an answer in this time."""
+DOUBTED_TIMEOUT_S: Final = 0.5
+"""For what the cluster says is down: whoever said so may be cut off from it, and we are not."""
+DOUBTED_ALL_TIMEOUT_S: Final = 2.0
 EVENTS_MAX: Final = 50
 QUOTA_NEARLY_USED: Final = 0.8
 """The alert of deploy/prometheus-alerts.yml has the same."""
@@ -208,25 +213,62 @@ async def rebalancing_news(client: Client) -> list[str]:
 
 
 async def describe_partitions(
-    client: Client, names: Sequence[tuple[str, int]]
+    client: Client,
+    names: Sequence[tuple[str, int]],
+    doubted: Collection[tuple[str, int]] = (),
 ) -> list[DescribePartitionResponse | None]:
-    """Ask each partition's leader, several at a time; None where none answered in time."""
-    answers: list[DescribePartitionResponse | None] = [None] * len(names)
-    limit = anyio.CapacityLimiter(DESCRIBES_UNDER_WAY_MAX)
+    """Ask each partition's leader, several at a time; None where none answered in time, which is
+    short for those that are ``doubted`` to have one."""
+    found: dict[tuple[str, int], DescribePartitionResponse] = {}
 
-    async def describe(at: int) -> None:
-        topic, partition = names[at]
+    async def describe(name: tuple[str, int], limit: anyio.CapacityLimiter, for_s: float) -> None:
         async with limit:
-            with anyio.move_on_after(DESCRIBE_TIMEOUT_S):
+            with anyio.move_on_after(for_s):
                 try:
-                    answers[at] = await client.admin.describe_partition(topic, partition)
+                    found[name] = await client.admin.describe_partition(*name)
                 except LogdError:
                     return  # The row shows that nobody answers for it.
 
-    with anyio.move_on_after(DESCRIBES_TIMEOUT_S):
+    async def describe_all(some: Sequence[tuple[str, int]], for_s: float, for_all_s: float) -> None:
+        limit = anyio.CapacityLimiter(DESCRIBES_UNDER_WAY_MAX)
+        with anyio.move_on_after(for_all_s):
+            async with anyio.create_task_group() as tasks:
+                for name in some:
+                    tasks.start_soon(describe, name, limit, for_s)
+
+    likely = [name for name in names if name not in doubted]
+    async with anyio.create_task_group() as both:
+        both.start_soon(describe_all, likely, DESCRIBE_TIMEOUT_S, DESCRIBES_TIMEOUT_S)
+        both.start_soon(describe_all, list(doubted), DOUBTED_TIMEOUT_S, DOUBTED_ALL_TIMEOUT_S)
+    return [found.get(name) for name in names]
+
+
+def leaderless(metadata: MetadataResponse) -> set[tuple[str, int]]:
+    """The partitions that nobody leads or could, as the broker that answered sees it."""
+    down = {broker.node_id for broker in metadata.brokers if not broker.alive}
+    return {
+        (topic.name, partition.partition)
+        for topic in metadata.topics
+        for partition in topic.partitions
+        if (partition.leader is None or partition.leader in down)
+        and not is_majority_alive(partition.replicas, down)
+    }
+
+
+async def answering(client: Client, metadata: MetadataResponse) -> list[DescribeBrokerResponse]:
+    """What those brokers tell that answer at once, whoever is said to be down."""
+    answers: list[DescribeBrokerResponse] = []
+
+    async def ask(node_id: int) -> None:
+        try:
+            answers.append(await client.admin.describe_broker(node_id))
+        except LogdError:
+            return  # It does not answer.
+
+    with anyio.move_on_after(DOUBTED_TIMEOUT_S):
         async with anyio.create_task_group() as tasks:
-            for at in range(len(names)):
-                tasks.start_soon(describe, at)
+            for broker in metadata.brokers:
+                tasks.start_soon(ask, broker.node_id)
     return answers
 
 
@@ -278,12 +320,13 @@ def quota_line(quota: QuotaInfo) -> str:
     return f"{whose} has used {quota.used:.0%} of the quota of {quota.quota}"
 
 
-async def partition_rows(client: Client, topics: Sequence[TopicInfo]) -> list[PartitionRow]:
+async def partition_rows(
+    client: Client, topics: Sequence[TopicInfo], metadata: MetadataResponse
+) -> list[PartitionRow]:
     """Every partition of ``topics``."""
     partitions = [(topic.name, partition) for topic in topics for partition in topic.partitions]
-    described = await describe_partitions(
-        client, [(topic, partition.partition) for topic, partition in partitions]
-    )
+    names = [(topic, partition.partition) for topic, partition in partitions]
+    described = await describe_partitions(client, names, leaderless(metadata).intersection(names))
     return [
         partition_row(topic, partition, answer)
         for (topic, partition), answer in zip(partitions, described, strict=True)

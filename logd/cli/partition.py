@@ -33,11 +33,11 @@ def list_partitions(topic: str | None, bootstrap: str, output: str) -> None:
 
     async def fetch() -> None:
         async with connected(bootstrap) as client:
+            topics = [] if topic is None else [await client.admin.describe_topic(topic)]
+            metadata = await client.admin.describe_cluster()
             if topic is None:
-                topics = await client.admin.list_topics()
-            else:
-                topics = [await client.admin.describe_topic(topic)]
-            rows = await partition_rows(client, topics)
+                topics = sorted(metadata.topics, key=lambda each: each.name)
+            rows = await partition_rows(client, topics, metadata)
         if output == "json":
             print_json(rows)
         else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import anyio
 
 from logd.cli.options import BOOTSTRAP_DEFAULT
-from logd.cli.overview import missing_brokers
+from logd.cli.overview import DOUBTED_TIMEOUT_S, answering, missing_brokers
 from logd.errors import (
     ConnectionFailedError,
     InvalidPartitionError,
@@ -22,13 +22,13 @@ from logd.errors import (
     UnknownBrokerError,
 )
 from logd.metadata.rebalance.cluster import is_majority_alive
-from logd.types import HostPort
+from logd.types import METADATA_GROUP, HostPort
 from logd.wording import are, named, them
 from logd_client import connect
 from logd_client.routing import partitions_text
 
 if TYPE_CHECKING:
-    from logd.wire.messages import MetadataResponse, PartitionInfo
+    from logd.wire.messages import DescribeBrokerResponse, MetadataResponse, PartitionInfo
     from logd_client import Client
 
 T = TypeVar("T")
@@ -100,17 +100,43 @@ async def wait_for_controller(client: Client) -> MetadataResponse:
     return metadata
 
 
-async def look_for_controller(client: Client) -> MetadataResponse:
+async def look_for_controller(
+    client: Client, *, waits_for_brokers: bool = True
+) -> MetadataResponse:
     """The cluster's metadata, as soon as there is a controller, and after a while without one.
 
     Each time somebody else is asked: a broker may be cut off from the others, or removed.
+
+    Args:
+        waits_for_brokers: also while too few of them answer to elect one; some may be starting.
     """
     deadline = anyio.current_time() + CONTROLLER_TIMEOUT_S
     while True:
         metadata = await client.admin.describe_cluster()
         if metadata.controller is not None or anyio.current_time() >= deadline:
             return metadata
+        if not waits_for_brokers:
+            answers = await answering(client, metadata)
+            if not _may_elect(answers, metadata):
+                if len(answers) > 1:  # Another one may hear of a broker that we do not.
+                    with anyio.move_on_after(DOUBTED_TIMEOUT_S):
+                        return await client.admin.describe_cluster()
+                return metadata
         await anyio.sleep(CONTROLLER_POLL_S)
+
+
+def _may_elect(answers: Sequence[DescribeBrokerResponse], metadata: MetadataResponse) -> bool:
+    """Whether enough brokers have answered that vote in the metadata log."""
+    from logd.broker.metadata_voters import voters_wanted
+
+    voters = sum(
+        any(
+            replica.group == METADATA_GROUP and replica.role not in ("learner", "stopped")
+            for replica in broker.replicas
+        )
+        for broker in answers
+    )
+    return voters > voters_wanted(len(metadata.brokers)) // 2
 
 
 async def require_partition(client: Client, topic: str, partition: int) -> PartitionInfo:

@@ -161,7 +161,7 @@ def describe(name: str, bootstrap: str, output: str) -> None:
     async def fetch() -> None:
         async with connected(bootstrap) as client:
             info = await client.admin.describe_topic(name)
-            rows = await partition_rows(client, [info])
+            rows = await partition_rows(client, [info], await client.admin.describe_cluster())
         if output == "json":
             print_json(
                 {
