@@ -25,6 +25,8 @@ class ClusterView:
         """The most of the metadata log that an answer was known to rest on."""
         self._brokers: dict[NodeId, BrokerInfo] = {}
         self._topics: dict[str, TopicInfo] = {}
+        self._missing: set[str] = set()
+        """Topics that the broker did not know which was asked for them last."""
         self._partitions: dict[GroupId, PartitionInfo] = {}
         self._leaders: dict[GroupId, NodeId] = {}
         self._terms: dict[GroupId, Term] = {}
@@ -59,6 +61,7 @@ class ClusterView:
             return
         self.metadata_offset = response.metadata_offset
         self._brokers = {NodeId(broker.node_id): broker for broker in response.brokers}
+        self._missing.update(response.unknown)
         for topic in response.topics:
             self.learn_topic(topic)
 
@@ -70,6 +73,7 @@ class ClusterView:
         known = self._topics.get(topic.name)
         if known is not None and known.topic_id > topic.topic_id:
             return  # Deleted and created again; the answer is of the earlier one.
+        self._missing.discard(topic.name)
         self._topics[topic.name] = topic
         for partition in topic.partitions:
             self._partitions[GroupId(partition.group)] = partition
@@ -100,6 +104,7 @@ class ClusterView:
 
     def forget_topic(self, name: str) -> None:
         """The topic does not exist (any more)."""
+        self._missing.discard(name)
         topic = self._topics.pop(name, None)
         for partition in topic.partitions if topic is not None else ():
             group = GroupId(partition.group)
@@ -127,6 +132,13 @@ class ClusterView:
             return None
         there = {partition.group for partition in topic.partitions}
         return topic if there.issuperset(groups) else None
+
+    def is_doubtful(self, name: str, group: GroupId) -> bool:
+        """Whether the topic, or the one that ``group`` is of, may have been deleted: whoever was
+        asked last knows nothing of it, and may only be behind."""
+        topic = self._topics.get(name)
+        is_another = topic is not None and all(each.group != group for each in topic.partitions)
+        return name in self._missing or is_another
 
     def leader(self, group: GroupId) -> NodeId | None:
         return self._leaders.get(group)

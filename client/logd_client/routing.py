@@ -421,7 +421,8 @@ class Routing:
     async def look_again(
         self, topic: str, group: GroupId, failures: int, suspect: NodeId | None = None
     ) -> None:
-        """Learn anew who leads ``group``, and after some failures whether it still exists.
+        """Learn anew who leads ``group``, and whether it still exists: after some failures, or when
+        whoever was asked did not know it.
 
         Each time somebody else is asked: a broker that hears no other may answer for ever what
         it knew last.
@@ -433,9 +434,12 @@ class Routing:
         """
         if failures < FAILURES_BEFORE_DOUBTING_THE_TOPIC:
             await self.refresh(suspect)
-            return
+            if not self.view.is_doubtful(topic, group):
+                return
 
         async def another(attempt: int) -> Connection:
+            if self.view.is_doubtful(topic, group):
+                return await self.controller_connection(attempt)
             return await self.any_connection(failures + attempt)
 
         async def ask() -> frozenset[GroupId]:

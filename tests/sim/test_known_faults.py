@@ -22,6 +22,7 @@ from logd.errors import (
     DeliveryTimeoutError,
     DiskFullError,
     LogdError,
+    UnknownTopicError,
     UnsupportedVersionError,
 )
 from logd.limits import (
@@ -933,6 +934,26 @@ def test_a_broker_that_hears_no_other_does_not_keep_a_producer_from_the_leader()
                 await producer.append(b"value")
 
     tell(story, brokers=5)
+
+
+def test_who_reads_from_a_silent_broker_is_told_in_time_that_the_topic_was_deleted() -> None:
+    """There is nobody else to read from, but others who know."""
+
+    async def story(told: Told) -> None:
+        topic = await told.client.admin.create_topic("u", partitions=3, replicas=1)
+        controller = await told.leader(METADATA_GROUP)
+        held = next(p for p in topic.partitions if p.replicas != [controller.node])
+        async with (
+            told.cluster.client() as client,
+            client.consumer("u", partitions=[held.partition]) as consumer,
+        ):
+            told.cluster.nodes[NodeId(held.replicas[0])].pause()
+            await told.client.admin.delete_topic("u")
+
+            with trio.fail_after(5), pytest.raises(UnknownTopicError):
+                await consumer.next_batch()
+
+    tell(story)
 
 
 def test_a_client_that_was_refused_coordination_still_learns_of_its_topics(

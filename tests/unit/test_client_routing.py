@@ -21,7 +21,7 @@ from logd.errors import (
     UnknownTopicError,
     UsageError,
 )
-from logd.types import HostPort, NodeId
+from logd.types import GroupId, HostPort, NodeId
 from logd.wire.messages import (
     BrokerInfo,
     MetadataRequest,
@@ -100,11 +100,13 @@ def topic(partition_count: int, *, topic_id: int = 1) -> TopicInfo:
 
 
 @asynccontextmanager
-async def routing(then: TopicInfo, now: TopicInfo | None) -> AsyncIterator[Told]:
+async def routing(
+    then: TopicInfo, now: TopicInfo | None, kind: type[Told] = Told
+) -> AsyncIterator[Told]:
     """Of a client that has used the topic as it was ``then``."""
     async with anyio.create_task_group() as tasks:
         background = Background(tasks)
-        told = Told(background)
+        told = kind(background)
         told.topics = [then]
         await told.topic("t")
         told.topics = [] if now is None else [now]
@@ -245,6 +247,31 @@ async def test_without_a_controller_nobody_says_that_there_is_no_such_topic(
 
         with pytest.raises(UnavailableError, match="'t' knows only the controller"):
             await told.describe_topic("t")
+
+
+class Behind(Told):
+    """Its client is told who leads by a broker that knows no topic."""
+
+    async def refresh(self, suspect: NodeId | None = None) -> None:
+        self.view.learn(
+            MetadataResponse(cluster_id="c", controller=1, brokers=[], topics=[], unknown=["t"])
+        )
+
+
+@pytest.mark.parametrize("now", [None, topic(1, topic_id=2)], ids=["deleted", "created again"])
+async def test_the_first_who_does_not_know_a_topic_has_the_controller_asked_whether_it_was_deleted(
+    anyio_backend: object, now: TopicInfo | None
+) -> None:
+    async with routing(topic(1), now, Behind) as told:
+        with pytest.raises(UnknownTopicError):
+            await told.look_again("t", GroupId(100), failures=1)
+
+
+async def test_a_topic_that_somebody_does_not_know_yet_was_not_deleted(
+    anyio_backend: object,
+) -> None:
+    async with routing(topic(1), topic(1), Behind) as told:
+        await told.look_again("t", GroupId(100), failures=1)
 
 
 class Cut(Unconnected):
