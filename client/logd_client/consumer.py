@@ -8,7 +8,7 @@ its credit.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
 from types import TracebackType
 from typing import Final
@@ -76,6 +76,8 @@ class Consumer:
         """Records, about, since others ran."""
         self._last_feed: PartitionFeed | None = None
         self.at_hand = BatchAtHand()
+        self.on_skipped: Callable[[MalformedBatchError], None] = lambda error: None
+        """Told of each batch that ``on_malformed="skip"`` steps over; set by who opens this one."""
 
     # --- life ---------------------------------------------------------------------------
 
@@ -127,6 +129,7 @@ class Consumer:
             credit_bytes=max(self._options.credit_bytes // partition_count, CREDIT_BYTES_MIN),
             any_replica=pinned is not None,
         )
+        cursor.on_skipped = self.on_skipped
         feed = PartitionFeed(self, self._routing, cursor, pinned)
         feed.leaps_over_trimmed = self._options.on_trimmed == "earliest"
         self._feeds[description.partition] = feed

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Literal
 
 from logd.errors import CorruptionError, MalformedBatchError
@@ -66,6 +67,8 @@ class Cursor:
         """Nothing from here on is given out; None: there is no end."""
         self.malformed_count = 0
         """Batches that were skipped because they could not be read."""
+        self.on_skipped: Callable[[MalformedBatchError], None] = lambda error: None
+        """Told of each of them."""
         self._start = start
         self._position: Offset | None = None
         self._fetch_position: Offset | None = None
@@ -241,14 +244,16 @@ class Cursor:
         try:
             decoded = decode_batch(batch_view, header)
         except MalformedBatchError as error:
+            named = MalformedBatchError(
+                error.reason,
+                base_offset=error.base_offset,
+                end_offset=error.end_offset,
+                log=f"{self.topic}/{self.partition}",
+            )
             if not skips_malformed:
-                raise MalformedBatchError(
-                    error.reason,
-                    base_offset=error.base_offset,
-                    end_offset=error.end_offset,
-                    log=f"{self.topic}/{self.partition}",
-                ) from error
+                raise named from error
             self.malformed_count += 1
+            self.on_skipped(named)
             return None
         first, end = 0, len(decoded)
         if header.base_offset < self._position or not decoded.offsets:

@@ -66,6 +66,14 @@ class StartType(click.ParamType):  # type: ignore[type-arg]  # Not generic in ol
     help="Where retention has removed what comes next: fail, or go on with what is left.",
 )
 @click.option(
+    "--on-malformed",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="Where a batch is intact and cannot be read: fail, or go on behind it and say on "
+    "standard error which offsets were skipped.",
+)
+@click.option(
     "--output",
     type=click.Choice(["value", "json"]),
     default="value",
@@ -81,6 +89,7 @@ def consume(
     count: int | None,
     replica: int | None,
     on_trimmed: str,
+    on_malformed: str,
     output: str,
     bootstrap: str,
 ) -> None:
@@ -100,6 +109,7 @@ def consume(
         count=count,
         replica=replica,
         leaps=on_trimmed == "earliest",
+        skips_malformed=on_malformed == "skip",
     )
     run_async(_consume, bootstrap, wanted, encode)
 
@@ -116,6 +126,7 @@ class Wanted:
     replica: int | None
     leaps: bool
     """Over what was trimmed."""
+    skips_malformed: bool
 
 
 async def _consume(bootstrap: str, wanted: Wanted, encode: Encode) -> None:
@@ -141,14 +152,17 @@ async def _consume(bootstrap: str, wanted: Wanted, encode: Encode) -> None:
                 _check_offset(f"{topic}/{numbers[0]}", start.offset, extent)
         if wanted.count == 0:
             return
-        async with client.consumer(
+        opened = client.consumer(
             topic,
             start=_consumer_start(start),
             stop=None if wanted.follow else {n: extent.end for n, extent in extents.items()},
             partitions=list(numbers),
             from_replica=replica,
             on_trimmed="earliest" if wanted.leaps else "raise",
-        ) as consumer:
+            on_malformed="skip" if wanted.skips_malformed else "raise",
+        )
+        opened.on_skipped = lambda error: say(f"logd: skipped: {error}")
+        async with opened as consumer:
             read = Read()
             async with anyio.create_task_group() as watching:
                 watching.start_soon(
@@ -252,7 +266,7 @@ async def _copy(
     import anyio
 
     left = count
-    while left != 0 and (batch := await consumer.next_batch()) is not None:
+    while left != 0 and (batch := await _next_batch(consumer)) is not None:
         taken = len(batch)
         if left is not None:
             taken = min(taken, left)
@@ -261,6 +275,16 @@ async def _copy(
         data = encode(batch, slice(0, taken))
         # In a thread: a slow reader of our pipe must not stop our connection.
         await anyio.to_thread.run_sync(write_all, data, abandon_on_cancel=True)
+
+
+async def _next_batch(consumer: Consumer) -> Batch | None:
+    """The next one; of one that cannot be read it is said how to get past it."""
+    from logd.errors import CorruptionError, MalformedBatchError
+
+    try:
+        return await consumer.next_batch()
+    except MalformedBatchError as error:
+        raise CorruptionError(f"{error}; --on-malformed skip goes on behind it") from error
 
 
 def write_all(data: bytes) -> None:

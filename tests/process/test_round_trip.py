@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -13,9 +14,12 @@ import pytest
 
 from logd.cli.local_cluster import LocalCluster
 from logd.limits import RECORD_BYTES_MAX
-from logd.types import NodeId
+from logd.types import GroupId, NodeId
+from logd.wire.messages import ProduceRequest
 from logd_client import connect, sync
+from logd_client.connection import Lane
 from tests.process.harness import BROKERS, acting_leader, hand_over, logd_command, run_logd
+from tests.support.malformed import malformed_batch
 
 pytestmark = pytest.mark.process
 
@@ -85,6 +89,35 @@ def test_a_line_over_the_limit_is_named_and_the_others_are_kept(
     assert produced.returncode == 1
     assert b"line 2: 1048577 bytes are over the record limit" in produced.stderr
     assert consumed.stdout == b"first\nthird\n"
+
+
+async def append_around_what_nobody_can_read(bootstrap: str, topic: str) -> None:
+    """As a producer with a fault of its own does: the broker looks into no payload."""
+    async with connect(bootstrap) as client, client.producer(topic) as producer:
+        await producer.append(b"before")
+        group = GroupId((await client.admin.describe_topic(topic)).partitions[0].group)
+        routing = client._routing
+        assert routing is not None
+        leader = await routing.leader_connection(group, Lane.PRODUCE, 0)
+        await leader.exchange(ProduceRequest(group=group), malformed_batch(), READ_TIMEOUT_S)
+        await producer.append(b"behind")
+
+
+def test_a_batch_that_nobody_can_read_ends_reading_unless_it_shall_be_skipped(
+    cluster: LocalCluster,
+) -> None:
+    create(cluster, "malformed")
+    where = ("--bootstrap", cluster.bootstrap)
+    anyio.run(append_around_what_nobody_can_read, cluster.bootstrap, "malformed", backend="trio")
+
+    failed = run_logd("consume", "malformed", *where)
+    skipped = run_logd("consume", "malformed", "--on-malformed", "skip", *where)
+
+    told = rb"malformed/0: malformed batch at offsets \[2, 3\): .+"
+    assert (failed.returncode, failed.stdout) == (1, b"before\n")
+    assert re.fullmatch(b"logd: %s; --on-malformed skip goes on behind it\n" % told, failed.stderr)
+    assert (skipped.returncode, skipped.stdout) == (0, b"before\nbehind\n")
+    assert re.fullmatch(b"logd: skipped: %s\n" % told, skipped.stderr)
 
 
 def test_two_followers_see_the_same_records_while_the_leader_changes(

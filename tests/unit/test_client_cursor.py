@@ -8,10 +8,11 @@ import pytest
 
 from logd.errors import CorruptionError, MalformedBatchError
 from logd.record.batch import seal_batch, seal_opaque
-from logd.record.header import BatchKind, leader_part, verify_seal
+from logd.record.header import BatchKind, leader_part
 from logd.types import GroupId, Offset, Term
 from logd.wire.messages import Deliver, SubscribeResponse
 from logd_client.cursor import Cursor
+from tests.support.malformed import malformed_batch
 
 GROUP = GroupId(4)
 CREDIT_BYTES = 1000
@@ -34,14 +35,7 @@ def control(base_offset: int) -> bytes:
 
 
 def malformed(base_offset: int) -> bytes:
-    """Intact, but its payload is not columns."""
-    batch = bytearray(seal_opaque(b"junk", kind=BatchKind.DATA, timestamp_ms=1))
-    batch[50] = 1  # payload format: columns
-    from xxhash import xxh3_64_intdigest
-
-    batch[32:40] = xxh3_64_intdigest(bytes(batch[40:])).to_bytes(8, "little")
-    verify_seal(batch)
-    return placed(batch, base_offset)
+    return placed(malformed_batch(), base_offset)
 
 
 def cursor_at(position: int) -> Cursor:
@@ -258,14 +252,19 @@ def test_a_malformed_batch_is_reported_until_it_is_skipped_knowingly() -> None:
     cursor = cursor_at(0)
     deliver(cursor, malformed(0) + data(1, b"a"), 2)
 
+    told: list[str] = []
     for _ in range(2):
         with pytest.raises(MalformedBatchError) as caught:
             read_all(cursor)
         assert (caught.value.base_offset, caught.value.end_offset) == (0, 1)
-        assert str(caught.value).startswith("orders/2: malformed batch at offsets [0, 1): ")
+        told.append(str(caught.value))
+        assert told[-1].startswith("orders/2: malformed batch at offsets [0, 1): ")
 
+    skipped: list[str] = []
+    cursor.on_skipped = lambda error: skipped.append(str(error))
     assert read_all(cursor, skips_malformed=True) == [(1, b"a")]
     assert cursor.malformed_count == 1
+    assert skipped == told[1:]
 
 
 def test_a_batch_gives_its_records_row_by_row() -> None:
