@@ -72,8 +72,7 @@ def dump(path: str, records: bool, output: str) -> None:
             say(found.header_error)
             is_damaged = True
         if walk.stop is not None:
-            kind = "damaged" if walk.stop.is_damage else "unfinished end"
-            say(f"{kind}: {walk.stop.reason}")
+            say(f"{walk.stop.kind}: {walk.stop.reason}")
             is_damaged |= walk.stop.is_damage
     if is_damaged:
         raise click.exceptions.Exit(ExitCode.FAILED)
@@ -87,13 +86,15 @@ def verify(path: str, output: str) -> None:
 
     Prints each segment and what is wrong with it; exit code 1 if anything is or if there is
     nothing to check, 3 if there is no DIR.  What a crash left unfinished above the synced mark
-    is not damage: the next start cuts it off.
+    is not damage: the next start cuts it off.  Nor is surplus: bytes behind the last batch of a
+    sealed segment.  Nothing reads them, and no broker leaves any there.
     """
     from logd.storage.offline import SegmentWalk, check_chain, find_segments
 
     files = _file_system()
     segments = find_segments(files, _existing(path))
     rows: list[dict[str, Any]] = []
+    surplus: list[str] = []
     damage = check_chain(segments)
     for found in segments:
         walk = SegmentWalk(files, found)
@@ -105,7 +106,8 @@ def verify(path: str, output: str) -> None:
         if found.is_active and found.mark is None:
             wrong.append(f"{found.path}: both synced marks are unreadable")
         damage += wrong
-        unfinished = walk.stop is not None and not walk.stop.is_damage
+        if walk.stop is not None and walk.stop.kind == "surplus":
+            surplus.append(walk.stop.reason)
         rows.append(
             {
                 "path": found.path,
@@ -114,15 +116,17 @@ def verify(path: str, output: str) -> None:
                 "end_offset": walk.end_offset,
                 "batches": walk.batches,
                 "bytes": walk.bytes,
-                "state": "damaged" if wrong else "unfinished end" if unfinished else "ok",
+                "state": "damaged" if wrong else walk.stop.kind if walk.stop else "ok",
             }
         )
     if output == "json":
-        print_json({"segments": rows, "damage": damage})
+        print_json({"segments": rows, "damage": damage, "surplus": surplus})
     else:
         columns = ("group", "base_offset", "end_offset", "batches", "bytes", "state", "path")
         shown = [[row[column] for column in columns] for row in rows]
         print_table(columns, shown, whole=("path",))
+        for text in surplus:
+            say(f"surplus: {text}")
         for text in damage:
             say(f"damaged: {text}")
     if damage:

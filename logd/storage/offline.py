@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Final
+from typing import Final, Literal
 
 from logd.env import FileSystem
 from logd.errors import CorruptionError, StorageError
@@ -41,10 +41,17 @@ class SegmentFile:
     mark: MarkSlot | None
     size: FilePosition
     is_active: bool
-    """The last of its log; or all that is known is this one file."""
+    """The last of its log; or this one file is all that is known, and it names none behind it."""
     header_error: str | None
+    successor: Offset | None
+    """Where the segment begins that follows it, if it says so."""
     lost_successor: Offset | None
-    """Where the segment began that followed it, and is gone."""
+    """That, if it is gone."""
+
+
+StopKind = Literal["damaged", "unfinished end", "surplus"]
+"""Bytes that were promised are not there; or those behind them are what a crash or a write under
+way leaves in an active segment, or are more than a sealed one holds, which nothing reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +60,11 @@ class Stop:
 
     position: FilePosition
     reason: str
-    is_damage: bool
-    """The bytes were promised; else they are what a crash or a write under way leaves."""
+    kind: StopKind
+
+    @property
+    def is_damage(self) -> bool:
+        return self.kind == "damaged"
 
 
 class SegmentWalk:
@@ -76,7 +86,7 @@ class SegmentWalk:
         term = segment.prev_term
         file = self._files.open(segment.path, writable=False)
         try:
-            for at, header, batch in walk_batches(file, position, segment.size, segment.group):
+            for at, header, batch in walk_batches(file, position, self._end, segment.group):
                 if header.base_offset != self.end_offset or header.term < term:
                     raise CorruptionError(
                         f"{segment.path}, position {at}: a batch at offset {header.base_offset} "
@@ -96,10 +106,23 @@ class SegmentWalk:
             file.close()
 
     def _judge(self, position: FilePosition, written: FilePosition, reason: str) -> Stop | None:
-        promised = self._promised_end()
-        if position < promised:
-            return Stop(position, reason, is_damage=True)
-        return Stop(position, reason, is_damage=False) if written > position else None
+        segment = self._segment
+        if position < self._promised_end():
+            return Stop(position, reason, "damaged")
+        if position < segment.size and not segment.is_active:
+            surplus = (
+                f"{segment.path}, position {position}: {segment.size - position} bytes behind the "
+                "last batch of a sealed segment, which ends there; nothing reads them"
+            )
+            return Stop(position, surplus, "surplus")
+        return Stop(position, reason, "unfinished end") if written > position else None
+
+    @property
+    def _end(self) -> FilePosition:
+        """Behind what may be batches."""
+        segment = self._segment
+        is_sealed = segment.mark is not None and not segment.is_active
+        return min(segment.size, self._promised_end()) if is_sealed else segment.size
 
     def _promised_end(self) -> FilePosition:
         """Up to where a bad byte is damage."""
@@ -116,8 +139,9 @@ def find_segments(files: FileSystem, path: str) -> list[SegmentFile]:
         StorageError: there are none; ``NewerFormatError``.
     """
     if not files.is_directory(path):
-        # Whether it is the last of its log is not known: it may be a copy that lies elsewhere.
-        return [replace(_inspect(files, path, is_active=True), lost_successor=None)]
+        # It may be a copy that lies elsewhere.  What follows it there is known from its note only.
+        alone = _inspect(files, path, is_active=True)
+        return [replace(alone, is_active=alone.successor is None, lost_successor=None)]
     found: list[SegmentFile] = []
     for directory in group_directories(files, path):
         bases = segment_bases(files, directory)
@@ -207,13 +231,13 @@ def _inspect(files: FileSystem, path: str, *, is_active: bool) -> SegmentFile:
         error = None
     mark = newest_mark(block[:SLOTS_END], group)
     next_offset = next_offset_of(block, group)
+    has_note = mark is not None and next_offset == mark.end_offset
+    successor = next_offset if has_note else None
     is_lost = (
         is_active
-        and next_offset is not None
-        and mark is not None
-        and next_offset == mark.end_offset
+        and successor is not None
         # A running broker may have begun it since the directory was listed.
-        and not files.exists(f"{directory}/{segment_name(next_offset)}")
+        and not files.exists(f"{directory}/{segment_name(successor)}")
     )
     return SegmentFile(
         path=path,
@@ -224,7 +248,8 @@ def _inspect(files: FileSystem, path: str, *, is_active: bool) -> SegmentFile:
         size=FilePosition(size),
         is_active=is_active,
         header_error=error,
-        lost_successor=next_offset if is_lost else None,
+        successor=successor,
+        lost_successor=successor if is_lost else None,
     )
 
 

@@ -268,6 +268,45 @@ def test_what_a_crash_left_above_the_mark_is_not_damage(broker: Broker) -> None:
     assert "unfinished end" in result.stdout
 
 
+@pytest.mark.parametrize("content", [b"junk", bytes(64)], ids=["junk", "zeros"])
+def test_bytes_behind_a_sealed_segment_are_surplus_and_not_damage(
+    broker: Broker, content: bytes
+) -> None:
+    broker.fill(segments=1)
+    end = broker.first_segment.stat().st_size
+    with broker.first_segment.open("ab") as file:
+        file.write(content)
+
+    result = run("verify", broker.path)
+    told = run("verify", broker.path, "--output", "json")
+    alone = run("dump", broker.first_segment)
+
+    (found,) = lines(told)
+    assert (result.exit_code, told.exit_code, alone.exit_code) == (0, 0, 0)
+    assert [row["state"] for row in found["segments"]] == ["surplus", "ok"]
+    assert found["damage"] == []
+    text = f"position {end}: {len(content)} bytes behind the last batch of a sealed segment"
+    assert [text in surplus for surplus in found["surplus"]] == [True]
+    for each in (result, alone):
+        assert each.stderr.startswith("surplus: ")
+        assert text in each.stderr
+
+
+def test_what_lies_behind_a_sealed_segment_is_no_batch_of_the_log(broker: Broker) -> None:
+    """Though it may look like the next one."""
+    broker.fill(segments=1)
+    sealed_end = broker.log.segment_bases[1]
+    second = broker.group_path / f"{sealed_end:020}.log"
+    with broker.first_segment.open("ab") as file:
+        file.write(second.read_bytes()[SEGMENT_HEADER_BYTES:])
+
+    (found,) = lines(run("verify", broker.path, "--output", "json"))
+    dumped = lines(run("dump", broker.first_segment, "--output", "json"))
+
+    assert found["segments"][0]["state"] == "surplus"
+    assert found["segments"][0]["end_offset"] == dumped[-1]["end_offset"] == sealed_end
+
+
 # --- reindex ----------------------------------------------------------------------------
 
 
