@@ -137,8 +137,9 @@ def _print_styled(
 ) -> None:
     """For a terminal: what is too wide is folded, but no number and no header.
 
-    Where those alone are wider than the terminal, the table is too: a line that the terminal
-    wraps can still be read, and a number of which a part is missing is another number.
+    Where those alone are wider than the terminal, the table is too, and then nothing is folded: a
+    line that the terminal wraps can still be read, and a number of which a part is missing is
+    another number.
     """
     from rich import box
     from rich.cells import cell_len
@@ -155,7 +156,8 @@ def _print_styled(
     gaps = len(columns) - 1
     is_tight = sum(wanted) + 3 * gaps > console.width
     gap = 2 if is_tight else 3
-    widths = fitted_widths(wanted, needed, console.width - gap * gaps)
+    room = console.width - gap * gaps
+    widths = fitted_widths(wanted, needed, room) if sum(needed) <= room else wanted
     # One cell of each gap is the box's own.
     padding = (0, gap - 2, 0, 1)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=padding)

@@ -219,6 +219,16 @@ def test_no_number_is_folded_where_numbers_alone_are_too_wide(
     assert lines[2].split()[:8] == [str(number) for number in numbers]
 
 
+def test_a_table_that_is_too_wide_all_the_same_has_no_name_in_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    columns = [f"column_{number}" for number in range(8)]
+
+    lines = on_a_terminal(monkeypatch, ["topic", *columns], ["orders-by-customer", *range(8)])
+
+    assert [line.split()[0] for line in lines] == ["topic", lines[1].strip(), "orders-by-customer"]
+
+
 def test_text_is_folded_into_what_numbers_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = on_a_terminal(monkeypatch, ("key", "value", "revision"), ["k", "v" * 150, 123_456_789])
 
