@@ -142,7 +142,9 @@ class Routing:
             backoff = Backoff(self.environment.rng)
             while not is_met and (left_s := deadline - clock()) > 0:
                 try:
-                    await self._learn_from(await self._connections.at(address, left_s))
+                    met = await self._connections.at(address, left_s)
+                    await self._learn_from(met)
+                    await self._reach_members(met)
                     is_met = True
                 except LogdError as error:
                     failures[address] = error
@@ -163,6 +165,39 @@ class Routing:
                         await tried.wait()
         if not is_met:
             raise self._unreachable(failures)
+
+    async def _reach_members(self, met: Connection) -> None:
+        """Be connected to a member of the cluster, and not only to a broker that was one: what it
+        knows is from when it was removed, and all that it tells of may be elsewhere since.
+
+        Raises:
+            ConnectionFailedError: none of them can be reached where it says.
+        """
+        nodes = self.view.nodes()
+        if not nodes or met.node in nodes:
+            return
+        failures: dict[NodeId, LogdError] = {}
+        is_reached = False
+
+        async def reach(node: NodeId) -> None:
+            nonlocal is_reached
+            try:
+                await self._learn_from(await self._connections.to(node, Lane.CONTROL))
+            except LogdError as error:
+                failures[node] = error
+            else:
+                is_reached = True
+                race.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as race:
+            for node in nodes:
+                race.start_soon(reach, node)
+        if not is_reached:
+            raise ConnectionFailedError(
+                f"{met.address} is node {met.node}, which is no member of the cluster: it was "
+                "removed, or has not joined yet; and of those that it tells of nobody answers: "
+                + "; ".join(str(failures[node]) for node in nodes)
+            )
 
     def _unreachable(self, failures: dict[HostPort, LogdError]) -> ConnectionFailedError:
         limit = f"no answer within {self._connect_timeout_s:g} s"

@@ -13,7 +13,7 @@ from anyio.abc import SocketAttribute, SocketStream
 
 from logd.errors import ConnectionFailedError, ProtocolError, UsageError
 from logd.wire.frame import FLAG_RESPONSE, FrameDecoder, encode_message
-from logd.wire.messages import HelloResponse, Kind, Message, MetadataResponse
+from logd.wire.messages import BrokerInfo, HelloResponse, Kind, Message, MetadataResponse
 from logd_client import connect, routing, sync
 from logd_client.transport import reason_of
 
@@ -154,9 +154,16 @@ class Impostor:
     """Answers the greeting, and one question about the cluster on each connection, for whichever
     cluster it is of."""
 
-    def __init__(self, cluster_id: str | None) -> None:
+    def __init__(self, cluster_id: str | None, *, node: int = 1, member: str = "") -> None:
+        """
+        Args:
+            member: where node 1 is, if that is the only member of the cluster.
+        """
         self.cluster_id = cluster_id
         self.asked = 0
+        self._node = node
+        host, _, port = member.partition(":")
+        self._brokers = [BrokerInfo(node_id=1, host=host, port=int(port))] if member else []
 
     async def serve(self, stream: SocketStream) -> None:
         decoder = FrameDecoder(2**16)
@@ -175,10 +182,14 @@ class Impostor:
 
     def _answer(self, kind: Kind) -> Message:
         if kind == Kind.HELLO:
-            return HelloResponse(protocol=1, cluster_id=self.cluster_id, node_id=1, version="0")
+            return HelloResponse(
+                protocol=1, cluster_id=self.cluster_id, node_id=self._node, version="0"
+            )
         self.asked += 1
         assert self.cluster_id is not None
-        return MetadataResponse(cluster_id=self.cluster_id, controller=None, brokers=[], topics=[])
+        return MetadataResponse(
+            cluster_id=self.cluster_id, controller=None, brokers=self._brokers, topics=[]
+        )
 
 
 @pytest.mark.parametrize(("now", "told"), [(None, "no cluster yet"), ("other", "cluster other")])
@@ -195,6 +206,40 @@ async def test_who_has_met_a_cluster_asks_brokers_of_no_other(
             await client.admin.list_topics()
 
         assert impostor.asked == 1
+        assert client.cluster_id == "first"
+
+
+async def test_who_meets_only_a_broker_that_was_removed_is_told_so_at_once(
+    anyio_backend: object,
+) -> None:
+    """It goes on telling where the others were then."""
+    gone = await refused_address()
+    removed = Impostor("first", node=4, member=gone)
+    async with listening(removed.serve) as address:
+        error = await failure_of(address)
+
+    assert f"{address} is node 4, which is no member of the cluster: it was removed" in str(error)
+    assert f"node 1 at {gone}: {os.strerror(errno.ECONNREFUSED)}" in str(error)
+
+
+async def test_a_broker_that_was_removed_leads_to_those_that_are_where_they_were(
+    anyio_backend: object,
+) -> None:
+    async with listening(Impostor("first").serve) as member:
+        removed = Impostor("first", node=4, member=member)
+        async with listening(removed.serve) as address, connect(address) as client:
+            assert client.cluster_id == "first"
+
+
+async def test_a_broker_that_was_removed_keeps_nobody_from_the_others_of_the_list(
+    anyio_backend: object,
+) -> None:
+    removed = Impostor("first", node=4, member=await refused_address())
+    async with (
+        listening(Impostor("first").serve) as member,
+        listening(removed.serve) as address,
+        connect(f"{address},{member}") as client,
+    ):
         assert client.cluster_id == "first"
 
 
