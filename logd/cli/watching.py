@@ -2,7 +2,7 @@
 
 Each look is a fresh one, with connections of its own: a screen that shows a cluster in trouble
 must not be in that trouble itself.  Without a terminal it is one JSON object, or one plain
-screen, per look.
+screen, per look; why there is none is said on standard error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import anyio
 import click
 
 from logd.cli.cluster import Status, event_line, facts_of, fetch_status, problem_lines
-from logd.cli.display import cell_text, print_json
+from logd.cli.display import cell_text, print_json, say
 from logd.cli.overview import BROKER_COLUMNS, cells
 from logd.errors import LogdError
 from logd.wording import count_of
@@ -48,12 +48,16 @@ async def watch_status(bootstrap: str, output: str) -> None:
 
 async def _watch_plain(bootstrap: str, output: str) -> None:
     while True:
-        found = await fetch_status(bootstrap)
-        if output == "json":
-            print_json(found)
+        try:
+            found = await fetch_status(bootstrap)
+        except LogdError as error:
+            say(f"logd: {error}")
         else:
-            click.echo("\n".join((*(f"{n}: {value}" for n, value in facts_of(found)), "")))
-        sys.stdout.flush()
+            if output == "json":
+                print_json(found)
+            else:
+                click.echo("\n".join((*(f"{n}: {value}" for n, value in facts_of(found)), "")))
+            sys.stdout.flush()
         await anyio.sleep(INTERVAL_S)
 
 

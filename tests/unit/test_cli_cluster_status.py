@@ -6,8 +6,11 @@ import io
 
 import msgspec
 import pytest
+import trio
+import trio.testing
 from rich.console import Console
 
+from logd.cli import watching
 from logd.cli.cluster import Status, problem_lines, status_of
 from logd.cli.overview import (
     PARTITION_COLUMNS,
@@ -22,6 +25,7 @@ from logd.cli.overview import (
 )
 from logd.cli.watching import Pace, screen
 from logd.coordination.quotas import STATE_BYTES
+from logd.errors import ConnectionFailedError
 from logd.wire.messages import (
     BrokerInfo,
     DescribePartitionResponse,
@@ -281,3 +285,27 @@ def test_the_pace_is_known_from_the_second_look_on() -> None:
     assert second is not None
     assert second > 0
     assert fewer_partitions_answered is None
+
+
+def test_a_watch_goes_on_while_the_cluster_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = status_of(metadata(), {("t", 0): described(), ("t", 1): described()})
+    looks: list[Status | ConnectionFailedError] = [found, ConnectionFailedError("gone"), found]
+
+    async def fetch_status(bootstrap: str) -> Status:
+        if not looks:
+            raise KeyboardInterrupt
+        look = looks.pop(0)
+        if isinstance(look, ConnectionFailedError):
+            raise look
+        return look
+
+    monkeypatch.setattr(watching, "fetch_status", fetch_status)
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(watching.watch_status, "h:1", "json", clock=clock)
+
+    told = capsys.readouterr()
+    assert [msgspec.json.decode(line)["state"] for line in told.out.splitlines()] == ["ok", "ok"]
+    assert told.err == "logd: gone\n"
