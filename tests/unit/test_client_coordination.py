@@ -22,6 +22,7 @@ from logd.errors import (
     LeaseLostError,
     LogdError,
     NotHeldError,
+    NotLeaderError,
     OverloadedError,
     QuotaExceededError,
     RequestError,
@@ -238,6 +239,57 @@ async def test_a_refusal_that_leaves_no_trace_says_nothing_of_an_earlier_attempt
         )
 
     assert caught.value.may_have_applied == may_have_applied
+
+
+class LonelyCalls(Calls):
+    """No broker that is asked who leads says anything."""
+
+    def __init__(self, first: LogdError | None) -> None:
+        routing = SimpleNamespace(
+            environment=SimpleNamespace(
+                clock=time.monotonic, lease_clock=time.monotonic, rng=random.Random(1)
+            ),
+            request_timeout_s=0.1,
+        )
+        super().__init__(cast("Any", routing))
+        self._first = first
+
+    def _known_group(self, namespace: str) -> GroupId:
+        return GroupId(5)
+
+    def _usual_connection(self, group: GroupId) -> None:
+        return None
+
+    def _is_redirected(self, error: LogdError, namespace: str) -> bool:
+        return False
+
+    async def find_leader(self, *_: object) -> Never:
+        if self._first is not None:
+            first, self._first = self._first, None
+            raise first
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        (NotLeaderError("no leader is known"), "no leader is known"),
+        (None, r"not connected within 0\.1 s"),
+    ],
+)
+async def test_a_command_is_over_in_time_although_nobody_says_who_leads(
+    anyio_backend: object, first: LogdError | None, told: str
+) -> None:
+    calls = LonelyCalls(first)
+
+    with anyio.fail_after(GUARD_S), pytest.raises(LogdError, match=told) as caught:
+        await calls.command(
+            "default", CloseSession(), lambda group, timeout_ms: UnwatchRequest(watch=1)
+        )
+
+    assert not caught.value.may_have_applied
 
 
 def test_a_fence_is_taken_from_whatever_was_granted() -> None:

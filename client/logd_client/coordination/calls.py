@@ -20,6 +20,7 @@ import msgspec
 
 from logd.errors import (
     ERROR_BY_CODE,
+    ConnectionFailedError,
     LogdError,
     NotLeaderError,
     OverloadedError,
@@ -290,21 +291,32 @@ class Calls:
         """
         backoff = Backoff(self.routing.environment.rng)
         timeout_s = self.routing.request_timeout_s if timeout_s is None else timeout_s
-        now = self.clock() if failed is None else failed.began
-        deadline = now + timeout_s + held_s
+        began = self.clock() if failed is None else failed.began
+        deadline = began + timeout_s + held_s
         attempt_s = ATTEMPT_TIMEOUT_S
         is_in_doubt = False
         is_redirected = False
         suspect = None if failed is None else failed.node
         error = None if failed is None else failed.error
+        told = error
         while True:
             if error is None:
                 try:
-                    group = self._known_group(namespace) or await self.group_of(namespace)
+                    group = self._known_group(namespace)
+                    if group is None:
+                        group = await self.group_of(namespace)
+                        if not backoff.failures:
+                            # The first to ask ever waits for the topic to be made, besides.
+                            deadline = self.clock() + timeout_s + held_s
                     failures = 0 if is_redirected else backoff.failures
-                    connection = await self.find_leader(group, lane, failures, suspect)
+                    connection: Connection | None = None
+                    with anyio.move_on_after(deadline - self.clock()):
+                        connection = await self.find_leader(group, lane, failures, suspect)
+                    if connection is None:
+                        limit = f"not connected within {timeout_s:.3g} s"
+                        raise told or ConnectionFailedError(limit)
                     suspect = connection.node
-                    this_s = max(min(attempt_s + held_s, deadline - now), 0.001)
+                    this_s = max(min(attempt_s + held_s, deadline - self.clock()), 0.001)
                     message = request(group, max(1, int(this_s * 1000)))
                     return await connection.exchange(message, body, this_s), is_in_doubt
                 except LogdError as met:
@@ -320,8 +332,7 @@ class Calls:
                 attempt_s = min(2 * attempt_s, ATTEMPT_TIMEOUT_S_MAX)
             if not is_redirected:
                 await anyio.sleep(delay_s)
-            error = None
-            now = self.clock()
+            told, error = error, None
 
     def _is_redirected(self, error: LogdError, namespace: str) -> bool:
         topic = self.routing.view.topic(COORDINATION_TOPIC)
