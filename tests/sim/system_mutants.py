@@ -2398,6 +2398,13 @@ SYSTEM_MUTANTS = (
         "        return {}\n",
     ),
     Mutant(
+        "another plan that comes between has what was taken out forgotten",
+        "autonomy: failures are repaired without a person",
+        "logd/broker/rebuilding.py",
+        "            self._short |= {group: len(replicas) + 1 for group, replicas in fewer.items()}\n",
+        "            self._short = {group: len(replicas) + 1 for group, replicas in fewer.items()}\n",
+    ),
+    Mutant(
         "a tombstone goes before what it deletes",
         "a reader learns of what was deleted",
         "logd/storage/compaction.py",
