@@ -64,6 +64,19 @@ def test_one_that_cannot_be_read_is_stepped_over_and_named(
     assert newest in store.damaged[0]
 
 
+def test_one_under_the_name_of_another_is_stepped_over(
+    store: CheckpointStore, disk: SimulatedFileSystem
+) -> None:
+    """Or batches between the two would never have been: recovery begins where the name says."""
+    store.save(Offset(90), b"older")
+    store.save(Offset(100), b"newer")
+
+    disk.rename(f"/data/checkpoint-{100:020}", f"/data/checkpoint-{200:020}")
+
+    assert store.load() == (90, b"older")
+    assert "the header says offset 100" in store.damaged[0]
+
+
 def test_a_length_that_is_not_the_written_one_is_not_read(
     store: CheckpointStore, disk: SimulatedFileSystem
 ) -> None:

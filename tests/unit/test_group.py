@@ -171,6 +171,7 @@ def test_a_duplicate_gets_its_original_acknowledgement_once_that_is_committed() 
             assert (first[0].duplicate, retry[0].duplicate) == (False, True)
             assert retry[0].append_time_ms == first[0].append_time_ms
             assert replica.group.log.end_offset == 2
+            assert not replica.group.proposals.has_waiting
 
     play(story)
 
@@ -1112,6 +1113,45 @@ def test_a_follower_that_moved_during_a_read_for_it_is_still_fed() -> None:
                 if isinstance(m, AppendRequest) and m.target == SECOND
             ]
             assert sent[-1] == (2, 3)
+
+    play(story)
+
+
+def test_what_was_read_for_a_follower_is_not_sent_in_a_later_term() -> None:
+    """Deposed, cut short and elected again meanwhile: what was read is not in the log any more."""
+
+    async def story() -> None:
+        async with open_replica(tail_cache_bytes=0) as replica:
+            await replica.lead()
+            for _ in range(3):
+                replica.propose()
+            await a_while()
+            replica.files.is_cold = True
+            replica.slow_down(20.0)
+            replica.group.post(PeerConnected(SECOND))
+            replica.acknowledge(Offset(1))
+            await trio.sleep(10.1)  # The file has been read; the thread says so in ten seconds.
+            replica.slow_down(0.001)
+            replica.append(
+                [batch_of(Offset(at), Term(2), time_ms=2**41) for at in (1, 2, 3)],
+                term=Term(2),
+                start=Offset(1),
+                prev_term=Term(1),
+            )
+            await a_while()
+            await replica.be_elected()
+            replica.node.sent_batches.clear()
+            replica.group.post(PeerConnected(SECOND))
+            replica.acknowledge(Offset(1))
+            await trio.sleep(10)
+
+            sent = [
+                (request.term, decode_header(body).term)
+                for request, body in replica.node.sent_batches
+                if request.target == SECOND and request.start_offset == 1
+            ]
+            assert sent
+            assert set(sent) == {(3, 2)}
 
     play(story)
 

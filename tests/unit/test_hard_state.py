@@ -10,6 +10,7 @@ import pytest
 from logd.errors import CorruptionError, ForeignDirectoryError, StorageError, StorageFailedError
 from logd.storage.file_header import LogIdentity
 from logd.storage.hard_state import (
+    BLOCK_BYTES,
     COPY_POSITIONS,
     FILE_BYTES,
     MEMORY_LOST,
@@ -97,6 +98,26 @@ def test_a_save_that_was_interrupted_leaves_the_old_state_or_the_new_one(
         disk.remove(PATH)
 
     assert seen == {(4, 1), (5, 2)}
+
+
+def test_the_state_before_is_intact_while_the_next_is_written(disk: SimulatedFileSystem) -> None:
+    """Whatever becomes of the block that is being written, the other one is not touched."""
+    hard_state = HardStateFile.create(disk, PATH, IDENTITY)
+    written: list[list[int]] = []
+    for term in range(1, 5):
+        before = disk.content(PATH)
+        hard_state.save(Term(term), NodeId(1))
+        after = disk.content(PATH)
+        written.append(
+            [at for at in range(0, FILE_BYTES, BLOCK_BYTES) if block(before, at) != block(after, at)]
+        )
+
+    first, second = SLOT_POSITIONS
+    assert written == [[first], [second], [first], [second]]
+
+
+def block(content: bytes, position: int) -> bytes:
+    return content[position : position + BLOCK_BYTES]
 
 
 def test_one_rotten_copy_in_each_slot_hides_nothing(disk: SimulatedFileSystem) -> None:

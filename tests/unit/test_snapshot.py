@@ -58,6 +58,16 @@ def test_a_snapshot_is_there_with_its_last_piece() -> None:
     assert assembly.add(LEADER, *last) == snapshot()
 
 
+def test_of_a_snapshot_that_was_put_together_nothing_is_kept_beside_it() -> None:
+    """It may have hundreds of megabytes, and there may be one for each group."""
+    assembly = SnapshotAssembly()
+    for piece in chunks(encode_snapshot(snapshot())):
+        found = assembly.add(LEADER, *piece)
+
+    assert found is not None
+    assert len(assembly._received) == 0
+
+
 def test_a_snapshot_of_which_a_piece_is_missing_is_none_until_it_comes_again_from_the_start() -> (
     None
 ):
