@@ -966,6 +966,28 @@ def test_a_stopped_replica_neither_votes_nor_campaigns_nor_acknowledges() -> Non
     play(story)
 
 
+def test_the_files_of_a_replica_that_failed_are_left_as_they_are() -> None:
+    """A restart finds out what is really there; until then nothing is taken away."""
+
+    async def story() -> None:
+        async with open_replica(voters=ALONE) as replica:
+            await replica.lead()
+            group = replica.group
+            replica.propose()
+            group.roll_soon()
+            await a_while()
+            bases = group.log.segment_bases
+            assert len(bases) == 2
+
+            group.fail(OSError(errno.EIO, "simulated failure"))
+
+            trash = replica.node.membership.directory.trash_path
+            assert not await group.upkeep.trim(bases[1], trash)
+            assert group.log.segment_bases == bases
+
+    play(story)
+
+
 def test_a_leader_whose_vote_cannot_be_written_answers_all_who_wait() -> None:
     """It steps down in an output that is never carried out."""
 

@@ -7,12 +7,13 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from logd.raft.messages import DurabilityChosen
+from logd.raft.messages import AppendResponse, DurabilityChosen
 from logd.storage.hard_state import MEMORY_LOST, boot_number, rests_on_by
 from logd.types import Offset, Term
 from tests.support.replica import (
     GROUP,
     Replica,
+    a_while,
     batch_of,
     open_replica,
     play,
@@ -50,6 +51,32 @@ def test_what_it_vouches_for_is_synced_soon_although_nobody_waits() -> None:
     async def story() -> None:
         async with in_memory() as replica:
             await until(lambda: synced_end(replica) == 2)
+
+    play(story)
+
+
+def test_what_could_not_be_written_is_not_vouched_for() -> None:
+    async def story() -> None:
+        async with in_memory() as replica:
+            replica.node.sent.clear()
+            replica.fail_disk("write", match=".log")
+            replica.append([batch_of(Offset(2), Term(1))], term=Term(1))
+            await until(lambda: replica.group.failure is not None)
+            await a_while()
+
+            assert max((m.received_end for m in replica.sent(AppendResponse)), default=0) <= 2
+            assert max((m.synced_end for m in replica.sent(AppendResponse)), default=0) <= 2
+
+    play(story)
+
+
+def test_a_replica_that_was_not_restarted_from_what_was_left_speaks_of_no_loss() -> None:
+    async def story() -> None:
+        async with in_memory() as replica:
+            await a_while()
+
+            assert replica.group.possible_loss is None
+            assert replica.group.counts.restarts_with_loss == 0
 
     play(story)
 

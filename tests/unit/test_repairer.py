@@ -834,6 +834,35 @@ def test_a_hole_that_nobody_can_fill_is_looked_for_less_and_less_until_a_peer_co
     play(story)
 
 
+def test_what_a_scrub_finds_and_nobody_can_fill_is_looked_for_again_long_before_the_next_scrub(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody need have read it in between: a peer that was away for a moment is not missed for hours."""
+    asked_at: list[float] = []
+
+    def remember(target: NodeId, message: AnyPeerMessage) -> bool:
+        asked_at.append(trio.current_time())
+        return False
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            await replica.lead()
+            await fill_segments(replica, 2)
+            await a_while()
+            files = replica.files
+        files.kill()
+        files.flip(f"{DIRECTORY}/{0:020}.log", SEGMENT_HEADER_BYTES + 1000, 3)
+        async with open_replica(files, voters=(OURSELVES,)) as replica:
+            let_peers_answer(monkeypatch, replica.node, remember)
+            let_second_be_a_member(monkeypatch, replica.group)
+
+            await until(lambda: len(asked_at) > 3)
+
+            assert replica.group.failure is None
+
+    play(story)
+
+
 def test_a_peers_state_is_taken_that_fits_the_log_and_it_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
