@@ -108,9 +108,8 @@ def test_the_state_before_is_intact_while_the_next_is_written(disk: SimulatedFil
         before = disk.content(PATH)
         hard_state.save(Term(term), NodeId(1))
         after = disk.content(PATH)
-        written.append(
-            [at for at in range(0, FILE_BYTES, BLOCK_BYTES) if block(before, at) != block(after, at)]
-        )
+        blocks = range(0, FILE_BYTES, BLOCK_BYTES)
+        written.append([at for at in blocks if block(before, at) != block(after, at)])
 
     first, second = SLOT_POSITIONS
     assert written == [[first], [second], [first], [second]]

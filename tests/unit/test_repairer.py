@@ -837,7 +837,7 @@ def test_a_hole_that_nobody_can_fill_is_looked_for_less_and_less_until_a_peer_co
 def test_what_a_scrub_finds_and_nobody_can_fill_is_looked_for_again_long_before_the_next_scrub(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nobody need have read it in between: a peer that was away for a moment is not missed for hours."""
+    """Whether anybody reads it or not: a peer that was away for a moment may help by then."""
     asked_at: list[float] = []
 
     def remember(target: NodeId, message: AnyPeerMessage) -> bool:
