@@ -61,10 +61,10 @@ def test_a_snapshot_is_there_with_its_last_piece() -> None:
 def test_of_a_snapshot_that_was_put_together_nothing_is_kept_beside_it() -> None:
     """It may have hundreds of megabytes, and there may be one for each group."""
     assembly = SnapshotAssembly()
-    for piece in chunks(encode_snapshot(snapshot())):
-        found = assembly.add(LEADER, *piece)
 
-    assert found is not None
+    found = [assembly.add(LEADER, *piece) for piece in chunks(encode_snapshot(snapshot()))]
+
+    assert found[-1] == snapshot()
     assert len(assembly._received) == 0
 
 
