@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from itertools import repeat
 from operator import add, sub
+from threading import get_ident
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from logd.errors import LogdError, PartialAppendError
+from logd.errors import LogdError, PartialAppendError, UsageError
 from logd.wire.messages import Durability, ProduceResponse
+from logd_client.arguments import ANOTHER_LOOP
 from logd_client.event_loop import Event, new_event
 
 UNHEARD_MAX: Final = 1_000
@@ -52,9 +54,12 @@ class AckRange(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delivery:
-    """One batch from the moment it is queued until it is acknowledged or failed."""
+    """One batch from the moment it is queued until it is acknowledged or failed.
 
-    __slots__ = ("_event", "error", "partition", "response", "topic", "unawaited_count")
+    Made in the thread in which that will happen.
+    """
+
+    __slots__ = ("_event", "_thread", "error", "partition", "response", "topic", "unawaited_count")
 
     def __init__(self, topic: str, partition: int) -> None:
         self.topic = topic
@@ -64,6 +69,7 @@ class Delivery:
         self.unawaited_count = 0
         """Tickets that were given out and not awaited so far: a failure has no hearer yet."""
         self._event: Event | None = None
+        self._thread = get_ident()
 
     @property
     def is_settled(self) -> bool:
@@ -87,9 +93,17 @@ class Delivery:
             self._event.set()
 
     async def wait(self) -> None:
-        """Wait until it is settled.  Cancelling changes nothing about the batch."""
+        """Wait until it is settled.  Cancelling changes nothing about the batch.
+
+        Raises:
+            UsageError: it is not settled, and this is another thread, which nothing would wake.
+        """
         if self.is_settled:
             return
+        if get_ident() != self._thread:
+            error = UsageError(ANOTHER_LOOP)
+            error.may_have_applied = True
+            raise error
         if self._event is None:
             self._event = new_event()
         await self._event.wait()
@@ -116,8 +130,8 @@ class Delivery:
 class Ticket:
     """A record that was queued: ``await ticket`` gives its ``Ack`` or raises its error.
 
-    May be awaited any number of times, by several tasks.  Cancelling the wait does not
-    recall the record.
+    May be awaited any number of times, by several tasks of the event loop in which the producer
+    is.  Cancelling the wait does not recall the record.
     """
 
     __slots__ = ("_delivery", "_is_counted", "_is_heard", "_position")
@@ -144,7 +158,7 @@ class Ticket:
         self._count(is_unawaited=False)
         try:
             await self._delivery.wait()
-        except BaseException:  # Cancelled: we have heard nothing, though another may have.
+        except BaseException:  # We have heard nothing, though another may have.
             self._count(is_unawaited=not self._is_heard)
             raise
         self._is_heard = True

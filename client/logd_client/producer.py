@@ -383,6 +383,7 @@ class Producer:
             and timestamp_ms is None
             and fence is None
             and not headers
+            and get_ident() == self._thread
         ):
             # The usual record joins the usual batch, which is known to the sender already.
             size = len(value) + RECORD_OVERHEAD_BYTES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from typing import Any, cast
 
@@ -86,6 +87,57 @@ async def test_an_event_loop_of_another_thread_is_told_and_queues_nothing(
         await trio.testing.wait_all_tasks_blocked()
 
         assert cluster.leaders[0].unanswered == []
+
+
+def in_another_thread(function: Callable[[], object]) -> object:
+    """What ``function`` returns there; the event loop of this thread stands still meanwhile."""
+    with ThreadPoolExecutor() as threads:
+        return threads.submit(function).result(10)
+
+
+@in_virtual_time
+async def test_another_thread_is_told_also_when_its_record_could_join_an_open_batch() -> None:
+    async with opened() as (cluster, producer):
+        producer.append_nowait(b"own")
+        with pytest.raises(UsageError, match="in another event loop") as caught:
+            in_another_thread(partial(producer.append_nowait, b"other"))
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert not caught.value.may_have_applied
+        assert [count for _, count in cluster.leaders[0].unanswered] == [1]
+
+
+async def settle(ticket: Ticket) -> Ack:
+    with anyio.fail_after(5):
+        return await ticket
+
+
+@in_virtual_time
+async def test_a_ticket_is_not_waited_for_in_another_thread_and_tells_there_what_is_known() -> None:
+    """It would wait there for ever: what wakes it is not for other threads."""
+    async with opened() as (cluster, producer):
+        ticket = producer.append_nowait(b"value")
+        with pytest.raises(UsageError, match="in another event loop") as caught:
+            in_another_thread(lambda: asyncio.run(settle(ticket)))
+        await trio.testing.wait_all_tasks_blocked()
+        cluster.leaders[0].answer()
+        await ticket
+
+        assert caught.value.may_have_applied
+        assert in_another_thread(lambda: asyncio.run(settle(ticket))) == await ticket
+
+
+@in_virtual_time
+async def test_who_was_told_to_ask_elsewhere_has_not_heard_of_a_failure() -> None:
+    async with opened() as (cluster, producer):
+        ticket = producer.append_nowait(b"value")
+        with pytest.raises(UsageError, match="in another event loop"):
+            in_another_thread(lambda: asyncio.run(settle(ticket)))
+        await trio.testing.wait_all_tasks_blocked()
+        cluster.leaders[0].refuse(FencedError("no"))
+
+        with pytest.raises(FencedError):
+            await producer.flush()
 
 
 @pytest.mark.parametrize("expected_offset", ["0", 1.0, True, -1, 2**63])
