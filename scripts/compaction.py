@@ -72,6 +72,7 @@ def _measure(directory: str, trash: str, arguments: argparse.Namespace) -> int:
         segments=log.sealed_segments(),
         dirty_from=Offset(0),
         tombstones_below=Offset(0),
+        retried_since_ms=0,
         segment_bytes=options.segment_bytes,
         keys_max=COMPACTION_KEYS_MAX,
         bytes_per_s=arguments.bytes_per_s,

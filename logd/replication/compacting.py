@@ -24,7 +24,7 @@ import msgspec
 import structlog
 
 from logd.errors import CorruptionError, LogdError, StorageError
-from logd.limits import COMPACTION_KEYS_MAX
+from logd.limits import COMPACTION_KEYS_MAX, DELIVERY_TIMEOUT_MS_MAX
 from logd.replication import log_events
 from logd.storage.clean_note import CleanNote
 from logd.storage.compaction import (
@@ -121,6 +121,7 @@ class LogCompactor:
             segments=segments,
             dirty_from=max(note.clean_to, segments[0].base_offset),
             tombstones_below=tombstones_below,
+            retried_since_ms=now_ms - DELIVERY_TIMEOUT_MS_MAX,
             segment_bytes=policy.segment_bytes,
             keys_max=COMPACTION_KEYS_MAX,
             bytes_per_s=policy.bytes_per_s,

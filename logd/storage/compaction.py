@@ -10,8 +10,10 @@ see ``logd/record/compacted.py``.
 What stays: control batches, records without a key, batches that cannot be decoded (they are
 not this module's to judge), those that would become too large, and the last batch of each
 producer and fence, without records if need be, so that whoever follows the log learns what its
-state rests on.  Up to where a tombstone may go is for the caller to say: what it deletes must have
-been gone before, everywhere.
+state rests on.  So do, in the same way, the batches that a producer may still retry: several can be
+in flight when their leader is lost, and the next one may have learnt of them from what was left
+here.  Up to where a tombstone may go is for the caller to say: what it deletes must have been gone
+before, everywhere.
 
 Keys of up to 31 bytes are compared as they are; longer ones by a 32-byte BLAKE2b digest,
 which no other key has by chance nor by anybody's effort: a collision would lose a record.
@@ -23,7 +25,7 @@ at any point leaves some of them behind, and recovery removes them.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import compress, count
@@ -33,7 +35,12 @@ import msgspec
 
 from logd.env import File, FileSystem
 from logd.errors import CorruptionError, MalformedBatchError, RecordTooLargeError
-from logd.limits import MIB, PRODUCERS_PER_PARTITION_MAX
+from logd.limits import (
+    MIB,
+    OFFSET_MAX,
+    PRODUCER_BATCHES_REMEMBERED,
+    PRODUCERS_PER_PARTITION_MAX,
+)
 from logd.record.batch import RecordBatch, decode_batch
 from logd.record.compacted import GAP_SPAN_MAX, keep_nothing, keep_rows, make_gap
 from logd.record.header import BatchHeader, PayloadFormat
@@ -71,6 +78,8 @@ class CompactionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Below it every key has one record, as far as the records there go."""
     tombstones_below: Offset
     """Tombstones below may go: what they delete has gone before, here and elsewhere."""
+    retried_since_ms: int
+    """Batches appended before, by append time, are retried by no producer any more."""
     segment_bytes: int
     """Neighbours are merged up to this size."""
     keys_max: int
@@ -248,19 +257,29 @@ class _Compaction:
                 self._clean_to = header.end_offset
 
     def _find_needed(self) -> None:
-        """The last batch of each producer and fence; of producers as many as are remembered."""
-        producers: OrderedDict[int, int] = OrderedDict()
-        fences: OrderedDict[int, int] = OrderedDict()
+        """The last batch of each fence and producer, of producers as many as are remembered, and
+        those that a producer may still retry."""
+        producers: OrderedDict[int, deque[Offset]] = OrderedDict()
+        fences: OrderedDict[int, deque[Offset]] = OrderedDict()
+        retried_from = Offset(OFFSET_MAX)
         for segment in self._segments_left():
             file = self._open(segment)
             try:
                 end = segment.end_position
                 for _, header in walk_headers(file, FIRST_POSITION, end, self._group):
-                    _note_last(producers, header.producer_id, header.base_offset)
-                    _note_last(fences, header.fence_id, header.base_offset)
+                    base = header.base_offset
+                    _note_last(producers, header.producer_id, base, PRODUCER_BATCHES_REMEMBERED)
+                    _note_last(fences, header.fence_id, base, 1)
+                    if header.append_time_ms >= self._request.retried_since_ms:
+                        retried_from = min(retried_from, base)
             finally:
                 file.close()
-        self._needed = frozenset((*producers.values(), *fences.values()))
+        self._needed = frozenset(
+            base
+            for last in (*producers.values(), *fences.values())
+            for base in last
+            if base >= retried_from or base == last[-1]
+        )
 
     # --- writing ------------------------------------------------------------------------
 
@@ -381,9 +400,11 @@ def _decode(header: BatchHeader, batch: memoryview) -> RecordBatch | None:
         return None
 
 
-def _note_last(last: OrderedDict[int, int], key: int, base_offset: Offset) -> None:
+def _note_last(
+    last: OrderedDict[int, deque[Offset]], key: int, base_offset: Offset, count: int
+) -> None:
     if key:
-        last[key] = base_offset
+        last.setdefault(key, deque(maxlen=count)).append(base_offset)
         last.move_to_end(key)
         if len(last) > PRODUCERS_PER_PARTITION_MAX:
             last.popitem(last=False)

@@ -382,6 +382,13 @@ SYSTEM_MUTANTS = (
         "if True:",
     ),
     Mutant(
+        "what a producer may still retry is compacted away",
+        "P4",
+        "logd/storage/compaction.py",
+        "            if base >= retried_from or base == last[-1]\n",
+        "            if base == last[-1]\n",
+    ),
+    Mutant(
         "what is left of a batch has no sequence",
         "P4",
         "logd/record/compacted.py",

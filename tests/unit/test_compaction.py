@@ -12,7 +12,14 @@ import trio
 
 from logd.env import ApartWork
 from logd.errors import CorruptionError, StorageError
-from logd.limits import KIB, MIB, OFFSET_MAX, SEGMENT_HEADER_BYTES
+from logd.limits import (
+    DELIVERY_TIMEOUT_MS_MAX,
+    KIB,
+    MIB,
+    OFFSET_MAX,
+    PRODUCER_BATCHES_REMEMBERED,
+    SEGMENT_HEADER_BYTES,
+)
 from logd.partition.state import PartitionState
 from logd.record.batch import decode_batch, seal_batch, seal_opaque
 from logd.record.compacted import cut_gap, make_gap
@@ -52,6 +59,7 @@ from tests.support.replica import (
     Replica,
     batch_of,
     open_replica,
+    placed,
     play,
     until,
 )
@@ -127,6 +135,7 @@ def request_of(
     tombstones_below: Offset = Offset(0),  # noqa: B008
     segment_bytes: int = 1,
     keys_max: int = 10_000,
+    retried_since_ms: int = 0,
 ) -> CompactionRequest:
     return CompactionRequest(
         directory=DIRECTORY,
@@ -134,6 +143,7 @@ def request_of(
         segments=log.sealed_segments(),
         dirty_from=dirty_from,
         tombstones_below=tombstones_below,
+        retried_since_ms=retried_since_ms,
         segment_bytes=segment_bytes,
         keys_max=keys_max,
         bytes_per_s=0,
@@ -398,6 +408,15 @@ def test_a_log_in_which_nothing_changes_is_not_written_again(
     assert not any(name.endswith(".tmp") for name in disk.list_directory(DIRECTORY))
 
 
+def state_of(log: Log) -> PartitionState:
+    """What is known to whoever follows the log."""
+    state = PartitionState()
+    for batch in read_all(log):
+        header = decode_header(batch)
+        state.note(header, decode_control(batch[HEADER_BYTES:]) if header.is_control else None)
+    return state
+
+
 def test_whoever_follows_the_compacted_log_knows_the_same_producers_and_fences(
     disk: SimulatedFileSystem, log: Log
 ) -> None:
@@ -414,13 +433,6 @@ def test_whoever_follows_the_compacted_log_knows_the_same_producers_and_fences(
     append(log, (b"c", b"kept"), (b"a", b"x"), producer_id=3, base_sequence=2, fence_id=6)
     append(log, (b"a", b"end"), (b"b", b"end"))
     seal_segment(log)
-
-    def state_of(log: Log) -> PartitionState:
-        state = PartitionState()
-        for batch in read_all(log):
-            header = decode_header(batch)
-            state.note(header, decode_control(batch[HEADER_BYTES:]) if header.is_control else None)
-        return state
 
     before = state_of(log)
     run(disk, log, request_of(log))
@@ -439,6 +451,44 @@ def test_whoever_follows_the_compacted_log_knows_the_same_producers_and_fences(
         duplicate = after.check_append(decode_header(retry))
         assert duplicate is not None
         assert (duplicate.base_offset, duplicate.end_offset) == (stored_at, stored_at + 2)
+
+
+def test_what_may_still_be_retried_is_known_as_a_duplicate_to_whoever_follows_the_compacted_log(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    """Not only its producer's last batch: several may be in flight when their leader is lost."""
+    count = PRODUCER_BATCHES_REMEMBERED + 2
+    for number in range(count):
+        append(log, (b"a", b"x"), producer_id=1, base_sequence=number, time_ms=number)
+    append(log, (b"a", b"end"), time_ms=count)
+    seal_segment(log)
+    before = state_of(log)
+
+    run(disk, log, request_of(log))
+
+    assert records(log) == [(count, b"a", b"end")]
+    assert state_of(log).producers.rows() == before.producers.rows()
+
+
+def test_what_can_be_retried_no_more_leaves_nothing_behind_but_its_producers_last_batch(
+    disk: SimulatedFileSystem, log: Log
+) -> None:
+    for number in range(4):
+        append(log, (b"a", b"x"), producer_id=1, base_sequence=number, time_ms=number)
+    append(log, (b"a", b"x"), producer_id=2, time_ms=4)
+    append(log, (b"a", b"end"), time_ms=5)
+    seal_segment(log)
+    run(disk, log, request_of(log, retried_since_ms=2))
+    assert [h.producer_id for h in headers(log)] == [0, 1, 1, 2, 0]
+
+    run(disk, log, request_of(log, retried_since_ms=6))
+
+    assert [(h.base_offset, h.producer_id) for h in headers(log)] == [
+        (0, 0),
+        (3, 1),
+        (4, 2),
+        (5, 0),
+    ]
 
 
 def test_a_gap_can_be_cut_anywhere() -> None:
@@ -1005,6 +1055,12 @@ async def commit_rows(replica: Replica, *rows: Row) -> None:
     await replica.group.commit(sealed, replica.node.now_ms() + 10_000)
 
 
+async def follow(replica: Replica, batches: Sequence[bytes], end: Offset) -> None:
+    """Take ``batches``, which end at ``end``, and learn that they are committed."""
+    replica.append(batches, term=Term(1), commit_offset=end)
+    await until(lambda: replica.group.commit_offset == end)
+
+
 async def roll(replica: Replica) -> None:
     """Seal the active segment, and wait for the checkpoint."""
     bases = len(replica.group.log.segment_bases)
@@ -1051,6 +1107,34 @@ def test_a_tombstone_goes_a_while_after_what_it_deletes_however_old_it_is() -> N
             await trio.sleep(10)
             await compactor.apply(policy, TRASH)
             assert rows_of(replica) == [(b"b", b"1"), (b"c", b"1")]
+
+    play(story)
+
+
+def test_a_log_keeps_what_may_be_retried_for_as_long_as_a_delivery_may_take() -> None:
+    def sealed(value: bytes, sequence: int | None = None) -> bytearray:
+        return seal_batch(
+            values=[value],
+            keys=[b"a"],
+            timestamps_ms=0,
+            producer_id=0 if sequence is None else 1,
+            base_sequence=sequence or 0,
+        )
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            batches = [placed(sealed(b"x", n), Offset(n), Term(1)) for n in range(3)]
+            found = []
+            for later_ms in (DELIVERY_TIMEOUT_MS_MAX, DELIVERY_TIMEOUT_MS_MAX + 1):
+                base = Offset(replica.group.log.end_offset + len(batches))
+                batches.append(placed(sealed(bytes(KIB)), base, Term(1), time_ms=later_ms))
+                await follow(replica, batches, Offset(base + 1))
+                batches.clear()
+                await roll(replica)
+                await compactor_of(replica).apply(CompactionPolicy(0, 1, 0), TRASH)
+                of_producer = [h for h in headers(replica.group.log) if h.producer_id]
+                found.append([h.base_sequence for h in of_producer])
+            assert found == [[0, 1, 2], [2]]
 
     play(story)
 

@@ -48,6 +48,7 @@ def test_a_real_log_is_compacted_by_a_real_process(tmp_path: Path) -> None:
         segments=log.sealed_segments(),
         dirty_from=Offset(0),
         tombstones_below=Offset(0),
+        retried_since_ms=0,
         segment_bytes=64 * KIB,
         keys_max=1000,
         bytes_per_s=0,
