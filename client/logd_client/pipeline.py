@@ -278,10 +278,7 @@ class Pipeline:
         if batch.delivery.is_settled:
             return  # Expired before, with an error that said it may be stored.
         self.trouble = None
-        if self._unresolved[0] is batch:
-            self._unresolved.popleft()
-        else:
-            self._unresolved.remove(batch)
+        self._unresolved.remove(batch)
         batch.delivery.succeed(response)
         self._on_settled(batch.size_bytes)
         if self._hole is not None:

@@ -13,6 +13,7 @@ from logd.errors import (
     ConnectionFailedError,
     ConnectionLostError,
     DeliveryTimeoutError,
+    FencedError,
     InvalidBatchError,
     LogdError,
     NotLeaderError,
@@ -324,6 +325,33 @@ def test_an_answer_of_an_abandoned_session_is_believed_only_if_it_is_a_success()
     assert delivery.ack(0).offset == 3
 
 
+def test_a_refusal_that_comes_after_all_was_abandoned_excludes_nothing() -> None:
+    bench = Bench()
+    delivery = bench.put(b"a")
+    (batch,) = bench.take_all()
+    bench.pipeline.abandon(lost())
+
+    bench.refuse(batch, FencedError("of the attempt that was given up"))
+    bench.pipeline.expire(now=DEADLINE)
+
+    assert isinstance(delivery.error, DeliveryTimeoutError)
+    assert delivery.error.may_have_applied
+
+
+def test_what_was_answered_before_all_was_abandoned_is_not_in_doubt() -> None:
+    bench = Bench()
+    bench.put(b"a")
+    refused = bench.put(b"b")
+    _, second = bench.take_all()
+    bench.refuse(second, NotLeaderError())
+
+    bench.pipeline.abandon(lost())
+    bench.pipeline.expire(now=DEADLINE)
+
+    assert refused.error is not None
+    assert not refused.error.may_have_applied
+
+
 def test_a_batch_abandoned_while_it_was_out_may_be_stored_when_it_expires() -> None:
     bench = Bench()
     delivery = bench.put(b"a")
@@ -483,6 +511,58 @@ def test_a_lost_batch_behind_one_that_is_not_sent_again_goes_to_the_next_epoch_w
 
     assert retried is third
     assert [sequence_of(batch) for batch in bench.take_all()] == [(1, 0), (1, 1)]
+
+
+def test_a_lost_batch_before_one_that_was_refused_for_good_may_still_be_stored() -> None:
+    bench = Bench()
+    lost_one = bench.put(b"a")
+    bench.put(b"b")
+    first, second = bench.take_all()
+    bench.refuse(first, lost())
+    bench.refuse(second, NotLeaderError())
+    bench.pipeline.restart()
+    first, second = bench.take_all()
+
+    bench.refuse(second, InvalidBatchError("no"))
+    bench.refuse(first, gap())
+
+    assert lost_one.error is not None
+    assert lost_one.error.may_have_applied
+
+
+def test_what_is_between_two_that_were_refused_for_good_goes_to_the_next_epoch() -> None:
+    bench = Bench()
+    for value in (b"a", b"b", b"c", b"d"):
+        bench.put(value)
+    first, second, third, fourth = bench.take_all()
+
+    bench.refuse(third, InvalidBatchError("no"))
+    bench.refuse(first, InvalidBatchError("no"))
+    bench.refuse(second, gap())
+    bench.refuse(fourth, gap())
+
+    taken = bench.take_all()
+    assert [decode_batch(batch.data).values for batch in taken] == [[b"b"], [b"d"]]
+    assert [sequence_of(batch) for batch in taken] == [(1, 0), (1, 1)]
+
+
+def test_a_lost_batch_whose_gap_is_told_before_that_of_one_before_it_is_sent_again_soon() -> None:
+    """Answers may overtake one another, and its deadline may be far."""
+    bench = Bench()
+    bench.put(b"a", deadline=10)
+    bench.put(b"b")
+    bench.put(b"c")
+    for batch in bench.take_all():
+        bench.refuse(batch, lost())
+    bench.pipeline.expire(now=10)
+    bench.pipeline.restart()
+    second, third = bench.take_all()
+
+    bench.refuse(third, gap())
+    bench.refuse(second, gap())
+
+    assert not bench.deliveries[2].is_settled
+    assert bench.pipeline.needs_restart
 
 
 @pytest.mark.parametrize(("log_end", "may_have_applied"), [(5, True), (11, False)])
@@ -652,6 +732,17 @@ def test_an_earlier_doubt_outlives_a_refusal_that_did_not_look_at_the_log() -> N
 
     assert delivery.error is not None
     assert delivery.error.may_have_applied
+
+
+def test_without_a_producer_id_batches_are_not_numbered() -> None:
+    bench = Bench(producer_id=NO_PRODUCER, in_flight=1)
+    bench.put(b"a")
+    bench.put(b"b")
+    (first,) = bench.take_all()
+    bench.acknowledge(first)
+    (second,) = bench.take_all()
+
+    assert [sequence_of(first), sequence_of(second)] == [(0, 0), (0, 0)]
 
 
 def test_without_a_producer_id_what_may_be_stored_is_reported_not_retried() -> None:
