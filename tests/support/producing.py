@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial, wraps
 from typing import Any, cast
 
 import trio
+import trio.testing
 
-from logd.errors import LogdError, NotLeaderError
+from logd.errors import ConnectionLostError, LogdError, NotLeaderError
 from logd.record.header import Codec, decode_header
 from logd.record.timestamps import TimestampRuns
 from logd.types import GroupId, NodeId, ProducerId
@@ -40,17 +42,19 @@ TOPIC = "orders"
 class Leader:
     """The far end of a connection: it has what it was sent, and answers when it is told to."""
 
-    node = NodeId(1)
-    name = "node 1"
     is_open = True
 
-    def __init__(self) -> None:
+    def __init__(self, node: int = 1) -> None:
+        self.node = NodeId(node)
+        self.name = f"node {node}"
+        self.requests: list[ProduceRequest] = []
         self.unanswered: list[tuple[Completion, int]] = []
         """And how many records each has."""
         self.end_offset = 0
         self.answers_at_once = False
 
     def enqueue(self, message: ProduceRequest, on_done: Completion, body: bytes) -> None:
+        self.requests.append(message)
         self.unanswered.append((on_done, decode_header(body).record_count))
 
     def flush(self) -> None:
@@ -62,6 +66,12 @@ class Leader:
         """Refuse what has waited longest."""
         on_done, _ = self.unanswered.pop(0)
         on_done(error)
+
+    def fail_if_silent_since(self, time: float, error: LogdError) -> None:
+        """It has been silent all along."""
+        self.is_open = False
+        while self.unanswered:
+            self.refuse(ConnectionLostError(str(error)))
 
     def answer(self) -> None:
         """Acknowledge what has waited longest."""
@@ -85,6 +95,14 @@ class Cluster:
         self.topic_is_told = trio.Event()
         self.topic_is_told.set()
         self.without_leader: set[GroupId] = set()
+        self.attempts: list[float] = []
+        """When somebody looked for the leader of a partition."""
+        self.refreshes: list[float] = []
+        """When somebody asked who leads what."""
+        self.on_refresh: Callable[[], None] = lambda: None
+        self.looks: list[int] = []
+        """After how many failures somebody looked again for a leader."""
+        self.on_look: Callable[[], None] = lambda: None
         self.request_timeout_s = 30.0
         self.on_close: dict[object, Callable[[], None]] = {}
         self.on_learnt: dict[object, Callable[[], None]] = {}
@@ -109,6 +127,7 @@ class Cluster:
         return InitProducerResponse(producer_id=7)
 
     async def leader_connection(self, group: GroupId, lane: Lane, attempt: int) -> Connection:
+        self.attempts.append(trio.current_time())
         await self.leader_is_known.wait()
         if group in self.without_leader:
             raise NotLeaderError("no leader is known")
@@ -127,11 +146,26 @@ class Cluster:
         assert self.clock_reads_left, "somebody looks at the clock again and again"
         return trio.current_time()
 
-    async def look_again(self, *_: object) -> None:
-        """Nothing has changed."""
+    async def look_again(
+        self, topic: str, group: GroupId, failures: int, suspect: NodeId | None
+    ) -> None:
+        self.looks.append(failures)
+        self.on_look()
 
-    async def refresh(self, *_: object) -> None:
-        """Nor here."""
+    async def refresh(self, suspect: NodeId) -> None:
+        self.refreshes.append(trio.current_time())
+        self.on_refresh()
+
+
+def in_virtual_time(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run ``test`` under trio, on time that passes only when nothing else is left to do."""
+
+    @wraps(test)
+    def run(**arguments: object) -> None:
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        trio.run(partial(test, **arguments), clock=clock)
+
+    return run
 
 
 def unattached(count: int) -> list[ProducerPartition]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial, wraps
+from functools import partial
 from typing import Any, cast
 
 import anyio
@@ -30,17 +30,7 @@ from logd_client.coordination.fences import Fence
 from logd_client.delivery import Ack, Ticket
 from logd_client.partitioner import partition_for_key
 from logd_client.producer import BATCH_BYTES_DEFAULT, DELIVERY_TIMEOUT_MS_DEFAULT, Producer
-from tests.support.producing import Leader, opened
-
-
-def in_virtual_time(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    @wraps(test)
-    def run(**arguments: object) -> None:
-        clock = trio.testing.MockClock(autojump_threshold=0)
-        trio.run(partial(test, **arguments), clock=clock)
-
-    return run
-
+from tests.support.producing import Leader, in_virtual_time, opened
 
 # --- what is refused --------------------------------------------------------------------
 
