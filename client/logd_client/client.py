@@ -214,8 +214,9 @@ class Client(Coordination):
                 "held, but the task that enters `async with connect(...)` has to leave it"
             )
         self._is_left = True
-        self._tasks.cancel_scope.cancel()
         try:
+            # Its tasks are about to end.  The group itself is not cancelled: where a task group of
+            # asyncio has failed in the block, this task would meet that as its own cancellation.
             return await self._tasks.__aexit__(kind, error, traceback)
         except BaseExceptionGroup as group:
             if error is not None and _leaves(group) <= _leaves(error):

@@ -116,6 +116,29 @@ async def test_a_client_that_another_task_leaves_is_closed_and_that_one_told(
     assert steps == ["given back", "goes on", "given back"]
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_client_is_left_as_usual_after_a_task_group_in_its_block_has_failed(
+    anyio_backend: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Python 3.13 a task that has got over that counts as cancelled ever after."""
+    monkeypatch.setattr(Routing, "bootstrap", nobody)
+    client = connect("127.0.0.1:1")
+
+    async def fail() -> None:
+        raise ValueError("no")
+
+    async def use() -> str:
+        async with client:
+            with pytest.raises(ExceptionGroup):
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(fail())
+        return "left"
+
+    assert await asyncio.create_task(use()) == "left"
+    with pytest.raises(UsageError, match="the client is closed"):
+        await client.admin.describe_cluster()
+
+
 async def test_a_client_that_is_left_twice_stays_closed(
     anyio_backend: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,39 @@ async def test_a_shard_that_comes_back_is_run_again_only_once_it_was_let_go() ->
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_shard_whose_own_task_group_has_failed_before_is_let_go_like_any_other(
+    anyio_backend: object,
+) -> None:
+    """Before Python 3.13 a task that has got over that counts as cancelled ever after."""
+    cluster = Cluster()
+    session = cast("Session", cluster)
+    sessions = cast("Sessions", cluster)
+    group = Group(sessions, NAME, None)
+    worker = Worker(sessions, NAME, group, Assignments(sessions, NAME, None), "one", b"")
+
+    async def fail() -> None:
+        raise ValueError("no")
+
+    async def run_shard(shard: OwnedShard) -> None:
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(fail())
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(worker._let_go, session)
+        for revoked in (False, True):
+            row = ShardOwner(shard="s", owner="one", token=3, revoked=revoked)
+            found = Assignment(revision=5, shards=[row])
+            worker._follow(found, session, tasks, run_shard)
+            await anyio.wait_all_tasks_blocked()
+
+        assert cluster.let_go == ["s"]
+        assert worker.owned == {}
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_shard_does_not_end_in_silence_when_what_it_waits_for_is_cancelled(
     anyio_backend: object,
 ) -> None:

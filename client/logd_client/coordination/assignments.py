@@ -261,20 +261,23 @@ class Worker:
         scope: anyio.CancelScope,
         run_shard: Callable[[OwnedShard], Awaitable[None]],
     ) -> None:
-        with scope:
-            try:
-                await run_shard(owned)
-            except anyio.get_cancelled_exc_class() as error:
-                if is_being_cancelled():
-                    raise
-                # It would end this task in silence, and the shard would be run by nobody.
-                raise UsageError(
-                    f"run_shard of {owned.shard!r} met the cancellation of what it waited for"
-                ) from error
-            await anyio.sleep_forever()  # Done with it, and its owner still.
-        del self.owned[owned.shard], self._scopes[owned.shard]
-        self._stop(owned.shard)
-        self._changed.set()
+        try:
+            with scope:
+                try:
+                    await run_shard(owned)
+                except anyio.get_cancelled_exc_class() as error:
+                    if is_being_cancelled():
+                        raise
+                    # It would end this task in silence, and the shard would be run by nobody.
+                    raise UsageError(
+                        f"run_shard of {owned.shard!r} met the cancellation of what it waited for"
+                    ) from error
+                await anyio.sleep_forever()  # Done with it, and its owner still.
+        finally:  # A scope of asyncio's may let its own cancellation out of it.
+            if scope.cancel_called:
+                del self.owned[owned.shard], self._scopes[owned.shard]
+                self._stop(owned.shard)
+                self._changed.set()
 
     def _stop(self, shard: str) -> None:
         self._stopped[shard] = None
