@@ -93,6 +93,46 @@ def new_scope(*, timeout_s: float = math.inf, shield: bool = False) -> Scope:
     return made
 
 
+class BodyScope:
+    """The scope of what a caller does with something that it may lose, which cancels it.
+
+    It also swallows its own cancellation where a scope of anyio's would let it out: under asyncio
+    before Python 3.13 a task that got over a failed ``asyncio.TaskGroup`` counts as cancelled ever
+    after, which looks as if somebody else cancelled it together with the scope.
+    """
+
+    __slots__ = ("_cancelled_before", "_scope", "_task")
+
+    def __init__(self) -> None:
+        self._scope = new_scope()
+        self._task: object = None
+        self._cancelled_before: int | None = None
+        """How often its task counted as cancelled when this scope was."""
+
+    def __enter__(self) -> None:
+        self._task = current_task()
+        self._scope.__enter__()
+
+    def cancel(self) -> None:
+        if self._cancelled_before is None and isinstance(self._task, asyncio.Task):
+            self._cancelled_before = self._task.cancelling()
+        self._scope.cancel()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if self._scope.__exit__(kind, error, traceback):
+            return True
+        if self._cancelled_before is None or not isinstance(error, asyncio.CancelledError):
+            return False
+        assert isinstance(self._task, asyncio.Task)
+        is_of_others = anyio.current_effective_deadline() == -math.inf
+        return not is_of_others and self._task.cancelling() <= self._cancelled_before
+
+
 def monotonic_clock() -> Callable[[], float]:
     """The clock that the event loop's timeouts go by."""
     trio = _trio()

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from types import SimpleNamespace
 from typing import Any, Never, cast
 
@@ -579,6 +579,37 @@ async def test_a_lock_that_another_task_leaves_is_given_back_all_the_same(
             await context.__aexit__(None, None, None)
 
     assert calls.released == [9]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("what", ["lease", "membership"])
+async def test_a_body_is_told_of_its_loss_also_after_a_task_group_in_it_has_failed(
+    anyio_backend: object, what: str
+) -> None:
+    """Before Python 3.13 a task that has got over that counts as cancelled ever after."""
+    calls = QueueingCalls()
+    calls.granted.set()
+    sessions = OneSession(calls)
+    session = await sessions.get("default", None)
+    place = compactor_lock(sessions)
+    context: AbstractAsyncContextManager[object] = LeaseContext(lambda: place.obtain(None))
+    if what == "membership":
+        workers = parse_name("workers")
+        context = Membership(cast("Sessions", sessions), workers, "one", b"", None)
+
+    async def fail() -> None:
+        raise ValueError("no")
+
+    async def use() -> None:
+        async with context:
+            with pytest.raises(ExceptionGroup):
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(fail())
+            session.lose(SessionExpiredError("gone"))
+            await anyio.sleep_forever()
+
+    with pytest.raises(LeaseLostError):
+        await asyncio.create_task(use())
 
 
 class HandledClaim:

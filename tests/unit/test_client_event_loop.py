@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from logd_client.event_loop import (
+    BodyScope,
     Waker,
     current_loop,
     is_being_cancelled,
@@ -179,3 +180,72 @@ async def test_who_waits_for_what_is_cancelled_is_not_being_cancelled(
     await task
 
     assert found == [False, True]
+
+
+async def get_over_a_task_group_that_fails() -> None:
+    async def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ExceptionGroup):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail())
+
+
+async def test_a_body_that_is_cancelled_ends_in_silence() -> None:
+    has_gone_on = False
+    scope = BodyScope()
+    with scope:
+        scope.cancel()
+        await anyio.sleep_forever()
+    has_gone_on = True
+
+    assert has_gone_on
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_body_in_which_a_task_group_has_failed_ends_in_silence_too(
+    anyio_backend: object,
+) -> None:
+    async def run() -> str:
+        scope = BodyScope()
+        with scope:
+            await get_over_a_task_group_that_fails()
+            scope.cancel()
+            await anyio.sleep_forever()
+        return "over"
+
+    assert await asyncio.create_task(run()) == "over"
+
+
+async def test_what_cancels_a_body_from_outside_goes_on() -> None:
+    scope = BodyScope()
+    with anyio.CancelScope() as around:
+        with scope:
+            around.cancel()
+            scope.cancel()
+            await anyio.sleep_forever()
+        pytest.fail("it goes on behind the body")
+
+    assert around.cancelled_caught
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_who_cancels_the_task_of_a_body_does_so_although_a_task_group_has_failed_there(
+    anyio_backend: object, is_cancelled: bool
+) -> None:
+    scope = BodyScope()
+
+    async def run() -> None:
+        with scope:
+            await get_over_a_task_group_that_fails()
+            await anyio.sleep_forever()
+
+    task = asyncio.create_task(run())
+    await anyio.wait_all_tasks_blocked()
+    if is_cancelled:
+        scope.cancel()
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task

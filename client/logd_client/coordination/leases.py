@@ -47,7 +47,7 @@ from logd_client.coordination.fences import Fence, raise_fences, require_topics
 from logd_client.coordination.names import Name
 from logd_client.coordination.session import PendingCommand, Session
 from logd_client.coordination.sessions import Sessions
-from logd_client.event_loop import Scope, new_scope
+from logd_client.event_loop import BodyScope, new_scope
 
 LeaseKind = Literal["lock", "semaphore", "election"]
 
@@ -361,7 +361,7 @@ class LeaseContext(Generic[L]):
         self._obtain = obtain
         self._is_entered = False
         self._lease: L | None = None
-        self._scope: Scope | None = None
+        self._scope: BodyScope | None = None
 
     async def __aenter__(self) -> L:
         if self._is_entered:
@@ -373,7 +373,7 @@ class LeaseContext(Generic[L]):
             self._is_entered = False
             raise
         self._lease = lease
-        self._scope = new_scope()
+        self._scope = BodyScope()
         self._scope.__enter__()
         lease.call_on_loss(self._scope.cancel)
         return lease
@@ -392,7 +392,7 @@ class LeaseContext(Generic[L]):
         lost = lease.lost_error() if lease.is_lost else None
         lease.call_on_loss(None)
         try:
-            is_swallowed = bool(scope.__exit__(kind, error, traceback))
+            is_swallowed = scope.__exit__(kind, error, traceback)
         finally:  # The event loop refuses a scope that another task leaves, or in another order.
             await lease.release()
         if lost is not None and (error is None or is_swallowed):

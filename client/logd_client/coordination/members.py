@@ -24,6 +24,7 @@ from logd_client.coordination.session import Session
 from logd_client.coordination.sessions import Sessions
 from logd_client.coordination.views import View
 from logd_client.coordination.watches import Watch, watch_of
+from logd_client.event_loop import BodyScope
 
 
 class Group:
@@ -97,7 +98,7 @@ class Membership:
         self._data = data
         self.ttl_ms = ttl_ms
         self._session: Session | None = None
-        self._scope: anyio.CancelScope | None = None
+        self._scope: BodyScope | None = None
         self._error: LogdError | None = None
         self._is_over = anyio.Event()
 
@@ -169,7 +170,7 @@ class Membership:
 
     async def __aenter__(self) -> Membership:
         await self.join()
-        self._scope = anyio.CancelScope()
+        self._scope = BodyScope()
         self._scope.__enter__()
         if self.is_lost:
             self._scope.cancel()
@@ -184,7 +185,7 @@ class Membership:
         scope, self._scope = self._scope, None
         assert scope is not None
         is_lost = self.is_lost
-        is_swallowed = bool(scope.__exit__(kind, error, traceback))
+        is_swallowed = scope.__exit__(kind, error, traceback)
         await self.leave()
         if is_lost and (error is None or is_swallowed):
             raise self.lost_error()
