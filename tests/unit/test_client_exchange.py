@@ -272,6 +272,67 @@ async def test_what_is_said_to_be_unsent_does_not_leave_afterwards() -> None:
         assert broker.taken == b""
 
 
+async def test_what_the_network_was_handed_before_the_end_may_have_arrived_and_the_rest_not() -> (
+    None
+):
+    async with connected() as (connection, broker):
+        fates: list[object] = []
+        for _ in range(5):  # Two of them make a send.
+            request = ProduceRequest(group=1, timeout_ms=1)
+            connection.enqueue(request, fates.append, bytes(900_000))
+
+        def take_no_more(_: bytes) -> None:
+            broker.takes_at_once = 0
+
+        broker.takes_at_once, broker.on_taken = EVERYTHING, take_no_more
+        connection.flush()
+        connection.close()
+
+    assert list(map(type, fates)) == [*[ConnectionLostError] * 4, ConnectionFailedError]
+
+
+async def test_a_connection_takes_nothing_after_its_end_and_says_why_it_ended() -> None:
+    async with connected() as (connection, _):
+        fates: list[object] = []
+        connection.fail(ConnectionLostError("the first reason"))
+        connection.fail(ConnectionLostError("another one"))
+
+        with pytest.raises(ConnectionFailedError, match="not sent: the first reason"):
+            connection.submit(KeepAliveRequest(group=1, sessions=[]), fates.append)
+
+    assert fates == []
+
+
+async def test_a_connection_whose_task_is_cancelled_ends_what_is_under_way() -> None:
+    broker = ScriptedBroker()
+    environment = Environment(TcpTransport(), monotonic_clock(), lambda: 0, random.Random(0))
+    connection = Connection(broker, HostPort("broker", 1), Lane.SESSION, environment)
+    fates: list[object] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(connection.run)
+        connection.submit(KeepAliveRequest(group=1, sessions=[]), fates.append)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+
+    assert list(map(type, fates)) == [ConnectionLostError]
+    assert not connection.is_open
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+async def test_a_connection_is_given_up_if_nothing_came_from_it_while_an_answer_was_due(
+    is_silent: bool,
+) -> None:
+    async with connected() as (connection, broker):
+        told: list[object] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, connection, LONG_S, told)
+            await anyio.wait_all_tasks_blocked()
+            broker.answers_first_when_asked = None if is_silent else 2
+            await ask(connection, SOON_S, told)
+            assert connection.is_open is not is_silent
+            tasks.cancel_scope.cancel()
+
+
 async def test_an_event_loop_of_another_thread_is_told_and_sends_nothing() -> None:
     """It would wait there for ever: what wakes it is not for other threads."""
     async with connected() as (connection, broker):

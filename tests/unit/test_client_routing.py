@@ -14,7 +14,9 @@ import pytest
 
 from logd.errors import (
     ConnectionFailedError,
+    ConnectionLostError,
     InvalidPartitionError,
+    LogdError,
     NotLeaderError,
     ProtocolError,
     UnavailableError,
@@ -36,7 +38,7 @@ from logd_client.consumer import Consumer
 from logd_client.consumer_options import ConsumerOptions
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import Producer, ProducerOptions
-from logd_client.routing import Routing
+from logd_client.routing import READ_TIMEOUT_S, Routing
 from logd_client.transport import TcpTransport
 
 pytestmark = pytest.mark.anyio
@@ -396,3 +398,86 @@ async def test_while_it_cannot_be_told_where_the_controller_is_any_broker_is_ask
         asked = await routing.controller_connection(0)
 
     assert asked.node in (1, 3)
+
+
+class Refusing(Unconnected):
+    """The routing of a client that meets one failure after the other, and then an answer."""
+
+    def __init__(self, tasks: Background, *failures: LogdError) -> None:
+        super().__init__(tasks)
+        self.failures = list(failures)
+        self.timeouts_s: list[float] = []
+        """Of each attempt."""
+        self.refreshes: list[NodeId | None] = []
+        """Whom each look for a leader suspected."""
+        self.node = NodeId(1)
+
+    async def target(self, attempt: int) -> Any:
+        return self
+
+    async def request(self, message: object, expected: object, timeout_s: float) -> str:
+        self.timeouts_s.append(timeout_s)
+        if self.failures:
+            raise self.failures.pop(0)
+        return "answer"
+
+    async def refresh(self, suspect: NodeId | None = None) -> None:
+        self.refreshes.append(suspect)
+
+    async def ask(self, *, changes_something: bool = False) -> Any:
+        request = MetadataRequest()
+        return await self.call(
+            self.target, request, MetadataResponse, changes_something=changes_something
+        )
+
+
+@asynccontextmanager
+async def refusing(*failures: LogdError) -> AsyncIterator[Refusing]:
+    async with anyio.create_task_group() as tasks:
+        yield Refusing(Background(tasks), *failures)
+
+
+async def test_who_is_told_where_to_go_goes_there_at_once_but_not_again_and_again(
+    anyio_backend: object,
+) -> None:
+    moved = [NotLeaderError("moved", leader=2) for _ in range(2)]
+    async with refusing(moved[0]) as routing:
+        assert await routing.ask() == "answer"
+        assert routing.refreshes == []
+
+    async with refusing(*moved) as routing:
+        assert await routing.ask() == "answer"
+        assert routing.refreshes == [1]
+
+
+async def test_who_is_refused_without_a_hint_looks_for_the_leader_before_the_next_attempt(
+    anyio_backend: object,
+) -> None:
+    async with refusing(NotLeaderError("no"), UnavailableError("not now")) as routing:
+        assert await routing.ask() == "answer"
+
+        assert routing.refreshes == [1, 1]
+        assert len(routing.timeouts_s) == 3
+
+
+async def test_what_may_have_taken_effect_is_repeated_only_if_it_changes_nothing(
+    anyio_backend: object,
+) -> None:
+    async with refusing(ConnectionLostError("reset")) as routing:
+        assert await routing.ask() == "answer"
+
+    async with refusing(ConnectionLostError("reset")) as routing:
+        with pytest.raises(ConnectionLostError) as caught:
+            await routing.ask(changes_something=True)
+        assert caught.value.may_have_applied
+        assert len(routing.timeouts_s) == 1
+
+
+async def test_a_question_is_put_elsewhere_soon_while_a_change_is_given_all_its_time(
+    anyio_backend: object,
+) -> None:
+    async with refusing() as routing:
+        await routing.ask()
+        await routing.ask(changes_something=True)
+
+        assert routing.timeouts_s == pytest.approx([READ_TIMEOUT_S, 30], abs=1)
