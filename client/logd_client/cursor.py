@@ -256,7 +256,7 @@ class Cursor:
             self.on_skipped(named)
             return None
         first, end = 0, len(decoded)
-        if header.base_offset < self._position or not decoded.offsets:
+        if header.base_offset < self._position:
             first = bisect_left(decoded.offsets, self._position)
         if self.stop is not None and header.end_offset > self.stop:
             end = bisect_left(decoded.offsets, self.stop)
@@ -286,7 +286,7 @@ class Cursor:
     def take_credit(self) -> Credit | None:
         """Credit to return to the broker now, if there is enough to be worth a frame."""
         share = self._credit_bytes // _CREDIT_SHARE
-        if not self._is_subscribed or self._owed_bytes <= 0 or self._owed_bytes < share:
+        if not self._is_subscribed or self._owed_bytes < share:
             return None
         credit = Credit(
             subscription=self._subscription,

@@ -2408,8 +2408,8 @@ SYSTEM_MUTANTS = (
         "another plan that comes between has what was taken out forgotten",
         "autonomy: failures are repaired without a person",
         "logd/broker/rebuilding.py",
-        "            self._short |= {group: len(replicas) + 1 for group, replicas in fewer.items()}\n",
-        "            self._short = {group: len(replicas) + 1 for group, replicas in fewer.items()}\n",
+        "self._short |= {group: len(replicas) + 1",
+        "self._short = {group: len(replicas) + 1",
     ),
     Mutant(
         "a tombstone goes before what it deletes",

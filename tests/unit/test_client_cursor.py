@@ -8,7 +8,8 @@ import pytest
 
 from logd.errors import CorruptionError, MalformedBatchError
 from logd.record.batch import seal_batch, seal_opaque
-from logd.record.header import BatchKind, leader_part
+from logd.record.compacted import keep_nothing
+from logd.record.header import BatchKind, decode_header, leader_part
 from logd.types import GroupId, Offset, Term
 from logd.wire.messages import Deliver, SubscribeResponse
 from logd_client.cursor import Cursor
@@ -246,6 +247,89 @@ def test_damage_is_refused_and_fetched_again_from_the_position(body: bytes) -> N
 
     assert (request.start, request.value) == ("offset", 0)
     assert request.credit_bytes == CREDIT_BYTES
+
+
+def test_an_answer_to_an_earlier_subscription_changes_nothing() -> None:
+    cursor = cursor_at(5)
+    earlier = cursor.generation
+    cursor.subscribe(2)
+    subscribed_before_the_answer = cursor.is_subscribed
+
+    late = SubscribeResponse(position=9, log_start=0, commit_offset=9)
+    cursor.on_subscribed(earlier, late)
+
+    assert not subscribed_before_the_answer
+    assert not cursor.is_subscribed
+    assert cursor.commit_offset == 5
+
+
+def test_the_commit_offset_is_the_one_that_the_broker_told_last() -> None:
+    cursor = cursor_at(5)
+    at_first = cursor.commit_offset
+    deliver(cursor, data(5, b"a"), 6)
+
+    assert (at_first, cursor.commit_offset) == (5, 6)
+
+
+def test_a_batch_of_which_compaction_has_left_nothing_is_passed_over() -> None:
+    cursor = cursor_at(0)
+    emptied = keep_nothing(decode_header(data(0, b"a", b"b")), GROUP)
+    deliver(cursor, emptied + data(2, b"c"), 3)
+
+    batches = []
+    while (batch := cursor.next_batch(skips_malformed=False)) is not None:
+        batches.append(list(batch.values))
+
+    assert batches == [[b"c"]]
+
+
+def test_what_holds_nothing_for_the_caller_gives_its_credit_back_at_once() -> None:
+    """Else a partition that gets nothing but control batches for a while would use it up."""
+    cursor = cursor_at(0)
+    bodies = [control(offset) for offset in range(4)]
+    deliver(cursor, b"".join(bodies), 4)
+
+    assert read_all(cursor) == []
+    credit = cursor.take_credit()
+
+    assert credit is not None
+    assert credit.bytes == sum(map(len, bodies))
+
+
+def test_no_credit_is_given_to_a_broker_that_has_not_taken_the_subscription_yet() -> None:
+    cursor = cursor_at(0)
+    body = data(0, bytes(CREDIT_BYTES))
+    deliver(cursor, body, 1)
+    read_all(cursor)
+    cursor.end()
+
+    assert cursor.take_credit() is None
+
+
+def test_what_lies_behind_the_stop_is_not_looked_at() -> None:
+    cursor = cursor_at(0)
+    cursor.stop = Offset(1)
+    deliver(cursor, data(0, b"a"), 1)
+    deliver(cursor, flipped(data(1, b"b"), 130), 2)
+
+    assert read_all(cursor) == [(0, b"a")]
+
+
+def test_what_was_read_before_the_damage_is_held_until_the_caller_comes_back_and_no_longer() -> (
+    None
+):
+    cursor = cursor_at(0)
+    good = data(0, b"a")
+    deliver(cursor, good + flipped(data(1, b"b"), 130), 2)
+    cursor.next_batch(skips_malformed=False)
+
+    cursor.restart_at_position()
+    held = cursor.subscribe(2)
+    cursor.finish()
+    later = cursor.subscribe(3)
+
+    assert held.credit_bytes == CREDIT_BYTES - len(good)
+    assert (later.value, later.credit_bytes) == (1, CREDIT_BYTES)
 
 
 def test_a_malformed_batch_is_reported_until_it_is_skipped_knowingly() -> None:

@@ -66,6 +66,7 @@ def test_what_takes_addresses_for_urls_is_told_that_they_are_none() -> None:
 def test_delays_are_drawn_below_a_bound_that_doubles_but_for_an_election_stands_still() -> None:
     class Highest(random.Random):
         def uniform(self, a: float, b: float) -> float:
+            assert a == 0
             return b
 
     backoff = Backoff(Highest())

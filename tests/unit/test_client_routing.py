@@ -210,6 +210,18 @@ async def test_a_consumer_that_is_closed_while_it_looks_for_its_position_says_so
                 told.close()
 
 
+async def test_a_consumer_whose_position_nobody_waits_for_any_more_leaves_nothing_behind(
+    anyio_backend: object,
+) -> None:
+    async with routing(topic(1), topic(1)) as told:
+        consumer = Consumer(told, "t", ConsumerOptions(start="latest"))
+        with anyio.move_on_after(0.01):
+            await consumer.__aenter__()
+
+        assert not consumer.is_open
+        assert (told.on_close, told.on_learnt) == ({}, {})
+
+
 @pytest.mark.parametrize(
     ("known", "told_of"),
     [
