@@ -581,6 +581,34 @@ async def test_a_lock_that_another_task_leaves_is_given_back_all_the_same(
     assert calls.released == [9]
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("ending", ["given back", "lost"])
+async def test_who_waits_until_a_lease_is_over_goes_on_then_and_not_before(
+    anyio_backend: object, ending: str
+) -> None:
+    calls = QueueingCalls()
+    calls.granted.set()
+    sessions = OneSession(calls)
+    lease = await compactor_lock(sessions).obtain(None)
+    is_over = anyio.Event()
+
+    async def wait() -> None:
+        await lease.wait_until_over()
+        is_over.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        assert not is_over.is_set()
+
+        if ending == "lost":
+            (await sessions.get("default", None)).lose(SessionExpiredError("gone"))
+        else:
+            await lease.release()
+        with anyio.fail_after(5):
+            await is_over.wait()
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("what", ["lease", "membership"])
 async def test_a_body_is_told_of_its_loss_also_after_a_task_group_in_it_has_failed(
