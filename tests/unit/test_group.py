@@ -974,7 +974,7 @@ def test_the_files_of_a_replica_that_failed_are_left_as_they_are() -> None:
             await replica.lead()
             group = replica.group
             replica.propose()
-            group.roll_soon()
+            group.roller.roll_soon()
             await a_while()
             bases = group.log.segment_bases
             assert len(bases) == 2
