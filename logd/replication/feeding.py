@@ -20,6 +20,7 @@ from logd.raft.progress import ProgressState
 from logd.raft.quorum import is_quorum
 from logd.record.compacted import cut_gap
 from logd.record.header import decode_header
+from logd.replication.room_waits import when_there_is_room
 from logd.types import NodeId, Offset
 
 if TYPE_CHECKING:
@@ -217,8 +218,14 @@ class Feeder:
         group, core = self._group, self._core
         term = core.term
         found: list[memoryview] = []
+
+        async def read() -> list[memoryview]:
+            if not group.is_leader:
+                return []
+            return await group.reader.read_file(start, group.log.end_offset, bytes_max)
+
         try:
-            found = await group.reader.read_file(start, group.log.end_offset, bytes_max)
+            found = await when_there_is_room(group.group_id, read)
         except OffsetOutOfRangeError:
             pass  # Cut off meanwhile, by the leader that came after.
         except CorruptionError:

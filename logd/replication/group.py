@@ -29,8 +29,8 @@ part with one job:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Hashable
+from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import structlog
 import trio
@@ -38,7 +38,6 @@ import trio
 from logd.errors import (
     CorruptionError,
     LogdError,
-    NoRoomError,
     OverloadedError,
     UnavailableError,
 )
@@ -72,6 +71,7 @@ from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.replication.proposals import Proposals
 from logd.replication.received import ReceivedBatch, split_gaps
 from logd.replication.rolling import Roller
+from logd.replication.room_waits import ROOM_LOOK_S, when_there_is_room
 from logd.replication.shipping import Shipper
 from logd.replication.snapshot_intake import SnapshotIntake
 from logd.replication.syncing import Syncer
@@ -85,13 +85,12 @@ if TYPE_CHECKING:
     from logd.replication.seams import Application, GroupHost, Watcher
     from logd.storage.file_header import LogIdentity
 
+Args = TypeVarTuple("Args")
+
 log = structlog.get_logger(__name__)
 
 CONTROL_BYTES_MAX: Final = 1 * KIB
 """A control batch is no longer than this."""
-
-ROOM_LOOK_S: Final = 1.0
-"""What waits for room on the disk is tried again after so long."""
 
 DAMAGE_LOOK_S: Final = 1.0
 """A replica that waits for damage to be filled looks again after so long."""
@@ -387,15 +386,13 @@ class Group:
                 await self._until_whole_below(output.truncate_to)
                 self._blocked_since = trio.current_time()
             if output.persist is not None:
-                await self._until_persisted(output.persist)
+                await self._when_there_is_room(self._persist, output.persist)
             if output.truncate_to is not None:
-                async with self.io_lock:
-                    if self.failure is None:
-                        await self._truncate(output.truncate_to)
+                await self._when_there_is_room(self._truncate, output.truncate_to)
             if output.truncate_to is not None and output.append_from is not None:
                 await self._until_room_for(batches[output.append_from :])
             if output.install_snapshot:
-                await self._install()
+                await self._when_there_is_room(self.intake.install)
         except (OSError, LogdError) as error:
             self.fail(error)
             return
@@ -469,20 +466,17 @@ class Group:
         self.checkpoints.save_due()
         self._host.set_deadline(self, self.core.deadline_ms)
 
-    async def _until_persisted(self, hard_state: HardState) -> None:
-        """Persist it, as soon as there is a file descriptor for that."""
-        was_told = False
-        while self.failure is None:
-            try:
-                async with self.io_lock:
-                    if self.failure is None:
-                        await self._persist(hard_state)
-                return
-            except NoRoomError as error:
-                if not was_told:
-                    log.error(log_events.NO_ROOM, group=self.group_id, reason=str(error))
-                was_told = True
-            await trio.sleep(ROOM_LOOK_S)
+    async def _when_there_is_room(
+        self, change: Callable[[*Args], Awaitable[None]], *args: *Args
+    ) -> None:
+        """Change the files, unless the group has failed by then."""
+
+        async def change_if_running() -> None:
+            async with self.io_lock:
+                if self.failure is None:
+                    await change(*args)
+
+        await when_there_is_room(self.group_id, change_if_running)
 
     async def _persist(self, hard_state: HardState) -> None:
         file = self._opened.hard_state
@@ -506,12 +500,17 @@ class Group:
         Damage in it is reported, and filled meanwhile by whoever repairs; nothing is cut before,
         so that log and state go on fitting each other.
         """
+
+        async def check() -> None:
+            if self.failure is None:
+                await self._host.env.run_blocking(self._opened.check_replay, offset)
+
         is_reported = False
         while self.failure is None:
             # Looking means to read much: not again before whoever repairs says that it is whole.
             if not is_reported or self.damage is None:
                 try:
-                    await self._host.env.run_blocking(self._opened.check_replay, offset)
+                    await when_there_is_room(self.group_id, check)
                 except CorruptionError:
                     self._host.damage_met(self)
                     is_reported = True
@@ -522,12 +521,12 @@ class Group:
     async def _truncate(self, offset: Offset) -> None:
         """Cut the log, and take back from the derived state what was cut."""
         assert offset >= self._commit_offset
-        log.info(
-            log_events.LOG_TRUNCATED, group=self.group_id, start=offset, end=self.log.end_offset
-        )
+        end = self.log.end_offset
         self._host.tail_cache.forget(self.group_id)
         self.checkpoints.forget_above(offset)
         await self._host.env.run_blocking(self.log.truncate, offset)
+        if end > offset:  # Else it has been cut, and only its state could not be read.
+            log.info(log_events.LOG_TRUNCATED, group=self.group_id, start=offset, end=end)
         self.state = await self._host.env.run_blocking(self._opened.replay_state)
         self.members.introduce()
 
@@ -543,21 +542,6 @@ class Group:
                 log.error(log_events.NO_ROOM, group=self.group_id, reason=reason)
             was_told = True
             await trio.sleep(ROOM_LOOK_S)
-
-    async def _install(self) -> None:
-        """Put what was shipped in place, as soon as there is room for it."""
-        was_told = False
-        while self.failure is None:
-            try:
-                async with self.io_lock:
-                    if self.failure is None:
-                        await self.intake.install()
-                return
-            except NoRoomError as error:
-                if not was_told:
-                    log.error(log_events.NO_ROOM, group=self.group_id, reason=str(error))
-                was_told = True
-            await trio.sleep(ROOM_LOOK_S)  # Without the lock: others make room, or close the files.
 
     # --- following ----------------------------------------------------------------------------
 

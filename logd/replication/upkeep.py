@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from logd.errors import LogdError, StorageFailedError
+from logd.replication.room_waits import when_there_is_room
 from logd.storage.clean_note import read_clean_note, write_clean_note
 from logd.types import Offset
 
@@ -37,14 +38,18 @@ class Upkeep:
     ) -> tuple[ScrubPosition | None, Hole | None] | None:
         """Verify a piece of the log on the disk (see ``Log.scrub``); None if the group stopped."""
         group = self._group
-        async with group.io_lock:
-            if self._has_stopped:
-                return None
-            try:
+
+        async def scrub_if_running() -> tuple[ScrubPosition | None, Hole | None] | None:
+            async with group.io_lock:
+                if self._has_stopped:
+                    return None
                 return await self._host.env.run_blocking(group.log.scrub, position, bytes_max)
-            except (OSError, LogdError) as error:
-                group.fail(error)
-                return None
+
+        try:
+            return await when_there_is_room(group.group_id, scrub_if_running)
+        except (OSError, LogdError) as error:
+            group.fail(error)
+            return None
 
     async def fill(self, hole: Hole, batches: bytes) -> Hole | None:
         """Put back part of a hole below the commit offset; what is left of it, if anything.

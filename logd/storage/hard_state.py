@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from logd.env import File, FileSystem
-from logd.errors import CorruptionError, NoRoomError, StorageError, StorageFailedError
+from logd.errors import CorruptionError, StorageError, StorageFailedError
 from logd.limits import KIB
 from logd.storage.checksummed import is_intact, with_checksum
 from logd.storage.file_header import (
@@ -35,7 +35,7 @@ from logd.storage.file_header import (
     encode_file_header,
     refuse_foreign,
 )
-from logd.storage.room import what_lacks
+from logd.storage.room import opening
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
     WriteNew,
@@ -252,11 +252,9 @@ class HardStateFile:
         assert before.is_newcomer or not is_newcomer, "a newcomer only at the beginning"
         state = _State(before.sequence + 1, term, voted_for, is_newcomer, rests_on)
         try:
-            file = self._files.open(self._path)
+            with opening(self._path):  # Nothing of it is on its way to the disk.
+                file = self._files.open(self._path)
         except OSError as error:
-            lack = what_lacks(error)
-            if lack is not None:  # Nothing of it is on its way to the disk.
-                raise NoRoomError(f"no {lack} to save {self._path}") from error
             raise self.fail_save(error) from error
         try:
             self._write(file, state)

@@ -508,6 +508,7 @@ class Log:
                 was ever passed to ``sync``.
 
         Raises:
+            NoRoomError: there is no file descriptor for that: the same is to be done again.
             StorageFailedError: the disk failed; the log is poisoned.
             CorruptionError: what leads to ``offset`` is damaged; nothing was done.
         """
@@ -656,6 +657,7 @@ class Log:
         Raises:
             OffsetOutOfRangeError: ``offset`` is outside the log.
             CorruptionError: a batch is damaged; names file and position.
+            NoRoomError: there is no file descriptor to read with.
             StorageFailedError: the disk failed, or failed before and the range is in doubt.
         """
         return self._reads.read(offset, end_offset, bytes_max, cached_only=cached_only)

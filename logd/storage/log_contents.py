@@ -32,6 +32,7 @@ from logd.env import FileSystem
 from logd.errors import CorruptionError, StorageFailedError
 from logd.storage.file_header import FileHeader, LogIdentity
 from logd.storage.recovery import LogEnd, read_segment_header
+from logd.storage.room import opening
 from logd.storage.segment import FIRST_POSITION, Segment, create_segment, segment_name
 from logd.storage.segment_index import remove_indexes, remove_indexes_durably
 from logd.storage.successor_note import clear_note
@@ -214,9 +215,13 @@ class LogContents:
 
         Another object: a reader may be about to open the one that is there, for reading, or to let
         go of it.
+
+        Raises:
+            NoRoomError: there is no file descriptor for it.
         """
         fresh = self._segment(sealed.base_offset, sealed.prev_term, sealed.end)
-        fresh.opened_for_append()
+        with opening(fresh.path):
+            fresh.opened_for_append()
         return fresh
 
     def cut_behind(self, number: int, active: Segment, end: LogEnd) -> None:
@@ -237,8 +242,13 @@ class LogContents:
             self._files.sync_directory(self.directory)
 
     def forget_successor(self, segment: Segment) -> None:
-        """What follows ``segment`` is about to be removed."""
-        file = self._files.open(segment.path)
+        """What follows ``segment`` is about to be removed.
+
+        Raises:
+            NoRoomError: there is no file descriptor for that.
+        """
+        with opening(segment.path):
+            file = self._files.open(segment.path)
         try:
             clear_note(file)
         finally:

@@ -9,7 +9,11 @@ Nor is a disk at fault that was never asked, because there was no file descripto
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
+
+from logd.errors import NoRoomError
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
@@ -25,6 +29,22 @@ def what_lacks(error: BaseException | None) -> str | None:
     if is_no_room(error):
         return "room"
     return "file descriptor" if _is_of(_NO_DESCRIPTOR, error) else None
+
+
+@contextmanager
+def opening(path: str) -> Iterator[None]:
+    """Around what opens a file that is there, to read it or before anything is written.
+
+    Raises:
+        NoRoomError: there is no file descriptor for it.
+    """
+    try:
+        yield
+    except OSError as error:
+        lack = what_lacks(error)
+        if lack is None:
+            raise
+        raise NoRoomError(f"no {lack} to open {path}") from error
 
 
 def _is_of(numbers: tuple[int, ...], error: BaseException | None) -> bool:

@@ -28,6 +28,7 @@ from logd.storage.file_header import (
     LogIdentity,
     encode_file_header,
 )
+from logd.storage.room import opening
 from logd.storage.segment_index import SegmentIndexes, load_indexes
 from logd.storage.successor_note import NOTE_END, NOTE_POSITION, encode_note
 from logd.storage.synced_mark import SLOT_POSITIONS, MarkSlot, encode_mark
@@ -126,15 +127,23 @@ class Segment:
         """File and indexes of a sealed segment, opened and loaded if they are not.
 
         Two readers may do so at once; either's result will do for both.
+
+        Raises:
+            NoRoomError: as ``opened_file``.
         """
         file = self.opened_file()
         return file, self.indexes or self._load_indexes(file)
 
     def opened_file(self) -> File:
-        """The file alone."""
+        """The file alone.
+
+        Raises:
+            NoRoomError: there is no file descriptor for it.
+        """
         file = self.file
         if file is None:
-            file = self.file = self._files.open(self.path, writable=False)
+            with opening(self.path):
+                file = self.file = self._files.open(self.path, writable=False)
         return file
 
     def opened_for_append(self) -> tuple[File, SegmentIndexes]:

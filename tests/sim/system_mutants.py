@@ -520,7 +520,7 @@ SYSTEM_MUTANTS = (
         "a vote is not saved",
         "P2: one leader per term",
         "logd/replication/group.py",
-        "                await self._until_persisted(output.persist)\n",
+        "                await self._when_there_is_room(self._persist, output.persist)\n",
         "                pass\n",
     ),
     Mutant(
@@ -2211,8 +2211,31 @@ SYSTEM_MUTANTS = (
         "a full disk keeps the files of a replica that waits for room",
         "liveness: others make room",
         "logd/replication/group.py",
-        "            await trio.sleep(ROOM_LOOK_S)  # Without",
-        "            async with self.io_lock:\n                await trio.sleep(1e6)  # Without",
+        "        await when_there_is_room(self.group_id, change_if_running)\n",
+        "        async with self.io_lock:\n"
+        "            await when_there_is_room(self.group_id, lambda: change(*args))\n",
+    ),
+    Mutant(
+        "a leader without a descriptor to read for a follower fails",
+        "availability: no replica fails for want of descriptors",
+        "logd/storage/segment.py",
+        "            with opening(self.path):\n"
+        "                file = self.file = self._files.open(self.path, writable=False)\n",
+        "            file = self.file = self._files.open(self.path, writable=False)\n",
+    ),
+    Mutant(
+        "a scrub without a descriptor takes for whole what it has not read",
+        "P1: rot is found before it is read",
+        "logd/replication/upkeep.py",
+        "            return await when_there_is_room(group.group_id, scrub_if_running)\n",
+        "            return await scrub_if_running()\n",
+    ),
+    Mutant(
+        "a log that is to be cut fails for want of a descriptor",
+        "availability: no replica fails for want of descriptors",
+        "logd/storage/log_contents.py",
+        "        with opening(segment.path):\n            file =",
+        "        if True:\n            file =",
     ),
     Mutant(
         "a full disk has no room for a batch where it has none for a step",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 
 import pytest
 import trio
@@ -25,7 +26,7 @@ from logd.replication.peer_protocol import PeerKind, Ping
 from logd.replication.snapshot import encode_snapshot
 from logd.types import NodeId, Offset, Term
 from logd.wire.frame import FrameDecoder, encode_message
-from tests.sim.files import CAPACITY_BYTES_DEFAULT
+from tests.sim.files import CAPACITY_BYTES_DEFAULT, SimulatedFileSystem
 from tests.support.replica import (
     GROUP,
     OURSELVES,
@@ -52,6 +53,101 @@ def free(replica: Replica) -> None:
 
 
 # --- no descriptors ----------------------------------------------------------------------
+
+
+def take_all_descriptors(replica: Replica, match: str = ".log") -> None:
+    """Nothing can be opened any more whose path ends with ``match``."""
+
+    def refuse(operation: str, path: str) -> None:
+        if operation in ("open", "create") and path.endswith(match):
+            raise OSError(errno.EMFILE, "simulated failure", path)
+
+    replica.files.on_operation = refuse
+
+
+async def written_and_closed(segments: int) -> SimulatedFileSystem:
+    """The disk of a replica with so many segments of one batch each; whoever opens it again keeps
+    the last few open."""
+    async with open_replica(segment_bytes=8 * KIB) as replica:
+        for number in range(segments):
+            replica.append([batch_of(Offset(number), Term(1), bytes(8 * KIB))], term=Term(1))
+            await a_while()
+        assert len(replica.group.log.segment_bases) == segments + 1
+        await replica.group.close()
+    replica.files.crash(random.Random(1))
+    return replica.files
+
+
+def test_a_leader_that_has_no_descriptor_to_read_for_a_follower_leads_on_and_reads_later() -> None:
+    async def story() -> None:
+        files = await written_and_closed(7)
+        async with open_replica(files, life=2, segment_bytes=8 * KIB) as replica:
+            await replica.lead()
+            take_all_descriptors(replica)
+            answer(replica, THIRD, Offset(0), is_accepted=False)
+            answer(replica, THIRD, Offset(0))
+            await trio.sleep(2.5)
+            assert (replica.group.failure, replica.group.is_ready) == (None, True)
+            sent = sent_to(replica, THIRD)
+            assert replica.group.log.end_offset not in sent
+
+            replica.files.on_operation = None
+
+            await trio.sleep(1.5)
+            replica.group.post(PeerUp(THIRD))  # Nothing was heard of it.
+            answer(replica, THIRD, Offset(0))
+            await until(lambda: sent_to(replica, THIRD)[len(sent) :] != [])
+
+    play(story)
+
+
+def test_a_scrub_that_has_no_descriptor_to_read_with_goes_on_later_and_vouches_for_nothing() -> (
+    None
+):
+    async def story() -> None:
+        files = await written_and_closed(7)
+        async with open_replica(files, life=2, segment_bytes=8 * KIB) as replica:
+            group = replica.group
+            take_all_descriptors(replica)
+            found = []
+
+            async def scrub() -> None:
+                found.append(await group.upkeep.scrub(group.log.scrub_start(Offset(0)), MIB))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(scrub)
+                await trio.sleep(5)
+                assert (group.failure, found) == (None, [])
+
+                replica.files.on_operation = None
+
+            assert found == [(group.log.scrub_start(Offset(1)), None)]
+
+    play(story)
+
+
+@pytest.mark.parametrize("match", ["0.log", "2.log"])
+def test_a_log_is_cut_into_an_earlier_segment_when_there_are_descriptors_for_that(
+    match: str,
+) -> None:
+    """Nothing has gone before, so nothing is in doubt: the replica does not fail."""
+
+    async def story() -> None:
+        files = await written_and_closed(4)
+        async with open_replica(files, life=2, segment_bytes=8 * KIB) as replica:
+            take_all_descriptors(replica, match)
+            replica.append([batch_of(Offset(0), Term(2))], term=Term(2), start=Offset(0))
+            await trio.sleep(5)
+            assert (replica.group.failure, replica.group.log.end_offset) == (None, 4)
+
+            replica.files.on_operation = None
+
+            await until(lambda: replica.group.log.end_offset == 1)
+            await until(lambda: not replica.group.is_held)
+            assert (replica.group.failure, replica.group.log.last_term) == (None, 2)
+            assert replica.group.log.segment_bases == (0,)
+
+    play(story)
 
 
 @pytest.mark.parametrize("reason", [errno.EMFILE, errno.ENFILE])
@@ -291,7 +387,7 @@ async def lead_both(replica: Replica) -> None:
     replica.node.sent_batches.clear()
 
 
-def answer(replica: Replica, follower: NodeId, end: Offset) -> None:
+def answer(replica: Replica, follower: NodeId, end: Offset, *, is_accepted: bool = True) -> None:
     group = replica.group
     group.post(
         Received(
@@ -301,8 +397,8 @@ def answer(replica: Replica, follower: NodeId, end: Offset) -> None:
                 target=OURSELVES,
                 term=group.core.term,
                 round=0,
-                enrolment=Offset(0),
-                accepted=True,
+                enrolment=group.core.progress(follower).enrolment,
+                accepted=is_accepted,
                 synced_end=end,
                 received_end=end,
             )
