@@ -24,7 +24,13 @@ import trio
 from logd.broker import log_events
 from logd.broker.plan_runner import is_controller
 from logd.broker.rebuilding import MAKE_ANEW, TAKE_OUT
-from logd.errors import InvalidRequestError, LogdError, NotLeaderError, RebalanceConflictError
+from logd.errors import (
+    InvalidRequestError,
+    LogdError,
+    NotLeaderError,
+    RebalanceConflictError,
+    RefusedError,
+)
 from logd.metadata.commands import CancelMove, Command, SkipMove
 from logd.metadata.features import GIVING_UP_LEVEL
 from logd.metadata.moves import BY_ITSELF
@@ -50,6 +56,7 @@ async def clear_the_way(broker: Broker) -> None:
 
     Raises:
         NotLeaderError: there is one, and only the controller has it make way.
+        RequestError: as ``give_way``.
     """
     while True:
         plan = broker.metadata.state.plan
@@ -67,6 +74,7 @@ async def give_way(broker: Broker, plan_id: int) -> Plan:
         NotLeaderError: this is not the controller.
         InvalidRequestError: it is not the last plan, or somebody has asked for it.
         RebalanceConflictError: it makes replicas anew.
+        RequestError: not all of it is known to be committed; the same may be asked for again.
     """
     if not is_controller(broker):
         raise NotLeaderError("only the controller has a plan make way", broker.controller)
@@ -124,16 +132,21 @@ def _cancels(broker: Broker, plan: Plan) -> list[Command]:
 
 async def _execute_all(broker: Broker, commands: Sequence[Command]) -> None:
     """Some at once, so that they share their syncs; what was over meanwhile is refused."""
+    failures: list[LogdError] = []
 
     async def execute(command: Command) -> None:
         try:
             await broker.metadata.execute(
                 command, timeout_ms=COMMAND_TIMEOUT_MS, safe_to_repeat=True
             )
-        except LogdError as error:
+        except RefusedError as error:
             log.info(log_events.METADATA_REFUSED, reason=str(error))
+        except LogdError as error:
+            failures.append(error)
 
     for first in range(0, len(commands), COMMANDS_AT_ONCE):
         async with trio.open_nursery() as nursery:
             for command in commands[first : first + COMMANDS_AT_ONCE]:
                 nursery.start_soon(execute, command)
+        if failures:
+            raise failures[0]

@@ -179,6 +179,7 @@ async def start_plan(broker: Broker, request: StartPlanRequest) -> StartPlanResp
             f"{len(request.moves)} moves, one request has 1 to {PLAN_MOVES_PER_COMMAND_MAX}"
         )
     _check_room(broker, request)
+    began = trio.current_time()
     if request.first == 0:
         with trio.move_on_after(GIVING_WAY_SHARE * request.timeout_ms / 1000):
             await clear_the_way(broker)
@@ -200,8 +201,9 @@ async def start_plan(broker: Broker, request: StartPlanRequest) -> StartPlanResp
         ),
         now_ms=broker.env.wall_clock_ms(),
     )
+    spent_ms = int((trio.current_time() - began) * 1000)
     result = await broker.metadata.execute(
-        command, timeout_ms=request.timeout_ms, safe_to_repeat=True
+        command, timeout_ms=max(1, request.timeout_ms - spent_ms), safe_to_repeat=True
     )
     assert isinstance(result, PlanChanged)
     return StartPlanResponse(plan_id=result.plan.plan_id)
@@ -233,8 +235,12 @@ def _check_room(broker: Broker, request: StartPlanRequest) -> None:
 async def cancel_plan(broker: Broker, request: CancelPlanRequest) -> CancelPlanResponse:
     _check(broker, request.timeout_ms)
     if request.gives_way:
-        plan = await give_way(broker, request.plan_id)
-        return CancelPlanResponse(state=plan.state)
+        with trio.move_on_after(request.timeout_ms / 1000):
+            plan = await give_way(broker, request.plan_id)
+            return CancelPlanResponse(state=plan.state)
+        raise RequestTimeoutError(
+            f"plan {request.plan_id} makes way, but not within {request.timeout_ms} ms"
+        )
     result = await broker.metadata.execute(
         CancelPlan(plan_id=request.plan_id, now_ms=broker.env.wall_clock_ms()),
         timeout_ms=request.timeout_ms,

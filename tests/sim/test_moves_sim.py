@@ -17,7 +17,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from logd.broker import log_events
+from logd.broker import log_events, rebalancing
 from logd.broker.autonomy import DRAIN_GRACE_S, Autonomy
 from logd.cli.cancelling import cancel_move
 from logd.cli.plan_progress import names_of, plan_progress
@@ -38,7 +38,7 @@ from logd.metadata.features import ONE_MOVE_LEVEL
 from logd.metadata.moves import REASON_CHARACTERS_MAX, PlannedMove
 from logd.raft.messages import TransferLeadership
 from logd.types import METADATA_GROUP, GroupId, NodeId
-from logd.wire.messages import PlanInfo, PlannedMoveInfo
+from logd.wire.messages import CancelPlanRequest, PlanInfo, PlannedMoveInfo, StartPlanRequest
 from logd_client import Client
 from logd_client.admin import Admin
 from tests.sim import stories
@@ -1124,6 +1124,51 @@ def test_a_plan_that_makes_way_while_the_controller_is_lost_is_ended_by_the_next
         assert found is not None
         assert found.plan_id > plan.plan_id or found.state == "done"
         controller.start()
+        await trio.sleep(5)
+        await check(cluster, client)
+
+    play(story, rebalance_interval_ms=10_000)
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_whoever_wants_a_plan_out_of_the_way_is_answered_in_time_also_without_a_majority(
+    *, is_started: bool
+) -> None:
+    """Who only says so, and who starts another one."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        plan = await evening_out(cluster, client)
+        controller = cluster.leader_of(METADATA_GROUP)
+        assert controller is not None
+        broker = controller.broker
+        assert broker is not None
+        for node in cluster.nodes.values():
+            if node is not controller:
+                await node.crash(power=False)
+
+        async def ask() -> None:
+            if is_started:
+                moves: list[PlannedMoveInfo] = []
+                request = StartPlanRequest(
+                    token="t",
+                    purpose="",
+                    layout_version=0,
+                    move_count=1,
+                    moves=moves,
+                    timeout_ms=4_000,
+                )
+                await rebalancing.start_plan(broker, request)
+            else:
+                cancel = CancelPlanRequest(plan_id=plan.plan_id, gives_way=True, timeout_ms=4_000)
+                await rebalancing.cancel_plan(broker, cancel)
+
+        began = trio.current_time()
+        with pytest.raises((RequestTimeoutError, UnavailableError)):
+            await ask()
+
+        assert trio.current_time() - began < 4.1
+        for node in cluster.stopped():
+            node.start()
         await trio.sleep(5)
         await check(cluster, client)
 
