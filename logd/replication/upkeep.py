@@ -77,24 +77,29 @@ class Upkeep:
             offset: committed, and not above ``Checkpoints.restorable_offset``.
             trash: where the segments go.
         """
-        group = self._group
-        async with group.io_lock:
-            # Judged here: another log may have been installed since it was decided.
-            bases = group.log.segment_bases
-            start = max((base for base in bases if base <= offset), default=offset)
-            if self._has_stopped or start <= group.log.start_offset:
-                return False
-            if group.is_held:
-                return False  # The core may be ahead: another log may be about to be installed.
-            # First: what is gone must not be asked for.
-            group.core.trim(start)
-            self._host.set_deadline(group, group.core.deadline_ms)
-            try:
-                await self._host.env.run_blocking(group.log.trim, start, trash)
-            except (OSError, LogdError) as error:
-                group.fail(error)
-                return False
-            return True
+        group, run_blocking = self._group, self._host.env.run_blocking
+
+        async def trim_if_due() -> bool:
+            async with group.io_lock:
+                # Judged here: another log may have been installed since it was decided.
+                bases = group.log.segment_bases
+                start = max((base for base in bases if base <= offset), default=offset)
+                if self._has_stopped or start <= group.log.start_offset:
+                    return False
+                await run_blocking(group.log.require_descriptor)
+                if group.is_held or self._has_stopped:
+                    return False  # The core may be ahead: another log may be about to be installed.
+                # First: what is gone must not be asked for.
+                group.core.trim(start)
+                self._host.set_deadline(group, group.core.deadline_ms)
+                await run_blocking(group.log.trim, start, trash)
+                return True
+
+        try:
+            return await when_there_is_room(group.group_id, trim_if_due)
+        except (OSError, LogdError) as error:
+            group.fail(error)
+            return False
 
     async def replace(
         self, bases: Sequence[Offset], path: str, trash: str, *, is_of_peers: bool = False

@@ -36,7 +36,7 @@ from logd.storage.holes import Hole, end_beyond_damage, fill_hole
 from logd.storage.log_contents import LogContents, SealedSegment, segment_number
 from logd.storage.log_reads import LogReads
 from logd.storage.recovery import LogEnd, Recovered, RecoveryReport, recover, segment_bases
-from logd.storage.room import what_lacks
+from logd.storage.room import opening, what_lacks
 from logd.storage.scrub import ScrubPosition, scrub, scrub_start
 from logd.storage.segment import FIRST_POSITION, Segment, create_segment
 from logd.storage.segment_index import RELATIVE_OFFSET_MAX, remove_indexes_durably
@@ -527,6 +527,17 @@ class Log:
                 self._cut_active(offset)
             except OSError as error:
                 raise held.fail("truncate", error) from error
+
+    def require_descriptor(self) -> None:
+        """See that one more file can be opened, before what would end half-way where none can: a
+        directory is opened to be synced.
+
+        Raises:
+            NoRoomError: there is no file descriptor for it.
+        """
+        path = self._held.active.path
+        with opening(path):
+            self._files.open(path, writable=False).close()
 
     def trim(self, offset: Offset, trash: str | None = None) -> None:
         """Drop the segments that lie wholly below ``offset``; never the active one.

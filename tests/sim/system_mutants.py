@@ -2238,6 +2238,13 @@ SYSTEM_MUTANTS = (
         "        if True:\n            file =",
     ),
     Mutant(
+        "a log is trimmed without a descriptor to make that durable with",
+        "availability: no replica fails for want of descriptors",
+        "logd/replication/upkeep.py",
+        "                await run_blocking(group.log.require_descriptor)\n",
+        "",
+    ),
+    Mutant(
         "a full disk has no room for a batch where it has none for a step",
         "availability: metadata go on",
         "logd/storage/space_ahead.py",

@@ -126,6 +126,33 @@ def test_a_scrub_that_has_no_descriptor_to_read_with_goes_on_later_and_vouches_f
     play(story)
 
 
+def test_a_log_is_trimmed_when_there_are_descriptors_to_sync_its_directory_with() -> None:
+    """What is gone half-way would be in doubt."""
+
+    async def story() -> None:
+        files = await written_and_closed(3)
+        async with open_replica(files, life=2, segment_bytes=8 * KIB) as replica:
+            group = replica.group
+            await replica.lead()
+
+            def refuse(operation: str, path: str) -> None:
+                if operation in ("open", "create", "sync_directory"):
+                    raise OSError(errno.EMFILE, "simulated failure", path)
+
+            replica.files.on_operation = refuse
+            async with trio.open_nursery() as nursery:
+                trash = replica.node.membership.directory.trash_path
+                nursery.start_soon(group.upkeep.trim, Offset(2), trash)
+                await trio.sleep(2.5)
+                assert (group.failure, group.log.start_offset, group.log_start) == (None, 0, 0)
+
+                replica.files.on_operation = None
+
+            assert (group.failure, group.log.start_offset, group.log_start) == (None, 2, 2)
+
+    play(story)
+
+
 @pytest.mark.parametrize("match", ["0.log", "2.log"])
 def test_a_log_is_cut_into_an_earlier_segment_when_there_are_descriptors_for_that(
     match: str,
