@@ -33,6 +33,7 @@ from logd.errors import (
     FrameTooLargeError,
     InvalidRequestError,
     LogdError,
+    NoRoomError,
     NotAuthorizedError,
     OverloadedError,
     ProtocolError,
@@ -355,6 +356,10 @@ class Session:
                 if frame.kind in _DESCRIBING:
                     own_bytes = await self._answer_room.take_own()
                 answer = await ADMIN_HANDLERS[frame.kind](self.broker, request)
+        except NoRoomError as error:
+            # No descriptor to read with: that is this broker's, and may pass.
+            with self.broker.node.turn:
+                self.fail(frame.kind, frame.correlation_id, UnavailableError(str(error)))
         except LogdError as error:
             with self.broker.node.turn:
                 self.fail(frame.kind, frame.correlation_id, error)

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from logd.errors import (
     DeliveryTimeoutError,
     DiskFullError,
     LogdError,
+    UnavailableError,
     UnknownTopicError,
     UnsupportedVersionError,
 )
@@ -610,6 +612,31 @@ def test_a_replica_for_which_there_was_no_descriptor_is_made_when_there_are_some
                 await trio.sleep(0.1)
         assert len(short.groups) == len(told.nodes[0].groups)
         assert told.events("partition_damaged").count(short.host) == 1
+
+    tell(story)
+
+
+def test_who_asks_what_cannot_be_read_for_want_of_a_descriptor_is_told_to_ask_again() -> None:
+    """It is that broker's, and passes: no log fails, and it is said what is missing."""
+
+    async def story(told: Told) -> None:
+        async with told.client.producer(TOPIC) as producer:
+            for _ in range(10):
+                await producer.append(bytes(40 * KIB))
+        leader = await told.leader()
+
+        def refuse(operation: str, path: str) -> None:
+            if operation == "open" and path.endswith(".log"):
+                raise OSError(errno.EMFILE, "simulated failure", path)
+
+        leader.files.on_operation = refuse
+        long_ago = datetime(1980, 1, 1, tzinfo=UTC)
+        with pytest.raises(UnavailableError, match="no file descriptor"):
+            await told.client.admin.trim_partition(TOPIC, 0, long_ago)
+
+        leader.files.on_operation = None
+        await told.client.admin.trim_partition(TOPIC, 0, long_ago)
+        assert leader.groups[told.group].failure is None
 
     tell(story)
 
