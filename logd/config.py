@@ -164,7 +164,9 @@ class BrokerConfig:
     what it leads.
 
     Lower is a shorter gap when a machine vanishes, and more needless elections when one is
-    merely slow. A process that dies is noticed at once, by its connections.
+    merely slow. A process that dies is noticed at once, by its connections. A leader that
+    no majority has answered for this long steps down: it has to exceed a round trip between
+    brokers.
     """
 
     election_timeout_ms: int = 150

@@ -71,6 +71,11 @@ class Candidacy:
         if node not in self._votes and is_voter(self._configurations.current, node):
             self._ask(node)
 
+    def ask_the_silent(self) -> None:
+        """What was asked may be lost, or only late."""
+        for voter in self.silent:
+            self._ask(voter)
+
     def is_answered_by(self, response: VoteResponse) -> bool:
         """Whether ``response`` is about this attempt and no other."""
         if response.pre_vote != self.is_pre_vote:
@@ -93,6 +98,14 @@ class Candidacy:
     def is_lost(self) -> bool:
         """Whether no quorum can, whoever may still answer."""
         return not is_quorum(self._configurations.current, lambda node: self._votes.get(node, True))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether votes are all that it lacks: nobody has refused, so they may only be late.
+
+        A restart is not: whether there has to be one is found out anew.
+        """
+        return not self.is_pre_vote and not self.is_restart and all(self._votes.values())
 
     @property
     def needs_restart(self) -> bool:

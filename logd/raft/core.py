@@ -582,6 +582,8 @@ class RaftCore:
             self._voted_for = request.source
             self._follow()
             self._clock.postpone(self._now_ms)
+        elif granted and self._replica.prefers(request.source):
+            self._yield_to_preferred()
         self._outbox.append(
             VoteResponse(
                 group=self.group,
@@ -595,6 +597,17 @@ class RaftCore:
         )
         if self._leading is not None and not granted:
             self._leading.announce_to(request.source, self._now_ms)
+
+    def _yield_to_preferred(self) -> None:
+        """Somebody who stands before this node would be voted for here: it goes first.
+
+        Where answers take longer than an election timeout two would else campaign against each
+        other, again and again.  Who campaigns already goes on: it may have been elected.
+        """
+        if self._role is Role.PRE_CANDIDATE:
+            self._follow()
+        if self._role is Role.FOLLOWER:
+            self._clock.postpone(self._now_ms)
 
     def _on_vote_response(self, response: VoteResponse) -> None:
         would_vote = response.pre_vote and response.granted  # Then the term is the one asked for.
@@ -697,10 +710,14 @@ class RaftCore:
         deadline_ms = self._clock.deadline_ms
         if deadline_ms is None or self._now_ms < deadline_ms:
             return
-        if self._replica.may_win:
-            self._pre_campaign()
-        else:
+        candidacy = self._candidacy
+        if not self._replica.may_win:
             self._follow()
+        elif candidacy is not None and candidacy.is_open:
+            self._clock.campaign(self._now_ms)
+            candidacy.ask_the_silent()
+        else:
+            self._pre_campaign()
 
     def _on_peer_up(self, node: NodeId) -> None:
         self._nodes_up[node] = None

@@ -7,6 +7,7 @@ on, and leave to the next, is here.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,12 @@ class Replica:
                 break
             rank += voter in self.nodes_up
         return rank
+
+    def prefers(self, candidate: NodeId) -> bool:
+        """Whether ``candidate`` stands before this node in the replica list."""
+        electors = self.configurations.current.electors
+        before = itertools.takewhile(lambda voter: voter != self.node, electors)
+        return candidate in before
 
     @property
     def is_left_out(self) -> bool:

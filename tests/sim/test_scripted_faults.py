@@ -175,6 +175,37 @@ def test_one_slow_disk_slows_nobody_down_but_its_own_node() -> None:
     play(story)
 
 
+@pytest.mark.parametrize(("source", "target"), [(1, 2), (2, 1)])
+def test_two_of_three_elect_leaders_and_keep_them_while_one_hears_the_other_late(
+    source: int, target: int
+) -> None:
+    """An answer takes several election timeouts then, and leaders are evened out meanwhile."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic(TOPIC, partitions=12, replicas=3)
+        groups = [GroupId(partition.group) for partition in topic.partitions]
+        lost, *others = (cluster.nodes[NodeId(node)] for node in (3, 1, 2))
+        while not all(map(cluster.leader_of, groups)):
+            await trio.sleep(0.1)
+        terms = {group: others[0].groups[group].core.term for group in groups}
+        cluster.network.slow(f"node{source}", f"node{target}", 0.8)
+        await lost.crash(power=False, vanish=False)
+
+        leaderless = dict.fromkeys(groups, 0)
+        for _ in range(300):
+            await trio.sleep(0.1)
+            for group in groups:
+                if not any(node.groups[group].core.is_ready for node in others):
+                    leaderless[group] += 1
+
+        assert max(leaderless.values()) < 60  # Each stands for a tenth of a second.
+        for group in groups:
+            assert max(node.groups[group].core.term for node in others) <= terms[group] + 3
+        cluster.network.heal()
+
+    play(story)
+
+
 def test_a_full_disk_that_is_still_full_after_a_restart_recovers_when_there_is_space() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
