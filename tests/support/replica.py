@@ -35,7 +35,7 @@ from logd.replication.group import Group
 from logd.replication.membership import Membership
 from logd.replication.node import Node
 from logd.replication.opening import open_group, start_core
-from logd.replication.peer_protocol import Lane
+from logd.replication.peer_protocol import AnyPeerMessage, Lane
 from logd.replication.proposal import Outcome, Placed, Proposal
 from logd.replication.received import check_append
 from logd.storage.directory import DataDirectory
@@ -63,6 +63,11 @@ class TappedNode(Node):
 
     sent: list[Message]
     sent_batches: list[tuple[AppendRequest, bytes]]
+    full_links: set[NodeId]
+    """To whom nothing can be sent just now."""
+    connected: set[NodeId]
+    """To whom a message of the node is sent; to others it says that they are not there."""
+    sent_to_peers: list[tuple[NodeId, AnyPeerMessage, bytes]]
 
     def send(self, message: Message, buffers: tuple[Buffer, ...] = (), lane: Lane = "main") -> None:
         self.sent.append(message)
@@ -70,8 +75,15 @@ class TappedNode(Node):
             self.sent_batches.append((message, b"".join(buffers)))
         super().send(message, buffers, lane)
 
+    def send_peer(
+        self, target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+    ) -> bool:
+        self.sent_to_peers.append((target, message, b"".join(buffers)))
+        return target in self.connected
+
     def has_room(self, target: NodeId, lane: Lane) -> bool:
-        return True  # Nobody is connected; what is sent is seen by the test alone.
+        # Nobody is connected; what is sent is seen by the test alone.
+        return target not in self.full_links
 
 
 class Replica:
@@ -304,6 +316,9 @@ async def open_replica(
     node = TappedNode(config, env, Membership(OURSELVES, directory, config.cluster, env))
     node.sent = []
     node.sent_batches = []
+    node.full_links = set()
+    node.connected = set()
+    node.sent_to_peers = []
     opened = open_group(
         files,
         directory,

@@ -454,6 +454,28 @@ def test_nothing_is_appended_while_leadership_is_handed_over() -> None:
     play(story)
 
 
+def test_a_successor_is_sent_what_it_lacks_as_soon_as_its_link_has_room() -> None:
+    """Nothing else happens in the group that would see to that: it takes no more proposals."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            replica.node.full_links.add(SECOND)
+            replica.propose()
+            await a_while()
+            replica.group.post(TransferLeadership(SECOND))
+            replica.node.sent.clear()
+            replica.node.full_links.clear()
+
+            replica.node.on_link_room(SECOND)
+            await trio.sleep(0.001)
+
+            sent = [m for m in replica.sent(AppendRequest) if m.target == SECOND]
+            assert [(m.start_offset, m.end_offset) for m in sent] == [(1, 2)]
+
+    play(story)
+
+
 async def hand_over(replica: Replica) -> Term:
     """The second voter is told to lead, and asks for our vote; the term it campaigns in."""
     replica.group.post(TransferLeadership(SECOND))
@@ -683,6 +705,33 @@ def test_a_truncation_waits_until_damage_below_it_is_filled() -> None:
 
             assert log.end_offset == group.state.end_offset == 3
             assert group.failure is None
+
+    play(story)
+
+
+def test_a_truncation_that_waits_for_a_repair_does_not_wait_for_its_disk() -> None:
+    """Whoever is told so looks for the trouble in the wrong place."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+            batches = [batch_of(Offset(offset), Term(1)) for offset in range(3)]
+            replica.append(batches, term=Term(1), commit_offset=Offset(2))
+            await a_while()
+            path = f"{group.directory}/{0:020}.log"
+            replica.files.flip(path, SEGMENT_HEADER_BYTES + len(batches[0]) + 3)
+            with capture_logs() as logs:
+                replica.append(
+                    [batch_of(Offset(2), Term(2), b"other")],
+                    term=Term(2),
+                    start=Offset(2),
+                    prev_term=Term(1),
+                )
+                await trio.sleep(DISK_PATIENCE_S + 5)
+
+            assert group.is_held
+            assert "its disk" not in trouble_of(group)
+            assert log_events.GROUP_HELD not in [entry["event"] for entry in logs]
 
     play(story)
 
