@@ -142,7 +142,7 @@ class Checkpoints:
         group = self._group
         assert offset <= group.commit_offset
         async with group.io_lock:
-            if not group.is_closed and group.failure is None:
+            if group.failure is None:
                 await self._host.env.run_blocking(self._opened.applications.save, offset, payload)
 
     async def take_snapshot(self) -> Snapshot | None:
@@ -153,7 +153,7 @@ class Checkpoints:
         """
         group = self._group
         async with group.io_lock:
-            if group.is_closed or group.failure is not None:
+            if group.failure is not None:
                 return None
             return await self._host.env.run_blocking(self._load_snapshot)
 

@@ -54,11 +54,11 @@ class DiskWaits:
                 if not was_told:
                     self._was_told[group] = True
                     log.error(log_events.GROUP_HELD, group=group.group_id, seconds=int(waited_s))
-                if group.is_leader and self._can_spare_this_node(group):
+                if self._can_spare_this_node(group):
                     group.step_aside()
 
     def _can_spare_this_node(self, group: Group) -> bool:
-        """Whether the other voters can go on at once."""
+        """Whether it leads, and the other voters can go on at once."""
         return is_quorum(
             group.configuration,
             lambda voter: (

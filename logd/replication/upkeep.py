@@ -166,4 +166,4 @@ class Upkeep:
 
     @property
     def _has_stopped(self) -> bool:
-        return self._group.is_closed or self._group.failure is not None
+        return self._group.failure is not None
