@@ -9,6 +9,7 @@ import random
 import pytest
 import trio
 
+from logd.broker.retention import Retention
 from logd.errors import (
     BeyondRepairError,
     CorruptionError,
@@ -16,6 +17,7 @@ from logd.errors import (
     StorageError,
 )
 from logd.limits import KIB
+from logd.metadata.topic_config import TopicOptions
 from logd.record.batch import seal_opaque
 from logd.record.control import Trim, encode_control
 from logd.record.header import BatchKind
@@ -382,6 +384,39 @@ def test_an_idle_partition_loses_what_is_too_old_without_anybody_writing(
             outcomes = replica.propose()
             await until(lambda: len(outcomes) == 1)
             assert replica.group.commit_offset == 3
+
+    play(story)
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_a_size_is_kept_to_between_the_rounds_too(
+    disk: SimulatedFileSystem, *, by_size: bool
+) -> None:
+    """Whatever the rate of what is written; an age can wait for the next round."""
+
+    async def story() -> None:
+        async with (
+            open_replica(disk, voters=ALONE, segment_bytes=8 * KIB) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            node = replica.node
+            retention = Retention(
+                replica.env, node, node.membership.directory, interval_ms=24 * 3_600_000
+            )
+            limit = TopicOptions(retention_bytes=16 * KIB)
+            unlimited = TopicOptions(retention_ms=3_600_000)
+            retention.set_policy(replica.group, limit if by_size else unlimited)
+            nursery.start_soon(retention.run)
+            await replica.lead()
+
+            for _ in range(60):
+                replica.propose(bytes(1 * KIB))
+                await trio.sleep(0.01)
+            await a_while()
+
+            is_kept_to = replica.group.log.size_bytes <= (16 + 8) * KIB
+            assert is_kept_to == by_size
+            nursery.cancel_scope.cancel()
 
     play(story)
 

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from logd.errors import StorageFailedError
 from logd.limits import KIB
 from logd.replication import log_events
+from logd.replication.group import Group
 from tests.support.replica import OURSELVES, a_while, offset_of, open_replica, play, until
 
 ALONE = (OURSELVES,)
@@ -70,13 +71,15 @@ def test_a_segment_that_cannot_be_followed_by_another_is_appended_to_and_sealed_
                     raise OSError(reason, "simulated failure", path)
 
             replica.files.on_operation = refuse
+            rolled: list[Group] = []
+            replica.node.on_segment_rolled = rolled.append
             with capture_logs() as logs:
                 for _ in range(3):
                     replica.propose(bytes(8 * KIB))
                     await a_while()
                     await replica.commit()
             assert sum(entry["event"] == log_events.NO_ROOM for entry in logs) == 1
-            assert (group.is_ready, len(group.log.segment_bases)) == (True, 1)
+            assert (group.is_ready, len(group.log.segment_bases), rolled) == (True, 1, [])
 
             replica.files.on_operation = None
             replica.propose()
@@ -84,6 +87,7 @@ def test_a_segment_that_cannot_be_followed_by_another_is_appended_to_and_sealed_
             await replica.commit()
 
             assert group.is_ready
+            assert rolled == [group]
 
     play(story)
 
