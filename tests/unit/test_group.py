@@ -1037,6 +1037,28 @@ def test_the_files_of_a_replica_that_failed_are_left_as_they_are() -> None:
     play(story)
 
 
+@pytest.mark.parametrize("ends_by", ["failing", "closing"])
+def test_a_replica_that_has_ended_keeps_no_state_of_what_was_fed_from_it(ends_by: str) -> None:
+    """Its directory may be in the trash by now, or be another replica's."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+            await replica.lead()
+            await group.checkpoints.save_application(Offset(1), b"before")
+            if ends_by == "failing":
+                group.fail(OSError(errno.EIO, "simulated failure"))
+            else:
+                await replica.node.remove_group(GROUP)
+
+            await group.checkpoints.save_application(Offset(1), b"after")
+
+            assert await group.checkpoints.load_application() == (1, b"before")
+            assert await group.checkpoints.take_snapshot() is None
+
+    play(story)
+
+
 def test_a_leader_whose_vote_cannot_be_written_answers_all_who_wait() -> None:
     """It steps down in an output that is never carried out."""
 

@@ -261,6 +261,8 @@ def test_index_rows_that_name_no_batch_are_built_anew(disk: SimulatedFileSystem,
     assert read_all(log) == written
     for offset in range(45):
         assert read_all(log, Offset(offset))[0] == written[offset]
+    disk.crash(random.Random(1))
+    assert not any(map(disk.exists, names)), "beside the batches that follow they may look right"
 
 
 def test_rot_deep_below_the_mark_is_found_when_it_is_read(
