@@ -588,14 +588,18 @@ def test_a_log_is_not_compacted_that_lacks_a_segment(disk: SimulatedFileSystem, 
         compact(disk, request, lambda count: None)
 
 
-def test_a_file_that_covers_something_else_is_refused(disk: SimulatedFileSystem, log: Log) -> None:
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_file_that_covers_something_else_is_refused(
+    disk: SimulatedFileSystem, log: Log, which: int
+) -> None:
+    """It ends before what it is to replace ends, or begins behind where that begins."""
     for _ in range(2):
         append(log, (b"a", b"1"), (b"a", b"2"))
         seal_segment(log)
-    first, _ = compact(disk, request_of(log), lambda count: None).segments
+    half = compact(disk, request_of(log), lambda count: None).segments[which]
 
     with pytest.raises(CorruptionError, match="expected"):
-        log.replace(list(log.segment_bases[:2]), first.path)
+        log.replace(list(log.segment_bases[:2]), half.path)
 
     assert len(records(log)) == 4
 
