@@ -35,8 +35,8 @@ def control(base_offset: int) -> bytes:
     return placed(seal_opaque(b"", kind=BatchKind.CONTROL, timestamp_ms=1), base_offset)
 
 
-def malformed(base_offset: int) -> bytes:
-    return placed(malformed_batch(), base_offset)
+def malformed(base_offset: int, group: GroupId = GROUP) -> bytes:
+    return placed(malformed_batch(), base_offset, group)
 
 
 def cursor_at(position: int) -> Cursor:
