@@ -158,6 +158,13 @@ SYSTEM_MUTANTS = (
         "    check_seal(path, batch, at)\n",
         "",
     ),
+    Mutant(
+        "an index of doubtful rows stays beside its segment",
+        "P5: intact data is not called damaged",
+        "logd/storage/recovery.py",
+        "    remove_indexes_durably(files, file.path)\n    rebuilt",
+        "    rebuilt",
+    ),
     # --- retention and compaction -------------------------------------------------------------
     Mutant(
         "retention removes what is not committed",
@@ -507,6 +514,20 @@ SYSTEM_MUTANTS = (
         "            if is_of_peers:\n",
         "            if False:\n",
     ),
+    Mutant(
+        "a compacted file that begins elsewhere is put in place",
+        "P1",
+        "logd/storage/log_contents.py",
+        "if header != expected or found != end:",
+        "if found != end:",
+    ),
+    Mutant(
+        "a size is kept to only now and then",
+        "P6: what is retained has its bound whatever the rate",
+        "logd/replication/rolling.py",
+        "            if is_rolled:\n                self._host.segment_rolled(group)\n",
+        "",
+    ),
     # --- partition state ----------------------------------------------------------------------
     Mutant(
         "a retry is stored again",
@@ -772,6 +793,57 @@ SYSTEM_MUTANTS = (
         "logd/broker/coordination/watches.py",
         "                self.tell_progress(revision, namespace)\n",
         "",
+    ),
+    Mutant(
+        "whoever is connected to is not told what is led",
+        "liveness: a leader that is none any more is given up",
+        "logd/replication/node.py",
+        "            link.send(self.claims.own())\n            # Before",
+        "            # Before",
+    ),
+    Mutant(
+        "a successor is not fed when its link has room again",
+        "liveness: leadership is handed over",
+        "logd/replication/group.py",
+        "or the successor never catches up.\n            self.feeder.send()\n",
+        "or the successor never catches up.\n",
+    ),
+    Mutant(
+        "state is shipped on in a later term",
+        "P6: one state at a time",
+        "logd/replication/shipping.py",
+        "if not group.is_leader or core.term != term:",
+        "if not group.is_leader:",
+    ),
+    Mutant(
+        "whoever was removed is shipped the rest of the state",
+        "liveness: a follower that goes ends no leader",
+        "logd/replication/shipping.py",
+        "            if follower not in core.configuration.members:\n                return\n",
+        "",
+    ),
+    Mutant(
+        "a replica that has ended keeps a state",
+        "P1: never trust a disk after an error",
+        "logd/replication/checkpoints.py",
+        "            if group.failure is None:\n"
+        "                await self._host.env.run_blocking(self._opened.applications.save",
+        "            if True:\n"
+        "                await self._host.env.run_blocking(self._opened.applications.save",
+    ),
+    Mutant(
+        "a refusal that lasts is told as one that passes",
+        "liveness: two brokers that are kept apart say so",
+        "logd/replication/peer_server.py",
+        "is_passing=refusal is not None and refusal.is_passing",
+        "is_passing=refusal is not None",
+    ),
+    Mutant(
+        "without descriptors nobody who has not greeted makes room",
+        "availability: who floods a broker does not keep the others out",
+        "logd/replication/peer_server.py",
+        "                if not server.newcomers.make_room():\n                    await",
+        "                if True:\n                    await",
     ),
     # --- the broker ---------------------------------------------------------------------------
     Mutant(
@@ -1192,6 +1264,34 @@ SYSTEM_MUTANTS = (
         "client/logd_client/coordination/session.py",
         "        return next(iter(self._unanswered), self._next_sequence)\n\n    def adopt",
         "        return self._next_sequence\n\n    def adopt",
+    ),
+    Mutant(
+        "a refusal in the end hides an attempt that may have been heard",
+        "P3",
+        "client/logd_client/coordination/calls.py",
+        "is_in_doubt = is_in_doubt or error.may_have_applied",
+        "is_in_doubt = error.may_have_applied",
+    ),
+    Mutant(
+        "a batch that cannot be read is passed over by whoever goes on",
+        "P2: nothing is left out",
+        "client/logd_client/consumer.py",
+        "            self._put_in_line(feed)\n            raise\n",
+        "            raise\n",
+    ),
+    Mutant(
+        "a partition's failure hides what arrived before it",
+        "P2: nothing is left out",
+        "client/logd_client/consumer.py",
+        "not cursor.has_arrived and not cursor.is_at_stop:",
+        "not cursor.is_at_stop:",
+    ),
+    Mutant(
+        "iterating ends at the stop of the first partition",
+        "P2: nothing is left out",
+        "client/logd_client/consumer.py",
+        "return all(feed.cursor.is_at_stop",
+        "return any(feed.cursor.is_at_stop",
     ),
     # --- records and frames ---------------------------------------------------------------------
     Mutant(
@@ -2751,7 +2851,7 @@ SYSTEM_MUTANTS = (
         "the files of a replica that failed are trimmed",
         "P1: never trust a disk after an error",
         "logd/replication/upkeep.py",
-        "return self._group.is_closed or self._group.failure is not None",
+        "return self._group.failure is not None",
         "return self._group.is_closed",
     ),
     Mutant(
