@@ -79,7 +79,7 @@ class TappedNode(Node):
         self, target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
     ) -> bool:
         self.sent_to_peers.append((target, message, b"".join(buffers)))
-        return target in self.connected
+        return super().send_peer(target, message, buffers) or target in self.connected
 
     def has_room(self, target: NodeId, lane: Lane) -> bool:
         # Nobody is connected; what is sent is seen by the test alone.
