@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 
@@ -324,6 +325,29 @@ async def test_a_request_is_over_in_time_while_it_is_connecting(anyio_backend: o
             pytest.raises(ConnectionFailedError, match=r"not connected within 0\.05 s"),
         ):
             await routing.call(silent, MetadataRequest(), MetadataResponse)
+
+
+class Unhelpful(Cut):
+    """Nobody tells anything new."""
+
+    async def refresh(self, suspect: NodeId | None = None) -> None:
+        await anyio.lowlevel.checkpoint()
+
+
+async def test_who_is_connecting_when_time_is_over_is_told_what_was_met_before(
+    anyio_backend: object,
+) -> None:
+    async def of_another_cluster_then_silent(failures: int) -> Connection:
+        if not failures:
+            raise ProtocolError("it belongs to another cluster")
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async with anyio.create_task_group() as tasks:
+        routing = Unhelpful(Background(tasks), request_timeout_s=0.3)
+
+        with anyio.fail_after(GUARD_S), pytest.raises(ProtocolError, match="another cluster"):
+            await routing.call(of_another_cluster_then_silent, MetadataRequest(), MetadataResponse)
 
 
 class Named:
