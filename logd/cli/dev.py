@@ -46,8 +46,8 @@ LOOK_AGAIN_S: Final = 3.0
 @click.option(
     "--port",
     type=IntegerType(1, PORT_MAX - BROKERS_MAX),
-    help="First client port; the next brokers take the next ones.  Between themselves they use those "
-    "1000 above, for status pages those 20 above, if they are free.  Default: 7171.",
+    help="First client port; the next brokers take the next ones.  Between themselves they use "
+    "those 1000 above, for status pages those 20 above, if they are free.  Default: 7171.",
 )
 @output_option
 @click.pass_context

@@ -66,8 +66,8 @@ def run(
     logd lock run nightly --wait 0 -- ./backup.sh
 
     COMMAND finds LOGD_FENCE_NAME, LOGD_FENCE_ID, LOGD_FENCE_TOKEN and the last two as LOGD_FENCE in
-    its environment, for what it writes to: `logd produce TOPIC --fence "$LOGD_FENCE"` is refused once somebody else
-    has the lock.  COMMAND is ended when the lock is lost.
+    its environment, for what it writes to: `logd produce TOPIC --fence "$LOGD_FENCE"` is refused
+    once somebody else has the lock.  COMMAND is ended when the lock is lost.
 
     Exits with COMMAND's code; 4 if the lock was not obtained, or was lost.
     """
