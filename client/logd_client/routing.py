@@ -546,7 +546,7 @@ class Routing:
         """
         backoff = Backoff(self.environment.rng)
         answered: LogdError | None = None
-        met: LogdError | None = None
+        told: LogdError | None = None
         timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
         deadline = self.environment.clock() + timeout_s
         while True:
@@ -557,7 +557,7 @@ class Routing:
                     connection = await target(backoff.failures)
                 if connection is None:
                     limit = f"not connected within {timeout_s:.3g} s"
-                    raise met or ConnectionFailedError(limit)
+                    raise told or ConnectionFailedError(limit)
                 suspect = connection.node
                 left_s = deadline - self.environment.clock()
                 attempt_s = left_s if changes_something else min(left_s, READ_TIMEOUT_S)
@@ -573,7 +573,6 @@ class Routing:
                 if error.may_have_applied or not (error.retriable or is_behind):
                     raise
                 delay_s = backoff.next_delay_s()
-                met = error
                 is_answer = not isinstance(error, ConnectionFailedError)
                 told = error if is_answer or answered is None else answered
                 if self.environment.clock() + delay_s >= deadline:

@@ -10,8 +10,8 @@ For a while the controller begins nothing by itself, so that a plan can be made 
 it is then.  That is all that a change of the controller forgets; what was ended stands in the
 metadata, and whoever asks again goes on with the rest.
 
-Plans that make replicas anew give way to nothing: that such a replica is missing stands in the plan
-and nowhere else (``rebuilding.py``).
+Plans that make replicas anew give way to nothing: that such a replica is missing stands in the
+plan, and apart from it only in the brokers' memories (``rebuilding.py``).
 """
 
 from __future__ import annotations

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import anyio
 import click
 
 from logd.cli.display import print_json
-from logd.cli.plan_progress import FOLLOW_ATTEMPTS_MAX, FOLLOW_INTERVAL_S
+from logd.cli.plan_progress import look_until
 from logd.cli.session import require_partition
-from logd.errors import LogdError, RebalanceConflictError
+from logd.errors import RebalanceConflictError
 from logd.metadata.commands import CancelMove
 from logd.metadata.features import check_level
 from logd.types import GroupId
@@ -65,22 +64,15 @@ async def _wait_until_over(client: Client, plan_id: int, group: int) -> None:
     Raises:
         LogdError: nobody has answered for a while.
     """
-    failures = 0
-    while True:
-        try:
-            plan = (await client.admin.describe_rebalance()).plan
-        except LogdError:
-            failures += 1
-            if failures >= FOLLOW_ATTEMPTS_MAX:
-                raise
-        else:
-            failures = 0
-            if plan is not None and plan.plan_id > plan_id:
-                return  # Another plan has come in the place of one that is over.
-            move = None if plan is None or plan.plan_id < plan_id else _move_of(plan, group)
-            if move is not None and move.state not in ("pending", "running"):
-                return
-        await anyio.sleep(FOLLOW_INTERVAL_S)
+
+    async def is_over() -> bool | None:
+        plan = (await client.admin.describe_rebalance()).plan
+        if plan is not None and plan.plan_id > plan_id:
+            return True  # Another plan has come in the place of one that is over.
+        move = None if plan is None or plan.plan_id < plan_id else _move_of(plan, group)
+        return (move is not None and move.state not in ("pending", "running")) or None
+
+    await look_until(is_over)
 
 
 def _tell(

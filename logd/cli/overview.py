@@ -237,9 +237,10 @@ async def describe_partitions(
                     tasks.start_soon(describe, name, limit, for_s)
 
     likely = [name for name in names if name not in doubted]
+    unlikely = [name for name in names if name in doubted]
     async with anyio.create_task_group() as both:
         both.start_soon(describe_all, likely, DESCRIBE_TIMEOUT_S, DESCRIBES_TIMEOUT_S)
-        both.start_soon(describe_all, list(doubted), DOUBTED_TIMEOUT_S, DOUBTED_ALL_TIMEOUT_S)
+        both.start_soon(describe_all, unlikely, DOUBTED_TIMEOUT_S, DOUBTED_ALL_TIMEOUT_S)
     return [found.get(name) for name in names]
 
 
@@ -326,7 +327,7 @@ async def partition_rows(
     """Every partition of ``topics``."""
     partitions = [(topic.name, partition) for topic in topics for partition in topic.partitions]
     names = [(topic, partition.partition) for topic, partition in partitions]
-    described = await describe_partitions(client, names, leaderless(metadata).intersection(names))
+    described = await describe_partitions(client, names, leaderless(metadata))
     return [
         partition_row(topic, partition, answer)
         for (topic, partition), answer in zip(partitions, described, strict=True)

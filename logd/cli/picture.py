@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         DescribeBrokerResponse,
         DescribeRebalanceResponse,
         MetadataResponse,
+        PlanInfo,
     )
     from logd_client import Client
 
@@ -213,6 +214,11 @@ def _room(answer: DescribeBrokerResponse | None, held: Collection[int]) -> int |
     return held_bytes + int(free * DISK_SHARE_MAX)
 
 
+def makes_way(plan: PlanInfo) -> bool:
+    """Whether nobody has asked for it, so that it is no hindrance to what a person wants."""
+    return plan.purpose.startswith(BY_ITSELF) and plan.state == "running"
+
+
 def require_none_running(picture: Picture) -> None:
     """Refuse while another plan is carried out that somebody has asked for.
 
@@ -220,8 +226,7 @@ def require_none_running(picture: Picture) -> None:
         RebalanceConflictError: says which one, and how far it is.
     """
     plan = picture.rebalance.plan
-    makes_way = plan is not None and plan.purpose.startswith(BY_ITSELF) and plan.state == "running"
-    if plan is not None and plan.state in ("running", "cancelling") and not makes_way:
+    if plan is not None and plan.state in ("running", "cancelling") and not makes_way(plan):
         done = sum(move.state == "done" for move in plan.moves)
         raise RebalanceConflictError(
             f"plan {plan.plan_id} ({plan.purpose}) is {plan.state}, {done} of {plan.move_count} "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 import msgspec
@@ -25,6 +25,29 @@ if TYPE_CHECKING:
 FOLLOW_INTERVAL_S: Final = 0.5
 FOLLOW_ATTEMPTS_MAX: Final = 60
 """Looks in a row that may fail before the command gives up watching."""
+
+T = TypeVar("T")
+
+
+async def look_until(look: Callable[[], Awaitable[T | None]]) -> T:
+    """Look again and again until there is a result.
+
+    Raises:
+        LogdError: nobody has answered for a while.
+    """
+    failures = 0
+    while True:
+        try:
+            found = await look()
+        except LogdError:
+            failures += 1
+            if failures >= FOLLOW_ATTEMPTS_MAX:
+                raise
+        else:
+            failures = 0
+            if found is not None:
+                return found
+        await anyio.sleep(FOLLOW_INTERVAL_S)
 
 
 class MoveProgress(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,23 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import anyio
 import click
 import msgspec
 
 from logd.cli.display import bytes_text, print_json, say
 from logd.cli.moving import MoveBars
-from logd.cli.picture import take_picture
+from logd.cli.picture import makes_way, take_picture
 from logd.cli.plan_progress import (
-    FOLLOW_ATTEMPTS_MAX,
-    FOLLOW_INTERVAL_S,
     PlanProgress,
+    look_until,
     names_of,
     plan_progress,
 )
 from logd.cli.plans import SavedPlan, end_incomplete, require_all_placed, show_plan, start_plan
-from logd.errors import LogdError, NotEnoughBrokersError, UnavailableError
-from logd.metadata.moves import BY_ITSELF, PLAN_IS_OVER
+from logd.errors import NotEnoughBrokersError, UnavailableError
+from logd.metadata.moves import PLAN_IS_OVER
 from logd.metadata.rebalance.cluster import Goals
 from logd.metadata.rebalance.planner import plan_only
 from logd.wording import count_of
@@ -40,24 +38,17 @@ async def follow(client: Client, plan_id: int, output: str) -> PlanProgress:
         LogdError: nobody has answered for a while.
     """
     names = names_of(await client.admin.describe_cluster())
-    failures = 0
     with MoveBars(is_shown=output != "json") as bars:
-        while True:
-            try:
-                plan = (await client.admin.describe_rebalance()).plan
-                if plan is None or plan.plan_id != plan_id:
-                    raise UnavailableError(f"plan {plan_id} is not known to the broker asked")
-                progress = await plan_progress(client, plan, names)
-            except LogdError:
-                failures += 1
-                if failures >= FOLLOW_ATTEMPTS_MAX:
-                    raise
-            else:
-                failures = 0
-                bars.show(progress)
-                if progress.state in ("done", "cancelled"):
-                    return progress
-            await anyio.sleep(FOLLOW_INTERVAL_S)
+
+        async def look() -> PlanProgress | None:
+            plan = (await client.admin.describe_rebalance()).plan
+            if plan is None or plan.plan_id != plan_id:
+                raise UnavailableError(f"plan {plan_id} is not known to the broker asked")
+            progress = await plan_progress(client, plan, names)
+            bars.show(progress)
+            return progress if progress.state in PLAN_IS_OVER else None
+
+        return await look_until(look)
 
 
 Tell = Callable[[object], None]
@@ -141,23 +132,18 @@ async def make_way(client: Client) -> bool:
         LogdError: nobody has answered for a while.
     """
     plan = (await client.admin.describe_rebalance()).plan
-    if plan is None or plan.state != "running" or not plan.purpose.startswith(BY_ITSELF):
+    if plan is None or not makes_way(plan):
         return False
-    say(f"plan {plan.plan_id} ({plan.purpose}) makes way: what is under way of it is taken back")
-    await client.admin.cancel_plan(plan.plan_id, gives_way=True)
-    failures = 0
-    while True:
-        try:
-            now = (await client.admin.describe_rebalance()).plan
-        except LogdError:
-            failures += 1
-            if failures >= FOLLOW_ATTEMPTS_MAX:
-                raise
-        else:
-            failures = 0
-            if now is not None and (now.plan_id > plan.plan_id or now.state in PLAN_IS_OVER):
-                return True
-        await anyio.sleep(FOLLOW_INTERVAL_S)
+    plan_id = plan.plan_id
+    say(f"plan {plan_id} ({plan.purpose}) makes way: what is under way of it is taken back")
+    await client.admin.cancel_plan(plan_id, gives_way=True)
+
+    async def is_over() -> bool | None:
+        now = (await client.admin.describe_rebalance()).plan
+        over = now is not None and (now.plan_id > plan_id or now.state in PLAN_IS_OVER)
+        return over or None
+
+    return await look_until(is_over)
 
 
 async def set_pace(client: Client, throttle: int | None, concurrency: int | None) -> None:
