@@ -16,7 +16,8 @@ from logd.record.header import Codec
 from logd.record.timestamps import TimestampRuns
 from logd.types import ProducerId
 from logd.wire.messages import ProduceResponse
-from logd_client.accumulator import OpenBatch, Slices, check_records, record_bytes
+from logd_client.accumulator import OpenBatch, record_bytes
+from logd_client.columns import Column, Slices
 from logd_client.delivery import Delivery
 from logd_client.pipeline import Pipeline
 
@@ -38,8 +39,7 @@ def open_batch(values: list[bytes | None]) -> OpenBatch:
 
 def test_cut_10_000_values_into_batches(benchmark: BenchmarkFixture) -> None:
     def cut() -> list[tuple[int, int, int]]:
-        check_records(VALUES, None)
-        return list(Slices(VALUES, None).bounds(BATCH_BYTES))
+        return list(Slices(Column.of("values", VALUES), None).bounds(BATCH_BYTES))
 
     bounds = benchmark(cut)
 

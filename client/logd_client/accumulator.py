@@ -1,4 +1,4 @@
-"""Records on their way into a batch: single ones that share it, or a slice of many.
+"""Records on their way into a batch: single ones that share it, or a part of many.
 
 Sizes are estimates that err on the large side, since a batch is sealed only when it can be
 sent: the estimate decides when a batch is full and what it takes from the producer's buffer,
@@ -7,11 +7,7 @@ never whether it is legal.  Sealing decides that.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import deque
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, repeat
-from operator import add
+from collections.abc import Sequence
 from typing import Final
 
 from logd.errors import RecordTooLargeError, UsageError
@@ -30,7 +26,6 @@ from logd.record.timestamps import TimestampRuns
 from logd_client.delivery import Delivery
 
 Value = bytes | None
-Keys = Sequence[bytes | None] | bytes | None
 
 RECORD_OVERHEAD_BYTES: Final = 24
 """What the columns may add to one record: lengths, a key's length, a timestamp's distance."""
@@ -241,125 +236,3 @@ def record_bytes(value: Value, key: bytes | None, headers_bytes: int) -> int:
 
 def too_large(size: int) -> RecordTooLargeError:
     return RecordTooLargeError(f"record of {size} bytes, the limit is {RECORD_BYTES_MAX}")
-
-
-class Slices:
-    """Cuts the records of one ``append_many`` into batches, without touching them singly.
-
-    ``bounds(batch_bytes)`` yields half-open ranges of positions, in order, covering every
-    record but those above the limit, which stand in ``too_large``.
-    """
-
-    def __init__(self, values: Sequence[Value], keys: Keys) -> None:
-        """Measure records, which were checked, as for batches in which they are alone."""
-        lengths = _lengths(values)
-        largest_key = len(keys) if isinstance(keys, bytes) else 0
-        if keys is not None and not isinstance(keys, bytes):
-            lengths = list(map(add, lengths, _lengths(keys)))
-        self._lengths = lengths
-        # A key that all records share is stored once, but counts towards the limit of each.
-        self._constant_bytes = largest_key
-        self._are_alike = bool(lengths) and lengths.count(lengths[0]) == len(lengths)
-        """All records have the same length: usual enough to spare them the arithmetic."""
-        self.too_large: list[tuple[int, int]] = []
-        """Positions and sizes of the records above the limit."""
-        largest = lengths[0] if self._are_alike else max(lengths, default=0)
-        # The times are all the same: what the columns add is how long each value and key is.
-        columns = 1 if keys is None or isinstance(keys, bytes) else 2
-        self._overhead_bytes = columns * _length_bytes(largest)
-        if largest + largest_key > RECORD_BYTES_MAX:
-            self.too_large = [
-                (position, length + largest_key)
-                for position, length in enumerate(lengths)
-                if length + largest_key > RECORD_BYTES_MAX
-            ]
-
-    def bounds(self, batch_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """Start, end, and estimated size of each batch."""
-        if self._are_alike and not self.too_large:
-            yield from self._equal_parts(batch_bytes)
-            return
-        count = len(self._lengths)
-        total = sum(self._lengths) + count * self._overhead_bytes
-        if 0 < count <= RECORDS_PER_BATCH_MAX and total <= batch_bytes and not self.too_large:
-            yield 0, count, total + self._constant_bytes
-            return
-        sizes = map(add, self._lengths, repeat(self._overhead_bytes))
-        ends = list(accumulate(sizes, initial=0))
-        start = 0
-        for position, _ in self.too_large:
-            yield from self._run(ends, start, position, batch_bytes)
-            start = position + 1
-        yield from self._run(ends, start, len(self._lengths), batch_bytes)
-
-    def _equal_parts(self, batch_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """``_run`` over all records, when they are alike."""
-        size = self._lengths[0] + self._overhead_bytes
-        step = min(max(batch_bytes // size, 1), RECORDS_PER_BATCH_MAX)
-        count = len(self._lengths)
-        for start in range(0, count, step):
-            end = min(start + step, count)
-            yield start, end, (end - start) * size + self._constant_bytes
-
-    def _run(
-        self, ends: list[int], start: int, stop: int, batch_bytes: int
-    ) -> Iterator[tuple[int, int, int]]:
-        while start < stop:
-            furthest = min(stop, start + RECORDS_PER_BATCH_MAX)
-            end = bisect_right(ends, ends[start] + batch_bytes, start, furthest + 1) - 1
-            end = max(end, start + 1)
-            yield start, end, ends[end] - ends[start] + self._constant_bytes
-            start = end
-
-
-def _length_bytes(size: int) -> int:
-    """What MessagePack puts before ``size`` bytes."""
-    return 2 if size < 2**8 else 3 if size < 2**16 else 5
-
-
-def _lengths(column: Sequence[Value]) -> list[int]:
-    try:
-        return list(map(len, column))  # type: ignore[arg-type]  # tombstones are rare
-    except TypeError:
-        return [0 if element is None else len(element) for element in column]
-
-
-_COLUMN_TYPES: Final = frozenset((bytes, type(None)))
-
-
-def check_records(values: Sequence[Value], keys: Keys) -> None:
-    """Refuse what cannot be the records of one ``append_many``.
-
-    Raises:
-        UsageError: a value or key is not bytes, or there are more or fewer keys than values.
-    """
-    _check_column("values", values)
-    if keys is not None and not isinstance(keys, bytes):
-        if len(keys) != len(values):
-            raise UsageError(f"{len(keys)} keys, {len(values)} values")
-        _check_column("keys", keys)
-
-
-def check_sequence(name: str, column: Sequence[Value]) -> None:
-    """Refuse what is no list of many values.
-
-    Raises:
-        UsageError: it is one value, or cannot be cut into parts, such as a generator or a deque.
-    """
-    if isinstance(column, bytes | bytearray | memoryview | str):
-        raise UsageError(f"{name} must be a sequence of bytes, not {type(column).__name__}")
-    given: object = column
-    if not isinstance(given, Sequence) or isinstance(given, deque):
-        # A generator can be looked at once, and is looked at here: its records would be lost.
-        raise UsageError(f"{name} must be a list or a tuple, not {type(column).__name__}")
-
-
-def _check_column(name: str, column: Sequence[Value]) -> None:
-    check_sequence(name, column)
-    types = list(map(type, column))
-    if types.count(bytes) == len(types):
-        return
-    found = set(types)
-    if not found <= _COLUMN_TYPES:
-        wrong = sorted(cls.__name__ for cls in found - _COLUMN_TYPES)
-        raise UsageError(f"{name} must be bytes or None, found {', '.join(wrong)}")

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from logd_client.accumulator import Slices, Value, too_large
+from logd_client.accumulator import Value, too_large
+from logd_client.columns import Column, Slices
 from logd_client.delivery import ManyDeliveries
 from logd_client.partition_choice import PartitionChoice
 from logd_client.sender import ProducerPartition
@@ -29,7 +30,7 @@ class Part(NamedTuple):
 
 
 class Cutter:
-    """Cuts records, which were checked, into parts of about ``batch_bytes``."""
+    """Cuts records into parts of about ``batch_bytes``."""
 
     def __init__(self, choice: PartitionChoice, batch_bytes: int) -> None:
         self._choice = choice
@@ -37,15 +38,15 @@ class Cutter:
 
     def in_order(
         self,
-        values: Sequence[Value],
-        key: bytes | None,
-        keys: Sequence[bytes | None] | None,
+        values: Column,
+        keys: Column | bytes | None,
         partition: int | None,
         outcome: ManyDeliveries,
     ) -> Iterator[Part]:
-        """All records go where ``key`` or ``partition`` says; without them each batch goes where
-        there is room when it is queued."""
-        slices = Slices(values, key if keys is None else keys)
+        """All records go where ``partition`` or the one key says; without them each batch goes
+        where there is room when it is queued."""
+        key = keys if isinstance(keys, bytes) else None
+        slices = Slices(values, keys)
         bounds = list(slices.bounds(self._batch_bytes))
         chosen: ProducerPartition | None = None
         for start, end, size in bounds:
@@ -55,31 +56,23 @@ class Cutter:
                 chosen = self._choice.advance()
             # Else it is what is left over, and stays with the last full batch.  With turns of its
             # own it could always be the turn of the same partitions, which would get little else.
-            part_keys = key if keys is None else _as_list(keys[start:end])
-            part_values = _as_list(values[start:end])
-            yield Part(range(start, end), chosen, part_values, part_keys, size)
+            part_keys = keys.part(start, end) if isinstance(keys, Column) else keys
+            yield Part(range(start, end), chosen, values.part(start, end), part_keys, size)
         for position, size in slices.too_large:
             outcome.add_failure(position, too_large(size))
 
-    def by_key(
-        self, values: Sequence[Value], keys: Sequence[bytes | None], outcome: ManyDeliveries
-    ) -> Iterator[Part]:
+    def by_key(self, values: Column, keys: Column, outcome: ManyDeliveries) -> Iterator[Part]:
         """Each record goes where its key says; keyless ones are spread together."""
-        for chosen, positions in self._choice.group(keys):
-            group_values = list(map(values.__getitem__, positions))
-            group_keys = list(map(keys.__getitem__, positions))
+        for chosen, positions in self._choice.group(keys.elements):
+            group_values, group_keys = values.at(positions), keys.at(positions)
             slices = Slices(group_values, group_keys)
             for start, end, size in slices.bounds(self._batch_bytes):
                 yield Part(
                     positions[start:end],
                     chosen,
-                    group_values[start:end],
-                    group_keys[start:end],
+                    group_values.part(start, end),
+                    group_keys.part(start, end),
                     size,
                 )
             for at, size in slices.too_large:
                 outcome.add_failure(positions[at], too_large(size))
-
-
-def _as_list(part: Sequence[bytes | None]) -> list[bytes | None]:
-    return part if isinstance(part, list) else list(part)

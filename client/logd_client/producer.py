@@ -45,13 +45,12 @@ from logd_client.accumulator import (
     RECORD_OVERHEAD_BYTES,
     OpenBatch,
     Value,
-    check_records,
-    check_sequence,
     checked_headers,
     record_bytes,
 )
 from logd_client.arguments import ANOTHER_LOOP, NOT_OPEN, require_between, require_one_of
 from logd_client.budget import TAKEN_PER_LEFT, ByteBudget, Share
+from logd_client.columns import columns_of
 from logd_client.coordination.fences import Fence, HasFence, fence_of, raise_fences
 from logd_client.cutting import Cutter, Part
 from logd_client.delivery import Ack, AckRange, Delivery, ManyDeliveries, Ticket
@@ -575,13 +574,11 @@ class Producer:
         carried = NO_FENCE if fence is None else fence_of(fence)
         if key is not None and keys is not None:
             raise UsageError("give key or keys, not both")
-        if keys is not None:
-            check_sequence("keys", keys)
-        check_records(values, key if keys is None else keys)
+        value_column, key_column = columns_of(values, keys)
         timestamp_ms = self._time_of(timestamp_ms)
         if key is not None:
             record_bytes(None, key, 0)
-        elif keys is None or None in keys:
+        elif key_column is None or key_column.has_none:
             self._check_keyless()
         if partition is not None:
             await self._learn_of(partition)
@@ -589,10 +586,11 @@ class Producer:
         outcome = ManyDeliveries()
         if keys is not None and partition is None and len(self._partitions) == 1:
             partition = 0  # It need not be worked out for each key.
-        if keys is None or partition is not None:
-            parts = self._cutter.in_order(values, key, keys, partition, outcome)
+        if key_column is None or partition is not None:
+            shared = key if key_column is None else key_column
+            parts = self._cutter.in_order(value_column, shared, partition, outcome)
         else:
-            parts = self._cutter.by_key(values, keys, outcome)
+            parts = self._cutter.by_key(value_column, key_column, outcome)
         is_bound = key is not None or keys is not None or partition is not None
         for part in parts:
             try:

@@ -169,6 +169,7 @@ FAST_TESTS = {
         "tests/unit/test_client_batch_at_hand.py",
         "tests/unit/test_client_partition_choice.py",
         "tests/unit/test_client_cutting.py",
+        "tests/unit/test_client_columns.py",
         "tests/unit/test_client_accumulator.py",
         "tests/unit/test_client_consumer.py",
         "tests/unit/test_client_calls.py",

@@ -1,22 +1,18 @@
-"""Records are cut into batches by size, all of them, in order, the impossible ones apart."""
+"""Records that share a batch come out of it as they went in."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from logd.errors import RecordTooLargeError, UsageError
-from logd.limits import HEADERS_PER_BATCH_MAX, MIB, RECORD_BYTES_MAX, RECORDS_PER_BATCH_MAX
-from logd.record.batch import decode_batch, seal_batch
-from logd.record.header import HEADER_BYTES, Codec
+from logd.limits import HEADERS_PER_BATCH_MAX, RECORD_BYTES_MAX, RECORDS_PER_BATCH_MAX
+from logd.record.batch import decode_batch
+from logd.record.header import Codec
 from logd.record.timestamps import TimestampRuns
 from logd_client.accumulator import (
     OpenBatch,
-    Slices,
-    check_records,
     checked_headers,
     record_bytes,
 )
@@ -34,96 +30,12 @@ def open_batch() -> OpenBatch:
     )
 
 
-COLUMNS_BYTES = 32
-"""At most, of a payload apart from what each record adds."""
-
-
-@given(
-    st.lists(st.one_of(st.none(), st.integers(0, 300), st.just(70_000)), max_size=60),
-    st.sampled_from(["none", "one", "each"]),
-    st.integers(100, 2000),
-)
-@settings(max_examples=200)
-def test_slices_cover_every_record_once_in_order_and_are_as_large_as_they_say(
-    lengths: list[int | None], keyed: str, batch_bytes: int
-) -> None:
-    values = [None if length is None else bytes(length) for length in lengths]
-    some_keys = [b"%d" % position for position in range(len(values))]
-    keys = {"none": None, "one": b"key", "each": some_keys}[keyed]
-
-    bounds = list(Slices(values, keys).bounds(batch_bytes))
-
-    positions = [position for start, end, _ in bounds for position in range(start, end)]
-    assert positions == list(range(len(values)))
-    for start, end, size in bounds:
-        part_keys = keys[start:end] if isinstance(keys, list) else keys
-        sealed = seal_batch(values=values[start:end], keys=part_keys, timestamps_ms=1)
-        assert len(sealed) - HEADER_BYTES <= size + COLUMNS_BYTES
-        assert size <= batch_bytes + len(b"key") or end == start + 1
-
-
-@pytest.mark.parametrize("last", [100, 99], ids=["alike", "unlike"])
-def test_a_batch_is_filled_to_what_it_may_have_and_no_estimate_keeps_it_smaller(last: int) -> None:
-    values = [bytes(100)] * 9_999 + [bytes(last)]
-    size = 9_999 * 102 + last + 2
-
-    assert list(Slices(values, None).bounds(1 * MIB)) == [(0, 10_000, size)]
-    assert list(Slices(values, None).bounds(size)) == [(0, 10_000, size)]
-
-
-@pytest.mark.parametrize("last", [b"", b"x"], ids=["alike", "unlike"])
-def test_a_slice_never_has_more_records_than_a_batch_may(last: bytes) -> None:
-    values = [b""] * RECORDS_PER_BATCH_MAX + [last]
-
-    bounds = list(Slices(values, None).bounds(2**31))
-
-    assert [end - start for start, end, _ in bounds] == [RECORDS_PER_BATCH_MAX, 1]
-
-
-def test_a_record_above_the_limit_stands_apart_from_its_neighbours() -> None:
-    values = [b"a", b"x" * (RECORD_BYTES_MAX + 1), b"b"]
-
-    slices = Slices(values, None)
-
-    assert slices.too_large == [(1, RECORD_BYTES_MAX + 1)]
-    assert [(start, end) for start, end, _ in slices.bounds(10_000)] == [(0, 1), (2, 3)]
-
-
-@pytest.mark.parametrize("keys", [b"key", [b"key"]])
-def test_a_key_counts_towards_the_limit_of_its_record(keys: bytes | list[bytes | None]) -> None:
-    fits, too_long = b"x" * (RECORD_BYTES_MAX - 3), b"x" * (RECORD_BYTES_MAX - 2)
-
-    assert Slices([fits], keys).too_large == []
-    assert Slices([too_long], keys).too_large == [(0, RECORD_BYTES_MAX + 1)]
-
-
-@pytest.mark.parametrize("values", [["text"], [1], [bytearray(b"x")], b"bytes", "text"])
-def test_values_that_are_not_bytes_are_refused(values: list[bytes]) -> None:
-    with pytest.raises(UsageError, match="bytes"):
-        check_records(values, None)
-
-
-@pytest.mark.parametrize("keys", ["text", ["text"], [b"k", 1], bytearray(b"kk"), [bytearray(b"k")]])
-def test_keys_that_are_not_bytes_are_refused(keys: list[bytes]) -> None:
-    with pytest.raises(UsageError, match="keys must be"):
-        check_records([b"a"] * len(keys), keys)
-
-
-def test_values_and_keys_may_be_missing() -> None:
-    check_records([b"a", None], [None, b"k"])
-
-
 def test_a_record_has_no_more_headers_than_a_batch_may() -> None:
     headers = [("", b"")] * HEADERS_PER_BATCH_MAX
 
     assert checked_headers(headers)[1] == 0
     with pytest.raises(RecordTooLargeError, match=f"{HEADERS_PER_BATCH_MAX + 1} headers"):
         checked_headers([*headers, ("", b"")])
-
-
-def test_there_is_one_key_per_value() -> None:
-    with pytest.raises(UsageError, match="1 keys, 2 values"):
-        check_records([b"a", b"b"], [b"k"])
 
 
 def test_records_joined_one_by_one_come_out_as_they_went_in() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ from logd.types import HostPort, Offset
 from logd.wire.coordination import Delete, Get, Increment
 from logd.wire.messages import PartitionInfo, TopicInfo
 from logd_client import Client, connect, consumer, sync, sync_coordination
-from logd_client.accumulator import check_records, check_sequence, checked_headers
+from logd_client.accumulator import checked_headers
 from logd_client.admin import Admin
 from logd_client.arguments import require_list
 from logd_client.background import Background, task_group
@@ -313,24 +312,6 @@ def test_aware_times_are_starts_wherever_their_zone_is() -> None:
 def test_a_stop_is_latest_or_an_offset_for_each_partition(stop: Any, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         ConsumerOptions(stop=stop)
-
-
-def test_a_generator_is_refused_because_measuring_it_would_use_it_up() -> None:
-    with pytest.raises(UsageError, match="values must be a list or a tuple, not generator"):
-        check_records((value for value in [b"a"]), None)  # type: ignore[arg-type]  # The mistake.
-
-
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
-        (b"ab", "values must be a sequence of bytes, not bytes"),
-        (deque([b"a"]), "values must be a list or a tuple, not deque"),
-        ((value for value in [b"a"]), "values must be a list or a tuple, not generator"),
-    ],
-)
-def test_what_cannot_be_cut_into_parts_is_refused(values: Any, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        check_sequence("values", values)
 
 
 @pytest.mark.parametrize(

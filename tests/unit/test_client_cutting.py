@@ -8,6 +8,7 @@ import pytest
 
 from logd.errors import PartialAppendError, RecordTooLargeError
 from logd.limits import KIB, RECORD_BYTES_MAX
+from logd_client.columns import Column
 from logd_client.cutting import Cutter, Part
 from logd_client.delivery import ManyDeliveries
 from logd_client.partition_choice import PartitionChoice
@@ -26,12 +27,16 @@ def cutter_for(partitions: list[ProducerPartition]) -> Cutter:
     return Cutter(choice, FOUR_PER_BATCH)
 
 
+def column(elements: list[bytes | None]) -> Column:
+    return Column.of("values", elements)
+
+
 def places(parts: Iterable[Part]) -> list[tuple[int, list[int]]]:
     return [(part.partition.number, list(part.positions)) for part in parts]
 
 
 def test_without_keys_full_batches_take_turns_and_what_is_left_stays_with_the_last() -> None:
-    parts = cutter_for(unattached(3)).in_order([VALUE] * 10, None, None, None, ManyDeliveries())
+    parts = cutter_for(unattached(3)).in_order(column([VALUE] * 10), None, None, ManyDeliveries())
 
     assert places(parts) == [(1, [0, 1, 2, 3]), (2, [4, 5, 6, 7]), (2, [8, 9])]
 
@@ -40,14 +45,14 @@ def test_less_than_a_batch_goes_where_one_is_growing() -> None:
     partitions = unattached(3)
     grow(partitions[0])
 
-    parts = cutter_for(partitions).in_order([VALUE] * 2, None, None, None, ManyDeliveries())
+    parts = cutter_for(partitions).in_order(column([VALUE] * 2), None, None, ManyDeliveries())
 
     assert places(parts) == [(0, [0, 1])]
 
 
 def test_where_a_part_goes_is_decided_when_it_is_asked_for() -> None:
     partitions = unattached(3)
-    parts = cutter_for(partitions).in_order([VALUE] * 14, None, None, None, ManyDeliveries())
+    parts = cutter_for(partitions).in_order(column([VALUE] * 14), None, None, ManyDeliveries())
     first = next(parts)
 
     partitions[2].is_stalled = True
@@ -60,17 +65,19 @@ def test_one_key_of_all_is_kept_as_one_and_many_are_cut_with_their_values() -> N
     cutter = cutter_for(unattached(2))
     keys = [KEY_OF[0], None] * 3
 
-    (one,) = cutter.in_order([VALUE] * 3, KEY_OF[1], None, None, ManyDeliveries())
-    many = list(cutter.in_order([VALUE] * 6, None, keys, 0, ManyDeliveries()))
+    (one,) = cutter.in_order(column([VALUE] * 3), KEY_OF[1], None, ManyDeliveries())
+    many = list(cutter.in_order(column([VALUE] * 6), column(keys), 0, ManyDeliveries()))
 
     assert (one.partition.number, one.keys) == (1, KEY_OF[1])
     assert [part.keys for part in many] == [keys[:4], keys[4:]]
 
 
 def test_by_key_each_partition_gets_its_own_in_order() -> None:
-    keys = [KEY_OF[0], KEY_OF[1]] * 5
+    keys: list[bytes | None] = [KEY_OF[0], KEY_OF[1]] * 5
 
-    parts = list(cutter_for(unattached(2)).by_key([VALUE] * 10, keys, ManyDeliveries()))
+    parts = list(
+        cutter_for(unattached(2)).by_key(column([VALUE] * 10), column(keys), ManyDeliveries())
+    )
 
     assert places(parts) == [(0, [0, 2, 4, 6]), (0, [8]), (1, [1, 3, 5, 7]), (1, [9])]
     assert [len(part.values) for part in parts] == [4, 1, 4, 1]
@@ -82,13 +89,13 @@ async def test_what_no_batch_can_hold_is_in_no_part_and_fails_alone(
     anyio_backend: object, is_by_key: bool
 ) -> None:
     cutter, outcome = cutter_for(unattached(1)), ManyDeliveries()
-    values: list[bytes | None] = [VALUE, bytes(RECORD_BYTES_MAX + 1), VALUE]
-    keys = [b"a"] * 3
+    values = column([VALUE, bytes(RECORD_BYTES_MAX + 1), VALUE])
+    keys = column([b"a"] * 3)
 
     parts = (
         cutter.by_key(values, keys, outcome)
         if is_by_key
-        else cutter.in_order(values, None, keys, 0, outcome)
+        else cutter.in_order(values, keys, 0, outcome)
     )
 
     positions = [at for part in parts for at in part.positions]
