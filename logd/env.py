@@ -170,6 +170,10 @@ class File(Protocol):
     def map(self) -> ReadOnlyMap:
         """Map the whole file, which must not be empty, for reading."""
 
+    def is_among_last(self, spare: int) -> bool:
+        """Whether opening it left fewer than ``spare`` files that may be opened; where few may be
+        open, a part of them: as ``FileSystem.require_spare``."""
+
     def close(self) -> None:
         """Close.  Idempotent.  Does not sync."""
 

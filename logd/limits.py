@@ -57,6 +57,10 @@ DESCRIPTORS_SPARE_OF_REPLICAS: Final = DESCRIPTORS_SPARE * 9 // 8
 """What replicas leave, which take one each at least: more, so that some clients can ask why others
 stay shut."""
 
+DESCRIPTORS_SPARE_OF_READING: Final = DESCRIPTORS_SPARE * 2
+"""What sealed segments leave that stay open for who reads on: they are opened again for the asking,
+and nothing else is."""
+
 REQUESTS_IN_FLIGHT_MAX: Final = 1024
 """Requests of one connection that are not answered yet; beyond it the socket is not read."""
 
@@ -383,6 +387,8 @@ assert (
     + 2 * FRAME_HEADER_BYTES_MAX
     <= FRAME_BYTES_MAX
 )
+assert DESCRIPTORS_SPARE < DESCRIPTORS_SPARE_OF_REPLICAS < DESCRIPTORS_SPARE_OF_READING
+
 assert PARTITIONS_PER_TOPIC_MAX <= METADATA_PARTITIONS_PER_ANSWER
 assert TOPIC_NAMES_PER_REQUEST * (NAME_CHARACTERS_MAX + 2) + KIB < FRAME_HEADER_BYTES_MAX
 # A window or a queue that cannot hold one frame would never open.

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from logd.raft.options import RaftOptions
     from logd.replication.snapshot import Snapshot
     from logd.storage.directory import DataDirectory
+    from logd.storage.kept_open import KeptOpen
 
 
 def configuration_of(change: ConfigurationChange) -> Configuration:
@@ -60,6 +61,8 @@ class OpenedGroup:
     applications: CheckpointStore
     """State of the state machine that is fed from the log, if there is one."""
     options: LogOptions
+    kept_open: KeptOpen
+    """Which files of all logs stay open behind a read."""
     state: PartitionState
     terms: list[tuple[Term, Offset]]
     """Where each term begins in the log."""
@@ -105,7 +108,9 @@ class OpenedGroup:
             begin_install(files, self.directory, self.identity, snapshot)
         self.log.close()
         finish_install(files, self.directory, self.identity, self.options)
-        self.log = Log.open(files, self.directory, self.identity, self.options)
+        self.log = Log.open(
+            files, self.directory, self.identity, self.options, kept_open=self.kept_open
+        )
         self.replay_state()
 
     def snapshot_state(self, state: PartitionState, core: RaftCore) -> StateSnapshot:
@@ -166,7 +171,7 @@ def open_group(
     except CorruptionError as error:
         raise BeyondRepairError(str(error)) from error
     finish_install(files, path, identity, options)
-    log = Log.open(files, path, identity, options, is_new=is_new)
+    log = Log.open(files, path, identity, options, is_new=is_new, kept_open=directory.kept_open)
     checkpoints = CheckpointStore(files, path, identity)
     term, voted_for = hard_state.load()
     damage = _damage(log)
@@ -176,7 +181,7 @@ def open_group(
             replayed = _replay(log, checkpoints)
         except CorruptionError as error:
             damage = str(error)
-        except StorageError:
+        except (OSError, StorageError):
             log.close()
             raise
     terms = replayed.terms
@@ -196,6 +201,7 @@ def open_group(
         checkpoints=checkpoints,
         applications=application_store(files, path, identity),
         options=options,
+        kept_open=directory.kept_open,
         state=replayed.state,
         terms=terms,
         configuration=replayed.configuration,

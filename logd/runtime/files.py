@@ -8,6 +8,9 @@ Why descriptors close with their last reference: a cold read may be under way in
 thread while the event loop lets go of a trimmed segment.  An explicit close there could give
 the descriptor's number to another file under the reader's hands.
 
+Why files are mapped without the ``mmap`` module: its maps each keep a descriptor, in case one is to
+be resized.
+
 Why space is reserved without ``os.posix_fallocate``: where a file system cannot reserve any, the
 C library pretends to, by writing a zero into each block behind what it saw as the file's end.  A
 log reserves space in a thread while it is appended to, and those zeros would land on batches.
@@ -22,6 +25,7 @@ import mmap
 import os
 import shutil
 import stat
+import weakref
 from collections.abc import Sequence
 from typing import Final
 
@@ -37,14 +41,27 @@ _CANNOT_RESERVE: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
 _NOT_THERE: Final = (FileNotFoundError, NotADirectoryError)
 _CANNOT_LINK: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = (
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long),
+)
+_LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_NOT_MAPPED: Final = ctypes.c_void_p(-1).value
 
 
 class RealMap:
-    """A file mapped for reading."""
+    """A file mapped for reading.  Unmapped when asked to, or with the last reference to it."""
 
     def __init__(self, descriptor: int) -> None:
-        self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        self._view = memoryview(self._map)
+        size = os.fstat(descriptor).st_size
+        address = _LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        if address == _NOT_MAPPED:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        mapped = (ctypes.c_ubyte * size).from_address(address)
+        self._unmap = weakref.finalize(mapped, _LIBC.munmap, address, size)
+        self._unmap.atexit = False  # A thread may be reading still.
+        self._view = memoryview(mapped).cast("B").toreadonly()
 
     @property
     def view(self) -> memoryview:
@@ -52,7 +69,7 @@ class RealMap:
 
     def close(self) -> None:
         self._view.release()
-        self._map.close()
+        self._unmap()
 
 
 class RealFile:
@@ -139,6 +156,14 @@ class RealFile:
     def map(self) -> RealMap:
         self._check_open()
         return RealMap(self._descriptor)
+
+    def is_among_last(self, spare: int) -> bool:
+        # The kernel gives out the lowest number that is free: a high one says how few are.
+        try:
+            keep_spare(self._descriptor, spare)
+        except OSError:
+            return True
+        return False
 
     def close(self) -> None:
         if self._descriptor >= 0:

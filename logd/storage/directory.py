@@ -35,6 +35,7 @@ from logd.errors import CorruptionError, ForeignDirectoryError, StorageError
 from logd.storage.digits import number_of, twenty_digits
 from logd.storage.file_header import META_MAGIC, FileHeader, LogIdentity
 from logd.storage.hard_state import FILE_BYTES, promise_file, promise_in
+from logd.storage.kept_open import KeptOpen
 from logd.storage.repair import last_term
 from logd.storage.trash import Trash
 from logd.storage.whole_file import (
@@ -89,6 +90,8 @@ class DataDirectory:
         self._meta = meta
         self._noted = dict.fromkeys(groups_in(files, f"{path}/{REPLICAS_NAME}"))
         """Groups of which there is a replica, unless it was taken away."""
+        self.kept_open = KeptOpen(files)
+        """The files of the logs in it."""
         self.path = path
         self.node_id = node_id
         self.directory_id = directory_id

@@ -33,6 +33,7 @@ from logd.storage.cached_behind import CachedBehind
 from logd.storage.clean_note import NOTE_NAME, withdraw_clean_note
 from logd.storage.file_header import LogIdentity
 from logd.storage.holes import Hole, end_beyond_damage, fill_hole
+from logd.storage.kept_open import KeptOpen
 from logd.storage.log_contents import LogContents, SealedSegment, segment_number
 from logd.storage.log_reads import LogReads
 from logd.storage.recovery import LogEnd, Recovered, RecoveryReport, recover, segment_bases
@@ -121,12 +122,19 @@ class Log:
         identity: LogIdentity,
         options: LogOptions,
         found: Recovered,
+        kept_open: KeptOpen | None = None,
     ) -> None:
         self._files = files
         self._group = identity.group
         self._options = options
         self._held = LogContents(
-            files, directory, identity, options.index_interval_bytes, found.segments, found.end
+            files,
+            directory,
+            identity,
+            options.index_interval_bytes,
+            found.segments,
+            found.end,
+            kept_open,
         )
         self._reads = LogReads(self._held)
         self._mark = found.mark
@@ -190,6 +198,7 @@ class Log:
         options: LogOptions,
         *,
         is_new: bool = False,
+        kept_open: KeptOpen | None = None,
     ) -> Log:
         """Open a log and recover its end.  All that it holds afterwards is synced.
 
@@ -198,6 +207,7 @@ class Log:
 
         Args:
             is_new: the caller has just laid it out, and synced it.
+            kept_open: which files of this and other logs stay open behind a read.
 
         Raises:
             StorageError: no log there, not ours, of a newer format, or the disk failed.
@@ -207,7 +217,7 @@ class Log:
             found = recover(files, directory, identity, options.index_interval_bytes, is_new=is_new)
         except OSError as error:
             raise StorageError(f"cannot open the log in {directory}: {error}") from error
-        return cls(files, directory, identity, options, found)
+        return cls(files, directory, identity, options, found, kept_open)
 
     @staticmethod
     def remove(files: FileSystem, directory: str) -> None:
@@ -647,8 +657,7 @@ class Log:
         except OSError as error:
             raise held.fail("close", error) from error
         finally:
-            for segment in held.segments:
-                segment.let_go()
+            held.let_go()
 
     # --- reading ------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from typing import Final, NamedTuple
 from logd.env import FileSystem
 from logd.errors import CorruptionError, StorageFailedError
 from logd.storage.file_header import FileHeader, LogIdentity
+from logd.storage.kept_open import KeptOpen
 from logd.storage.recovery import LogEnd, read_segment_header
 from logd.storage.room import opening
 from logd.storage.segment import FIRST_POSITION, Segment, create_segment, segment_name
@@ -40,8 +41,9 @@ from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark
 from logd.storage.trash import throw_away
 from logd.types import FilePosition, Offset, Term
 
-_SEALED_OPEN_MAX: Final = 4
-"""Sealed segments of one log that stay open after a read."""
+_RECENTLY_READ_MAX: Final = 4
+"""Sealed segments of one log whose indexes stay loaded after a read, and their files open if there
+are descriptors for that."""
 
 
 class SealedSegment(NamedTuple):
@@ -64,7 +66,9 @@ class LogContents:
     """The segments of one log in one directory, and where the last of them ends."""
 
     __slots__ = (
+        "__weakref__",
         "_files",
+        "_kept_open",
         "_recently_read",
         "changes",
         "directory",
@@ -85,8 +89,10 @@ class LogContents:
         interval_bytes: int,
         segments: tuple[Segment, ...],
         end: LogEnd,
+        kept_open: KeptOpen | None = None,
     ) -> None:
         self._files = files
+        self._kept_open = KeptOpen(files) if kept_open is None else kept_open
         self._recently_read: list[Segment] = []
         self.directory = directory
         self.identity = identity
@@ -103,6 +109,7 @@ class LogContents:
         """Raised whenever bytes that a reader may be looking at become others; odd meanwhile."""
         self.replacements = 0
         """How often a file took the place of segments since the log was opened."""
+        self._kept_open.log_opened(self)
 
     @property
     def active(self) -> Segment:
@@ -149,15 +156,25 @@ class LogContents:
         return changes == self.changes and not is_changing and segments[0] is self.segments[0]
 
     def note_read(self, segment: Segment) -> None:
-        """Keep the few segments open that were read last; descriptors are not endless."""
+        """Keep the few segments at hand that were read last."""
         if segment is self.active:
             return
         recent = [each for each in self._recently_read if each is not segment]
         recent.append(segment)
-        for each in recent[:-_SEALED_OPEN_MAX]:
+        for each in recent[:-_RECENTLY_READ_MAX]:
             if each is not self.active:
+                self._kept_open.forget(each)
                 each.let_go()
-        self._recently_read = recent[-_SEALED_OPEN_MAX:]
+        self._recently_read = recent[-_RECENTLY_READ_MAX:]
+        self._kept_open.note_read(segment)
+
+    def let_go(self) -> None:
+        """Nobody is to read or write here any more."""
+        self._kept_open.log_closed(self)
+        for segment in self.segments:
+            self._kept_open.forget(segment)
+            segment.let_go()
+        self._recently_read = []
 
     # --- changing: exclusive, except that reads and, where it is said, appends go on -----
 
@@ -208,7 +225,7 @@ class LogContents:
         # Durable before the next one goes: a gap would be taken for damage.
         self._drop({first.path: first.base_offset}, trash)
         remove_indexes(self._files, first.path)
-        self._recently_read = [each for each in self._recently_read if each is not first]
+        self._forget_dropped()
 
     def reopened(self, sealed: Segment) -> Segment:
         """A sealed segment, open for appending.
@@ -235,7 +252,7 @@ class LogContents:
         # find its segment gone as well.
         self.end = self.synced = end
         self.segments = (*self.segments[:number], active)
-        self._recently_read = [each for each in self._recently_read if each in self.segments[:-1]]
+        self._forget_dropped()
         for segment in reversed(dropped):  # Newest first, each durably: never leave a gap.
             remove_indexes(self._files, segment.path)
             self._files.remove(segment.path)
@@ -314,7 +331,15 @@ class LogContents:
                 self._drop(dropped, trash, self.replacements)
             for segment in replaced[1:]:
                 remove_indexes(self._files, segment.path)
-        self._recently_read = [each for each in self._recently_read if each in self.segments]
+        self._forget_dropped()
+
+    def _forget_dropped(self) -> None:
+        """What was read and is no sealed segment here any more is kept open for nobody."""
+        recent, sealed = self._recently_read, self.segments[:-1]
+        self._recently_read = [each for each in recent if each in sealed]
+        for each in recent:
+            if each not in sealed:
+                self._kept_open.forget(each)
 
     def _drop(
         self, dropped: Mapping[str, Offset], trash: str | None, number: int | None = None

@@ -161,8 +161,12 @@ class Segment:
 
     def let_go(self) -> None:
         """Close, once nobody reads any more: files and maps close with their last reference."""
-        self.file = None
+        self.let_go_of_file()
         self.indexes = None
+
+    def let_go_of_file(self) -> None:
+        """As ``let_go``, of a sealed one's file alone: its indexes take no descriptor."""
+        self.file = None
 
     def rebuild_indexes(self, end: FilePosition) -> SegmentIndexes:
         """Index all batches before ``end`` anew, in memory.

@@ -43,6 +43,10 @@ def read(files: FileSystem, path: str) -> bytes:
     return content
 
 
+def open_descriptors() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
 # --- both -------------------------------------------------------------------------------
 
 
@@ -143,6 +147,18 @@ def test_a_map_outlives_its_file_handle_and_its_name(files: FileSystem, root: st
     files.remove(f"{root}/a")
 
     assert bytes(view[3:5]) == b"34"
+
+
+def test_a_map_keeps_no_descriptor(root: str, files: FileSystem) -> None:
+    write(files, f"{root}/a", b"0123456789")
+    before = open_descriptors()
+
+    file = files.open(f"{root}/a", writable=False)
+    view = file.map().view
+    file.close()
+
+    assert open_descriptors() == before
+    assert bytes(view) == b"0123456789"
 
 
 def test_creating_what_exists_and_opening_what_does_not_are_refused(
