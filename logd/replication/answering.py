@@ -82,16 +82,17 @@ class PeerAnswers:
 
     async def _serve_state(self, source: NodeId, request: StateRequest) -> None:
         refused, encoded = "", b""
+        end = request.position + SNAPSHOT_CHUNK_BYTES
         async with self._serving:
             try:
                 encoded = await self._state_for(source, request)
             except (LogdError, OSError) as error:
                 refused = str(error)
-        self._state_kept_until = trio.current_time() + STATE_KEPT_S
-        end = request.position + SNAPSHOT_CHUNK_BYTES
+            else:  # Else what is kept is another's, who asks on for it or does not.
+                self._state_kept_until = trio.current_time() + STATE_KEPT_S
+                if end >= len(encoded):
+                    self._state_kept = None
         body = memoryview(encoded)[request.position : end]
-        if end >= len(encoded):
-            self._state_kept = None
         response = StateResponse(
             request_id=request.request_id,
             refused=refused,

@@ -950,6 +950,45 @@ def test_a_state_that_no_peer_gives_is_asked_for_less_and_less_often(
     play(story)
 
 
+def test_a_state_that_is_kept_for_one_is_not_let_go_for_what_another_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor kept any longer for that."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,), segment_bytes=8 * KIB) as replica:
+            await replica.lead()
+            answers = replica.node.answers
+            taken = 0
+
+            async def take_snapshot(_: Checkpoints) -> Snapshot:
+                nonlocal taken
+                taken += 1
+                return Snapshot(
+                    start_offset=Offset(1), state_offset=Offset(1), state=bytes(3 * MIB)
+                )
+
+            monkeypatch.setattr(replica.node, "send_peer", lambda *_: True)
+            monkeypatch.setattr(Checkpoints, "take_snapshot", take_snapshot)
+
+            async def ask(source: NodeId, group: int, position: int) -> None:
+                request = StateRequest(request_id=1, group=group, position=position)
+                answers.on_state_request(source, request)
+                await a_while()
+
+            await ask(SECOND, GROUP, 0)
+            await ask(THIRD, GROUP + 1, 0)
+            await ask(SECOND, GROUP, SNAPSHOT_CHUNK_BYTES)
+            assert taken == 1
+
+            await trio.sleep(STATE_KEPT_S - 1)
+            await ask(THIRD, GROUP + 1, 0)
+            await trio.sleep(2)
+            assert answers._state_kept is None
+
+    play(story)
+
+
 def test_a_state_that_nobody_asks_on_for_is_not_kept_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
