@@ -373,7 +373,7 @@ class Partitions:
         if before is not None and before.is_tried_again and shut.is_tried_again:
             return
         log.error(
-            log_events.PARTITION_DAMAGED,
+            log_events.PARTITION_WAITS if shut.is_tried_again else log_events.PARTITION_DAMAGED,
             partition=name,
             group=group_id,
             reason=shut.reason,

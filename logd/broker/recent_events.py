@@ -50,6 +50,7 @@ SENTENCES: Final[dict[str, Sentence]] = {
         "hands {partition} to broker {to}, {why}", "hands {count} partitions to others, {why}"
     ),
     broker_events.PARTITION_DAMAGED: Sentence("{partition} stays shut: {reason}"),
+    broker_events.PARTITION_WAITS: Sentence("{partition} waits to be opened: {reason}"),
     broker_events.PARTITION_TRASHED: Sentence(
         "removed a copy that belongs here no more",
         "removed {count} copies that belong here no more",
@@ -96,6 +97,7 @@ SENTENCES: Final[dict[str, Sentence]] = {
     ),
     replication_events.GROUP_FAILED: Sentence("{partition} has failed: {error}"),
     replication_events.NO_ROOM: Sentence("{partition} waits for room on the disk: {reason}"),
+    replication_events.NO_DESCRIPTOR: Sentence("{partition} waits for descriptors: {reason}"),
     replication_events.GROUP_HELD: Sentence(
         "has waited for the disk of {partition} for {seconds} s",
         "has waited for the disks of {count} partitions for {seconds} s",

@@ -11,6 +11,7 @@ from typing import Final
 GROUP_FAILED: Final = "group_failed"
 GROUP_HELD: Final = "group_held_by_its_disk"
 NO_ROOM: Final = "no_room_on_disk"
+NO_DESCRIPTOR: Final = "no_file_descriptor"
 RESTARTED_WITH_LOSS: Final = "restarted_with_possible_loss"
 LOST_MEMORY_NOT_NOTED: Final = "lost_memory_not_noted"
 LEADER_ELECTED: Final = "leader_elected"

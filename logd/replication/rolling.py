@@ -14,6 +14,7 @@ import structlog
 from logd.errors import LogdError, NoRoomError
 from logd.raft.messages import Synced
 from logd.replication import log_events
+from logd.replication.room_waits import tell_what_lacks, when_there_is_room
 
 if TYPE_CHECKING:
     from logd.replication.group import Group
@@ -50,15 +51,8 @@ class Roller:
 
     async def _roll(self) -> None:
         group = self._group
-        is_rolled = True
         try:
-            async with group.io_lock:
-                if group.failure is None:
-                    await self._host.env.run_blocking(group.log.roll)
-        except NoRoomError as error:
-            is_rolled = False
-            if not self._lacks_room:
-                log.error(log_events.NO_ROOM, group=group.group_id, reason=str(error))
+            is_rolled = await when_there_is_room(group.group_id, self._roll_or_go_on)
         except (OSError, LogdError) as error:
             group.fail(error)
             return
@@ -75,3 +69,23 @@ class Roller:
             group.release(Synced(group.log.end_offset, group.log.last_term))
             if is_rolled:
                 self._host.segment_rolled(group)
+
+    async def _roll_or_go_on(self) -> bool:
+        """False: there is no room for another segment, and the log goes on in the one that it has.
+
+        Raises:
+            NoRoomError: the other segment is begun: the log goes on in none before it is there.
+        """
+        group, run_blocking = self._group, self._host.env.run_blocking
+        async with group.io_lock:
+            if group.failure is not None:
+                return False
+            try:
+                await run_blocking(group.log.roll)
+            except NoRoomError as error:
+                if await run_blocking(lambda: group.log.is_roll_begun):
+                    raise
+                if not self._lacks_room:
+                    tell_what_lacks(group.group_id, error)
+                return False
+            return True

@@ -13,6 +13,7 @@ import trio
 
 from logd.errors import NoRoomError
 from logd.replication import log_events
+from logd.storage.room import is_no_descriptor
 from logd.types import GroupId
 
 T = TypeVar("T")
@@ -36,6 +37,12 @@ async def when_there_is_room(group_id: GroupId, do: Callable[[], Awaitable[T]]) 
             return await do()
         except NoRoomError as error:
             if not was_told:
-                log.error(log_events.NO_ROOM, group=group_id, reason=str(error))
+                tell_what_lacks(group_id, error)
             was_told = True
         await trio.sleep(ROOM_LOOK_S)
+
+
+def tell_what_lacks(group_id: GroupId, error: NoRoomError) -> None:
+    """To the log: room on the disk, or a file descriptor."""
+    event = log_events.NO_DESCRIPTOR if is_no_descriptor(error) else log_events.NO_ROOM
+    log.error(event, group=group_id, reason=str(error))

@@ -60,15 +60,19 @@ class Upkeep:
         """
         group = self._group
         assert hole.end.offset <= group.commit_offset
-        async with group.io_lock:
-            if self._has_stopped:
-                raise StorageFailedError(f"the replica of {group.name} has stopped")
-            group.settled_to = Offset(0)
-            try:
-                return await self._host.env.run_blocking(group.log.fill, hole, batches)
-            except StorageFailedError as error:
-                group.fail(error)
-                raise
+
+        async def fill_if_running() -> Hole | None:
+            async with group.io_lock:
+                if self._has_stopped:
+                    raise StorageFailedError(f"the replica of {group.name} has stopped")
+                group.settled_to = Offset(0)
+                try:
+                    return await self._host.env.run_blocking(group.log.fill, hole, batches)
+                except StorageFailedError as error:
+                    group.fail(error)
+                    raise
+
+        return await when_there_is_room(group.group_id, fill_if_running)
 
     async def trim(self, offset: Offset, trash: str) -> bool:
         """Drop the segments below ``offset``; False if there are none, or the group stopped.
@@ -84,7 +88,8 @@ class Upkeep:
                 # Judged here: another log may have been installed since it was decided.
                 bases = group.log.segment_bases
                 start = max((base for base in bases if base <= offset), default=offset)
-                if self._has_stopped or start <= group.log.start_offset:
+                is_due = start > group.log.start_offset or not group.log.is_trim_finished
+                if self._has_stopped or not is_due:
                     return False
                 await run_blocking(group.log.require_descriptor)
                 if group.is_held or self._has_stopped:
@@ -115,25 +120,30 @@ class Upkeep:
             StorageError, CorruptionError: the file is not what it should be.
             OSError: it could not be removed.
         """
-        group = self._group
-        async with group.io_lock:
-            if self._has_stopped:
-                await self._host.env.run_blocking(self._host.env.files.remove, path)
-                return False
-            if is_of_peers:
-                group.settled_to = Offset(0)
-            try:
-                is_done = await self._host.env.run_blocking(
-                    lambda: group.log.replace(bases, path, trash, is_of_peers=is_of_peers)
-                )
-            except StorageFailedError as error:
-                group.fail(error)
-                return False
-            if is_done:
-                # Or who reads would be told what was left out for as long as memory has it.
-                after = next(base for base in group.log.segment_bases if base > bases[-1])
-                self._host.tail_cache.forget_below(group.group_id, after)
-            return is_done
+        group, run_blocking = self._group, self._host.env.run_blocking
+
+        async def replace_if_running() -> bool:
+            async with group.io_lock:
+                if self._has_stopped:
+                    await run_blocking(self._host.env.files.remove, path)
+                    return False
+                await run_blocking(group.log.require_descriptor)
+                if is_of_peers:
+                    group.settled_to = Offset(0)
+                try:
+                    is_done = await run_blocking(
+                        lambda: group.log.replace(bases, path, trash, is_of_peers=is_of_peers)
+                    )
+                except StorageFailedError as error:
+                    group.fail(error)
+                    return False
+                if is_done:
+                    # Or who reads would be told what was left out for as long as memory has it.
+                    after = next(base for base in group.log.segment_bases if base > bases[-1])
+                    self._host.tail_cache.forget_below(group.group_id, after)
+                return is_done
+
+        return await when_there_is_room(group.group_id, replace_if_running)
 
     async def read_clean_note(self) -> CleanNote | None:
         """How far the log has been compacted, as far as that is known.

@@ -37,10 +37,10 @@ from logd.storage.kept_open import KeptOpen
 from logd.storage.log_contents import LogContents, SealedSegment, segment_number
 from logd.storage.log_reads import LogReads
 from logd.storage.recovery import LogEnd, Recovered, RecoveryReport, recover, segment_bases
-from logd.storage.room import opening, what_lacks
+from logd.storage.room import is_no_descriptor, opening, what_lacks
 from logd.storage.scrub import ScrubPosition, scrub, scrub_start
 from logd.storage.segment import FIRST_POSITION, Segment, create_segment
-from logd.storage.segment_index import RELATIVE_OFFSET_MAX, remove_indexes_durably
+from logd.storage.segment_index import RELATIVE_OFFSET_MAX, remove_indexes
 from logd.storage.space_ahead import SpaceAhead
 from logd.storage.successor_note import write_note
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark, write_mark
@@ -485,7 +485,8 @@ class Log:
         """Seal the active segment and start the next one.  Exclusive.
 
         Raises:
-            NoRoomError: the disk has none for the next one.  The log goes on as it is.
+            NoRoomError: the disk has none for the next one.  The log goes on as it is, unless
+                ``is_roll_begun``: then the same is to be done again, and nothing else before.
             StorageFailedError: the disk failed; the log is poisoned.
         """
         self._check_usable()
@@ -505,6 +506,11 @@ class Log:
         self._mark = mark
         self._space.begin(FIRST_POSITION)
         held.roll_on(fresh)
+
+    @property
+    def is_roll_begun(self) -> bool:
+        """Of a roll that was refused: the next one has its name, and only lacks a descriptor."""
+        return self._held.is_next_begun
 
     def truncate(self, offset: Offset) -> None:
         """Remove everything from ``offset`` on, durably.  Exclusive.
@@ -527,16 +533,17 @@ class Log:
         assert self.start_offset <= offset <= held.end.offset
         assert self._mark is not None
         assert offset >= self._mark.commit_offset, "what is committed is never removed"
-        if offset == held.end.offset:
+        if offset == held.end.offset and held.is_cut_finished:
             return
         number = segment_number(held.segments, offset)
         with held.changing():
             try:
                 if number < len(held.segments) - 1:
                     self._drop_segments_behind(number, offset)
+                held.remove_cut_off()
                 self._cut_active(offset)
             except OSError as error:
-                raise held.fail("truncate", error) from error
+                raise self._put_off_or_fail("truncate", error) from error
 
     def require_descriptor(self) -> None:
         """See that one more file can be opened, before what would end half-way where none can: a
@@ -560,16 +567,23 @@ class Log:
                 them.
 
         Raises:
+            NoRoomError: there is no file descriptor for all of it: the same is to be done again.
             StorageFailedError: the disk failed; the log is poisoned.
         """
         held = self._held
         if held.failure is not None:
             raise held.refusal()
         try:
+            held.sync_dropped()
             while len(held.segments) > 1 and held.segments[1].base_offset <= offset:
                 held.drop_first(trash)
         except OSError as error:
-            raise held.fail("trim", error) from error
+            raise self._put_off_or_fail("trim", error) from error
+
+    @property
+    def is_trim_finished(self) -> bool:
+        """Whether what was trimmed is gone for good."""
+        return self._held.is_drop_synced
 
     def replace(
         self,
@@ -626,6 +640,7 @@ class Log:
 
         Raises:
             CorruptionError: ``batches`` are not what was there; nothing was written.
+            NoRoomError: there is no file descriptor for all of it: the same is to be done again.
             StorageFailedError: the disk failed; the log is poisoned.
         """
         self._check_usable()
@@ -637,7 +652,7 @@ class Log:
         try:
             return fill_hole(self._files, self._group, hole, batches)
         except OSError as error:
-            raise held.fail("repair", error) from error
+            raise self._put_off_or_fail("repair", error) from error
 
     def close(self) -> None:
         """Settle what can be settled, and let go of the files.  Exclusive.
@@ -748,14 +763,16 @@ class Log:
         """As ``LogContents.create_next``.
 
         Raises:
-            NoRoomError: all is as it was.  A sync that failed for want of room is none of these.
+            NoRoomError: all is as it was, or only a descriptor is lacking.  A sync that failed for
+                want of room is none of these.
         """
         held = self._held
         try:
             return held.create_next(commit_offset)
         except OSError as error:
             lack = what_lacks(error)
-            if lack is not None and not held.is_next_begun:
+            can_go_on = is_no_descriptor(error) or not held.is_next_begun
+            if lack is not None and can_go_on:
                 raise NoRoomError(f"no {lack} for another segment in {held.directory}") from error
             raise
 
@@ -825,6 +842,10 @@ class Log:
         active = held.active
         file, indexes = active.active()
         cut = self._end_of_batch(offset, active, held.end)
+        # Before anything is cut, for it may lack a descriptor; and also if they are not there, for
+        # when it did, they were removed, and would come back.
+        remove_indexes(self._files, active.path)
+        self._files.sync_directory(held.directory)
         position = cut.position
         assert self._mark is not None
         if self._mark.end_offset > offset:
@@ -839,7 +860,12 @@ class Log:
         file.truncate(position)
         file.sync()
         self._space.begin(position)
-        remove_indexes_durably(self._files, active.path)
+
+    def _put_off_or_fail(self, action: str, error: OSError) -> NoRoomError | StorageFailedError:
+        """What to raise of what can be done again if it was only kept from asking the disk."""
+        if is_no_descriptor(error):
+            return NoRoomError(f"no file descriptor to {action} the log in {self._held.directory}")
+        return self._held.fail(action, error)
 
     def _check_usable(self) -> None:
         if self._held.failure is not None:

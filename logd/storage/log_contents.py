@@ -34,7 +34,13 @@ from logd.storage.file_header import FileHeader, LogIdentity
 from logd.storage.kept_open import KeptOpen
 from logd.storage.recovery import LogEnd, read_segment_header
 from logd.storage.room import opening
-from logd.storage.segment import FIRST_POSITION, Segment, create_segment, segment_name
+from logd.storage.segment import (
+    FIRST_POSITION,
+    Segment,
+    create_segment,
+    first_mark,
+    segment_name,
+)
 from logd.storage.segment_index import remove_indexes, remove_indexes_durably
 from logd.storage.successor_note import clear_note
 from logd.storage.synced_mark import SLOTS_END, MarkSlot, newest_mark
@@ -67,9 +73,11 @@ class LogContents:
 
     __slots__ = (
         "__weakref__",
+        "_cut_off",
         "_files",
         "_kept_open",
         "_recently_read",
+        "_unsynced",
         "changes",
         "directory",
         "end",
@@ -94,6 +102,10 @@ class LogContents:
         self._files = files
         self._kept_open = KeptOpen(files) if kept_open is None else kept_open
         self._recently_read: list[Segment] = []
+        self._cut_off: tuple[Segment, ...] = ()
+        """What a truncation has left out, and has not removed yet."""
+        self._unsynced: tuple[str, ...] = ()
+        """Directories that what was dropped has left, or come to, and that does not last yet."""
         self.directory = directory
         self.identity = identity
         self.interval_bytes = interval_bytes
@@ -189,11 +201,18 @@ class LogContents:
             self.changes += 1
 
     def create_next(self, commit_offset: Offset) -> tuple[Segment, MarkSlot]:
-        """Create the file of the next segment, behind the end, with its first mark."""
+        """Create the file of the next segment, behind the end, with its first mark.
+
+        Go on with one that is begun already: nothing but a descriptor was lacking.
+        """
         offset, term, _ = self.end
-        mark = create_segment(
-            self._files, self.directory, self.identity, offset, term, commit_offset
-        )
+        if self.is_next_begun:
+            mark = first_mark(offset, term, commit_offset)
+            self._files.sync_directory(self.directory)
+        else:
+            mark = create_segment(
+                self._files, self.directory, self.identity, offset, term, commit_offset
+            )
         fresh = self._segment(offset, term, FIRST_POSITION)
         fresh.opened_for_append()
         return fresh, mark
@@ -223,9 +242,9 @@ class LogContents:
         # First: who finds the file gone must find the segment gone as well.
         self.segments = self.segments[1:]
         # Durable before the next one goes: a gap would be taken for damage.
-        self._drop({first.path: first.base_offset}, trash)
-        remove_indexes(self._files, first.path)
         self._forget_dropped()
+        remove_indexes(self._files, first.path)
+        self._drop({first.path: first.base_offset}, trash)
 
     def reopened(self, sealed: Segment) -> Segment:
         """A sealed segment, open for appending.
@@ -242,21 +261,34 @@ class LogContents:
         return fresh
 
     def cut_behind(self, number: int, active: Segment, end: LogEnd) -> None:
-        """Remove the segments behind this one: it is active again, and ends durably at ``end``.
+        """Leave out the segments behind this one: it is active again, and ends durably at ``end``.
+
+        Their files are for ``remove_cut_off``.
 
         Args:
             active: from ``reopened``.
         """
-        dropped = self.segments[number + 1 :]
+        self._cut_off = self.segments[number + 1 :]
         # First, and in this order: a reader takes the end first, and who finds a file gone must
         # find its segment gone as well.
         self.end = self.synced = end
         self.segments = (*self.segments[:number], active)
         self._forget_dropped()
-        for segment in reversed(dropped):  # Newest first, each durably: never leave a gap.
-            remove_indexes(self._files, segment.path)
-            self._files.remove(segment.path)
+
+    @property
+    def is_cut_finished(self) -> bool:
+        """Whether nothing is left of what was left out."""
+        return not self._cut_off
+
+    def remove_cut_off(self) -> None:
+        """Remove the files of segments that were left out.  Called again, it goes on."""
+        while self._cut_off:  # Newest first, each durably: never leave a gap.
+            last = self._cut_off[-1]
+            remove_indexes(self._files, last.path)
+            if self._files.exists(last.path):
+                self._files.remove(last.path)
             self._files.sync_directory(self.directory)
+            self._cut_off = self._cut_off[:-1]
 
     def forget_successor(self, segment: Segment) -> None:
         """What follows ``segment`` is about to be removed.
@@ -345,12 +377,25 @@ class LogContents:
         self, dropped: Mapping[str, Offset], trash: str | None, number: int | None = None
     ) -> None:
         """Let files of segments go, durably: see ``throw_away``."""
+        self._unsynced = (self.directory,) if trash is None else (self.directory, trash)
         if trash is not None:
             throw_away(self._files, trash, self.identity.group, dropped, number)
-            return
-        for path in dropped:
-            self._files.remove(path)
-        self._files.sync_directory(self.directory)
+        else:
+            for path in dropped:
+                self._files.remove(path)
+            self._files.sync_directory(self.directory)
+        self._unsynced = ()
+
+    @property
+    def is_drop_synced(self) -> bool:
+        """Whether what was dropped is gone for good."""
+        return not self._unsynced
+
+    def sync_dropped(self) -> None:
+        """See that what was dropped is gone for good, if a descriptor was lacking for that."""
+        while self._unsynced:
+            self._files.sync_directory(self._unsynced[0])
+            self._unsynced = self._unsynced[1:]
 
     def _segment(self, base_offset: Offset, prev_term: Term, end: FilePosition) -> Segment:
         return Segment(

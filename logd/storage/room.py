@@ -24,11 +24,16 @@ def is_no_room(error: BaseException | None) -> bool:
     return _is_of(_NO_ROOM, error)
 
 
+def is_no_descriptor(error: BaseException | None) -> bool:
+    """Whether nothing was asked of the disk, for want of a file descriptor to ask it with."""
+    return _is_of(_NO_DESCRIPTOR, error)
+
+
 def what_lacks(error: BaseException | None) -> str | None:
     """What there was too little of, so that the same may be done when there is more; else None."""
     if is_no_room(error):
         return "room"
-    return "file descriptor" if _is_of(_NO_DESCRIPTOR, error) else None
+    return "file descriptor" if is_no_descriptor(error) else None
 
 
 @contextmanager

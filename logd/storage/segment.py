@@ -63,10 +63,15 @@ def create_segment(
 
     Durable unless ``write`` leaves that to the caller.
     """
-    mark = MarkSlot(1, prev_term, base_offset, FIRST_POSITION, commit_offset)
+    mark = first_mark(base_offset, prev_term, commit_offset)
     block = segment_header_block(identity, base_offset, prev_term, mark)
     write(files, f"{directory}/{segment_name(base_offset)}", [block])
     return mark
+
+
+def first_mark(base_offset: Offset, prev_term: Term, commit_offset: Offset) -> MarkSlot:
+    """The mark of a segment that is empty."""
+    return MarkSlot(1, prev_term, base_offset, FIRST_POSITION, commit_offset)
 
 
 def segment_header_block(

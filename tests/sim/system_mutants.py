@@ -364,7 +364,7 @@ SYSTEM_MUTANTS = (
         "a replica that was just repaired says that its log is clean",
         "what was deleted does not come back",
         "logd/replication/upkeep.py",
-        "            if is_of_peers:\n                group.settled_to = Offset(0)\n",
+        "                if is_of_peers:\n                    group.settled_to = Offset(0)\n",
         "",
     ),
     Mutant(
@@ -2283,7 +2283,7 @@ SYSTEM_MUTANTS = (
         "a full disk ends a log that is to be rolled",
         "P1: a full disk costs no log",
         "logd/storage/log.py",
-        "            if lack is not None and not held.is_next_begun:\n",
+        "            if lack is not None and can_go_on:\n",
         "            if False:\n",
     ),
     Mutant(
@@ -2297,7 +2297,7 @@ SYSTEM_MUTANTS = (
         "a full disk leaves the next segment behind, and the log goes on in this one",
         "P1: what was acknowledged is found",
         "logd/storage/log.py",
-        "            if lack is not None and not held.is_next_begun:\n",
+        "            if lack is not None and can_go_on:\n",
         "            if lack is not None:\n",
     ),
     Mutant(
@@ -2338,11 +2338,41 @@ SYSTEM_MUTANTS = (
         "        if True:\n            file =",
     ),
     Mutant(
+        "a segment that was begun is left behind for want of a descriptor",
+        "P1: what was acknowledged is found",
+        "logd/replication/rolling.py",
+        "                if await run_blocking(lambda: group.log.is_roll_begun):\n"
+        "                    raise\n",
+        "",
+    ),
+    Mutant(
+        "a truncation that lacked a descriptor leaves segments behind",
+        "P1: what was truncated does not come back",
+        "logd/storage/log.py",
+        "        if offset == held.end.offset and held.is_cut_finished:\n",
+        "        if offset == held.end.offset:\n",
+    ),
+    Mutant(
+        "a truncation that lacked a descriptor leaves indexes that come back",
+        "P5: intact data is not called damaged",
+        "logd/storage/log.py",
+        "        self._files.sync_directory(held.directory)\n        position = cut.position\n",
+        "        position = cut.position\n",
+    ),
+    Mutant(
+        "what is kept open for readers leaves nothing to others",
+        "availability: no replica fails for want of descriptors",
+        "logd/storage/kept_open.py",
+        "            except OSError:\n                self._let_one_go()\n",
+        "            except OSError:\n                return\n",
+    ),
+    Mutant(
         "a log is trimmed without a descriptor to make that durable with",
         "availability: no replica fails for want of descriptors",
         "logd/replication/upkeep.py",
-        "                await run_blocking(group.log.require_descriptor)\n",
-        "",
+        "                await run_blocking(group.log.require_descriptor)\n"
+        "                if group.is_held or",
+        "                if group.is_held or",
     ),
     Mutant(
         "a full disk has no room for a batch where it has none for a step",

@@ -578,14 +578,14 @@ def test_a_replica_for_which_there_was_no_room_is_made_when_there_is_some() -> N
         full.files.capacity_bytes = full.files.used_bytes() + 5 * KIB
         await told.client.admin.create_topic("another", partitions=2, replicas=3)
         await trio.sleep(10.0)
-        assert told.events("partition_damaged").count(full.host) == 2
+        assert told.events("partition_waits").count(full.host) == 2
 
         full.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
 
         with trio.fail_after(10.0):
             while len(full.groups) < len(told.nodes[0].groups):
                 await trio.sleep(0.1)
-        assert told.events("partition_damaged").count(full.host) == 2
+        assert told.events("partition_waits").count(full.host) == 2
 
     tell(story)
 
@@ -603,7 +603,7 @@ def test_a_replica_for_which_there_was_no_descriptor_is_made_when_there_are_some
         assert short.broker is not None
         assert len(short.broker.node.shut) == 1
         assert all("until there are some" in s.reason for s in short.broker.node.shut.values())
-        assert told.events("partition_damaged").count(short.host) == 1
+        assert told.events("partition_waits").count(short.host) == 1
 
         short.files.descriptors = None
 
@@ -611,7 +611,7 @@ def test_a_replica_for_which_there_was_no_descriptor_is_made_when_there_are_some
             while short.broker.node.shut:
                 await trio.sleep(0.1)
         assert len(short.groups) == len(told.nodes[0].groups)
-        assert told.events("partition_damaged").count(short.host) == 1
+        assert told.events("partition_waits").count(short.host) == 1
 
     tell(story)
 

@@ -99,7 +99,7 @@ def test_a_broker_that_has_no_room_for_the_state_at_its_start_waits_for_it() -> 
                 assert victim.broker is not None
                 (shut,) = victim.broker.node.shut.values()
                 assert shut.reason.endswith("tried again until there is room")
-                assert sum(e.name == "partition_damaged" for e in cluster.trace.events) == 1
+                assert sum(e.name == "partition_waits" for e in cluster.trace.events) == 1
 
                 victim.files.on_operation = None
 

@@ -10,7 +10,7 @@ import trio
 from structlog.testing import capture_logs
 
 from logd.errors import DiskFullError
-from logd.limits import KIB, MIB, PEER_WINDOW_BYTES_MAX
+from logd.limits import KIB, MIB, PEER_WINDOW_BYTES_MAX, SEGMENT_HEADER_BYTES
 from logd.raft.messages import (
     AppendResponse,
     PeerDown,
@@ -24,9 +24,12 @@ from logd.record.control import Trim
 from logd.replication import log_events
 from logd.replication.peer_protocol import PeerKind, Ping
 from logd.replication.snapshot import encode_snapshot
+from logd.storage.holes import Hole
+from logd.storage.segment_copy import SegmentCopy
 from logd.types import NodeId, Offset, Term
 from logd.wire.frame import FrameDecoder, encode_message
 from tests.sim.files import CAPACITY_BYTES_DEFAULT, SimulatedFileSystem
+from tests.support.logs import read_all
 from tests.support.replica import (
     GROUP,
     OURSELVES,
@@ -153,6 +156,111 @@ def test_a_log_is_trimmed_when_there_are_descriptors_to_sync_its_directory_with(
     play(story)
 
 
+def test_a_trim_that_was_begun_is_ended_when_there_are_descriptors_again() -> None:
+    """Others may take the last ones between any two steps of it."""
+
+    async def story() -> None:
+        files = await written_and_closed(3)
+        async with open_replica(files, life=2, segment_bytes=8 * KIB) as replica:
+            group = replica.group
+            await replica.lead()
+
+            def refuse(operation: str, path: str) -> None:
+                if operation == "sync_directory":
+                    raise OSError(errno.EMFILE, "simulated failure", path)
+
+            replica.files.on_operation = refuse
+            trimmed = []
+
+            async def trim(start: Offset) -> None:
+                trash = replica.node.membership.directory.trash_path
+                trimmed.append(await group.upkeep.trim(start, trash))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trim, Offset(1))
+                await trio.sleep(2.5)
+                assert (group.failure, group.log_start, trimmed) == (None, 1, [])
+
+                replica.files.on_operation = None
+
+            await trim(Offset(2))
+            assert trimmed == [True, True]
+            assert (group.failure, group.log.start_offset) == (None, 2)
+
+    play(story)
+
+
+def test_a_hole_is_filled_when_there_are_descriptors_for_that() -> None:
+    async def story() -> None:
+        files = await written_and_closed(3)
+        async with open_replica(files, life=2, segment_bytes=8 * KIB) as replica:
+            group = replica.group
+            await replica.lead()
+            await replica.commit()
+            written = read_all(group.log)
+            files.flip(f"{group.directory}/{1:020}.log", SEGMENT_HEADER_BYTES + KIB)
+            found = await group.upkeep.scrub(group.log.scrub_start(Offset(1)), MIB)
+            assert found is not None
+            hole = found[1]
+            assert hole is not None
+            take_all_descriptors(replica)
+            left: list[Hole | None] = []
+
+            async def fill_it() -> None:
+                left.append(await group.upkeep.fill(hole, written[1]))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fill_it)
+                await trio.sleep(2.5)
+                assert (group.failure, left) == (None, [])
+
+                replica.files.on_operation = None
+
+            assert left == [None]
+            assert read_all(group.log) == written
+
+    play(story)
+
+
+def test_a_file_takes_the_place_of_a_segment_when_there_are_descriptors_for_that() -> None:
+    """What is replaced half-way would be in doubt."""
+
+    async def story() -> None:
+        files = await written_and_closed(3)
+        async with open_replica(files, life=2, segment_bytes=8 * KIB) as replica:
+            group = replica.group
+            await replica.lead()
+            written = read_all(group.log)
+            segment = group.log.sealed_segments()[1]
+            copy = SegmentCopy(files, group.directory, group.identity, segment)
+            copy.add(written[1])
+            path = copy.finish()
+
+            def refuse(operation: str, path: str) -> None:
+                if operation in ("open", "create", "sync_directory"):
+                    raise OSError(errno.EMFILE, "simulated failure", path)
+
+            replica.files.on_operation = refuse
+            replaced = []
+
+            async def replace() -> None:
+                trash = replica.node.membership.directory.trash_path
+                bases = [segment.base_offset]
+                replaced.append(await group.upkeep.replace(bases, path, trash))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(replace)
+                await trio.sleep(2.5)
+                assert (group.failure, replaced) == (None, [])
+
+                replica.files.on_operation = None
+
+            assert replaced == [True]
+            assert read_all(group.log) == written
+
+    play(story)
+
+
 @pytest.mark.parametrize("match", ["0.log", "2.log"])
 def test_a_log_is_cut_into_an_earlier_segment_when_there_are_descriptors_for_that(
     match: str,
@@ -203,7 +311,7 @@ def test_a_vote_that_cannot_be_saved_for_want_of_a_descriptor_waits_for_one(reas
             with capture_logs() as logs:
                 group.post(Received(request))
                 await trio.sleep(2.5)
-            assert [entry["event"] for entry in logs].count(log_events.NO_ROOM) == 1
+            assert [entry["event"] for entry in logs].count(log_events.NO_DESCRIPTOR) == 1
             assert (group.failure, replica.sent(VoteResponse)) == (None, [])
 
             replica.files.on_operation = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
+import trio
 from structlog.testing import capture_logs
 
 from logd.errors import StorageFailedError
@@ -55,11 +56,14 @@ def test_a_roll_that_comes_after_another_one_leaves_the_empty_segment_alone() ->
     play(story)
 
 
-@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EMFILE])
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [(errno.ENOSPC, log_events.NO_ROOM), (errno.EMFILE, log_events.NO_DESCRIPTOR)],
+)
 def test_a_segment_that_cannot_be_followed_by_another_is_appended_to_and_sealed_later(
-    reason: int,
+    reason: int, told: str
 ) -> None:
-    """There is no room for it, or no descriptor."""
+    """There is no room for it, or no descriptor, and it is said which."""
 
     async def story() -> None:
         async with open_replica(segment_bytes=8 * KIB) as replica:
@@ -78,7 +82,7 @@ def test_a_segment_that_cannot_be_followed_by_another_is_appended_to_and_sealed_
                     replica.propose(bytes(8 * KIB))
                     await a_while()
                     await replica.commit()
-            assert sum(entry["event"] == log_events.NO_ROOM for entry in logs) == 1
+            assert sum(entry["event"] == told for entry in logs) == 1
             assert (group.is_ready, len(group.log.segment_bases), rolled) == (True, 1, [])
 
             replica.files.on_operation = None
@@ -88,6 +92,39 @@ def test_a_segment_that_cannot_be_followed_by_another_is_appended_to_and_sealed_
 
             assert group.is_ready
             assert rolled == [group]
+
+    play(story)
+
+
+@pytest.mark.parametrize("refused", ["sync_directory", "open"])
+def test_a_segment_that_was_begun_is_gone_on_with_when_there_are_descriptors_for_that(
+    refused: str,
+) -> None:
+    """It has its name: what were appended to the one before could not be found behind it."""
+
+    async def story() -> None:
+        async with open_replica(voters=ALONE) as replica:
+            await replica.lead()
+            group = replica.group
+
+            def refuse(operation: str, path: str) -> None:
+                if operation == refused and path != f"{group.directory}/hard_state":
+                    raise OSError(errno.EMFILE, "simulated failure", path)
+
+            replica.files.on_operation = refuse
+            with capture_logs() as logs:
+                group.roller.roll_soon()
+                outcomes = replica.propose()
+                await trio.sleep(5)
+            assert sum(entry["event"] == log_events.NO_DESCRIPTOR for entry in logs) == 1
+            assert (group.failure, group.is_held, outcomes) == (None, True, [])
+            assert not group.io_lock.locked()
+
+            replica.files.on_operation = None
+
+            await until(lambda: group.commit_offset == 2)
+            assert offset_of(outcomes) == 1
+            assert group.log.segment_bases == (0, 1)
 
     play(story)
 
