@@ -10,6 +10,9 @@ nobody could carry the move out, nor take it back when the plan is cancelled.
 One that loses its majority while it is under way waits for it, and counts no more among those that
 are under way at once: the others go on.  Once it is cancelled the plan does not wait for it either;
 whoever will lead the partition takes it back.
+
+A move to a disk that is full is not begun either, and if it is under way by then it counts no more
+until there is room: nothing is sent there.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from logd.broker.broker import Broker
     from logd.metadata.layout import PartitionPlacement
     from logd.metadata.moves import Plan, PlannedMove
-    from logd.types import GroupId
+    from logd.types import GroupId, NodeId
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +91,8 @@ async def _begin_some(broker: Broker, plan: Plan) -> None:
             return
         if now.states[at] != "pending" or not is_majority_alive(move.before, down):
             continue
+        if _lacks_room(broker, move.before, move.target):
+            continue
         if not _has_room(broker) or not await _is_judged(broker, plan, move):
             return
 
@@ -96,8 +101,21 @@ def _has_room(broker: Broker) -> bool:
     """Whether another move may be under way."""
     state = broker.metadata.state
     moving = [p for p in state.moving if p.move is not None and not p.move.is_left]
-    count = sum(not is_stuck(broker, placement) for placement in moving)
+    count = sum(not is_stuck(broker, p) and not _waits_for_room(broker, p) for p in moving)
     return count < state.rebalance_settings.concurrency
+
+
+def _waits_for_room(broker: Broker, placement: PartitionPlacement) -> bool:
+    """Whether a move waits for room on the disk of a broker that it goes to."""
+    move = placement.move
+    assert move is not None
+    return not move.is_cancelled and _lacks_room(broker, placement.replicas, move.target)
+
+
+def _lacks_room(broker: Broker, before: tuple[NodeId, ...], target: tuple[NodeId, ...]) -> bool:
+    """Whether the disk of a broker that takes a copy is full."""
+    full = broker.node.fitness.full_disks
+    return any(node in full and node not in before for node in target)
 
 
 def _running(broker: Broker, plan: Plan) -> Plan | None:

@@ -104,7 +104,7 @@ async def plan_progress(
         for move in asked:
             tasks.start_soon(ask, move)
     down = await _down(client, asked, found)
-    receivers = {node for move in begun if move.group in found for node in _receivers(move)}
+    receivers = {node for move in asked if move.group in found for node in _receivers(move)}
     full = await _full(client, receivers - down)
     reasons = {
         move.group: _reason_to_wait(move, found.get(move.group), down, full) for move in asked

@@ -29,6 +29,7 @@ def play(
     *,
     replace_after_ms: int = 0,
     rebalance_interval_ms: int = 0,
+    disk_free_bytes_min: int = 0,
 ) -> None:
     """Tell the story to a formed cluster of five with a topic of three replicas."""
 
@@ -37,6 +38,7 @@ def play(
         network=CALM,
         replace_after_ms=replace_after_ms,
         rebalance_interval_ms=rebalance_interval_ms,
+        disk_free_bytes_min=disk_free_bytes_min,
         companion=make_visible,
     )
 

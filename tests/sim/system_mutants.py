@@ -2066,8 +2066,15 @@ SYSTEM_MUTANTS = (
         "a move that is stuck holds its place",
         "liveness: moves go on",
         "logd/broker/plan_runner.py",
-        "    count = sum(not is_stuck(broker, placement) for placement in moving)\n",
-        "    count = len(moving)\n",
+        "sum(not is_stuck(broker, p) and not _waits_for_room(broker, p) for p in moving)\n",
+        "sum(not _waits_for_room(broker, p) for p in moving)\n",
+    ),
+    Mutant(
+        "a move to a full disk holds its place",
+        "liveness: moves go on",
+        "logd/broker/plan_runner.py",
+        "sum(not is_stuck(broker, p) and not _waits_for_room(broker, p) for p in moving)\n",
+        "sum(not is_stuck(broker, p) for p in moving)\n",
     ),
     Mutant(
         "a move that may have begun holds no place",

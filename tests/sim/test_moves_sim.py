@@ -517,6 +517,49 @@ def test_whoever_watches_a_move_to_a_full_disk_is_told_what_it_waits_for() -> No
     play(story)
 
 
+async def waiting_texts(client: Client) -> list[str]:
+    plan = (await client.admin.describe_rebalance()).plan
+    assert plan is not None
+    names = names_of(await client.admin.describe_cluster())
+    return (await plan_progress(client, plan, names)).waiting
+
+
+@pytest.mark.parametrize("is_full_before", [False, True])
+def test_a_move_to_a_full_disk_keeps_no_other_waiting(*, is_full_before: bool) -> None:
+    """Whether it was under way by then, or had not begun."""
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        async with client.producer(TOPIC) as producer:
+            for _ in range(100):
+                await producer.append(bytes(20_000), partition=0)
+        first, second = (await partitions_of(client))[:2]
+        target = next(node for node in range(1, 6) if node not in first.replicas)
+        other = next(n for n in range(1, 6) if n not in (*second.replicas, target))
+        files = cluster.nodes[NodeId(target)].files
+        await client.admin.set_rebalancing(throttle_bytes_per_s=128 * KIB, concurrency=1)
+        if is_full_before:
+            files.capacity_bytes = files.used_bytes() + 64 * KIB
+            await trio.sleep(5)
+        moves = {0: [*first.replicas[:2], target], 1: [*second.replicas[:2], other]}
+        await start(client, moves)
+        await trio.sleep(2)
+        files.capacity_bytes = files.used_bytes() + 64 * KIB
+
+        with trio.fail_after(60):
+            while (await states_of(client))[1:] != ["done"]:
+                await trio.sleep(0.5)
+
+        assert await states_of(client) == ["pending" if is_full_before else "running", "done"]
+        assert await waiting_texts(client) == [
+            f"{TOPIC}/0 waits for its target: of broker {target} the disk is full"
+        ]
+        files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        assert (await ended(client)).state == "done"
+        await check(cluster, client)
+
+    play(story, disk_free_bytes_min=MIB)
+
+
 def test_a_plan_does_not_begin_what_nobody_can_lead_and_so_can_be_cancelled() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         partition = (await partitions_of(client))[0]
