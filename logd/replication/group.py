@@ -439,8 +439,6 @@ class Group:
             self._on_restarted()
         if output.became_leader:
             self._on_elected()
-            if self.failure is not None:
-                return
         if output.commit_offset is not None:
             self._on_commit(output.commit_offset)
             due = self.core.configuration_due
@@ -448,6 +446,8 @@ class Group:
                 self.members.append(due)
         if output.taken_back is not None:
             self.members.take_back(output.taken_back)
+        if self.failure is not None:
+            return  # Met by what was appended: all who waited were told.
         if output.left_out:
             self._on_leadership_lost(output)
         for read_id, offset in output.reads_confirmed:

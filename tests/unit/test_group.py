@@ -998,6 +998,39 @@ def test_a_failed_sync_stops_the_replica_and_answers_all_who_wait() -> None:
     play(story)
 
 
+def test_a_disk_that_fails_at_the_last_step_of_a_change_stops_only_this_replica() -> None:
+    """One answer commits the step before and confirms that this leader led: whoever asked for that
+    is told once, by the replica that stops."""
+
+    async def story() -> None:
+        async with open_replica() as replica, trio.open_nursery() as nursery:
+            await replica.lead()
+            group = replica.group
+            refused: list[LogdError] = []
+
+            async def leave_out_the_third() -> None:
+                try:
+                    await group.members.change_configuration((OURSELVES, SECOND), ())
+                except LogdError as error:
+                    refused.append(error)
+
+            nursery.start_soon(leave_out_the_third)
+            await until(lambda: group.configuration.is_joint and not group.syncer.needs_sync)
+            answers: list[LogdError | None] = []
+            group.leadership.confirm(answers.append)
+            replica.fail_disk("write")
+
+            replica.acknowledge(group.log.end_offset)
+            await a_while()
+
+            assert group.failure is not None
+            assert isinstance(refused[0], LeadershipLostError)
+            (answer,) = answers
+            assert isinstance(answer, NotLeaderError)
+
+    play(story)
+
+
 def test_a_stopped_replica_neither_votes_nor_campaigns_nor_acknowledges() -> None:
     async def story() -> None:
         async with open_replica() as replica:
