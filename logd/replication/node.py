@@ -432,8 +432,7 @@ class Node:
                     group.proposals.expire(now_ms)
                 else:
                     del self._owing[group_id]
-            syncing = self._syncs.under_way()
-            self._disk_waits.look(self.groups[each] for each in syncing if each in self.groups)
+            self._disk_waits.look(self._syncs.under_way())
             self.answers.forget_old_state()
 
     async def _watch_peers(self) -> None:

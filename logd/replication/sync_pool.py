@@ -25,7 +25,6 @@ from logd.limits import UNSYNCED_S_MAX
 if TYPE_CHECKING:
     from logd.env import Env
     from logd.replication.group import Group
-    from logd.types import GroupId
 
 WORKERS: Final = 32
 """Syncs under way at a time.  A file system writes its journal once for all that wait for it: when
@@ -45,10 +44,12 @@ class SyncPool:
         self._env = env
         self._brief_in_a_row = 0
         self._queue: deque[Group] = deque()
-        self._queued: dict[GroupId, bool] = {}
-        """Group → True while it is queued, False while it is being synced."""
-        self._idle: dict[GroupId, tuple[float, Group]] = {}
-        self._later: dict[GroupId, tuple[float, Group]] = {}
+        # By group, not by its id: another replica may have that by now.
+        self._queued: dict[Group, bool] = {}
+        """True while it is queued, False while it is being synced."""
+        self._idle: dict[Group, float] = {}
+        """When the mark of each is due to be brought up to date."""
+        self._later: dict[Group, float] = {}
         """Logs whose batches count in memory: when each is due to be synced all the same."""
         self._later_wanted = trio.Event()
         self._workers = trio.lowlevel.ParkingLot()
@@ -60,30 +61,30 @@ class SyncPool:
         Args:
             is_noticed: ``sync_here`` is called before the event loop goes on.
         """
-        if group.group_id in self._queued:
+        if group in self._queued:
             return
-        self._idle.pop(group.group_id, None)
+        self._idle.pop(group, None)
         if group.syncer.may_sync_later:
-            if group.group_id not in self._later:
-                self._later[group.group_id] = (trio.current_time() + UNSYNCED_S_MAX, group)
+            if group not in self._later:
+                self._later[group] = trio.current_time() + UNSYNCED_S_MAX
                 self._later_wanted.set()
             return
         self._queue_now(group, is_noticed)
 
     def _queue_now(self, group: Group, is_noticed: bool) -> None:
-        self._later.pop(group.group_id, None)
-        self._queued[group.group_id] = True
+        self._later.pop(group, None)
+        self._queued[group] = True
         self._queue.append(group)
         if not is_noticed:
             self._workers.unpark()
 
-    def under_way(self) -> list[GroupId]:
+    def under_way(self) -> list[Group]:
         """The groups whose logs are being synced."""
-        return [group_id for group_id, is_queued in self._queued.items() if not is_queued]
+        return [group for group, is_queued in self._queued.items() if not is_queued]
 
     def mark_idle(self, group: Group) -> None:
         """All of ``group``'s log is synced: bring its mark up to date unless more comes."""
-        self._idle[group.group_id] = (trio.current_time() + IDLE_S, group)
+        self._idle[group] = trio.current_time() + IDLE_S
         self._marks.set()
 
     async def run(self) -> None:
@@ -104,7 +105,7 @@ class SyncPool:
         may = self._may_sync_here()
         if may:
             group = self._queue.popleft()
-            self._queued[group.group_id] = False
+            self._queued[group] = False
             self._note(group.syncer.sync_here() <= self._env.brief_call_s)
             self._done(group)
         if self._queue:
@@ -130,7 +131,7 @@ class SyncPool:
                 await self._workers.park()
                 continue
             group = self._queue.popleft()
-            self._queued[group.group_id] = False
+            self._queued[group] = False
             began = trio.current_time()
             try:
                 await group.syncer.sync_once()
@@ -139,7 +140,7 @@ class SyncPool:
             self._note(trio.current_time() - began <= self._env.brief_call_s)
 
     def _done(self, group: Group) -> None:
-        self._queued.pop(group.group_id, None)
+        del self._queued[group]
         if group.syncer.needs_another_sync:
             self.request(group, is_noticed=False)
 
@@ -148,11 +149,11 @@ class SyncPool:
             if not self._later:
                 self._later_wanted = trio.Event()
                 await self._later_wanted.wait()
-            await trio.sleep_until(min((at for at, _ in self._later.values()), default=0))
+            await trio.sleep_until(min(self._later.values(), default=0))
             now = trio.current_time()
-            for group in [group for at, group in self._later.values() if at <= now]:
-                del self._later[group.group_id]
-                if group.group_id not in self._queued and group.syncer.needs_sync:
+            for group in [group for group, due_at in self._later.items() if due_at <= now]:
+                del self._later[group]
+                if group not in self._queued and group.syncer.needs_sync:
                     self._queue_now(group, is_noticed=False)
 
     async def _write_marks(self) -> None:
@@ -162,7 +163,6 @@ class SyncPool:
                 await self._marks.wait()
             await trio.sleep(IDLE_S)
             now = trio.current_time()
-            due = [(key, group) for key, (at, group) in self._idle.items() if at <= now]
-            for key, group in due:
-                if self._idle.pop(key, None) is not None:
+            for group in [group for group, due_at in self._idle.items() if due_at <= now]:
+                if self._idle.pop(group, None) is not None:
                     await group.syncer.sync_mark()

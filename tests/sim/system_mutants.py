@@ -756,7 +756,7 @@ SYSTEM_MUTANTS = (
         "a sync that was put off is put off by every append",
         "P1: what lies in memory alone is bounded",
         "logd/replication/sync_pool.py",
-        "            if group.group_id not in self._later:\n",
+        "            if group not in self._later:\n",
         "            if True:\n",
     ),
     Mutant(
@@ -764,7 +764,7 @@ SYSTEM_MUTANTS = (
         "P1: an acknowledgement waits for no timer",
         "logd/replication/sync_pool.py",
         "        if group.syncer.may_sync_later:\n",
-        "        if group.syncer.may_sync_later or group.group_id in self._later:\n",
+        "        if group.syncer.may_sync_later or group in self._later:\n",
     ),
     Mutant(
         "a truncation does not wait for damage below it",

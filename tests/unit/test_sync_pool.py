@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pytest
 import trio
 
 from logd.limits import UNSYNCED_S_MAX
+from logd.replication import sync_pool
 from logd.replication.sync_pool import SyncPool
 from tests.sim.run import run_deterministic
-
-if TYPE_CHECKING:
-    pass
 
 SYNC_S = 0.01
 
@@ -140,5 +139,25 @@ def test_each_log_that_is_put_off_has_a_time_of_its_own() -> None:
 
         assert early.synced_at == [UNSYNCED_S_MAX + SYNC_S]
         assert late.synced_at == [1.5 * UNSYNCED_S_MAX + SYNC_S]
+
+    play(story)
+
+
+def test_a_replica_that_came_back_is_synced_although_the_one_before_it_still_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was closed while it stood in line behind slow disks, and another one has its group now."""
+    monkeypatch.setattr(sync_pool, "WORKERS", 1)
+
+    async def story(pool: SyncPool) -> None:
+        slow, closed, opened = (Log(pool, number, may_sync_later=False) for number in (1, 2, 2))
+        slow.append()
+        closed.append()
+        await trio.sleep(SYNC_S / 2)
+
+        opened.append()
+        await trio.sleep(3 * SYNC_S)
+
+        assert not opened.needs_sync
 
     play(story)
