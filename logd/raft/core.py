@@ -273,7 +273,7 @@ class RaftCore:
         )
 
     def make_append(
-        self, follower: NodeId, end_offset: Offset, size_bytes: int, now_ms: int | None = None
+        self, follower: NodeId, end_offset: Offset, size_bytes: int, now_ms: int
     ) -> AppendRequest:
         """Take [next_offset, end_offset) for one request and advance the pipeline.
 
@@ -281,11 +281,10 @@ class RaftCore:
             follower: one of ``sendable()`` or, for an empty request, ``commit_lagging()``.
             end_offset: end of a batch; equal to ``next_offset(follower)`` for an empty request.
             size_bytes: of the batches, counted against the window.
-            now_ms: default: the time of the last step.
+            now_ms: the last step may be long ago, where a follower had to wait for room.
         """
         assert self._leading is not None
-        at_ms = self._now_ms if now_ms is None else now_ms
-        return self._leading.make_append(follower, end_offset, size_bytes, at_ms)
+        return self._leading.make_append(follower, end_offset, size_bytes, now_ms)
 
     # --- changing the members ---------------------------------------------------------
 

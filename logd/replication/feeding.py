@@ -190,7 +190,7 @@ class Feeder:
             lane = self._lanes[follower] = "main"
         self._fed_from_file.pop(follower, None)
         ranges[start, bytes_max] = found
-        request = core.make_append(follower, found.end_offset, found.size_bytes)
+        request = core.make_append(follower, found.end_offset, found.size_bytes, host.now_ms())
         host.send(request, found.buffers, lane)
         if budget is not None:
             budget.spend(start, found.size_bytes)
@@ -258,7 +258,9 @@ class Feeder:
             found[0] = memoryview(cut_gap(first, start, first.end_offset, self._group.group_id))
         size = sum(len(batch) for batch in found)
         last = decode_header(found[-1])
-        request = self._core.make_append(follower, Offset(last.end_offset), size)
+        request = self._core.make_append(
+            follower, Offset(last.end_offset), size, self._host.now_ms()
+        )
         self._host.send(request, tuple(found), self._lanes.get(follower, "main"))
         budget = self._budgets.get(follower)
         if budget is not None:
@@ -269,7 +271,8 @@ class Feeder:
         group, core = self._group, self._core
         if not group.is_leader or group.is_held:
             return
+        now_ms = self._host.now_ms()
         for follower in core.commit_lagging():
-            request = core.make_append(follower, core.next_offset(follower), 0)
+            request = core.make_append(follower, core.next_offset(follower), 0, now_ms)
             self._host.send(request, (), self._lanes.get(follower, "main"))
         self._host.set_deadline(group, core.deadline_ms)

@@ -649,12 +649,12 @@ class Group:
             return
         if self.syncer.is_disk_behind or self.core.is_transferring:
             # While leadership is handed over nothing is added, or the successor never catches up.
-            self.feeder.send()
+            self.feeder.send_on()
             return
         proposals = self.proposals
         proposals.ask_source()
         if not proposals.queued:
-            self.feeder.send()
+            self.feeder.send_on()
             return
         batches = proposals.place_queued(self._appender.place)
         if proposals.queued:

@@ -805,7 +805,7 @@ SYSTEM_MUTANTS = (
         "a successor is not fed when its link has room again",
         "liveness: leadership is handed over",
         "logd/replication/group.py",
-        "or the successor never catches up.\n            self.feeder.send()\n",
+        "or the successor never catches up.\n            self.feeder.send_on()\n",
         "or the successor never catches up.\n",
     ),
     Mutant(

@@ -517,7 +517,7 @@ class Cluster:
         if output.taken_back is not None:
             self.taken_back += 1
             self.append(replica, output.taken_back, 1)
-        self.post(replica.pump(self.batches_per_request))
+        self.post(replica.pump(self.batches_per_request, self.now_ms))
 
     def append(self, replica: Replica, value: Value, span_offsets: int) -> None:
         before = replica.core.commit_offset
@@ -525,7 +525,7 @@ class Cluster:
         self.check_written(replica, 1)
         self.observe(replica, output, before)
         self.post(envelopes)
-        self.post(replica.pump(self.batches_per_request))
+        self.post(replica.pump(self.batches_per_request, self.now_ms))
 
     def post(self, envelopes: Sequence[Envelope | Shipment]) -> None:
         for envelope in envelopes:

@@ -221,7 +221,7 @@ class Replica:
         envelopes = self.carry_out(output, (), now_ms)
         return output, envelopes + self._write([Batch(span, value)], now_ms)
 
-    def pump(self, count_max: int) -> list[Envelope]:
+    def pump(self, count_max: int, now_ms: int) -> list[Envelope]:
         """Send what the core says can be sent, up to ``count_max`` batches per request."""
         envelopes = []
         while sendable := self.core.sendable():
@@ -230,11 +230,11 @@ class Replica:
             first = next(i for i, b in enumerate(self.batches) if b.span.base_offset == start)
             batches = tuple(self.batches[first : first + count_max])
             size_bytes = BATCH_BYTES * len(batches)
-            request = self.core.make_append(follower, end_of(batches), size_bytes)
+            request = self.core.make_append(follower, end_of(batches), size_bytes, now_ms)
             envelopes.append(Envelope(request, batches))
         for follower in self.core.commit_lagging():
             end_offset = self.core.next_offset(follower)
-            envelopes.append(Envelope(self.core.make_append(follower, end_offset, 0)))
+            envelopes.append(Envelope(self.core.make_append(follower, end_offset, 0, now_ms)))
         return envelopes
 
     def begin_sync(self) -> bool:

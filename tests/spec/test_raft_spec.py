@@ -347,7 +347,7 @@ class Interpreter:
             yield from self._post([wanted] if wanted is not None else [])
         if replica.core.configuration_due is not None:
             yield from self._append(replica, replica.core.configuration_due)
-        yield from self._post(replica.pump(self._batches_per_request))
+        yield from self._post(replica.pump(self._batches_per_request, self._now_ms))
 
     def _append(self, replica: Replica, value: Value) -> Iterator[str]:
         role, offset = replica.core.role, replica.core.log_end
@@ -356,7 +356,7 @@ class Interpreter:
         yield f"{replica.node} appends [{offset},{offset + 1}) {shown}"
         yield from self._describe(replica.node, role, output, ())
         yield from self._post(envelopes)
-        yield from self._post(replica.pump(self._batches_per_request))
+        yield from self._post(replica.pump(self._batches_per_request, self._now_ms))
 
     def _describe(
         self, node: NodeId, role: Role, output: Output, batches: tuple[Batch, ...]

@@ -39,6 +39,7 @@ from logd.raft.messages import (
     TransferLeadership,
     VoteRequest,
 )
+from logd.raft.options import RaftOptions
 from logd.record.batch import seal_batch, seal_opaque
 from logd.record.compacted import make_gap
 from logd.record.header import BatchKind, decode_header
@@ -472,6 +473,32 @@ def test_a_successor_is_sent_what_it_lacks_as_soon_as_its_link_has_room() -> Non
 
             sent = [m for m in replica.sent(AppendRequest) if m.target == SECOND]
             assert [(m.start_offset, m.end_offset) for m in sent] == [(1, 2)]
+
+    play(story)
+
+
+def test_what_is_sent_once_a_link_has_room_is_asked_about_if_it_is_not_answered_in_time() -> None:
+    """Not sooner, for its follower would answer before it has it; and also if nothing else happens
+    in the group."""
+
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES, SECOND)) as replica:
+            await replica.lead()
+            replica.node.full_links.add(SECOND)
+            replica.propose()
+            await trio.sleep(60)
+            replica.node.sent.clear()
+            replica.node.full_links.clear()
+
+            replica.node.on_link_room(SECOND)
+            await trio.sleep(RaftOptions().append_retry_ms / 1000 - 0.1)
+            sent = replica.sent(AppendRequest)
+            assert [(m.start_offset, m.end_offset) for m in sent] == [(1, 2)]
+
+            await trio.sleep(0.2)
+            assert [(m.start_offset, m.end_offset) for m in replica.sent(AppendRequest)[1:]] == [
+                (1, 1)
+            ]
 
     play(story)
 

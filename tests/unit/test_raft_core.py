@@ -562,8 +562,8 @@ def test_a_window_is_counted_in_bytes_and_opens_with_what_is_acknowledged() -> N
     append(core, 2)
     window = core.window_bytes_left(SECOND)
 
-    core.make_append(SECOND, Offset(1), 1000)
-    core.make_append(SECOND, Offset(3), window)
+    core.make_append(SECOND, Offset(1), 1000, 100)
+    core.make_append(SECOND, Offset(3), window, 100)
     assert core.window_bytes_left(SECOND) == 0
     assert core.sendable() == []
     append(core, 1)
@@ -579,8 +579,8 @@ def test_what_is_still_on_its_way_is_asked_for_after_a_silence() -> None:
     lead(core)
     core.step(accepted(SECOND, 1, 1), 100)
     append(core, 2)
-    core.make_append(SECOND, Offset(2), 100)
-    core.make_append(SECOND, Offset(3), 100)
+    core.make_append(SECOND, Offset(2), 100, 100)
+    core.make_append(SECOND, Offset(3), 100, 100)
     silent_ms = 100 + RaftOptions().append_retry_ms
 
     core.step(accepted(SECOND, 1, 2), 100)
@@ -636,7 +636,7 @@ def test_a_follower_is_never_probed_below_the_start_of_the_log() -> None:
     core = replica(terms=[1] * 10, commit_offset=8)
     lead(core)
     core.step(accepted(SECOND, core.term, 3, enrolment=10), 100)
-    core.make_append(SECOND, Offset(8), 100)
+    core.make_append(SECOND, Offset(8), 100, 100)
     core.trim(Offset(5))
 
     core.step(PeerConnected(SECOND), 100)
@@ -1018,7 +1018,7 @@ def test_a_learner_has_not_caught_up_before_it_has_what_made_it_one() -> None:
     core.step(accepted(FOURTH, 1, 1, enrolment=1), 100)
 
     # All that it lacks is on its way; but it is still a newcomer, perhaps.
-    core.make_append(FOURTH, Offset(2), 100)
+    core.make_append(FOURTH, Offset(2), 100, 100)
 
     assert not core.is_caught_up(FOURTH)
     core.step(accepted(FOURTH, 1, 2, enrolment=1), 100)
@@ -1034,12 +1034,12 @@ def test_a_learner_has_caught_up_when_all_that_it_lacks_is_little_and_on_its_way
     core.step(accepted(SECOND, 1, 4), 100)
     assert core.commit_offset == 4
 
-    core.make_append(FOURTH, Offset(3), LEARNER_LAG_BYTES_MAX - 100)
+    core.make_append(FOURTH, Offset(3), LEARNER_LAG_BYTES_MAX - 100, 100)
     assert not core.is_caught_up(FOURTH), "not all of it is on its way"
-    core.make_append(FOURTH, Offset(4), 100)
+    core.make_append(FOURTH, Offset(4), 100, 100)
     assert core.is_caught_up(FOURTH)
     append(core, 1)
-    core.make_append(FOURTH, Offset(5), 1)
+    core.make_append(FOURTH, Offset(5), 1, 100)
     assert not core.is_caught_up(FOURTH), "it lacks too much"
 
 
