@@ -95,7 +95,7 @@ class Partitions:
         self._mending: dict[GroupId, trio.CancelScope] = {}
         """Damaged replicas that are being repaired; their files stay where they are meanwhile."""
         self.compaction = Compaction(config, node, self._directory)
-        self.retention = Retention(env, node, self._directory, config.retention_interval_ms)
+        self.retention = Retention(node, self._directory, config.retention_interval_ms)
 
     async def open_metadata(
         self, voters: tuple[NodeId, ...], learners: tuple[NodeId, ...]

@@ -15,7 +15,6 @@ from logd.replication.trimming import Trimmer
 from logd.storage.retention import RetentionPolicy
 
 if TYPE_CHECKING:
-    from logd.env import Env
     from logd.metadata.topic_config import TopicOptions
     from logd.replication.group import Group
     from logd.replication.node import Node
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 class Retention:
     """Retention on one broker."""
 
-    def __init__(self, env: Env, node: Node, directory: DataDirectory, interval_ms: int) -> None:
-        self._env = env
+    def __init__(self, node: Node, directory: DataDirectory, interval_ms: int) -> None:
         self._node = node
         self._directory = directory
         self._interval_s = interval_ms / 1000

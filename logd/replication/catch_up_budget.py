@@ -13,13 +13,12 @@ from logd.types import Offset
 class CatchUpBudget:
     """Bytes that may be sent now; may be overdrawn by one request."""
 
-    __slots__ = ("bytes_left", "bytes_sent", "end_offset")
+    __slots__ = ("bytes_left", "end_offset")
 
     def __init__(self, end_offset: Offset) -> None:
         self.end_offset = end_offset
         """From here on nothing is counted."""
         self.bytes_left = 0.0
-        self.bytes_sent = 0
 
     def allows(self, start: Offset) -> bool:
         """Whether a request that begins at ``start`` may be sent."""
@@ -29,7 +28,6 @@ class CatchUpBudget:
         """A request has been sent."""
         if start < self.end_offset:
             self.bytes_left -= size_bytes
-            self.bytes_sent += size_bytes
 
     def refill(self, size_bytes: float, bytes_max: float) -> None:
         """Time has passed; what is saved up is bounded."""

@@ -82,7 +82,6 @@ class Outbox:
         self._unsent: tuple[int, Sequence[Buffer]] | None = None
         """What the network did not take at once."""
         self._sender = trio.lowlevel.ParkingLot()
-        self._idle = trio.lowlevel.ParkingLot()
         self._closing = False
         self.sending_since_s: float | None = None
         """Since when it has been waiting for the network to take what it was given, if it is."""

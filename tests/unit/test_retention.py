@@ -400,9 +400,7 @@ def test_a_size_is_kept_to_between_the_rounds_too(
             trio.open_nursery() as nursery,
         ):
             node = replica.node
-            retention = Retention(
-                replica.env, node, node.membership.directory, interval_ms=24 * 3_600_000
-            )
+            retention = Retention(node, node.membership.directory, interval_ms=24 * 3_600_000)
             limit = TopicOptions(retention_bytes=16 * KIB)
             unlimited = TopicOptions(retention_ms=3_600_000)
             retention.set_policy(replica.group, limit if by_size else unlimited)
