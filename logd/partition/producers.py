@@ -119,16 +119,12 @@ class ProducerTable:
             may_have_applied=False,
         )
 
-    def note(self, header: BatchHeader) -> None:
+    def note_placed(self, header: BatchHeader, base_offset: Offset, append_time_ms: int) -> None:
         """Take in a batch of an idempotent producer that is in the log now.
 
-        Compaction takes records out of a batch and leaves its span: that is how many
-        sequences it has.
+        Its leader's part need not be in ``header`` yet.  Compaction takes records out of a batch
+        and leaves its span: that is how many sequences it has.
         """
-        self.note_placed(header, header.base_offset, header.append_time_ms)
-
-    def note_placed(self, header: BatchHeader, base_offset: Offset, append_time_ms: int) -> None:
-        """As ``note``, of a batch whose leader's part is not in ``header``."""
         producer_id = header.producer_id
         producers = self._producers
         row = _ROW.pack(

@@ -145,15 +145,6 @@ class PartitionState:
         if header.fence_id:
             self.fences.raise_to(header.fence_id, header.fence_token)
 
-    def encode(
-        self,
-        *,
-        term_rows: Sequence[TermRow | tuple[Term, Offset]] = (),
-        configuration: ConfigurationChange | None = None,
-    ) -> bytes:
-        """As ``snapshot``, and encode it at once."""
-        return self.snapshot(term_rows=term_rows, configuration=configuration).encode()
-
     def snapshot(
         self,
         *,
@@ -183,7 +174,7 @@ class PartitionState:
 
     @staticmethod
     def decode(payload: bytes | memoryview) -> Checkpoint:
-        """Read what ``encode`` wrote.
+        """Read what ``StateSnapshot.encode`` wrote.
 
         Raises:
             NewerFormatError: a newer version of logd wrote it.

@@ -55,13 +55,11 @@ class ConfigurationHistory:
         """Begin again with ``initial``, which is committed."""
         self._rows = [(NO_OFFSET, initial)]
 
-    def truncate(self, offset: Offset) -> bool:
-        """Undo changes at and above ``offset``; whether there were any."""
-        count = len(self._rows)
+    def truncate(self, offset: Offset) -> None:
+        """Undo changes at and above ``offset``."""
         while self._rows[-1][0] >= offset:
             self._rows.pop()
         assert self._rows
-        return len(self._rows) != count
 
     def may_need(self, node: NodeId, commit_offset: Offset) -> bool:
         """Whether ``node`` votes in a configuration that may still be the committed one.

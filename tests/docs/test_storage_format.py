@@ -95,7 +95,8 @@ def test_a_checkpoint_is_what_the_page_says() -> None:
     batch = make_batch(0, records=2, time_ms=9)
     state.note(decode_header(batch_bytes(batch))._replace(producer_id=5, producer_epoch=1))
     change = ConfigurationChange(voters=(NodeId(1),))
-    payload = state.encode(term_rows=[(Term(1), Offset(0))], configuration=change)
+    snapshot = state.snapshot(term_rows=[(Term(1), Offset(0))], configuration=change)
+    payload = snapshot.encode()
 
     name, number, content = payload[:15], payload[15:17], msgspec.msgpack.decode(payload[17:])
 

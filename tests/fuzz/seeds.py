@@ -372,10 +372,10 @@ def _partition_checkpoint() -> bytes:
         )
         header = decode_header(bytes(sealed))
         state.note(header._replace(base_offset=Offset(number), term=Term(1)))
-    return state.encode(
+    return state.snapshot(
         term_rows=[(Term(1), Offset(0)), (Term(4), Offset(2))],
         configuration=ConfigurationChange(voters=(NodeId(1), NodeId(2), NodeId(3))),
-    )
+    ).encode()
 
 
 def _segment() -> dict[str, bytes]:

@@ -427,7 +427,8 @@ def metadata_snapshot(data: bytes) -> None:
 @_target(CorruptionError, NewerFormatError)
 def partition_checkpoint(data: bytes) -> None:
     read = PartitionState.decode(data)
-    written = read.state.encode(term_rows=read.term_rows, configuration=read.configuration)
+    snapshot = read.state.snapshot(term_rows=read.term_rows, configuration=read.configuration)
+    written = snapshot.encode()
     again = PartitionState.decode(written)
     assert again.term_rows == read.term_rows
     assert again.configuration == read.configuration

@@ -128,7 +128,7 @@ def test_a_leader_whose_clock_is_days_ahead_makes_nobody_be_forgotten() -> None:
     note(state, Append(control=NoOp(), time_ms=ahead_ms))
     note(state, Append(producer=2, time_ms=ahead_ms))
 
-    for known in (state, PartitionState.decode(state.encode()).state):
+    for known in (state, PartitionState.decode(state.snapshot().encode()).state):
         duplicate = known.check_append(header_of(append))
         assert duplicate is not None
         assert duplicate.base_offset == 0
@@ -169,7 +169,7 @@ def test_the_furthest_trim_is_remembered_also_by_a_checkpoint() -> None:
     note(state, Append(control=Trim(start_offset=Offset(2))))
 
     assert state.trim == (4, 6)
-    assert PartitionState.decode(state.encode()).state.trim == (4, 6)
+    assert PartitionState.decode(state.snapshot().encode()).state.trim == (4, 6)
 
 
 def test_a_retry_gets_its_answer_although_the_fence_was_raised_since() -> None:
@@ -220,10 +220,10 @@ def test_replaying_from_a_checkpoint_gives_the_state_of_the_whole_log(
 ) -> None:
     state = PartitionState()
     accept(state, before)
-    recovered = PartitionState.decode(state.encode()).state
+    recovered = PartitionState.decode(state.snapshot().encode()).state
 
     assert accept(recovered, after) == accept(state, after)
-    assert recovered.encode() == state.encode()
+    assert recovered.snapshot().encode() == state.snapshot().encode()
 
 
 def accept(state: PartitionState, appends: list[Append]) -> list[object]:
@@ -247,7 +247,9 @@ def test_a_checkpoint_carries_what_the_caller_knows_of_the_log() -> None:
     rows = (TermRow(Term(1), Offset(0)), TermRow(Term(4), Offset(20)))
     change = ConfigurationChange(voters=(NodeId(1), NodeId(2)), learners=(NodeId(3),))
 
-    checkpoint = PartitionState.decode(state.encode(term_rows=rows, configuration=change))
+    checkpoint = PartitionState.decode(
+        state.snapshot(term_rows=rows, configuration=change).encode()
+    )
 
     assert checkpoint.term_rows == rows
     assert checkpoint.configuration == change
@@ -255,7 +257,7 @@ def test_a_checkpoint_carries_what_the_caller_knows_of_the_log() -> None:
 
 
 def test_a_checkpoint_with_one_floor_for_all_fences_holds_them_all_against_it() -> None:
-    payload = PartitionState(Offset(0)).encode()
+    payload = PartitionState(Offset(0)).snapshot().encode()
     magic, content = payload[:17], msgspec.msgpack.decode(payload[17:])
     del content["fence_floors"]
     content["fence_floor"] = 7
@@ -269,7 +271,7 @@ def test_a_checkpoint_with_one_floor_for_all_fences_holds_them_all_against_it() 
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused() -> None:
-    payload = bytearray(PartitionState().encode())
+    payload = bytearray(PartitionState().snapshot().encode())
     payload[len(b"logd partition ")] = 2
 
     with pytest.raises(NewerFormatError, match="format 2, this version reads 1"):
@@ -279,7 +281,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused() -> None:
 def test_a_checkpoint_that_is_cut_short_is_corruption() -> None:
     state = PartitionState()
     note(state, Append(producer=1, fence=2, token=3))
-    payload = state.encode(term_rows=[(Term(1), Offset(0))])
+    payload = state.snapshot(term_rows=[(Term(1), Offset(0))]).encode()
 
     for length in range(len(payload)):
         with pytest.raises(CorruptionError):
@@ -290,4 +292,4 @@ def test_a_term_history_that_goes_back_is_corruption() -> None:
     rows = [(Term(2), Offset(0)), (Term(1), Offset(5))]
 
     with pytest.raises(CorruptionError, match="term history"):
-        PartitionState.decode(PartitionState().encode(term_rows=rows))
+        PartitionState.decode(PartitionState().snapshot(term_rows=rows).encode())

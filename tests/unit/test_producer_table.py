@@ -51,10 +51,14 @@ def batch(
     )
 
 
+def note(table: ProducerTable, header: BatchHeader) -> None:
+    table.note_placed(header, header.base_offset, header.append_time_ms)
+
+
 def table_of(*batches: BatchHeader) -> ProducerTable:
     table = ProducerTable()
     for header in batches:
-        table.note(header)
+        note(table, header)
     return table
 
 
@@ -165,9 +169,9 @@ def test_producers_do_not_see_each_other() -> None:
 def test_a_producer_silent_for_too_long_is_forgotten() -> None:
     table = table_of(batch(0, 0, producer=1), batch(10, 0, producer=2, append_time_ms=1))
 
-    table.note(batch(20, 0, producer=3, append_time_ms=PRODUCER_EXPIRY_MS))
+    note(table, batch(20, 0, producer=3, append_time_ms=PRODUCER_EXPIRY_MS))
     assert len(table) == 3
-    table.note(batch(30, 10, producer=3, append_time_ms=PRODUCER_EXPIRY_MS + 1))
+    note(table, batch(30, 10, producer=3, append_time_ms=PRODUCER_EXPIRY_MS + 1))
 
     assert [row.producer_id for row in table.rows()] == [2, 3]
 
@@ -176,9 +180,9 @@ def test_beyond_the_bound_the_producer_silent_longest_goes() -> None:
     table = table_of(
         *(batch(n, 0, 1, producer=n) for n in range(1, PRODUCERS_PER_PARTITION_MAX + 1))
     )
-    table.note(batch(20_000, 1, 1, producer=1))
+    note(table, batch(20_000, 1, 1, producer=1))
 
-    table.note(batch(20_001, 0, 1, producer=99_999))
+    note(table, batch(20_001, 0, 1, producer=99_999))
 
     assert len(table) == PRODUCERS_PER_PARTITION_MAX
     known = [row.producer_id for row in table.rows()]
@@ -193,7 +197,7 @@ def test_a_restored_table_is_the_same_and_forgets_in_the_same_order() -> None:
 
     assert restored.rows() == table.rows()
     for copy in (table, restored):
-        copy.note(batch(5_000, 0, producer=9, append_time_ms=PRODUCER_EXPIRY_MS + 1))
+        note(copy, batch(5_000, 0, producer=9, append_time_ms=PRODUCER_EXPIRY_MS + 1))
     assert restored.rows() == table.rows()
     assert [row.producer_id for row in table.rows()] == [9]
 

@@ -17,9 +17,13 @@ START, STATE, APPLICATION = Offset(10), Offset(20), Offset(15)
 
 
 def snapshot(application: bytes = b"some state") -> Snapshot:
-    state = PartitionState(STATE).encode(
-        term_rows=[TermRow(Term(3), Offset(0))],
-        configuration=ConfigurationChange(voters=(NodeId(1), LEADER)),
+    state = (
+        PartitionState(STATE)
+        .snapshot(
+            term_rows=[TermRow(Term(3), Offset(0))],
+            configuration=ConfigurationChange(voters=(NodeId(1), LEADER)),
+        )
+        .encode()
     )
     return Snapshot(
         start_offset=START,
