@@ -33,6 +33,7 @@ from logd.limits import (
     RECEIVE_BYTES,
 )
 from logd.metadata.commands import RegisterBroker, decode_command, encode_command
+from logd.replication.inbox import first_frame
 from logd.replication.peer_protocol import (
     OUR_VERSIONS,
     PEER_PROTOCOL_VERSION,
@@ -45,11 +46,10 @@ from logd.replication.peer_protocol import (
     versions_text,
 )
 from logd.types import METADATA_GROUP, DirectoryId, HostPort, NodeId
-from logd.wire.frame import Frame, FrameDecoder, decode_message, encode_message
+from logd.wire.frame import FrameDecoder, decode_message, encode_message
 
 if TYPE_CHECKING:
     from logd.broker.broker import Broker
-    from logd.env import ByteStream
     from logd.replication.group import Group
 
 log = structlog.get_logger(__name__)
@@ -176,7 +176,8 @@ async def _exchange(
             instead_of=instead_of,
         )
         await stream.send([encode_message(PeerKind.JOIN_REQUEST, request, 0)])
-        frame = await _first_frame(stream)
+        decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
+        frame = await first_frame(stream, decoder)
     except (ProtocolError, FrameTooLargeError) as error:
         raise ProtocolError(
             f"{address} does not answer brokers ({error}): {_WHICH_ADDRESS}"
@@ -188,16 +189,6 @@ async def _exchange(
     if frame.kind != PeerKind.JOIN_RESPONSE:
         raise ProtocolError(f"{address} does not answer brokers: {_WHICH_ADDRESS}")
     return decode_message(JoinResponse, frame.header)
-
-
-async def _first_frame(stream: ByteStream) -> Frame | None:
-    decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
-    while (frame := decoder.next_frame()) is None:
-        received = await stream.receive_into(decoder.writable())
-        if received == 0:
-            return None
-        decoder.received(received)
-    return frame
 
 
 # --- answering --------------------------------------------------------------------------

@@ -49,9 +49,9 @@ from logd.limits import (
     PROGRESS_TIMEOUT_S,
     REQUESTS_IN_FLIGHT_MAX,
 )
-from logd.replication.inbox import Inbox
+from logd.replication.inbox import Inbox, first_frame
 from logd.replication.log_reader import CommittedBatches
-from logd.replication.outbox import Outbox
+from logd.replication.outbox import Outbox, frame_buffers
 from logd.types import Buffer
 from logd.wire.frame import (
     FLAG_ERROR,
@@ -91,9 +91,6 @@ if TYPE_CHECKING:
 
 QUEUED_FRAME_BYTES: Final = 200
 """What a frame that waits to be sent takes beside its own bytes, about: many have fewer."""
-
-SMALL_BODY_BYTES: Final = 2_048
-"""Below it a body is copied behind its header: one buffer to send in place of two."""
 
 log = structlog.get_logger(__name__)
 
@@ -194,8 +191,9 @@ class Session:
             await self._exchange_hello()
 
     async def _exchange_hello(self) -> None:
-        frame = await self._next_frame()
+        frame = await first_frame(self._stream, self._decoder)
         if frame is None:
+            self._check_whole()
             return
         if frame.kind != Kind.HELLO:
             error = InvalidRequestError(f"frame kind {frame.kind} before the greeting")
@@ -246,16 +244,6 @@ class Session:
         raise error
 
     # --- reading ------------------------------------------------------------------------------
-
-    async def _next_frame(self) -> Frame | None:
-        """The next frame; None when the client has finished."""
-        while (frame := self._decoder.next_frame()) is None:
-            count = await self._stream.receive_into(self._decoder.writable())
-            if count == 0:
-                self._check_whole()
-                return None
-            self._decoder.received(count)
-        return frame
 
     def _check_whole(self) -> None:
         if self._decoder.pending_bytes:
@@ -407,8 +395,7 @@ class Session:
             kind, message, correlation_id, body_bytes=len(body), flags=FLAG_RESPONSE
         )
         self._settle()
-        size = len(head) + len(body)
-        self._queue((head + body,) if len(body) <= SMALL_BODY_BYTES else (head, body), size)
+        self._queue(frame_buffers(head, body), len(head) + len(body))
 
     def fail(self, kind: int, correlation_id: int, error: LogdError) -> None:
         """Queue the refusal of a request."""

@@ -19,6 +19,16 @@ from logd.replication.turn import Turn
 from logd.wire.frame import Frame, FrameDecoder
 
 
+async def first_frame(stream: ByteStream, decoder: FrameDecoder) -> Frame | None:
+    """The first frame of a connection; None if that ended before, perhaps within one."""
+    while (frame := decoder.next_frame()) is None:
+        count = await stream.receive_into(decoder.writable())
+        if count == 0:
+            return None
+        decoder.received(count)
+    return frame
+
+
 class Inbox:
     """Takes the frames of one stream.  The decoder may hold some already."""
 

@@ -27,6 +27,13 @@ SEND_BUFFERS_MAX: Final = 512
 SEND_BYTES_MAX: Final = 2 * 1024 * 1024
 """Bytes handed to one send, so that room is reported back in pieces."""
 
+SMALL_BODY_BYTES: Final = 2_048
+
+
+def frame_buffers(head: bytes, body: bytes) -> tuple[bytes, ...]:
+    """A frame to be queued: a small body is copied behind its head, one buffer in place of two."""
+    return (head + body,) if len(body) <= SMALL_BODY_BYTES else (head, body)
+
 
 class Shared:
     """What several outboxes hold together."""
@@ -82,7 +89,6 @@ class Outbox:
         self._unsent: tuple[int, Sequence[Buffer]] | None = None
         """What the network did not take at once."""
         self._sender = trio.lowlevel.ParkingLot()
-        self._closing = False
         self.sending_since_s: float | None = None
         """Since when it has been waiting for the network to take what it was given, if it is."""
 
@@ -127,13 +133,12 @@ class Outbox:
         self._shared.bytes = self._bytes
         self.sending_since_s = None
 
-    def finish(self) -> None:
-        """Let ``run`` end once all that is queued has been sent."""
-        self._closing = True
-        self._sender.unpark()
-
     async def run(self, stream: ByteStream) -> None:
-        """Send until cancelled, the connection is lost (``OSError``), or ``finish``."""
+        """Send until cancelled.
+
+        Raises:
+            OSError: the connection is lost.
+        """
         self._stream = stream
         try:
             while True:
@@ -141,8 +146,6 @@ class Outbox:
                     (size, buffers), self._unsent = self._unsent, None
                 elif self._queue:
                     size, buffers = self._take()
-                elif self._closing:
-                    return
                 else:
                     await self._sender.park()
                     continue
@@ -178,7 +181,7 @@ class Outbox:
         held = self._bytes
         self._bytes = held - size
         self._shared.less(size)
-        # Whether there was room before depends on the others, who may have gone on since.
+        # There may have been room before, too: that depends on what the others held then.
         if held >= self._bytes_free and self._on_room is not None and self.has_room:
             self._on_room()
 

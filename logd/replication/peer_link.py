@@ -18,6 +18,7 @@ import trio
 from logd.errors import LogdError, ProtocolError
 from logd.limits import FRAME_UNAUTHENTICATED_BYTES_MAX, HANDSHAKE_TIMEOUT_S, PEER_QUEUE_BYTES_MAX
 from logd.replication import log_events
+from logd.replication.inbox import first_frame
 from logd.replication.membership import Refusal
 from logd.replication.outbox import Outbox
 from logd.replication.peer_protocol import (
@@ -147,6 +148,7 @@ class PeerLink:
                     delay_s, looked_at = 0.0, lost_at
             delay_max_s = REFUSED_MAX_S if self._is_refused else RECONNECT_MAX_S
             delay_s = min(delay_s, delay_max_s)
+            # Whoever was not let in comes again as soon as the peer has come to us.
             rest = self._hope.wait if is_shut_out else trio.sleep_forever
             with trio.move_on_after(delay_s * self._rng.uniform(0.5, 1.0)):
                 await rest()
@@ -189,11 +191,9 @@ class PeerLink:
         with trio.fail_after(HANDSHAKE_TIMEOUT_S):
             await stream.send([encode_message(PeerKind.PEER_HELLO, greeting, 0)])
             decoder = FrameDecoder(FRAME_UNAUTHENTICATED_BYTES_MAX, long_messages=True)
-            while (frame := decoder.next_frame()) is None:
-                received = await stream.receive_into(decoder.writable())
-                if received == 0:
-                    raise ProtocolError(f"node {self.node} at {self._address} closed the greeting")
-                decoder.received(received)
+            frame = await first_frame(stream, decoder)
+        if frame is None:
+            raise ProtocolError(f"node {self.node} at {self._address} closed the greeting")
         if frame.kind != PeerKind.PEER_HELLO:
             raise ProtocolError(f"kind {frame.kind} in place of a greeting")
         answer = decode_message(PeerHello, frame.header)

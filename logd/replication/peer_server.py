@@ -21,7 +21,7 @@ from logd.limits import (
     PEER_PROGRESS_TIMEOUT_S,
 )
 from logd.replication import log_events
-from logd.replication.inbox import Inbox
+from logd.replication.inbox import Inbox, first_frame
 from logd.replication.membership import Refusal
 from logd.replication.newcomers import Newcomers
 from logd.replication.peer_protocol import (
@@ -129,11 +129,9 @@ def _too_slow(decoder: FrameDecoder) -> str:
 
 async def _greet(stream: ByteStream, decoder: FrameDecoder, node: Node) -> PeerHello | None:
     """Exchange greetings; None if it was somebody who wants to join, or comes too soon."""
-    while (frame := decoder.next_frame()) is None:
-        received = await stream.receive_into(decoder.writable())
-        if received == 0:
-            raise ProtocolError("the connection was closed before a greeting")
-        decoder.received(received)
+    frame = await first_frame(stream, decoder)
+    if frame is None:
+        raise ProtocolError("the connection was closed before a greeting")
     if frame.kind == PeerKind.JOIN_REQUEST and node.on_join is not None:
         joined = await node.on_join(decode_message(JoinRequest, frame.header))
         await stream.send([encode_message(PeerKind.JOIN_RESPONSE, joined, 0)])

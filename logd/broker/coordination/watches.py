@@ -29,6 +29,7 @@ from logd.limits import (
     WATCHES_PER_CONNECTION_MAX,
     WATCHES_PER_NAMESPACE_MAX,
 )
+from logd.replication.outbox import frame_buffers
 from logd.wire.coordination import Event
 from logd.wire.coordination import Kind as Subject
 from logd.wire.frame import FLAG_PUSH, encode_message
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 
 PROGRESS_SHARE: Final = 0.25
 """When so much of what a namespace's history holds has gone by, its quiet watches are told."""
-
-SMALL_BODY_BYTES: Final = 2_048
-"""Below it a body is copied behind its header: one buffer to send in place of two."""
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
@@ -110,9 +108,7 @@ class Watch:
         )
         self.position = revision
         self.credit -= len(body)
-        size = len(head) + len(body)
-        frame = (head + body,) if len(body) <= SMALL_BODY_BYTES else (head, body)
-        self.owner.session.push_events(frame, size)
+        self.owner.session.push_events(frame_buffers(head, body), len(head) + len(body))
 
 
 class Crowd:
