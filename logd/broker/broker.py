@@ -175,6 +175,16 @@ class Broker:
             raise UnavailableError(f"{found.name} has a new leader that is taking over")
         return found
 
+    def leader_counts(self) -> dict[NodeId, int]:
+        """How many partitions each broker leads, as far as this one knows; if it leads any."""
+        counts: dict[NodeId, int] = {}
+        for topic in self.metadata.state.topics:
+            for placement in topic.partitions:
+                leader, _ = self.node.leader_of(placement.group)
+                if leader is not None:
+                    counts[leader] = counts.get(leader, 0) + 1
+        return counts
+
     def check_known(self) -> None:
         """Refuse, saying what is missing, while this broker does not know the cluster."""
         if self.metadata.is_known:

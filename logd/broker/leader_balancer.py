@@ -103,7 +103,7 @@ async def leave_leaders(broker: Broker) -> None:
     while True:
         why = _reason_to_leave(broker)
         if why:
-            chosen = choose_departures(_led(broker), _leader_counts(broker))
+            chosen = choose_departures(_led(broker), broker.leader_counts())
             _hand_over(broker, chosen, why)
             await trio.sleep(DEPARTURE_INTERVAL_S)
         else:
@@ -129,7 +129,7 @@ async def balance_leaders(broker: Broker) -> None:
     while True:
         # Not all at once: two brokers that act on one picture would overshoot.
         await trio.sleep(interval_s * rng.uniform(0.75, 1.25))
-        chosen = choose_transfers(broker.node.node, _led(broker), _leader_counts(broker))
+        chosen = choose_transfers(broker.node.node, _led(broker), broker.leader_counts())
         _hand_over(broker, chosen, "to even out leaders")
 
 
@@ -159,13 +159,3 @@ def _led(broker: Broker) -> list[Led]:
         # The metadata log is not counted: moving it would change nothing.
         if group.group_id != METADATA_GROUP and group.is_ready and not group.core.is_transferring
     ]
-
-
-def _leader_counts(broker: Broker) -> dict[NodeId, int]:
-    counts: dict[NodeId, int] = {}
-    for topic in broker.metadata.state.topics:
-        for placement in topic.partitions:
-            leader, _ = broker.node.leader_of(placement.group)
-            if leader is not None:
-                counts[leader] = counts.get(leader, 0) + 1
-    return counts

@@ -261,16 +261,10 @@ def judge(broker: Broker, reports: Mapping[NodeId, BrokerReport]) -> ClusterStat
 
 
 def _broker_rows(broker: Broker, reports: Mapping[NodeId, BrokerReport]) -> list[BrokerStatus]:
-    state = broker.metadata.state
-    leaders: dict[NodeId, int] = {}
-    for topic in state.topics:
-        for placement in topic.partitions:
-            leader, _ = broker.node.leader_of(placement.group)
-            if leader is not None:
-                leaders[leader] = leaders.get(leader, 0) + 1
+    leaders = broker.leader_counts()
     return [
         _broker_row(broker, known, leaders.get(known.node, 0), reports.get(known.node))
-        for known in state.brokers
+        for known in broker.metadata.state.brokers
     ]
 
 
