@@ -202,10 +202,7 @@ class MetadataService:
     # --- snapshots ----------------------------------------------------------------------------
 
     async def _restore(self, group: Group) -> None:
-        """Begin with the state that was kept last; what follows it comes from the log.
-
-        If it can be read no more, and the log does not go back so far, a peer's takes its place.
-        """
+        """Begin with the state that was kept last, if any can be read; then comes the log."""
         found = await group.checkpoints.load_application()
         if found is not None:
             self._take_over(*found)
@@ -245,15 +242,10 @@ class MetadataService:
         self._commands_since_snapshot = 0
         await group.checkpoints.save_application(offset, self.state.snapshot())
         self._snapshot_offset = max(self._snapshot_offset, offset)
-        start = max(
-            (base for base in group.log.segment_bases if base <= tail_start),
-            default=group.log.start_offset,
-        )
-        if group.log.start_offset < start <= await group.checkpoints.restorable_offset():
-            await group.upkeep.trim(start, self._node.membership.directory.trash_path)
+        trash = self._node.membership.directory.trash_path
+        if await group.upkeep.trim_behind_state(tail_start, trash):
+            start = group.log.start_offset
             log.info(log_events.METADATA_TRIMMED, start=start, offset=self._applied)
-        if group.log.segment_bases[-1] < group.log.end_offset:
-            group.roller.roll_soon()
 
     async def _result_of(self, offset: Offset) -> object:
         while self._applied <= offset:

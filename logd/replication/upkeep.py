@@ -106,6 +106,21 @@ class Upkeep:
             group.fail(error)
             return False
 
+    async def trim_behind_state(self, offset: Offset, trash: str) -> bool:
+        """As ``trim``, as far as a checkpoint reaches; and seal the active segment, so that it can
+        go in its turn.  For a log that is there only for the state machine that it feeds.
+
+        Args:
+            offset: committed: a state that was kept holds all below it.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        restorable = await self._group.checkpoints.restorable_offset()
+        is_trimmed = await self.trim(min(offset, restorable), trash)
+        self._group.roller.roll_soon()
+        return is_trimmed
+
     async def replace(
         self, bases: Sequence[Offset], path: str, trash: str, *, is_of_peers: bool = False
     ) -> bool:

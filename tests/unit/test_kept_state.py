@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from structlog.testing import capture_logs
 
 from logd.broker.coordination.kept_state import KeptState
+from logd.broker.log_events import COORDINATION_TRIMMED
 from logd.coordination.state import CoordinationState
 from logd.errors import StorageFailedError
 from logd.record.batch import seal_batch
@@ -40,5 +42,24 @@ def test_no_more_of_the_log_is_dropped_than_the_state_before_the_last_one_can_sp
             await kept.save(state, await grow(replica))
 
             assert 0 < replica.group.log.start_offset <= before_the_last
+
+    play(story)
+
+
+def test_the_log_is_not_said_to_be_trimmed_while_it_may_not_be() -> None:
+    async def story() -> None:
+        async with open_replica(voters=(OURSELVES,)) as replica:
+            group = replica.group
+            await until(lambda: group.is_ready)
+            kept, state = KeptState(group, replica.node, "/data/trash"), CoordinationState()
+            await kept.save(state, await grow(replica))
+            end = await grow(replica)
+            group.hold(is_disk_asked=True)  # Another log may be about to take its place, say.
+
+            with capture_logs() as events:
+                await kept.save(state, end)
+
+            assert group.log.start_offset == 0
+            assert [event for event in events if event["event"] == COORDINATION_TRIMMED] == []
 
     play(story)

@@ -63,12 +63,6 @@ class KeptState:
         self._size_bytes = len(payload)
         await group.checkpoints.save_application(offset, payload)
         self._offset = max(self._offset, offset)
-        start = max(
-            (base for base in group.log.segment_bases if base <= tail_start),
-            default=group.log.start_offset,
-        )
-        if group.log.start_offset < start <= await group.checkpoints.restorable_offset():
-            await group.upkeep.trim(start, self._trash_path)
+        if await group.upkeep.trim_behind_state(tail_start, self._trash_path):
+            start = group.log.start_offset
             log.info(log_events.COORDINATION_TRIMMED, partition=group.name, start=start)
-        if group.log.segment_bases[-1] < group.log.end_offset:
-            group.roller.roll_soon()
