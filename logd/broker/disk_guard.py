@@ -73,17 +73,6 @@ class DiskGuard:
                 f"need {self._resume_bytes // MIB} MiB: free some space"
             )
 
-    async def measure(self) -> None:
-        """Look once."""
-        free_bytes = await self._env.run_blocking(self._env.files.free_bytes, self._path)
-        self._free_bytes = max(1, free_bytes)
-        is_full = free_bytes < (self._resume_bytes if self.is_full else self._free_bytes_min)
-        if is_full != self._was_full:
-            event = log_events.DISK_FULL if is_full else log_events.DISK_USABLE_AGAIN
-            log.warning(event, path=self._path, free_bytes=free_bytes)
-        self._was_full = is_full
-        self._node.fitness.note_disk(self._node.node, is_full=is_full)
-
     async def run(self) -> None:
         """Look again and again until cancelled; also if nothing is refused, for those who ask."""
         while True:
@@ -91,9 +80,17 @@ class DiskGuard:
             await self.look()
 
     async def look(self) -> None:
-        """Measure, or say why that cannot be done."""
+        """See what is free.  Where that cannot be told, what was found last goes on to hold: the
+        logs notice a dead disk by themselves."""
         try:
-            await self.measure()
+            free_bytes = await self._env.run_blocking(self._env.files.free_bytes, self._path)
         except OSError as error:
-            # What was found last goes on to hold: the logs notice a dead disk by themselves.
             log.error(log_events.DISK_SPACE_UNKNOWN, path=self._path, reason=str(error))
+            return
+        self._free_bytes = max(1, free_bytes)
+        is_full = free_bytes < (self._resume_bytes if self.is_full else self._free_bytes_min)
+        if is_full != self._was_full:
+            event = log_events.DISK_FULL if is_full else log_events.DISK_USABLE_AGAIN
+            log.warning(event, path=self._path, free_bytes=free_bytes)
+        self._was_full = is_full
+        self._node.fitness.note_disk(self._node.node, is_full=is_full)

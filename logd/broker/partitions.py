@@ -245,10 +245,7 @@ class Partitions:
         self.compaction.set_policy(group, options)
 
     async def _open_all(self, missing: list[PartitionPlacement]) -> None:
-        async def open_some(placements: list[PartitionPlacement]) -> None:
-            await self._open_some(placements)
-
-        await _for_each(open_some, _shares(missing))
+        await _for_each(self._open_some, _shares(missing))
         if missing:
             opened = sum(placement.group in self._node.groups for placement in missing)
             log.info(log_events.PARTITIONS_OPENED, count=opened)

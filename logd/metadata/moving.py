@@ -339,24 +339,23 @@ class MovingState(Layout):
                 "not cleared away yet"
             )
 
-        moved = msgspec.structs.replace(
-            placement,
-            move=Move(
+        is_only_order = set(command.target) == set(placement.replicas)
+        if is_only_order:
+            moved = msgspec.structs.replace(placement, replicas=command.target)
+            self._layout_changed()
+        else:
+            move = Move(
                 target=command.target,
                 reason=command.reason[:REASON_CHARACTERS_MAX],
                 begun_ms=command.now_ms,
                 begun_at=self._version_to_name(),
                 plan_id=command.plan_id,
-            ),
-        )
-        if set(command.target) == set(placement.replicas):
-            moved = msgspec.structs.replace(placement, replicas=command.target)
-            self._layout_changed()
+            )
+            moved = msgspec.structs.replace(placement, move=move)
         self._replace_placement(moved)
         if command.plan_id is not None:
-            self._note_progress(
-                command.group, "done" if moved.move is None else "running", command.now_ms
-            )
+            progress: MoveState = "done" if is_only_order else "running"
+            self._note_progress(command.group, progress, command.now_ms)
         return PlacementChanged(placements=(moved,))
 
     def _check_of_plan(self, command: BeginMove) -> None:

@@ -26,6 +26,8 @@ from typing import Final, NamedTuple
 import outcome
 import trio
 
+from logd.runtime.threads import refuse_to_abort
+
 SYNCS_MAX: Final = 64
 """Under way at once; more take the way of threads."""
 
@@ -100,7 +102,7 @@ class KernelSyncs:
         if not self._under_way:
             self._idle = trio.Event()
         self._under_way[number] = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort)
+        await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
         return True
 
     def _submit(self, descriptor: int, number: int) -> bool:
@@ -162,10 +164,6 @@ class KernelSyncs:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
         return result
-
-
-def _refuse_to_abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-    return trio.lowlevel.Abort.FAILED
 
 
 @asynccontextmanager

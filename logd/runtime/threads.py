@@ -73,7 +73,7 @@ class BlockingPool:
         self._under_way += 1
         self._jobs.put(_Job(trio.lowlevel.current_task(), function, args))
         try:
-            return cast(T, await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort))
+            return cast(T, await trio.lowlevel.wait_task_rescheduled(refuse_to_abort))
         finally:
             self._under_way -= 1
             if self._under_way == 0:
@@ -108,7 +108,8 @@ class BlockingPool:
             await self._woke_last.wait()
 
 
-def _refuse_to_abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+def refuse_to_abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+    """For a task that waits for what goes on although the task was cancelled."""
     return trio.lowlevel.Abort.FAILED
 
 

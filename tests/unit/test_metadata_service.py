@@ -351,16 +351,16 @@ def test_a_disk_on_which_a_log_found_no_room_is_full_although_it_may_run_full() 
             guard = DiskGuard(replica.env, "/data", 0, replica.node)
             free = RESUME_BYTES_MIN - 1
             replica.files.capacity_bytes = replica.files.used_bytes() + free
-            await guard.measure()
+            await guard.look()
             guard.check()
 
             replica.node.fitness.note_disk(replica.node.node, is_full=True)  # As a log does.
-            await guard.measure()
+            await guard.look()
             with pytest.raises(DiskFullError, match=r"7 MiB are free .*, appends need 8 MiB: free"):
                 guard.check()
 
             replica.files.capacity_bytes += 1
-            await guard.measure()
+            await guard.look()
             guard.check()
 
     play(story)

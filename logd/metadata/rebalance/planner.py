@@ -117,9 +117,7 @@ def make_plan(
         brokers, partitions = _without(stranded, brokers, partitions)
     targets = [broker for broker in brokers if broker.is_target]
     if not targets:
-        balance = Balance(0.0, 0.0, 0.0, 0.0)
-        names = tuple(partition.name for partition in partitions)
-        return RebalancePlan((), 0, 0.0, balance, balance, 0, names, stranded)
+        return _plan_of_nothing(partitions)._replace(stranded=stranded)
     ranges = ranges_of(targets, partitions, goals.tolerance)
     draft = Draft(brokers, partitions, ranges)
     unplaced = place_what_must_move(draft)
@@ -173,9 +171,7 @@ def explain(
     """The plan that was decided elsewhere: ``after`` has the new replicas of what is moved."""
     targets = [broker for broker in brokers if broker.is_target]
     if not targets:
-        names = tuple(partition.name for partition in partitions)
-        balance = Balance(0.0, 0.0, 0.0, 0.0)
-        return RebalancePlan((), 0, 0.0, balance, balance, 0, names)
+        return _plan_of_nothing(partitions)
     return _explained(
         brokers,
         partitions,
@@ -184,6 +180,13 @@ def explain(
         goals,
         (),
     )
+
+
+def _plan_of_nothing(partitions: Sequence[PartitionLoad]) -> RebalancePlan:
+    """Of a cluster in which no broker may hold anything: all stays where it is."""
+    balance = Balance(0.0, 0.0, 0.0, 0.0)
+    names = tuple(partition.name for partition in partitions)
+    return RebalancePlan((), 0, 0.0, balance, balance, 0, names)
 
 
 def _stranded(
@@ -412,7 +415,7 @@ class _Ledger:
                 node = helped[0]
                 return reason, _load_text(node, reason, loads[node], self._ranges[node][at])
         get = "gets" if len(removed) == 1 else "get"
-        return Reason.ROOM, (f"{named('broker', removed)} {get} room for what another move brings")
+        return Reason.ROOM, f"{named('broker', removed)} {get} room for what another move brings"
 
     def _is_better(self, node: NodeId, at: int, loads: dict[NodeId, int], change: int) -> bool:
         ranges = self._ranges.get(node)
