@@ -1,4 +1,4 @@
-"""Reading without a subscription: bounded fetches, offsets, and descriptions of one log."""
+"""Reading without a subscription: bounded fetches, and where a log begins and ends."""
 
 from __future__ import annotations
 

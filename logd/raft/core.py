@@ -384,6 +384,7 @@ class RaftCore:
             and self._log.commit_offset != before.commit_offset
             and self._replica.is_left_out
         ):
+            # It leads until the change is committed that leaves it out, and no longer (§4.2.2).
             self._leading.appoint_successor()
             self._follow()
             self._output.left_out = True

@@ -76,7 +76,7 @@ class Standing:
         self.rest_as_chosen()
 
     def rest_as_chosen(self) -> None:
-        """Note what this replica rests on, if that may be noted now: its log was synced, say."""
+        """Let ``rests_on`` follow what was chosen, as far as it may by now."""
         if self.is_doubtful:
             return
         if self._in_memory:

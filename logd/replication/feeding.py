@@ -86,12 +86,13 @@ class Feeder:
     # --- disks that are full --------------------------------------------------------------------
 
     def may_feed(self, follower: NodeId) -> bool:
-        """Whether the disk of ``follower`` has room for what it lacks.
+        """Whether ``follower`` is sent what it lacks, although its disk may be full.
 
-        What a full disk has left is for logs that feed a state machine: they are trimmed behind
-        its state, and by what they say room is made.  Of records it gets what was on its way when
-        it filled up, and what a leader begins its term with, if there is no majority without it;
-        and what leads to a trim, which makes room.  Never much of it.
+        A log that feeds a state machine goes on: it is trimmed behind the state, and what it says
+        (that a topic is deleted, a lock released) is what makes room.  A log of records goes on
+        only where it has to, and only if little is lacking: if there is no majority without this
+        follower, so that what was under way when the disk filled up can still be committed, and
+        what a leader begins its term with; or if the follower lacks a trim, which will make room.
         """
         full_disks, group = self._host.fitness.full_disks, self._group
         if follower not in full_disks or group.application is not None:

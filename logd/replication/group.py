@@ -127,7 +127,7 @@ class Group:
         self.is_held = False
         """Something blocks: the core may be ahead of the log, and news waits."""
         self._blocked_since = math.inf
-        """By the disk; being held, it may also wait for peers."""
+        """Since when what holds it waits for the disk; infinite while that waits for a repair."""
         self.is_closed = False
         """The files are."""
         self.io_lock = trio.Lock()

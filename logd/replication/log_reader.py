@@ -62,7 +62,7 @@ class LogReader:
         end = group.commit_offset
         if offset >= end:
             return None
-        if offset < group.log_start:  # Memory may still have it.
+        if offset < group.log_start:  # Before memory is asked, which may still have it.
             raise OffsetOutOfRangeError(
                 f"offset {offset} is outside [{group.log_start}, {end}]", group.log_start, end
             )

@@ -157,7 +157,7 @@ class Proposals:
             proposal.finish(proposal.placed)
         else:
             self._waiting_elsewhere.append(proposal)
-            group.flush_later()  # So that it is known that somebody waits here.
+            group.flush_later()  # So that the node sees to those here whose time is up.
 
     def _refuse_honestly(self, proposal: Proposal, error: LogdError) -> None:
         """Refuse on the ground of the log's state only once that state is beyond doubt.

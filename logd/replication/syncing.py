@@ -106,8 +106,8 @@ class Syncer:
         """A sync now would be short, and nobody else is at the log."""
         group = self._group
         if group.is_held or self._core.vouches:
-            # Held, the core would not be told: to it the log would wait for ever.  And what counts
-            # in memory keeps nobody waiting.
+            # The core of a held group hears of a sync only later, and one that counts what is in
+            # memory does not wait for any: nothing is gained by holding up the event loop.
             return False
         return group.log.unsynced_bytes <= BRIEF_SYNC_BYTES_MAX and not group.io_lock.locked()
 
