@@ -15,7 +15,7 @@ from logd_client.records import Batch, Record
 
 
 class BatchAtHand:
-    """One of which something is left, or nobody has asked for the next yet."""
+    """The one that was brought last."""
 
     def __init__(self) -> None:
         self._batch: Batch | None = None
@@ -28,10 +28,6 @@ class BatchAtHand:
         """The next, of which nothing is given out."""
         self.last_record = None  # First: whoever has looked at it looks again.
         self._batch, self.rows = batch, batch.records()
-
-    def finish(self) -> None:
-        """Whoever reads has asked for the next."""
-        self._batch = None
 
     def stop(self) -> None:
         """Give out no more records of it."""

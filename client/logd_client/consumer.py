@@ -239,7 +239,6 @@ class Consumer:
         """
         if self._is_open and self.at_hand.is_left:
             return True
-        self.at_hand.finish()
         batch = await self._next_batch()
         if batch is None:
             return False
@@ -334,8 +333,7 @@ class Consumer:
 
     async def _wait_for_change(self) -> None:
         await self._changed.wait()
-        if self._is_open:
-            self._changed = anyio.Event()
+        self._changed = anyio.Event()
 
     # --- what the feeds tell --------------------------------------------------------------
 

@@ -1293,6 +1293,21 @@ SYSTEM_MUTANTS = (
         "return all(feed.cursor.is_at_stop",
         "return any(feed.cursor.is_at_stop",
     ),
+    Mutant(
+        "a position passes over what was not given out before the consumer was closed",
+        "P2: nothing is left out",
+        "client/logd_client/consumer.py",
+        "            return True\n        batch = await self._next_batch()\n",
+        "            return True\n        self.at_hand.take_rest()\n"
+        "        batch = await self._next_batch()\n",
+    ),
+    Mutant(
+        "what came of a wait that was interrupted is thrown away by the next",
+        "P2: nothing is left out",
+        "client/logd_client/consumer.py",
+        "        if self._is_open and self.at_hand.is_left:\n            return True\n",
+        "",
+    ),
     # --- records and frames ---------------------------------------------------------------------
     Mutant(
         "a batch whose bytes changed is taken for sound",

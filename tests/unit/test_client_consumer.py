@@ -272,6 +272,22 @@ def test_only_one_task_iterates_and_the_other_does_not_disturb_it() -> None:
     play(story)
 
 
+def test_whoever_waits_again_before_taking_anything_loses_nothing() -> None:
+    """As a thread does that was interrupted, by a signal, as its batch came."""
+
+    async def story() -> None:
+        async with reading() as (consumer, broker):
+            broker.deliver(0, 0, b"a")
+            broker.deliver(0, 1, b"b")
+
+            assert await consumer.wait_for_batch()
+            assert await consumer.wait_for_batch()
+
+            assert await take(consumer, 2) == [(0, 0, b"a"), (0, 1, b"b")]
+
+    play(story)
+
+
 def test_others_run_now_and_then_however_much_has_arrived() -> None:
     """Of what is there already nothing has to be waited for."""
 
@@ -383,6 +399,23 @@ def test_closing_ends_the_iteration_whatever_has_arrived(*, has_some_at_hand: bo
     play(story)
 
 
+def test_who_ends_the_iteration_by_closing_goes_on_later_with_what_was_not_given_out() -> None:
+    """A service that is told to stop closes its consumer; behind its loop it keeps the position."""
+
+    async def story() -> None:
+        async with reading() as (consumer, broker):
+            broker.deliver(0, 0, b"a", b"b", b"c")
+            values = []
+            async for record in consumer:
+                values.append(record.value)
+                await consumer.aclose()
+
+            assert values == [b"a"]
+            assert consumer.position(0) == 1
+
+    play(story)
+
+
 def test_it_ends_when_every_partition_is_at_its_stop_and_asks_no_more_of_those_that_are() -> None:
     async def story() -> None:
         async with (
@@ -468,6 +501,30 @@ def test_a_batch_that_cannot_be_read_is_told_again_and_again_and_nothing_is_pass
             with pytest.raises(MalformedBatchError):
                 await consumer.next_record()
             assert consumer.position(0) == 0
+
+    play(story)
+
+
+def test_damage_that_comes_now_and_then_is_fetched_again_however_long_it_goes_on() -> None:
+    """Only if one delivery after the other is damaged the reader is told."""
+
+    async def story() -> None:
+        async with reading() as (consumer, broker), trio.open_nursery() as nursery:
+            got: list[tuple[int, int, bytes | None]] = []
+
+            async def iterate() -> None:
+                got.extend(await take(consumer, 5))
+
+            nursery.start_soon(iterate)
+            for offset in range(5):
+                damaged = bytearray(data(offset, b"v", group=GroupId(100)))
+                damaged[-1] ^= 1
+                broker.deliver_bytes(0, bytes(damaged), offset + 1)
+                await trio.sleep(5)
+                broker.deliver(0, offset, b"v")
+                await trio.testing.wait_all_tasks_blocked()
+
+        assert got == [(0, offset, b"v") for offset in range(5)]
 
     play(story)
 
