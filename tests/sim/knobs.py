@@ -99,6 +99,11 @@ class Knobs:
             (answering, "SNAPSHOT_CHUNK_BYTES", self.snapshot_chunk_bytes),
             (kept_state, "COORDINATION_BYTES_PER_SNAPSHOT", self.coordination_bytes_per_snapshot),
             (partition, "APPLIED_AT_ONCE_MAX", self.entries_at_once),
+            (
+                partition,
+                "CAUGHT_UP_AT_ONCE_MAX",
+                min(self.entries_at_once, partition.CAUGHT_UP_AT_ONCE_MAX),
+            ),
             (partition, "FETCH_BYTES_MAX", self.fetch_bytes),
             (commands, "COORDINATION_ENTRIES_PER_BATCH_MAX", self.entries_at_once),
         ]

@@ -885,6 +885,32 @@ def test_a_broker_that_starts_again_has_the_state_it_kept_and_a_short_log(
     live(story)
 
 
+def test_a_broker_that_starts_again_applies_many_commands_in_each_turn_of_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commands = 400
+    pause, pauses = trio.lowlevel.checkpoint, [0]
+
+    async def counted_pause() -> None:
+        pauses[0] += 1
+        await pause()
+
+    async def story(world: World) -> None:
+        session = await world.session(ttl_ms=60_000)
+        for number in range(commands):  # Each alone in its batch.
+            await put(session, b"k", b"%d" % number)
+        node = world.cluster.nodes[await world.leader()]
+        await node.crash(power=False)
+        monkeypatch.setattr(trio.lowlevel, "checkpoint", counted_pause)
+        node.start()
+
+        assert await value_of(world, b"k") == b"%d" % (commands - 1)
+        assert (await world.partition(node.node)).entries_applied > commands
+        assert pauses[0] < commands / 4
+
+    live(story)
+
+
 def test_a_leader_that_cannot_keep_its_state_says_so_serves_on_and_tries_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
