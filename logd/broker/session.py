@@ -484,6 +484,9 @@ class Session:
             self._nursery.cancel_scope.cancel()
 
 
+ERROR_DETAILS: Final = ("leader", "log_start", "log_end", "oldest")
+"""What of an error goes into the details of its answer, where the error has it."""
+
 _DESCRIBING: Final = frozenset((Kind.METADATA, Kind.DESCRIBE_REBALANCE, Kind.DESCRIBE_BROKER))
 """Questions of a few bytes whose answers may be large."""
 
@@ -507,7 +510,7 @@ def _short_header(frame: Frame) -> Buffer:
 def _error_message(error: LogdError) -> ErrorResponse:
     details = {
         name: getattr(error, name)
-        for name in ("leader", "log_start", "log_end", "oldest")
+        for name in ERROR_DETAILS
         if getattr(error, name, None) is not None
     }
     return ErrorResponse(

@@ -13,6 +13,7 @@ import pytest
 
 from logd import limits
 from logd.coordination import checks, names
+from logd.metadata.features import CHANGED_OPTIONS_LEVEL, UNCOUNTED_LEVEL
 from logd.wire import coordination
 from logd.wire.coordination import Answer, Command, Operation, Query, Result
 from tests.docs.test_wire_protocol import default_name, type_name
@@ -69,6 +70,21 @@ def test_the_fields_of_each_message_are_those_of_the_code(name: str) -> None:
         for field in msgspec.structs.fields(cls)
         if not (kind_of_tag(cls) == "r" and field.name == OF_EVERY)
     ]
+
+
+def test_the_feature_levels_of_fields_are_those_of_the_code() -> None:
+    found = {
+        (row[0], row[1]): int(level[1])
+        for first, *rows in tables()
+        if first[0] == "of"
+        for row in rows
+        if (level := re.search(r"feature level (\d+)", row[-1]))
+    }
+
+    assert found == {
+        ("ReleaseItems", "uncounted"): UNCOUNTED_LEVEL,
+        ("ConfigureQueue", "changed"): CHANGED_OPTIONS_LEVEL,
+    }
 
 
 def test_the_tags_are_those_of_the_code() -> None:

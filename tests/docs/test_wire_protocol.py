@@ -12,8 +12,11 @@ import msgspec
 import pytest
 
 from logd import limits
+from logd.broker.session import ERROR_DETAILS
 from logd.errors import ERROR_BY_CODE
+from logd.metadata.features import KEEPING_LEVEL, ONE_MOVE_LEVEL
 from logd.wire import messages
+from logd.wire.coordination import DEFAULT_NAMESPACE, fence_id_of, partition_of
 from logd.wire.frame import (
     FLAG_ERROR,
     FLAG_LONG,
@@ -132,6 +135,19 @@ def test_the_errors_are_those_of_the_code() -> None:
     }
 
 
+def test_the_details_of_an_error_are_those_of_the_code() -> None:
+    fields = rows(section("#### ErrorResponse"))
+    (meaning,) = [meaning for name, _, _, meaning in fields if name == "details"]
+
+    assert tuple(re.findall(r"`(\w+)`", meaning)) == ERROR_DETAILS
+
+
+def test_the_feature_levels_of_cancelling_one_move_are_those_of_the_code() -> None:
+    levels = re.findall(r"feature level (\d+)", " ".join(section("#### CancelMoveRequest").split()))
+
+    assert levels == [str(ONE_MOVE_LEVEL), str(KEEPING_LEVEL)]
+
+
 def test_the_limits_are_those_of_the_code() -> None:
     for name, value, *_ in rows(section("## 9. Limits")):
         limit = getattr(limits, name.strip("`"))
@@ -176,3 +192,22 @@ def test_the_partition_of_the_example_key_is_that_of_the_code() -> None:
     )[0]
 
     assert partition_for_key(key.encode(), int(last) + 1) == int(partition)
+
+
+def test_the_namespaces_of_the_examples_live_where_the_code_looks_for_them() -> None:
+    text = " ".join(section("## 12. Coordination").split())
+    named, its_partition, count, default, default_partition = re.findall(
+        r"the namespace `(\w+)` in (\d+) of (\d+), `(\w+)` in (\d+)\)", text
+    )[0]
+
+    assert partition_of(named, int(count)) == int(its_partition)
+    assert partition_of(default, int(count)) == int(default_partition)
+    assert default == DEFAULT_NAMESPACE
+
+
+def test_the_fence_id_of_the_example_is_that_of_the_code() -> None:
+    namespace, kind, name, fence_id = re.findall(
+        r"`(\w+)/(\w+)/(\w+)`: (\d+)", section("## 12. Coordination")
+    )[0]
+
+    assert fence_id_of(namespace, kind, name) == int(fence_id)
