@@ -283,9 +283,8 @@ async def transfer_leader(broker: Broker, request: TransferLeaderRequest) -> Tra
             is_leader = group.core.role is Role.LEADER
             is_told = not group.is_held  # It may seal a segment just now.
             if is_told and is_leader and not group.core.is_transferring:
-                raise UnavailableError(
-                    f"node {target or 'any other'} did not take over: still leading in term {term}"
-                )
+                heir = "no other node took" if target is None else f"node {target} did not take"
+                raise UnavailableError(f"{heir} over: still leading in term {term}")
             await broker.node.leadership_news(LOOK_AGAIN_S)
     raise RequestTimeoutError(f"no new leader within {request.timeout_ms} ms")
 

@@ -484,6 +484,25 @@ def test_who_has_another_lead_what_has_one_replica_is_told_at_once_that_there_is
     play(story)
 
 
+def test_who_would_have_any_other_broker_lead_is_told_that_none_did() -> None:
+    async def story(cluster: SimCluster, client: Client) -> None:
+        topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
+        async with client.producer(TOPIC) as producer:
+            await producer.append(b"v")
+        group_id = GroupId(topic.partitions[0].group)
+        leader = cluster.leader_of(group_id)
+        assert leader is not None
+        for node in cluster.nodes.values():
+            if node is not leader:
+                node.pause()
+
+        request = TransferLeaderRequest(group=group_id, timeout_ms=10_000)
+        with pytest.raises(UnavailableError, match=r"^no other node took over: still leading"):
+            await transfer_leader(broker_of(leader), request)
+
+    play(story)
+
+
 def test_who_asks_a_broker_whose_replica_is_shut_is_told_why() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         topic = await client.admin.create_topic(TOPIC, partitions=1, replicas=3)
