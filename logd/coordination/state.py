@@ -144,8 +144,13 @@ class CoordinationState:
 
     # --- questions ----------------------------------------------------------------------
 
-    def answer(self, namespace: str, query: Query) -> Answer:
-        """What the applied state says; a question that makes no sense is Refused."""
+    def answer(self, namespace: str, query: Query, now_ms: int = 0) -> Answer:
+        """What the applied state says; a question that makes no sense is Refused.
+
+        Args:
+            now_ms: log time as the leader has it, by which ages are told.  Without any command what
+                was applied last knows nothing of the time that has passed.
+        """
         revision = max(self._applied - 1, 0)
         space = self._namespaces.get(namespace)
         try:
@@ -153,7 +158,7 @@ class CoordinationState:
             check_query(query)
             if space is None:
                 space = Namespace(namespace, PartitionUsage(), self._applied, _ignore, _ignore)
-            return space.answer(query, revision, self._log_time_ms)
+            return space.answer(query, revision, max(now_ms, self._log_time_ms))
         except RequestError as refused:
             return _refused(refused, revision)
 

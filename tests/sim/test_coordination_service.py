@@ -55,8 +55,10 @@ from logd.wire.coordination import (
     OpenSession,
     Put,
     PutItems,
+    QueueStatistics,
     ReadClaim,
     ReadKeys,
+    ReadQueue,
     Release,
     ReleaseItems,
     RenewItems,
@@ -571,6 +573,23 @@ def test_a_jump_of_the_wall_clock_expires_nothing() -> None:
 
         assert first.revision
         assert 900 <= partition.state.log_time_ms - before_ms <= 1_200
+
+    live(story)
+
+
+def test_an_item_grows_older_while_nothing_else_happens() -> None:
+    """A queue on which nobody works any more is found by the age of what waits there."""
+
+    async def story(world: World) -> None:
+        session = await world.session(ttl_ms=60_000)
+        await session.do(PutItems(queue="q", items=[Item(payload=b"x")]))
+        await trio.sleep(20.0)
+
+        found = await world.client.query("n", ReadQueue(queue="q"))
+
+        assert isinstance(found, QueueStatistics)
+        assert found.oldest_ms is not None
+        assert 20_000 <= found.oldest_ms <= 20_500
 
     live(story)
 

@@ -255,7 +255,7 @@ class CoordinationPartition:
             if wait_ms and isinstance(query, ReadClaim) and self.state.waits(namespace, query):
                 self._wait_for_claim(namespace, query, wait_ms, answer, is_wanted)
             else:
-                answer(self.state.answer(namespace, query))
+                answer(self._answer(namespace, query))
 
         self.confirmed(confirmed)
 
@@ -282,11 +282,14 @@ class CoordinationPartition:
             elif self.state.waits(namespace, query):
                 self._claim_waits.add(wait)
             else:
-                answer(self.state.answer(namespace, query))
+                answer(self._answer(namespace, query))
 
         wait = ClaimWait(namespace, query, deadline_ms, look, is_wanted)
         self._claim_waits.add(wait)
         self._clock_news.set()
+
+    def _answer(self, namespace: str, query: Query) -> Answer:
+        return self.state.answer(namespace, query, self._time.at(self._node.now_ms()))
 
     # --- sessions -------------------------------------------------------------------------------
 
