@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,21 @@ from logd.cli.display import cell_text, cells_of, print_json, text_or_base64
 
 if TYPE_CHECKING:
     from logd.wire.coordination import Event
+    from logd_client import Client
+    from logd_client.coordination.watches import Watch
+
+
+def show_watch(
+    watch: Callable[[Client], Watch], count: int | None, bootstrap: str, output: str
+) -> None:
+    """Show what a watch of the cluster tells, until Ctrl-C or ``count``."""
+    from logd.cli.session import connected, run_async
+
+    async def follow() -> None:
+        async with connected(bootstrap) as client:
+            await show_events(watch(client), count, output)
+
+    run_async(follow)
 
 
 async def show_events(

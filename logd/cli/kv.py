@@ -29,12 +29,15 @@ from logd.cli.options import (
     bootstrap_option,
     namespace_option,
     output_option,
+    watch_options,
 )
 from logd.errors import UsageError
 from logd.limits import NUMBER_MAX, VALUE_BYTES_MAX
 
 if TYPE_CHECKING:
     from logd.wire.coordination import Compare, KeyValue, Operation, Transacted
+    from logd_client import Client
+    from logd_client.coordination.watches import Watch
 
 KEY_VALUE: Final = SettingType("KEY=VALUE")
 KEY_REVISION: Final = SettingType("KEY=REVISION")
@@ -194,8 +197,7 @@ def list_keys(
 @kv.command("watch")
 @click.argument("key")
 @click.option("--prefix", is_flag=True, help="All keys that begin with KEY.")
-@click.option("--from", "revision", type=REVISION, help="From this revision on.")
-@click.option("--count", type=IntegerType(min=1), help="Stop after so many changes.")
+@watch_options
 @namespace_option
 @bootstrap_option
 @output_option
@@ -209,19 +211,15 @@ def watch(
     output: str,
 ) -> None:
     """Changes of KEY as they happen, in order, each once."""
-    from logd.cli.events import show_events
-    from logd.cli.session import connected, run_async
+    from logd.cli.events import show_watch
 
-    async def follow() -> None:
-        async with connected(bootstrap) as client:
-            keys = client.kv(namespace)
-            if prefix:
-                events = keys.watch(prefix=fsencode(key), revision=revision)
-            else:
-                events = keys.watch(fsencode(key), revision=revision)
-            await show_events(events, count, output)
+    def changes(client: Client) -> Watch:
+        keys = client.kv(namespace)
+        if prefix:
+            return keys.watch(prefix=fsencode(key), revision=revision)
+        return keys.watch(fsencode(key), revision=revision)
 
-    run_async(follow)
+    show_watch(changes, count, bootstrap, output)
 
 
 @kv.command("txn")

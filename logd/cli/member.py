@@ -8,7 +8,7 @@ import click
 
 from logd.cli.display import cells_of, print_json, print_table, say, text_or_base64
 from logd.cli.lazy import NounGroup
-from logd.cli.options import REVISION, IntegerType, bootstrap_option, output_option, ttl_option
+from logd.cli.options import bootstrap_option, output_option, ttl_option, watch_options
 
 if TYPE_CHECKING:
     from logd.wire.coordination import Member
@@ -104,17 +104,11 @@ def _row(one: Member) -> dict[str, Any]:
 
 @member.command("watch")
 @click.argument("group")
-@click.option("--from", "revision", type=REVISION, help="From this revision on.")
-@click.option("--count", type=IntegerType(min=1), help="Stop after so many changes.")
+@watch_options
 @bootstrap_option
 @output_option
 def watch(group: str, revision: int | None, count: int | None, bootstrap: str, output: str) -> None:
     """Who joins, changes and leaves, as it happens."""
-    from logd.cli.events import show_events
-    from logd.cli.session import connected, run_async
+    from logd.cli.events import show_watch
 
-    async def follow() -> None:
-        async with connected(bootstrap) as client:
-            await show_events(client.members(group).watch(revision), count, output)
-
-    run_async(follow)
+    show_watch(lambda client: client.members(group).watch(revision), count, bootstrap, output)

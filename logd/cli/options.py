@@ -288,6 +288,14 @@ def namespace_option(command: Command) -> Command:
     )
 
 
+def watch_options(command: Command) -> Command:
+    """``--from`` and ``--count``: what of the changes is shown."""
+    command = click.option("--count", type=IntegerType(min=1), help="Stop after so many changes.")(
+        command
+    )
+    return click.option("--from", "revision", type=REVISION, help="From this revision on.")(command)
+
+
 def hold_option(command: Command) -> Command:
     """``--hold``: for jobs that several machines begin at about the same time."""
     return click.option(
