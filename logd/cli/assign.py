@@ -11,7 +11,13 @@ import click
 
 from logd.cli.display import print_json, print_table, say
 from logd.cli.lazy import NounGroup
-from logd.cli.options import REVISION, IntegerType, bootstrap_option, output_option, ttl_option
+from logd.cli.options import (
+    IntegerType,
+    bootstrap_option,
+    output_option,
+    ttl_option,
+    watch_options,
+)
 from logd.limits import SHARDS_PER_GROUP_MAX
 from logd.wording import count_of
 
@@ -85,20 +91,14 @@ def list_shards(group: str, bootstrap: str, output: str) -> None:
 
 @assign.command("watch")
 @click.argument("group")
-@click.option("--from", "revision", type=REVISION, help="From this revision on.")
-@click.option("--count", type=IntegerType(min=1), help="Stop after so many changes.")
+@watch_options
 @bootstrap_option
 @output_option
 def watch(group: str, revision: int | None, count: int | None, bootstrap: str, output: str) -> None:
     """Shards as they are revoked and get new owners."""
-    from logd.cli.events import show_events
-    from logd.cli.session import connected, run_async
+    from logd.cli.events import show_watch
 
-    async def follow() -> None:
-        async with connected(bootstrap) as client:
-            await show_events(client.assignments(group).watch(revision), count, output)
-
-    run_async(follow)
+    show_watch(lambda client: client.assignments(group).watch(revision), count, bootstrap, output)
 
 
 @assign.command("work")
@@ -134,7 +134,10 @@ def work(group: str, name: str, command: tuple[str, ...], ttl_s: float, bootstra
 
     async def stay() -> None:
         async with connected(bootstrap, client_id=client_name()) as client:
-            await client.assignments(group, ttl_s=ttl_s).work(name, run_shard)
+            assignments = client.assignments(group, ttl_s=ttl_s)
+            if not (await assignments.list()).shards:
+                say(f"logd: {group} has no shards yet: `logd assign set {group}` names them")
+            await assignments.work(name, run_shard)
 
     leave_with(run_async(run_until_signalled, stay))
 

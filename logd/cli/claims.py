@@ -44,7 +44,7 @@ def claim(
 ) -> None:
     """Take items that are due, each told with a CLAIM to complete, release or renew it by.
 
-    Exits with 3 if nothing is due.
+    Exits with 3 if nothing is due, or there is no such queue.
     """
     from logd.cli.session import connected, run_async
 
@@ -53,7 +53,10 @@ def claim(
             bootstrap, client_id="logd queue claim", session_ttl_ms=int(visibility_s * 1000)
         ) as client:
             client.leave_sessions_open()
-            claims = await client.queue(name).claim(count, visibility_s=visibility_s, wait_s=wait_s)
+            wanted = client.queue(name)
+            claims = await wanted.claim(count, visibility_s=visibility_s, wait_s=wait_s)
+            if not claims:
+                await wanted.statistics()  # Refused if there is no such queue: that is said then.
             return [_claim_row(one) for one in claims]
 
     rows = run_async(take)

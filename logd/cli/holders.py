@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -30,6 +31,13 @@ HOLDER_COLUMNS: Final = (
     "permits",
     "data",
 )
+
+
+NOBODY: Final[Mapping[LeaseKind, str]] = {
+    "lock": "nobody holds it, nobody waits",
+    "semaphore": "nobody holds it, nobody waits",
+    "election": "nobody leads it, nobody stands for it",
+}
 
 
 def show_holders(kind: LeaseKind, namespace: str, bootstrap: str, output: str) -> None:
@@ -83,7 +91,7 @@ def describe_holders(kind: LeaseKind, name: str, bootstrap: str, output: str) ->
         print_facts([(kind, name), ("capacity", found.capacity), ("waiting", len(waiting))])
         click.echo()
         rows = [cells_of(row, HOLDER_COLUMNS) for row in (*holders, *waiting)]
-        print_table(HOLDER_COLUMNS, rows, empty="nobody holds it, nobody waits")
+        print_table(HOLDER_COLUMNS, rows, empty=NOBODY[kind])
 
     run_async(fetch)
 

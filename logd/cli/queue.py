@@ -196,6 +196,7 @@ def work(
     from logd.cli.holding import client_name, leave_with, require_command, run_until_signalled
     from logd.cli.item_command import run_for
     from logd.cli.session import connected, run_async
+    from logd.errors import UnknownNameError
     from logd_client.coordination.queues import WorkTally
 
     # Else each item would use up its attempts for what is no fault of its own.
@@ -206,7 +207,13 @@ def work(
         async with connected(
             bootstrap, client_id=client_name(), session_ttl_ms=int(ttl_s * 1000)
         ) as client:
-            await client.queue(name).work(
+            wanted = client.queue(name)
+            try:
+                await wanted.statistics()
+            except UnknownNameError as error:
+                # It may have to be there before its first item; or it is called otherwise.
+                say(f"logd: {error} yet: the first item that is put makes it")
+            await wanted.work(
                 run_one, concurrency=concurrency, until_empty=until_empty, tally=tally
             )
 

@@ -241,8 +241,11 @@ class Queues:
         self.deleted: list[str] = []
 
     @asynccontextmanager
-    async def connected(self, bootstrap: str) -> AsyncIterator[Queues]:
+    async def connected(self, bootstrap: str, **options: Any) -> AsyncIterator[Queues]:
         yield self
+
+    def leave_sessions_open(self) -> None:
+        pass
 
     def queue(self, name: str) -> Queues:
         self.asked = name
@@ -255,6 +258,12 @@ class Queues:
 
     async def delete(self) -> None:
         self.deleted.append(self.asked)
+
+    async def claim(self, count: int, *, visibility_s: float, wait_s: float) -> list[Claim]:
+        return []
+
+    async def work(self, handler: object, **options: object) -> None:
+        pass
 
 
 STATISTICS = QueueStatistics(
@@ -297,3 +306,30 @@ def test_who_is_sure_is_not_asked(queues: Queues) -> None:
     result = CliRunner().invoke(root, ["queue", "delete", "jobs", "--yes"])
 
     assert (result.exit_code, result.output, queues.deleted) == (0, "", ["jobs"])
+
+
+# --- a queue that is not there -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("jobs", ""),
+        ("jbos", "logd: there is no queue 'jbos' yet: the first item that is put makes it\n"),
+    ],
+)
+def test_who_works_on_no_queue_is_told(queues: Queues, name: str, told: str) -> None:
+    """It may be that nothing was put yet, so it is no failure."""
+    result = CliRunner().invoke(root, ["queue", "work", name, "--until-empty", "--", "true"])
+
+    assert (result.exit_code, result.stderr) == (0, told + "completed 0 items\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("jobs", "nothing is due in jobs"), ("jbos", "logd: there is no queue 'jbos'")],
+)
+def test_who_claims_from_no_queue_is_told(queues: Queues, name: str, told: str) -> None:
+    result = CliRunner().invoke(root, ["queue", "claim", name])
+
+    assert (result.exit_code, result.stderr) == (3, f"{told}\n")
