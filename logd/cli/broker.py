@@ -145,6 +145,9 @@ def replace(
 
     For a broker whose disk is lost: start another one under a new id with --join, then replace
     the old one with it.
+
+    A broker that is alive is emptied first, and is no member afterwards either: stop its process
+    then.  One that shall stay is drained instead.
     """
     from logd.cli.display import bytes_text
     from logd.cli.picture import take_picture
@@ -165,6 +168,7 @@ def replace(
             picture = await take_picture(client, dead_are_lost=True)
             purpose = f"replace broker {node}" + (f" with {successor}" if successor else "")
             made = _plan_without(picture, node, purpose, throttle, successor)
+            is_alive = _say_if_alive(picture, node)
             if not dry_run and await make_way(client):
                 picture = await take_picture(client, dead_are_lost=True)
                 made = _plan_without(picture, node, purpose, throttle, successor)
@@ -184,9 +188,21 @@ def replace(
             removed = await client.admin.alter_broker(node, "remove")
             if output == "json" and not made.moves:
                 print_json(removed)
-        say(f"broker {node} is replaced and removed ({bytes_text(made.bytes)} copied)")
+        runs_on = "; its process runs on: stop it" if is_alive else ""
+        say(f"broker {node} is replaced and removed ({bytes_text(made.bytes)} copied){runs_on}")
 
     run_async(take_over)
+
+
+def _say_if_alive(picture: Picture, node: int) -> bool:
+    """Whether a broker is alive that is to be removed: its number may have been mistyped."""
+    is_alive = any(each.node == node and not each.is_dead for each in picture.brokers)
+    if is_alive:
+        say(
+            f"broker {node} is alive: it is emptied, and then removed for ever; "
+            f"`logd broker drain {node}` only empties it"
+        )
+    return is_alive
 
 
 def _plan_without(

@@ -229,7 +229,13 @@ def status_of(
     rebalancing: Sequence[str] = (),
 ) -> Status:
     """Judge what was found.  A partition missing from ``described`` was not asked about."""
-    from logd.cli.overview import BrokerNews, broker_rows, lag_max, missing_brokers
+    from logd.cli.overview import (
+        DESCRIBE_TIMEOUT_S,
+        BrokerNews,
+        broker_rows,
+        lag_max,
+        missing_brokers,
+    )
 
     damaged, events, full, quotas, silent = news or BrokerNews([], [], [], [])
     problems = []
@@ -254,8 +260,9 @@ def status_of(
         for node in full
     ]
     problems += [
-        f"broker {node} is alive and does not answer clients, so that what is wrong with its "
-        "replicas is not known: see its log, and whether it has file descriptors left"
+        f"broker {node} is alive and has not told within {DESCRIBE_TIMEOUT_S:g} s how it is, so "
+        "that what is wrong with its replicas is not known: see its log, and whether it has file "
+        "descriptors left"
         for node in silent
     ]
     state: Literal["ok", "degraded", "unavailable"] = "degraded" if problems else "ok"

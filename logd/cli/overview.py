@@ -90,7 +90,7 @@ class BrokerNews(NamedTuple):
     quotas: list[str]
     """What is soon refused because a quota of coordination is nearly used up."""
     silent: Sequence[int] = ()
-    """Brokers that others hear, and that do not answer clients."""
+    """Brokers that others hear, and that tell a client nothing but errors, or nothing."""
 
 
 PARTITION_FACTS: Final = PartitionRow.__struct_fields__

@@ -205,7 +205,8 @@ def require_all_placed(plan: SavedPlan) -> None:
     """
     if plan.unplaced:
         raise NotEnoughBrokersError(
-            f"there are too few other brokers to hold {_unplaced_text(plan)}"
+            f"there are too few other brokers to hold {_unplaced_text(plan)}; start another broker "
+            "with `logd serve --join`, or have fewer replicas: `logd topic alter NAME --replicas N`"
         )
 
 

@@ -9,6 +9,7 @@ import click
 from logd.cli.display import print_facts, print_json, say
 from logd.cli.lazy import NounGroup
 from logd.cli.options import (
+    BYTE_RATE,
     IntegerType,
     NumberType,
     bootstrap_option,
@@ -44,7 +45,12 @@ def rebalance() -> None:
     show_default=True,
     help="How far from even a broker may be.",
 )
-@throttle_option
+@click.option(
+    "--throttle",
+    type=BYTE_RATE,
+    metavar="RATE",
+    help="Tell the times that it takes at this rate: for example 50MB/s.  Default: as it is set.",
+)
 @replace_dead_option
 @bootstrap_option
 @output_option

@@ -53,13 +53,15 @@ def is_output_closed() -> bool:
 
 
 def standard_input(instead: str) -> BinaryIO:
-    """Standard input.
+    """Standard input; whoever is to type it is told so.
 
     Raises:
         UsageError: it is closed; ``instead`` says what to do.
     """
     if sys.stdin is None:
         raise UsageError(f"standard input is closed: {instead}")
+    if is_typed():
+        say(f"logd: reading standard input until Ctrl-D; or {instead}")
     return sys.stdin.buffer
 
 

@@ -19,6 +19,7 @@ from logd.cli.options import (
     output_option,
 )
 from logd.cli.start import FromOffset, parse_place
+from logd.cli.streams import is_typed
 from logd.errors import InvalidPartitionError, LogdError, UsageError
 from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
 from logd.metadata.topic_config import OPTIONS
@@ -360,11 +361,24 @@ async def _check_committed(
 
 @topic.command("delete")
 @click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.  Only whoever types is asked.")
 @bootstrap_option
 @output_option
-def delete(name: str, bootstrap: str, output: str) -> None:
+def delete(name: str, yes: bool, bootstrap: str, output: str) -> None:
     """Delete a topic and all its records."""
     from logd.cli.session import connected, run_async
+
+    async def look() -> int:
+        async with connected(bootstrap) as client:
+            return len((await client.admin.describe_topic(name)).partitions)
+
+    if is_typed() and not yes:
+        partitions = count_of(run_async(look), "partition")
+        click.confirm(
+            f"topic {name} has {partitions}, and all its records go for good; delete it?",
+            abort=True,
+            err=True,
+        )
 
     async def delete_topic() -> None:
         async with connected(bootstrap) as client:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from logd.cli.broker import _plan_without
+from logd.cli.broker import _plan_without, _say_if_alive
 from logd.cli.display import bytes_text, time_text
 from logd.cli.exits import ExitCode, exit_code_for
 from logd.cli.moving import MoveBars
@@ -138,8 +138,22 @@ def test_replicas_that_find_no_place_stop_a_plan() -> None:
     unplaced = SavedPlan(**{**{f: getattr(PLAN, f) for f in PLAN.__struct_fields__},
                             "unplaced": ["orders/1"]})  # fmt: skip
 
-    with pytest.raises(NotEnoughBrokersError, match="orders/1"):
+    with pytest.raises(NotEnoughBrokersError, match="orders/1; start another broker"):
         require_all_placed(unplaced)
+
+
+@pytest.mark.parametrize("is_dead", [True, False])
+def test_whoever_replaces_a_broker_that_is_alive_is_told_that_it_is(
+    capsys: pytest.CaptureFixture[str], is_dead: bool
+) -> None:
+    """A number is mistyped easily, and what was removed does not come back."""
+    brokers = [BrokerLoad(NodeId(1), "a"), BrokerLoad(NodeId(2), "b", is_dead=is_dead)]
+    picture = Picture(cast(Any, None), cast(Any, None), brokers, [])
+
+    assert _say_if_alive(picture, 2) is not is_dead
+
+    told = capsys.readouterr().err
+    assert ("broker 2 is alive" in told) is not is_dead
 
 
 STRANDED = msgspec.structs.replace(

@@ -17,7 +17,7 @@ from logd.cli.moving import MoveBars
 from logd.cli.plan_progress import PlanProgress
 from logd.cli.progress import RecordProgress
 from logd.cli.queue import PUT_BYTES_MAX, commands_of
-from logd.cli.streams import STANDARD_INPUT, lines_of
+from logd.cli.streams import STANDARD_INPUT, lines_of, standard_input
 from logd.errors import UsageError
 from logd.limits import ITEMS_PER_COMMAND_MAX, VALUE_BYTES_MAX
 
@@ -191,3 +191,28 @@ def test_a_line_of_progress_that_nobody_hears_ends_no_plan(
 
     with MoveBars(is_shown=True) as bars:
         bars.show(begun)
+
+
+def test_whoever_is_to_type_is_told_so_and_how_to_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen, terminal = os.openpty()
+    with open(screen, "wb"), open(terminal) as typed:
+        monkeypatch.setattr("sys.stdin", typed)
+
+        standard_input("name a file")
+
+    assert capsys.readouterr().err == (
+        "logd: reading standard input until Ctrl-D; or name a file\n"
+    )
+
+
+def test_nobody_is_told_of_what_comes_from_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open(os.devnull) as given:
+        monkeypatch.setattr("sys.stdin", given)
+
+        standard_input("name a file")
+
+    assert capsys.readouterr().err == ""

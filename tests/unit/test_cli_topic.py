@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import cast
 
 import anyio
@@ -11,14 +12,14 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from logd.cli import running_plans
+from logd.cli import root, running_plans
 from logd.cli.topic import (
     replica_counts,
     replicas_shown,
     set_replicas_too,
     told_without_leaders,
 )
-from logd.errors import UnavailableError
+from logd.errors import UnavailableError, UnknownTopicError
 from logd.wire.messages import PartitionInfo, TopicInfo
 from logd_client import Client
 
@@ -115,3 +116,63 @@ def test_what_was_altered_is_told_in_one_document_although_its_plan_could_not_be
     told = [msgspec.json.decode(line) for line in result.stdout.splitlines()]
     assert [(each["name"], each["plan"]) for each in told] == documents
     assert isinstance(result.exception, UnavailableError)
+
+
+class Topics:
+    """A cluster with the topic ``orders`` alone."""
+
+    def __init__(self) -> None:
+        self.admin = self
+        self.deleted: list[str] = []
+
+    @asynccontextmanager
+    async def connected(self, bootstrap: str) -> AsyncIterator[Topics]:
+        yield self
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        if name != "orders":
+            raise UnknownTopicError(f"no topic {name!r}")
+        return topic(1, 2)
+
+    async def delete_topic(self, name: str) -> None:
+        self.deleted.append(name)
+
+
+@pytest.fixture
+def topics(monkeypatch: pytest.MonkeyPatch) -> Topics:
+    topics = Topics()
+    monkeypatch.setattr("logd.cli.session.connected", topics.connected)
+    return topics
+
+
+@pytest.mark.parametrize(("answer", "deleted"), [("y", ["orders"]), ("n", [])])
+def test_whoever_types_is_asked_before_a_topic_is_deleted(
+    topics: Topics, monkeypatch: pytest.MonkeyPatch, answer: str, deleted: list[str]
+) -> None:
+    monkeypatch.setattr("logd.cli.topic.is_typed", lambda: True)
+
+    result = CliRunner().invoke(root, ["topic", "delete", "orders"], input=f"{answer}\n")
+
+    assert "orders has 2 partitions, and all its records go for good; delete it?" in result.stderr
+    assert topics.deleted == deleted
+
+
+def test_whoever_mistypes_a_topic_is_asked_nothing(
+    topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("logd.cli.topic.is_typed", lambda: True)
+
+    result = CliRunner().invoke(root, ["topic", "delete", "oders"], input="y\n")
+
+    assert (result.exit_code, result.stderr) == (3, "logd: no topic 'oders'\n")
+
+
+@pytest.mark.parametrize(("is_typed", "sure"), [(False, []), (True, ["--yes"])])
+def test_no_script_is_asked_and_nobody_who_is_sure(
+    topics: Topics, monkeypatch: pytest.MonkeyPatch, is_typed: bool, sure: list[str]
+) -> None:
+    monkeypatch.setattr("logd.cli.topic.is_typed", lambda: is_typed)
+
+    result = CliRunner().invoke(root, ["topic", "delete", "orders", *sure])
+
+    assert (result.exit_code, result.stderr, topics.deleted) == (0, "", ["orders"])
