@@ -52,7 +52,8 @@ def named_output() -> Iterator[None]:
 
 
 def print_json(document: object) -> None:
-    """One document, as one line.
+    """One document, as one line.  Each object has all its fields: of what the wire leaves out
+    because it is as usual, whoever reads JSON does not know what is usual.
 
     Raises:
         UsageError: there is a path in it that is no text.
@@ -60,11 +61,26 @@ def print_json(document: object) -> None:
     import msgspec
 
     try:
-        line = msgspec.json.encode(document).decode()
+        line = msgspec.json.encode(_with_defaults(document)).decode()
     except UnicodeEncodeError as error:
         raise UsageError(f"JSON is text, which {error.object!r} is not") from error
     with named_output():
         click.echo(line)
+
+
+def _with_defaults(value: object) -> object:
+    import msgspec
+
+    match value:
+        case msgspec.Struct():
+            fields = value.__struct_fields__
+            return {name: _with_defaults(getattr(value, name)) for name in fields}
+        case dict():
+            return {name: _with_defaults(one) for name, one in value.items()}
+        case list() | tuple():
+            return [_with_defaults(one) for one in value]
+        case _:
+            return value
 
 
 def print_table(

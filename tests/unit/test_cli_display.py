@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 
 import anyio
+import msgspec
 import pytest
 
 from logd.cli.display import (
@@ -16,6 +17,7 @@ from logd.cli.display import (
     cells_of,
     fitted_widths,
     print_facts,
+    print_json,
     print_table,
     printable,
     say,
@@ -26,7 +28,7 @@ from logd.cli.exits import describe
 from logd.cli.holders import HOLDER_COLUMNS, holder_row
 from logd.cli.overview import PARTITION_COLUMNS
 from logd.errors import UnknownNameError
-from logd.wire.coordination import Event, Holder
+from logd.wire.coordination import Event, Holder, ShardOwner
 from logd_client.coordination.elections import Leader
 
 
@@ -235,3 +237,15 @@ def test_text_is_folded_into_what_numbers_leave(monkeypatch: pytest.MonkeyPatch)
     assert all(len(line) <= 80 for line in lines)
     assert "123456789" in lines[2]
     assert "".join(lines[2:]).count("v") == 150
+
+
+def test_in_json_nothing_is_left_out_because_it_is_as_usual(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The wire leaves it out; a table has it too."""
+    free = ShardOwner(shard="0", owner=None, token=7)
+
+    print_json({"shards": [free]})
+
+    shards = msgspec.json.decode(capsys.readouterr().out)["shards"]
+    assert shards == [{"shard": "0", "owner": None, "token": 7, "revoked": False}]
