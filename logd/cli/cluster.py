@@ -251,9 +251,7 @@ def status_of(
     ]
     if not described:
         offline, under_replicated = _judged_by_brokers(metadata)
-    problems += [f"{name} has no leader that answers" for name in offline]
-    problems += [f"{name} is under-replicated" for name in under_replicated]
-    problems += damaged
+    # What a broker lacks before what its partitions do: only the first few are shown.
     problems += [
         f"broker {node} refuses appends: its disk is full, or has less free than "
         "disk_free_bytes_min"
@@ -265,6 +263,9 @@ def status_of(
         "descriptors left"
         for node in silent
     ]
+    problems += damaged
+    problems += [f"{name} has no leader that answers" for name in offline]
+    problems += [f"{name} is under-replicated" for name in under_replicated]
     state: Literal["ok", "degraded", "unavailable"] = "degraded" if problems else "ok"
     return Status(
         cluster_id=metadata.cluster_id,

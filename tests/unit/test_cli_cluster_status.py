@@ -91,6 +91,21 @@ def test_a_broker_that_others_hear_and_that_answers_no_client_is_a_problem() -> 
     assert problem.startswith("broker 2 is alive and has not told within 3 s how it is")
 
 
+def test_a_cause_stands_before_what_comes_of_it_of_which_only_the_first_few_are_shown() -> None:
+    """A broker whose disk is full falls behind with all that it holds."""
+    behind = {("t", number): described(behind=3) for number in range(20)}
+    news = BrokerNews(["broker 2, t/1: a hole"], [], [3], [])
+
+    status = status_of(metadata(), behind, news)
+
+    empty, full, hole, first, *_, more = problem_lines(status)
+    assert empty == ""
+    assert "broker 3 refuses appends" in full
+    assert "a hole" in hole
+    assert first == "! t/0 is under-replicated"
+    assert more == "! and 14 more"
+
+
 def test_nothing_missing_is_ok() -> None:
     status = status_of(metadata(), {("t", 0): described(), ("t", 1): described()})
 
