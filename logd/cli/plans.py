@@ -17,6 +17,7 @@ from logd.cli.display import bytes_text, print_json, print_table, say, time_text
 from logd.errors import (
     DiskFullError,
     NotEnoughBrokersError,
+    RebalanceConflictError,
     UsageError,
 )
 from logd.metadata.rebalance.cluster import DISK_SHARE_MAX
@@ -258,9 +259,20 @@ async def start_plan(client: Client, plan: SavedPlan) -> int:
 async def move_plan(
     client: Client, topic: str, partition: int, targets: Sequence[int]
 ) -> SavedPlan:
-    """A plan of one move that a person decided on."""
+    """A plan of one move that a person decided on.
+
+    Raises:
+        RebalanceConflictError: it is there already, and on its way to others.
+    """
     rebalance = await client.admin.describe_rebalance()
     info = (await client.admin.describe_topic(topic)).partitions[partition]
+    is_there = list(targets) == info.replicas
+    goes_to = info.target or _planned_target(rebalance.plan, info.group)
+    if is_there and goes_to:
+        raise RebalanceConflictError(
+            f"{topic}/{partition} is on {listed(targets)} and being moved to {listed(goes_to)}: "
+            f"`logd partition move {topic}/{partition} --cancel` leaves it where it is"
+        )
     size = (await client.admin.describe_partition(topic, partition)).size_bytes
     added = [node for node in targets if node not in info.replicas]
     move = SavedMove(
@@ -276,13 +288,19 @@ async def move_plan(
         balance_before=[],
         balance_after=[],
     )
-    is_there = list(targets) == info.replicas
     return _plan_of(
         [] if is_there else [move],
         f"move {topic}/{partition}",
         rebalance.layout_version,
         rebalance.throttle_bytes_per_s,
     )
+
+
+def _planned_target(plan: PlanInfo | None, group: int) -> list[int] | None:
+    """Where a plan that is not over will have moved a partition; None: it leaves it alone."""
+    moves = [] if plan is None else plan.moves
+    of_group = (move for move in moves if move.group == group)
+    return next((move.target for move in of_group if move.state in ("pending", "running")), None)
 
 
 def rollback_plan(plan: PlanInfo, layout_version: int, throttle_bytes_per_s: int) -> SavedPlan:

@@ -29,6 +29,7 @@ from logd.cli.plans import (
     SavedPlan,
     SavedStranded,
     load_plan,
+    move_plan,
     require_all_placed,
     require_room,
     save_plan,
@@ -55,6 +56,7 @@ from logd.wire.messages import (
     DescribeRebalanceResponse,
     LocalReplicaInfo,
     MetadataResponse,
+    MoveState,
     PartitionInfo,
     PlanInfo,
     PlannedMoveInfo,
@@ -572,3 +574,38 @@ def test_figures_are_for_people() -> None:
 def test_conflicts_have_their_exit_code() -> None:
     assert exit_code_for(RebalanceConflictError("two at once")) == 4
     assert exit_code_for(BrokerInUseError("not empty")) == 4
+
+
+class Moving(HalfALeader):
+    """orders/0 is on broker 1, and a plan moves it to broker 3 as well, or has yet to begin."""
+
+    def __init__(self, state: MoveState) -> None:
+        super().__init__()
+        self._move = PlannedMoveInfo(group=1, before=[1], target=[1, 3], size_bytes=1, state=state)
+
+    async def describe_topic(self, name: str) -> TopicInfo:
+        target = self._move.target if self._move.state == "running" else None
+        there = PartitionInfo(partition=0, group=1, replicas=[1], target=target, leader=1, term=1)
+        return TopicInfo(name=name, topic_id=1, partitions=[there])
+
+    async def describe_rebalance(self) -> DescribeRebalanceResponse:
+        plan = PlanInfo(
+            plan_id=1, purpose="p", state="running", move_count=1, moves=[self._move], begun_ms=0
+        )
+        return msgspec.structs.replace(await super().describe_rebalance(), plan=plan)
+
+
+@pytest.mark.parametrize("state", ["pending", "running"])
+def test_of_what_is_being_moved_away_nobody_is_told_that_there_is_nothing_to_move(
+    state: MoveState,
+) -> None:
+    client = cast(Client, Moving(state))
+
+    with pytest.raises(RebalanceConflictError, match=r"being moved to 1,3: .* orders/0 --cancel"):
+        anyio.run(move_plan, client, "orders", 0, [1])
+
+
+def test_what_is_there_and_stays_there_is_not_to_be_moved() -> None:
+    client = cast(Client, Moving("done"))
+
+    assert anyio.run(move_plan, client, "orders", 0, [1]).moves == []
