@@ -95,14 +95,14 @@ def _options(*own: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-def _records_option(default: int | None) -> Callable[[Any], Any]:
+def _records_option(default: int, *, has_rate: bool = False) -> Callable[[Any], Any]:
     return click.option(
         "--records",
         type=IntegerType(min=1),
-        default=default,
-        show_default=default is not None,
+        default=None if has_rate else default,
+        show_default=not has_rate,
         help="How many are appended."
-        + ("" if default else f"  Default: {RATE_DEFAULT_S} s of --rate, or a number."),
+        + (f"  Default: {RATE_DEFAULT_S} s of --rate, else {default}." if has_rate else ""),
     )
 
 
@@ -174,7 +174,7 @@ def bench_consume(bootstrap: str, output: str, **settings: Any) -> None:
 
 
 @bench.command("latency")
-@_options(_records_option(None), _mixed_option, _rate_option)
+@_options(_records_option(LATENCY_RECORDS, has_rate=True), _mixed_option, _rate_option)
 def bench_latency(bootstrap: str, output: str, **settings: Any) -> None:
     """Append one record, wait for its acknowledgement, again; or at a fixed --rate.
 
@@ -191,7 +191,7 @@ def bench_latency(bootstrap: str, output: str, **settings: Any) -> None:
 
 @bench.command("end-to-end")
 @_options(
-    _records_option(None),
+    _records_option(PRODUCE_RECORDS, has_rate=True),
     _rate_option,
     click.option(
         "--consumers",

@@ -41,7 +41,8 @@ def config() -> None:
 def show(config_file: Path | None, output: str, **given: Any) -> None:
     """Every setting, its value, and where that comes from.
 
-    Takes what `logd serve` takes, and refuses what it would refuse.
+    Takes what `logd serve` takes, all but --processes and --log-level which are no settings, and
+    refuses what it would refuse.
     """
     settings = resolve_settings(config_file, given)
     rows = [

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from logd.cli import COMMANDS, root
+from logd.cli.bench import LATENCY_RECORDS, PRODUCE_RECORDS
 from logd.cli.options import BootstrapType
 from logd.config import BrokerConfig
 from logd.types import NodeId
@@ -276,6 +277,30 @@ def test_defaults_that_help_tells_are_those_of_a_broker_and_of_a_queue() -> None
     for name, value in msgspec.structs.asdict(QueueOptions()).items():
         option = f"logd queue configure --{name.replace('_', '-')}"
         assert told[option] == f"Of a new queue: {value}."
+
+
+def test_records_of_a_benchmark_that_has_a_rate_have_the_default_that_help_tells() -> None:
+    told = {
+        path: (option.help or "").rpartition("else ")[2]
+        for path, option in options(root, "logd")
+        if option.opts == ["--records"] and option.default is None
+    }
+
+    assert told["logd bench latency"] == f"{LATENCY_RECORDS}."
+    assert told["logd bench end-to-end"] == f"{PRODUCE_RECORDS}."
+
+
+def test_config_show_says_which_options_of_serve_it_does_not_take() -> None:
+    taken = {path: set[str]() for path in ("logd serve", "logd config show")}
+    for path, option in options(root, "logd"):
+        if path in taken and not option.hidden:
+            taken[path] |= set(option.opts)
+    help_of = " ".join(CliRunner().invoke(root, ["config", "show", "--help"]).output.split())
+
+    missing = taken["logd serve"] - taken["logd config show"]
+
+    assert missing == {"--processes", "--log-level"}
+    assert "all but --processes and --log-level" in help_of
 
 
 @pytest.mark.parametrize(
