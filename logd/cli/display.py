@@ -170,12 +170,12 @@ def _print_styled(
         for column, width, whole in zip(columns, wanted, never_folded, strict=True)
     ]
     gaps = len(columns) - 1
-    is_tight = sum(wanted) + 3 * gaps > console.width
-    gap = 2 if is_tight else 3
+    fits = [gap for gap in (3, 2, 1) if sum(wanted) + gap * gaps <= console.width]
+    gap = fits[0] if fits else 2
     room = console.width - gap * gaps
     widths = fitted_widths(wanted, needed, room) if sum(needed) <= room else wanted
     # One cell of each gap is the box's own.
-    padding = (0, gap - 2, 0, 1)
+    padding = (0, max(gap - 2, 0), 0, min(gap - 1, 1))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=padding)
     for column, width, right in zip(columns, widths, is_number, strict=True):
         table.add_column(column, justify="right" if right else "left", overflow="fold", width=width)

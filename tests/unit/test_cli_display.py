@@ -239,6 +239,27 @@ def test_text_is_folded_into_what_numbers_leave(monkeypatch: pytest.MonkeyPatch)
     assert "".join(lines[2:]).count("v") == 150
 
 
+def test_columns_stand_closer_before_a_name_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a list of partitions, where each column needs what it has in it."""
+    row = ("__coordination", 0, 3, 12, [2, 1, 3], [2, 1, 3], 0, 45_553, 45_553)
+
+    lines = on_a_terminal(monkeypatch, PARTITION_COLUMNS, row)
+
+    assert len(lines) == 3
+    assert lines[2].split() == [
+        "__coordination",
+        "0",
+        "3",
+        "12",
+        "2,1,3",
+        "2,1,3",
+        "0",
+        "45553",
+        "45553",
+    ]
+    assert all(len(line) <= 80 for line in lines)
+
+
 def test_in_json_nothing_is_left_out_because_it_is_as_usual(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
