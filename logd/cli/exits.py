@@ -55,6 +55,7 @@ EXIT_CODES: Final[dict[type[errors.LogdError], ExitCode]] = {
     errors.ClaimLostError: ExitCode.CONFLICT,
     errors.ConnectionFailedError: ExitCode.UNREACHABLE,
     errors.UnavailableError: ExitCode.UNREACHABLE,
+    errors.NotLeaderError: ExitCode.UNREACHABLE,
     errors.DeliveryTimeoutError: ExitCode.UNREACHABLE,
 }
 

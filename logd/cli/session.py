@@ -8,16 +8,19 @@ bounded time for a broker and for a controller, and otherwise says who is missin
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
+from logd.cli.exits import expected_error
 from logd.cli.options import BOOTSTRAP_DEFAULT
 from logd.cli.overview import DOUBTED_TIMEOUT_S, answering, missing_brokers
 from logd.errors import (
     ConnectionFailedError,
     InvalidPartitionError,
+    LogdError,
+    NotLeaderError,
     UnavailableError,
     UnknownBrokerError,
 )
@@ -57,12 +60,30 @@ async def connected(
 
     Raises:
         ConnectionFailedError: no address answered; names each with its reason.
-        UnavailableError: brokers answer, but no majority of them; names the missing ones.
+        UnavailableError: brokers answer, but no majority of them; names the missing ones.  Also
+            of what the command says by itself: that a partition has no leader.
     """
     async with _connect(bootstrap, options) as client:
         if needs_controller:
             await wait_for_controller(client)
-        yield client
+        try:
+            yield client
+        except Exception as raised:
+            error = expected_error(raised)
+            if not isinstance(error, NotLeaderError):
+                raise
+            raise await _with_missing(client, error) from raised
+
+
+async def _with_missing(client: Client, error: NotLeaderError) -> LogdError:
+    """``error``, and who is missing in the cluster, which may be why."""
+    with suppress(LogdError), anyio.move_on_after(DOUBTED_TIMEOUT_S):
+        metadata = await client.admin.describe_cluster()
+        if not all(broker.alive for broker in metadata.brokers):
+            named_error = UnavailableError(f"{error}; {missing_brokers(metadata)}")
+            named_error.may_have_applied = error.may_have_applied
+            return named_error
+    return error
 
 
 @asynccontextmanager

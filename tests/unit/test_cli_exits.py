@@ -35,6 +35,7 @@ from logd.cli.lazy import RootGroup
         (errors.ConnectionLostError("x"), ExitCode.UNREACHABLE),
         (errors.ProtocolError("x"), ExitCode.UNREACHABLE),
         (errors.UnavailableError("x"), ExitCode.UNREACHABLE),
+        (errors.NotLeaderError("x"), ExitCode.UNREACHABLE),
         (errors.DeliveryTimeoutError("x"), ExitCode.UNREACHABLE),
         (errors.NotEnoughBrokersError("x"), ExitCode.FAILED),
         (errors.OffsetOutOfRangeError("x"), ExitCode.FAILED),
