@@ -51,18 +51,30 @@ def list_partitions(topic: str | None, bootstrap: str, output: str) -> None:
 @bootstrap_option
 @output_option
 def describe_partition(name: tuple[str, int], bootstrap: str, output: str) -> None:
-    """One partition: leader, term, replicas, offsets."""
-    from logd.cli.overview import PARTITION_FACTS, cells, described_row
-    from logd.cli.session import connected, run_async
+    """One partition: leader, term, replicas, offsets.
 
-    async def fetch() -> None:
-        topic, number = name
-        async with connected(bootstrap) as client:
-            row = described_row(topic, number, await client.admin.describe_partition(topic, number))
+    Without a leader that answers it prints the replicas, and ends with exit code 5.
+    """
+    from logd.cli.overview import PARTITION_FACTS, PartitionRow, cells, described_row, partition_row
+    from logd.cli.session import connected, require_partition, run_async
+    from logd.errors import LogdError
+
+    def show(row: PartitionRow) -> None:
         if output == "json":
             print_json(row)
         else:
             print_facts(list(zip(PARTITION_FACTS, cells(row), strict=True)))
+
+    async def fetch() -> None:
+        topic, number = name
+        async with connected(bootstrap) as client:
+            try:
+                described = await client.admin.describe_partition(topic, number)
+            except LogdError as error:
+                if error.retriable:  # Who could answer is what matters then.
+                    show(partition_row(topic, await require_partition(client, topic, number), None))
+                raise
+            show(described_row(topic, number, described))
 
     run_async(fetch)
 
