@@ -118,17 +118,6 @@ class Network(Protocol):
         """
 
 
-class ReadOnlyMap(Protocol):
-    """A file seen as memory.  Unmap before the file is truncated (else SIGBUS)."""
-
-    @property
-    def view(self) -> memoryview:
-        """The mapped bytes, read-only."""
-
-    def close(self) -> None:
-        """Unmap.  ``view`` and its slices must not be used afterwards."""
-
-
 class File(Protocol):
     """One open file.  All calls block; positions are bytes from the start."""
 
@@ -167,8 +156,12 @@ class File(Protocol):
         """Have the system drop what it keeps in memory of [position, end), as far as that is
         synced.  A hint: what is read there all the same comes from the disk."""
 
-    def map(self) -> ReadOnlyMap:
-        """Map the whole file, which must not be empty, for reading."""
+    def map(self) -> memoryview:
+        """The whole file, which must not be empty, seen as memory that cannot be written to.
+
+        It is let go with the last reference to it or a part of it, and must not be truncated
+        before (else SIGBUS).
+        """
 
     def is_among_last(self, spare: int) -> bool:
         """Whether opening it left fewer than ``spare`` files that may be opened; where few may be

@@ -49,29 +49,6 @@ _LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _NOT_MAPPED: Final = ctypes.c_void_p(-1).value
 
 
-class RealMap:
-    """A file mapped for reading.  Unmapped when asked to, or with the last reference to it."""
-
-    def __init__(self, descriptor: int) -> None:
-        size = os.fstat(descriptor).st_size
-        address = _LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-        if address == _NOT_MAPPED:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        mapped = (ctypes.c_ubyte * size).from_address(address)
-        self._unmap = weakref.finalize(mapped, _LIBC.munmap, address, size)
-        self._unmap.atexit = False  # A thread may be reading still.
-        self._view = memoryview(mapped).cast("B").toreadonly()
-
-    @property
-    def view(self) -> memoryview:
-        return self._view
-
-    def close(self) -> None:
-        self._view.release()
-        self._unmap()
-
-
 class RealFile:
     """One descriptor.  Closed when asked to, or with the last reference to it."""
 
@@ -153,9 +130,18 @@ class RealFile:
         if _ADVISE is not None:
             _ADVISE(self._descriptor, position, end - position, os.POSIX_FADV_DONTNEED)
 
-    def map(self) -> RealMap:
+    def map(self) -> memoryview:
         self._check_open()
-        return RealMap(self._descriptor)
+        size = self.size()
+        address = _LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, self._descriptor, 0)
+        if address == _NOT_MAPPED:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        mapped = (ctypes.c_ubyte * size).from_address(address)
+        # Each view of it, and part of one, holds on to it.
+        unmap = weakref.finalize(mapped, _LIBC.munmap, address, size)
+        unmap.atexit = False  # A thread may be reading still.
+        return memoryview(mapped).cast("B").toreadonly()
 
     def is_among_last(self, spare: int) -> bool:
         # The kernel gives out the lowest number that is free: a high one says how few are.

@@ -294,8 +294,8 @@ def _load_rows(
             rows: Buffer = file.pread(size, 0)
             if len(rows) < size or not _is_increasing(row, rows):
                 return None
-            # The map outlives the descriptor and is let go with the last reference to its view.
-            return file.map().view if mapped else rows
+            # The map outlives the descriptor.
+            return file.map() if mapped else rows
         finally:
             file.close()
     except OSError:

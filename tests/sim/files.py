@@ -177,20 +177,6 @@ class _NameChange:
             link.apply(link.directory.durable)
 
 
-class SimulatedMap:
-    """A copy from the time it was mapped: what is mapped is never written to."""
-
-    def __init__(self, content: bytes) -> None:
-        self._view = memoryview(content)
-
-    @property
-    def view(self) -> memoryview:
-        return self._view
-
-    def close(self) -> None:
-        self._view.release()
-
-
 class SimulatedFile:
     """One open file."""
 
@@ -271,11 +257,12 @@ class SimulatedFile:
             raise
         self._inode.sync()
 
-    def map(self) -> SimulatedMap:
+    def map(self) -> memoryview:
+        """A copy from now: what is mapped is never written to."""
         self._check("map")
         if not self._inode.content:
             raise ValueError("cannot map an empty file")
-        return SimulatedMap(bytes(self._inode.content))
+        return memoryview(bytes(self._inode.content))
 
     def close(self) -> None:
         self._is_closed = True

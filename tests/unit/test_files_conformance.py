@@ -132,7 +132,7 @@ def test_what_was_truncated_is_zero_when_the_file_grows_again(files: FileSystem,
 def test_a_map_shows_the_file_and_cannot_be_written(files: FileSystem, root: str) -> None:
     write(files, f"{root}/a", b"0123456789")
 
-    view = files.open(f"{root}/a", writable=False).map().view
+    view = files.open(f"{root}/a", writable=False).map()
 
     assert bytes(view) == b"0123456789"
     assert view.readonly
@@ -141,7 +141,7 @@ def test_a_map_shows_the_file_and_cannot_be_written(files: FileSystem, root: str
 def test_a_map_outlives_its_file_handle_and_its_name(files: FileSystem, root: str) -> None:
     write(files, f"{root}/a", b"0123456789")
     file = files.open(f"{root}/a", writable=False)
-    view = file.map().view
+    view = file.map()
 
     file.close()
     files.remove(f"{root}/a")
@@ -154,7 +154,7 @@ def test_a_map_keeps_no_descriptor(root: str, files: FileSystem) -> None:
     before = open_descriptors()
 
     file = files.open(f"{root}/a", writable=False)
-    view = file.map().view
+    view = file.map()
     file.close()
 
     assert open_descriptors() == before
