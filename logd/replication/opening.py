@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from logd.errors import BeyondRepairError, CorruptionError, StorageError
+from logd.errors import BeyondRepairError, CorruptionError, NoRoomError, StorageError
 from logd.partition.state import PartitionState, StateSnapshot
 from logd.raft.core import RaftCore
 from logd.raft.messages import Configuration, HardState
@@ -21,6 +21,7 @@ from logd.replication.installing import begin_install, finish_install, has_begun
 from logd.storage.checkpoint import CheckpointStore, application_store
 from logd.storage.hard_state import HardStateFile
 from logd.storage.log import Log, LogIdentity, LogOptions
+from logd.storage.room import is_no_descriptor
 from logd.storage.whole_file import UNFINISHED_SUFFIX, parent, write_in_new_directory
 from logd.types import GroupId, NodeId, Offset, Term
 
@@ -315,11 +316,13 @@ def _from_checkpoint(log: Log, checkpoints: CheckpointStore) -> _Replayed:
         found = checkpoints.load()
     if log.start_offset > 0 and (found is None or found[0] < log.start_offset):
         # Final only if it is gone: else the replica would be made anew, for a mode that is wrong.
-        refusal = StorageError if checkpoints.was_refused else BeyondRepairError
+        refusal: type[StorageError] = StorageError if checkpoints.refused else BeyondRepairError
+        if is_no_descriptor(checkpoints.refused):
+            refusal = NoRoomError
         raise refusal(
             f"the log begins at offset {log.start_offset}, and no checkpoint from there on can be "
             f"read: {'; '.join(checkpoints.damaged) or 'there is none'}"
-        )
+        ) from checkpoints.refused
     if found is None:
         return _Replayed(PartitionState(log.start_offset))
     state, rows, change = PartitionState.decode(found[1])

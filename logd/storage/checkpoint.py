@@ -13,7 +13,7 @@ import errno
 from typing import Final
 
 from logd.env import FileSystem
-from logd.errors import CorruptionError, StorageError, StorageFailedError
+from logd.errors import CorruptionError, NoRoomError, StorageError, StorageFailedError
 from logd.storage.digits import number_of, twenty_digits
 from logd.storage.file_header import (
     APPLICATION_MAGIC,
@@ -22,6 +22,7 @@ from logd.storage.file_header import (
     LogIdentity,
     refuse_foreign,
 )
+from logd.storage.room import is_no_descriptor
 from logd.storage.whole_file import UNFINISHED_SUFFIX, read_payload_file, write_payload_file
 from logd.types import Offset
 
@@ -55,8 +56,8 @@ class CheckpointStore:
         self._magic = magic
         self.damaged: tuple[str, ...] = ()
         """What the last ``load`` had to step over, and why."""
-        self.was_refused = False
-        """One of those may be intact: it was not the disk that kept it from being read."""
+        self.refused: OSError | None = None
+        """Why one that may be intact could not be read; None if the disk was at fault each time."""
 
     def save(self, offset: Offset, payload: bytes) -> None:
         """Keep ``payload`` as the state after everything below ``offset``, durably.
@@ -79,10 +80,11 @@ class CheckpointStore:
         """The newest intact checkpoint, not above ``at_most``; None if there is none.
 
         Raises:
+            NoRoomError: there is no file descriptor to look with.
             StorageError: the directory cannot be read, or one is not ours or of a newer format.
         """
         damaged: list[str] = []
-        self.was_refused = False
+        self.refused = None
         try:
             for offset in reversed(self._offsets()):
                 if at_most is not None and offset > at_most:
@@ -92,9 +94,10 @@ class CheckpointStore:
                 except (CorruptionError, OSError) as error:
                     damaged.append(str(error))
                     if isinstance(error, OSError) and error.errno not in _BAD_SECTORS:
-                        self.was_refused = True
+                        self.refused = error
         except OSError as error:
-            raise StorageError(f"cannot read checkpoints in {self._directory}: {error}") from error
+            refusal = NoRoomError if is_no_descriptor(error) else StorageError
+            raise refusal(f"cannot read checkpoints in {self._directory}: {error}") from error
         finally:
             self.damaged = tuple(damaged)
         return None

@@ -533,7 +533,7 @@ class Log:
         assert self.start_offset <= offset <= held.end.offset
         assert self._mark is not None
         assert offset >= self._mark.commit_offset, "what is committed is never removed"
-        if offset == held.end.offset and held.is_cut_finished:
+        if offset == held.end.offset:
             return
         number = segment_number(held.segments, offset)
         with held.changing():

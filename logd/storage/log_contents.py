@@ -33,7 +33,6 @@ from logd.errors import CorruptionError, StorageFailedError
 from logd.storage.file_header import FileHeader, LogIdentity
 from logd.storage.kept_open import KeptOpen
 from logd.storage.recovery import LogEnd, read_segment_header
-from logd.storage.room import opening
 from logd.storage.segment import (
     FIRST_POSITION,
     Segment,
@@ -251,13 +250,9 @@ class LogContents:
 
         Another object: a reader may be about to open the one that is there, for reading, or to let
         go of it.
-
-        Raises:
-            NoRoomError: there is no file descriptor for it.
         """
         fresh = self._segment(sealed.base_offset, sealed.prev_term, sealed.end)
-        with opening(fresh.path):
-            fresh.opened_for_append()
+        fresh.opened_for_append()
         return fresh
 
     def cut_behind(self, number: int, active: Segment, end: LogEnd) -> None:
@@ -275,11 +270,6 @@ class LogContents:
         self.segments = (*self.segments[:number], active)
         self._forget_dropped()
 
-    @property
-    def is_cut_finished(self) -> bool:
-        """Whether nothing is left of what was left out."""
-        return not self._cut_off
-
     def remove_cut_off(self) -> None:
         """Remove the files of segments that were left out.  Called again, it goes on."""
         while self._cut_off:  # Newest first, each durably: never leave a gap.
@@ -291,13 +281,8 @@ class LogContents:
             self._cut_off = self._cut_off[:-1]
 
     def forget_successor(self, segment: Segment) -> None:
-        """What follows ``segment`` is about to be removed.
-
-        Raises:
-            NoRoomError: there is no file descriptor for that.
-        """
-        with opening(segment.path):
-            file = self._files.open(segment.path)
+        """What follows ``segment`` is about to be removed."""
+        file = self._files.open(segment.path)
         try:
             clear_note(file)
         finally:

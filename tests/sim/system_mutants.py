@@ -2355,9 +2355,16 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a log that is to be cut fails for want of a descriptor",
         "availability: no replica fails for want of descriptors",
-        "logd/storage/log_contents.py",
-        "        with opening(segment.path):\n            file =",
-        "        if True:\n            file =",
+        "logd/storage/log.py",
+        'raise self._put_off_or_fail("truncate", error) from error',
+        'raise held.fail("truncate", error) from error',
+    ),
+    Mutant(
+        "a log that was cut fails for want of a descriptor to read its checkpoint",
+        "availability: no replica fails for want of descriptors",
+        "logd/storage/checkpoint.py",
+        "            refusal = NoRoomError if is_no_descriptor(error) else StorageError\n",
+        "            refusal = StorageError\n",
     ),
     Mutant(
         "a segment that was begun is left behind for want of a descriptor",
@@ -2366,13 +2373,6 @@ SYSTEM_MUTANTS = (
         "                if await run_blocking(lambda: group.log.is_roll_begun):\n"
         "                    raise\n",
         "",
-    ),
-    Mutant(
-        "a truncation that lacked a descriptor leaves segments behind",
-        "P1: what was truncated does not come back",
-        "logd/storage/log.py",
-        "        if offset == held.end.offset and held.is_cut_finished:\n",
-        "        if offset == held.end.offset:\n",
     ),
     Mutant(
         "a truncation that lacked a descriptor leaves indexes that come back",

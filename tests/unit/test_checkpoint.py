@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import random
 
 import pytest
 
-from logd.errors import ForeignDirectoryError, StorageFailedError
+from logd.errors import ForeignDirectoryError, NoRoomError, StorageFailedError
 from logd.storage.checkpoint import CHECKPOINTS_KEPT, CheckpointStore
 from logd.storage.file_header import LogIdentity
 from logd.types import GroupId, Offset
@@ -40,6 +41,23 @@ def test_the_newest_is_loaded_and_two_are_kept(
 
     assert store.load() == (100, b"state at 100")
     assert len(disk.list_directory("/data")) == CHECKPOINTS_KEPT
+
+
+def test_without_a_descriptor_to_look_with_it_is_not_said_that_there_is_none(
+    store: CheckpointStore, disk: SimulatedFileSystem
+) -> None:
+    store.save(Offset(90), b"state")
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "list":
+            raise OSError(errno.EMFILE, "simulated failure", path)
+
+    disk.on_operation = refuse
+    with pytest.raises(NoRoomError):
+        store.load()
+
+    disk.on_operation = None
+    assert store.load() == (90, b"state")
 
 
 def test_one_above_what_the_caller_may_use_is_passed_over(store: CheckpointStore) -> None:

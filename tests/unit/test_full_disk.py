@@ -285,6 +285,29 @@ def test_a_log_is_cut_into_an_earlier_segment_when_there_are_descriptors_for_tha
     play(story)
 
 
+def test_the_state_of_a_log_that_was_cut_is_read_when_there_are_descriptors_for_that() -> None:
+    async def story() -> None:
+        files = await written_and_closed(2)
+        async with open_replica(files, life=2, segment_bytes=8 * KIB) as replica:
+
+            def refuse(operation: str, path: str) -> None:
+                if operation == "list":
+                    raise OSError(errno.EMFILE, "simulated failure", path)
+
+            replica.files.on_operation = refuse
+            replica.append([batch_of(Offset(0), Term(2))], term=Term(2), start=Offset(0))
+            await trio.sleep(5)
+            assert (replica.group.failure, replica.group.log.end_offset) == (None, 2)
+
+            replica.files.on_operation = None
+
+            await until(lambda: replica.group.log.end_offset == 1)
+            await until(lambda: not replica.group.is_held)
+            assert (replica.group.failure, replica.group.log.last_term) == (None, 2)
+
+    play(story)
+
+
 @pytest.mark.parametrize("reason", [errno.EMFILE, errno.ENFILE])
 def test_a_vote_that_cannot_be_saved_for_want_of_a_descriptor_waits_for_one(reason: int) -> None:
     """Nothing has been written, so nothing is in doubt: the replica does not fail."""

@@ -65,7 +65,7 @@ def take_the_last_descriptor(disk: SimulatedFileSystem, place: int) -> Callable[
 
     def refuse(operation: str, path: str) -> None:
         nonlocal count
-        if operation in ("open", "create", "sync_directory"):
+        if operation in ("open", "create", "list", "sync_directory"):
             count += 1
             if count > place:
                 raise OSError(errno.EMFILE, "simulated failure", path)
@@ -138,6 +138,29 @@ def test_a_crash_while_a_change_waits_for_descriptors_leaves_a_log_from_before_o
         else:
             assert found == written[-len(found) :]
             assert len(found) >= len(shortest)
+        if not was_met():
+            return
+    pytest.fail("there is always another place")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_indexes_of_what_was_cut_do_not_come_back(seed: int) -> None:
+    """Their rows would look right beside what follows."""
+    for place in range(PLACES_MAX):
+        disk, log, _ = new_log()
+        index = f"{DIRECTORY}/{log.segment_bases[1]:020}.log.index"
+        assert disk.exists(index)
+        was_met = take_the_last_descriptor(disk, place)
+        try:
+            truncate(log)
+        except NoRoomError:
+            disk.on_operation = None
+            truncate(log)
+        disk.on_operation = None
+
+        disk.crash(random.Random(seed))
+
+        assert not disk.exists(index), place
         if not was_met():
             return
     pytest.fail("there is always another place")

@@ -26,6 +26,7 @@ from logd.replication.trimming import Trimmer
 from logd.storage.directory import DataDirectory
 from logd.storage.log import Log, LogOptions
 from logd.storage.retention import LogClock, RetentionPolicy, retained_start, wants_roll
+from logd.storage.room import what_lacks
 from logd.storage.whole_file import make_directory_durably
 from logd.types import Offset, Term
 from tests.sim.files import SimulatedFileSystem
@@ -356,6 +357,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_one_that_is_gone(
         disk.on_operation = None
 
         assert isinstance(raised.value, BeyondRepairError) == is_final
+        assert what_lacks(raised.value) == ("file descriptor" if number == errno.EMFILE else None)
         open_group(disk, owner, OURSELVES, GROUP, LogOptions(segment_bytes=8 * KIB)).close()
 
     play(story)
