@@ -62,6 +62,7 @@ Respond = Callable[[str], Awaitable[Answer]]
 async def serve_http(listener: Listener, respond: Respond) -> None:
     """Accept and answer until cancelled."""
     connections = 0
+    was_told = False
 
     async def serve(stream: ByteStream) -> None:
         nonlocal connections
@@ -76,9 +77,12 @@ async def serve_http(listener: Listener, respond: Respond) -> None:
             try:
                 stream = await listener.accept()
             except OSError as error:
-                log.error(log_events.HTTP_ACCEPT_FAILED, reason=str(error))
+                if not was_told:  # Said once, and not ten times a second.
+                    log.error(log_events.HTTP_ACCEPT_FAILED, reason=str(error))
+                was_told = True
                 await trio.sleep(ACCEPT_RETRY_S)
                 continue
+            was_told = False
             if connections >= HTTP_CONNECTIONS_MAX:
                 stream.abort()
                 continue

@@ -50,15 +50,19 @@ ACCEPT_RETRY_S: Final = 0.1
 async def serve_peers(listener: Listener, node: Node) -> None:
     """Accept links until cancelled.  A bad connection ends alone."""
     server = _PeerServer(node)
+    was_told = False
     async with trio.open_nursery() as nursery:
         while True:
             try:
                 stream = await listener.accept()
             except OSError as error:
-                log.error(log_events.PEER_REFUSED, reason=str(error))
+                if not was_told:  # Said once, and not ten times a second.
+                    log.error(log_events.PEER_REFUSED, reason=str(error))
+                was_told = True
                 if not server.newcomers.make_room():
                     await trio.sleep(ACCEPT_RETRY_S)
                 continue
+            was_told = False
             if server.connections >= PEER_CONNECTIONS_MAX and not server.newcomers.make_room():
                 reason = f"{PEER_CONNECTIONS_MAX} connections, the most there may be"
                 log.warning(log_events.PEER_REFUSED, address=stream.peer_name, reason=reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import h11
 import pytest
 import structlog
 import trio
+from structlog.testing import capture_logs
 
-from logd.env import ByteStream
+from logd.env import ByteStream, Listener
 from logd.limits import HTTP_CONNECTIONS_MAX, HTTP_REQUEST_BYTES_MAX
+from logd.ops import log_events
 from logd.ops.http_server import IDLE_TIMEOUT_S, REQUEST_TIMEOUT_S, Answer, serve_http
 from logd.types import HostPort
 from tests.sim.incarnation import Incarnation
@@ -79,12 +82,33 @@ class Door:
         return Visitor(await self._network.connect(ADDRESS))
 
 
-def play(story: Callable[[Door], Awaitable[None]]) -> None:
+class ShortListener:
+    """A listener, for whose first connections there are no descriptors."""
+
+    def __init__(self, listener: Listener, refusals: int) -> None:
+        self._listener = listener
+        self._refusals_left = refusals
+
+    @property
+    def address(self) -> HostPort:
+        return self._listener.address
+
+    async def accept(self) -> ByteStream:
+        if self._refusals_left:
+            self._refusals_left -= 1
+            raise OSError(errno.EMFILE, "simulated failure")
+        return await self._listener.accept()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def play(story: Callable[[Door], Awaitable[None]], refusals: int = 0) -> None:
     async def main() -> None:
         network = SimNetwork(random.Random(1))
         server = network.attach(Incarnation("broker", 1))
         door = Door(network.attach(Incarnation("visitor", 1)))
-        listener = await server.listen(ADDRESS)
+        listener = ShortListener(await server.listen(ADDRESS), refusals)
         with trio.fail_after(PATIENCE_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(serve_http, listener, respond)
@@ -103,6 +127,17 @@ def test_a_connection_carries_one_request_after_another() -> None:
         assert await visitor.get("/some/path?with=a&query=too") == (200, b"/some/path")
 
     play(story)
+
+
+def test_that_there_are_no_descriptors_is_said_once_and_pages_are_there_when_there_are() -> None:
+    async def story(door: Door) -> None:
+        with capture_logs() as logs:
+            await trio.sleep(1)
+        assert [entry["event"] for entry in logs] == [log_events.HTTP_ACCEPT_FAILED]
+
+        assert await (await door.visitor()).get("/") == (200, PAGE)
+
+    play(story, refusals=5)
 
 
 def test_a_head_is_answered_without_the_body() -> None:

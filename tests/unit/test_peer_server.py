@@ -10,9 +10,11 @@ from typing import Final
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from logd.config import BrokerConfig
 from logd.env import ByteStream, Listener
+from logd.replication import log_events
 from logd.replication.membership import Membership, Refusal
 from logd.replication.node import Node
 from logd.replication.peer_protocol import (
@@ -177,11 +179,13 @@ def test_without_descriptors_and_with_nobody_to_go_the_listener_waits_a_moment()
 
     async def story() -> None:
         async with open_door(refusals=3) as door:
-            await trio.sleep(1)
+            with capture_logs() as logs:
+                await trio.sleep(1)
 
             began, *later = door.listener.asked_at
             waits = [at - began for at in later]
             assert waits == pytest.approx([ACCEPT_RETRY_S * n for n in (1, 2, 3)])
+            assert [entry["event"] for entry in logs].count(log_events.PEER_REFUSED) == 1
             assert (await door.greet())[1].refused is None
 
     play(story)
