@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from logd.env import File, FileSystem
-from logd.errors import CorruptionError
+from logd.errors import CorruptionError, NoRoomError
 from logd.limits import KIB, MIB
 from logd.record.header import (
     HEADER_BYTES,
@@ -30,6 +30,7 @@ from logd.record.header import (
 from logd.storage.batch_walk import check_seal, header_at, walk_batches, walk_headers
 from logd.storage.clean_note import withdraw_clean_note
 from logd.storage.recovery import LogEnd
+from logd.storage.room import is_no_room
 from logd.storage.segment_index import remove_indexes_durably
 from logd.storage.whole_file import parent
 from logd.types import FilePosition, GroupId, Offset
@@ -122,13 +123,19 @@ def fill_hole(files: FileSystem, group: GroupId, hole: Hole, batches: bytes) -> 
 
     Raises:
         CorruptionError: they are not what was there; nothing was written.
+        NoRoomError: the disk has none, as where it never writes in place: it is a hole still.
         OSError: the disk failed.
     """
     filled = _check_filling(group, hole, batches)
     withdraw_clean_note(files, parent(hole.path))
     file = files.open(hole.path)
     try:
-        file.pwritev([batches], hole.start.position)
+        try:
+            file.pwritev([batches], hole.start.position)
+        except OSError as error:
+            if is_no_room(error):
+                raise NoRoomError(f"no room to fill {hole}") from error
+            raise
         file.sync()
     finally:
         file.close()

@@ -640,7 +640,8 @@ class Log:
 
         Raises:
             CorruptionError: ``batches`` are not what was there; nothing was written.
-            NoRoomError: there is no file descriptor for all of it: the same is to be done again.
+            NoRoomError: there is no room, or no file descriptor for all of it: the same is to be
+                done again.
             StorageFailedError: the disk failed; the log is poisoned.
         """
         self._check_usable()

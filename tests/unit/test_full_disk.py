@@ -190,7 +190,12 @@ def test_a_trim_that_was_begun_is_ended_when_there_are_descriptors_again() -> No
     play(story)
 
 
-def test_a_hole_is_filled_when_there_are_descriptors_for_that() -> None:
+@pytest.mark.parametrize(("refused", "reason"), [("open", errno.EMFILE), ("write", errno.ENOSPC)])
+def test_a_hole_is_filled_when_there_are_descriptors_or_room_for_that(
+    refused: str, reason: int
+) -> None:
+    """There may be none where a disk never writes in place: what lies there is a hole as before."""
+
     async def story() -> None:
         files = await written_and_closed(3)
         async with open_replica(files, life=2, segment_bytes=8 * KIB) as replica:
@@ -203,7 +208,12 @@ def test_a_hole_is_filled_when_there_are_descriptors_for_that() -> None:
             assert found is not None
             hole = found[1]
             assert hole is not None
-            take_all_descriptors(replica)
+
+            def refuse(operation: str, path: str) -> None:
+                if operation == refused and path.endswith(f"{1:020}.log"):
+                    raise OSError(reason, "simulated failure", path)
+
+            replica.files.on_operation = refuse
             left: list[Hole | None] = []
 
             async def fill_it() -> None:
