@@ -809,6 +809,27 @@ SYSTEM_MUTANTS = (
         "or the successor never catches up.\n",
     ),
     Mutant(
+        "what is sent once a link has room is never asked about",
+        "liveness: what was lost on the way is sent again",
+        "logd/replication/group.py",
+        "        if not proposals.queued:\n            self.feeder.send_on()\n",
+        "        if not proposals.queued:\n            self.feeder.send()\n",
+    ),
+    Mutant(
+        "a follower is given time from the last step on, not from when it was sent something",
+        "liveness: nobody is asked before it can have what it was sent",
+        "logd/replication/feeding.py",
+        "found.end_offset, found.size_bytes, host.now_ms()",
+        "found.end_offset, found.size_bytes, core._now_ms",
+    ),
+    Mutant(
+        "a replica that stops at the last step of a change goes on with what that step had to say",
+        "P5: a failed disk stops its replica, and nobody else",
+        "logd/replication/group.py",
+        "        if self.failure is not None:\n            return  # Met by",
+        "        if False:\n            return  # Met by",
+    ),
+    Mutant(
         "state is shipped on in a later term",
         "P6: one state at a time",
         "logd/replication/shipping.py",
