@@ -191,12 +191,14 @@ def reindex(files: FileSystem, segment: SegmentFile) -> int:
     Those of an active segment go as far as its mark; its broker adds the rest when it starts.
 
     Raises:
-        CorruptionError: a header in the segment is damaged; the old indexes are gone.
+        CorruptionError: a header in the segment is damaged, or nothing tells how far its batches
+            go; the old indexes are gone.
         OSError: they cannot be written.
     """
     remove_indexes(files, segment.path)
-    unmarked_end = FIRST_POSITION if segment.is_active else segment.size
-    end = segment.mark.end_position if segment.mark else unmarked_end
+    if segment.mark is None and segment.is_active:
+        raise CorruptionError(f"{segment.path}: both synced marks are unreadable")
+    end = segment.mark.end_position if segment.mark else segment.size
     if end == FIRST_POSITION:
         return 0
     indexed = Segment(

@@ -331,6 +331,23 @@ def test_reindex_writes_the_same_indexes_that_the_broker_wrote(broker: Broker) -
     assert [index.read_bytes() for index in indexes] == before
 
 
+def test_reindex_does_not_say_that_all_is_well_where_it_cannot_tell_what_to_index(
+    broker: Broker,
+) -> None:
+    broker.fill(segments=1)
+    broker.log.close()
+    broker.directory.close()
+    newest = max(broker.group_path.glob("*.log"))
+    newest.write_bytes(b"")
+
+    result = run("reindex", broker.path, "--output", "json")
+
+    told = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert [row["path"] for row in told["segments"]] == [str(broker.first_segment)]
+    assert told["damage"] == [f"{newest}: both synced marks are unreadable"]
+
+
 def test_reindex_refuses_the_directory_of_a_running_broker(broker: Broker) -> None:
     broker.fill(segments=1)
     index = broker.group_path / f"{0:020}.log.index"
