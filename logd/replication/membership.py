@@ -66,10 +66,13 @@ class Membership:
         members = self.directory.members
         is_founder = members is not None and self.node in members
         if members is not None and is_founder and sorted(members) != self._listed:
+            found = f"a cluster list of {', '.join(map(str, self._listed))}"
+            if self._listed == [self.node]:
+                found += ", which is the one without --cluster"
             raise ForeignDirectoryError(
                 f"the data directory of node {self.node} belongs to a cluster of nodes "
-                f"{', '.join(map(str, sorted(members)))}; it was started with a cluster list of "
-                f"{', '.join(map(str, self._listed))}: give it the list it was formed with"
+                f"{', '.join(map(str, sorted(members)))}; it was started with {found}: give it "
+                "the list it was formed with"
             )
 
     @property

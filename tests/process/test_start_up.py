@@ -94,7 +94,7 @@ def test_a_directory_of_a_formed_cluster_is_not_started_with_another_list(tmp_pa
 
     assert code == FAILED
     assert "cluster of nodes 1, 2, 3" in words
-    assert "cluster list of 1" in words
+    assert "cluster list of 1, which is the one without --cluster: give it the list" in words
 
 
 @pytest.mark.parametrize("below", [".", "deeper/still"])
