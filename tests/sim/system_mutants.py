@@ -2477,7 +2477,7 @@ SYSTEM_MUTANTS = (
         "a full disk keeps a lost session for as long as its broker leads",
         "availability: who waits for a lock gets it",
         "logd/broker/coordination/partition.py",
-        "            self._clock.keep(session, self._node.now_ms())\n",
+        "            self._clock.keep(session, self._now_ms())\n",
         "",
     ),
     Mutant(

@@ -83,6 +83,7 @@ from logd.wire.messages import (
     WatchRequest,
     WatchResponse,
 )
+from tests.sim.clock import current_clock
 from tests.sim.cluster import CLIENT_PORT, ClusterSettings, SimCluster, SimNode, open_cluster
 from tests.sim.env import BlockingConditions
 from tests.sim.files import CAPACITY_BYTES_DEFAULT
@@ -551,6 +552,25 @@ def test_time_for_which_the_broker_stood_still_counts_for_no_session() -> None:
         await trio.sleep(3 * TTL_MS / 1000)
         node.resume()
         await trio.sleep(0.5)
+
+        assert await world.client.keep_alive("n", [session.session]) == []
+
+    live(story)
+
+
+def test_a_session_has_its_time_from_when_its_renewal_came_in_however_long_that_turn_was() -> None:
+    async def story(world: World) -> None:
+        session = await world.session(ttl_ms=1_000)
+        leader = await world.leader()
+        partition = await world.partition(leader)
+        broker = world.cluster.nodes[leader].broker
+        assert broker is not None
+
+        with broker.node.turn:
+            broker.node.now_ms()  # Somebody asked what time it is, and the process stood still.
+            current_clock().now += 0.9
+            partition.keep_alive([session.session], lambda answer: None)
+        await trio.sleep(0.9)
 
         assert await world.client.keep_alive("n", [session.session]) == []
 

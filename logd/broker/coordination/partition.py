@@ -165,6 +165,11 @@ class CoordinationPartition:
             raise self.group.leadership.not_leader()
         raise UnavailableError(f"{self.group.name} has a new leader that is taking over")
 
+    def _now_ms(self) -> int:
+        """As it is, not as it was when the turn began.  What counts from when something was asked
+        for must not count from before, and a turn in which the broker stood still is long."""
+        return int(trio.current_time() * 1000)
+
     # --- commands -------------------------------------------------------------------------------
 
     def submit(
@@ -185,7 +190,7 @@ class CoordinationPartition:
             RequestError: refused at once; nothing was done.
         """
         self.check_serving()
-        now_ms = self._node.now_ms()
+        now_ms = self._now_ms()
         time_ms = self._time.at(now_ms)
         entry = Entry(namespace, session, sequence, acknowledged, time_ms, command)
         self.state.check(entry)
@@ -205,7 +210,7 @@ class CoordinationPartition:
             self.group.flush_later()
 
     def _propose_own(self, command: Command, answer: Callable[[Result | LogdError], None]) -> None:
-        time_ms = self._time.at(self._node.now_ms())
+        time_ms = self._time.at(self._now_ms())
         self._time.note(time_ms)
         entry = Entry("", 0, 0, 0, time_ms, command)
         self._add(PendingCommand(entry, ENTRY_OVERHEAD_BYTES, NEVER_MS, answer))
@@ -267,7 +272,7 @@ class CoordinationPartition:
         answer: QueryAnswer,
         is_wanted: Callable[[], bool],
     ) -> None:
-        deadline_ms = self._node.now_ms() + wait_ms
+        deadline_ms = self._now_ms() + wait_ms
 
         def look(may_have_changed: bool) -> None:
             if not self._is_serving:
@@ -300,7 +305,7 @@ class CoordinationPartition:
             NotLeaderError, UnavailableError: it does not serve.
         """
         self.check_serving()
-        if self._renewals.add(sessions, answer, self._node.now_ms()):
+        if self._renewals.add(sessions, answer, self._now_ms()):
             self._clock_news.set()
 
     def _end_session(self, session: int) -> None:
@@ -395,7 +400,7 @@ class CoordinationPartition:
                 continue
             if isinstance(command, OpenSession):
                 if isinstance(result, Opened):
-                    self._clock.open(result.session, result.ttl_ms, self._node.now_ms())
+                    self._clock.open(result.session, result.ttl_ms, self._now_ms())
                     self._clock_news.set()
             elif isinstance(command, ExpireSession):
                 self._end_session(command.session)
@@ -437,7 +442,7 @@ class CoordinationPartition:
     # --- leading --------------------------------------------------------------------------------
 
     def _begin_serving(self) -> None:
-        now_ms = self._node.now_ms()
+        now_ms = self._now_ms()
         committed_ms = self.state.log_time_ms or self._node.env.wall_clock_ms()
         self._time.begin(committed_ms, now_ms)
         self._clock.begin(self.state.sessions(), now_ms)
@@ -473,7 +478,7 @@ class CoordinationPartition:
             self._clock_news = trio.Event()
             wait_ms: float = math.inf
             if self._is_serving:
-                now_ms = self._node.now_ms()
+                now_ms = self._now_ms()
                 self._renewals.begin_due(now_ms)
                 self._expire_sessions(now_ms)
                 self._advance_if_due(now_ms)
@@ -519,7 +524,7 @@ class CoordinationPartition:
             log.info(log_events.SESSION_EXPIRED, partition=self.group.name, session=session)
             self.sessions_expired += 1
         elif not outcome.may_have_applied:
-            self._clock.keep(session, self._node.now_ms())
+            self._clock.keep(session, self._now_ms())
             self._renewals.on_session_ended()
 
     def _advance_if_due(self, now_ms: int) -> None:
@@ -531,7 +536,7 @@ class CoordinationPartition:
         def done(outcome: Result | LogdError) -> None:
             self._time.is_advancing = False
             if isinstance(outcome, LogdError):
-                self._time.put_off(self._node.now_ms())
+                self._time.put_off(self._now_ms())
             self._clock_news.set()
 
         self._propose_own(Advance(), done)
