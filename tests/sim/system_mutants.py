@@ -2481,6 +2481,20 @@ SYSTEM_MUTANTS = (
         "",
     ),
     Mutant(
+        "a session has its time from when the turn of its renewal began",
+        "a lease is its holder's for as long as that may believe it",
+        "logd/broker/coordination/partition.py",
+        "        return int(trio.current_time() * 1000)\n",
+        "        return self._node.now_ms()\n",
+    ),
+    Mutant(
+        "a replica that catches up lets others run after each command",
+        "availability: who starts again serves soon",
+        "logd/broker/coordination/partition.py",
+        "                if self._applied >= pause_at:\n",
+        "                if self._applied:\n",
+    ),
+    Mutant(
         "a full disk is asked without a pause whether time may go on",
         "availability: a full disk stops nobody",
         "logd/broker/coordination/log_time.py",
