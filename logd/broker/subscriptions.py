@@ -231,7 +231,7 @@ class Subscriptions:
 
     async def _deliver_one(self, subscription: Subscription) -> None:
         group = subscription.group
-        bytes_max = min(max(subscription.credit, 1), DELIVERY_BYTES)
+        bytes_max = min(subscription.credit, DELIVERY_BYTES)
         try:
             found = await group.reader.read_committed(subscription.position, bytes_max)
         except CorruptionError as error:

@@ -28,6 +28,7 @@ from logd.limits import (
     FETCH_BYTES_MAX,
     FRAME_BYTES_MAX,
     FRAME_PREFIX_BYTES,
+    FRAME_UNAUTHENTICATED_BYTES_MAX,
     HANDSHAKE_TIMEOUT_S,
     KIB,
     MIB,
@@ -612,6 +613,45 @@ def test_who_asks_coordination_for_much_and_takes_nothing_is_told_that_it_is_too
     live(story, brokers=3)
 
 
+def test_who_subscribes_and_watches_and_leaves_leaves_nothing_behind() -> None:
+    async def story(world: World) -> None:
+        async with world.cluster.client() as client:
+            await client.kv().put(b"key", b"value")
+            homes = (await client.admin.describe_topic(COORDINATION_TOPIC)).partitions
+        home = homes[partition_of(DEFAULT_NAMESPACE, len(homes))]
+        node = world.cluster.nodes[NodeId(1)]
+        assert node.broker is not None
+        partition = node.broker.coordination.find(node.broker, home.group)
+        group = node.groups[GroupId(world.group)]
+        watchers = len(group._watchers)
+        count = 100
+
+        for _ in range(3):
+            async with world.greeted() as raw:
+                for key in range(count):
+                    ask = SubscribeRequest(
+                        subscription=key, generation=1, group=world.group, start="latest"
+                    )
+                    watch = WatchRequest(
+                        watch=key,
+                        generation=1,
+                        group=home.group,
+                        namespace=DEFAULT_NAMESPACE,
+                        kind="key",
+                        start=b"",
+                        end=b"",
+                    )
+                    await raw.send(encode_message(Kind.SUBSCRIBE, ask, 1))
+                    await raw.send(encode_message(Kind.WATCH, watch, 2))
+                await trio.sleep(1)
+                assert len(group._watchers) == watchers + count
+                assert len(partition.watches) == count
+            await trio.sleep(1)
+            assert (len(group._watchers), len(partition.watches)) == (watchers, 0)
+
+    live(story)
+
+
 def test_who_waits_for_a_lock_a_thousand_times_and_leaves_leaves_nothing_behind() -> None:
     async def story(world: World) -> None:
         async with world.cluster.client() as holder, world.cluster.client() as other:
@@ -761,6 +801,76 @@ def test_more_large_frames_than_there_is_memory_for_arrive_one_after_another(
         assert 2 * len(batch) <= most <= FRAME_BYTES_MAX
         assert broker.frames.bytes == 0
         assert len(world.refusals()) == refused_before
+
+    live(story)
+
+
+def large_frames_for_one(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """There is room for one large frame at a time: that of the batch which is returned."""
+    batch = bytes(seal_batch(values=[bytes(MIB - KIB)] * 3, timestamps_ms=0))
+    monkeypatch.setattr(server, "LARGE_FRAMES_BYTES_MAX", len(batch) + KIB)
+    return batch
+
+
+def test_a_large_frame_that_comes_slowly_but_in_time_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = large_frames_for_one(monkeypatch)
+    pieces = 20
+
+    async def story(world: World) -> None:
+        refused_before = len(world.refusals())
+        head, body = world.produce(batch)
+
+        async def send_slowly(raw: Raw) -> None:
+            await raw.send(head)
+            for number in range(pieces):
+                begin, end = (len(body) * each // pieces for each in (number, number + 1))
+                await raw.send(body[begin:end])
+                await trio.sleep(0.8 * PROGRESS_TIMEOUT_S / pieces)
+
+        async with world.greeted() as slow, world.greeted() as other:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send_slowly, slow)
+                await trio.sleep(1)
+                nursery.start_soon(other.send, head, body)
+            for raw in (slow, other):
+                assert (await raw.answer()).end_offset > 0
+        assert len(world.refusals()) == refused_before
+
+    live(story)
+
+
+def test_who_comes_from_another_address_is_next_however_many_of_one_address_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = large_frames_for_one(monkeypatch)
+
+    async def story(world: World) -> None:
+        head, body = world.produce(batch)
+        elsewhere = world.cluster.network.attach(Incarnation("elsewhere", 1))
+        other = Raw(await elsewhere.connect_stream(HostPort("node1", CLIENT_PORT)))
+        await other.greet()
+        first, *many = [await world.connect() for _ in range(5)]
+        for raw in (first, *many):
+            await raw.greet()
+        served: list[bool] = []
+
+        async def append(raw: Raw) -> None:
+            await raw.send(head, body)
+            assert (await raw.answer()).end_offset > 0
+            served.append(raw is other)
+
+        async with trio.open_nursery() as nursery:
+            await first.send(head)
+            await trio.sleep(0.5)
+            for raw in (*many, other):
+                nursery.start_soon(append, raw)
+                await trio.sleep(0.1)
+            await first.send(body)
+        assert served == [False, True, False, False, False]
+        for raw in (first, *many, other):
+            raw.stream.abort()
 
     live(story)
 
@@ -999,6 +1109,35 @@ def test_many_that_take_nothing_hold_a_bounded_part_and_make_room_for_those_that
     live(story)
 
 
+def test_those_that_take_nothing_hold_a_piece_each_and_keep_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All that each of them may hold while there is plenty would be more than there is."""
+    monkeypatch.setattr(server, "CLIENTS_SEND_BYTES_MAX", 16 * MIB)
+    monkeypatch.setattr(session, "CONNECTION_SEND_BYTES_MAX", 2 * MIB)
+
+    async def story(world: World) -> None:
+        offset = await appended(world, 12)
+        refused_before = len(world.refusals())
+        flood = [await world.connect() for _ in range(12)]
+        for raw in flood:
+            await raw.send(HELLO, subscription(world, offset))
+        await trio.sleep(1)
+
+        async with world.greeted() as raw:
+            fetch = FetchRequest(group=world.group, offset=offset)
+            await raw.send(encode_message(Kind.FETCH, fetch, 9))
+            with trio.fail_after(1.0):
+                frame = await raw.frame()
+        assert frame is not None
+        assert len(frame.body) >= 500 * KIB
+        assert len(world.refusals()) == refused_before
+        for raw in flood:
+            raw.stream.abort()
+
+    live(story)
+
+
 def test_those_that_take_slowly_share_what_there_is_and_all_get_everything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -1094,6 +1233,16 @@ def test_a_greeting_with_flags_closes_the_connection() -> None:
             await raw.send(HELLO[:5] + bytes([flags]) + HELLO[6:])
             assert await raw.frame() is None
             assert f"with flags {flags}" in world.refusals()[-1]
+
+    live(story)
+
+
+def test_a_greeting_longer_than_any_closes_the_connection_before_it_is_there() -> None:
+    async def story(world: World) -> None:
+        raw = await world.connect()
+        await raw.send(frame_prefix(Kind.HELLO, 0, b"", 1, FRAME_UNAUTHENTICATED_BYTES_MAX))
+        await raw.closed_after(1.0)
+        assert str(FRAME_UNAUTHENTICATED_BYTES_MAX) in world.refusals()[-1]
 
     live(story)
 

@@ -17,6 +17,7 @@ import trio
 from logd.broker import admin
 from logd.broker.broker import Broker
 from logd.broker.reading import offsets
+from logd.broker.subscriptions import Subscriptions
 from logd.env import ByteStream
 from logd.errors import (
     ConnectionLostError,
@@ -36,9 +37,10 @@ from logd.limits import (
 )
 from logd.replication import syncing
 from logd.replication.fitness import CROWDED_S
+from logd.replication.log_reader import CommittedBatches
 from logd.replication.standing import trouble_of
 from logd.types import METADATA_GROUP, GroupId, NodeId
-from logd.wire.messages import OffsetsRequest
+from logd.wire.messages import Deliver, OffsetsRequest, SubscribeRequest
 from logd_client import Client
 from logd_client.connection import Lane
 from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
@@ -320,11 +322,28 @@ def test_clocks_that_jump_an_hour_and_drift_twofold_change_no_order_and_forget_n
     tell(story, clock_rates=(0.5, 1.0, 2.0))
 
 
+class Unheard:
+    """What is delivered to nobody."""
+
+    def deliver(self, message: Deliver, batches: CommittedBatches) -> None: ...
+    def end_subscription(self, subscription: int, generation: int, error: LogdError) -> None: ...
+
+
+@pytest.mark.parametrize("subscribes", [False, True])
 @pytest.mark.parametrize("pause_s", [0.3, 1.5, 10.0])
 def test_a_leader_that_was_paused_does_not_answer_with_what_was_the_end_before(
-    pause_s: float,
+    pause_s: float, *, subscribes: bool
 ) -> None:
     """A stale read: it does not know yet that somebody else has appended since."""
+
+    async def end_according_to(broker: Broker, group: GroupId) -> int:
+        if not subscribes:
+            return (await offsets(broker, OffsetsRequest(group=group))).data_end
+        latest = SubscribeRequest(subscription=1, generation=1, group=group, start="latest")
+        subscriptions = Subscriptions(broker, Unheard())
+        position = (await subscriptions.subscribe(latest)).position
+        subscriptions.close()
+        return position
 
     async def story(told: Told) -> None:
         await told.append(5)
@@ -338,8 +357,7 @@ def test_a_leader_that_was_paused_does_not_answer_with_what_was_the_end_before(
         answers = 0
         for _ in range(100):
             with contextlib.suppress(LogdError):
-                answer = await offsets(broker_of(old), OffsetsRequest(group=told.group))
-                assert answer.data_end > last
+                assert await end_according_to(broker_of(old), told.group) > last
                 answers += 1
             await trio.sleep(0.02)
         assert answers or await told.leader() is not old
