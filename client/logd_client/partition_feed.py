@@ -92,6 +92,7 @@ class PartitionFeed:
 
     def on_delivered(self, message: Deliver, body: Buffer) -> None:
         if self.cursor.on_delivered(message, body):
+            self.trouble = None
             self._backoff.reset()
             self._owner.on_arrival(self)
 
@@ -232,7 +233,8 @@ class PartitionFeed:
             error = RequestTimeoutError(f"{connection.name} does not answer a subscription")
             connection.fail_if_silent_since(sent_at, error)
             raise error
-        self.trouble = None
+        if not isinstance(self.trouble, ReplicaDamagedError):
+            self.trouble = None  # Else only what is delivered shows that this replica is whole.
         if self.cursor.is_at_stop:
             self.leave_connection()
         self._owner.on_change()

@@ -17,6 +17,7 @@ from logd.errors import (
 )
 from logd.types import GroupId, NodeId, Offset
 from logd.wire.messages import (
+    Deliver,
     PartitionInfo,
     SubscribeRequest,
     SubscribeResponse,
@@ -168,6 +169,42 @@ def test_the_damaged_range_is_sought_at_each_replica_in_turn(
 
         assert feed.connection is not None
         assert feed.connection.node == WHOLE
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_damage_is_told_of_until_something_is_delivered() -> None:
+    """A replica takes the subscription before it looks at what it has."""
+
+    class Damaged(Cluster):
+        is_damaged = True
+
+        async def connection(self, node: NodeId, *_: object) -> Broker:
+            return Broker(node, is_damaged=self.is_damaged)
+
+    async def main() -> None:
+        async with task_group() as tasks:
+            background = Background(tasks)
+            cluster = Damaged(background, ConnectionFailedError)
+            feed = feed_of(cluster)
+            feed.attach_soon()
+            await trio.sleep(1)
+            told = []
+            for _ in range(100):
+                told.append(feed.trouble)
+                await trio.sleep(0.1)
+
+            cluster.is_damaged = False
+            await trio.sleep(PATIENCE_S)
+            generation = feed.cursor.generation
+            delivered = Deliver(
+                subscription=1, generation=generation, next_offset=8, commit_offset=9
+            )
+            feed.on_delivered(delivered, b"a batch")
+            told_then = feed.trouble
+            background.close()
+        assert all(isinstance(trouble, ReplicaDamagedError) for trouble in told)
+        assert told_then is None
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
