@@ -248,6 +248,8 @@ class PartitionFeed:
         else:
             assert isinstance(answer.message, SubscribeResponse)
             self.cursor.on_subscribed(generation, answer.message)
+            # Of what was read meanwhile: with no credit at all nothing would come that asks for it.
+            self.return_credit()
             if self.cursor.has_arrived:
                 self._owner.on_arrival(self)
         outcome.settled.set()

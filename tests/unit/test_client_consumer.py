@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -17,6 +18,7 @@ from logd.errors import (
     LogdError,
     MalformedBatchError,
     OffsetOutOfRangeError,
+    SubscriptionLostError,
     UsageError,
 )
 from logd.limits import KIB, MIB
@@ -55,6 +57,9 @@ class Broker:
         self.credit_bytes = 0
         """What was given back of it."""
         self.asked_count = 0
+        self.is_slow = False
+        """It takes subscriptions only when the test says so (``answer``)."""
+        self._answer: Callable[[], None] | None = None
 
     def add_sink(self, subscription: int, sink: PartitionFeed) -> None:
         self._sinks[subscription] = sink
@@ -65,7 +70,14 @@ class Broker:
     def submit(self, message: Any, on_done: Completion) -> None:
         if isinstance(message, SubscribeRequest):
             self._subscribed[message.group % 100] = message
-            on_done(Answer(SubscribeResponse(position=0, log_start=0, commit_offset=0), b""))
+            response = SubscribeResponse(position=message.value, log_start=0, commit_offset=0)
+            self._answer = partial(on_done, Answer(response, b""))
+            if not self.is_slow:
+                self.answer()
+
+    def answer(self) -> None:
+        assert self._answer is not None
+        self._answer()
 
     def post_credit(self, credit: Credit) -> None:
         self.credit_bytes += credit.bytes
@@ -325,6 +337,30 @@ def test_the_credit_of_a_batch_is_given_back_once_the_caller_asks_for_more() -> 
                 await consumer.next_record()
 
             assert broker.credit_bytes > 40_000
+
+    play(story)
+
+
+def test_the_credit_of_what_was_read_while_a_subscription_is_begun_anew_is_given_back() -> None:
+    """All credit is held, so the new subscription begins with none: nothing would come any more
+    that has the consumer look at what it owes."""
+
+    async def story() -> None:
+        async with reading(credit_bytes=64 * KIB) as (consumer, broker), trio.open_nursery() as n:
+            broker.deliver(0, 0, bytes(70_000))
+            broker.is_slow = True
+            broker.end(0, SubscriptionLostError("reading failed"))
+            await trio.sleep(1)
+            assert broker.credit_given() == [0]
+            await consumer.next_record()
+            n.start_soon(consumer.next_record)
+            await trio.testing.wait_all_tasks_blocked()
+
+            broker.answer()
+            await trio.testing.wait_all_tasks_blocked()
+
+            assert broker.credit_bytes == 64 * KIB
+            n.cancel_scope.cancel()
 
     play(story)
 
