@@ -60,6 +60,8 @@ class Broker:
         """For the next requests."""
         self.pushes_with_answer: list[bytes] = []
         """Arrive together with the next answer."""
+        self.before_it_is_taken: Callable[[], None] = lambda: None
+        """Happens when a watch has been asked for, before it has begun."""
         self.before_it_is_heard: Callable[[], Awaitable[None]] | None = None
         """Happens when an answer has come, before the task that asked has its turn."""
         self.last_received_at = float("inf")  # Never silent.
@@ -103,6 +105,7 @@ class Broker:
         await anyio.lowlevel.checkpoint()
         if self.refusals:
             raise self.refusals.pop(0)
+        self.before_it_is_taken()
         self.asked.append(request)
         self.credit[request.watch] = request.credit_bytes
         answer = Answer(WatchResponse(revision=self.revision), b"")
@@ -115,7 +118,8 @@ class Broker:
 
     def post_credit(self, credit: WatchCredit) -> None:
         self.credit_frames += 1
-        self.credit[credit.watch] += credit.bytes
+        if credit.watch in self.credit:  # Else it is of a watch that has not begun: dropped.
+            self.credit[credit.watch] += credit.bytes
 
     def submit(self, message: Message, on_done: Callable[[object], None]) -> None:
         assert isinstance(message, UnwatchRequest)
@@ -300,6 +304,21 @@ async def test_a_watch_that_begins_anew_has_all_the_credit_that_is_not_owed() ->
                 await anyio.sleep(0.01)
             await anyio.wait_all_tasks_blocked()
             assert one.broker.credit[one.broker.asked[-1].watch] == CREDIT_BYTES
+
+
+async def test_the_credit_of_what_is_taken_while_a_watch_begins_anew_is_not_lost() -> None:
+    """All credit is owed, so the new watch begins with next to none: what is given for it before
+    it has begun the broker drops."""
+    async with client() as one, one.watch() as watch:
+        for _ in range(4):
+            one.broker.push(bytes(CREDIT_BYTES // 4))
+        one.broker.before_it_is_taken = lambda: arrived(watch).clear()
+        one.broker.end(0, NotLeaderError("moved"))
+        while len(one.broker.asked) == 1:
+            await anyio.sleep(0.01)
+        await anyio.wait_all_tasks_blocked()
+
+        assert one.broker.credit[one.broker.asked[1].watch] >= CREDIT_BYTES
 
 
 async def test_who_falls_behind_goes_on_alone_and_misses_nothing() -> None:

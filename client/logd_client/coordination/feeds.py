@@ -111,6 +111,8 @@ class Feed:
         self._watch = 0
         self._generation = 0
         self._connection: Connection | None = None
+        self._has_begun = False
+        """The broker has taken the watch: it drops credit that comes before."""
         self._detached = anyio.Event()
         self._why_detached: LogdError | None = None
         self._suspect: NodeId | None = None
@@ -163,7 +165,9 @@ class Feed:
     def _return_credit(self, size: int) -> None:
         """Once it is enough to be worth a frame."""
         self._due_bytes += size
-        if self._connection is not None and self._due_bytes >= CREDIT_BYTES // _CREDIT_SHARE:
+        if self._connection is None or not self._has_begun:
+            return
+        if self._due_bytes >= CREDIT_BYTES // _CREDIT_SHARE:
             self._connection.post_credit(
                 WatchCredit(watch=self._watch, generation=self._generation, bytes=self._due_bytes)
             )
@@ -276,6 +280,7 @@ class Feed:
         self._detached = anyio.Event()
         self._why_detached = None
         self._connection = connection
+        self._has_begun = False
         self._due_bytes = 0  # A new watch begins with all that is not owed.
         connection.add_watch(self._watch, self)
         request = WatchRequest(
@@ -291,6 +296,8 @@ class Feed:
         )
         answer: Answer = await connection.exchange(request, b"", 2 * ATTEMPT_TIMEOUT_S)
         assert isinstance(answer.message, WatchResponse)
+        self._has_begun = True
+        self._return_credit(0)
         # Events may have arrived with the answer, and tell more.
         self._resume_at = max(self._resume_at or 0, answer.message.revision + 1)
         self._tell_gap()
