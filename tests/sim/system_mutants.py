@@ -1280,6 +1280,20 @@ SYSTEM_MUTANTS = (
         "",
     ),
     Mutant(
+        "a consumer keeps the credit of what it read while it subscribed",
+        "liveness: consumers go on",
+        "client/logd_client/partition_feed.py",
+        "            self.return_credit()\n            if self.cursor.has_arrived:\n",
+        "            if self.cursor.has_arrived:\n",
+    ),
+    Mutant(
+        "a watch gives credit back before it has begun",
+        "liveness: who watches is told",
+        "client/logd_client/coordination/feeds.py",
+        "if self._connection is None or not self._has_begun:",
+        "if self._connection is None:",
+    ),
+    Mutant(
         "what a client does ends with the scope around it",
         "a lock is given back at once",
         "client/logd_client/background.py",
