@@ -158,7 +158,9 @@ class Partitions:
                     is_tidy = await self._remove_others(wanted)
             self._apply_topic_options()  # Of what was opened, by options from before.
             if self._wanted().keys() == wanted.keys():
-                is_settled = is_tidy and not self._node.shut
+                # One that is neither open nor shut was mended while this round went on.
+                are_open = wanted.keys() <= self._node.groups.keys()
+                is_settled = is_tidy and are_open and not self._node.shut
                 with trio.move_on_after(math.inf if is_settled else RETRY_S):
                     await self._metadata.changed()
 

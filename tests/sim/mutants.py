@@ -141,6 +141,7 @@ FAST_TESTS = {
         "tests/sim/test_scripted_faults.py",
         "tests/sim/test_join_sim.py",
         "tests/sim/test_metadata_snapshot_sim.py",
+        "tests/sim/test_repair_sim.py",
         "tests/sim/test_rebuilding_sim.py",
         "tests/sim/test_moves_sim.py",
         "tests/sim/test_known_faults.py",

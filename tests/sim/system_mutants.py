@@ -1800,6 +1800,27 @@ SYSTEM_MUTANTS = (
         "                    return _Progress.NONE\n",
     ),
     Mutant(
+        "a shut log counts as whole once one segment of it was copied",
+        "P5: a replica with a hole does not vote",
+        "logd/replication/mending.py",
+        "                        return _Progress.BETTER  # What is left is looked for anew.\n",
+        "                        return _Progress.WHOLE\n",
+    ),
+    Mutant(
+        "what was copied is written over where the holes of what it replaced were",
+        "P1: what was acknowledged is found",
+        "logd/replication/mending.py",
+        "                        return _Progress.BETTER  # What is left is looked for anew.\n",
+        "                        break\n",
+    ),
+    Mutant(
+        "a replica that was mended while a round went on waits until the metadata change",
+        "autonomy: failures are repaired without a person",
+        "logd/broker/partitions.py",
+        "                is_settled = is_tidy and are_open and not self._node.shut\n",
+        "                is_settled = is_tidy and not self._node.shut\n",
+    ),
+    Mutant(
         "a log begins within a segment without a state to begin with",
         "P1: a trimmed log has a checkpoint",
         "logd/replication/mending.py",

@@ -8,8 +8,10 @@ import random
 import pytest
 import trio
 
+from logd.broker.partitions import Partitions
 from logd.errors import LogdError
 from logd.limits import KIB, SEGMENT_HEADER_BYTES
+from logd.metadata.state import PartitionPlacement
 from logd.storage.file_header import FILE_HEADER_BYTES
 from logd.types import METADATA_GROUP, GroupId, NodeId, Offset
 from logd_client import Client
@@ -131,6 +133,41 @@ def test_a_running_replica_with_damage_repairs_what_is_read(seed: int) -> None:
                 await all_there(client, number)
 
     run_deterministic(story, seed=seed)
+
+
+def test_a_replica_that_was_mended_while_a_round_over_all_of_them_goes_on_is_opened_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That round looked for what is to be opened before."""
+    remove_others = Partitions._remove_others
+
+    async def long(partitions: Partitions, wanted: dict[GroupId, PartitionPlacement]) -> bool:
+        while partitions._node.shut:
+            await trio.sleep(0.01)
+        return await remove_others(partitions, wanted)
+
+    async def story() -> None:
+        async with (
+            open_cluster(1, settings()) as cluster,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            client = await connected(cluster, stack)
+            group = await filled_topic(client)
+            victim = cluster.nodes[NodeId(1)]
+            await victim.stop()
+            first = segments(victim, group)[0]
+            overwrite(victim, first)
+            overwrite(victim, first, MARKS)  # Else nobody would look there at the start.
+
+            monkeypatch.setattr(Partitions, "_remove_others", long)
+            victim.start()
+
+            with trio.fail_after(REPAIRED_S):
+                while group not in victim.groups:
+                    await trio.sleep(0.1)
+            assert "damage_repaired" in {event.name for event in cluster.trace.events}
+
+    run_deterministic(story, seed=1)
 
 
 def test_two_replicas_damaged_in_different_places_heal_each_other() -> None:

@@ -491,9 +491,12 @@ class Across:
     """Of the partition, by the offset that they are of."""
     batches: list[bytes]
     """All there were."""
+    asked: list[tuple[int, int]]
+    """The offsets that peers were asked for, in order."""
 
     def __init__(self) -> None:
         self.files = SimulatedFileSystem(random.Random(1))
+        self.asked = []
 
     async def write(self, *, is_active: bool, is_longer: bool = False) -> None:
         """And damage it: the active segment or the one before it."""
@@ -521,8 +524,28 @@ class Across:
         if not is_active:  # Else nobody looks at the start.
             self.files.overwrite(path, SLOT_POSITIONS[0], bytes(1024))
 
+    def part_the_hole(self) -> None:
+        """Of the three batches of the active segment only the one in the middle is intact."""
+        first, intact, _ = self.batches[-3:]
+        path = f"{DIRECTORY}/{self.bases[2]:020}.log"
+        position = SEGMENT_HEADER_BYTES + len(first)
+        self.files.overwrite(path, position, intact)
+        self.files.flip(path, position + len(intact) + 60)
+
+    def compact(self, offset: int) -> None:
+        """Of this batch nothing is left in the logs of the peers."""
+        header = decode_header(self.batches[offset])
+        self.batches[offset] = make_gap(
+            header.base_offset,
+            header.end_offset,
+            term=header.term,
+            append_time_ms=header.append_time_ms,
+            group=GROUP,
+        )
+
     def given(self, request: RepairRequest) -> bytes:
         """What a peer gives of it that still has its end."""
+        self.asked.append((request.start_offset, request.end_offset))
         if request.start_offset < self.let_go:
             return b""
         return b"".join(self.batches[request.start_offset : request.end_offset])
@@ -739,19 +762,8 @@ def test_a_shut_log_begins_within_a_segment_that_peers_have_compacted_behind_its
     async def story() -> None:
         shut = Across()
         await shut.write(is_active=True, is_longer=True)
-        damaged, intact, compacted = shut.batches[-3:]
-        path = f"{DIRECTORY}/{shut.bases[2]:020}.log"
-        position = SEGMENT_HEADER_BYTES + len(damaged)
-        shut.files.overwrite(path, position, intact)
-        shut.files.flip(path, position + len(intact) + 60)
-        header = decode_header(compacted)
-        shut.batches[-1] = make_gap(
-            header.base_offset,
-            header.end_offset,
-            term=header.term,
-            append_time_ms=header.append_time_ms,
-            group=GROUP,
-        )
+        shut.part_the_hole()
+        shut.compact(-1)
 
         opened = await shut.mend(
             monkeypatch, [shut.snapshot(shut.end)], has_application=False, have_the_rest=True
@@ -760,6 +772,49 @@ def test_a_shut_log_begins_within_a_segment_that_peers_have_compacted_behind_its
         assert opened.damage is None
         assert (opened.log.start_offset, opened.log.end_offset) == (shut.let_go, shut.end)
         assert read_all(opened.log) == shut.batches[-2:]
+
+    play(story)
+
+
+def test_a_shut_log_is_not_whole_before_what_lies_behind_a_segment_that_was_copied_is_mended_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever opened it then would vote for, and lead, with what it has lost."""
+
+    async def story() -> None:
+        shut = Across()
+        await shut.write(is_active=False)
+        shut.let_go = Offset(0)
+        shut.compact(shut.bases[1])
+        active = f"{DIRECTORY}/{shut.bases[2]:020}.log"
+        shut.files.flip(active, SEGMENT_HEADER_BYTES + 500, 3)
+
+        opened = await shut.mend(monkeypatch, [], has_application=False, have_the_rest=True)
+
+        assert opened.damage is None
+        assert read_all(opened.log) == shut.batches
+
+    play(story)
+
+
+def test_a_segment_that_was_copied_is_looked_through_anew_for_what_is_still_wrong_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its other holes went with it: what fitted there would be written over what was copied."""
+
+    async def story() -> None:
+        shut = Across()
+        await shut.write(is_active=True, is_longer=True)
+        shut.part_the_hole()
+        shut.let_go = Offset(0)
+        shut.compact(-3)
+        start, end = shut.bases[2], shut.end
+
+        opened = await shut.mend(monkeypatch, [], has_application=False, have_the_rest=True)
+
+        assert opened.damage is None
+        assert read_all(opened.log) == shut.batches
+        assert shut.asked == [(start, start + 1), (start, end)]
 
     play(story)
 
