@@ -7,7 +7,8 @@ others that repair.  Each round surveys the whole log and does what can be done:
 - a hole that nobody can fill because it lies where peers have trimmed is let go with its
   segments, as a running replica would have, if a checkpoint reaches over them;
 - if peers' logs begin behind a hole, within its segment, that one is written anew from there, with
-  what they have, and is the first one then;
+  what they have, and is the first one then; and so it is if they begin before a hole that they have
+  compacted, where all of its segment is not to be had;
 - if peers have trimmed everything that this log holds, it is replaced by their state.
 
 A log that feeds a state machine is for nobody else to read, so it is enough that peers have
@@ -24,6 +25,7 @@ go back.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,7 @@ from logd.replication import log_events
 from logd.replication.installing import begin_install, finish_install
 from logd.storage.holes import Hole, fill_hole
 from logd.storage.log import Log
+from logd.storage.recovery import LogEnd
 from logd.storage.repair import (
     Survey,
     begin_with,
@@ -43,6 +46,7 @@ from logd.storage.repair import (
     segment_with,
     survey_log,
 )
+from logd.storage.segment import FIRST_POSITION
 from logd.types import NodeId, Offset, Term
 
 if TYPE_CHECKING:
@@ -118,9 +122,11 @@ class Mender:
                     )
                 except CorruptionError as error:
                     log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
-                    if await self._copy(hole):
+                    missing, trimmed_there = await self._copy(hole)
+                    if missing is None:
                         return _Progress.BETTER  # What is left is looked for anew.
-                    left_open.append(hole)  # Perhaps it lies behind another one, in its segment.
+                    let_go = max(let_go, trimmed_there)
+                    left_open.append(missing)
                     break
         if left_open:
             return await self._let_go(survey, left_open, let_go)
@@ -131,25 +137,32 @@ class Mender:
             return _Progress.NONE
         return _Progress.WHOLE
 
-    async def _copy(self, hole: Hole) -> bool:
-        """Where logs were compacted the bytes may differ: take a peer's whole segment."""
+    async def _copy(self, hole: Hole) -> tuple[Hole | None, Offset]:
+        """Where logs were compacted the bytes may differ: take a peer's whole segment.
+
+        What is missing then; None if nothing is.  Where there is no whole segment to be had, the
+        hole begins with its own: what comes before it is nothing to join other bytes to.  And where
+        the logs of peers begin that refused.
+        """
         env, opened = self._env, self._opened
         segment = await env.run_blocking(
             segment_with, env.files, opened.directory, opened.identity, hole
         )
         if segment is None:
-            return False
+            return hole, Offset(0)
+        start = LogEnd(segment.base_offset, segment.prev_term, FIRST_POSITION)
+        missing = replace(hole, start=start)
         try:
-            path = await self._repairer.copy(
+            path, trimmed_there = await self._repairer.copy(
                 opened.directory, opened.identity, segment, self._members
             )
             if path is None:
-                return False
+                return missing, trimmed_there
             await env.run_blocking(put_in_place, env.files, path, opened.directory, segment)
         except CorruptionError as error:
             log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
-            return False
-        return True
+            return missing, Offset(0)
+        return None, Offset(0)
 
     # --- what peers have trimmed ----------------------------------------------------------------
 
@@ -208,7 +221,9 @@ class Mender:
             return False
         rest = segment._replace(base_offset=start, prev_term=snapshot.terms_below_start()[-1][0])
         try:
-            path = await self._repairer.copy(opened.directory, opened.identity, rest, self._members)
+            path, _ = await self._repairer.copy(
+                opened.directory, opened.identity, rest, self._members
+            )
         except CorruptionError as error:
             log.error(log_events.REPAIR_REFUSED, group=opened.group_id, reason=str(error))
             return False

@@ -191,7 +191,7 @@ class Repairer:
             return False
         (segment,) = holding
         try:
-            path = await self.copy(
+            path, _ = await self.copy(
                 group.directory, group.identity, segment, group.core.configuration.members
             )
             if path is None:
@@ -284,8 +284,10 @@ class Repairer:
         identity: LogIdentity,
         segment: SealedSegment,
         members: Sequence[NodeId],
-    ) -> str | None:
+    ) -> tuple[str | None, Offset]:
         """A whole segment, from peers, in an unfinished file; None if they do not have it now.
+
+        And where the logs of those begin that refused, as ``PeerQuestions.fetch``.
 
         Raises:
             CorruptionError: what they have does not fit.
@@ -293,17 +295,19 @@ class Repairer:
         """
         env, group_id = self._node.env, identity.group
         copy = await env.run_blocking(SegmentCopy, env.files, directory, identity, segment)
+        let_go = Offset(0)
         try:
             while not copy.is_complete:
                 wanted = copy.wanted_from
-                batches, _ = await self._node.questions.fetch(
+                batches, trimmed_there = await self._node.questions.fetch(
                     group_id, members, wanted, segment.end_offset
                 )
+                let_go = max(let_go, trimmed_there)
                 if batches is None:
                     await env.run_blocking(copy.discard)
-                    return None
+                    return None, let_go
                 await env.run_blocking(copy.add, batches)
-            return await env.run_blocking(copy.finish)
+            return await env.run_blocking(copy.finish), let_go
         except (OSError, LogdError):
             await env.run_blocking(copy.discard)
             raise

@@ -1795,9 +1795,22 @@ SYSTEM_MUTANTS = (
         "a hole that cannot be filled as it was keeps those before it from being let go",
         "autonomy: failures are repaired without a person",
         "logd/replication/mending.py",
-        "                    left_open.append(hole)  # Perhaps it lies behind another one, in its "
-        "segment.\n                    break\n",
+        "                    left_open.append(missing)\n                    break\n",
         "                    return _Progress.NONE\n",
+    ),
+    Mutant(
+        "a log stays shut where peers have compacted its hole and trimmed before it in its segment",
+        "autonomy: failures are repaired without a person",
+        "logd/replication/mending.py",
+        "left_open.append(missing)",
+        "left_open.append(hole)",
+    ),
+    Mutant(
+        "where peers' logs begin is not learnt of those that give no whole segment",
+        "autonomy: failures are repaired without a person",
+        "logd/replication/repairer.py",
+        "                    return None, let_go\n",
+        "                    return None, Offset(0)\n",
     ),
     Mutant(
         "a shut log counts as whole once one segment of it was copied",

@@ -819,6 +819,30 @@ def test_a_segment_that_was_copied_is_looked_through_anew_for_what_is_still_wron
     play(story)
 
 
+def test_a_shut_log_begins_within_a_segment_that_peers_have_trimmed_before_its_hole_and_compacted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They have the offsets of the hole, with other bytes, and not all of the segment."""
+
+    async def story() -> None:
+        shut = Across()
+        await shut.write(is_active=True, is_longer=True)
+        shut.part_the_hole()
+        path = f"{DIRECTORY}/{shut.bases[2]:020}.log"
+        shut.files.overwrite(path, SEGMENT_HEADER_BYTES, shut.batches[-3])
+        shut.compact(-1)
+
+        opened = await shut.mend(
+            monkeypatch, [shut.snapshot(shut.end)], has_application=False, have_the_rest=True
+        )
+
+        assert opened.damage is None
+        assert (opened.log.start_offset, opened.log.end_offset) == (shut.let_go, shut.end)
+        assert read_all(opened.log) == shut.batches[-2:]
+
+    play(story)
+
+
 @pytest.mark.parametrize("is_active", [False, True])
 def test_a_log_that_begins_anew_needs_a_state_that_is_certainly_its_own(
     monkeypatch: pytest.MonkeyPatch, is_active: bool
