@@ -452,6 +452,26 @@ def test_whatever_is_asked_leaves_its_place_to_the_next_when_it_is_answered() ->
     live(story)
 
 
+def test_a_command_and_a_question_to_coordination_leave_their_place_when_they_are_answered() -> (
+    None
+):
+    """Or a client that has asked so often were never read from again."""
+
+    async def story(world: World) -> None:
+        broker = world.cluster.nodes[NodeId(1)].broker
+        assert broker is not None
+        async with world.cluster.client() as client:
+            keys = client.kv()
+            for _ in range(3):
+                await keys.put(b"key", b"value")
+                assert await keys.get(b"key") is not None
+
+            assert {each._in_flight for each in broker.sessions} == {0}
+        assert broker.sends.bytes == broker.budget.bytes == 0
+
+    live(story)
+
+
 def test_what_is_too_much_for_one_answer_is_refused_and_the_connection_goes_on() -> None:
     async def story(world: World) -> None:
         broker = world.cluster.nodes[NodeId(1)].broker

@@ -1486,6 +1486,13 @@ SYSTEM_MUTANTS = (
         "not",
     ),
     Mutant(
+        "an answer from coordination leaves its request counted as not answered",
+        "availability: whoever takes its answers is read from",
+        "logd/broker/session.py",
+        "        self._settle()\n        self._queue(frame_buffers",
+        "        self._queue(frame_buffers",
+    ),
+    Mutant(
         "fetches that wait for something to be there keep other answers waiting",
         "P6",
         "logd/broker/session.py",

@@ -11,10 +11,14 @@ import anyio.lowlevel
 import pytest
 from xxhash import xxh3_64_intdigest
 
+from logd.broker import session
 from logd.errors import (
     ERROR_BY_CODE,
+    CompactedError,
+    LogdError,
     NotLeaderError,
     OffsetOutOfRangeError,
+    UnexpectedOffsetError,
     UnknownServerError,
     UsageError,
 )
@@ -241,6 +245,23 @@ def test_details_reach_the_error() -> None:
     assert hint.leader == 3
     assert isinstance(bounds, OffsetOutOfRangeError)
     assert (bounds.log_start, bounds.log_end) == (5, 9)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        NotLeaderError("why", leader=3),
+        OffsetOutOfRangeError("why", log_start=5, log_end=9),
+        UnexpectedOffsetError("why", log_end=9),
+        CompactedError("why", oldest=7),
+    ],
+)
+def test_whatever_a_broker_knows_with_its_refusal_the_client_knows(refusal: LogdError) -> None:
+    """Where to go on, from where to read, what to expect, from where to watch."""
+    told = error_from_response(session._error_message(refusal), "node 1")
+
+    assert type(told) is type(refusal)
+    assert vars(told) == {**vars(refusal), "may_have_applied": False}
 
 
 def test_a_code_of_a_newer_broker_is_reported_with_its_number() -> None:
