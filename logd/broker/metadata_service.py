@@ -27,6 +27,7 @@ from logd.errors import (
     RequestTimeoutError,
     UnavailableError,
     UnknownServerError,
+    UnsupportedVersionError,
 )
 from logd.limits import COMMANDS_PER_SNAPSHOT, KIB, PRODUCER_IDS_PER_BLOCK
 from logd.metadata.commands import (
@@ -271,8 +272,6 @@ class MetadataService:
             RequestError: the command was refused, or could not be committed in time
                 (``may_have_applied`` tells whether it still may be).
         """
-        # A broker of an older version could not go on behind what it does not know.
-        check_level(command, self.state.feature_level)
         encoded = encode_command(command)
         is_in_doubt = False
         """An attempt was made, and it is not known that it came to nothing."""
@@ -280,7 +279,9 @@ class MetadataService:
             with trio.fail_after(timeout_ms / 1000):
                 while True:
                     was_in_doubt, is_in_doubt = is_in_doubt, True
+                    leader, _ = self._node.leader_of(METADATA_GROUP)
                     try:
+                        self._check_level(command, as_controller=leader == self._node.node)
                         offset = await self._commit(command, encoded, timeout_ms)
                     except LogdError as error:
                         if not error.retriable:
@@ -322,6 +323,28 @@ class MetadataService:
         # Commits a command that changes nothing: it is applied behind all the others.
         nothing = ReplicasRetired(node=self._node.node, groups=())
         await self.execute(nothing, timeout_ms=timeout_ms, safe_to_repeat=True)
+
+    def _check_level(self, command: Command, *, as_controller: bool) -> None:
+        """Refuse what a broker of an older version does not know: it could not go on behind that.
+
+        Raises:
+            UnsupportedVersionError: the cluster is at too low a level.
+            UnavailableError: this controller was elected just now, and its state is from before:
+                who joins would take its refusal for a last word.
+        """
+        try:
+            check_level(command, self.state.feature_level)
+        except UnsupportedVersionError as error:
+            group = self._group
+            is_current = (
+                group is not None and group.is_ready and self._applied >= group.commit_offset
+            )
+            if as_controller and not is_current:
+                raise UnavailableError(
+                    f"the controller, node {self._node.node}, has yet to apply what was committed "
+                    "before it led"
+                ) from error
+            raise
 
     async def _commit(self, command: Command, encoded: bytes, timeout_ms: int) -> Offset:
         leader, _ = self._node.leader_of(METADATA_GROUP)
@@ -394,7 +417,7 @@ class MetadataService:
     async def _serve_forward(self, source: NodeId, forward: Forward) -> None:
         try:
             command = decode_command(forward.command)
-            check_level(command, self.state.feature_level)
+            self._check_level(command, as_controller=True)
             offset = await self._propose(command, forward.timeout_ms)
         except LogdError as error:
             self._answer(source, forward, error)

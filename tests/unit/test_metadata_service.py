@@ -18,6 +18,8 @@ from logd.errors import (
     DiskFullError,
     InvalidRequestError,
     LeadershipLostError,
+    LogdError,
+    NotEnoughBrokersError,
     RequestTimeoutError,
     UnavailableError,
     UnsupportedVersionError,
@@ -37,6 +39,8 @@ from logd.metadata.commands import (
 from logd.metadata.features import AVOID_LEVEL, LEVEL_MAX, REPLICA_COUNT_LEVEL
 from logd.metadata.state import MetadataState, ProducerIdBlock
 from logd.raft.messages import PeerDown
+from logd.record.batch import seal_opaque
+from logd.record.header import BatchKind
 from logd.replication.peer_protocol import ClusterView, Forward, ForwardResult, Lane, PeerHello
 from logd.replication.snapshot import Snapshot
 from logd.storage.file_header import FILE_HEADER_BYTES
@@ -117,21 +121,60 @@ def test_a_question_about_what_is_not_applied_yet_waits_for_it_and_then_is_refus
     play(story)
 
 
+REPLICATED_TOPIC = CreateTopic(
+    name="t", partitions=1, config={"durability": "replicated"}, now_ms=0
+)
+"""Known from feature level 2 on."""
+
+
 def test_what_needs_a_higher_feature_level_does_not_get_into_the_log() -> None:
     """A broker that does not know it would have to stop there."""
 
     async def story() -> None:
-        async with open_replica(group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica:
+        async with (
+            open_replica(group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica,
+            trio.open_nursery() as nursery,
+        ):
             await replica.lead()
             service = attached(replica)
-            command = CreateTopic(
-                name="t", partitions=1, config={"durability": "replicated"}, now_ms=0
-            )
+            nursery.start_soon(service.run)
+            await until(lambda: service.applied_offset == 1)
 
             with pytest.raises(UnsupportedVersionError, match="needs feature level 2"):
-                await service.execute(command, timeout_ms=1000, safe_to_repeat=True)
+                await service.execute(REPLICATED_TOPIC, timeout_ms=1000, safe_to_repeat=True)
 
             assert replica.group.log.end_offset == 1
+            nursery.cancel_scope.cancel()
+
+    play(story)
+
+
+def test_a_controller_refuses_nothing_for_a_level_that_it_has_not_heard_of_yet() -> None:
+    """It has just been elected, and what it knows is from before: a broker that is told so when it
+    registers would end for good."""
+
+    async def story() -> None:
+        async with (
+            open_replica(group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica,
+            trio.open_nursery() as nursery,
+        ):
+            await replica.lead()
+            formed = encode_command(msgspec.structs.replace(COMMAND, feature_level=FEATURE_LEVEL))
+            await replica.group.commit(seal_opaque(formed, kind=BatchKind.DATA, timestamp_ms=1), 1)
+            service = attached(replica)  # It is not run yet: what is committed is not applied.
+            refused: list[LogdError] = []
+
+            async def create() -> None:
+                with pytest.raises(NotEnoughBrokersError) as refusal:
+                    await service.execute(REPLICATED_TOPIC, timeout_ms=9000, safe_to_repeat=True)
+                refused.append(refusal.value)
+
+            nursery.start_soon(create)
+            await trio.sleep(3)
+            assert not refused
+            nursery.start_soon(service.run)
+            await until(lambda: len(refused) == 1)
+            nursery.cancel_scope.cancel()
 
     play(story)
 
