@@ -46,7 +46,7 @@ class Column:
         Raises:
             UsageError: it is no list of bytes and None.
         """
-        check_sequence(name, given)
+        _check_sequence(name, given)
         first = given[0] if given else None
         if type(first) is bytes and type(given[-1]) is bytes and len(first) == len(given[-1]):
             try:
@@ -59,7 +59,7 @@ class Column:
         if types.count(bytes) != len(types):
             found = set(types)
             if not found <= _TYPES:
-                wrong = sorted(cls.__name__ for cls in found - _TYPES)
+                wrong = sorted(kind.__name__ for kind in found - _TYPES)
                 raise UsageError(f"{name} must be bytes or None, found {', '.join(wrong)}")
             return cls(given, [0 if element is None else len(element) for element in given])
         return cls(given, list(map(len, given)))  # type: ignore[arg-type]  # None of them is None.
@@ -108,7 +108,7 @@ def _bytes_of_length(length: int) -> Any:
     return list[Annotated[bytes, msgspec.Meta(min_length=length, max_length=length)]]
 
 
-def check_sequence(name: str, column: Sequence[bytes | None]) -> None:
+def _check_sequence(name: str, column: Sequence[bytes | None]) -> None:
     """Refuse what is no list of many values.
 
     Raises:

@@ -240,9 +240,9 @@ class LogContents:
         first = self.segments[0]
         # First: who finds the file gone must find the segment gone as well.
         self.segments = self.segments[1:]
-        # Durable before the next one goes: a gap would be taken for damage.
         self._forget_dropped()
         remove_indexes(self._files, first.path)
+        # Durable before the next one goes: a gap would be taken for damage.
         self._drop({first.path: first.base_offset}, trash)
 
     def reopened(self, sealed: Segment) -> Segment:

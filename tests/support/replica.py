@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
+import pytest
 import trio
 
 from logd.config import BrokerConfig
@@ -345,3 +346,18 @@ async def open_replica(
 def play(story: Callable[[], Awaitable[None]]) -> None:
     """Run one story in virtual time."""
     run_deterministic(story, seed=1, time_limit_s=600)
+
+
+def let_peers_answer(
+    monkeypatch: pytest.MonkeyPatch, node: Node, answer: Callable[[NodeId, AnyPeerMessage], bool]
+) -> None:
+    """All peers are there; whatever is sent to one of them is given to ``answer``, which says
+    whether it was sent."""
+
+    def send_peer(
+        target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
+    ) -> bool:
+        return answer(target, message)
+
+    monkeypatch.setattr(node, "send_peer", send_peer)
+    monkeypatch.setattr(node, "is_up", lambda _: True)

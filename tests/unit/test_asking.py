@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import msgspec
@@ -34,25 +34,11 @@ from tests.support.replica import (
     Replica,
     a_while,
     batch_of,
+    let_peers_answer,
     open_replica,
     play,
     until,
 )
-
-Answer = Callable[[NodeId, AnyPeerMessage], bool]
-
-
-def let_peers_answer(monkeypatch: pytest.MonkeyPatch, node: Node, answer: Answer) -> None:
-    """Whatever is sent to a peer is given to ``answer``, which says whether it was sent."""
-
-    def send_peer(
-        target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
-    ) -> bool:
-        return answer(target, message)
-
-    monkeypatch.setattr(node, "send_peer", send_peer)
-    monkeypatch.setattr(node, "is_up", lambda _: True)
-
 
 # --- asking for batches -------------------------------------------------------------------------
 

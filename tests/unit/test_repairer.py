@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -43,6 +43,7 @@ from tests.support.replica import (
     THIRD,
     Replica,
     a_while,
+    let_peers_answer,
     open_replica,
     play,
     until,
@@ -50,20 +51,6 @@ from tests.support.replica import (
 
 TRASH = "/data/trash"
 DIRECTORY = f"/data/groups/{GROUP:020}"
-
-
-def let_peers_answer(
-    monkeypatch: pytest.MonkeyPatch, node: Node, answer: Callable[[NodeId, AnyPeerMessage], bool]
-) -> None:
-    """All peers are there, and whatever is sent to one of them is given to ``answer``."""
-
-    def send_peer(
-        target: NodeId, message: AnyPeerMessage, buffers: tuple[Buffer, ...] = ()
-    ) -> bool:
-        return answer(target, message)
-
-    monkeypatch.setattr(node, "send_peer", send_peer)
-    monkeypatch.setattr(node, "is_up", lambda node: True)
 
 
 def let_peers_have_trimmed(monkeypatch: pytest.MonkeyPatch, node: Node, start: Offset) -> None:

@@ -294,7 +294,7 @@ class CoordinationPartition:
         self._clock_news.set()
 
     def _answer(self, namespace: str, query: Query) -> Answer:
-        return self.state.answer(namespace, query, self._time.at(self._node.now_ms()))
+        return self.state.answer(namespace, query, self._time.at(self._now_ms()))
 
     # --- sessions -------------------------------------------------------------------------------
 
