@@ -360,7 +360,7 @@ class RaftCore:
             case Synced():
                 self._on_synced(event)
             case Tick():
-                self._on_tick()
+                self._on_tick(event)
             case PeerUp():
                 self._on_peer_up(event.node)
             case PeerDown():
@@ -697,7 +697,7 @@ class RaftCore:
             self._leader is not None and self._leader in self._nodes_up
         )
 
-    def _on_tick(self) -> None:
+    def _on_tick(self, event: Tick) -> None:
         if self._leading is not None:
             if self._leading.on_tick(self._now_ms):
                 return
@@ -713,6 +713,10 @@ class RaftCore:
         candidacy = self._candidacy
         if not self._replica.may_win:
             self._follow()
+        elif not event.has_room:
+            # It would let go of every term that it won: others may have room, and it asks again.
+            self._follow()
+            self._clock.postpone(self._now_ms)
         elif candidacy is not None and candidacy.is_open:
             self._clock.campaign(self._now_ms)
             candidacy.ask_the_silent()

@@ -188,6 +188,9 @@ Message = VoteRequest | VoteResponse | AppendRequest | AppendResponse | TimeoutN
 class Tick:
     """Time has passed: the driver calls when ``RaftCore.deadline_ms`` is reached."""
 
+    has_room: bool = True
+    """False: what begins a term would find no room in the log, so there is nothing to be won."""
+
 
 @dataclass(frozen=True, slots=True)
 class Received:

@@ -55,6 +55,7 @@ from logd.raft.messages import (
     Received,
     Resign,
     Role,
+    Tick,
 )
 from logd.record.control import Control, NoOp
 from logd.record.header import decode_header
@@ -227,6 +228,16 @@ class Group:
             self._held_news.add_message(lambda: self._step(event, ()))
         else:
             self._held_news.add(event, lambda: self._step(event, ()))
+
+    def tick(self) -> None:
+        """Time has passed.  Who does not lead campaigns only if it could begin a term."""
+
+        def step() -> None:
+            if self.failure is None:
+                has_room = self.is_leader or self.make_room(CONTROL_BYTES_MAX)
+                self._step(Tick(has_room), ())
+
+        self.when_free(Tick, step)
 
     def post_append(self, request: AppendRequest, batches: tuple[ReceivedBatch, ...]) -> None:
         """Take a leader's append request with its batches, already verified."""

@@ -26,7 +26,6 @@ from logd.raft.messages import (
     PeerUp,
     RaftMessage,
     Received,
-    Tick,
 )
 from logd.raft.messages import Message as AnyRaftMessage
 from logd.replication import log_events
@@ -150,7 +149,7 @@ class Node:
         self._disk_waits = DiskWaits(self.node, self.is_up)
         self._pump_lot = trio.lowlevel.ParkingLot()
         self._timers = GroupTimers(self.now_ms, self._on_due)
-        self._campaigns = Campaigns(begin=lambda group: group.post(Tick()))
+        self._campaigns = Campaigns(begin=Group.tick)
         self._introductions: list[tuple[Group, tuple[NodeId, ...]]] = []
         self.commit_notices = CommitNotices(self.turn)
         self._leadership_news = trio.Event()
@@ -416,7 +415,7 @@ class Node:
             for group in groups:
                 # Without the metadata log nothing else is found: it does not wait.
                 if group.core.is_leader or group.group_id == METADATA_GROUP:
-                    group.post(Tick())
+                    group.tick()
                 else:
                     wanting.append(group)
             now_ms = self.now_ms()

@@ -2506,6 +2506,13 @@ SYSTEM_MUTANTS = (
         "        if False:\n",
     ),
     Mutant(
+        "who has no room to begin a term campaigns for it",
+        "P6: no storm of elections on full disks",
+        "logd/replication/group.py",
+        "has_room = self.is_leader or self.make_room(CONTROL_BYTES_MAX)\n",
+        "has_room = True\n",
+    ),
+    Mutant(
         "a full disk is found behind a cut, whose room others have taken",
         "P1: a full disk costs no log",
         "logd/replication/group.py",

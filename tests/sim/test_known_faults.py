@@ -588,6 +588,54 @@ def test_disks_that_are_full_to_the_last_byte_cost_no_replica() -> None:
     tell(story)
 
 
+def test_where_no_disk_has_room_to_begin_a_term_nobody_campaigns_until_there_is_some() -> None:
+    """A start has given back what the logs had reserved."""
+
+    async def story(told: Told) -> None:
+        await told.append(20)
+        for node in told.nodes:
+            await node.crash(power=True)
+            node.files.capacity_bytes = 0
+            node.start()
+        await trio.sleep(3.0)
+        elected = told.elections()
+        terms = {group: each.core.term for group, each in told.nodes[0].groups.items()}
+        assert set(terms) == {METADATA_GROUP, told.group}
+
+        await trio.sleep(20.0)
+
+        assert told.elections() == elected
+        for node in told.nodes:
+            assert {group: each.core.term for group, each in node.groups.items()} == terms
+            assert not any(group.failure for group in node.groups.values())
+        for node in told.nodes:
+            node.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
+        with trio.fail_after(2.0):
+            await told.leader()
+        await told.append(20)
+        await told.nothing_is_lost_on(told.nodes)
+
+    tell(story)
+
+
+def test_a_disk_without_room_to_begin_a_term_leaves_that_to_those_that_have_some() -> None:
+    async def story(told: Told) -> None:
+        await told.append(20)
+        full = told.nodes[0]
+        for node in told.nodes:
+            await node.crash(power=True)
+        full.files.capacity_bytes = 0
+        for node in told.nodes:
+            node.start()
+        with trio.fail_after(5.0):
+            assert await told.leader() is not full
+        await told.append(20)
+        await told.nothing_is_lost_on(told.nodes[1:])
+        assert not any(group.failure for group in full.groups.values())
+
+    tell(story)
+
+
 def test_a_replica_for_which_there_was_no_room_is_made_when_there_is_some() -> None:
     async def story(told: Told) -> None:
         await told.append(1)

@@ -396,6 +396,51 @@ def test_a_follower_without_room_takes_nothing_and_all_of_it_when_there_is_some(
     play(story)
 
 
+def test_who_has_no_room_to_begin_a_term_does_not_campaign_until_there_is_some() -> None:
+    """It would lead and let go, again and again, and each term costs everybody a sync."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            core = replica.group.core
+            fill(replica)
+            replica.group.post(PeerUp(SECOND))
+            await trio.sleep(5.0)
+            assert (core.role, core.term, replica.sent(VoteRequest)) == (Role.FOLLOWER, 0, [])
+            assert OURSELVES in replica.node.fitness.full_disks  # Its peers are told.
+
+            free(replica)
+            with trio.fail_after(1.0):
+                await replica.be_elected()
+
+            assert replica.group.failure is None
+
+    play(story)
+
+
+def test_who_waits_for_room_to_begin_a_term_votes_for_others() -> None:
+    async def story() -> None:
+        async with open_replica() as replica:
+            fill(replica)
+            replica.group.post(PeerUp(SECOND))
+            await a_while()
+            request = VoteRequest(
+                group=GROUP,
+                source=SECOND,
+                target=OURSELVES,
+                term=Term(1),
+                last_term=Term(0),
+                end_offset=Offset(0),
+                pre_vote=False,
+            )
+
+            replica.group.post(Received(request))
+
+            await until(lambda: replica.sent(VoteResponse) != [])
+            assert replica.sent(VoteResponse)[0].granted
+
+    play(story)
+
+
 def test_a_leader_without_room_refuses_what_is_proposed_and_takes_it_when_there_is_some() -> None:
     async def story() -> None:
         async with open_replica() as replica:
@@ -423,20 +468,26 @@ def test_a_leader_without_room_refuses_what_is_proposed_and_takes_it_when_there_
 
 
 def test_who_is_elected_without_room_lets_others_lead_and_stands_again() -> None:
+    """There was some when it campaigned, but a disk that never writes in place may lose it."""
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "write" and path.endswith(".log"):
+            raise OSError(errno.ENOSPC, "simulated failure", path)
+
     async def story() -> None:
         async with open_replica() as replica:
             group = replica.group
-            fill(replica)
             group.post(PeerUp(SECOND))
             await until(lambda: group.core.role is Role.PRE_CANDIDATE)
             replica.vote(Term(group.core.term + 1), pre_vote=True)
             await until(lambda: group.core.role is Role.CANDIDATE)
+            replica.files.on_operation = refuse
             replica.vote(group.core.term, pre_vote=False)
             await until(lambda: group.counts.elections_won == 1)
             await until(lambda: not group.is_leader)
             assert (group.log.end_offset, group.failure) == (0, None)
 
-            free(replica)
+            replica.files.on_operation = None
             await replica.be_elected()
             await replica.commit()
 

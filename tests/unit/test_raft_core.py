@@ -421,6 +421,33 @@ def test_a_tick_that_comes_early_changes_nothing() -> None:
     assert core.deadline_ms == deadline_ms
 
 
+def test_who_has_no_room_to_begin_a_term_asks_nobody_for_it_and_looks_again_soon() -> None:
+    core = replica()
+    due_ms = core.deadline_ms
+    assert due_ms is not None
+
+    assert core.step(Tick(has_room=False), due_ms) == Output()
+    assert (core.role, core.term) == (Role.FOLLOWER, 0)
+    again_ms = core.deadline_ms
+    assert again_ms is not None
+    assert due_ms < again_ms <= due_ms + RaftOptions().election_timeout_ms_max
+
+    core.step(Tick(), again_ms)
+    assert core.role is Role.PRE_CANDIDATE
+
+
+def test_a_candidate_that_has_no_room_left_gives_up_when_its_time_is_over() -> None:
+    core = replica()
+    campaign(core)
+    assert core.deadline_ms is not None
+
+    assert core.step(Tick(has_room=False), core.deadline_ms) == Output()
+
+    assert (core.role, core.term) == (Role.FOLLOWER, 1)
+    core.step(vote(SECOND, 1), core.deadline_ms)
+    assert core.role is Role.FOLLOWER
+
+
 def test_a_vote_is_not_refused_for_a_leader_that_is_not_known_to_be_up() -> None:
     core = replica(up=(THIRD,))
     core.step(request(1, 0), 0)
