@@ -45,6 +45,7 @@ from logd.replication.peer_protocol import (
     version_in_common,
     versions_text,
 )
+from logd.replication.room_waits import when_there_is_room
 from logd.types import METADATA_GROUP, DirectoryId, HostPort, NodeId
 from logd.wire.frame import FrameDecoder, decode_message, encode_message
 
@@ -71,7 +72,8 @@ assert RECEIVE_BYTES > FRAME_UNAUTHENTICATED_BYTES_MAX
 
 
 async def join_cluster(broker: Broker, command: RegisterBroker) -> None:
-    """Ask until a member has had this broker registered; remember what cluster that is.
+    """Ask until a member has had this broker registered; remember what cluster that is, once
+    there is room for that.
 
     Raises:
         ForeignDirectoryError: the cluster refuses this broker for good; says why.
@@ -84,9 +86,14 @@ async def join_cluster(broker: Broker, command: RegisterBroker) -> None:
             told = response
             _tell_failure(address, response)
         await trio.sleep(RETRY_S)
-    await broker.env.run_blocking(directory.form, response.members)
-    await broker.env.run_blocking(directory.set_cluster_id, response.cluster_id)
-    log.info(log_events.CLUSTER_JOINED, cluster_id=response.cluster_id)
+    members, cluster_id = response.members, response.cluster_id
+
+    async def note() -> None:
+        await broker.env.run_blocking(directory.form, members)
+        await broker.env.run_blocking(directory.set_cluster_id, cluster_id)
+
+    await when_there_is_room(METADATA_GROUP, note)
+    log.info(log_events.CLUSTER_JOINED, cluster_id=cluster_id)
     # Not before: those that have not heard of us yet go by the cluster that we greet them with.
     _make_all_known(broker, response.peers)
 

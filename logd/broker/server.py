@@ -57,8 +57,9 @@ from logd.raft.messages import TransferLeadership
 from logd.replication.membership import Membership
 from logd.replication.node import Node
 from logd.replication.peer_server import serve_peers
+from logd.replication.room_waits import when_there_is_room
 from logd.storage.directory import DataDirectory
-from logd.types import DirectoryId, HostPort, NodeId
+from logd.types import METADATA_GROUP, DirectoryId, HostPort, NodeId
 
 if TYPE_CHECKING:
     from logd.config import BrokerConfig
@@ -246,7 +247,8 @@ async def _join(broker: Broker) -> None:
 async def _report_missing(membership: Membership) -> None:
     while True:
         await trio.sleep(MISSING_TOLD_EVERY_S)
-        log.warning(log_events.WAITING_FOR_NODES, missing=membership.missing())
+        if missing := membership.missing():  # Else it waits for room.
+            log.warning(log_events.WAITING_FOR_NODES, missing=missing)
 
 
 async def _form(broker: Broker, members: dict[int, str]) -> None:
@@ -274,7 +276,12 @@ async def _form(broker: Broker, members: dict[int, str]) -> None:
     cluster_id = metadata.state.cluster_id
     assert cluster_id is not None
     if broker.membership.cluster_id is None:
-        await broker.env.run_blocking(broker.membership.directory.set_cluster_id, cluster_id)
+        directory = broker.membership.directory
+
+        async def note() -> None:
+            await broker.env.run_blocking(directory.set_cluster_id, cluster_id)
+
+        await when_there_is_room(METADATA_GROUP, note)
         log.info(log_events.CLUSTER_FORMED, cluster_id=cluster_id)
 
 

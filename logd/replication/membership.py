@@ -18,7 +18,8 @@ import trio
 
 from logd.errors import ForeignDirectoryError
 from logd.replication.peer_protocol import ClusterView
-from logd.types import DirectoryId, HostPort, NodeId
+from logd.replication.room_waits import when_there_is_room
+from logd.types import METADATA_GROUP, DirectoryId, HostPort, NodeId
 
 if TYPE_CHECKING:
     from logd.env import Env
@@ -171,20 +172,28 @@ class Membership:
         self._changed.set()
 
     async def formed(self) -> dict[int, str]:
-        """Wait until every listed node is known; write it down; return node → directory id.
+        """Wait until every listed node is known; write it down, once there is room for that;
+        return node → directory id.
 
         Raises:
             ForeignDirectoryError: the cluster was formed with another directory of ours.
         """
-        while self.directory.members is None:
-            members = self._members_now()
-            if members is not None:
-                await self._env.run_blocking(self.directory.form, members)
-                break
+        while True:
             self._changed = trio.Event()
+            if await when_there_is_room(METADATA_GROUP, self._is_formed):
+                break
             await self._changed.wait()
         assert self.directory.members is not None
         return self.directory.members
+
+    async def _is_formed(self) -> bool:
+        """Whether it is written down who the founders are: now, if they have just become known."""
+        if self.directory.members is None:
+            members = self._members_now()
+            if members is None:
+                return False
+            await self._env.run_blocking(self.directory.form, members)
+        return True
 
     def missing(self) -> list[NodeId]:
         """Listed nodes that have not been seen yet."""

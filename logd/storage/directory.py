@@ -31,12 +31,13 @@ from typing import Final
 import msgspec
 
 from logd.env import DirectoryLock, FileSystem
-from logd.errors import CorruptionError, ForeignDirectoryError, StorageError
+from logd.errors import CorruptionError, ForeignDirectoryError, NoRoomError, StorageError
 from logd.storage.digits import number_of, twenty_digits
 from logd.storage.file_header import META_MAGIC, FileHeader, LogIdentity
 from logd.storage.hard_state import FILE_BYTES, promise_file, promise_in
 from logd.storage.kept_open import KeptOpen
 from logd.storage.repair import last_term
+from logd.storage.room import what_lacks
 from logd.storage.trash import Trash
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
@@ -154,6 +155,7 @@ class DataDirectory:
 
         Raises:
             ForeignDirectoryError: it has founded one with others.
+            NoRoomError: the same is to be done again.
             StorageError: it cannot be written.
         """
         chosen = dict(sorted(members.items()))
@@ -168,6 +170,7 @@ class DataDirectory:
 
         Raises:
             ForeignDirectoryError: it belongs to another.
+            NoRoomError: the same is to be done again.
             StorageError: it cannot be written.
         """
         assert cluster_id
@@ -347,7 +350,10 @@ class DataDirectory:
         try:
             _write_meta(self._files, self.path, identity, meta)
         except OSError as error:
-            raise StorageError(f"cannot write {self.path}/{META_NAME}: {error}") from error
+            path, lack = f"{self.path}/{META_NAME}", what_lacks(error)
+            if lack is not None:
+                raise NoRoomError(f"no {lack} to write {path}") from error
+            raise StorageError(f"cannot write {path}: {error}") from error
         self._meta = meta
 
 

@@ -30,7 +30,7 @@ from logd.limits import FEATURE_LEVEL, KIB
 from logd.replication.group import Group
 from logd.storage.hard_state import boot_number, rests_on_by
 from logd.storage.room import is_no_room
-from logd.types import METADATA_GROUP, GroupId, HostPort, NodeId
+from logd.types import GroupId, HostPort, NodeId
 from logd_client import Client, connect
 from tests.sim.clock import HOST, current_clock
 from tests.sim.env import BlockingConditions, SimEnv
@@ -199,10 +199,10 @@ class SimNode:
     def may_end_by(self, error: BaseException, env: SimEnv) -> bool:
         """Code that outlived its node met a dead handle: that is how a crash ends.  A broker
         that lives ends by an error only if its disk gave it one, or if it is told that it was
-        removed; or if it cannot start without room."""
+        removed; or if there is no room to make its data directory."""
         if isinstance(error, BaseExceptionGroup):
             return all(self.may_end_by(each, env) for each in error.exceptions)
-        if is_no_room(error) and env.has_lacked_room and METADATA_GROUP not in self.groups:
+        if is_no_room(error) and env.has_lacked_room and self.broker is None:
             return True
         allowed: tuple[type[BaseException], ...] = ()
         if env.has_disk_trouble:

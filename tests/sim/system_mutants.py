@@ -2172,9 +2172,9 @@ SYSTEM_MUTANTS = (
         "whoever joins greets before it knows the cluster",
         "who joins is refused by nobody",
         "logd/broker/joining.py",
-        "    await broker.env.run_blocking(directory.form, response.members)\n",
+        "    await when_there_is_room(METADATA_GROUP, note)\n",
         "    _make_all_known(broker, response.peers)\n"
-        "    await broker.env.run_blocking(directory.form, response.members)\n",
+        "    await when_there_is_room(METADATA_GROUP, note)\n",
     ),
     Mutant(
         "evening out begins again what was cancelled of a drain",
@@ -2504,6 +2504,13 @@ SYSTEM_MUTANTS = (
         "logd/replication/group.py",
         "        if not self.make_room(CONTROL_BYTES_MAX):\n",
         "        if False:\n",
+    ),
+    Mutant(
+        "a broker without room to note its cluster ends",
+        "availability: it goes on by itself",
+        "logd/storage/directory.py",
+        "            if lack is not None:\n                raise NoRoomError",
+        "            if False:\n                raise NoRoomError",
     ),
     Mutant(
         "who has no room to begin a term campaigns for it",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, MutableMapping
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from logd.replication.peer_protocol import PEER_PROTOCOL_VERSION, JoinRequest, J
 from logd.types import METADATA_GROUP, DirectoryId, NodeId
 from logd_client import Client
 from logd_client.routing import METADATA_AGE_S
-from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
+from tests.sim.cluster import DATA_DIR, ClusterSettings, SimCluster, SimNode, open_cluster
 from tests.sim.env import BlockingConditions
 from tests.sim.knobs import Knobs
 from tests.sim.network import CALM
@@ -394,5 +395,50 @@ def test_a_request_to_join_of_an_earlier_start_that_is_read_late_changes_nothing
             assert [answer.registered for answer in answers] == [now.incarnation] * 3
             assert all(answer.refused and not answer.is_final for answer in answers)
             assert member.metadata.state.broker(FOUR) == now
+
+    run_deterministic(story, seed=1)
+
+
+# --- without room -------------------------------------------------------------------------
+
+
+def refuse_to_note(node: SimNode, *, after: int) -> None:
+    """No room for what says whose the data directory is, once it was written so often."""
+    written = 0
+
+    def refuse(operation: str, path: str) -> None:
+        nonlocal written
+        if operation == "create" and path == f"{DATA_DIR}/meta.tmp":
+            written += 1
+            if written > after:
+                raise OSError(errno.ENOSPC, "simulated failure", path)
+
+    node.files.on_operation = refuse
+
+
+# The first time when the directory is made.  Without room for that it does not start, and says so.
+@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("is_founder", [True, False])
+def test_a_broker_without_room_to_note_its_cluster_waits_for_some(
+    after: int, *, is_founder: bool
+) -> None:
+    async def story() -> None:
+        settings = ClusterSettings(brokers=3, network=CALM)
+        async with open_cluster(1, settings) as cluster, contextlib.AsyncExitStack() as stack:
+            if not is_founder:
+                await until(lambda: brokers_known_to(cluster, NodeId(2)) == 3)
+            node = cluster.nodes[NodeId(1)] if is_founder else cluster.join(FOUR)
+            refuse_to_note(node, after=after)
+            client = await connected(cluster, stack)
+            await trio.sleep(10.0)
+            assert node.is_running
+            assert brokers_known_to(cluster, NodeId(2)) == (2 if is_founder else 4)
+            told = [e for e in cluster.trace.events if e.name == log_events.NO_ROOM]
+            assert [e.source for e in told] == [node.host]
+
+            node.files.on_operation = None
+
+            await until(lambda: brokers_known_to(cluster, node.node) == len(cluster.nodes))
+            await created(client, "wide", len(cluster.nodes))
 
     run_deterministic(story, seed=1)

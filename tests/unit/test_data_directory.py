@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from logd.errors import (
     DirectoryLockedError,
     ForeignDirectoryError,
     NewerFormatError,
+    NoRoomError,
     StorageError,
 )
 from logd.runtime.files import RealFileSystem
@@ -226,6 +228,52 @@ def test_a_group_in_the_trash_does_not_come_back_after_a_power_cut(
     directory = open_directory(disk)
     assert directory.list_groups() == []
     assert disk.list_directory(directory.trash_path) == [f"{3:020}-0"]
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EMFILE])
+def test_what_finds_no_room_is_noted_when_there_is_some(
+    disk: SimulatedFileSystem, reason: int
+) -> None:
+    directory = open_directory(disk, "first")
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "create":
+            raise OSError(reason, "simulated failure", path)
+
+    disk.on_operation = refuse
+    with pytest.raises(NoRoomError):
+        directory.form({1: "first"})
+    with pytest.raises(NoRoomError):
+        directory.set_cluster_id("c1")
+    assert (directory.members, directory.cluster_id) == (None, None)
+
+    disk.on_operation = None
+    directory.form({1: "first"})
+    directory.set_cluster_id("c1")
+    directory.close()
+
+    directory = open_directory(disk)
+    assert (directory.members, directory.cluster_id) == ({1: "first"}, "c1")
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_directory_without_room_to_make_it_is_refused_and_made_when_there_is_some(
+    disk: SimulatedFileSystem, steps: int
+) -> None:
+    taken: list[str] = []
+
+    def refuse(operation: str, path: str) -> None:
+        if operation in ("mkdir", "create", "write"):
+            taken.append(path)
+            if len(taken) > steps:
+                raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    disk.on_operation = refuse
+    with pytest.raises(StorageError, match=r"^cannot use data directory .*: No space left on"):
+        open_directory(disk, "first")
+    disk.on_operation = None
+
+    assert open_directory(disk, "second").directory_id == "second"
 
 
 def test_a_directory_that_cannot_be_written_is_refused_with_the_reason(
