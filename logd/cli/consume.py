@@ -170,8 +170,9 @@ async def _consume(bootstrap: str, wanted: Wanted, encode: Encode) -> None:
                         patience.watch,
                         consumer,
                         say=say,
-                        has_begun=lambda: read.records > 0,
+                        progress=lambda: read.records,
                         gives_up=not wanted.follow,
+                        stuck_after_s=patience.STUCK_AFTER_S,
                     )
                 )
                 await _copy(consumer, wanted.count, encode, read)

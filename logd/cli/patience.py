@@ -20,6 +20,9 @@ TOLD_AFTER_S: Final = 2.0
 GIVEN_UP_AFTER_S: Final = 5.0
 """While nothing has been reached at all."""
 
+STUCK_AFTER_S: Final = 30.0
+"""Without any progress after there was some: as long as ``produce`` waits to be taken from."""
+
 POLL_S: Final = 0.25
 
 
@@ -32,23 +35,33 @@ class Client(Protocol):
 
 
 async def watch(
-    client: Client, *, say: Callable[[str], None], has_begun: Callable[[], bool], gives_up: bool
+    client: Client,
+    *,
+    say: Callable[[str], None],
+    progress: Callable[[], int],
+    gives_up: bool,
+    stuck_after_s: float | None = None,
 ) -> None:
     """Watch until cancelled.
 
     Args:
         say: tells a person.
-        has_begun: whether anything was appended or read; then what stands in the way is
-            taken to be passing, and the client's own deadlines decide.
-        gives_up: whether to end the command otherwise.
+        progress: how much was appended or read.
+        gives_up: whether to end the command where nothing has been, for long.
+        stuck_after_s: end it also where something has been, and for so long nothing more while
+            something stood in the way; None: the client's own deadlines decide then.
 
     Raises:
         LogdError: the trouble, when it has stayed.
     """
     since: float | None = None
     is_told = is_over = False
+    done = progress()
+    moved_at = anyio.current_time()
     while True:
         trouble = client.trouble
+        if (now_done := progress()) != done:
+            done, moved_at = now_done, anyio.current_time()  # Some partition gets on.
         if trouble is None and is_told and not is_over:
             is_over = True  # Or just between two attempts, or about to fail for good.
         elif trouble is None:
@@ -59,7 +72,8 @@ async def watch(
             is_over = False
             now = anyio.current_time()
             since = now if since is None else since
-            if gives_up and not has_begun() and now >= since + GIVEN_UP_AFTER_S:
+            patience_s = stuck_after_s if done else GIVEN_UP_AFTER_S
+            if gives_up and patience_s is not None and now >= max(since, moved_at) + patience_s:
                 raise trouble
             if not is_told and now >= since + TOLD_AFTER_S:
                 say(f"logd: waiting: {trouble}")

@@ -206,7 +206,7 @@ async def _produce(bootstrap: str, wanted: Wanted, summary: Summary) -> int:
                         patience.watch,
                         producer,
                         say=progress.say,
-                        has_begun=lambda: summary.records > 0,
+                        progress=lambda: summary.records,
                         gives_up=True,
                     )
                 )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+
 import anyio
 import pytest
 import trio
 import trio.testing
 
 from logd.cli import patience
-from logd.errors import ConnectionFailedError, LogdError
+from logd.errors import ConnectionFailedError, LogdError, ReplicaDamagedError
 
+LOST = ReplicaDamagedError("what leads to offset 7 is damaged")
 REFUSED = ConnectionFailedError("node 1 at h:1: Connection refused")
 
 
@@ -36,8 +41,9 @@ def run_with_virtual_time(
     client: patience.Client,
     *,
     seconds: float,
-    has_begun: bool = False,
+    progress: Callable[[], int] = lambda: 0,
     gives_up: bool = True,
+    stuck_after_s: float | None = None,
     cured_after: float | None = None,
 ) -> list[str]:
     said: list[str] = []
@@ -53,7 +59,11 @@ def run_with_virtual_time(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(cure)
                 await patience.watch(
-                    client, say=said.append, has_begun=lambda: has_begun, gives_up=gives_up
+                    client,
+                    say=said.append,
+                    progress=progress,
+                    gives_up=gives_up,
+                    stuck_after_s=stuck_after_s,
                 )
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -79,7 +89,7 @@ def test_longer_trouble_is_told_once_and_so_is_its_end() -> None:
 def test_a_moment_between_two_attempts_is_no_end_of_it() -> None:
     client = Flickering()
 
-    said = run_with_virtual_time(client, seconds=60, has_begun=True)
+    said = run_with_virtual_time(client, seconds=60, progress=lambda: 1)
 
     assert said == [f"logd: waiting: {REFUSED}"]
 
@@ -95,10 +105,39 @@ def test_what_was_never_reached_is_given_up() -> None:
 
 
 def test_what_worked_before_is_waited_for_and_so_is_a_follower() -> None:
-    for has_begun, gives_up in ((True, True), (False, False)):
+    for done, gives_up in ((1, True), (0, False)):
         client = Waiting()
         client.trouble = REFUSED
 
-        said = run_with_virtual_time(client, seconds=60, has_begun=has_begun, gives_up=gives_up)
+        said = run_with_virtual_time(
+            client, seconds=60, progress=partial(int, done), gives_up=gives_up
+        )
 
         assert said == [f"logd: waiting: {REFUSED}"]
+
+
+def test_who_reads_to_an_end_gives_up_where_nothing_more_comes() -> None:
+    """A range that all replicas have lost comes from none of them, however long one waits."""
+    client = Waiting()
+    client.trouble = LOST
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run_with_virtual_time(
+            client, seconds=60, progress=lambda: 7, stuck_after_s=patience.STUCK_AFTER_S
+        )
+
+    assert caught.value.exceptions == (LOST,)
+
+
+def test_who_reads_to_an_end_waits_while_other_partitions_get_on() -> None:
+    client = Waiting()
+    client.trouble = LOST
+
+    said = run_with_virtual_time(
+        client,
+        seconds=60,
+        progress=count().__next__,
+        stuck_after_s=patience.STUCK_AFTER_S,
+    )
+
+    assert said == [f"logd: waiting: {LOST}"]
