@@ -57,6 +57,7 @@ EXIT_CODES: Final[dict[type[errors.LogdError], ExitCode]] = {
     errors.UnavailableError: ExitCode.UNREACHABLE,
     errors.NotLeaderError: ExitCode.UNREACHABLE,
     errors.DeliveryTimeoutError: ExitCode.UNREACHABLE,
+    errors.DiskFullError: ExitCode.UNREACHABLE,
 }
 
 

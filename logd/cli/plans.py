@@ -15,7 +15,7 @@ import msgspec
 
 from logd.cli.display import bytes_text, print_json, print_table, say, time_text
 from logd.errors import (
-    DiskFullError,
+    NoRoomError,
     NotEnoughBrokersError,
     RebalanceConflictError,
     UsageError,
@@ -215,7 +215,7 @@ async def require_room(client: Client, plan: SavedPlan) -> None:
     """Refuse a plan that would fill a disk.
 
     Raises:
-        DiskFullError: names the broker, what would come and what is free.
+        NoRoomError: names the broker, what would come and what is free.
     """
     coming: dict[int, int] = {}
     for move in plan.moves:
@@ -225,7 +225,7 @@ async def require_room(client: Client, plan: SavedPlan) -> None:
     for node, size in sorted(coming.items()):
         free = free_for_plans(await client.admin.describe_broker(node))
         if free and size > free * DISK_SHARE_MAX:
-            raise DiskFullError(
+            raise NoRoomError(
                 f"broker {node} would get {bytes_text(size)} and has {bytes_text(free)} free above "
                 f"its disk_free_bytes_min, of which a plan may take {DISK_SHARE_MAX:.0%}"
             )

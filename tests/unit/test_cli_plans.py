@@ -39,7 +39,7 @@ from logd.cli.running_plans import finish, run_plan, set_replicas
 from logd.cli.session import require_majority_alive
 from logd.errors import (
     BrokerInUseError,
-    DiskFullError,
+    NoRoomError,
     NotEnoughBrokersError,
     RebalanceConflictError,
     UnavailableError,
@@ -558,7 +558,7 @@ def test_a_plan_that_would_fill_a_disk_is_refused(free_bytes: int, room_bytes: i
     )
     plan = msgspec.structs.replace(PLAN, moves=[move])
 
-    with pytest.raises(DiskFullError, match=r"broker 3 would get 950 B and has 1\.0 kB free"):
+    with pytest.raises(NoRoomError, match=r"broker 3 would get 950 B and has 1\.0 kB free"):
         anyio.run(require_room, cast(Client, SmallDisks(free_bytes, room_bytes)), plan)
     anyio.run(require_room, cast(Client, SmallDisks(5_000, 2_000)), plan)
 
