@@ -22,6 +22,7 @@ from logd.record.compacted import cut_gap
 from logd.record.header import decode_header
 from logd.replication.room_waits import when_there_is_room
 from logd.types import NodeId, Offset
+from logd.wording import named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,8 +111,8 @@ class Feeder:
         if self._is_majority(without={}):
             full = [node for node in self._group.configuration.voters if node in full_disks]
             raise DiskFullError(
-                f"{self._group.name} needs a majority of its replicas, and the disks of brokers "
-                f"{', '.join(map(str, full))} have no room for more: free some space there"
+                f"{self._group.name} needs a majority of its replicas, and there is no room on "
+                f"disk for more at {named('broker', full)}: free some space there"
             )
 
     def _is_majority(self, without: Mapping[NodeId, None]) -> bool:
