@@ -418,8 +418,11 @@ class CompareFailedError(LogdError):
         self.revision = revision
 
 
-class ClaimLostError(LogdError):
-    """The item's claim does not hold: it ran out, or the item was completed or released before."""
+class ClaimLostError(NotHeldError):
+    """The item's claim does not hold: it ran out, or the item was completed or released before.
+
+    What the client makes of a broker's answer, whichever it is: no broker sends this code.
+    """
 
     code = 109
 
@@ -514,7 +517,12 @@ def _codes(base: type[LogdError]) -> dict[int, type[LogdError]]:
     return found
 
 
-ERROR_BY_CODE: Final = _codes(RequestError)
+LOCAL_CODES_BEGIN: Final = 100
+"""Lower ones are on the wire."""
+
+ERROR_BY_CODE: Final = {
+    code: cls for code, cls in _codes(RequestError).items() if code < LOCAL_CODES_BEGIN
+}
 """Wire code → class.  Documented in docs/wire_protocol.md; a test compares the two."""
 
 _ALL_CODES: Final = _codes(LogdError)  # Import fails if a local code clashes with a wire code.

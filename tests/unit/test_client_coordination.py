@@ -21,7 +21,6 @@ from logd.errors import (
     InvalidNameError,
     LeaseLostError,
     LogdError,
-    NotHeldError,
     NotLeaderError,
     OverloadedError,
     QuotaExceededError,
@@ -1068,7 +1067,7 @@ async def test_claims_of_a_session_that_is_gone_are_told_of_alike_whatever_is_to
 
     with pytest.raises(ClaimLostError) as completed:
         await claim.complete()
-    with pytest.raises(NotHeldError) as renewed:
+    with pytest.raises(ClaimLostError) as renewed:
         await claim.renew()
 
     assert str(completed.value) == str(renewed.value) == f"queue n/q: {lost_text([7])}"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from logd.errors import (
+    ClaimLostError,
     LogdError,
-    NotHeldError,
     SessionExpiredError,
     UnknownNameError,
     UsageError,
@@ -230,7 +230,7 @@ class QueueWorker:
                 await anyio.sleep(delay_s)
                 try:
                     await claim.renew()
-                except NotHeldError:
+                except ClaimLostError:
                     break
                 except LogdError:
                     delay_s = backoff.next_delay_s()

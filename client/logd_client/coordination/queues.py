@@ -187,7 +187,7 @@ class Claim:
 
     async def renew(self, visibility_s: float | None = None) -> None:
         """Hold it for longer, from now; as long as it was claimed for, unless told otherwise.
-        Raises ``NotHeldError`` if it had run out."""
+        Raises as ``complete``."""
         await self.queue.renew(
             self, visibility_s=self.visibility_s if visibility_s is None else visibility_s
         )
@@ -347,7 +347,8 @@ class Queue:
         )
 
     async def renew(self, *claims: Claim, visibility_s: float | None = None) -> None:
-        """Hold claims for longer, from now; all of them, or ``NotHeldError`` and none."""
+        """Hold claims for longer, from now; all of them, or ``ClaimLostError`` and none of those
+        that were claimed by the same session."""
         visibility_ms = milliseconds("visibility_s", visibility_s, VISIBILITY_MS_MAX)
         by_session = _by_session(claims)
         asked_at = self._sessions.calls.lease_clock()
@@ -357,7 +358,9 @@ class Queue:
                 await session.call(command, Done)
             except SessionExpiredError as error:
                 lost = lost_text([claim.item for claim in named])
-                raise NotHeldError(f"queue {self.name}: {lost}") from error
+                raise ClaimLostError(f"queue {self.name}: {lost}") from error
+            except NotHeldError as error:
+                raise ClaimLostError(str(error)) from error
         for claim in claims:
             claim.asked_at = max(claim.asked_at, asked_at)
 
