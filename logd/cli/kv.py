@@ -81,7 +81,7 @@ def _row(found: KeyValue) -> dict[str, Any]:
         **text_or_base64("value", found.value),
         "revision": found.revision,
         "created": found.created,
-        **({"session": found.session} if found.session else {}),
+        "session": found.session or None,
     }
 
 

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from logd.cli import root
-from logd.wire.coordination import Assignment, Holders, ShardOwner
+from logd.wire.coordination import Assignment, Holders, KeyValue, ShardOwner
 
 
 class Cluster:
@@ -25,6 +26,17 @@ class Cluster:
 
     def assignments(self, group: str, ttl_s: float) -> Group:
         return Group(group)
+
+    def kv(self, namespace: str) -> Keys:
+        return Keys()
+
+
+class Keys:
+    """Of which one hangs on a session."""
+
+    async def get(self, key: bytes) -> KeyValue:
+        session = 7 if key == b"mine" else 0
+        return KeyValue(key=key, value=b"v", revision=2, created=1, session=session)
 
 
 class Group:
@@ -71,3 +83,10 @@ def test_who_works_for_a_group_without_shards_is_told_what_it_waits_for(
     result = CliRunner().invoke(root, ["assign", "work", group, "me", "--", "true"])
 
     assert (result.exit_code, result.stderr) == (0, told)
+
+
+@pytest.mark.parametrize(("key", "session"), [("mine", 7), ("anybodys", None)])
+def test_a_key_is_told_with_its_session_or_that_it_has_none(key: str, session: int | None) -> None:
+    result = CliRunner().invoke(root, ["kv", "get", key, "--output", "json"])
+
+    assert msgspec.json.decode(result.stdout)["session"] == session
