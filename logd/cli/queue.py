@@ -425,7 +425,7 @@ def delete(name: str, yes: bool, bootstrap: str, output: str) -> None:
             return await client.queue(name).statistics()
 
     if not yes:
-        click.confirm(f"{lost_with(name, run_async(look))}; delete it?", abort=True, err=True)
+        streams.confirm(f"{lost_with(name, run_async(look))}; delete it?")
 
     async def remove() -> None:
         async with connected(bootstrap) as client:

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, Final
 
+import click
+
 from logd.cli.display import say
 from logd.cli.lines import READ_BYTES, LineCutter
 from logd.errors import UsageError
@@ -68,6 +70,22 @@ def standard_input(instead: str) -> BinaryIO:
 def is_typed() -> bool:
     """Whether a person types standard input."""
     return sys.stdin is not None and sys.stdin.isatty()
+
+
+def confirm(question: str) -> None:
+    """Go on if whoever types says yes.
+
+    Raises:
+        KeyboardInterrupt: it was Ctrl-C that they answered with.
+        Abort: it was no, or the end of their input.
+    """
+    try:
+        click.confirm(question, abort=True, err=True)
+    except click.Abort as aborted:
+        if isinstance(aborted.__context__, KeyboardInterrupt):
+            say("")  # The question's line is still open.
+            raise KeyboardInterrupt from None
+        raise
 
 
 async def lines_of(

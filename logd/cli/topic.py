@@ -19,7 +19,7 @@ from logd.cli.options import (
     output_option,
 )
 from logd.cli.start import FromOffset, parse_place
-from logd.cli.streams import is_typed
+from logd.cli.streams import confirm, is_typed
 from logd.errors import InvalidPartitionError, LogdError, UsageError
 from logd.limits import PARTITIONS_PER_TOPIC_MAX, REPLICAS_MAX
 from logd.metadata.topic_config import OPTIONS
@@ -331,13 +331,14 @@ def trim(name: tuple[str, int | None], before: int | datetime, bootstrap: str, o
                 for number in numbers
             }
         rows = [
-            {"partition": f"{topic_name}/{number}", "log_start": start}
+            {"topic": topic_name, "partition": number, "log_start": start}
             for number, start in starts.items()
         ]
         if output == "json":
             print_json(rows)
         else:
-            print_table(("partition", "log_start"), [tuple(row.values()) for row in rows])
+            cells = [(f"{topic_name}/{number}", start) for number, start in starts.items()]
+            print_table(("partition", "log_start"), cells)
 
     run_async(trim_topic)
 
@@ -374,11 +375,7 @@ def delete(name: str, yes: bool, bootstrap: str, output: str) -> None:
 
     if is_typed() and not yes:
         partitions = count_of(run_async(look), "partition")
-        click.confirm(
-            f"topic {name} has {partitions}, and all its records go for good; delete it?",
-            abort=True,
-            err=True,
-        )
+        confirm(f"topic {name} has {partitions}, and all its records go for good; delete it?")
 
     async def delete_topic() -> None:
         async with connected(bootstrap) as client:

@@ -10,6 +10,7 @@ import sys
 from functools import partial
 
 import anyio
+import click
 import pytest
 
 from logd.cli.lines import LineCutter
@@ -17,7 +18,7 @@ from logd.cli.moving import MoveBars
 from logd.cli.plan_progress import PlanProgress
 from logd.cli.progress import RecordProgress
 from logd.cli.queue import PUT_BYTES_MAX, commands_of
-from logd.cli.streams import STANDARD_INPUT, lines_of, standard_input
+from logd.cli.streams import STANDARD_INPUT, confirm, lines_of, standard_input
 from logd.errors import UsageError
 from logd.limits import ITEMS_PER_COMMAND_MAX, VALUE_BYTES_MAX
 
@@ -216,3 +217,20 @@ def test_nobody_is_told_of_what_comes_from_a_file(
         standard_input("name a file")
 
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("answered", "raised"), [(KeyboardInterrupt, KeyboardInterrupt), (EOFError, click.Abort)]
+)
+def test_ctrl_c_at_a_question_ends_a_command_as_it_does_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+    answered: type[BaseException],
+    raised: type[BaseException],
+) -> None:
+    def answer(_: str) -> str:
+        raise answered
+
+    monkeypatch.setattr("click.termui.visible_prompt_func", answer)
+
+    with pytest.raises(raised):
+        confirm("delete it?")

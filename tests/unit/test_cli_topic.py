@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
@@ -20,7 +21,7 @@ from logd.cli.topic import (
     told_without_leaders,
 )
 from logd.errors import UnavailableError, UnknownTopicError
-from logd.wire.messages import PartitionInfo, TopicInfo
+from logd.wire.messages import OffsetsResponse, PartitionInfo, TopicInfo
 from logd_client import Client
 
 
@@ -137,6 +138,12 @@ class Topics:
     async def delete_topic(self, name: str) -> None:
         self.deleted.append(name)
 
+    async def trim_partition(self, name: str, partition: int, before: int) -> int:
+        return before + partition
+
+    async def offsets(self, name: str, partition: int) -> OffsetsResponse:
+        return OffsetsResponse(log_start=0, commit_offset=99, data_end=99)
+
 
 @pytest.fixture
 def topics(monkeypatch: pytest.MonkeyPatch) -> Topics:
@@ -176,3 +183,15 @@ def test_no_script_is_asked_and_nobody_who_is_sure(
     result = CliRunner().invoke(root, ["topic", "delete", "orders", *sure])
 
     assert (result.exit_code, result.stderr, topics.deleted) == (0, "", ["orders"])
+
+
+@pytest.mark.parametrize("trimmed", ["orders", "orders/1"])
+def test_what_was_trimmed_is_told_as_other_commands_tell_of_partitions(
+    topics: Topics, trimmed: str
+) -> None:
+    result = CliRunner().invoke(
+        root, ["topic", "trim", trimmed, "--before", "10", "--output", "json"]
+    )
+
+    rows = [{"topic": "orders", "partition": number, "log_start": 10 + number} for number in (0, 1)]
+    assert json.loads(result.stdout) == rows[-1 if "/" in trimmed else 0 :]
