@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -78,7 +79,8 @@ def run(
         raise click.UsageError("--again stands for ever: it does not go with --wait")
     from logd.cli.holding import Job, client_name, leave_with, open_signals
     from logd.cli.session import connected, run_async
-    from logd.errors import LeaseLostError
+    from logd.cli.waiting import not_to_be_had, obtain_telling
+    from logd.errors import LeaseLostError, WouldWaitError
 
     job = Job(command=command, bootstrap=bootstrap, ttl_s=ttl_s, hold_s=hold_s)
 
@@ -91,10 +93,15 @@ def run(
             while True:
                 try:
                     campaign = election.campaign(data, timeout_s=wait_s)
-                    win = campaign.win_now if wait_s == 0 else campaign.win
+                    win: Callable[[], Awaitable[Leadership | None]] = campaign.win_now
+                    if wait_s != 0:
+                        win = partial(
+                            obtain_telling, campaign.win, name, "led", election.candidates
+                        )
                     leadership = await signals.obtain(win)
                     if leadership is None:
-                        raise await _led_by_another(client, name)
+                        found = await election.candidates()
+                        raise WouldWaitError(not_to_be_had(name, "led", found))
                     code = await _lead(client, leadership, job, signals)
                 except LeaseLostError as error:
                     if not again:
@@ -123,13 +130,6 @@ async def _lead(client: Client, leadership: Leadership, job: Job, signals: Signa
     finally:
         await leadership.release()
     return code
-
-
-async def _led_by_another(client: Client, name: str) -> Exception:
-    from logd.errors import WouldWaitError
-
-    holders = (await client.election(name).candidates()).holders
-    return WouldWaitError(f"{name} is led by {holders[0].client if holders else 'somebody else'}")
 
 
 def _resignation_key(name: str) -> tuple[str, str]:

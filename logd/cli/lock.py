@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +21,6 @@ from logd.cli.options import (
 from logd.limits import PERMITS_MAX
 
 if TYPE_CHECKING:
-    from logd.wire.coordination import Holders
     from logd_client import Lease
     from logd_client.coordination.locks import Lock
 
@@ -79,6 +79,8 @@ def run(
         raise click.UsageError("a semaphore has many holders: it protects no topic")
     from logd.cli.holding import Job, client_name, leave_with, open_signals
     from logd.cli.session import connected, run_async
+    from logd.cli.waiting import not_to_be_had, obtain_telling
+    from logd.errors import WouldWaitError
 
     job = Job(command=command, bootstrap=bootstrap, ttl_s=ttl_s, hold_s=hold_s)
 
@@ -102,25 +104,21 @@ def run(
                 )
 
             async def obtain() -> Lease | None:
-                return await (wanted.try_acquire() if wait_s == 0 else wanted.acquire(wait_s))
+                if wait_s == 0:
+                    return await wanted.try_acquire()
+                return await obtain_telling(
+                    partial(wanted.acquire, wait_s), name, "held", wanted.holders
+                )
 
             lease = await signals.obtain(obtain)
             if lease is None:
-                holders = await wanted.holders()
-                raise _held_by_others(name, holders)
+                raise WouldWaitError(not_to_be_had(name, "held", await wanted.holders()))
             try:
                 return await job.run(lease, signals=signals)
             finally:
                 await lease.release()
 
     leave_with(run_async(hold))
-
-
-def _held_by_others(name: str, holders: Holders) -> Exception:
-    from logd.errors import WouldWaitError
-
-    who = ", ".join(holder.client or f"session {holder.session}" for holder in holders.holders)
-    return WouldWaitError(f"{name} is held by {who or 'somebody else'}")
 
 
 @lock.command("list")
