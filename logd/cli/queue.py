@@ -191,7 +191,8 @@ def work(
     still completes the item; else it is given back at once, and that is none of its attempts.
 
     When it ends it says how many items it has completed, how many attempts have failed, and how
-    many items it has given back without that.
+    many items it has given back without that.  With --until-empty it exits with 1 if the last
+    attempt of any item has failed: the item is due later, or dead.
     """
     from logd.cli.holding import client_name, leave_with, require_command, run_until_signalled
     from logd.cli.item_command import run_for
@@ -217,8 +218,13 @@ def work(
                 run_one, concurrency=concurrency, until_empty=until_empty, tally=tally
             )
 
+    undone: set[int] = set()
+    """Items whose last attempt here has failed."""
+
     async def run_one(claim: Claim) -> None:
+        undone.add(claim.id)
         await run_for(claim, command, name, bootstrap, ttl_s)
+        undone.discard(claim.id)
 
     def report() -> None:
         if output == "json":
@@ -238,6 +244,8 @@ def work(
             report()
         raise
     report()
+    if until_empty and code == ExitCode.OK and undone:
+        code = ExitCode.FAILED
     leave_with(code)
 
 

@@ -144,7 +144,7 @@ def test_a_shell_works_on_a_queue(cluster: LocalCluster, tmp_path: Path) -> None
     assert configuration == {name: stats[name] for name in configuration}
     assert (configuration["queue"], configuration["attempts_max"]) == (name, 1)
     assert b"put 3 items" in put.stdout
-    assert worked.returncode == 0, worked.stderr
+    assert worked.returncode == 1, worked.stderr  # One item was given up.
     assert sorted(out.read_text().split()) == ["a", "b"]
     assert msgspec.json.decode(worked.stdout) == {
         "completed": 2, "failed": 1, "released": 0, "unsettled": 0
@@ -253,7 +253,20 @@ def test_a_worker_tells_attempts_that_failed_and_does_not_call_them_items_given_
 
     worked = run_logd("queue", "work", name, "--until-empty", *at, "--", "false")
 
-    assert worked.stderr == b"completed 0 items; 3 attempts failed\n"
+    assert (worked.returncode, worked.stderr) == (1, b"completed 0 items; 3 attempts failed\n")
+
+
+def test_who_empties_a_queue_has_succeeded_if_all_was_done_in_the_end(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    name, at = fresh("queue"), ("--bootstrap", cluster.bootstrap)
+    run_logd("queue", "configure", name, "--backoff-ms", "0", *at)
+    run_logd("queue", "put", name, "item", *at)
+    second_time = f"test -e {tmp_path}/seen || {{ touch {tmp_path}/seen; exit 1; }}"
+
+    worked = run_logd("queue", "work", name, "--until-empty", *at, "--", "sh", "-c", second_time)
+
+    assert (worked.returncode, worked.stderr) == (0, b"completed 1 item; 1 attempt failed\n")
 
 
 def test_a_shell_compares_and_sets_keys(cluster: LocalCluster) -> None:
