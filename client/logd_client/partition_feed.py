@@ -113,7 +113,7 @@ class PartitionFeed:
 
         ``is_confirmed``: the metadata says it too, not only the broker that was asked.
         """
-        self.trouble = error
+        self.trouble = self._named(error)
         if isinstance(error, NotLeaderError):
             leader = None if error.leader is None else NodeId(error.leader)
             self._routing.view.note_leader(self.cursor.group, leader)
@@ -135,7 +135,13 @@ class PartitionFeed:
             self._owner.on_change()
 
     def _named(self, error: LogdError) -> LogdError:
-        """A reader of many partitions wants to know in which one there is no such offset."""
+        """A reader of many partitions wants to know in which one there is no such offset, or where
+        it stands in one that is damaged."""
+        if isinstance(error, ReplicaDamagedError):
+            at = self.cursor.wanted_offset
+            where = "" if at is None else f" from offset {at} on"
+            place = f"{self.cursor.topic}/{self.cursor.partition}"
+            return ReplicaDamagedError(f"{place} is damaged{where}: {error}")
         if not isinstance(error, OffsetOutOfRangeError):
             return error
         text = f"{self.cursor.topic}/{self.cursor.partition}: {error}"

@@ -64,7 +64,8 @@ class Hole:
     def __str__(self) -> str:
         return (
             f"{self.path}: offsets [{self.start.offset}, {self.end.offset}), "
-            f"bytes [{self.start.position}, {self.end.position}): {self.reason}"
+            f"bytes [{self.start.position}, {self.end.position}): "
+            f"{self.reason.removeprefix(f'{self.path}, ')}"
         )
 
 

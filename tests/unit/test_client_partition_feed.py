@@ -204,6 +204,7 @@ def test_damage_is_told_of_until_something_is_delivered() -> None:
             told_then = feed.trouble
             background.close()
         assert all(isinstance(trouble, ReplicaDamagedError) for trouble in told)
+        assert {str(trouble) for trouble in told} == {"t/0 is damaged from offset 7 on: rotten"}
         assert told_then is None
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

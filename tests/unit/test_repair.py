@@ -12,7 +12,7 @@ from logd.record.header import decode_header, leader_part
 from logd.storage.holes import Hole, fill_hole
 from logd.storage.log import Log, LogOptions, ScrubPosition
 from logd.storage.log_contents import SealedSegment
-from logd.storage.recovery import segment_bases
+from logd.storage.recovery import LogEnd, segment_bases
 from logd.storage.repair import (
     Survey,
     begin_with,
@@ -24,7 +24,7 @@ from logd.storage.repair import (
 from logd.storage.segment_copy import SegmentCopy
 from logd.storage.synced_mark import SLOT_POSITIONS
 from logd.storage.whole_file import make_directory_durably
-from logd.types import Offset, Term
+from logd.types import FilePosition, Offset, Term
 from tests.sim.files import SimulatedFile, SimulatedFileSystem
 from tests.support.logs import DIRECTORY, GROUP, IDENTITY, append_some, read_all
 
@@ -448,3 +448,13 @@ def test_a_crash_leaves_a_log_that_begins_within_a_segment_or_is_as_damaged_as_b
         assert again.prev_term == decode_header(written[begun - 1]).term
         assert read_all(again) == written[begun:]
     assert steps > 8
+
+
+def test_what_is_damaged_is_told_with_its_file_once() -> None:
+    """What walks a file names it too, and paths are long."""
+    start = LogEnd(Offset(7), Term(1), FilePosition(100))
+    end = LogEnd(Offset(9), Term(1), FilePosition(300))
+
+    told = str(Hole("/d/7.log", start, end, "/d/7.log, position 100: no batch"))
+
+    assert told == "/d/7.log: offsets [7, 9), bytes [100, 300): position 100: no batch"
