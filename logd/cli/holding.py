@@ -264,7 +264,8 @@ class Signals:
 
 @asynccontextmanager
 async def open_signals() -> AsyncIterator[Signals]:
-    """Take signals that ask us to end, for the length of the block.
+    """Take signals that ask us to end, for the length of the block: SIGTERM, and the others unless
+    whoever started us has them ignored, as ``nohup`` does.
 
     Whatever waits there must be over soon by itself, or listen.
     """
@@ -274,7 +275,12 @@ async def open_signals() -> AsyncIterator[Signals]:
         async for number in received:
             signals.take(number)
 
-    with anyio.open_signal_receiver(*_PASSED_ON) as received:
+    taken = [
+        number
+        for number in _PASSED_ON
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    with anyio.open_signal_receiver(*taken) as received:
         async with task_group() as tasks:
             tasks.start_soon(listen)
             yield signals

@@ -216,3 +216,16 @@ def test_a_signal_that_comes_with_the_grant_reaches_the_command(signals_missed: 
     anyio.run(obtain_and_run, backend="trio")
 
     assert signals_missed == []
+
+
+async def test_who_was_started_by_nohup_is_not_ended_by_its_terminal(anyio_backend: object) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with open_signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            await signals.obtain(partial(anyio.sleep, 0.05))
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(click.exceptions.Exit):
+                await signals.obtain(partial(anyio.sleep, ENOUGH_S))
+    finally:
+        signal.signal(signal.SIGHUP, before)
