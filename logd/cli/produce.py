@@ -150,7 +150,7 @@ def produce(
     began = time.monotonic()
     summary = Summary()
     try:
-        oversized_count = run_async(_produce, bootstrap, wanted, summary)
+        oversized_count = run_async(_produce_unless_told_to_end, bootstrap, wanted, summary)
     except BaseException:
         if summary.lines_read:
             read = count_of(summary.lines_read, "line")
@@ -174,6 +174,14 @@ class Wanted:
     partition: int | None
     compression: Compression
     fence: tuple[int, int] | None
+
+
+async def _produce_unless_told_to_end(bootstrap: str, wanted: Wanted, summary: Summary) -> int:
+    """What was appended is told to whoever ends us by SIGTERM, too."""
+    from logd.cli.holding import open_signals
+
+    async with open_signals() as signals:
+        return await signals.obtain(partial(_produce, bootstrap, wanted, summary))
 
 
 async def _produce(bootstrap: str, wanted: Wanted, summary: Summary) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -184,3 +185,23 @@ def test_consuming_into_a_closed_pipe_ends_quietly(cluster: LocalCluster) -> Non
 
     assert consumer.returncode == 0
     assert said == b""
+
+
+def test_a_producer_that_is_told_to_end_says_how_far_it_came(cluster: LocalCluster) -> None:
+    create(cluster, "ended")
+    command = logd_command("produce", "ended", "--bootstrap", cluster.bootstrap)
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as producing, sync.connect(cluster.bootstrap) as client:  # fmt: skip
+        assert producing.stdin is not None
+        assert producing.stderr is not None
+        producing.stdin.write(b"1\n2\n")
+        producing.stdin.flush()
+        with client.consumer("ended", start="earliest") as consumer:
+            assert consumer.next_record(READ_TIMEOUT_S) is not None
+        producing.terminate()
+        told = producing.stderr.read().decode()
+
+    assert producing.returncode == 128 + signal.SIGTERM
+    # The consumer may have heard of them first.
+    assert re.match(r"logd: ended early; [012] of 2 lines read are known to be in:\n", told)
