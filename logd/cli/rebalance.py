@@ -108,7 +108,7 @@ def run(
 ) -> None:
     """Carry out a plan.  The cluster goes on with it if this command ends."""
     from logd.cli.picture import take_picture
-    from logd.cli.plans import load_plan, show_plan
+    from logd.cli.plans import load_plan
     from logd.cli.running_plans import make_way, run_plan, set_pace
     from logd.cli.session import connected, run_async
     from logd.metadata.rebalance.cluster import Goals
@@ -120,12 +120,10 @@ def run(
                 picture = await take_picture(client, dead_are_lost=replace_dead)
                 rate = throttle or picture.rebalance.throttle_bytes_per_s
                 made = picture.plan(Goals(throttle_bytes_per_s=rate))
-                if output != "json" and made.moves:
-                    show_plan(made, output)
             else:
                 made = load_plan(file, (await client.admin.describe_cluster()).cluster_id)
             await set_pace(client, throttle, concurrency)
-            await run_plan(client, made, output, detach=detach)
+            await run_plan(client, made, output, detach=detach, shows=file is None)
 
     run_async(carry_out)
 

@@ -82,9 +82,18 @@ def finish(
 
 
 async def run_plan(
-    client: Client, plan: SavedPlan, output: str, *, detach: bool, tell: Tell = print_json
+    client: Client,
+    plan: SavedPlan,
+    output: str,
+    *,
+    detach: bool,
+    shows: bool = False,
+    tell: Tell = print_json,
 ) -> None:
     """Start a plan and follow it.
+
+    Args:
+        shows: what would be moved, once that has not been refused.
 
     Raises:
         Exit: it did not end as planned, or left partitions alone.
@@ -97,6 +106,8 @@ async def run_plan(
         end_incomplete(plan, output)
         return
     plan_id = await start_plan(client, plan)
+    if shows and output != "json":
+        show_plan(plan, output)
     if detach:
         shown = {
             "plan_id": plan_id,
@@ -182,6 +193,4 @@ async def set_replicas(
         f"{count_of(count, 'replica')} of {topic}", plan, goals.throttle_bytes_per_s
     )
     require_all_placed(made)
-    if output != "json" and made.moves:
-        show_plan(made, output)
-    await run_plan(client, made, output, detach=False, tell=tell)
+    await run_plan(client, made, output, detach=False, shows=True, tell=tell)

@@ -542,7 +542,9 @@ class SmallDisks:
 @pytest.mark.parametrize(
     ("free_bytes", "room_bytes"), [(5_000, 1_000), (1_000, 0)], ids=["above its minimum", "older"]
 )
-def test_a_plan_that_would_fill_a_disk_is_refused(free_bytes: int, room_bytes: int) -> None:
+def test_a_plan_that_would_fill_a_disk_is_refused_before_it_is_shown(
+    capsys: pytest.CaptureFixture[str], free_bytes: int, room_bytes: int
+) -> None:
     move = SavedMove(
         topic="orders",
         partition=0,
@@ -558,8 +560,10 @@ def test_a_plan_that_would_fill_a_disk_is_refused(free_bytes: int, room_bytes: i
     )
     plan = msgspec.structs.replace(PLAN, moves=[move])
 
+    small = cast(Client, SmallDisks(free_bytes, room_bytes))
     with pytest.raises(NoRoomError, match=r"broker 3 would get 950 B and has 1\.0 kB free"):
-        anyio.run(require_room, cast(Client, SmallDisks(free_bytes, room_bytes)), plan)
+        anyio.run(lambda: run_plan(small, plan, "table", detach=False, shows=True))
+    assert capsys.readouterr().out == ""  # What is refused looks like nothing that will happen.
     anyio.run(require_room, cast(Client, SmallDisks(5_000, 2_000)), plan)
 
 
