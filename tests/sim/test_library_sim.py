@@ -14,7 +14,7 @@ from logd_client.coordination.assignments import OwnedShard
 from logd_client.coordination.queue_worker import IN_DOUBT, LOOK_AGAIN_S, WorkTally
 from logd_client.coordination.queues import Claim
 from logd_client.coordination.session import SAFE_SHARE
-from tests.sim.cluster import SimCluster
+from tests.sim.cluster import SimCluster, client_wall_clock_ms
 from tests.sim.run import run_deterministic
 from tests.sim.scenario import run_scenario
 from tests.sim.settings import Settings
@@ -352,6 +352,32 @@ def test_a_claim_whose_answer_never_came_is_no_attempt() -> None:
             (claim,) = await queue.claim(wait_s=20.0)
 
         assert claim.attempt == 1
+
+    tell(story)
+
+
+@pytest.mark.parametrize("ahead_ms", [3_600_000, 10**16])
+def test_a_claim_is_settled_by_processes_whose_clocks_do_not_agree(ahead_ms: int) -> None:
+    """One is ahead, perhaps for as long as it takes to set it right; the others are not refused."""
+
+    def ahead() -> int:
+        return client_wall_clock_ms() + ahead_ms
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        queue = client.queue("q")
+        await queue.put_many([b"1", b"2", b"3"])
+        async with connected(cluster) as owner:
+            claims = await owner.queue("q").claim(3)
+            told = [(claim.id, claim.token, claim.session_id) for claim in claims]
+            owner.leave_sessions_open()
+
+        async with connected(cluster, wall_clock_ms=ahead) as other:
+            claim = await other.queue("q").adopt(*told[0], owner_is_gone=True)
+            await claim.renew()
+        for each in told:
+            await (await queue.adopt(*each, owner_is_gone=True)).complete()
+
+        assert (await queue.statistics()).completed == 3
 
     tell(story)
 

@@ -19,6 +19,7 @@ from logd.errors import (
     ClaimLostError,
     ConflictError,
     InvalidNameError,
+    InvalidRequestError,
     LeaseLostError,
     LogdError,
     NotLeaderError,
@@ -225,7 +226,12 @@ class DoubtfulCalls(Calls):
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("refused", "may_have_applied"),
-    [(ConflictError, False), (SessionExpiredError, True), (OverloadedError, True)],
+    [
+        (ConflictError, False),
+        (SessionExpiredError, True),
+        (OverloadedError, True),
+        (InvalidRequestError, True),
+    ],
 )
 async def test_a_refusal_that_leaves_no_trace_says_nothing_of_an_earlier_attempt(
     anyio_backend: object, refused: type[RequestError], may_have_applied: bool

@@ -21,6 +21,7 @@ import msgspec
 from logd.errors import (
     ERROR_BY_CODE,
     ConnectionFailedError,
+    InvalidRequestError,
     LogdError,
     NotLeaderError,
     OverloadedError,
@@ -162,9 +163,12 @@ class Calls:
         result: Result = _decoded(_RESULTS, answer)
         if type(result) is Refused:
             refusal = error_from_refusal(result)
-            # The results of a session go with it, also that of an earlier attempt; and what finds
-            # no room for its result leaves no trace: an earlier attempt may yet arrive and find it.
-            says_nothing = isinstance(refusal, SessionExpiredError | OverloadedError)
+            # The results of a session go with it, also that of an earlier attempt; who has adopted
+            # it too may have acknowledged that; and what finds no room for its result leaves no
+            # trace: an earlier attempt may yet arrive and find it.
+            says_nothing = isinstance(
+                refusal, SessionExpiredError | OverloadedError | InvalidRequestError
+            )
             refusal.may_have_applied = is_in_doubt and says_nothing
             raise refusal
         return result

@@ -23,7 +23,7 @@ from typing import Final, TypeVar
 
 import anyio
 
-from logd.errors import LogdError, SessionExpiredError
+from logd.errors import InvalidRequestError, LogdError, SessionExpiredError
 from logd.limits import RESULTS_PER_SESSION_MAX
 from logd.types import GroupId
 from logd.wire.coordination import Command, Opened, Result
@@ -73,6 +73,8 @@ class Session:
         """Places of those who were woken and have not come yet."""
         self._acknowledged_elsewhere: int | None = None
         """Of a session that another client opened: what it acknowledges instead."""
+        self._spare_sequence: int | None = None
+        """Of such a session: where its places go on if those that it has are refused."""
         self.unsettled: dict[object, anyio.Event] = {}
         """What is still being given back, after its caller has gone on."""
 
@@ -155,12 +157,20 @@ class Session:
             return self._acknowledged_elsewhere
         return next(iter(self._unanswered), self._next_sequence)
 
-    def adopt(self, first_sequence: int, acknowledged: int) -> None:
+    def adopt(
+        self, first_sequence: int, acknowledged: int, spare_sequence: int | None = None
+    ) -> None:
         """Another client opened it, and others may go on with it at the same time: sequences
-        begin far from theirs, and no result is acknowledged that one of them may wait for."""
+        begin far from theirs, and no result is acknowledged that one of them may wait for.
+
+        Args:
+            spare_sequence: where to begin, once and without acknowledging anything, if that is
+                refused: somebody whose clock is ahead may have acknowledged it already.
+        """
         assert acknowledged < first_sequence
         self._next_sequence = first_sequence
         self._acknowledged_elsewhere = acknowledged
+        self._spare_sequence = spare_sequence
 
     async def call(
         self, command: Command, expected: type[R], *, timeout_s: float | None = None
@@ -177,8 +187,13 @@ class Session:
         pending = self._place(command) if self._places_left > 0 else await self.prepare(command)
         try:
             return await pending.result(expected, timeout_s=timeout_s)
+        except InvalidRequestError as error:
+            if self._spare_sequence is None or error.may_have_applied:
+                raise
+            self.adopt(self._spare_sequence, 0)
         finally:
             self.finish(pending.sequence)
+        return await self.call(command, expected, timeout_s=timeout_s)
 
     async def prepare(self, command: Command) -> PendingCommand:
         """Give a command its place in the session."""

@@ -130,7 +130,9 @@ class Sessions:
         session = Session(self.calls, namespace, group, opened)
         environment = self._routing.environment
         if owner_is_gone:
-            session.adopt(*adopters_place(environment.wall_clock_ms(), environment.identities))
+            chance = environment.identities
+            sequence, acknowledged = adopters_place(environment.wall_clock_ms(), chance)
+            session.adopt(sequence, acknowledged, place_of_minute(MINUTES_MAX, chance))
         else:
             session.adopt(environment.identities.randrange(ADOPTED_LOWEST, 2**62), 0)
         session.start(self.calls.lease_clock())
@@ -274,12 +276,18 @@ def adopters_place(now_ms: int, chance: random.Random) -> tuple[int, int]:
 
     Any number may do so, one after the other and at the same time, and know nothing of each other.
     So their sequences begin with the time, and each acknowledges what is too old to be waited for.
-    One whose clock is behind by more than that is refused, and nothing of it is done.
+    One whose clock is behind by more than that is refused, nothing of it is done, and it asks again
+    from a place in the last minute of all, which nobody acknowledges: there is room for as many of
+    these as a session may have results.
     """
     minutes = min(max(now_ms // MINUTE_MS, 0), MINUTES_MAX)
-    drawn = chance.randrange(ADOPTED_LOWEST, 2**ADOPTED_BITS)
     acknowledged = max(minutes - ADOPTERS_WAIT_MINUTES, 0) << ADOPTED_BITS
-    return (minutes << ADOPTED_BITS) + drawn, acknowledged
+    return place_of_minute(minutes, chance), acknowledged
+
+
+def place_of_minute(minutes: int, chance: random.Random) -> int:
+    """A sequence that nobody else draws in that minute."""
+    return (minutes << ADOPTED_BITS) + chance.randrange(ADOPTED_LOWEST, 2**ADOPTED_BITS)
 
 
 def require_ttl(name: str, ttl_ms: object) -> int:
