@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
+from logd import __version__
 from logd.broker import log_events
 from logd.errors import (
     ERROR_BY_CODE,
@@ -29,7 +30,13 @@ from logd.errors import (
     UnknownServerError,
     UnsupportedVersionError,
 )
-from logd.limits import COMMANDS_PER_SNAPSHOT, KIB, PRODUCER_IDS_PER_BLOCK
+from logd.limits import (
+    COMMANDS_PER_SNAPSHOT,
+    FEATURE_LEVEL,
+    FEATURE_LEVEL_MIN,
+    KIB,
+    PRODUCER_IDS_PER_BLOCK,
+)
 from logd.metadata.commands import (
     AllocateProducerIds,
     Command,
@@ -37,7 +44,7 @@ from logd.metadata.commands import (
     decode_command,
     encode_command,
 )
-from logd.metadata.features import check_level
+from logd.metadata.features import check_level, check_supported
 from logd.metadata.state import MetadataState, ProducerIdBlock
 from logd.record.batch import seal_opaque
 from logd.record.header import HEADER_BYTES, BatchKind, split_batches
@@ -155,6 +162,7 @@ class MetadataService:
                     else:
                         await self._apply_some(group)
                 except (OSError, LogdError) as error:
+                    self._check_version()
                     # Nothing is skipped: this broker's picture grows old, its partitions serve.
                     log.error(
                         log_events.METADATA_UNREADABLE, offset=self._applied, reason=str(error)
@@ -167,6 +175,16 @@ class MetadataService:
                 continue
             self._commits = trio.Event()
             await self._commits.wait()
+
+    def _check_version(self) -> None:
+        """What cannot be read may be what a newer version has written: who was given an older one
+        after the level was raised would wait for its registration to be refused.
+
+        Raises:
+            InvalidRequestError: it was, and so this broker may not be part of the cluster.
+        """
+        who = f"broker {self._node.node} (logd {__version__})"
+        check_supported(who, (FEATURE_LEVEL_MIN, FEATURE_LEVEL), self.state.feature_level)
 
     async def _apply_some(self, group: Group) -> None:
         begin = self._applied

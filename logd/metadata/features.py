@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from logd.errors import UnsupportedVersionError
+from logd.errors import InvalidRequestError, UnsupportedVersionError
 from logd.limits import FEATURE_LEVEL, FEATURE_LEVEL_MIN
 from logd.metadata.commands import (
     AddPartitions,
@@ -146,6 +146,20 @@ def _level_of_options(config: Mapping[str, str | None]) -> int:
 
 def _level_of_placing(avoid: tuple[NodeId, ...]) -> int:
     return AVOID_LEVEL if avoid else FEATURE_LEVEL_MIN
+
+
+def check_supported(who: str, supported: tuple[int, int], level: int) -> None:
+    """Refuse a broker that does not know all of what a cluster at ``level`` may do.
+
+    Raises:
+        InvalidRequestError: says what to start instead.
+    """
+    lowest, highest = supported
+    if not lowest <= level <= highest:
+        raise InvalidRequestError(
+            f"{who} supports feature levels {lowest} to {highest}, the cluster is at {level}: "
+            "start it with a version of logd that supports that level"
+        )
 
 
 def check_level(command: Command, level: int) -> None:

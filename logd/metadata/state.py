@@ -65,6 +65,7 @@ from logd.metadata.features import (
     ORDER_LEVEL,
     REPLICA_COUNT_LEVEL,
     check_level,
+    check_supported,
     registered_range,
 )
 from logd.metadata.layout import Broker, PartitionPlacement, Topic
@@ -350,13 +351,8 @@ class MetadataState(MovingState):
             )
 
     def _check_feature_levels(self, broker: Broker) -> None:
-        lowest, highest = registered_range(broker.features)
-        if not lowest <= self._feature_level <= highest:
-            raise InvalidRequestError(
-                f"broker {broker.node} (logd {broker.version or 'of an unknown version'}) supports "
-                f"feature levels {lowest} to {highest}, the cluster is at {self._feature_level}: "
-                "start it with a version of logd that supports that level"
-            )
+        who = f"broker {broker.node} (logd {broker.version or 'of an unknown version'})"
+        check_supported(who, registered_range(broker.features), self._feature_level)
 
     def _check_order(self, command: RegisterBroker) -> None:
         """An attempt of an earlier start may come late, and another attempt of this one twice."""

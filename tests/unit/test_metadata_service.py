@@ -202,6 +202,24 @@ def test_metadata_that_cannot_be_read_is_applied_when_it_can_be_again() -> None:
     play(story)
 
 
+def test_an_older_version_ends_at_what_a_newer_one_wrote_after_the_level_was_raised() -> None:
+    """It would not get as far as to the refusal of its registration."""
+    newer = msgspec.structs.replace(COMMAND, feature_level=FEATURE_LEVEL + 1)
+
+    async def story() -> None:
+        async with open_replica(group_id=METADATA_GROUP, voters=(OURSELVES,)) as replica:
+            await replica.lead()
+            service = attached(replica)
+            formed = encode_command(newer)
+            await replica.group.commit(seal_opaque(formed, kind=BatchKind.DATA, timestamp_ms=1), 1)
+            replica.propose()  # Not a command of this version.
+
+            with pytest.raises(InvalidRequestError, match=f"is at {FEATURE_LEVEL + 1}: start it"):
+                await service.run()
+
+    play(story)
+
+
 class Forwarding:
     """A broker that forwards its commands to the third, which leads, and is played by the test."""
 
