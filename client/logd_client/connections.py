@@ -15,6 +15,7 @@ import anyio
 from logd.errors import (
     ConnectionFailedError,
     ConnectionLostError,
+    LogdError,
     ProtocolError,
     RequestTimeoutError,
     UnknownBrokerError,
@@ -55,7 +56,7 @@ class Connections:
         self._client_id = client_id
         self._connect_timeout_s = connect_timeout_s
         self._open: dict[tuple[NodeId, Lane], Connection] = {}
-        self._opening: dict[tuple[NodeId, Lane], anyio.Lock] = {}
+        self._opening: dict[tuple[NodeId, Lane], _Opening] = {}
         self._is_closed = False
         self.is_elsewhere = False
         """This process was forked off the one whose client it is."""
@@ -84,25 +85,42 @@ class Connections:
     async def to(self, node: NodeId, lane: Lane) -> Connection:
         """The connection to ``node``, opened if there is none.
 
+        Those who want it while it is being opened share what comes of that.
+
         Raises:
             ConnectionFailedError: says which address could not be reached, and why.
             UnknownBrokerError: no broker of that id is known.
         """
-        async with self._opening.setdefault((node, lane), anyio.Lock()):
+        opening = self._opening.setdefault((node, lane), _Opening())
+        seen = opening.failure_count
+        async with opening.lock:
             self.check_open()
             connection = self.get(node, lane)
             if connection is not None:
                 return connection
-            address = self._view.address(node)
-            if address is None:
-                raise UnknownBrokerError(f"no broker {node} in the cluster")
-            timeout_s = min(self._connect_timeout_s, RECONNECT_TIMEOUT_S)
+            if opening.failure_count != seen:
+                # One after the other, the last of a thousand partitions would wait for half an
+                # hour, and another broker has led it since the first second.
+                assert opening.failure is not None
+                raise opening.failure.with_traceback(None)
             try:
-                return await self._connect(address, lane, timeout_s, node)
-            except (ConnectionLostError, ProtocolError):
+                return await self._open_to(node, lane)
+            except LogdError as error:
+                opening.failure_count += 1
+                opening.failure = error
                 raise
-            except ConnectionFailedError as error:
-                raise ConnectionFailedError(f"node {node} at {address}: {error}") from error
+
+    async def _open_to(self, node: NodeId, lane: Lane) -> Connection:
+        address = self._view.address(node)
+        if address is None:
+            raise UnknownBrokerError(f"no broker {node} in the cluster")
+        timeout_s = min(self._connect_timeout_s, RECONNECT_TIMEOUT_S)
+        try:
+            return await self._connect(address, lane, timeout_s, node)
+        except (ConnectionLostError, ProtocolError):
+            raise
+        except ConnectionFailedError as error:
+            raise ConnectionFailedError(f"node {node} at {address}: {error}") from error
 
     async def at(self, address: HostPort, timeout_s: float | None = None) -> Connection:
         """A control connection to whichever broker listens at ``address``.
@@ -160,6 +178,18 @@ class Connections:
                 f"the connection was accepted, but nothing was answered within {timeout_s:.3g} s"
             ) from error
         self._view.meet(str(connection.address), connection.cluster_id)
+
+
+class _Opening:
+    """The way to one connection, which one at a time goes for all who want it."""
+
+    __slots__ = ("failure", "failure_count", "lock")
+
+    def __init__(self) -> None:
+        self.lock = anyio.Lock()
+        self.failure_count = 0
+        self.failure: LogdError | None = None
+        """The last one."""
 
 
 _of_all_clients: Final = WeakSet[Connections]()
