@@ -158,8 +158,10 @@ class Connections:
             node = connection.node
             if expected is not None and node != expected:
                 raise ProtocolError(f"{address} is node {node}, expected node {expected}")
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if isinstance(error, LogdError):
+                error.may_have_applied = False  # All that was sent is a greeting.
             raise
         assert node is not None
         before = self._open.get((node, lane))

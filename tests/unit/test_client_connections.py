@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import trio
 
-from logd.errors import ConnectionFailedError
-from logd.types import NodeId
+from logd.errors import ConnectionFailedError, ConnectionLostError
+from logd.types import Buffer, NodeId
 from logd.wire.messages import BrokerInfo, MetadataResponse
 from logd_client.background import Background, task_group
 from logd_client.cluster import ClusterView
 from logd_client.connection import Lane
 from logd_client.connections import RECONNECT_TIMEOUT_S, Connections
 from logd_client.environment import Environment
-from logd_client.transport import Stream
+from logd_client.transport import Receiver, Stream
 from tests.support.producing import in_virtual_time
 
 FROZEN = NodeId(1)
@@ -32,6 +33,30 @@ class Frozen:
         self.tried += 1
         await trio.sleep_forever()
         raise AssertionError("unreachable")
+
+
+class Stopping(Frozen):
+    """A network whose brokers accept connections, and close them before they have greeted."""
+
+    async def connect(self, host: str, port: int) -> Stream:
+        self.tried += 1
+        return Closed()
+
+
+class Closed:
+    """A stream whose other end has gone."""
+
+    async def deliver_to(self, receiver: Receiver) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def send(self, parts: Sequence[Buffer]) -> None:
+        """All of it is taken."""
+
+    def send_nowait(self, parts: Sequence[Buffer]) -> int:
+        return sum(map(len, parts))
+
+    async def aclose(self) -> None:
+        """It is closed."""
 
 
 def connections_over(network: Frozen, tasks: Background) -> Connections:
@@ -101,3 +126,14 @@ async def test_who_gives_up_connecting_leaves_it_to_the_others() -> None:
         await trio.sleep(0)
 
         assert network.tried == 2
+
+
+@in_virtual_time
+async def test_a_connection_that_is_lost_before_it_is_used_leaves_nothing_in_doubt() -> None:
+    """Else a topic would not be created elsewhere, because one broker was just stopping."""
+    async with task_group() as tasks:
+        connections = connections_over(Stopping(), Background(tasks))
+        with pytest.raises(ConnectionLostError, match="without an answer") as caught:
+            await connections.to(FROZEN, Lane.CONTROL)
+
+    assert not caught.value.may_have_applied
