@@ -67,9 +67,9 @@ class Admin:
     """``client.admin``.
 
     Every call raises ``ConnectionFailedError`` if nobody can be asked, and the broker's
-    refusal if it refuses; requests that change nothing are repeated, within the client's
-    ``request_timeout_ms``, until somebody answers.  A request that changes something is not
-    repeated once it may have taken effect: its error then has ``may_have_applied``.
+    refusal if it refuses; requests are repeated, within the client's ``request_timeout_ms``,
+    until somebody answers.  Not repeated is what would change something once more, when it may
+    have taken effect.  An error has ``may_have_applied`` if an attempt may have changed something.
     Cancelled, such a request may still be carried out.
     """
 
@@ -118,7 +118,7 @@ class Admin:
             response = await self._routing.call_controller(
                 request,
                 CreateTopicResponse,
-                changes_something=True,
+                effect="once",
             )
         except TopicExistsError:
             if not exist_ok:
@@ -136,7 +136,7 @@ class Admin:
         response = await self._routing.call_controller(
             DeleteTopicRequest(name=name, timeout_ms=self._timeout_ms),
             DeleteTopicResponse,
-            changes_something=True,
+            effect="once",
         )
         self._routing.view.reached(response.metadata_offset)
         self._routing.view.forget_topic(name)
@@ -172,7 +172,7 @@ class Admin:
                 timeout_ms=self._timeout_ms,
             ),
             AlterTopicResponse,
-            changes_something=True,
+            effect="once",
         )
         return self._changed(response)
 
@@ -231,7 +231,7 @@ class Admin:
         response = await self._routing.call_controller(
             AlterBrokerRequest(node_id=node, action=action, timeout_ms=self._timeout_ms),
             AlterBrokerResponse,
-            changes_something=action == "remove",
+            effect="once" if action == "remove" else "repeatable",
         )
         self._routing.view.reached(response.metadata_offset)
         return response.broker
@@ -282,6 +282,7 @@ class Admin:
                     timeout_ms=self._timeout_ms,
                 ),
                 StartPlanResponse,
+                effect="repeatable",
             )
         assert response is not None
         return response.plan_id
@@ -301,6 +302,7 @@ class Admin:
         response = await self._routing.call_controller(
             CancelPlanRequest(plan_id=plan_id, gives_way=gives_way, timeout_ms=self._timeout_ms),
             CancelPlanResponse,
+            effect="repeatable",
         )
         return response.state
 
@@ -325,6 +327,7 @@ class Admin:
         response = await self._routing.call_controller(
             CancelMoveRequest(plan_id=plan_id, group=group, timeout_ms=self._timeout_ms),
             CancelMoveResponse,
+            effect="repeatable",
         )
         return response.state
 
@@ -345,6 +348,7 @@ class Admin:
         response = await self._routing.call_controller(
             RaiseFeatureLevelRequest(level=level, timeout_ms=self._timeout_ms),
             RaiseFeatureLevelResponse,
+            effect="repeatable",
         )
         self._routing.view.reached(response.metadata_offset)
         return response.level
@@ -371,6 +375,7 @@ class Admin:
                 timeout_ms=self._timeout_ms,
             ),
             SetRebalancingResponse,
+            effect="repeatable",
         )
 
     # --- partitions ---------------------------------------------------------------------
@@ -406,7 +411,7 @@ class Admin:
             group,
             TransferLeaderRequest(group=group, target=target),
             TransferLeaderResponse,
-            changes_something=True,
+            effect="once",
         )
         self._routing.view.note_leader(group, NodeId(response.leader))
         return response.leader
@@ -441,7 +446,7 @@ class Admin:
                 timeout_ms=self._timeout_ms,
             ),
             TrimPartitionResponse,
-            changes_something=True,
+            effect="once",
         )
         return response.log_start
 

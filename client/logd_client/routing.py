@@ -7,7 +7,7 @@ needed to meet the first one, and again if all that are known have gone.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import anyio
 import msgspec
@@ -64,6 +64,10 @@ _STAGGER_S: Final = 0.25
 """Head start of one bootstrap address before the next is tried beside it."""
 
 R = TypeVar("R", bound=Message)
+Effect = Literal["none", "repeatable", "once"]
+"""What a request changes: nothing, something that a second one would not change any further, or
+something each time."""
+
 Target = Callable[[int], Awaitable[Connection]]
 """The connection to try on the given attempt, counted from 0."""
 
@@ -529,7 +533,7 @@ class Routing:
         message: Message,
         expected: type[R],
         *,
-        changes_something: bool = False,
+        effect: Effect = "none",
         group: GroupId | None = None,
         timeout_s: float | None = None,
     ) -> R:
@@ -537,16 +541,18 @@ class Routing:
 
         Args:
             target: picks the connection for each attempt.
-            changes_something: not repeated once an attempt may have taken effect.
+            effect: what changes something ``once`` is not repeated when an attempt may have.
             group: whose leader is asked; None: the controller or any broker.
 
         Raises:
             LogdError: the refusal, or the last failure when time is up; or what a broker answered
-                to the attempt before, if the last one only found another broker down.
+                to the attempt before, if the last one only found another broker down.  Its
+                ``may_have_applied`` is of all attempts.
         """
         backoff = Backoff(self.environment.rng)
         answered: LogdError | None = None
         told: LogdError | None = None
+        is_in_doubt = False
         timeout_s = self.request_timeout_s if timeout_s is None else timeout_s
         deadline = self.environment.clock() + timeout_s
         while True:
@@ -560,21 +566,23 @@ class Routing:
                     raise told or ConnectionFailedError(limit)
                 suspect = connection.node
                 left_s = deadline - self.environment.clock()
-                attempt_s = left_s if changes_something else min(left_s, READ_TIMEOUT_S)
+                attempt_s = left_s if effect == "once" else min(left_s, READ_TIMEOUT_S)
                 return await connection.request(message, expected, max(attempt_s, 0.001))
             except LogdError as error:
-                if not changes_something:
-                    error.may_have_applied = False
+                is_in_doubt = effect != "none" and (is_in_doubt or error.may_have_applied)
+                error.may_have_applied = is_in_doubt
                 is_behind = (
                     group is not None
                     and isinstance(error, UnknownTopicError)
                     and backoff.failures < _LAGGING_ANSWERS_MAX
                 )
-                if error.may_have_applied or not (error.retriable or is_behind):
+                may_repeat = effect != "once" or not is_in_doubt
+                if not (may_repeat and (error.retriable or is_behind)):
                     raise
                 delay_s = backoff.next_delay_s()
                 is_answer = not isinstance(error, ConnectionFailedError)
                 told = error if is_answer or answered is None else answered
+                told.may_have_applied = is_in_doubt
                 if self.environment.clock() + delay_s >= deadline:
                     raise told from None
                 answered = error if is_answer else None
@@ -604,12 +612,10 @@ class Routing:
             return  # The next attempt will say what is wrong, in its own words.
 
     async def call_controller(
-        self, message: Message, expected: type[R], *, changes_something: bool = False
+        self, message: Message, expected: type[R], *, effect: Effect = "none"
     ) -> R:
         """``call`` for the controller."""
-        return await self.call(
-            self.controller_connection, message, expected, changes_something=changes_something
-        )
+        return await self.call(self.controller_connection, message, expected, effect=effect)
 
     async def call_leader(
         self,
@@ -617,7 +623,7 @@ class Routing:
         message: Message,
         expected: type[R],
         *,
-        changes_something: bool = False,
+        effect: Effect = "none",
         timeout_s: float | None = None,
     ) -> R:
         """``call`` for the leader of ``group``."""
@@ -629,7 +635,7 @@ class Routing:
             target,
             message,
             expected,
-            changes_something=changes_something,
+            effect=effect,
             group=group,
             timeout_s=timeout_s,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from logd.errors import (
     LogdError,
     NotLeaderError,
     ProtocolError,
+    RebalanceConflictError,
     UnavailableError,
     UnknownTopicError,
     UsageError,
@@ -32,6 +33,7 @@ from logd.wire.messages import (
     PartitionInfo,
     TopicInfo,
 )
+from logd_client.admin import Admin
 from logd_client.background import Background, task_group
 from logd_client.cluster import ClusterView
 from logd_client.connection import Connection
@@ -39,7 +41,7 @@ from logd_client.consumer import Consumer
 from logd_client.consumer_options import ConsumerOptions
 from logd_client.environment import Environment, wall_clock_ms
 from logd_client.producer import Producer, ProducerOptions
-from logd_client.routing import READ_TIMEOUT_S, Routing
+from logd_client.routing import READ_TIMEOUT_S, Effect, Routing
 from logd_client.transport import TcpTransport
 
 pytestmark = pytest.mark.anyio
@@ -460,11 +462,11 @@ class Refusing(Unconnected):
     async def refresh(self, suspect: NodeId | None = None) -> None:
         self.refreshes.append(suspect)
 
-    async def ask(self, *, changes_something: bool = False) -> Any:
-        request = MetadataRequest()
-        return await self.call(
-            self.target, request, MetadataResponse, changes_something=changes_something
-        )
+    async def controller_connection(self, attempt: int) -> Any:
+        return self
+
+    async def ask(self, effect: Effect = "none") -> Any:
+        return await self.call(self.target, MetadataRequest(), MetadataResponse, effect=effect)
 
 
 @asynccontextmanager
@@ -504,9 +506,39 @@ async def test_what_may_have_taken_effect_is_repeated_only_if_it_changes_nothing
 
     async with refusing(ConnectionLostError("reset")) as routing:
         with pytest.raises(ConnectionLostError) as caught:
-            await routing.ask(changes_something=True)
+            await routing.ask("once")
         assert caught.value.may_have_applied
         assert len(routing.timeouts_s) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda admin: admin.set_rebalancing(concurrency=1),
+        lambda admin: admin.alter_broker(1, "drain"),
+        lambda admin: admin.start_plan("even", 1, []),
+        lambda admin: admin.cancel_plan(1),
+        lambda admin: admin.cancel_move(1, 1),
+        lambda admin: admin.raise_feature_level(),
+    ],
+)
+async def test_a_change_that_is_repeated_and_refused_may_have_been_made_the_first_time(
+    change: Callable[[Admin], Awaitable[object]], anyio_backend: object
+) -> None:
+    refusal = RebalanceConflictError("another plan runs")
+    async with refusing(ConnectionLostError("reset"), refusal) as routing:
+        with pytest.raises(RebalanceConflictError) as caught:
+            await change(Admin(routing))
+
+    assert caught.value.may_have_applied
+
+
+async def test_a_change_that_was_only_refused_was_not_made(anyio_backend: object) -> None:
+    async with refusing(RebalanceConflictError("another plan runs")) as routing:
+        with pytest.raises(RebalanceConflictError) as caught:
+            await Admin(routing).cancel_plan(1)
+
+    assert not caught.value.may_have_applied
 
 
 async def test_a_question_is_put_elsewhere_soon_while_a_change_is_given_all_its_time(
@@ -514,6 +546,6 @@ async def test_a_question_is_put_elsewhere_soon_while_a_change_is_given_all_its_
 ) -> None:
     async with refusing() as routing:
         await routing.ask()
-        await routing.ask(changes_something=True)
+        await routing.ask("once")
 
         assert routing.timeouts_s == pytest.approx([READ_TIMEOUT_S, 30], abs=1)

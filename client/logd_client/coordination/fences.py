@@ -104,8 +104,9 @@ async def raise_fences(
             token=fence.token,
             timeout_ms=min(int(routing.request_timeout_s * 1000), COORDINATION_TIMEOUT_MS_MAX),
         )
-        # Repeated it changes nothing, so it may be repeated.
-        response = await routing.call_leader(group, request, RaiseFenceResponse)
+        response = await routing.call_leader(
+            group, request, RaiseFenceResponse, effect="repeatable"
+        )
         offsets[topic, partition] = response.offset
 
     rows = [
