@@ -23,6 +23,7 @@ class BatchAtHand:
         """The rest of it: what needs no waiting."""
         self.last_record: Record | None = None
         """The last one given out of it; set by whoever takes one out of ``rows``."""
+        self._is_stopped = False
 
     def bring(self, batch: Batch) -> None:
         """The next, of which nothing is given out."""
@@ -30,7 +31,8 @@ class BatchAtHand:
         self._batch, self.rows = batch, batch.records()
 
     def stop(self) -> None:
-        """Give out no more records of it."""
+        """Give out no more of it."""
+        self._is_stopped = True
         self.rows = iter(())
 
     def take_record(self) -> Record | None:
@@ -51,7 +53,7 @@ class BatchAtHand:
         """
         batch, last = self._look()
         no_rows: Iterator[Record] = iter(())
-        if batch is None:
+        if batch is None or self._is_stopped:
             return None
         if last is not None:
             row = bisect_right(batch.offsets, last.offset)

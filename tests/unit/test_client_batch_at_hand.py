@@ -78,13 +78,15 @@ def test_the_position_is_that_of_the_next_record_while_any_is_left_of_its_partit
     assert at_hand.position(0) is None
 
 
-def test_once_it_is_stopped_no_record_is_given_out() -> None:
+def test_once_it_is_stopped_nothing_is_given_out_and_the_position_stays() -> None:
     at_hand = BatchAtHand()
     at_hand.bring(batch_of(4, 5))
 
     at_hand.stop()
 
     assert at_hand.take_record() is None
+    assert at_hand.take_rest() is None
+    assert at_hand.position(0) == 4
 
 
 class Watched(BatchAtHand):

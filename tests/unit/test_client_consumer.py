@@ -407,7 +407,10 @@ def test_a_consumer_that_was_not_opened_or_is_open_already_says_so() -> None:
 
 
 @pytest.mark.parametrize("has_some_at_hand", [False, True])
-def test_closing_ends_the_iteration_whatever_has_arrived(*, has_some_at_hand: bool) -> None:
+@pytest.mark.parametrize("by_batch", [False, True])
+def test_closing_ends_the_iteration_whatever_has_arrived(
+    *, by_batch: bool, has_some_at_hand: bool
+) -> None:
     async def story() -> None:
         async with reading() as (consumer, broker), trio.open_nursery() as nursery:
             got: list[bytes | None] = []
@@ -417,7 +420,10 @@ def test_closing_ends_the_iteration_whatever_has_arrived(*, has_some_at_hand: bo
                 await consumer.next_record()
 
             async def iterate() -> None:
-                got.extend([record.value async for record in consumer])
+                if by_batch:
+                    got.extend([batch.values[0] async for batch in consumer.batches()])
+                else:
+                    got.extend([record.value async for record in consumer])
                 got.append(b"end")
 
             if has_some_at_hand:
@@ -431,6 +437,7 @@ def test_closing_ends_the_iteration_whatever_has_arrived(*, has_some_at_hand: bo
 
             assert got == [b"end"]
             assert not broker.reads(0)
+            assert consumer.position(0) == has_some_at_hand
 
     play(story)
 
