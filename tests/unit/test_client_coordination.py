@@ -43,6 +43,7 @@ from logd.wire.coordination import (
     ConfigureQueue,
     Done,
     ItemsPut,
+    Join,
     Leave,
     Opened,
     OpenSession,
@@ -788,6 +789,45 @@ async def test_who_joins_by_a_session_that_is_over_meanwhile_is_told_so(
     with pytest.raises(LeaseLostError, match="member one of default/workers is lost"):
         async with membership:
             await anyio.sleep_forever()
+
+
+class JoiningCalls(PlayedCalls):
+    """Who joins is a member, and who leaves is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members: set[str] = set()
+
+    async def carry_out(self, command: object, send: Callable[[], object]) -> Result:
+        send()
+        if isinstance(command, Join):
+            self.members.add(command.member)
+        else:
+            assert isinstance(command, Leave)
+            self.members.remove(command.member)
+        return Done(revision=9)
+
+
+@pytest.mark.anyio
+async def test_a_membership_that_another_task_leaves_is_left_all_the_same(
+    anyio_backend: object,
+) -> None:
+    """The event loop refuses that, and nobody is to be listed who is not there."""
+    calls = JoiningCalls()
+    sessions = cast("Sessions", OneSession(calls))
+    membership = Membership(sessions, parse_name("workers"), "one", b"", None)
+
+    async def enter(*, task_status: TaskStatus[None]) -> None:
+        await membership.__aenter__()
+        task_status.started()
+        await anyio.sleep_forever()
+
+    with suppress(RuntimeError, BaseExceptionGroup):
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(enter)
+            await membership.__aexit__(None, None, None)
+
+    assert calls.members == set()
 
 
 def test_a_renewal_counts_from_when_it_was_sent() -> None:

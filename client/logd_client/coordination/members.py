@@ -185,8 +185,10 @@ class Membership:
         scope, self._scope = self._scope, None
         assert scope is not None
         is_lost = self.is_lost
-        is_swallowed = scope.__exit__(kind, error, traceback)
-        await self.leave()
+        try:
+            is_swallowed = scope.__exit__(kind, error, traceback)
+        finally:  # The event loop refuses a scope that another task leaves, or in another order.
+            await self.leave()
         if is_lost and (error is None or is_swallowed):
             raise self.lost_error()
         return is_swallowed
