@@ -297,16 +297,18 @@ class Awaited(Generic[T]):
     call that waits, who is interrupted just then would never see it.
     """
 
-    def __init__(self, portal: Portal, wait: Callable[[], Awaitable[T]]) -> None:
+    def __init__(self, portal: Portal, wait: Callable[[], Awaitable[T]], *, at_end: T) -> None:
+        """``at_end``: what ``wait`` comes to when nothing more comes."""
         self._portal = portal
         self._wait = wait
         """Cancelled, it loses nothing."""
+        self._at_end = at_end
         self._is_waiting = anyio.Lock()
         """An interrupted wait takes a moment to end."""
         self._come: list[T] = []
 
     def take(self, timeout_s: float | None = None) -> T:
-        """Wait for the next one.
+        """Wait for the next one.  Once the client is closed nothing more comes.
 
         Raises:
             TimeoutError: none came within ``timeout_s``.
@@ -315,7 +317,12 @@ class Awaited(Generic[T]):
             require_seconds("timeout_s", timeout_s)
         come: list[T] = []
         while not come:
-            in_time = self._portal.call(self._fetch, timeout_s)
+            try:
+                in_time = self._portal.call(self._fetch, timeout_s)
+            except UsageError:
+                if self._portal.is_closed:
+                    return self._at_end
+                raise
             # Signal handlers run when something was called, and from here on nothing is.
             come, self._come = self._come, []
             if not (come or in_time):

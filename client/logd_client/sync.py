@@ -526,7 +526,7 @@ class Consumer(Entered):
         super().__init__(portal, consumer)
         self._consumer = consumer
         self._at_hand = consumer.at_hand
-        self._arrival = Awaited(portal, consumer.wait_for_batch)
+        self._arrival = Awaited(portal, consumer.wait_for_batch, at_end=False)
 
     def __iter__(self) -> Iterator[Record]:
         """Iterate over records.  Only whole batches cross between the threads.
@@ -547,25 +547,16 @@ class Consumer(Entered):
             TimeoutError: none came within ``timeout_s``.  The next call goes on waiting.
         """
         while (record := self._at_hand.take_record()) is None:
-            if not self._wait_for_batch(timeout_s):
+            if not self._arrival.take(timeout_s):
                 return None
         return record
 
     def next_batch(self, timeout_s: float | None = None) -> Batch | None:
         """Wait for the next batch.  Returns and raises as ``next_record``."""
         while (batch := self._at_hand.take_rest()) is None:
-            if not self._wait_for_batch(timeout_s):
+            if not self._arrival.take(timeout_s):
                 return None
         return batch
-
-    def _wait_for_batch(self, timeout_s: float | None) -> bool:
-        """False once the client is closed, which has closed this too."""
-        try:
-            return self._arrival.take(timeout_s)
-        except UsageError:
-            if self._portal.is_closed:
-                return False
-            raise
 
     @property
     def trouble(self) -> LogdError | None:

@@ -11,7 +11,7 @@ no asking.  Leaving the block raises ``LeaseLostError`` if the lease was lost wi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import iscoroutine
 from types import TracebackType
@@ -19,6 +19,7 @@ from typing import Generic, Self, TypeVar
 
 import anyio.to_thread
 
+from logd.errors import UsageError
 from logd.wire.coordination import (
     Assignment,
     Compare,
@@ -112,11 +113,24 @@ class Lease:
         self._portal.call(self._lease.release)
 
     def leave(self, has_failed: bool) -> None:
-        """Give it back; raise for its loss unless something else is being raised."""
-        is_lost = self.is_lost
-        self.release()
-        if is_lost and not has_failed:
-            raise self._lease.lost_error()
+        """As a block around it is left."""
+        _leave(self._portal, self._lease, self._lease.release, has_failed)
+
+
+def _leave(
+    portal: Portal,
+    held: async_leases.Lease | async_members.Membership,
+    give_back: Callable[[], Awaitable[None]],
+    has_failed: bool,
+) -> None:
+    """Give it back; raise for its loss unless something else is being raised."""
+    if portal.leads_somewhere:
+        is_lost = portal.call(lambda: held.is_lost)
+        portal.call(give_back)
+    else:  # The client gave it back when it was closed, or it is another process's.
+        is_lost = portal.is_closed and held.is_lost
+    if is_lost and not has_failed:
+        raise held.lost_error()
 
 
 class Leadership(Lease):
@@ -250,7 +264,7 @@ class Watch:
     def __init__(self, portal: Portal, watch: async_watches.Watch) -> None:
         self._portal = portal
         self._watch = watch
-        self._events = Awaited(portal, watch.next)
+        self._events = Awaited[Event | None](portal, watch.next, at_end=None)
 
     def __enter__(self) -> Watch:
         self._portal.call(self._watch.__aenter__)
@@ -265,7 +279,8 @@ class Watch:
             self._portal.call(self._watch.aclose)
 
     def next(self, timeout_s: float | None = None) -> Event | None:
-        """Wait for the next event; None when the watch is closed.  Interrupted, it loses none.
+        """Wait for the next event; None when the watch is closed, or the client.  Interrupted, it
+        loses none.
 
         Raises:
             TimeoutError: none came within ``timeout_s``.  The next call goes on waiting.
@@ -288,6 +303,10 @@ def _iterate(portal: Portal, view: View[T]) -> Iterator[T]:
                 item = portal.call(_next_or_end, view)
             except _EndError:
                 return
+            except UsageError:
+                if portal.is_closed:
+                    return
+                raise
             yield item
     finally:
         if portal.leads_somewhere:
@@ -358,10 +377,7 @@ class Membership:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        is_lost = self.is_lost
-        self.leave()
-        if is_lost and error is None:
-            raise self._membership.lost_error()
+        _leave(self._portal, self._membership, self._membership.leave, error is not None)
 
     @property
     def is_lost(self) -> bool:

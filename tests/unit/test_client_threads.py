@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,14 +20,14 @@ import pytest
 import trio
 from anyio.from_thread import start_blocking_portal
 
-from logd.errors import UsageError
+from logd.errors import LeaseLostError, UsageError
 from logd_client import sync
 from logd_client.consumer import Consumer
 from logd_client.consumer_options import ConsumerOptions
 from logd_client.coordination.assignments import OwnedShard
 from logd_client.portal import LoopThread, Portal
 from logd_client.records import Batch
-from logd_client.sync_coordination import Assignments, Lock, Watch
+from logd_client.sync_coordination import Assignments, Election, Lock, Membership, Watch
 
 SHARDS = 64
 GUARD_S = 30.0
@@ -150,6 +150,76 @@ def test_iterating_ends_when_the_client_is_closed_wherever_the_thread_just_is(
 
     assert begun == [0, 1]
     assert [*records, *batches] == []
+
+
+class Told:
+    """A watch or a view, which tells the same again and again."""
+
+    async def __aenter__(self) -> Told:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """It is left."""
+
+    async def next(self) -> str:
+        return "event"
+
+    async def __anext__(self) -> str:
+        return await self.next()
+
+
+def test_watching_ends_when_the_client_is_closed_wherever_the_thread_just_is(
+    portal: Portal,
+) -> None:
+    async def observe() -> Told:
+        return Told()
+
+    election = Election(portal, cast("Any", SimpleNamespace(observe=observe)))
+    watch, leaders = Watch(portal, cast("Any", Told())), election.observe()
+    events: Iterator[object] = iter(watch)
+    begun = [next(events), next(leaders)]
+    portal.is_closed = True
+
+    assert begun == ["event", "event"]
+    assert [*events, *leaders] == []
+    assert watch.next() is None
+
+
+def test_what_is_held_when_the_client_is_closed_within_the_block_is_lost(portal: Portal) -> None:
+    """By then it is given back; and what the block itself raises goes on."""
+
+    class Held:
+        is_lost = False
+        member = "one"
+
+        async def acquire(self, timeout_s: float | None) -> Held:
+            return self
+
+        async def join(self) -> None:
+            """It is a member."""
+
+        async def give_back(self) -> None:
+            raise AssertionError("the client has given it back")
+
+        release = leave = give_back
+
+        def lost_error(self) -> LeaseLostError:
+            return LeaseLostError("closed")
+
+    def within(block: AbstractContextManager[object], held: Held, error: Exception | None) -> None:
+        portal.is_closed = False
+        with block:
+            portal.is_closed = held.is_lost = True
+            if error is not None:
+                raise error
+
+    for kind in (Lock, Membership):
+        held = Held()
+        block = kind(portal, cast("Any", held))
+        with pytest.raises(LeaseLostError):
+            within(block, held, None)
+        with pytest.raises(ValueError, match="of the block"):
+            within(block, held, ValueError("of the block"))
 
 
 class Interrupted(BaseException):
