@@ -453,6 +453,18 @@ async def test_who_waits_for_an_event_is_woken_and_by_closing_too() -> None:
     assert heard == [b"a", None]
 
 
+async def test_closing_ends_the_iteration_whatever_has_arrived() -> None:
+    async with client() as one, one.watch() as watch:
+        one.broker.push(b"a", b"b")
+        one.broker.push(b"c")
+        heard = []
+        async for event in watch:
+            heard.append(event.value)
+            await watch.aclose()
+
+    assert heard == [b"a"]
+
+
 async def test_cancelled_iteration_loses_no_event() -> None:
     async with client() as one, one.watch() as watch:
         heard: list[bytes] = []

@@ -130,6 +130,8 @@ class Watch:
         self._is_over = True
         self._is_open = False
         self._routing.on_close.pop(self, None)
+        self._arrived.clear()
+        self._ready.clear()
         if self._feed is not None:
             self._feed.leave(self)
         self._wake()
@@ -159,13 +161,14 @@ class Watch:
         """
         if not self._is_open and not self._is_over:
             raise UsageError(f"the watch is {NOT_OPEN}")
-        while (event := self.take_arrived()) is None:
+        while not self._is_over:
+            event = self.take_arrived()
+            if event is not None:
+                return event
             if self._failure is not None:
                 raise self._failure.with_traceback(None)
-            if self._is_over:
-                return None
             await self._wait_for_more()
-        return event
+        return None
 
     async def _wait_for_more(self) -> None:
         if self._is_waited_for:  # Only one is woken; the other would wait for ever.
