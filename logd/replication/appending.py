@@ -12,11 +12,12 @@ elected, so that they never go back, whatever the wall clock does.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from logd.errors import LogdError
+from logd.limits import KIB
 from logd.record.batch import seal_opaque
 from logd.record.control import ConfigurationChange, Control, decode_control, encode_control
 from logd.record.header import (
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from logd.replication.group import Group
     from logd.replication.received import ReceivedBatch
     from logd.replication.seams import GroupHost
+
+CONTROL_BYTES_MAX: Final = 1 * KIB
+"""A control batch is no longer than this."""
 
 
 class Appender:

@@ -41,7 +41,7 @@ from logd.errors import (
     OverloadedError,
     UnavailableError,
 )
-from logd.limits import BATCHES_PER_CHECKPOINT, KIB
+from logd.limits import BATCHES_PER_CHECKPOINT
 from logd.raft.core import RaftCore
 from logd.raft.messages import (
     Appended,
@@ -60,7 +60,7 @@ from logd.raft.messages import (
 from logd.record.control import Control, NoOp
 from logd.record.header import decode_header
 from logd.replication import log_events
-from logd.replication.appending import Appender
+from logd.replication.appending import CONTROL_BYTES_MAX, Appender
 from logd.replication.checkpoints import Checkpoints
 from logd.replication.counts import GroupCounts
 from logd.replication.feeding import Feeder
@@ -89,9 +89,6 @@ if TYPE_CHECKING:
 Args = TypeVarTuple("Args")
 
 log = structlog.get_logger(__name__)
-
-CONTROL_BYTES_MAX: Final = 1 * KIB
-"""A control batch is no longer than this."""
 
 DAMAGE_LOOK_S: Final = 1.0
 """A replica that waits for damage to be filled looks again after so long."""

@@ -20,6 +20,7 @@ from logd.errors import LogdError, UnavailableError
 from logd.raft.messages import Configuration
 from logd.raft.quorum import is_voter
 from logd.replication import log_events
+from logd.replication.appending import CONTROL_BYTES_MAX
 from logd.replication.opening import change_to
 from logd.types import NodeId, Offset
 
@@ -99,6 +100,7 @@ class Members:
                 follow it.
             LeadershipLostError: the leader stepped down; what is committed, the next one knows.
             OverloadedError: the leader's disk does not answer, and too many wait for that.
+            DiskFullError: the leader's disk has no room for it; nothing was begun.
         """
         change = _Change(Configuration(voters, learners))
         self._changes.append(change)
@@ -128,6 +130,9 @@ class Members:
                 first = core.first_step_to(change.wanted)
             except LogdError as error:
                 change.settle(error)
+                return
+            if not group.make_room(CONTROL_BYTES_MAX):  # Else it would let go, and cannot be asked.
+                change.settle(group.proposals.no_room())
                 return
             change.is_begun = True
             self.append(first)

@@ -88,7 +88,7 @@ class Proposals:
             proposal = self.queued.popleft()
             if not self._group.make_room(size + proposal.header.size_bytes):
                 self.queued.appendleft(proposal)
-                self.refuse_queued(self._no_room())
+                self.refuse_queued(self.no_room())
                 break
             if proposal.done is not None and self._admit(proposal):
                 batches.append(place(proposal.batch, proposal.header))
@@ -106,7 +106,8 @@ class Proposals:
             return []
         return batches
 
-    def _no_room(self) -> LogdError:
+    def no_room(self) -> LogdError:
+        """Why nothing was placed, where ``make_room`` has found none."""
         group = self._group
         if group.failure is not None:
             return group.leadership.not_leader()

@@ -2513,6 +2513,13 @@ SYSTEM_MUTANTS = (
         "            if False:\n                raise NoRoomError",
     ),
     Mutant(
+        "a leader that has no room for a change of members lets go",
+        "availability: readers are served on full disks",
+        "logd/replication/members.py",
+        "            if not group.make_room(CONTROL_BYTES_MAX):",
+        "            if False:",
+    ),
+    Mutant(
         "who has no room to begin a term campaigns for it",
         "P6: no storm of elections on full disks",
         "logd/replication/group.py",

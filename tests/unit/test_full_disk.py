@@ -496,6 +496,28 @@ def test_who_is_elected_without_room_lets_others_lead_and_stands_again() -> None
     play(story)
 
 
+def test_a_leader_without_room_refuses_a_change_of_members_and_leads_on() -> None:
+    """Nobody may have room to lead in its place, and readers are served meanwhile."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            await replica.lead()
+            members = replica.group.members
+            fill(replica)
+
+            with pytest.raises(DiskFullError, match="free some space"):
+                await members.change_configuration((OURSELVES, SECOND), ())
+            assert replica.group.is_ready
+
+            free(replica)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(members.change_configuration, (OURSELVES, SECOND), ())
+                await until(lambda: replica.group.core.configuration.is_joint)
+                nursery.cancel_scope.cancel()
+
+    play(story)
+
+
 @pytest.mark.parametrize("is_written_down", [False, True])
 def test_shipped_state_is_installed_when_there_is_room(*, is_written_down: bool) -> None:
     """It was refused to be written down, or to be put in place."""
