@@ -776,7 +776,7 @@ class Group:
 
     def _sync_and_close(self) -> None:
         try:
-            if self.log.failure is None:
+            if self.log.failure is None and self.log.is_open:
                 self.log.sync(self.commit_offset)
                 self.log.sync_mark(self.commit_offset)
                 self._opened.hard_state.rest_on_disk(self._opened.boot)

@@ -66,13 +66,19 @@ class Syncer:
         """Nobody waits for this log's syncs, and so they must be waited for by who appends."""
         return self._core.vouches and self._group.log.unsynced_bytes >= UNSYNCED_BYTES_BEHIND_MAX
 
+    @property
+    def _may_sync(self) -> bool:
+        """The log takes more.  Where another one waits for room to take its place, it is closed."""
+        group = self._group
+        return group.failure is None and group.log.failure is None and group.log.is_open
+
     async def sync_once(self) -> None:
         """Sync what is appended.  Called by the sync pool, at most once at a time."""
         group = self._group
         self.waiting_since = trio.current_time()
         try:
             async with group.io_lock:
-                if group.failure is not None or group.log.failure is not None:
+                if not self._may_sync:
                     return
                 began = trio.current_time()
                 end, term = await self._sync_log()
@@ -118,7 +124,7 @@ class Syncer:
         """
         group = self._group
         log = group.log
-        if group.failure is not None or log.failure is not None:
+        if not self._may_sync:
             return 0.0
         began = trio.current_time()
         try:
@@ -159,7 +165,7 @@ class Syncer:
         group = self._group
         try:
             async with group.io_lock:
-                if group.failure is not None or group.log.failure is not None:
+                if not self._may_sync:
                     return
                 await self._host.env.run_blocking(group.log.sync_mark, group.commit_offset)
         except (OSError, LogdError) as error:

@@ -191,4 +191,5 @@ class Upkeep:
 
     @property
     def _has_stopped(self) -> bool:
-        return self._group.failure is not None
+        """Or its log is gone, and another one waits for room to take its place."""
+        return self._group.failure is not None or not self._group.log.is_open

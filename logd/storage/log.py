@@ -275,6 +275,11 @@ class Log:
         return self._held.failure
 
     @property
+    def is_open(self) -> bool:
+        """It has not been closed, by its owner or for another one to be put in its place."""
+        return self._held.active.is_open
+
+    @property
     def mark(self) -> SyncedMark | None:
         """The synced mark that is on the disk; None if it was lost."""
         mark = self._mark

@@ -2513,6 +2513,27 @@ SYSTEM_MUTANTS = (
         "            if False:\n                raise NoRoomError",
     ),
     Mutant(
+        "a log whose successor waits for room is looked through",
+        "P1: a full disk costs no log",
+        "logd/replication/upkeep.py",
+        " or not self._group.log.is_open",
+        "",
+    ),
+    Mutant(
+        "a log whose successor waits for room is synced",
+        "P1: a full disk costs no log",
+        "logd/replication/syncing.py",
+        " and group.log.is_open",
+        "",
+    ),
+    Mutant(
+        "a log whose successor waits for room is synced when its replica goes",
+        "P1: a full disk costs no log",
+        "logd/replication/group.py",
+        " and self.log.is_open",
+        "",
+    ),
+    Mutant(
         "a leader that has no room for a change of members lets go",
         "availability: readers are served on full disks",
         "logd/replication/members.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -548,6 +549,78 @@ def test_shipped_state_is_installed_when_there_is_room(*, is_written_down: bool)
             await until(lambda: not group.is_held)
             assert group.failure is None
             assert group.log.start_offset == shipped.start_offset
+
+    play(story)
+
+
+async def look_for_damage(replica: Replica) -> None:
+    upkeep, log = replica.group.upkeep, replica.group.log
+    assert await upkeep.scrub(log.scrub_start(log.start_offset), MIB) is None
+
+
+async def sync(replica: Replica) -> None:
+    """As the sync pool, which was asked before."""
+    await replica.group.syncer.sync_once()
+    await replica.group.syncer.sync_mark()
+
+
+async def trim(replica: Replica) -> None:
+    trash = replica.node.membership.directory.trash_path
+    assert not await replica.group.upkeep.trim(Offset(1), trash)
+
+
+async def begin_to_install(replica: Replica) -> Offset:
+    """Ship state to a replica, for which there is no room once its log is gone; where it begins."""
+    group, shipped = replica.group, snapshot()
+    replica.append([batch_of(Offset(0), Term(1))], term=Term(1))
+    await until(lambda: group.log.synced_end == 1)
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "create" and "checkpoint-" in path:
+            raise OSError(errno.ENOSPC, "simulated failure", path)
+
+    replica.files.on_operation = refuse
+    replica.append([], term=Term(3), commit_offset=Offset(1), start=Offset(0))
+    await a_while()
+    for chunk, body in chunks(encode_snapshot(shipped), term=3):
+        group.intake.post_chunk(THIRD, chunk, body)
+    await until(lambda: not group.log.is_open)
+    await a_while()
+    return shipped.start_offset
+
+
+@pytest.mark.parametrize("others", [look_for_damage, sync, trim])
+def test_who_looks_after_a_log_leaves_one_alone_whose_successor_waits_for_room(
+    others: Callable[[Replica], Awaitable[None]],
+) -> None:
+    """Its files are gone already: that says nothing about the disk."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            group = replica.group
+            start = await begin_to_install(replica)
+
+            await others(replica)
+            assert (group.failure, group.is_held) == (None, True)
+
+            replica.files.on_operation = None
+            await until(lambda: not group.is_held)
+            assert (group.failure, group.log.start_offset) == (None, start)
+
+    play(story)
+
+
+def test_a_replica_that_waits_for_room_for_what_takes_the_place_of_its_log_can_be_removed() -> None:
+    """That its topic is deleted may be what makes room."""
+
+    async def story() -> None:
+        async with open_replica() as replica:
+            await begin_to_install(replica)
+
+            with trio.fail_after(5.0):
+                await replica.node.remove_group(GROUP)
+
+            assert replica.group.is_closed
 
     play(story)
 
