@@ -17,7 +17,7 @@ from logd.replication.snapshot import Snapshot, decode_snapshot, encode_snapshot
 from logd.storage.checkpoint import CheckpointStore, application_store
 from logd.storage.file_header import SNAPSHOT_MAGIC, FileHeader, refuse_foreign
 from logd.storage.log import Log
-from logd.storage.room import what_lacks
+from logd.storage.room import is_no_descriptor, what_lacks
 from logd.storage.whole_file import (
     UNFINISHED_SUFFIX,
     parent,
@@ -38,7 +38,8 @@ def begin_install(
     """Write down what is to be installed.  When this returns there is no way back.
 
     Raises:
-        NoRoomError: the disk has none; all is as it was.
+        NoRoomError: the disk has none, and all is as it was, unless ``has_begun``: then nothing but
+            a descriptor was lacking, and ``finish_install`` goes on.
         StorageFailedError: the disk failed; what is in force, a restart finds out.
     """
     path = f"{directory}/{INSTALL_NAME}"
@@ -47,7 +48,7 @@ def begin_install(
         write_payload_file(files, path, SNAPSHOT_MAGIC, header, encode_snapshot(snapshot))
     except OSError as error:
         lack = what_lacks(error)
-        if lack is not None and not files.exists(path):
+        if is_no_descriptor(error) or (lack is not None and not files.exists(path)):
             raise NoRoomError(f"no {lack} to write {path}") from error
         raise StorageFailedError(f"cannot write {path}: {error}") from error
 
@@ -78,6 +79,9 @@ def finish_install(
         header, payload = read_payload_file(files, path, SNAPSHOT_MAGIC)
         refuse_foreign(path, header.identity, identity)
         snapshot = decode_snapshot(payload)
+        # Whoever wrote it down may have been killed before its name was durable: the log must not
+        # go before.
+        files.sync_directory(directory)
         Log.remove(files, directory)
         checkpoints = CheckpointStore(files, directory, identity)
         checkpoints.remove_all()

@@ -98,6 +98,7 @@ FAST_TESTS = {
         "tests/unit/test_claims.py",
         "tests/unit/test_peer_server.py",
         "tests/unit/test_shipping.py",
+        "tests/unit/test_installing.py",
         "tests/unit/test_opening.py",
         "tests/unit/test_group.py",
         "tests/unit/test_full_disk.py",

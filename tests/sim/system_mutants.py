@@ -2579,7 +2579,7 @@ SYSTEM_MUTANTS = (
         "a full disk ends a replica that is shipped state",
         "P1: a full disk costs no log",
         "logd/replication/installing.py",
-        "        if lack is not None and not files.exists(path):\n",
+        "        if is_no_descriptor(error) or (lack is not None and not files.exists(path)):\n",
         "        if False:\n",
     ),
     Mutant(
@@ -2894,6 +2894,13 @@ SYSTEM_MUTANTS = (
         "logd/replication/opening.py",
         "        promised = HardStateFile.open(files, promises, identity).load()\n",
         "        promised = None\n",
+    ),
+    Mutant(
+        "a log goes before what is to take its place is durable",
+        "P1",
+        "logd/replication/installing.py",
+        "        files.sync_directory(directory)\n        Log.remove",
+        "        Log.remove",
     ),
     Mutant(
         "an installation that a crash interrupted is not finished",
