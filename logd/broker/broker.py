@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from logd.broker.recent_events import RecentEvents
+from logd.broker.request_room import RequestRoom
 from logd.errors import (
     InvalidRequestError,
     LogdError,
@@ -110,6 +111,7 @@ class Broker:
     sessions: dict[Session, None] = field(default_factory=dict)
     """Connected clients, in the order in which they came."""
     newcomers: Newcomers = field(default_factory=Newcomers)
+    requests: RequestRoom = field(default_factory=RequestRoom)
     """Those of them that have not greeted."""
     connections_accepted: int = 0
     refusals: dict[str, int] = field(default_factory=dict)

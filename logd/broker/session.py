@@ -47,6 +47,7 @@ from logd.limits import (
     FRAME_BYTES_MAX,
     FRAME_UNAUTHENTICATED_BYTES_MAX,
     PROGRESS_TIMEOUT_S,
+    REQUESTS_IN_FLIGHT_ALWAYS,
     REQUESTS_IN_FLIGHT_MAX,
 )
 from logd.replication.inbox import Inbox, first_frame
@@ -159,6 +160,7 @@ class Session:
                     nursery.cancel_scope.cancel()
         finally:
             self._is_closed = True
+            self.broker.requests.in_flight -= self._in_flight
             self._subscriptions.close()
             self._watches.close()
             self._intake.is_over()
@@ -279,7 +281,10 @@ class Session:
 
     @property
     def _owes_too_much(self) -> bool:
-        return self._in_flight >= REQUESTS_IN_FLIGHT_MAX or not self._outbox.has_room
+        return self._in_flight >= REQUESTS_IN_FLIGHT_MAX or not (
+            self._outbox.has_room
+            and (self._in_flight < REQUESTS_IN_FLIGHT_ALWAYS or not self.broker.requests.is_crowded)
+        )
 
     def _dispatch(self, frame: Frame) -> None:
         """Begin one request."""
@@ -295,6 +300,7 @@ class Session:
             self._watches.add_credit(decode_message(WatchCredit, _short_header(frame)))
             return
         self._in_flight += 1
+        self.broker.requests.in_flight += 1
         try:
             request = decode_message(request_type, _short_header(frame))
             if frame.kind == Kind.PRODUCE:
@@ -326,6 +332,7 @@ class Session:
 
     async def _serve(self, frame: Frame, request: Message) -> None:
         """Carry out one request that may have to wait."""
+        await self.broker.requests.turn()
         taken_bytes = own_bytes = 0
         try:
             body: CommittedBatches | None = None
@@ -407,6 +414,8 @@ class Session:
     def _settle(self) -> None:
         self._in_flight -= 1
         assert self._in_flight >= 0
+        if not self._is_closed:
+            self.broker.requests.in_flight -= 1
         if self._relief:
             self._relief.unpark()
 

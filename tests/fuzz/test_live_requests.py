@@ -4,13 +4,18 @@ and that one request keeps no other waiting."""
 from __future__ import annotations
 
 import errno
+from collections import Counter
+from contextlib import AsyncExitStack
+from typing import Any
 
 import msgspec
 import pytest
 import trio
 
 from logd import __version__
-from logd.broker import subscriptions
+from logd.broker import request_room, subscriptions
+from logd.broker.admin import ADMIN_HANDLERS
+from logd.broker.broker import Broker
 from logd.errors import (
     CorruptionError,
     FrameTooLargeError,
@@ -35,6 +40,8 @@ from logd.limits import (
     FETCH_BYTES_MAX,
     FRAME_BYTES_MAX,
     KIB,
+    REQUESTS_BEGUN_PER_TURN,
+    REQUESTS_IN_FLIGHT_ALWAYS,
     REQUESTS_IN_FLIGHT_MAX,
 )
 from logd.record.batch import seal_batch, seal_entries, seal_opaque
@@ -423,6 +430,76 @@ def test_no_more_requests_are_read_than_may_wait_and_the_others_when_those_are_a
             assert client._in_flight == 0
 
     live(story)
+
+
+def test_many_who_ask_for_much_have_a_bounded_number_of_requests_read_and_all_of_them_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each takes a task: a thousand of each of thousands would be gigabytes."""
+    clients, count, bound = 20, 60, 100
+    monkeypatch.setattr(request_room, "REQUESTS_OF_ALL_IN_FLIGHT_MAX", bound)
+
+    async def story(world: World) -> None:
+        broker = world.cluster.nodes[NodeId(1)].broker
+        assert broker is not None
+        async with AsyncExitStack() as stack:
+            raws = [await stack.enter_async_context(world.greeted()) for _ in range(clients)]
+            end = await append(raws[0], world) + 1
+            wait = FetchRequest(group=world.group, offset=end, wait_ms=1_000)
+            asked = b"".join(encode_message(Kind.FETCH, wait, n) for n in range(count))
+            for raw in raws:
+                await raw.send(asked)
+            await trio.sleep(0.5)
+            assert bound <= broker.requests.in_flight <= bound + clients * REQUESTS_IN_FLIGHT_ALWAYS
+
+            for raw in raws:
+                answered = [await raw.frame() for _ in range(count)]
+                assert sorted(frame.correlation_id for frame in answered if frame) == [
+                    *range(count)
+                ]
+            longer = FetchRequest(group=world.group, offset=end, wait_ms=60_000)
+            await raws[0].send(encode_message(Kind.FETCH, longer, 1))
+            await trio.sleep(0.5)
+            assert broker.requests.in_flight == 1
+        await trio.sleep(1)  # Who leaves meanwhile leaves nothing behind.
+        assert broker.requests.in_flight == 0
+
+    live(story)
+
+
+def test_requests_that_come_at_once_keep_the_event_loop_from_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count = 500
+    turn = 0
+    begun: list[int] = []
+    metadata = ADMIN_HANDLERS[Kind.METADATA]
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while len(begun) < count:
+            await trio.lowlevel.checkpoint()
+            turn += 1
+
+    async def story(world: World) -> None:
+        async with world.greeted() as raw, trio.open_nursery() as nursery:
+
+            async def describe(broker: Broker, request: Any) -> Message:
+                if not begun:
+                    nursery.start_soon(count_turns)
+                begun.append(turn)
+                return await metadata(broker, request)
+
+            monkeypatch.setitem(ADMIN_HANDLERS, Kind.METADATA, describe)
+            asked = [encode_message(Kind.METADATA, MetadataRequest(), n) for n in range(count)]
+            await raw.send(b"".join(asked))
+            for _ in range(count):
+                await raw.frame()
+
+    live(story)
+    assert len(begun) >= count
+    # Those who count and those who begin take their turns in any order.
+    assert max(Counter(begun).values()) <= 4 * REQUESTS_BEGUN_PER_TURN
 
 
 def test_whatever_is_asked_leaves_its_place_to_the_next_when_it_is_answered() -> None:
