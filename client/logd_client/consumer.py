@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from threading import get_ident
 from types import TracebackType
 from typing import Final
@@ -31,7 +32,6 @@ from logd_client.arguments import (
     NOT_OPEN,
 )
 from logd_client.batch_at_hand import BatchAtHand
-from logd_client.connection import Connection
 from logd_client.consumer_options import CREDIT_BYTES_MIN, ConsumerOptions
 from logd_client.cursor import Cursor, StartKind
 from logd_client.extents import data_ends
@@ -48,6 +48,9 @@ _RECORDS_LIKE_A_BATCH: Final = 64
 
 _QUIET_S: Final = 1.0
 """A connection that delivers nothing for this long is asked whether it still works."""
+
+_STANDS_STILL_S: Final = 10.0
+"""So is one that delivers, about a partition of which nothing comes for this long."""
 
 
 class Consumer:
@@ -397,25 +400,24 @@ class Consumer:
             with self._scope:
                 while True:
                     await anyio.sleep(_QUIET_S)
-                    await self._probe_quiet()
+                    self._probe_quiet()
         finally:
             if self._is_open:  # It was not closed, and nothing comes any more.
                 self._has_outlived_its_loop = True
                 self._close()
 
-    async def _probe_quiet(self) -> None:
-        """Ask each quiet connection, once, for something that its broker can only answer
-        while it leads: a lost broker does not say that it is lost."""
-        probed: list[Connection] = []
+    def _probe_quiet(self) -> None:
+        """Ask each quiet connection, about one partition after the other, for something that its
+        broker can only answer while it leads: a lost broker does not say that it is lost."""
         now = self._routing.environment.clock()
-        for feed in list(self._feeds.values()):
+        probed = [feed.connection for feed in self._feeds.values() if feed.is_probing]
+        for feed in sorted(self._feeds.values(), key=attrgetter("quiet_since")):
             connection = feed.connection
             if connection is None or connection in probed or not feed.cursor.is_subscribed:
                 continue
-            if feed.is_probing:
-                probed.append(connection)
-                continue
-            if now < connection.last_received_at + _QUIET_S:
+            if now < min(
+                connection.last_received_at + _QUIET_S, feed.quiet_since + _STANDS_STILL_S
+            ):
                 continue
             probed.append(connection)
             self._routing.tasks.start_soon(feed.probe, connection)

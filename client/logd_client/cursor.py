@@ -108,6 +108,16 @@ class Cursor:
         """``next_batch`` has something to look at."""
         return bool(self._arrived) and not self.is_at_stop
 
+    def is_short_of(self, data_end: int) -> bool:
+        """All that has arrived was read, and yet there is more, up to ``data_end``: the broker has
+        all the credit, and something to send."""
+        return (
+            self._is_subscribed
+            and not self._held_bytes
+            and self._fetch_position is not None
+            and self._fetch_position < data_end
+        )
+
     # --- subscribing --------------------------------------------------------------------
 
     def subscribe(self, subscription: int) -> SubscribeRequest:

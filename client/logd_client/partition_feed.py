@@ -20,6 +20,7 @@ from logd.errors import (
     OffsetOutOfRangeError,
     ReplicaDamagedError,
     RequestTimeoutError,
+    SubscriptionLostError,
     UnknownBrokerError,
     UnknownTopicError,
 )
@@ -42,6 +43,11 @@ _SUBSCRIBE_TIMEOUT_S: Final = 5.0
 may lead."""
 
 _PROBE_TIMEOUT_S: Final = 1.5
+_STUCK_S: Final = 5.0
+"""A subscription of which nothing comes for this long, although there is more and it has credit, is
+begun anew; each time that this did not help it is given twice as long."""
+
+_DOUBLINGS_MAX: Final = 5
 _DAMAGED_DELIVERIES_MAX: Final = 3
 """So many in a row are fetched again, from another replica, before the caller is told."""
 
@@ -74,6 +80,12 @@ class PartitionFeed:
         self.is_ready = False
         """In line to be read."""
         self.is_probing = False
+        self.quiet_since = 0.0
+        """When something came of it last, or it was probed."""
+        self._short_since: tuple[int, float] | None = None
+        """In which generation it was found that nothing comes although there is more, and when."""
+        self._stuck_count = 0
+        """So often in a row it was begun anew because of that."""
         self.damaged_count = 0
         self.leaps_over_trimmed = False
         self._owner = owner
@@ -87,11 +99,15 @@ class PartitionFeed:
         """Whom we lost last: asked last about who leads."""
         self._is_attaching = False
         self._backoff = Backoff(routing.environment.rng)
+        self._clock = routing.environment.clock
 
     # --- from the connection ------------------------------------------------------------
 
     def on_delivered(self, message: Deliver, body: Buffer) -> None:
         if self.cursor.on_delivered(message, body):
+            self.quiet_since = self._clock()
+            self._short_since = None
+            self._stuck_count = 0
             self.trouble = None
             self._backoff.reset()
             self._owner.on_arrival(self)
@@ -229,7 +245,7 @@ class PartitionFeed:
         outcome = _SubscribeOutcome()
         connection.add_sink(request.subscription, self)
         self.connection = connection
-        sent_at = self._routing.environment.clock()
+        sent_at = self._clock()
         connection.submit(request, partial(self._on_answer, outcome, request.generation))
         with anyio.move_on_after(min(self._routing.request_timeout_s, _SUBSCRIBE_TIMEOUT_S)):
             await outcome.settled.wait()
@@ -305,14 +321,34 @@ class PartitionFeed:
         """Find out whether ``connection`` still leads to a broker that serves us."""
         request = OffsetsRequest(group=self.cursor.group, any_replica=self.cursor.any_replica)
         self.is_probing = True
+        self.quiet_since = self._clock()
         try:
-            await connection.request(request, OffsetsResponse, _PROBE_TIMEOUT_S)
+            response = await connection.request(request, OffsetsResponse, _PROBE_TIMEOUT_S)
         except LogdError as error:
             # Silence has ended the connection by now.  A broker that stepped down says so.
             if isinstance(error, NotLeaderError) and connection is self.connection:
                 self._on_refused(error)
+        else:
+            self._compare(response.data_end)
         finally:
             self.is_probing = False
+
+    def _compare(self, data_end: int) -> None:
+        """Begin anew if nothing comes although there is more: somebody has lost the subscription,
+        or its credit, and would never say so."""
+        cursor, now = self.cursor, self._clock()
+        if not cursor.is_short_of(data_end):
+            self._short_since = None
+        elif self._short_since is None or self._short_since[0] != cursor.generation:
+            self._short_since = (cursor.generation, now)
+        elif now >= self._short_since[1] + _STUCK_S * 2**self._stuck_count:
+            self._stuck_count = min(self._stuck_count + 1, _DOUBLINGS_MAX)
+            self._on_refused(
+                SubscriptionLostError(
+                    f"nothing comes of {cursor.topic}/{cursor.partition} from offset "
+                    f"{cursor.wanted_offset} on, and it has records up to {data_end}"
+                )
+            )
 
 
 class _SubscribeOutcome:

@@ -5,9 +5,11 @@ The broker is played by the tests, in virtual time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from operator import sub
 from typing import Any, cast
 
 import pytest
@@ -26,6 +28,7 @@ from logd.types import GroupId, NodeId
 from logd.wire.messages import (
     Credit,
     Deliver,
+    OffsetsResponse,
     SubscribeRequest,
     SubscribeResponse,
     SubscriptionEnded,
@@ -60,6 +63,8 @@ class Broker:
         self.is_slow = False
         """It takes subscriptions only when the test says so (``answer``)."""
         self._answer: Callable[[], None] | None = None
+        self.data_end: int | None = None
+        """Where the log ends, for who asks; None: it answers nobody."""
 
     def add_sink(self, subscription: int, sink: PartitionFeed) -> None:
         self._sinks[subscription] = sink
@@ -82,9 +87,16 @@ class Broker:
     def post_credit(self, credit: Credit) -> None:
         self.credit_bytes += credit.bytes
 
-    async def request(self, *_: object) -> None:
+    async def request(self, *_: object) -> OffsetsResponse:
         self.asked_count += 1
-        await trio.sleep_forever()
+        if self.data_end is None:
+            await trio.sleep_forever()
+            raise AssertionError("unreachable")
+        return OffsetsResponse(log_start=0, commit_offset=self.data_end, data_end=self.data_end)
+
+    def generation(self, partition: int) -> int:
+        """Larger after each time that it was subscribed to."""
+        return self._subscribed[partition].generation
 
     def credit_given(self) -> list[int]:
         return [request.credit_bytes for _, request in sorted(self._subscribed.items())]
@@ -597,5 +609,72 @@ def test_a_connection_that_delivers_nothing_is_asked_once_whether_it_still_works
             await trio.sleep(5)
 
             assert broker.asked_count == 1
+
+    play(story)
+
+
+@pytest.mark.parametrize("is_lively", [False, True])
+def test_a_subscription_that_stands_still_while_the_log_goes_on_is_begun_anew(
+    *, is_lively: bool
+) -> None:
+    """Whoever lost it: the connection lives, its broker leads, and nothing would ever come."""
+
+    async def story() -> None:
+        async with reading(2) as (consumer, broker):
+            broker.last_received_at = math.inf if is_lively else 0
+            broker.deliver(0, 0, b"a")
+            await consumer.next_record()
+            broker.data_end = 2
+            first = broker.generation(0)
+            with trio.move_on_after(PATIENCE_S / 2):
+                await consumer.next_record()
+
+            assert broker.generation(0) > first
+            broker.deliver(0, 1, b"b")
+            assert await take(consumer, 1) == [(0, 1, b"b")]
+
+    play(story)
+
+
+@pytest.mark.parametrize("waits_for_its_reader", [False, True])
+def test_a_subscription_that_goes_on_or_waits_for_its_reader_is_left_alone(
+    *, waits_for_its_reader: bool
+) -> None:
+    async def story() -> None:
+        async with reading() as (consumer, broker):
+            broker.data_end = 100
+            begun = broker.generation(0)
+            for offset in range(20):
+                if offset == 0 or not waits_for_its_reader:
+                    broker.deliver(0, offset, b"a")
+                    await consumer.next_batch()
+                await trio.sleep(2)
+
+            assert broker.asked_count > 5
+            assert broker.generation(0) == begun
+
+    play(story)
+
+
+def test_one_that_is_only_slow_is_begun_anew_ever_more_rarely() -> None:
+    """Else a broker whose disk takes longer for a read than we wait would never come to its end."""
+
+    async def story() -> None:
+        async with reading() as (consumer, broker):
+            broker.data_end = 1
+            times = [trio.current_time()]
+            generation = broker.generation(0)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(consumer.next_record)
+                while len(times) < 4:
+                    await trio.sleep(0.1)
+                    if broker.generation(0) != generation:
+                        generation = broker.generation(0)
+                        times.append(trio.current_time())
+                nursery.cancel_scope.cancel()
+
+            first, second, third = map(sub, times[1:], times)
+            assert second > 1.5 * first
+            assert third > 1.5 * second
 
     play(story)
