@@ -54,6 +54,7 @@ from logd_client.arguments import (
     require_int,
     require_list,
     require_one_of,
+    require_seconds,
     require_text,
 )
 from logd_client.consumer_options import start_of
@@ -203,15 +204,23 @@ class Admin:
         """
         return await self._routing.describe(None)
 
-    async def describe_broker(self, node: int) -> DescribeBrokerResponse:
+    async def describe_broker(
+        self, node: int, *, timeout_s: float | None = None
+    ) -> DescribeBrokerResponse:
         """One broker as it sees itself: its replicas, and the peers it can reach.
+
+        Args:
+            timeout_s: how long it may take to answer, and nobody can in its place; default: the
+                client's request timeout.
 
         Raises:
             UnknownBrokerError: no broker of that id is registered.
         """
         require_int("a broker's id", node)
+        if timeout_s is not None:
+            require_seconds("timeout_s", timeout_s)
         return await self._routing.call_node(
-            NodeId(node), DescribeBrokerRequest(), DescribeBrokerResponse
+            NodeId(node), DescribeBrokerRequest(), DescribeBrokerResponse, timeout_s=timeout_s
         )
 
     async def alter_broker(

@@ -641,14 +641,20 @@ class Routing:
         )
 
     async def call_node(
-        self, node: NodeId, message: Message, expected: type[R], *, group: GroupId | None = None
+        self,
+        node: NodeId,
+        message: Message,
+        expected: type[R],
+        *,
+        group: GroupId | None = None,
+        timeout_s: float | None = None,
     ) -> R:
         """``call`` for this broker and no other."""
 
         async def target(attempt: int) -> Connection:
             return await self.connection(node, Lane.CONTROL)
 
-        return await self.call(target, message, expected, group=group)
+        return await self.call(target, message, expected, group=group, timeout_s=timeout_s)
 
 
 def partition_of(topic: TopicInfo, partition: int) -> PartitionInfo:

@@ -494,8 +494,10 @@ class Admin:
     def describe_cluster(self) -> MetadataResponse:
         return self._portal.call(self._admin.describe_cluster)
 
-    def describe_broker(self, node: int) -> DescribeBrokerResponse:
-        return self._portal.call(self._admin.describe_broker, node)
+    def describe_broker(
+        self, node: int, *, timeout_s: float | None = None
+    ) -> DescribeBrokerResponse:
+        return self._portal.call(partial(self._admin.describe_broker, node, timeout_s=timeout_s))
 
     def describe_partition(self, topic: str, partition: int) -> DescribePartitionResponse:
         return self._portal.call(self._admin.describe_partition, topic, partition)

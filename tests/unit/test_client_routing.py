@@ -541,6 +541,21 @@ async def test_a_change_that_was_only_refused_was_not_made(anyio_backend: object
     assert not caught.value.may_have_applied
 
 
+async def test_a_broker_that_alone_can_answer_is_given_as_long_as_its_caller_says(
+    anyio_backend: object,
+) -> None:
+    class Silent(Refusing):
+        async def connection(self, *_: object) -> Any:
+            await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as tasks:
+        admin = Admin(Silent(Background(tasks)))
+        with anyio.fail_after(GUARD_S), pytest.raises(ConnectionFailedError, match=r"0\.05 s"):
+            await admin.describe_broker(1, timeout_s=0.05)
+        with pytest.raises(UsageError, match="timeout_s"):
+            await admin.describe_broker(1, timeout_s=-1)
+
+
 async def test_a_question_is_put_elsewhere_soon_while_a_change_is_given_all_its_time(
     anyio_backend: object,
 ) -> None:
