@@ -624,7 +624,6 @@ class Routing:
         expected: type[R],
         *,
         effect: Effect = "none",
-        timeout_s: float | None = None,
     ) -> R:
         """``call`` for the leader of ``group``."""
 
@@ -637,7 +636,6 @@ class Routing:
             expected,
             effect=effect,
             group=group,
-            timeout_s=timeout_s,
         )
 
     async def call_node(
