@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum, unique
 from threading import get_ident
 from typing import Final, NamedTuple, Protocol, TypeVar
@@ -255,6 +256,13 @@ class Connection:
             self._queue.append((_UNANSWERED, frame))
             self._queued_bytes += len(frame)
             self.flush()
+
+    def dismiss(self, message: UnsubscribeRequest | UnwatchRequest) -> None:
+        """Want nothing more of what is pushed; how that is answered changes nothing.  Dropped if
+        the connection has ended, or ends by it: then nothing comes either."""
+        if self._error is None:
+            with suppress(ConnectionFailedError):
+                self.submit(message, _ignore)
 
     async def request(self, message: Message, expected: type[R], timeout_s: float) -> R:
         """Send a request and wait for its answer.
@@ -521,9 +529,9 @@ class Connection:
             sink = self._sinks.get(deliver.subscription)
             if sink is not None:
                 sink.on_delivered(deliver, frame.body)
-            elif self.is_open:
+            else:
                 # Left behind by an unsubscribe that overtook its subscribe, or on its way.
-                self.submit(UnsubscribeRequest(subscription=deliver.subscription), _ignore)
+                self.dismiss(UnsubscribeRequest(subscription=deliver.subscription))
         elif frame.kind == Kind.SUBSCRIPTION_ENDED:
             ended = decode_message(SubscriptionEnded, frame.header, ProtocolError)
             sink = self._sinks.get(ended.subscription)
@@ -543,8 +551,8 @@ class Connection:
         watch = self._watches.get(events.watch)
         if watch is not None:
             watch.on_events(events, body)
-        elif self.is_open:
-            self.submit(UnwatchRequest(watch=events.watch), _ignore)
+        else:
+            self.dismiss(UnwatchRequest(watch=events.watch))
 
 
 class _Waiter:

@@ -184,9 +184,7 @@ class PartitionFeed:
         if connection is None:
             return
         connection.remove_sink(self.cursor.subscription)
-        if connection.is_open:
-            request = UnsubscribeRequest(subscription=self.cursor.subscription)
-            connection.submit(request, _ignore)
+        connection.dismiss(UnsubscribeRequest(subscription=self.cursor.subscription))
 
     # --- attaching ----------------------------------------------------------------------
 
@@ -359,7 +357,3 @@ class _SubscribeOutcome:
     def __init__(self) -> None:
         self.error: LogdError | None = None
         self.settled = anyio.Event()
-
-
-def _ignore(answer: Answer | LogdError) -> None:
-    """The answer changes nothing."""

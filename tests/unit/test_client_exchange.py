@@ -19,15 +19,16 @@ from logd.errors import (
     UsageError,
 )
 from logd.types import Buffer, HostPort
-from logd.wire.frame import FLAG_RESPONSE, Frame, FrameDecoder, encode_message
+from logd.wire.frame import FLAG_PUSH, FLAG_RESPONSE, Frame, FrameDecoder, encode_message
 from logd.wire.messages import (
+    Deliver,
     HelloResponse,
     KeepAliveRequest,
     KeepAliveResponse,
     Kind,
     ProduceRequest,
 )
-from logd_client.connection import Connection, Lane
+from logd_client.connection import CORRELATION_ID_MAX, Connection, Lane
 from logd_client.environment import Environment
 from logd_client.event_loop import monotonic_clock
 from logd_client.transport import Receiver, TcpTransport
@@ -347,3 +348,28 @@ async def test_an_event_loop_of_another_thread_is_told_and_sends_nothing() -> No
         await anyio.wait_all_tasks_blocked()
 
         assert len(broker.frames) == sent_before
+
+
+async def test_on_a_connection_that_is_worn_out_nothing_new_is_asked() -> None:
+    """Its correlation ids are used up after days of many small requests."""
+    async with connected() as (connection, _):
+        connection._last_correlation_id = CORRELATION_ID_MAX
+        told: list[object] = []
+        await ask(connection, LONG_S, told)
+
+        assert told == [ConnectionFailedError]
+        assert not connection.is_open
+
+
+async def test_what_is_pushed_and_nobody_wants_is_called_off_and_does_no_harm() -> None:
+    late = Deliver(subscription=7, generation=1, next_offset=1, commit_offset=1)
+    pushed = encode_message(Kind.DELIVER, late, flags=FLAG_PUSH)
+    async with connected() as (connection, broker):
+        broker.takes_at_once = EVERYTHING
+        broker._deliver(pushed)
+        assert broker.frames[-1].kind == Kind.UNSUBSCRIBE
+
+        connection._last_correlation_id = CORRELATION_ID_MAX
+        broker._deliver(pushed)
+
+        assert not connection.is_open

@@ -22,7 +22,6 @@ from logd.errors import (
 from logd.types import GroupId, NodeId
 from logd.wire.coordination import Event, Keys, Query
 from logd.wire.messages import (
-    Message,
     UnwatchRequest,
     WatchCredit,
     WatchEnded,
@@ -121,8 +120,7 @@ class Broker:
         if credit.watch in self.credit:  # Else it is of a watch that has not begun: dropped.
             self.credit[credit.watch] += credit.bytes
 
-    def submit(self, message: Message, on_done: Callable[[object], None]) -> None:
-        assert isinstance(message, UnwatchRequest)
+    def dismiss(self, message: UnwatchRequest) -> None:
         self.ended.append(message.watch)
 
 

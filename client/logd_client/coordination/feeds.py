@@ -327,9 +327,4 @@ class Feed:
         if connection is None:
             return
         connection.remove_watch(self._watch)
-        if connection.is_open:
-            connection.submit(UnwatchRequest(watch=self._watch), _ignore)
-
-
-def _ignore(answer: Answer | LogdError) -> None:
-    """The answer changes nothing."""
+        connection.dismiss(UnwatchRequest(watch=self._watch))
