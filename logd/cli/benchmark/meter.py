@@ -36,8 +36,6 @@ class Meter:
         self.latencies_s = array("d")
         self.records = 0
         self.value_bytes = 0
-        self.other_cpu_s = 0.0
-        """Of processes that took part besides this one and the brokers."""
         self.client_cpu_s = 0.0
         self.seconds = 0.0
         self.samples: list[Sample] = []
@@ -60,7 +58,7 @@ class Meter:
             yield
             self.seconds = time.perf_counter() - self._began
             tasks.cancel_scope.cancel()
-        self.client_cpu_s = time.process_time() - self._own_cpu_before_s + self.other_cpu_s
+        self.client_cpu_s = time.process_time() - self._own_cpu_before_s
         self._sample(self.seconds)
         self.after = {node: use_of(pid) for node, pid in self._pids.items()}
 
