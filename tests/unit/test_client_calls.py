@@ -396,6 +396,20 @@ def test_a_question_that_is_held_back_has_that_much_longer_in_each_attempt_and_i
     play(story)
 
 
+@pytest.mark.parametrize("wait_s", [0, 3])
+def test_a_question_that_nobody_answers_has_changed_nothing(wait_s: float) -> None:
+    async def story() -> None:
+        cluster = Cluster(*[SILENCE] * 9, request_timeout_s=4)
+        cluster.describe()
+
+        with pytest.raises(RequestTimeoutError) as caught:
+            await calls_of(cluster).query("default", TICKET, wait_s=wait_s)
+
+        assert not caught.value.may_have_applied
+
+    play(story)
+
+
 def test_a_question_is_not_held_back_for_ever_however_long_somebody_would_wait() -> None:
     async def story() -> None:
         cluster = Cluster(HELD)

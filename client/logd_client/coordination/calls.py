@@ -197,16 +197,23 @@ class Calls:
         """
         body = encoded(query)
         if not wait_s:
-            ask = _query_of(namespace, 0)
-            answer, _ = await self._ask(namespace, ask, body, Lane.COORDINATE, timeout_s)
-            return _checked(answer)
+            return await self._question(namespace, body, Lane.COORDINATE, timeout_s, 0)
         async with self._waiters:
             held_s = min(wait_s, WAIT_S_MAX)
             if self._waiters.statistics().tasks_waiting:
                 held_s = min(held_s, WAIT_S_CROWDED)
-            ask = _query_of(namespace, int(held_s * 1000))
-            answer, _ = await self._ask(namespace, ask, body, Lane.WAIT, timeout_s, held_s=held_s)
-            return _checked(answer)
+            return await self._question(namespace, body, Lane.WAIT, timeout_s, held_s)
+
+    async def _question(
+        self, namespace: str, body: bytes, lane: Lane, timeout_s: float | None, held_s: float
+    ) -> Answer:
+        request = _query_of(namespace, int(held_s * 1000))
+        try:
+            answer, _ = await self._ask(namespace, request, body, lane, timeout_s, held_s=held_s)
+        except LogdError as error:
+            error.may_have_applied = False  # Whatever became of it, it changes nothing.
+            raise
+        return _checked(answer)
 
     # --- keep-alives --------------------------------------------------------------------
 
