@@ -327,7 +327,8 @@ class PartitionFeed:
             if isinstance(error, NotLeaderError) and connection is self.connection:
                 self._on_refused(error)
         else:
-            self._compare(response.data_end)
+            if connection is self.connection and self.cursor.is_subscribed:
+                self._compare(response.data_end)
         finally:
             self.is_probing = False
 
@@ -337,6 +338,7 @@ class PartitionFeed:
         cursor, now = self.cursor, self._clock()
         if not cursor.is_short_of(data_end):
             self._short_since = None
+            self._backoff.reset()  # It is served, and there is nothing to deliver.
         elif self._short_since is None or self._short_since[0] != cursor.generation:
             self._short_since = (cursor.generation, now)
         elif now >= self._short_since[1] + _STUCK_S * 2**self._stuck_count:

@@ -18,6 +18,7 @@ from logd.errors import (
 from logd.types import GroupId, NodeId, Offset
 from logd.wire.messages import (
     Deliver,
+    OffsetsResponse,
     PartitionInfo,
     SubscribeRequest,
     SubscribeResponse,
@@ -70,6 +71,10 @@ class Broker:
                 error=cast("Any", None),
             )
             self._sinks[message.subscription].on_ended(ended, ReplicaDamagedError("rotten"))
+
+    async def request(self, *_: object) -> OffsetsResponse:
+        await trio.lowlevel.checkpoint()
+        return OffsetsResponse(log_start=0, commit_offset=7, data_end=7)
 
     def fail_if_silent_since(self, time: float, error: LogdError) -> None:
         """Nobody else uses it."""
@@ -229,5 +234,41 @@ def test_a_partition_that_is_at_its_stop_is_left_and_not_subscribed_again() -> N
                 assert (feed.cursor.generation, feed.connection) == (2, None)
             assert not feed.cursor.is_subscribed
             background.close()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_an_idle_partition_that_was_served_well_is_found_again_as_the_first_time() -> None:
+    """Else a consumer that is open for weeks would look for each new leader as if it had failed to
+    find one again and again, and ask the controller whether there is the topic still."""
+
+    class Restarting(Cluster):
+        def __init__(self, tasks: Background) -> None:
+            super().__init__(tasks, ConnectionFailedError)
+            self.failures: list[object] = []
+
+        async def leader_connection(self, *_: object) -> Broker:
+            return Broker(WHOLE, is_damaged=False)
+
+        async def look_again(self, *asked: object) -> None:
+            _, _, failures, _ = asked
+            self.failures.append(failures)
+
+    async def main() -> None:
+        async with task_group() as tasks:
+            background = Background(tasks)
+            cluster = Restarting(background)
+            feed = feed_of(cluster)
+            feed.attach_soon()
+            for _ in range(10):
+                await trio.sleep(5)
+                connection = feed.connection
+                assert connection is not None
+                await feed.probe(connection)
+                feed.on_connection_lost(connection, ConnectionFailedError("it was restarted"))
+            await trio.sleep(5)
+            background.close()
+
+        assert cluster.failures == [1] * 10
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
