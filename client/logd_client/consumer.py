@@ -187,10 +187,12 @@ class Consumer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._close()
+        await self.aclose()
 
     async def aclose(self) -> None:
         """End the subscriptions.  Iteration in progress stops."""
+        if self._is_open and get_ident() != self._thread:
+            raise UsageError(ANOTHER_LOOP)
         self._close()
 
     def _close(self) -> None:

@@ -5,8 +5,10 @@ The broker is played by the tests, in virtual time.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from operator import sub
@@ -453,6 +455,30 @@ def test_closing_ends_the_iteration_whatever_has_arrived(
             assert got == [b"end"]
             assert not broker.reads(0)
             assert consumer.position(0) == has_some_at_hand
+
+    play(story)
+
+
+@pytest.mark.parametrize(
+    "use", [Consumer.aclose, Consumer.next_record, lambda it: it.__aexit__(None, None, None)]
+)
+def test_an_event_loop_of_another_thread_is_told_and_closes_nothing(
+    use: Callable[[Consumer], Awaitable[object]],
+) -> None:
+    """What it would cancel there is not for other threads."""
+
+    async def story() -> None:
+        async with reading() as (consumer, broker):
+
+            async def use_it() -> None:
+                with pytest.raises(UsageError, match="in another event loop"):
+                    await use(consumer)
+
+            with ThreadPoolExecutor() as threads:
+                threads.submit(asyncio.run, use_it()).result(10)
+
+            broker.deliver(0, 0, b"a")
+            assert await take(consumer, 1) == [(0, 0, b"a")]
 
     play(story)
 
