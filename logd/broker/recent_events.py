@@ -3,7 +3,8 @@
 They are the log's events: whatever is worth a line there at level warning, and those of level
 info that a person asks for first (who leads, who is up, what was repaired).  A broker that
 fails over leads hundreds of partitions at once, which would push everything else out: events
-of one kind that follow one another closely are one entry with a count.
+of one kind that follow one another closely are one entry with a count.  So is what comes again
+and again, such as a broker that was removed and still runs.
 
 The ring is fed by the logging set-up (``logd.ops.logging``); nothing here reads a clock.
 """
@@ -116,10 +117,13 @@ SENTENCES: Final[dict[str, Sentence]] = {
     replication_events.PEER_UP: Sentence("hears broker {peer}"),
     replication_events.PEER_DOWN: Sentence("lost broker {peer}"),
     replication_events.PEER_REFUSED: Sentence(
-        "refused a peer: {reason}", "refused {count} peers, the last: {reason}"
+        "refused a peer: {reason}", "refused peers {count} times, the last: {reason}"
     ),
 }
 """Events of level info that are not here are left out; louder ones are told by their name."""
+
+RECURRING: Final = frozenset({replication_events.PEER_REFUSED, replication_events.DAMAGE_FOUND})
+"""What stays as it is comes again in the same words, and is told once, when it came last."""
 
 
 @dataclass(slots=True)
@@ -152,8 +156,15 @@ class RecentEvents:
         last = self._entries[-1] if self._entries else None
         if last is not None and last.name == name and at - last.began < TOGETHER:
             last.at, last.fields, last.count = at, fields, last.count + 1
-        else:
-            self._entries.append(_Entry(name, level, at, at, fields))
+            return
+        entry = _Entry(name, level, at, at, fields)
+        if name in RECURRING:
+            for earlier in self._entries:
+                if earlier.name == name and _is_said_alike(earlier, entry):
+                    self._entries.remove(earlier)
+                    entry.count += earlier.count
+                    break
+        self._entries.append(entry)
 
     def told(self, name_of: NameOfGroup, entries_max: int = RECENT_EVENTS_MAX) -> list[EventInfo]:
         """The newest entries as sentences, newest first."""
@@ -177,6 +188,14 @@ def _level(level: str) -> Literal["info", "warning", "error"]:
             return "warning"
         case _:
             return "error"
+
+
+def _is_said_alike(one: _Entry, other: _Entry) -> bool:
+    said = [
+        (each.fields.get("group"), SENTENCES[each.name].one.format_map(_Words(each.fields)))
+        for each in (one, other)
+    ]
+    return said[0] == said[1]
 
 
 def _told(entry: _Entry, name_of: NameOfGroup) -> str:

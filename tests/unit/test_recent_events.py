@@ -59,6 +59,32 @@ def test_events_that_come_one_by_one_stay_apart() -> None:
     assert texts(events) == ["hears broker 40", "hears broker 20", "hears broker 0"]
 
 
+def test_what_comes_again_and_again_in_the_same_words_is_told_once_and_the_rest_stays() -> None:
+    """A broker that was removed and still runs asks everybody every few seconds."""
+    events = RecentEvents(entries_max=3)
+    events.feed(event("leader_elected", 0, group=7, term=3))
+    for second in range(0, 60, 10):
+        events.feed(event("peer_refused", second, level="error", reason="node 4 was removed"))
+        events.feed(event("damage_found", second, level="warning", group=7, hole="[1, 2)"))
+
+    assert texts(events) == [
+        "found damage in orders/1: [1, 2)",
+        "refused peers 6 times, the last: node 4 was removed",
+        "leads orders/1 in term 3",
+    ]
+
+
+def test_refusals_for_other_reasons_stay_apart() -> None:
+    events = RecentEvents()
+    for second, node in ((0, 4), (20, 5), (40, 4)):
+        events.feed(event("peer_refused", second, level="error", reason=f"node {node} is gone"))
+
+    assert texts(events) == [
+        "refused peers 2 times, the last: node 4 is gone",
+        "refused a peer: node 5 is gone",
+    ]
+
+
 def test_the_oldest_make_room() -> None:
     events = RecentEvents(entries_max=2)
     for second in (0, 20, 40):
