@@ -109,7 +109,7 @@ class Feeder:
         if not full_disks or not self._core.is_leader or self._is_majority(full_disks):
             return
         if self._is_majority(without={}):
-            full = [node for node in self._group.configuration.voters if node in full_disks]
+            full = sorted(set(full_disks).intersection(self._group.configuration.voters))
             raise DiskFullError(
                 f"{self._group.name} needs a majority of its replicas, and there is no room on "
                 f"disk for more at {named('broker', full)}: free some space there"
