@@ -260,8 +260,8 @@ def status_of(
     problems += [
         f"broker {node} is alive and has not told within {DESCRIBE_TIMEOUT_S:g} s how it is, so "
         "that what is wrong with its replicas is not known: see its log, and whether it has file "
-        "descriptors left"
-        for node in silent
+        "descriptors left" + (f" ({error})" if error else "")
+        for node, error in silent
     ]
     problems += damaged
     problems += [f"{name} has no leader that answers" for name in offline]

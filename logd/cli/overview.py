@@ -89,8 +89,8 @@ class BrokerNews(NamedTuple):
     """Brokers that refuse appends because their disks are full."""
     quotas: list[str]
     """What is soon refused because a quota of coordination is nearly used up."""
-    silent: Sequence[int] = ()
-    """Brokers that others hear, and that tell a client nothing but errors, or nothing."""
+    silent: Sequence[tuple[int, str]] = ()
+    """Brokers that others hear, and that tell a client nothing but an error, or nothing at all."""
 
 
 PARTITION_FACTS: Final = PartitionRow.__struct_fields__
@@ -284,15 +284,16 @@ async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
     events: list[EventRow] = []
     full: list[int] = []
     quotas: list[str] = []
-    silent = [broker.node_id for broker in metadata.brokers if broker.alive]
+    silent = {broker.node_id: "" for broker in metadata.brokers if broker.alive}
 
     async def ask(node_id: int) -> None:
         with anyio.move_on_after(DESCRIBE_TIMEOUT_S):
             try:
                 broker = await client.admin.describe_broker(node_id)
-            except LogdError:
+            except LogdError as error:
+                silent[node_id] = str(error)
                 return
-            silent.remove(node_id)
+            del silent[node_id]
             if broker.disk_full:
                 full.append(node_id)
             if broker.fullest_quota is not None and broker.fullest_quota.used > QUOTA_NEARLY_USED:
@@ -311,8 +312,8 @@ async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
             if broker.alive:
                 tasks.start_soon(ask, broker.node_id)
     events.sort(key=lambda event: event.at_ms, reverse=True)
-    told = sorted(damaged), events[:EVENTS_MAX], sorted(full), sorted(quotas), sorted(silent)
-    return BrokerNews(*told)
+    told = sorted(damaged), events[:EVENTS_MAX], sorted(full), sorted(quotas)
+    return BrokerNews(*told, silent=sorted(silent.items()))
 
 
 def quota_line(quota: QuotaInfo) -> str:
