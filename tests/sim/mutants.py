@@ -71,6 +71,7 @@ FAST_TESTS = {
         "tests/unit/test_log.py",
         "tests/unit/test_log_recovery.py",
         "tests/unit/test_hard_state.py",
+        "tests/unit/test_kept_open.py",
         "tests/unit/test_checkpoint.py",
         "tests/unit/test_data_directory.py",
         "tests/unit/test_opening.py",

@@ -1778,6 +1778,20 @@ SYSTEM_MUTANTS = (
         "        if False:\n",
     ),
     Mutant(
+        "a log that is replaced forgets that it has lost what was in memory",
+        "P1: what was acknowledged from memory is vouched for by nobody who lost it",
+        "logd/replication/mending.py",
+        "                    rests_on=hard_state.rests_on,\n",
+        "",
+    ),
+    Mutant(
+        "a log that is replaced reaches beyond its votes",
+        "P2: one leader per term",
+        "logd/replication/mending.py",
+        "            if last_term > opened.hard_state.load()[0]:\n",
+        "            if False:\n",
+    ),
+    Mutant(
         "a shut log is replaced by a state that does not reach over all that it promised",
         "P1: what was acknowledged is not given up for a peer's state",
         "logd/replication/mending.py",
@@ -2661,6 +2675,20 @@ SYSTEM_MUTANTS = (
         "logd/storage/kept_open.py",
         "            except OSError:\n                self._let_one_go()\n",
         "            except OSError:\n                return\n",
+    ),
+    Mutant(
+        "what is read again and again is the first that is not kept open",
+        "pace: who reads on finds the file open",
+        "logd/storage/kept_open.py",
+        "        is_new = self._segments.pop(segment, self) is self\n",
+        "        is_new = segment not in self._segments\n",
+    ),
+    Mutant(
+        "a record at the limit is refused beside one above it",
+        "P3: an error says what has happened",
+        "client/logd_client/columns.py",
+        "                if length + self._constant_bytes > RECORD_BYTES_MAX\n",
+        "                if length + self._constant_bytes >= RECORD_BYTES_MAX\n",
     ),
     Mutant(
         "a log is trimmed without a descriptor to make that durable with",

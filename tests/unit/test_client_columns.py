@@ -83,6 +83,12 @@ def test_a_record_above_the_limit_stands_apart_from_its_neighbours() -> None:
     assert [(start, end) for start, end, _ in slices.bounds(10_000)] == [(0, 1), (2, 3)]
 
 
+def test_a_record_at_the_limit_passes_beside_one_above_it() -> None:
+    values = [b"x" * RECORD_BYTES_MAX, b"x" * (RECORD_BYTES_MAX + 1)]
+
+    assert slices_of(values).too_large == [(1, RECORD_BYTES_MAX + 1)]
+
+
 @pytest.mark.parametrize("keys", [b"key", [b"key"]])
 def test_a_key_counts_towards_the_limit_of_its_record(keys: bytes | list[bytes | None]) -> None:
     fits, too_long = b"x" * (RECORD_BYTES_MAX - 3), b"x" * (RECORD_BYTES_MAX - 2)

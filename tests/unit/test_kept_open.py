@@ -70,6 +70,20 @@ def test_all_logs_together_keep_no_more_open_than_they_leave_of_a_share(
     assert all(segment.indexes for segment in logs[0]._held.segments[-5:-1])
 
 
+def test_what_was_read_again_stays_open_longer_than_what_was_not(
+    disk: SimulatedFileSystem,
+) -> None:
+    log = log_with_sealed_segments(disk, KeptOpen(disk), DIRECTORY)
+    disk.descriptors = DESCRIPTORS_SPARE_OF_READING + 1 + 3
+
+    for offset in (0, 1, 2, 0, 3):
+        assert log.read(Offset(offset), Offset(offset + 1), 1, cached_only=False)
+
+    first, second = log._held.segments[:2]
+    assert first.file is not None
+    assert second.file is None
+
+
 def test_what_is_kept_open_gives_way_to_a_log_that_is_opened(disk: SimulatedFileSystem) -> None:
     kept_open = KeptOpen(disk)
     log = log_with_sealed_segments(disk, kept_open, f"{DIRECTORY}/0")

@@ -11,6 +11,8 @@ import trio
 
 from logd.errors import UnavailableError
 from logd.limits import KIB, MIB, SEGMENT_HEADER_BYTES, SNAPSHOT_CHUNK_BYTES
+from logd.partition.state import PartitionState, TermRow
+from logd.raft.messages import HardState
 from logd.record.compacted import make_gap
 from logd.record.header import decode_header
 from logd.replication.answering import STATE_KEPT_S
@@ -28,11 +30,12 @@ from logd.replication.peer_protocol import (
 )
 from logd.replication.snapshot import Snapshot, checksum_of, encode_snapshot
 from logd.replication.trimming import Trimmer
+from logd.storage.hard_state import MEMORY_LOST
 from logd.storage.holes import Hole
 from logd.storage.log import Log, LogOptions, ScrubPosition
 from logd.storage.retention import KEEP_EVERYTHING
 from logd.storage.synced_mark import SLOT_POSITIONS
-from logd.types import Buffer, GroupId, NodeId, Offset
+from logd.types import Buffer, GroupId, NodeId, Offset, Term
 from tests.sim.files import SimulatedFileSystem
 from tests.sim.run import run_deterministic
 from tests.support.logs import read_all
@@ -556,6 +559,7 @@ class Across:
         has_application: bool = True,
         let_go: Offset | None = None,
         have_the_rest: bool = False,
+        hard_state: HardState | None = None,
     ) -> OpenedGroup:
         """Try it for some time; returns the replica as it is when it is opened again.
 
@@ -564,6 +568,7 @@ class Across:
             kept: where the state lies that this one has kept of the state machine.
             let_go: where the logs of the peers begin; None: in the hole.
             have_the_rest: they give what they have.
+            hard_state: what its own comes to, which rested on the same before; None: it stays.
         """
         given = dict(zip((SECOND, THIRD), map(encode_snapshot, peers), strict=False))
         async with open_replica(self.files, group_id=GroupId(8)) as other:
@@ -597,6 +602,8 @@ class Across:
 
             shut = opened()
             assert shut.damage is not None
+            if hard_state is not None:
+                shut.hard_state.save(*shut.hard_state.load(), rests_on=hard_state.rests_on)
             if kept:
                 shut.applications.save(Offset(kept), b"kept")
             with trio.move_on_after(5):
@@ -606,7 +613,7 @@ class Across:
             again = opened()
             again.close()
         self.files.kill()
-        assert again.loaded_hard_state == shut.loaded_hard_state
+        assert again.loaded_hard_state == (hard_state or shut.loaded_hard_state)
         return again
 
 
@@ -665,6 +672,31 @@ def test_a_shut_log_that_feeds_a_state_machine_begins_behind_a_state_that_reache
         assert (opened.log.start_offset, opened.log.end_offset) == (end, end)
         assert opened.commit_offset == opened.state.end_offset == end
         assert opened.applications.load() == (end, b"a peer's")
+
+    play(story)
+
+
+def test_a_log_that_is_replaced_by_a_state_of_a_later_term_does_not_reach_beyond_its_votes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor does a replica that has lost its memory forget that it may have vouched for more."""
+
+    async def story() -> None:
+        shut = Across()
+        await shut.write(is_active=True)
+        end, later = shut.end, Term(7)
+        state, rows, change = PartitionState.decode(shut.states[end])
+        rows = (*rows, TermRow(later, Offset(end - 1)))
+        shut.states[end] = state.snapshot(term_rows=rows, configuration=change).encode()
+
+        opened = await shut.mend(
+            monkeypatch,
+            [shut.snapshot(end, end)],
+            hard_state=HardState(later, None, rests_on=MEMORY_LOST),
+        )
+
+        assert opened.damage is None
+        assert opened.log.start_offset == end
 
     play(story)
 
