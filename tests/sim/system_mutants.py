@@ -1778,6 +1778,13 @@ SYSTEM_MUTANTS = (
         "        if False:\n",
     ),
     Mutant(
+        "a log that failed has lost memory on which nothing rested",
+        "availability: a replica that is sure of its log votes",
+        "logd/storage/hard_state.py",
+        "        if state.rests_on == boot != 0:",
+        "        if state.rests_on == boot:",
+    ),
+    Mutant(
         "a log that is replaced forgets that it has lost what was in memory",
         "P1: what was acknowledged from memory is vouched for by nobody who lost it",
         "logd/replication/mending.py",

@@ -242,3 +242,12 @@ def test_what_another_boot_left_open_stays_open(disk: SimulatedFileSystem, rests
 
     assert hard_state.rests_on == rests_on
     assert reopen(disk).rests_on == rests_on
+
+
+def test_what_rests_on_no_memory_has_none_to_lose(disk: SimulatedFileSystem) -> None:
+    """Where the boot is not known nothing is acknowledged from memory."""
+    hard_state = HardStateFile.create(disk, PATH, IDENTITY)
+
+    hard_state.lose_memory(0)
+
+    assert hard_state.rests_on == reopen(disk).rests_on == 0
