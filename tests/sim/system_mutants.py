@@ -1792,6 +1792,13 @@ SYSTEM_MUTANTS = (
         "",
     ),
     Mutant(
+        "a log that is replaced forgets that its replica was here before",
+        "P2: a newcomer does not vote",
+        "logd/replication/mending.py",
+        "                    is_newcomer=hard_state.is_newcomer,\n",
+        "",
+    ),
+    Mutant(
         "a log that is replaced reaches beyond its votes",
         "P2: one leader per term",
         "logd/replication/mending.py",

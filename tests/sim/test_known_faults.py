@@ -520,7 +520,8 @@ def test_while_a_majority_of_disks_is_full_producers_are_told_and_readers_are_se
             node.files.capacity_bytes = node.files.used_bytes() + 3 * MIB
         await trio.sleep(3.0)
         async with told.client.producer(TOPIC, delivery_timeout_ms=2000) as producer:
-            with pytest.raises(DeliveryTimeoutError, match="have no room for more") as refused:
+            no_room = "no room on disk for more at brokers 2, 3"
+            with pytest.raises(DeliveryTimeoutError, match=no_room) as refused:
                 await producer.append(b"refused")
         assert not refused.value.may_have_applied
         for node in told.nodes:

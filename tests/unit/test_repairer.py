@@ -30,7 +30,8 @@ from logd.replication.peer_protocol import (
 )
 from logd.replication.snapshot import Snapshot, checksum_of, encode_snapshot
 from logd.replication.trimming import Trimmer
-from logd.storage.hard_state import MEMORY_LOST
+from logd.storage.directory import HARD_STATE_NAME
+from logd.storage.hard_state import MEMORY_LOST, HardStateFile
 from logd.storage.holes import Hole
 from logd.storage.log import Log, LogOptions, ScrubPosition
 from logd.storage.retention import KEEP_EVERYTHING
@@ -568,7 +569,8 @@ class Across:
             kept: where the state lies that this one has kept of the state machine.
             let_go: where the logs of the peers begin; None: in the hole.
             have_the_rest: they give what they have.
-            hard_state: what its own comes to, which rested on the same before; None: it stays.
+            hard_state: what its own comes to, which was a newcomer's and rested on the same before
+                if this is and does; None: it stays.
         """
         given = dict(zip((SECOND, THIRD), map(encode_snapshot, peers), strict=False))
         async with open_replica(self.files, group_id=GroupId(8)) as other:
@@ -602,8 +604,17 @@ class Across:
 
             shut = opened()
             assert shut.damage is not None
+            if hard_state is not None and hard_state.is_newcomer:
+                path, promised = f"{DIRECTORY}/{HARD_STATE_NAME}", shut.hard_state.load()
+                self.files.remove(path)
+                HardStateFile.create(self.files, path, shut.identity, promised)
+                shut = opened()
             if hard_state is not None:
-                shut.hard_state.save(*shut.hard_state.load(), rests_on=hard_state.rests_on)
+                shut.hard_state.save(
+                    *shut.hard_state.load(),
+                    is_newcomer=hard_state.is_newcomer,
+                    rests_on=hard_state.rests_on,
+                )
             if kept:
                 shut.applications.save(Offset(kept), b"kept")
             with trio.move_on_after(5):
@@ -676,10 +687,12 @@ def test_a_shut_log_that_feeds_a_state_machine_begins_behind_a_state_that_reache
     play(story)
 
 
+@pytest.mark.parametrize("is_newcomer", [False, True])
 def test_a_log_that_is_replaced_by_a_state_of_a_later_term_does_not_reach_beyond_its_votes(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, *, is_newcomer: bool
 ) -> None:
-    """Nor does a replica that has lost its memory forget that it may have vouched for more."""
+    """Nor does a replica that has lost its memory, or was here before, forget that it may have
+    vouched for more."""
 
     async def story() -> None:
         shut = Across()
@@ -692,7 +705,7 @@ def test_a_log_that_is_replaced_by_a_state_of_a_later_term_does_not_reach_beyond
         opened = await shut.mend(
             monkeypatch,
             [shut.snapshot(end, end)],
-            hard_state=HardState(later, None, rests_on=MEMORY_LOST),
+            hard_state=HardState(later, None, is_newcomer, MEMORY_LOST),
         )
 
         assert opened.damage is None
