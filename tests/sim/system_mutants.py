@@ -1792,6 +1792,13 @@ SYSTEM_MUTANTS = (
         "",
     ),
     Mutant(
+        "who repairs tells nobody that a log is whole again",
+        "liveness: a follower that waits for what was damaged is fed on",
+        "logd/replication/repairer.py",
+        "                self._node.mark_dirty(group)\n",
+        "",
+    ),
+    Mutant(
         "a log that is replaced forgets that its replica was here before",
         "P2: a newcomer does not vote",
         "logd/replication/mending.py",

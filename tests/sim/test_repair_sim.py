@@ -135,6 +135,41 @@ def test_a_running_replica_with_damage_repairs_what_is_read(seed: int) -> None:
     run_deterministic(story, seed=seed)
 
 
+def test_a_follower_is_fed_on_when_what_it_lacks_was_damaged_on_its_leader_and_is_whole() -> None:
+    """Nothing else is appended: it is the repair that has the leader go on."""
+
+    async def story() -> None:
+        async with (
+            open_cluster(1, settings()) as cluster,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            client = await connected(cluster, stack)
+            group = await filled_topic(client)
+            leader = cluster.leader_of(group)
+            assert leader is not None
+            behind = next(node for node in cluster.nodes.values() if node is not leader)
+            await behind.stop()
+            had = len(segments(leader, group))
+            async with client.producer(TOPIC, batch_bytes=4096) as producer:
+                for _ in range(RECORDS):
+                    await producer.append(bytes(600))
+            for path in segments(leader, group)[had:-1]:
+                leader.files.flip(path, SEGMENT_HEADER_BYTES + 1000, 3)
+
+            behind.start()
+
+            with trio.fail_after(REPAIRED_S):
+                while (
+                    group not in behind.groups or behind.groups[group].log.end_offset < RECORDS * 2
+                ):
+                    await trio.sleep(0.1)
+            assert "damage_repaired" in {
+                event.name for event in cluster.trace.events if event.source == f"node{leader.node}"
+            }
+
+    run_deterministic(story, seed=1)
+
+
 def test_a_replica_that_was_mended_while_a_round_over_all_of_them_goes_on_is_opened_by_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
