@@ -64,11 +64,12 @@ and nothing else is."""
 REQUESTS_IN_FLIGHT_MAX: Final = 1024
 """Requests of one connection that are not answered yet; beyond it the socket is not read."""
 
-REQUESTS_OF_ALL_IN_FLIGHT_MAX: Final = 16 * 1024
-"""The same over all connections of a broker: each takes about 2 KiB and a task.  Beyond it a
-connection is read only while it has fewer than ``REQUESTS_IN_FLIGHT_ALWAYS``."""
+REQUEST_TASKS_MAX: Final = 16 * 1024
+"""Those that have a task, of about 2 KiB, over all connections of a broker: all but appends, and
+commands and questions to coordination.  Beyond it a connection is read only while it has fewer than
+``REQUEST_TASKS_ALWAYS`` of them."""
 
-REQUESTS_IN_FLIGHT_ALWAYS: Final = 4
+REQUEST_TASKS_ALWAYS: Final = 4
 """What a connection may have whatever the others do: they use up nobody's share."""
 
 REQUESTS_BEGUN_PER_TURN: Final = 16
@@ -419,8 +420,8 @@ assert FRAME_BYTES_MAX <= LARGE_FRAMES_BYTES_MAX
 assert FRAME_PATIENCE_S < PROGRESS_TIMEOUT_S
 # All smaller frames that have begun, over all connections.
 assert CONNECTIONS_MAX * RECEIVE_BYTES <= GIB
-# With what each connection may always have, there are twice as many requests at most.
-assert CONNECTIONS_MAX * REQUESTS_IN_FLIGHT_ALWAYS <= REQUESTS_OF_ALL_IN_FLIGHT_MAX
+# With what each connection may always have, there are twice as many tasks at most.
+assert CONNECTIONS_MAX * REQUEST_TASKS_ALWAYS <= REQUEST_TASKS_MAX
 # Each broker may have a connection per lane, and a stranger's takes no place of theirs.
 assert 2 * BROKERS_MAX < PEER_CONNECTIONS_MAX
 # A follower's window closes on what it has not synced: it must not wait for a sync that nobody

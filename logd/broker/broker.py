@@ -111,8 +111,8 @@ class Broker:
     sessions: dict[Session, None] = field(default_factory=dict)
     """Connected clients, in the order in which they came."""
     newcomers: Newcomers = field(default_factory=Newcomers)
-    requests: RequestRoom = field(default_factory=RequestRoom)
     """Those of them that have not greeted."""
+    requests: RequestRoom = field(default_factory=RequestRoom)
     connections_accepted: int = 0
     refusals: dict[str, int] = field(default_factory=dict)
     """Requests that were answered with an error, by its class."""

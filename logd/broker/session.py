@@ -14,6 +14,7 @@ logged reason.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -47,7 +48,7 @@ from logd.limits import (
     FRAME_BYTES_MAX,
     FRAME_UNAUTHENTICATED_BYTES_MAX,
     PROGRESS_TIMEOUT_S,
-    REQUESTS_IN_FLIGHT_ALWAYS,
+    REQUEST_TASKS_ALWAYS,
     REQUESTS_IN_FLIGHT_MAX,
 )
 from logd.replication.inbox import Inbox, first_frame
@@ -121,6 +122,8 @@ class Session:
         self._subscriptions = Subscriptions(broker, self)
         self._watches = ConnectionWatches(self)
         self._in_flight = 0
+        self._tasks = 0
+        """How many of those have one."""
         self._relief = trio.lowlevel.ParkingLot()
         self._is_closed = False
         self._nursery: trio.Nursery | None = None
@@ -160,7 +163,6 @@ class Session:
                     nursery.cancel_scope.cancel()
         finally:
             self._is_closed = True
-            self.broker.requests.in_flight -= self._in_flight
             self._subscriptions.close()
             self._watches.close()
             self._intake.is_over()
@@ -271,7 +273,8 @@ class Session:
 
     async def _room(self) -> None:
         while self._owes_too_much:
-            await self._relief.park()
+            with self.broker.requests.waits(self._relief):
+                await self._relief.park()
         await self.broker.budget.room()
         await self._intake.room()
 
@@ -283,7 +286,7 @@ class Session:
     def _owes_too_much(self) -> bool:
         return self._in_flight >= REQUESTS_IN_FLIGHT_MAX or not (
             self._outbox.has_room
-            and (self._in_flight < REQUESTS_IN_FLIGHT_ALWAYS or not self.broker.requests.is_crowded)
+            and (self._tasks < REQUEST_TASKS_ALWAYS or not self.broker.requests.is_crowded)
         )
 
     def _dispatch(self, frame: Frame) -> None:
@@ -300,7 +303,6 @@ class Session:
             self._watches.add_credit(decode_message(WatchCredit, _short_header(frame)))
             return
         self._in_flight += 1
-        self.broker.requests.in_flight += 1
         try:
             request = decode_message(request_type, _short_header(frame))
             if frame.kind == Kind.PRODUCE:
@@ -311,14 +313,25 @@ class Session:
             if coordinate is not None:
                 coordinate(self, frame.correlation_id, request, frame.body)
                 return
-            assert self._nursery is not None
             if isinstance(request, SubscribeRequest | UnsubscribeRequest):
                 turn = self._subscriptions.turn(request.subscription)
-                self._nursery.start_soon(self._serve_in_turn, frame, request, turn)
+                serve = partial(self._serve_in_turn, frame, request, turn)
             else:
-                self._nursery.start_soon(self._serve, frame, request)
+                serve = partial(self._serve, frame, request)
+            self._tasks += 1
+            self.broker.requests.tasks += 1
+            assert self._nursery is not None
+            self._nursery.start_soon(self._count, serve)
         except LogdError as error:
             self.fail(frame.kind, frame.correlation_id, error)
+
+    async def _count(self, serve: Callable[[], Awaitable[None]]) -> None:
+        """Carry out a request whose task was counted when it was started."""
+        try:
+            await serve()
+        finally:
+            self._tasks -= 1
+            self.broker.requests.ended()
 
     async def _serve_in_turn(
         self, frame: Frame, request: SubscribeRequest | UnsubscribeRequest, turn: Turn
@@ -414,8 +427,6 @@ class Session:
     def _settle(self) -> None:
         self._in_flight -= 1
         assert self._in_flight >= 0
-        if not self._is_closed:
-            self.broker.requests.in_flight -= 1
         if self._relief:
             self._relief.unpark()
 

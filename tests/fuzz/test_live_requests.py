@@ -40,8 +40,8 @@ from logd.limits import (
     FETCH_BYTES_MAX,
     FRAME_BYTES_MAX,
     KIB,
+    REQUEST_TASKS_ALWAYS,
     REQUESTS_BEGUN_PER_TURN,
-    REQUESTS_IN_FLIGHT_ALWAYS,
     REQUESTS_IN_FLIGHT_MAX,
 )
 from logd.record.batch import seal_batch, seal_entries, seal_opaque
@@ -50,6 +50,12 @@ from logd.record.control import Trim, encode_control
 from logd.record.header import BatchKind
 from logd.replication.log_reader import LogReader
 from logd.types import METADATA_GROUP, GroupId, NodeId, Offset, Term
+from logd.wire.coordination import (
+    COORDINATION_TOPIC,
+    DEFAULT_NAMESPACE,
+    ReadClaim,
+    partition_of,
+)
 from logd.wire.frame import Frame, decode_message, encode_message
 from logd.wire.messages import (
     PROTOCOL_VERSION,
@@ -68,6 +74,7 @@ from logd.wire.messages import (
     OffsetsRequest,
     OffsetsResponse,
     ProduceRequest,
+    QueryRequest,
     SubscribeRequest,
     SubscriptionEnded,
     UnsubscribeRequest,
@@ -437,7 +444,7 @@ def test_many_who_ask_for_much_have_a_bounded_number_of_requests_read_and_all_of
 ) -> None:
     """Each takes a task: a thousand of each of thousands would be gigabytes."""
     clients, count, bound = 20, 60, 100
-    monkeypatch.setattr(request_room, "REQUESTS_OF_ALL_IN_FLIGHT_MAX", bound)
+    monkeypatch.setattr(request_room, "REQUEST_TASKS_MAX", bound)
 
     async def story(world: World) -> None:
         broker = world.cluster.nodes[NodeId(1)].broker
@@ -450,7 +457,7 @@ def test_many_who_ask_for_much_have_a_bounded_number_of_requests_read_and_all_of
             for raw in raws:
                 await raw.send(asked)
             await trio.sleep(0.5)
-            assert bound <= broker.requests.in_flight <= bound + clients * REQUESTS_IN_FLIGHT_ALWAYS
+            assert bound <= broker.requests.tasks <= bound + clients * REQUEST_TASKS_ALWAYS
 
             for raw in raws:
                 answered = [await raw.frame() for _ in range(count)]
@@ -460,9 +467,75 @@ def test_many_who_ask_for_much_have_a_bounded_number_of_requests_read_and_all_of
             longer = FetchRequest(group=world.group, offset=end, wait_ms=60_000)
             await raws[0].send(encode_message(Kind.FETCH, longer, 1))
             await trio.sleep(0.5)
-            assert broker.requests.in_flight == 1
+            assert broker.requests.tasks == 1
         await trio.sleep(1)  # Who leaves meanwhile leaves nothing behind.
-        assert broker.requests.in_flight == 0
+        assert broker.requests.tasks == 0
+
+    live(story)
+
+
+def test_who_is_not_read_while_others_ask_for_much_is_read_when_those_are_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own requests may take a minute."""
+    bound = 20
+    monkeypatch.setattr(request_room, "REQUEST_TASKS_MAX", bound)
+
+    async def story(world: World) -> None:
+        broker = world.cluster.nodes[NodeId(1)].broker
+        assert broker is not None
+        async with world.greeted() as raw, world.greeted() as other:
+            end = await append(raw, world) + 1
+            short = FetchRequest(group=world.group, offset=end, wait_ms=2_000)
+            await other.send(*(encode_message(Kind.FETCH, short, n) for n in range(bound)))
+            await trio.sleep(0.5)
+            long = encode_message(Kind.FETCH, msgspec.structs.replace(short, wait_ms=60_000), 1)
+            await raw.send(
+                *[long] * REQUEST_TASKS_ALWAYS, encode_message(Kind.METADATA, MetadataRequest(), 2)
+            )
+            await trio.sleep(0.5)
+            assert broker.requests.tasks == bound + REQUEST_TASKS_ALWAYS
+
+            with trio.fail_after(2):
+                frame = await raw.frame()
+            assert frame is not None
+            assert (frame.kind, frame.correlation_id) == (Kind.METADATA, 2)
+
+    live(story)
+
+
+def test_any_number_who_wait_for_a_lock_keep_nobody_from_being_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Namespaces have room for 50,000 tickets each, and what waits for one is no task."""
+    bound = 20
+    monkeypatch.setattr(request_room, "REQUEST_TASKS_MAX", bound)
+
+    async def story(world: World) -> None:
+        async with world.cluster.client() as holder, world.cluster.client() as other:
+            homes = (await holder.admin.describe_topic(COORDINATION_TOPIC)).partitions
+            home = homes[partition_of(DEFAULT_NAMESPACE, len(homes))].group
+            async with holder.lock("l") as lease, world.greeted() as raw:
+                ticket = 0
+
+                async def wait() -> None:
+                    async with other.lock("l"):
+                        raise AssertionError
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(wait)
+                    while not ticket:
+                        await trio.sleep(0.1)
+                        waiting = (await holder.lock("l").holders()).waiting
+                        ticket = waiting[0].ticket if waiting else 0
+                    claim = msgspec.msgpack.encode(ReadClaim(kind="lock", name="l", ticket=ticket))
+                    request = QueryRequest(group=home, namespace=DEFAULT_NAMESPACE, wait_ms=60_000)
+                    question = encode_message(Kind.QUERY, request, 1, len(claim)) + claim
+                    await raw.send(question * 2 * bound)
+                    with trio.fail_after(1):
+                        await asks(raw, Kind.METADATA, MetadataRequest(), number=2)
+                    assert not lease.is_lost
+                    nursery.cancel_scope.cancel()
 
     live(story)
 
