@@ -382,6 +382,35 @@ def test_a_claim_is_settled_by_processes_whose_clocks_do_not_agree(ahead_ms: int
     tell(story)
 
 
+def test_who_adopts_a_claim_and_whose_clock_is_behind_may_do_several_things_with_it_at_once() -> (
+    None
+):
+    """All of them are refused first, and none is for good."""
+
+    def ahead() -> int:
+        return client_wall_clock_ms() + 3_600_000
+
+    async def story(cluster: SimCluster, client: Client) -> None:
+        queue = client.queue("q")
+        await queue.put(b"1")
+        async with connected(cluster) as owner:
+            (claim,) = await owner.queue("q").claim(1)
+            told = claim.id, claim.token, claim.session_id
+            owner.leave_sessions_open()
+        async with connected(cluster, wall_clock_ms=ahead) as other:
+            await (await other.queue("q").adopt(*told, owner_is_gone=True)).renew()
+
+        adopted = await queue.adopt(*told, owner_is_gone=True)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(adopted.renew)
+        await adopted.complete()
+
+        assert (await queue.statistics()).completed == 1
+
+    tell(story)
+
+
 def test_a_handler_that_keeps_its_claim_from_being_renewed_uses_up_attempts() -> None:
     async def story(cluster: SimCluster, client: Client) -> None:
         queue = client.queue("q")

@@ -164,8 +164,8 @@ class Session:
         begin far from theirs, and no result is acknowledged that one of them may wait for.
 
         Args:
-            spare_sequence: where to begin, once and without acknowledging anything, if that is
-                refused: somebody whose clock is ahead may have acknowledged it already.
+            spare_sequence: where to go on without acknowledging anything, if that is refused:
+                somebody whose clock is ahead may have acknowledged it already.
         """
         assert acknowledged < first_sequence
         self._next_sequence = first_sequence
@@ -188,9 +188,11 @@ class Session:
         try:
             return await pending.result(expected, timeout_s=timeout_s)
         except InvalidRequestError as error:
-            if self._spare_sequence is None or error.may_have_applied:
+            spare = self._spare_sequence
+            if spare is None or pending.sequence >= spare or error.may_have_applied:
                 raise
-            self.adopt(self._spare_sequence, 0)
+            if self._next_sequence < spare:  # Else another call has met the same.
+                self.adopt(spare, 0, spare)
         finally:
             self.finish(pending.sequence)
         return await self.call(command, expected, timeout_s=timeout_s)
