@@ -26,6 +26,7 @@ from logd_client.background import Background
 from logd_client.cluster import ClusterView
 from logd_client.connection import Connection, Lane
 from logd_client.environment import Environment
+from logd_client.refusals import same_error
 from logd_client.transport import reason_of
 
 RECONNECT_TIMEOUT_S: Final = 2.0
@@ -102,7 +103,7 @@ class Connections:
                 # One after the other, the last of a thousand partitions would wait for half an
                 # hour, and another broker has led it since the first second.
                 assert opening.failure is not None
-                raise opening.failure.with_traceback(None)
+                raise same_error(opening.failure, may_have_applied=False)
             try:
                 return await self._open_to(node, lane)
             except LogdError as error:

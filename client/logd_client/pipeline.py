@@ -44,6 +44,7 @@ from logd.types import ProducerId
 from logd.wire.messages import ProduceResponse
 from logd_client.accumulator import OpenBatch
 from logd_client.delivery import Delivery
+from logd_client.refusals import same_error
 
 _JUDGED_ON_THE_LOG: Final = (OutOfSequenceError, UnexpectedOffsetError, FencedError)
 """Refusals that are made only after the leader looked for a duplicate: what they say about
@@ -339,7 +340,7 @@ class Pipeline:
                 batch.is_in_doubt = batch.has_lost_attempt = True
             batch.is_outstanding = False
             if batch.is_in_doubt and not self._producer_id:
-                self._fail(batch, _same_error(error, may_have_applied=True))
+                self._fail(batch, same_error(error, may_have_applied=True))
         self._fill_hole()
 
     def note_trouble(self, error: LogdError) -> None:
@@ -375,9 +376,9 @@ class Pipeline:
         """Nothing of this can succeed any more: ``error`` says why, without a doubt of its own."""
         for batch in list(self._unresolved):
             is_in_doubt = batch.is_in_doubt or batch.is_outstanding
-            self._fail(batch, _same_error(error, is_in_doubt))
+            self._fail(batch, same_error(error, may_have_applied=is_in_doubt))
         while self._queue:
-            self._drop(self._queue.popleft(), _same_error(error, may_have_applied=False))
+            self._drop(self._queue.popleft(), same_error(error, may_have_applied=False))
         self._fill_hole()
 
     def _fail(self, batch: SealedBatch, error: LogdError) -> None:
@@ -453,10 +454,3 @@ def _expired(last_error: LogdError | None, is_in_doubt: bool) -> DeliveryTimeout
     error.retriable = not is_in_doubt
     error.__cause__ = last_error
     return error
-
-
-def _same_error(error: LogdError, may_have_applied: bool) -> LogdError:
-    """A copy for one batch, since the doubt is the batch's own."""
-    same = type(error)(str(error))
-    same.may_have_applied = may_have_applied
-    return same

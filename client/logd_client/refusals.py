@@ -2,6 +2,8 @@
 
 A code we do not know comes from a newer broker.  It is reported as an unknown error, with
 its number, and with the broker's own word on whether the request may have been applied.
+
+That is said of one request: whoever shares an error with others gets a copy.
 """
 
 from __future__ import annotations
@@ -28,6 +30,14 @@ def error_from_response(response: ErrorResponse, broker: str) -> LogdError:
     error = _construct(response, f"{response.message} (from {broker})")
     error.may_have_applied = response.may_have_applied
     return error
+
+
+def same_error(error: LogdError, *, may_have_applied: bool) -> LogdError:
+    """A copy for one of several whom it concerns, since the doubt is each one's own."""
+    same = type(error).__new__(type(error), *error.args)  # Some are made of more than a text.
+    same.__dict__.update(error.__dict__)
+    same.may_have_applied = may_have_applied
+    return same
 
 
 def _construct(response: ErrorResponse, text: str) -> LogdError:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import trio
 
-from logd.errors import ConnectionFailedError, ConnectionLostError
+from logd.errors import ConnectionFailedError, ConnectionLostError, LogdError
 from logd.types import Buffer, NodeId
 from logd.wire.messages import BrokerInfo, MetadataResponse
 from logd_client.background import Background, task_group
@@ -94,6 +94,26 @@ async def test_all_who_want_a_broker_that_does_not_answer_are_told_so_together()
 
     assert network.tried == 1
     assert [time - began for time in told] == [pytest.approx(RECONNECT_TIMEOUT_S)] * PARTITIONS
+
+
+@in_virtual_time
+async def test_what_one_of_them_says_of_its_error_is_said_of_no_other() -> None:
+    """Who had asked before on another connection is in doubt; who has sent nothing is not."""
+    told: list[LogdError] = []
+    async with task_group() as tasks:
+        connections = connections_over(Frozen(), Background(tasks))
+
+        async def want() -> None:
+            with pytest.raises(ConnectionFailedError) as failed:
+                await connections.to(FROZEN, Lane.PRODUCE)
+            told.append(failed.value)
+            assert not failed.value.may_have_applied
+            failed.value.may_have_applied = True
+
+        for _ in range(3):
+            tasks.start_soon(want)
+
+    assert len({str(error) for error in told}) == 1
 
 
 @in_virtual_time
