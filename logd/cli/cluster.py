@@ -260,7 +260,7 @@ def status_of(
     problems += [
         f"broker {node} is alive and has not told within {DESCRIBE_TIMEOUT_S:g} s how it is, so "
         "that what is wrong with its replicas is not known: see its log, and whether it has file "
-        "descriptors left" + (f" ({error})" if error else "")
+        f"descriptors left ({error})"
         for node, error in silent
     ]
     problems += damaged

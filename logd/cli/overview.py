@@ -90,7 +90,7 @@ class BrokerNews(NamedTuple):
     quotas: list[str]
     """What is soon refused because a quota of coordination is nearly used up."""
     silent: Sequence[tuple[int, str]] = ()
-    """Brokers that others hear, and that tell a client nothing but an error, or nothing at all."""
+    """Brokers that others hear and that do not tell a client how they are, and what it met."""
 
 
 PARTITION_FACTS: Final = PartitionRow.__struct_fields__
@@ -284,28 +284,26 @@ async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
     events: list[EventRow] = []
     full: list[int] = []
     quotas: list[str] = []
-    silent = {broker.node_id: "" for broker in metadata.brokers if broker.alive}
+    silent: list[tuple[int, str]] = []
 
     async def ask(node_id: int) -> None:
-        with anyio.move_on_after(DESCRIBE_TIMEOUT_S):
-            try:
-                broker = await client.admin.describe_broker(node_id)
-            except LogdError as error:
-                silent[node_id] = str(error)
-                return
-            del silent[node_id]
-            if broker.disk_full:
-                full.append(node_id)
-            if broker.fullest_quota is not None and broker.fullest_quota.used > QUOTA_NEARLY_USED:
-                quotas.append(quota_line(broker.fullest_quota))
-            for replica in broker.replicas:
-                if replica.reason:
-                    name = names.get(replica.group, "the metadata log")
-                    damaged.append(f"broker {node_id}, {name}: {replica.reason}")
-            events.extend(
-                EventRow(at_ms=event.at_ms, broker=node_id, level=event.level, text=event.text)
-                for event in broker.events
-            )
+        try:
+            broker = await client.admin.describe_broker(node_id, timeout_s=DESCRIBE_TIMEOUT_S)
+        except LogdError as error:
+            silent.append((node_id, str(error)))
+            return
+        if broker.disk_full:
+            full.append(node_id)
+        if broker.fullest_quota is not None and broker.fullest_quota.used > QUOTA_NEARLY_USED:
+            quotas.append(quota_line(broker.fullest_quota))
+        for replica in broker.replicas:
+            if replica.reason:
+                name = names.get(replica.group, "the metadata log")
+                damaged.append(f"broker {node_id}, {name}: {replica.reason}")
+        events.extend(
+            EventRow(at_ms=event.at_ms, broker=node_id, level=event.level, text=event.text)
+            for event in broker.events
+        )
 
     async with anyio.create_task_group() as tasks:
         for broker in metadata.brokers:
@@ -313,7 +311,7 @@ async def broker_news(client: Client, metadata: MetadataResponse) -> BrokerNews:
                 tasks.start_soon(ask, broker.node_id)
     events.sort(key=lambda event: event.at_ms, reverse=True)
     told = sorted(damaged), events[:EVENTS_MAX], sorted(full), sorted(quotas)
-    return BrokerNews(*told, silent=sorted(silent.items()))
+    return BrokerNews(*told, silent=sorted(silent))
 
 
 def quota_line(quota: QuotaInfo) -> str:

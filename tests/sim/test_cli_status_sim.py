@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
 
+from logd.broker.admin import ADMIN_HANDLERS
+from logd.broker.broker import Broker
 from logd.cli.cluster import Status, ask_status
-from logd.errors import LogdError
+from logd.errors import LogdError, UnavailableError
 from logd.types import METADATA_GROUP, NodeId
+from logd.wire.messages import Kind, Message
 from logd_client import Client
 from tests.sim.cluster import ClusterSettings, SimCluster, open_cluster
 from tests.sim.network import CALM
@@ -114,6 +118,28 @@ def test_an_election_is_waited_for() -> None:
         found = await status(cluster)
 
         assert (found.state, found.controller is None) == ("degraded", False)
+
+    tell(story)
+
+
+def test_the_error_of_a_broker_that_answers_with_nothing_else_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also one that may pass, for which it is asked again until nobody waits any longer."""
+    describe = ADMIN_HANDLERS[Kind.DESCRIBE_BROKER]
+
+    async def refuse(broker: Broker, request: Any) -> Message:
+        if broker.config.node_id == 2:
+            raise UnavailableError("no file descriptor is left")
+        return await describe(broker, request)
+
+    async def story(cluster: SimCluster) -> None:
+        monkeypatch.setitem(ADMIN_HANDLERS, Kind.DESCRIBE_BROKER, refuse)
+
+        (problem,) = (await status(cluster)).problems
+
+        assert problem.startswith("broker 2 is alive and has not told")
+        assert "no file descriptor is left" in problem
 
     tell(story)
 
