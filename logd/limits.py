@@ -72,9 +72,13 @@ commands and questions to coordination.  Beyond it a connection is read only whi
 REQUEST_TASKS_ALWAYS: Final = 4
 """What a connection may have whatever the others do: they use up nobody's share."""
 
-REQUESTS_BEGUN_PER_TURN: Final = 16
+REQUESTS_BEGUN_PER_TURN: Final = 64
 """Requests that have a task, begun in one turn of the event loop: thousands that came at once would
-keep it from the disks, the other brokers and the clock until all of them are answered."""
+keep it from the disks, the other brokers and the clock until all of them are answered.  With fewer
+each takes longer, for a turn costs something, too."""
+
+DESCRIPTIONS_BEGUN_PER_TURN: Final = 16
+"""Those besides whose answers may be large, of a broker or of the cluster."""
 
 RECEIVE_BYTES: Final = 256 * KIB
 """What one read from a socket takes at most."""

@@ -16,7 +16,37 @@ from contextlib import contextmanager
 
 import trio
 
-from logd.limits import REQUEST_TASKS_MAX, REQUESTS_BEGUN_PER_TURN
+from logd.limits import (
+    DESCRIPTIONS_BEGUN_PER_TURN,
+    REQUEST_TASKS_MAX,
+    REQUESTS_BEGUN_PER_TURN,
+)
+
+
+class Turns:
+    """Of what comes at once a few begin in each turn of the event loop."""
+
+    def __init__(self, begun_max: int) -> None:
+        self._begun_max = begun_max
+        self._begun = 0
+        """In this turn."""
+        self._later = trio.lowlevel.ParkingLot()
+
+    async def turn(self) -> None:
+        """Begin now, or in a later turn: who came first is first.
+
+        The first of each turn lets the next ones in when that is over: a task switch for each would
+        take as long as most answers do.
+        """
+        if self._begun >= self._begun_max or self._later:
+            await self._later.park()
+        self._begun += 1
+        if self._begun == 1:
+            try:
+                await trio.lowlevel.checkpoint()
+            finally:
+                self._begun = 0
+                self._later.unpark(count=self._begun_max)
 
 
 class RequestRoom:
@@ -25,18 +55,14 @@ class RequestRoom:
     def __init__(self) -> None:
         self.tasks = 0
         """Requests that have one."""
-        self._beginning = trio.CapacityLimiter(REQUESTS_BEGUN_PER_TURN)
+        self.describing = Turns(DESCRIPTIONS_BEGUN_PER_TURN)
+        self.others = Turns(REQUESTS_BEGUN_PER_TURN)
         self._waiting: dict[trio.lowlevel.ParkingLot, None] = {}
         """Where connections wait that are not read, in the order in which they came."""
 
     @property
     def is_crowded(self) -> bool:
         return self.tasks >= REQUEST_TASKS_MAX
-
-    async def turn(self) -> None:
-        """Begin now, or in a later turn of the event loop: who came first is first."""
-        async with self._beginning:
-            pass
 
     def ended(self) -> None:
         """The task of a request has: if there is room again, one connection more looks for it."""

@@ -345,7 +345,9 @@ class Session:
 
     async def _serve(self, frame: Frame, request: Message) -> None:
         """Carry out one request that may have to wait."""
-        await self.broker.requests.turn()
+        requests = self.broker.requests
+        turns = requests.describing if frame.kind in _DESCRIBING else requests.others
+        await turns.turn()
         taken_bytes = own_bytes = 0
         try:
             body: CommittedBatches | None = None

@@ -37,6 +37,7 @@ from logd.errors import (
 from logd.limits import (
     CLIENTS_SEND_BYTES_MAX,
     DELIVERY_TIMEOUT_MS_MAX,
+    DESCRIPTIONS_BEGUN_PER_TURN,
     FETCH_BYTES_MAX,
     FRAME_BYTES_MAX,
     KIB,
@@ -62,6 +63,7 @@ from logd.wire.messages import (
     REQUEST_BY_KIND,
     Credit,
     Deliver,
+    DescribePartitionRequest,
     DescribeRebalanceRequest,
     ErrorResponse,
     FetchRequest,
@@ -540,13 +542,20 @@ def test_any_number_who_wait_for_a_lock_keep_nobody_from_being_read(
     live(story)
 
 
+@pytest.mark.parametrize(
+    ("kind", "request_", "at_once"),
+    [
+        (Kind.METADATA, MetadataRequest(), DESCRIPTIONS_BEGUN_PER_TURN),
+        (Kind.DESCRIBE_PARTITION, DescribePartitionRequest(group=0), REQUESTS_BEGUN_PER_TURN),
+    ],
+)
 def test_requests_that_come_at_once_keep_the_event_loop_from_nothing_else(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, request_: Message, at_once: int
 ) -> None:
     count = 500
     turn = 0
     begun: list[int] = []
-    metadata = ADMIN_HANDLERS[Kind.METADATA]
+    answer = ADMIN_HANDLERS[kind]
 
     async def count_turns() -> None:
         nonlocal turn
@@ -561,10 +570,10 @@ def test_requests_that_come_at_once_keep_the_event_loop_from_nothing_else(
                 if not begun:
                     nursery.start_soon(count_turns)
                 begun.append(turn)
-                return await metadata(broker, request)
+                return await answer(broker, request)
 
-            monkeypatch.setitem(ADMIN_HANDLERS, Kind.METADATA, describe)
-            asked = [encode_message(Kind.METADATA, MetadataRequest(), n) for n in range(count)]
+            monkeypatch.setitem(ADMIN_HANDLERS, kind, describe)
+            asked = [encode_message(kind, request_, n) for n in range(count)]
             await raw.send(b"".join(asked))
             for _ in range(count):
                 await raw.frame()
@@ -572,7 +581,7 @@ def test_requests_that_come_at_once_keep_the_event_loop_from_nothing_else(
     live(story)
     assert len(begun) >= count
     # Those who count and those who begin take their turns in any order.
-    assert max(Counter(begun).values()) <= 4 * REQUESTS_BEGUN_PER_TURN
+    assert max(Counter(begun).values()) <= 4 * at_once
 
 
 def test_whatever_is_asked_leaves_its_place_to_the_next_when_it_is_answered() -> None:

@@ -1510,7 +1510,7 @@ SYSTEM_MUTANTS = (
         "requests that come at once are begun in one turn",
         "P6: overload starves no heartbeats",
         "logd/broker/session.py",
-        "        await self.broker.requests.turn()\n",
+        "        await turns.turn()\n",
         "",
     ),
     Mutant(
