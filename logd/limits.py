@@ -335,6 +335,10 @@ KEY_BYTES_PER_NAMESPACE_MAX: Final = 64 * MIB
 TICKETS_PER_NAMESPACE_MAX: Final = 50_000
 """Of locks, semaphores and elections: who holds and who waits."""
 
+CLAIM_WAITS_PER_TICKET_MAX: Final = 8
+"""Questions about one ticket whose answers are held back: its client has one, and another for each
+connection that it has lost."""
+
 DATA_BYTES_PER_NAMESPACE_MAX: Final = 32 * MIB
 """Data of holders, candidates and members."""
 

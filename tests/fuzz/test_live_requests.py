@@ -35,6 +35,7 @@ from logd.errors import (
     UnsupportedVersionError,
 )
 from logd.limits import (
+    CLAIM_WAITS_PER_TICKET_MAX,
     CLIENTS_SEND_BYTES_MAX,
     DELIVERY_TIMEOUT_MS_MAX,
     DESCRIPTIONS_BEGUN_PER_TURN,
@@ -510,7 +511,8 @@ def test_any_number_who_wait_for_a_lock_keep_nobody_from_being_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Namespaces have room for 50,000 tickets each, and what waits for one is no task."""
-    bound = 20
+    bound = CLAIM_WAITS_PER_TICKET_MAX - 2
+    assert bound > REQUEST_TASKS_ALWAYS
     monkeypatch.setattr(request_room, "REQUEST_TASKS_MAX", bound)
 
     async def story(world: World) -> None:
@@ -533,7 +535,7 @@ def test_any_number_who_wait_for_a_lock_keep_nobody_from_being_read(
                     claim = msgspec.msgpack.encode(ReadClaim(kind="lock", name="l", ticket=ticket))
                     request = QueryRequest(group=home, namespace=DEFAULT_NAMESPACE, wait_ms=60_000)
                     question = encode_message(Kind.QUERY, request, 1, len(claim)) + claim
-                    await raw.send(question * 2 * bound)
+                    await raw.send(question * (bound + 1))
                     with trio.fail_after(1):
                         await asks(raw, Kind.METADATA, MetadataRequest(), number=2)
                     assert not lease.is_lost

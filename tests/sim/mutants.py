@@ -123,6 +123,7 @@ FAST_TESTS = {
         "tests/sim/test_known_faults.py",
     ),
     "logd/broker/coordination": (
+        "tests/unit/test_claim_waits.py",
         "tests/unit/test_session_clock.py",
         "tests/unit/test_log_time.py",
         "tests/unit/test_coordination_freeing.py",

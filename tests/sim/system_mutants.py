@@ -3051,6 +3051,13 @@ SYSTEM_MUTANTS = (
         "            self._outbox.push(buffers, size_bytes)\n",
     ),
     Mutant(
+        "questions about one ticket that wait have no bound",
+        "P6",
+        "logd/broker/coordination/claim_waits.py",
+        "        if len(waits) > CLAIM_WAITS_PER_TICKET_MAX:",
+        "        if False:",
+    ),
+    Mutant(
         "whoever waited for a lock and has gone goes on waiting",
         "P6",
         "logd/broker/coordination/claim_waits.py",

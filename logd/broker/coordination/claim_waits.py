@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from logd.limits import CLAIM_WAITS_PER_TICKET_MAX
 from logd.wire.coordination import Event, ReadClaim
 
 WAKING_KINDS: Final = frozenset(("lock", "semaphore", "election"))
@@ -46,7 +47,15 @@ class ClaimWaits:
         return sum(map(len, self._by_ticket.values()))
 
     def add(self, wait: ClaimWait) -> None:
-        self._by_ticket.setdefault((wait.namespace, wait.query.ticket), {})[wait] = None
+        """Beyond ``CLAIM_WAITS_PER_TICKET_MAX`` of one ticket the oldest is answered: whoever asks
+        so often has no use for that one any more."""
+        waits = self._by_ticket.setdefault((wait.namespace, wait.query.ticket), {})
+        waits[wait] = None
+        if len(waits) > CLAIM_WAITS_PER_TICKET_MAX:
+            oldest = next(iter(waits))
+            del waits[oldest]
+            if oldest.is_wanted():
+                oldest.look(False)
 
     def wake_for(self, events: Iterable[tuple[str, Event]]) -> None:
         """Let those look again whom an event is about."""
