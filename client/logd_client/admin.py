@@ -130,6 +130,9 @@ class Admin:
     async def delete_topic(self, name: str) -> None:
         """Delete a topic and its records.
 
+        Another client's append may be acknowledged a moment later, by a leader that has not heard
+        of it yet: that record is gone with the topic.
+
         Raises:
             UnknownTopicError: there is none of that name.
         """
