@@ -126,6 +126,7 @@ async def _stop_on_signal(
     heeded = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         heeded.append(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # What the receiver leaves, too, when it ends.
     with trio.open_signal_receiver(*heeded) as signals:
         task_status.started()
         async for number in signals:

@@ -23,6 +23,7 @@ from logd.broker.session import QUEUED_FRAME_BYTES
 from logd.errors import InvalidRequestError, LogdError, MalformedBatchError, OverloadedError
 from logd.limits import (
     ANSWER_BYTES_MAX,
+    CLAIM_WAITS_PER_TICKET_MAX,
     CLIENTS_SEND_BYTES_MAX,
     CONNECTION_SEND_BYTES_MAX,
     FETCH_BYTES_MAX,
@@ -680,7 +681,7 @@ def test_who_waits_for_a_lock_a_thousand_times_and_leaves_leaves_nothing_behind(
                     async with world.greeted() as raw:
                         await raw.send(frame * 1_000)
                         await trio.sleep(0.3)
-                        assert len(partition._claim_waits) == patient + 1_000
+                        assert len(partition._claim_waits) == CLAIM_WAITS_PER_TICKET_MAX
                 await trio.sleep(1)
                 assert len(partition._claim_waits) == patient == 1
                 nursery.cancel_scope.cancel()
