@@ -180,8 +180,9 @@ async def _full(client: Client, receivers: set[int]) -> set[int]:
     full: set[int] = set()
 
     async def ask(node: int) -> None:
-        with suppress(LogdError), anyio.move_on_after(FOLLOW_INTERVAL_S * 4):
-            if (await client.admin.describe_broker(node)).disk_full:
+        with suppress(LogdError):
+            told = await client.admin.describe_broker(node, timeout_s=FOLLOW_INTERVAL_S * 4)
+            if told.disk_full:
                 full.add(node)
 
     async with anyio.create_task_group() as tasks:

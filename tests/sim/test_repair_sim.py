@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -53,6 +54,17 @@ async def connected(cluster: SimCluster, stack: contextlib.AsyncExitStack) -> Cl
         await trio.sleep(0.2)
 
 
+@contextlib.asynccontextmanager
+async def filled_cluster(seed: int) -> AsyncIterator[tuple[SimCluster, Client, GroupId]]:
+    """Three brokers, a client of theirs, and the group of a topic with some segments."""
+    async with (
+        open_cluster(seed, settings()) as cluster,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        client = await connected(cluster, stack)
+        yield cluster, client, await filled_topic(client)
+
+
 def segments(node: SimNode, group: GroupId) -> list[str]:
     directory = f"{DATA_DIR}/groups/{group:020}"
     names = node.files.list_directory(directory)
@@ -96,12 +108,7 @@ async def all_there(client: Client, node: NodeId) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_replica_damaged_while_it_was_down_is_whole_again_after_its_start(seed: int) -> None:
     async def story() -> None:
-        async with (
-            open_cluster(seed, settings()) as cluster,
-            contextlib.AsyncExitStack() as stack,
-        ):
-            client = await connected(cluster, stack)
-            group = await filled_topic(client)
+        async with filled_cluster(seed) as (cluster, client, group):
             victim = cluster.nodes[NodeId(1 + seed % 3)]
             await victim.stop()
             flip_some(victim, group, random.Random(seed), 30)
@@ -118,12 +125,7 @@ def test_a_replica_damaged_while_it_was_down_is_whole_again_after_its_start(seed
 @pytest.mark.parametrize("seed", range(4))
 def test_a_running_replica_with_damage_repairs_what_is_read(seed: int) -> None:
     async def story() -> None:
-        async with (
-            open_cluster(seed, settings()) as cluster,
-            contextlib.AsyncExitStack() as stack,
-        ):
-            client = await connected(cluster, stack)
-            group = await filled_topic(client)
+        async with filled_cluster(seed) as (cluster, client, group):
             chance = random.Random(seed)
 
             for node in cluster.nodes.values():
@@ -139,12 +141,7 @@ def test_a_follower_is_fed_on_when_what_it_lacks_was_damaged_on_its_leader_and_i
     """Nothing else is appended: it is the repair that has the leader go on."""
 
     async def story() -> None:
-        async with (
-            open_cluster(1, settings()) as cluster,
-            contextlib.AsyncExitStack() as stack,
-        ):
-            client = await connected(cluster, stack)
-            group = await filled_topic(client)
+        async with filled_cluster(1) as (cluster, client, group):
             leader = cluster.leader_of(group)
             assert leader is not None
             behind = next(node for node in cluster.nodes.values() if node is not leader)
@@ -182,12 +179,7 @@ def test_a_replica_that_was_mended_while_a_round_over_all_of_them_goes_on_is_ope
         return await remove_others(partitions, wanted)
 
     async def story() -> None:
-        async with (
-            open_cluster(1, settings()) as cluster,
-            contextlib.AsyncExitStack() as stack,
-        ):
-            client = await connected(cluster, stack)
-            group = await filled_topic(client)
+        async with filled_cluster(1) as (cluster, _, group):
             victim = cluster.nodes[NodeId(1)]
             await victim.stop()
             first = segments(victim, group)[0]
@@ -207,12 +199,7 @@ def test_a_replica_that_was_mended_while_a_round_over_all_of_them_goes_on_is_ope
 
 def test_two_replicas_damaged_in_different_places_heal_each_other() -> None:
     async def story() -> None:
-        async with (
-            open_cluster(7, settings()) as cluster,
-            contextlib.AsyncExitStack() as stack,
-        ):
-            client = await connected(cluster, stack)
-            group = await filled_topic(client)
+        async with filled_cluster(7) as (cluster, client, group):
             for node in cluster.nodes.values():
                 await node.stop()
             first, second = cluster.nodes[NodeId(1)], cluster.nodes[NodeId(2)]

@@ -56,6 +56,20 @@ def free(replica: Replica) -> None:
     replica.files.capacity_bytes = CAPACITY_BYTES_DEFAULT
 
 
+def vote_request(*, transfer: bool = False) -> VoteRequest:
+    """For the first term, of one whose log is as empty as ours."""
+    return VoteRequest(
+        group=GROUP,
+        source=SECOND,
+        target=OURSELVES,
+        term=Term(1),
+        last_term=Term(0),
+        end_offset=Offset(0),
+        pre_vote=False,
+        transfer=transfer,
+    )
+
+
 # --- no descriptors ----------------------------------------------------------------------
 
 
@@ -332,16 +346,7 @@ def test_a_vote_that_cannot_be_saved_for_want_of_a_descriptor_waits_for_one(reas
                     raise OSError(reason, "simulated failure", path)
 
             replica.files.on_operation = refuse
-            request = VoteRequest(
-                group=GROUP,
-                source=SECOND,
-                target=OURSELVES,
-                term=Term(1),
-                last_term=Term(0),
-                end_offset=Offset(0),
-                pre_vote=False,
-                transfer=True,
-            )
+            request = vote_request(transfer=True)
             with capture_logs() as logs:
                 group.post(Received(request))
                 await trio.sleep(2.5)
@@ -424,15 +429,7 @@ def test_who_waits_for_room_to_begin_a_term_votes_for_others() -> None:
             fill(replica)
             replica.group.post(PeerUp(SECOND))
             await a_while()
-            request = VoteRequest(
-                group=GROUP,
-                source=SECOND,
-                target=OURSELVES,
-                term=Term(1),
-                last_term=Term(0),
-                end_offset=Offset(0),
-                pre_vote=False,
-            )
+            request = vote_request()
 
             replica.group.post(Received(request))
 
