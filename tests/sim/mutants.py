@@ -1,10 +1,10 @@
 """Deliberate breakages of the whole system, each of which some test must notice.
 
 A simulator that nobody has tried to fool is decoration.  ``python -m tests.sim.mutants``
-breaks a copy of the tree in one place after the other.  First the tests of the layer look at
-it, cheapest first; if they notice nothing, simulated clusters run until one breaks a promise,
-up to a number of seeds.  A mutant that survives all of them, or whose snippet is no longer in
-the source, is an error.
+breaks a copy of the tree in one place after the other.  First the test that noticed it when it
+was last tried looks at it, then the tests of the layer, cheapest first; if they notice nothing,
+simulated clusters run until one breaks a promise, up to a number of seeds.  A mutant that
+survives all of them, or whose snippet is no longer in the source, is an error.
 
 The lists are ``tests/spec/mutants.py`` (the consensus core), ``coordination_mutants.py`` beside it,
 and ``system_mutants.py``.
@@ -209,6 +209,8 @@ LAYERS = {
 }
 """How what killed a mutant begins → the layer, lowest first."""
 
+HANGS = " (hangs)"
+
 
 class Fate(NamedTuple):
     """What became of one mutant."""
@@ -224,15 +226,15 @@ def fits(mutant: Mutant) -> bool:
     return (ROOT / mutant.file).read_text("utf-8").count(mutant.old) == 1
 
 
-def fate_of(mutant: Mutant, seeds: int, *, simulator_only: bool) -> Fate:
-    """Try one mutant on a copy of the tree."""
+def fate_of(mutant: Mutant, seeds: int, noted: str, *, simulator_only: bool) -> Fate:
+    """Try one mutant on a copy of the tree; ``noted`` killed it when it was last tried."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         _copy_tree(directory)
         path = directory / mutant.file
         path.write_text(path.read_text("utf-8").replace(mutant.old, mutant.new), "utf-8")
-        killed_by = "" if simulator_only else _killing_test(mutant, directory)
+        killed_by = "" if simulator_only else _killing_test(mutant, directory, noted)
         killed_by = killed_by or _killing_seed(directory, seeds)
     return Fate(mutant, killed_by, time.monotonic() - began)
 
@@ -268,18 +270,26 @@ def _run(
     return None if done.returncode < 0 else done
 
 
-def _killing_test(mutant: Mutant, directory: Path) -> str:
+def _killing_test(mutant: Mutant, directory: Path, noted: str) -> str:
+    if noted.startswith("tests/") and _is_killed_by(noted.removesuffix(HANGS), directory):
+        return noted
     layer = next(folder for folder in FAST_TESTS if mutant.file.startswith(folder))
     for test in FAST_TESTS[layer]:
-        command = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test)
-        done = _run(directory, command, TEST_CPU_S)
-        if done is None:
-            return f"{test} (hangs)"
-        assert done.returncode not in NO_TESTS, f"{test} tests nothing: {done.stderr}"
-        if done.returncode != 0:
-            failed = re.search(r"^(?:FAILED|ERROR) [^ ]*?::(\w+)", done.stdout, re.MULTILINE)
-            return f"{test}::{failed[1]}" if failed else test
+        if killed_by := _is_killed_by(test, directory, must_exist=True):
+            return killed_by
     return ""
+
+
+def _is_killed_by(test: str, directory: Path, *, must_exist: bool = False) -> str:
+    """How a file of tests, or a test in it, fails; empty if it does not."""
+    done = _run(directory, ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test), TEST_CPU_S)
+    if done is None:
+        return test + HANGS
+    if done.returncode in NO_TESTS:
+        assert not must_exist, f"{test} tests nothing: {done.stderr}"
+        return ""
+    failed = re.search(r"^(?:FAILED|ERROR) ([^ ]*?::\w+)", done.stdout, re.MULTILINE)
+    return "" if done.returncode == 0 else failed[1] if failed else test
 
 
 def _killing_seed(directory: Path, seeds: int) -> str:
@@ -301,9 +311,9 @@ INTRODUCTION = """\
 Small deliberate breakages, one at a time, and what noticed each. `make mutants` tries them all and
 writes this page; a test compares it with the lists (`tests/spec/mutants.py`,
 `tests/spec/coordination_mutants.py`, `tests/sim/system_mutants.py`). The tests of a layer look
-first, cheapest first, and the first to fail when the mutant was last tried is the one named here;
-only what they miss goes to simulated clusters. Tests come and go, so another may notice first by
-now: whoever tries a mutant is told so, and `--write` notes it.
+first, cheapest first; only what they miss goes to simulated clusters. The one named here failed
+when the mutant was last tried, and looks first when it is tried again. Tests come and go: whoever
+tries a mutant that another notices by now is told so, and `--write` notes it.
 """
 
 HEADING = "| breakage | in | promise | killed by |\n|---|---|---|---|"
@@ -383,9 +393,11 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     misfits = [mutant.name for mutant in MUTANTS if not fits(mutant)]
+    known = killers_on_page() if PAGE.exists() else {}
 
     def try_one(mutant: Mutant) -> Fate:
-        fate = fate_of(mutant, options.seeds, simulator_only=options.simulator_only)
+        noted = known.get(mutant.name, "")
+        fate = fate_of(mutant, options.seeds, noted, simulator_only=options.simulator_only)
         verdict = f"killed by {fate.killed_by}" if fate.killed_by else "SURVIVED"
         print(f"{mutant.name}: {verdict} ({fate.seconds:.0f} s)", flush=True)
         return fate
@@ -400,7 +412,6 @@ def main() -> int:
         print(f"DOES NOT FIT the source any more: {name}")
     if survivors or misfits:
         return 1
-    known = killers_on_page() if PAGE.exists() else {}
     found = {fate.mutant.name: fate.killed_by for fate in fates}
     if options.write:
         PAGE.write_text(render({**known, **found}), "utf-8")

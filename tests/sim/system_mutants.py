@@ -1387,10 +1387,9 @@ SYSTEM_MUTANTS = (
     Mutant(
         "a position passes over what was not given out before the consumer was closed",
         "P2: nothing is left out",
-        "client/logd_client/consumer.py",
-        "            return True\n        batch = await self._next_batch()\n",
-        "            return True\n        self.at_hand.take_rest()\n"
-        "        batch = await self._next_batch()\n",
+        "client/logd_client/batch_at_hand.py",
+        "        self._is_stopped = True\n",
+        "        self.take_rest()\n",
     ),
     Mutant(
         "what came of a wait that was interrupted is thrown away by the next",
