@@ -165,8 +165,11 @@ class Broker:
         """What people call a group."""
         if group_id == METADATA_GROUP:
             return METADATA_LOG
-        placement = self.metadata.state.placement(GroupId(group_id))
-        return "a partition that it does not know" if placement is None else str(placement.name)
+        state = self.metadata.state
+        placement = state.placement(GroupId(group_id))
+        if placement is not None:
+            return str(placement.name)
+        return f"a {'deleted' if group_id < state.next_group else 'new'} partition"
 
     def leading_group(self, group_id: int) -> Group:
         """The local replica of a group that this broker leads and may serve."""

@@ -159,3 +159,20 @@ def test_a_broker_that_is_cut_off_does_not_make_others_offline() -> None:
         assert found.offline == []
 
     tell(story)
+
+
+def test_what_happened_to_a_partition_is_told_as_of_a_deleted_one_once_it_is() -> None:
+    async def story(cluster: SimCluster) -> None:
+        async with cluster.client() as client:
+            [partition] = (await client.admin.describe_topic("on_all")).partitions
+            broker = cluster.nodes[NodeId(1)].broker
+            assert broker is not None
+            assert broker.name_of(partition.group) == "on_all/0"
+            assert broker.name_of(partition.group + 1000) == "a new partition"
+
+            await client.admin.delete_topic("on_all")
+            await trio.sleep(1)
+
+            assert broker.name_of(partition.group) == "a deleted partition"
+
+    tell(story)
