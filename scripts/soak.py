@@ -22,8 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from logd.limits import MIB
-from tests.process.harness import make_whole
-from tests.process.proxy import proxied_cluster
+from tests.process.harness import make_whole, proxied_cluster
 from tests.process.scratch import scratch
 from tests.process.soak import FAULTS, Round, SoakReport, run_soak
 

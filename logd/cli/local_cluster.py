@@ -217,19 +217,23 @@ class LocalCluster:
         replicas = max(broker.replica_count for broker in self.brokers)
         return STOP_TIMEOUT_S + replicas * STOP_REPLICA_TIMEOUT_S
 
-    def stop_all(self) -> list[NodeId]:
-        """Ask every broker to stop and wait; return those that had to be killed."""
-        running = [b.node_id for b in self.brokers if self.is_running(b.node_id)]
-        for node_id in running:
+    def stop(self, *node_ids: NodeId) -> list[NodeId]:
+        """Ask these to stop, which are running, and wait; return those that had to be killed."""
+        for node_id in node_ids:
             self._processes[node_id].send_signal(signal.SIGTERM)
         deadline = time.monotonic() + self.stop_timeout_s
         killed = []
-        for node_id in running:
+        for node_id in node_ids:
             try:
                 self._processes[node_id].wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 self.kill(node_id)
                 killed.append(node_id)
+        return killed
+
+    def stop_all(self) -> list[NodeId]:
+        """Ask every broker to stop and wait; return those that had to be killed."""
+        killed = self.stop(*(b.node_id for b in self.brokers if self.is_running(b.node_id)))
         for node_id in self._processes:
             self._release(node_id)
         return killed

@@ -18,16 +18,17 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import anyio
 import msgspec
 
-from logd.cli.local_cluster import LocalBroker, LocalCluster, free_ports, is_free
+from logd.cli.local_cluster import LocalBroker, LocalCluster, free_ports, is_free, open_cluster
 from logd.cli.ready import wait_until_ready
 from logd.errors import LogdError
+from logd.testing.peer_proxy import ProxiedCluster, proxied
 from logd.types import GroupId, NodeId
 from logd.wire.messages import MetadataResponse
 from logd_client import Client, connect
@@ -71,6 +72,18 @@ def make_whole(cluster: LocalCluster) -> None:
         else:
             cluster.start(broker.node_id)
     anyio.run(wait_until_ready, cluster, backend="trio")
+
+
+@contextmanager
+def proxied_cluster(directory: Path, *, settings: Sequence[str] = ()) -> Iterator[ProxiedCluster]:
+    """Brokers, not started, that reach each other by a proxy only; all is stopped at the end."""
+    brokers = open_cluster(directory, broker_count=BROKERS, port=None).brokers
+    cluster = proxied(brokers, settings=settings)
+    with cluster.proxy:
+        try:
+            yield cluster
+        finally:
+            cluster.stop_all()
 
 
 def kill_all(cluster: LocalCluster) -> None:

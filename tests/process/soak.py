@@ -28,6 +28,7 @@ from anyio.abc import TaskGroup
 from logd.cli.local_cluster import LocalBroker
 from logd.errors import LogdError
 from logd.limits import KIB
+from logd.testing.peer_proxy import Pair, ProxiedCluster, Shape
 from logd.types import GroupId, NodeId
 from logd_client import Client, Producer, connect
 from tests.process.damage import flip_bit
@@ -49,7 +50,6 @@ from tests.process.harness import (
 )
 from tests.process.load import Differences, Load, compare
 from tests.process.memory import GROWTH_BYTES_MAX
-from tests.process.proxy import Pair, ProxiedCluster, Shape
 
 TOPICS: Final = 3
 """Each has one partition, so that every broker leads something."""

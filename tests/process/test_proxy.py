@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from logd.limits import KIB
+from logd.testing.peer_proxy import ProxiedCluster, Shape
 from logd.types import GroupId, NodeId
 from logd_client import Client, connect
 from tests.process.failover import CALM_S
@@ -18,11 +19,11 @@ from tests.process.harness import (
     dump_replicas,
     leader_of,
     make_whole,
+    proxied_cluster,
     require_no_bug_reported,
     wait_until_caught_up,
 )
 from tests.process.load import Load, compare
-from tests.process.proxy import ProxiedCluster, Shape, proxied_cluster
 
 pytestmark = pytest.mark.process
 

@@ -21,7 +21,7 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,14 +30,13 @@ from typing import Final, TypeVar
 
 import trio
 
-from logd.cli.local_cluster import HOST, LocalBroker, LocalCluster, free_ports, open_cluster
+from logd.cli.local_cluster import HOST, LocalBroker, LocalCluster, free_ports
 from logd.errors import LogdError
 from logd.limits import FRAME_UNAUTHENTICATED_BYTES_MAX, HANDSHAKE_TIMEOUT_S, KIB
 from logd.metadata.commands import RegisterBroker, decode_command
 from logd.replication.peer_protocol import JoinRequest, PeerHello, PeerKind
 from logd.types import HostPort, NodeId
 from logd.wire.frame import Frame, FrameDecoder, decode_message
-from tests.process.harness import BROKERS
 
 CHUNK_BYTES: Final = 16 * KIB
 CHUNKS_UNDER_WAY_MAX: Final = 256
@@ -195,7 +194,7 @@ class PeerProxy:
         target = self._real_addresses[broker.node_id]
         async with trio.open_nursery() as nursery:
             while True:
-                while not _is_listening(target.port):
+                while not _is_listening(target.port):  # noqa: ASYNC110 - /proc tells nobody
                     await trio.sleep(LISTENING_POLL_S)
                 listeners = await trio.open_tcp_listeners(broker.peer_address.port, host=HOST)
                 try:
@@ -408,18 +407,11 @@ class ProxiedCluster(LocalCluster):
         return command
 
 
-@contextlib.contextmanager
-def proxied_cluster(directory: Path, *, settings: Sequence[str] = ()) -> Iterator[ProxiedCluster]:
-    """Brokers that reach each other by a proxy only; all is stopped at the end."""
-    listed = open_cluster(directory, broker_count=BROKERS, port=None).brokers
+def proxied(listed: Sequence[LocalBroker], *, settings: Sequence[str] = ()) -> ProxiedCluster:
+    """A cluster whose brokers reach each other by a proxy only; own its ``proxy`` first."""
     taken = [address.port for b in listed for address in (b.address, b.peer_address)]
     ports = free_ports(len(listed), random.Random(), taken=taken)
     real_addresses = {
         broker.node_id: HostPort(HOST, port) for broker, port in zip(listed, ports, strict=True)
     }
-    cluster = ProxiedCluster(listed, real_addresses, settings=settings)
-    with cluster.proxy:
-        try:
-            yield cluster
-        finally:
-            cluster.stop_all()
+    return ProxiedCluster(listed, real_addresses, settings=settings)
